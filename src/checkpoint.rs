@@ -1,0 +1,121 @@
+//! The file that holds the checkpoint.
+//!
+//! Promises: a power cut during a write leaves the checkpoint before it, or none if there was none.
+//! Relies on each write being synced before the next, so that the older slot is always the one
+//! that is overwritten. Refuses to be needed: whoever reads it can do without.
+
+use crate::error::{Error, Result};
+use crate::format::bytes::wide;
+use crate::format::checkpoint::{Checkpoint, Decoded};
+use crate::format::{PAGE, name};
+use crate::io::{Storage, StorageFile};
+use crate::report::CheckpointState;
+use std::io::ErrorKind;
+use std::sync::Arc;
+
+/// The largest checkpoint file that is read: one slot for some ten million segments.
+const MAX_FILE: u64 = 256 << 20;
+
+/// The file, once it exists.
+#[derive(Debug, Default)]
+pub(crate) struct CheckpointFile {
+    file: Option<Arc<dyn StorageFile>>,
+    generation: u64,
+    /// Which slot the newest checkpoint is in.
+    slot: u64,
+    written: Option<Checkpoint>,
+}
+
+/// What was read.
+#[derive(Debug)]
+pub(crate) enum Read {
+    /// The file with its newest checkpoint, or without a valid one.
+    Ok(CheckpointFile, CheckpointState, Option<Checkpoint>),
+    /// Written by a newer keepq.
+    Newer(u16),
+}
+
+impl CheckpointFile {
+    /// Reads the newest checkpoint. An unreadable or foreign thing in its place is replaced by the
+    /// next write.
+    pub(crate) fn read(storage: &dyn Storage, is_file: Option<bool>) -> Result<Read> {
+        let missing = |state| Ok(Read::Ok(Self::default(), state, None));
+        match is_file {
+            None => return missing(CheckpointState::Missing),
+            Some(false) => return missing(CheckpointState::Damaged),
+            Some(true) => {}
+        }
+        let wrap = |error| Error::io("read checkpoint", &storage.path(name::CHECKPOINT), 0, error);
+        let file = match storage.open(name::CHECKPOINT) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return missing(CheckpointState::Missing);
+            }
+            result => result.map_err(wrap)?,
+        };
+        let half = file.size() / 2;
+        if half == 0 || half % PAGE != 0 || file.size() > MAX_FILE {
+            return missing(CheckpointState::Damaged);
+        }
+        let mut this = Self { file: Some(file), ..Self::default() };
+        let mut newest = None;
+        for slot in 0..2 {
+            let mut bytes = vec![0; usize::try_from(half).unwrap_or(0)];
+            this.file.as_ref().map_or(Ok(()), |file| file.read_at(slot * half, &mut bytes)).map_err(wrap)?;
+            match Checkpoint::decode(&bytes) {
+                Decoded::Newer(version) => return Ok(Read::Newer(version)),
+                Decoded::Valid { generation, checkpoint } if generation >= this.generation => {
+                    (this.generation, this.slot, newest) = (generation, slot, Some(checkpoint));
+                }
+                Decoded::Valid { .. } | Decoded::Invalid => {}
+            }
+        }
+        let state =
+            if newest.is_some() { CheckpointState::Used } else { CheckpointState::Damaged };
+        Ok(Read::Ok(this, state, newest))
+    }
+
+    /// Whether this is what was written last.
+    pub(crate) fn is_current(&self, checkpoint: &Checkpoint) -> bool {
+        self.written.as_ref() == Some(checkpoint)
+    }
+
+    /// Writes a checkpoint; it is durable after [`CheckpointFile::sync`].
+    pub(crate) fn write(&mut self, storage: &dyn Storage, checkpoint: &Checkpoint) -> Result<()> {
+        let wrap = |error| Error::io("write checkpoint", &storage.path(name::CHECKPOINT), 0, error);
+        self.written = None;
+        let bytes = checkpoint.encode(self.generation + 1);
+        match &self.file {
+            Some(file) if wide(bytes.len()) <= file.size() / 2 => {
+                let slot = 1 - self.slot;
+                file.write_at(slot * (file.size() / 2), &bytes).map_err(wrap)?;
+                self.slot = slot;
+            }
+            _ => {
+                self.file = Some(Self::replace(storage, &bytes).map_err(wrap)?);
+                self.slot = 0;
+            }
+        }
+        self.generation += 1;
+        Ok(())
+    }
+
+    /// Makes what was written durable.
+    pub(crate) fn sync(&mut self, checkpoint: Checkpoint) -> std::io::Result<()> {
+        self.file.as_ref().map_or(Ok(()), |file| file.sync())?;
+        self.written = Some(checkpoint);
+        Ok(())
+    }
+
+    fn replace(storage: &dyn Storage, bytes: &[u8]) -> std::io::Result<Arc<dyn StorageFile>> {
+        let half = wide(bytes.len()).next_power_of_two().max(PAGE);
+        let file = storage.create(name::CHECKPOINT_TMP, 2 * half)?;
+        let written = file
+            .write_at(0, bytes)
+            .and_then(|()| file.sync())
+            .and_then(|()| storage.rename(name::CHECKPOINT_TMP, name::CHECKPOINT));
+        // The first error is the one to tell; what stays is finished off at the next open.
+        written.inspect_err(|_| drop(storage.remove(name::CHECKPOINT_TMP)))?;
+        storage.sync_directory()?;
+        Ok(file)
+    }
+}

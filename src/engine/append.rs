@@ -1,0 +1,180 @@
+//! Placing messages: numbered, stored and published under one short lock.
+//!
+//! Promises: Seqs rise without gaps within a run, in the order in which messages are published; a
+//! batch is published whole. Relies on `supply` for segments. Syncs nothing.
+
+use super::Engine;
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::format::segment::size_for;
+use crate::log::active::{Active, Draft};
+use crate::recovery::Log;
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Where the next message goes.
+#[derive(Debug)]
+pub(crate) struct Append {
+    pub(super) active: Option<Active>,
+    /// No longer pushed to, and not yet synced and sealed; oldest first.
+    pub(super) full: VecDeque<Active>,
+    pub(super) next_seq: u64,
+    pub(super) is_closed: bool,
+    /// The shortest interval that an unsynced message waits for.
+    pub(super) sync_within: Option<Duration>,
+    last_seq: Option<u64>,
+    newest_time: u64,
+    /// The worker knows that the active segment will be full soon.
+    asked_for_supply: bool,
+}
+
+impl Append {
+    pub(super) fn new(log: &Log) -> Self {
+        Self {
+            active: None,
+            full: VecDeque::new(),
+            next_seq: log.next_seq,
+            is_closed: false,
+            sync_within: None,
+            last_seq: log.last_seq,
+            newest_time: log.newest_time,
+            asked_for_supply: false,
+        }
+    }
+
+    pub(super) fn last_seq(&self) -> Option<u64> {
+        self.last_seq
+    }
+
+    /// The push time: never before that of an earlier message.
+    fn now(&mut self) -> u64 {
+        self.newest_time = self.newest_time.max(clock::wall_millis());
+        self.newest_time
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.is_closed { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// Drops the maps.
+    pub(super) fn let_go(&mut self) {
+        self.active = None;
+        self.full.clear();
+    }
+
+    /// Whether a next segment should be at hand: a quarter of the active one is used.
+    pub(super) fn wants_supply(&self) -> bool {
+        let used = |active: &Active| active.used_bytes() * 4 >= active.segment.header.size;
+        self.active.as_ref().is_some_and(used)
+    }
+}
+
+/// How much room messages need.
+#[derive(Clone, Copy)]
+struct Need {
+    bytes: u64,
+    records: u64,
+}
+
+impl Need {
+    fn of(drafts: &[Draft<'_>]) -> Self {
+        let bytes = drafts.iter().map(Draft::record_len).sum();
+        Self { bytes, records: crate::format::bytes::wide(drafts.len()) }
+    }
+}
+
+impl Engine {
+    /// Places and publishes `drafts` as one batch; gives the Seq of the first. `sync_within`: how
+    /// soon the background has to sync them.
+    pub(crate) fn append(
+        &self,
+        drafts: &[Draft<'_>],
+        sync_within: Option<Duration>,
+    ) -> Result<u64> {
+        self.health.check(false)?;
+        let need = Need::of(drafts);
+        loop {
+            if let Some(first_seq) = self.try_append(drafts, need, sync_within)? {
+                (0..need.records).for_each(|_| self.readers.wake_one());
+                return Ok(first_seq);
+            }
+            self.rotate(need)?;
+        }
+    }
+
+    /// `None` if the active segment has no room.
+    fn try_append(
+        &self,
+        drafts: &[Draft<'_>],
+        need: Need,
+        sync_within: Option<Duration>,
+    ) -> Result<Option<u64>> {
+        let mut append = self.append.lock();
+        append.check_open()?;
+        let now = append.now();
+        let first_seq = append.next_seq;
+        // Relaxed: an older value only says less than is true.
+        let unsynced = (first_seq - 1).saturating_sub(self.durable.load(Ordering::Relaxed));
+        match &mut append.active {
+            Some(active) if active.fits(need.bytes, need.records, now) => {
+                active.append(drafts, unsynced, now)?;
+            }
+            _ => return Ok(None),
+        }
+        append.next_seq += need.records;
+        let last_seq = append.next_seq - 1;
+        append.last_seq = Some(last_seq);
+        // Publishes. SeqCst: pairs with the loads in `pop` and `sync`, and comes before the look
+        // at the waiting readers in the one order that `WaitList` relies on.
+        self.published.store(last_seq, Ordering::SeqCst);
+        let is_sooner = sync_within
+            .filter(|&within| append.sync_within.is_none_or(|already| within < already));
+        if is_sooner.is_some() {
+            append.sync_within = is_sooner;
+        }
+        let asks = !append.asked_for_supply && append.wants_supply();
+        append.asked_for_supply |= asks;
+        drop(append);
+        if let Some(within) = is_sooner {
+            self.worker.sync_within(within);
+        }
+        if asks {
+            self.worker.ask();
+        }
+        Ok(Some(first_seq))
+    }
+
+    /// Goes on to a segment that has room.
+    fn rotate(&self, need: Need) -> Result<()> {
+        let mut supply = self.supply.lock();
+        {
+            let mut append = self.append.lock();
+            append.check_open()?;
+            let now = append.now();
+            let fits = |active: &Active| active.fits(need.bytes, need.records, now);
+            if append.active.as_ref().is_some_and(fits) {
+                return Ok(());
+            }
+        }
+        let prepared = self.take_supply(&mut supply, size_for(need.bytes, need.records))?;
+        let mut append = self.append.lock();
+        append.check_open().inspect_err(|_| supply.put_back(prepared.clone()))?;
+        let now = append.now();
+        let mut deliver = self.deliver.lock();
+        let super::supply::Prepared { segment, region } = prepared.clone();
+        let active = Active::start(segment, region, append.next_seq, now)
+            .inspect_err(|_| supply.put_back(prepared.clone()))?;
+        if let Some(full) = &append.active {
+            deliver.seal_track(full.seal(false));
+        }
+        deliver.add_track(&active);
+        if let Some(full) = append.active.replace(active) {
+            append.full.push_back(full);
+        }
+        append.asked_for_supply = false;
+        drop((deliver, append, supply));
+        self.worker.ask();
+        Ok(())
+    }
+}

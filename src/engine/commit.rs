@@ -1,0 +1,182 @@
+//! Group commit: one syncs for all.
+//!
+//! Three arms: somebody synced for me, somebody is syncing, I am the one who syncs. Promises: when
+//! a wait returns `Ok`, what it waited for was stored before a sync that succeeded began; when a
+//! sync fails, everybody hears it. Full segments are synced before the active one, oldest first, so
+//! that what survives a power cut is a prefix.
+
+use super::Engine;
+use super::wait::WaitList;
+use crate::error::Result;
+use crate::log::Segment;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Who syncs, and who waits for it.
+#[derive(Debug, Default)]
+pub(crate) struct Commit {
+    leading: AtomicBool,
+    /// The answer with this number, and all before it, are on the disk.
+    durable_acks: AtomicU64,
+    waiting: WaitList,
+}
+
+/// What a round of syncs covers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Scope {
+    /// Segments that are no longer pushed to.
+    Full,
+    /// All records.
+    Records,
+    /// All records and all answers.
+    Acks,
+}
+
+/// What a round will have made durable.
+struct Round {
+    segments: Vec<Arc<Segment>>,
+    /// How many of them, from the first, are full.
+    full: usize,
+    published: u64,
+    acks: Option<u64>,
+}
+
+/// Gives up the lead, come what may, and wakes those who wait for it.
+struct Lead<'a>(&'a Commit);
+
+impl Drop for Lead<'_> {
+    fn drop(&mut self) {
+        // Release: pairs with the Acquire in `lead`.
+        self.0.leading.store(false, Ordering::Release);
+        self.0.waiting.wake_all();
+    }
+}
+
+impl Commit {
+    pub(super) fn wake_all(&self) {
+        self.waiting.wake_all();
+    }
+
+    fn lead(&self) -> Option<Lead<'_>> {
+        // Acquire: pairs with the Release of the last leader. SeqCst on failure is not needed: who
+        // fails registers, and looks again.
+        let led = self.leading.compare_exchange(false, true, Ordering::AcqRel, Ordering::Relaxed);
+        led.is_ok().then_some(Lead(self))
+    }
+}
+
+impl Engine {
+    /// Whether everything up to `seq` is on the disk.
+    pub(crate) fn is_durable(&self, seq: u64) -> bool {
+        // Acquire: pairs with the store in `lead_round`.
+        self.durable.load(Ordering::Acquire) >= seq
+    }
+
+    /// Returns when everything up to `seq` is on the disk.
+    pub(crate) fn wait_durable(&self, seq: u64) -> Result<()> {
+        self.wait_for(Scope::Records, || self.is_durable(seq))
+    }
+
+    /// Returns when answer number `count`, and all before it, are on the disk.
+    pub(super) fn wait_acks(&self, count: u64) -> Result<()> {
+        // Acquire: pairs with the store in `lead_round`.
+        let done = || self.commit.durable_acks.load(Ordering::Acquire) >= count;
+        self.wait_for(Scope::Acks, done)
+    }
+
+    /// Syncs the segments that are no longer pushed to.
+    pub(super) fn sync_full(&self) -> Result<()> {
+        self.wait_for(Scope::Full, || self.append.lock().full.is_empty())
+    }
+
+    fn wait_for(&self, scope: Scope, is_done: impl Fn() -> bool) -> Result<()> {
+        loop {
+            if is_done() {
+                return Ok(());
+            }
+            self.health.check(true)?;
+            match self.commit.lead() {
+                Some(lead) => {
+                    let led = self.lead_round(scope);
+                    drop(lead);
+                    if scope == Scope::Full || led.is_err() {
+                        return led;
+                    }
+                }
+                None => self.wait_for_leader(&is_done),
+            }
+        }
+    }
+
+    /// Returns when it is worth looking again.
+    fn wait_for_leader(&self, is_done: impl Fn() -> bool) {
+        self.commit.waiting.wait_until(None, || {
+            // Acquire: pairs with the Release of the leader.
+            (is_done() || !self.commit.leading.load(Ordering::Acquire)).then_some(())
+        });
+    }
+
+    fn lead_round(&self, scope: Scope) -> Result<()> {
+        let round = self.plan_round(scope);
+        for segment in &round.segments {
+            if let Err(error) = segment.sync() {
+                self.health.poison("sync segment", &segment.path, error);
+                return self.health.check(true);
+            }
+        }
+        self.finish_round(&round);
+        Ok(())
+    }
+
+    fn plan_round(&self, scope: Scope) -> Round {
+        let mut append = self.append.lock();
+        let mut segments: Vec<_> =
+            append.full.iter().map(|full| Arc::clone(&full.segment)).collect();
+        let full = segments.len();
+        let last_full = append.full.back().map(|last| last.first_seq + u64::from(last.count()) - 1);
+        let mut published = last_full.unwrap_or(0);
+        if scope != Scope::Full {
+            published = append.next_seq - 1;
+            append.sync_within = None;
+            let unsynced = append.active.as_ref().filter(|_| !self.is_durable(published));
+            segments.extend(unsynced.map(|active| Arc::clone(&active.segment)));
+        }
+        drop(append);
+        let mut acks = None;
+        if scope == Scope::Acks {
+            let (count, answered) = self.deliver.lock().take_answered();
+            acks = Some(count);
+            let is_new = |segment: &Arc<Segment>| {
+                !segments.iter().any(|other| Arc::ptr_eq(other, segment))
+            };
+            let answered: Vec<_> = answered.into_iter().filter(is_new).collect();
+            segments.extend(answered);
+        }
+        Round { segments, full, published, acks }
+    }
+
+    fn finish_round(&self, round: &Round) {
+        let mut append = self.append.lock();
+        for synced in &round.segments[..round.full] {
+            // One that was let go meanwhile is no longer in the list, and may be another's file.
+            let Some(full) = append.full.front() else { break };
+            if !Arc::ptr_eq(&full.segment, synced) {
+                continue;
+            }
+            // Everything that the seal speaks of was synced just now. If it cannot be stored, the
+            // segment stays in the list, and the next round tries again.
+            if synced.store_seal(&*full.region, full.seal(false)).is_err() {
+                break;
+            }
+            append.full.pop_front();
+        }
+        // Release: pairs with the loads in `is_durable`. Only the leader stores here.
+        if round.published > self.durable.load(Ordering::Relaxed) {
+            self.durable.store(round.published, Ordering::Release);
+        }
+        if let Some(acks) = round.acks {
+            // Release: pairs with the load in `wait_acks`.
+            self.commit.durable_acks.store(acks, Ordering::Release);
+        }
+    }
+}

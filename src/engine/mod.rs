@@ -1,0 +1,226 @@
+//! The engine: one for each open queue, shared by all its handles.
+//!
+//! "Durable, then visible, then tidy" is not this order here: a message is **published** (visible to
+//! `pop`) when it is placed, and **durable** when a sync has covered it; the two are separate words
+//! in memory and in this code.
+//!
+//! # Locks
+//!
+//! Taken in this order, each guarding what its struct holds; none is held while user code runs,
+//! and only the first two are held over slow I/O.
+//!
+//! | | lock | guards |
+//! | --- | --- | --- |
+//! | 1 | `upkeep` | the checkpoint file, what is to be removed |
+//! | 2 | `supply` | the ready segment, ordinals, the old tail; rotation |
+//! | 3 | `append` | the active segment, the next Seq, full segments that are not synced |
+//! | 4 | `deliver` | tracks, cursor, leases, what was returned |
+//! | 5 | leaves: `worker`, wait lists, `health` | themselves |
+//!
+//! Whoever leads a commit holds no lock while it syncs; `Commit::leading` makes it the only one.
+
+mod append;
+mod commit;
+mod deliver;
+mod health;
+mod supply;
+mod track;
+mod upkeep;
+mod wait;
+mod worker;
+
+pub(crate) use deliver::{Answer, Taken};
+
+use crate::error::{Error, Result};
+use crate::format::name;
+use crate::io::Storage;
+use crate::options::{Durability, Options};
+use crate::recovery::Found;
+use crate::report::{Damage, RecoveryReport};
+use crate::stats::Stats;
+use append::Append;
+use commit::Commit;
+use deliver::Deliver;
+use health::Health;
+use parking_lot::Mutex;
+use std::any::Any;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+use supply::Supply;
+use upkeep::Upkeep;
+use wait::WaitList;
+use worker::Worker;
+
+/// One open queue.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    storage: Arc<dyn Storage>,
+    options: Options,
+    recovery: RecoveryReport,
+    /// The newest Seq that `pop` may see.
+    published: Padded<AtomicU64>,
+    /// Every Seq up to here is on the disk.
+    durable: Padded<AtomicU64>,
+    upkeep: Mutex<Upkeep>,
+    supply: Mutex<Supply>,
+    append: Padded<Mutex<Append>>,
+    deliver: Padded<Mutex<Deliver>>,
+    commit: Commit,
+    health: Health,
+    /// Consumers that wait for a message.
+    readers: WaitList,
+    worker: Worker,
+    is_closing: AtomicBool,
+    /// The operating system's lock on the directory.
+    lock: Mutex<Option<Box<dyn Any + Send + Sync>>>,
+}
+
+/// On cache lines of its own, so that producers and consumers do not slow each other down.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Padded<T>(T);
+
+impl<T> std::ops::Deref for Padded<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl Engine {
+    /// Opens the queue that `storage` holds.
+    pub(crate) fn open(options: Options, storage: Arc<dyn Storage>) -> Result<Arc<Self>> {
+        let path = storage.path(name::LOCK);
+        let lock = storage.lock().map_err(|error| Error::io("lock", &path, 0, error))?;
+        let lock = Some(lock.ok_or(Error::Locked { path })?);
+        let log = Found::read(&*storage)?.reconcile()?.into_log()?;
+        let engine = Arc::new(Self {
+            recovery: log.report.clone(),
+            published: Padded(AtomicU64::new(log.next_seq - 1)),
+            durable: Padded(AtomicU64::new(log.next_seq - 1)),
+            append: Padded(Mutex::new(Append::new(&log))),
+            deliver: Padded(Mutex::new(Deliver::new(&log))),
+            supply: Mutex::new(Supply::new(&log, &options)),
+            upkeep: Mutex::new(Upkeep::new(log)),
+            commit: Commit::default(),
+            health: Health::default(),
+            readers: WaitList::default(),
+            worker: Worker::default(),
+            is_closing: AtomicBool::new(false),
+            lock: Mutex::new(lock),
+            storage,
+            options,
+        });
+        if engine.options.background {
+            worker::start(&engine)?;
+        }
+        Ok(engine)
+    }
+
+    /// Ends the queue for every handle.
+    pub(crate) fn close(&self) -> Result<()> {
+        // SeqCst: the one that turns it closes, all others return.
+        if self.is_closing.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.append.lock().is_closed = true;
+        self.deliver.lock().close();
+        self.readers.wake_all();
+        self.worker.stop();
+        let result = self.sync().and_then(|()| self.finish_run());
+        // Whatever the result: nothing is stored from here on, and the directory is free.
+        self.supply.lock().let_go();
+        self.append.lock().let_go();
+        self.deliver.lock().let_go();
+        self.commit.wake_all();
+        *self.lock.lock() = None;
+        result
+    }
+
+    /// Makes durable all that was pushed and answered before the call.
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.finish_old_tail()?;
+        let acks = self.deliver.lock().ack_count();
+        // Acquire: pairs with the store in `append`.
+        let records = self.published.load(Ordering::Acquire);
+        self.wait_durable(records)?;
+        self.wait_acks(acks)
+    }
+
+    /// What the background does, at once and whether it is due or not.
+    pub(crate) fn maintain(&self) -> Result<()> {
+        if self.append.lock().is_closed {
+            return Err(Error::Closed);
+        }
+        self.sync()?;
+        self.run_upkeep()
+    }
+
+    pub(crate) fn recovery(&self) -> &RecoveryReport {
+        &self.recovery
+    }
+
+    pub(crate) fn damage(&self) -> Vec<Damage> {
+        self.deliver.lock().damage()
+    }
+
+    pub(crate) fn last_seq(&self) -> Option<u64> {
+        self.append.lock().last_seq()
+    }
+
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.deliver.lock().in_flight()
+    }
+
+    /// Ready messages. Counts the slots of earlier runs first, if nobody has; where they cannot be
+    /// read, as far as they can.
+    pub(crate) fn ready(&self) -> u64 {
+        self.health.note_background(self.count_old_tracks());
+        self.deliver.lock().ready(|| self.newest_published())
+    }
+
+    pub(crate) fn stats(&self) -> Result<Stats> {
+        self.count_old_tracks()?;
+        let deliver = self.deliver.lock();
+        let ready = deliver.ready(|| self.newest_published());
+        Ok(Stats {
+            ready,
+            in_flight: deliver.in_flight(),
+            lost: deliver.lost(),
+            segments: deliver.segments(),
+            segment_bytes: deliver.segment_bytes(),
+            background_error: self.health.last_background_error(),
+        })
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    pub(crate) fn directory(&self) -> PathBuf {
+        self.storage.path("")
+    }
+
+    /// Waits until `pop` gives something; `None` once `deadline` has passed.
+    pub(crate) fn pop_until(self: &Arc<Self>, deadline: Option<Instant>) -> Result<Option<Taken>> {
+        let found = self.readers.wait_until(deadline, || self.pop().transpose());
+        if self.readers_may_have_more() {
+            self.readers.wake_one();
+        }
+        found.transpose()
+    }
+
+    /// The strictest of what is asked for.
+    pub(crate) fn durability(&self, of: impl Iterator<Item = Option<Durability>>) -> Durability {
+        let strictness = |durability: &Durability| match *durability {
+            Durability::Always => (0, std::time::Duration::ZERO),
+            Durability::Interval(interval) => (1, interval),
+            Durability::Os => (2, std::time::Duration::ZERO),
+        };
+        let asked = of.map(|own| own.unwrap_or(self.options.durability));
+        asked.min_by_key(strictness).unwrap_or(Durability::Os)
+    }
+}

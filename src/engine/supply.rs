@@ -1,0 +1,235 @@
+//! Segments for pushes: prepared one ahead, so that rotation costs no I/O.
+//!
+//! Promises: before the first segment of a run gets its name, all that counts of earlier runs is
+//! durable and sealed, so a dropped record can never come back behind a newer one; `seq_limit`
+//! never falls. Relies on the `supply` lock for everything here.
+
+use super::Engine;
+use crate::error::Result;
+use crate::format::segment::{Header, Seal, capacity};
+use crate::io::Region;
+use crate::log::Segment;
+use crate::options::Options;
+use crate::recovery::{Log, Part, random};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// The first segment of a run; each next one is twice as large, up to `segment_bytes`.
+const FIRST_SEGMENT: u64 = 1 << 20;
+
+/// A segment that can be pushed to at once.
+#[derive(Clone, Debug)]
+pub(super) struct Prepared {
+    pub(super) segment: Arc<Segment>,
+    pub(super) region: Arc<dyn Region>,
+}
+
+/// What pushes will need.
+#[derive(Debug)]
+pub(super) struct Supply {
+    queue_id: [u8; 16],
+    pub(super) epoch: u64,
+    /// Whether this run has a segment.
+    pub(super) has_begun: bool,
+    is_new: bool,
+    next_ordinal: u64,
+    /// The segment that the next one follows.
+    predecessor: u64,
+    next_bytes: u64,
+    pub(super) seq_limit: u64,
+    pub(super) ready: Option<Prepared>,
+    /// Parts of earlier runs that have no seal yet.
+    old_tail: Vec<Part>,
+}
+
+impl Supply {
+    pub(super) fn new(log: &Log, options: &Options) -> Self {
+        let unsealed = log.parts.iter().filter(|part| !part.is_sealed).cloned();
+        Self {
+            queue_id: log.queue_id,
+            epoch: log.epoch,
+            has_begun: false,
+            is_new: log.is_new,
+            next_ordinal: log.next_ordinal,
+            predecessor: log.parts.last().map_or(0, |part| part.segment.header.ordinal),
+            next_bytes: FIRST_SEGMENT.min(options.segment_bytes),
+            seq_limit: log.seq_limit,
+            ready: None,
+            old_tail: unsealed.collect(),
+        }
+    }
+
+    /// Gives back what was taken and not used.
+    pub(super) fn put_back(&mut self, prepared: Prepared) {
+        self.ready = Some(prepared);
+    }
+
+    /// Whether all of earlier runs is durable and sealed.
+    pub(super) fn is_old_tail_finished(&self) -> bool {
+        self.old_tail.is_empty()
+    }
+
+    /// Drops the maps.
+    pub(super) fn let_go(&mut self) {
+        self.ready = None;
+        self.old_tail.clear();
+    }
+}
+
+impl Engine {
+    /// A segment of at least `bytes`: the ready one, or one that is made now.
+    pub(super) fn take_supply(&self, supply: &mut Supply, bytes: u64) -> Result<Prepared> {
+        if let Some(ready) = supply.ready.take() {
+            if ready.segment.header.size >= bytes {
+                return Ok(ready);
+            }
+            // Too small for this one message. It was never used, so nothing is lost with it.
+            self.discard(ready)?;
+        }
+        let prepared = self.prepare(supply, bytes)?;
+        if prepared.segment.header.size <= FIRST_SEGMENT {
+            self.warm_up(&prepared).inspect_err(|_| drop(self.discard(prepared.clone())))?;
+        }
+        Ok(prepared)
+    }
+
+    /// Makes a segment of at least `bytes`.
+    pub(super) fn prepare(&self, supply: &mut Supply, bytes: u64) -> Result<Prepared> {
+        self.finish_tail(supply)?;
+        let size = supply.next_bytes.max(bytes);
+        let header = self.next_header(supply, size)?;
+        let segment = Segment::create(&*self.storage, header)?;
+        if supply.is_new {
+            let synced = self.storage.sync_parents();
+            synced.map_err(|error| segment.error("sync parent directories", 0, error))?;
+            supply.is_new = false;
+        }
+        supply.next_bytes = (supply.next_bytes * 2).min(self.options.segment_bytes);
+        Ok(Prepared { region: segment.map()?, segment: Arc::new(segment) })
+    }
+
+    /// The header of the next segment. Begins the epoch with the first one.
+    pub(super) fn next_header(&self, supply: &mut Supply, size: u64) -> Result<Header> {
+        let append = self.append.lock();
+        let room = append.active.as_ref().map_or(0, |active| active.room_in_records());
+        let predecessor = append.active.as_ref().map(|active| active.segment.header.ordinal);
+        let seq_limit = append.next_seq + room + capacity(size);
+        drop(append);
+        supply.seq_limit = supply.seq_limit.max(seq_limit);
+        if !supply.has_begun {
+            supply.epoch += 1;
+            supply.has_begun = true;
+        }
+        let ordinal = supply.next_ordinal;
+        supply.next_ordinal += 1;
+        Ok(Header {
+            queue_id: supply.queue_id,
+            ordinal,
+            predecessor: predecessor.unwrap_or(supply.predecessor),
+            generation: u64::from_le_bytes(random()?),
+            epoch: supply.epoch,
+            size,
+            seq_limit: supply.seq_limit,
+        })
+    }
+
+    /// Makes stores into a prepared segment fast: pages resident, and, where the queue syncs, extents
+    /// written, so that a commit has no file system metadata to write.
+    pub(super) fn warm_up(&self, prepared: &Prepared) -> Result<()> {
+        prepared.region.populate();
+        if self.options.durability == crate::options::Durability::Os {
+            return Ok(());
+        }
+        let synced = prepared.segment.sync();
+        synced.map_err(|error| prepared.segment.error("prepare segment", 0, error))
+    }
+
+    /// Lets a prepared segment go that was never used.
+    pub(super) fn discard(&self, prepared: Prepared) -> Result<()> {
+        let Prepared { segment, region } = prepared;
+        drop(region);
+        let removed = self.storage.remove(&segment.name);
+        removed.map_err(|error| segment.error("remove segment", 0, error))
+    }
+
+    /// Makes durable and seals what earlier runs left.
+    pub(super) fn finish_old_tail(&self) -> Result<()> {
+        self.finish_tail(&mut self.supply.lock())
+    }
+
+    fn finish_tail(&self, supply: &mut Supply) -> Result<()> {
+        if supply.old_tail.is_empty() {
+            return Ok(());
+        }
+        self.health.check(false)?;
+        let sync = |part: &Part| {
+            let synced = part.segment.sync();
+            synced.map_err(|error| self.health.poison("sync segment", &part.segment.path, error))
+        };
+        supply.old_tail.iter().try_for_each(sync)?;
+        for Part { segment, tail, count, .. } in &supply.old_tail {
+            let seal = Seal { tail: *tail, count: *count, run_ended: false };
+            segment.store_seal(&*segment.map()?, seal)?;
+        }
+        // The seals decide from here on where those segments end. They must be durable before
+        // anything newer is.
+        supply.old_tail.iter().try_for_each(sync)?;
+        supply.old_tail.clear();
+        Ok(())
+    }
+
+    /// Ends the run in order: nothing is pushed any more, all is synced.
+    pub(super) fn finish_run(&self) -> Result<()> {
+        self.sync_full()?;
+        let mut supply = self.supply.lock();
+        let append = self.append.lock();
+        if let Some(active) = &append.active {
+            let segment = &active.segment;
+            segment.store_seal(&*active.region, active.seal(true))?;
+            let synced = segment.sync();
+            synced.map_err(|error| self.health.poison("sync segment", &segment.path, error))?;
+            self.deliver.lock().seal_track(active.seal(true));
+        }
+        drop(append);
+        let unused = supply.ready.take();
+        drop(supply);
+        unused.map_or(Ok(()), |unused| self.discard(unused))?;
+        self.write_checkpoint()
+    }
+
+    /// Prepares the next segment if it will be needed soon.
+    pub(super) fn prepare_ahead(&self) -> Result<()> {
+        let mut supply = self.supply.lock();
+        if supply.ready.is_some() || !self.append.lock().wants_supply() {
+            return Ok(());
+        }
+        let prepared = self.prepare(&mut supply, 0)?;
+        supply.ready = Some(prepared.clone());
+        drop(supply);
+        self.warm_up_ready(&prepared)
+    }
+
+    /// Warms a segment up that a push may have taken meanwhile. While it holds nothing, a failed
+    /// sync costs the file; after that, the belief in syncs.
+    pub(super) fn warm_up_ready(&self, prepared: &Prepared) -> Result<()> {
+        let Err(error) = self.warm_up(prepared) else { return Ok(()) };
+        let mut supply = self.supply.lock();
+        let is_this = |ready: &mut Prepared| Arc::ptr_eq(&ready.segment, &prepared.segment);
+        match supply.ready.take_if(is_this) {
+            Some(unused) => {
+                self.discard(unused)?;
+                Err(error)
+            }
+            None => {
+                let source = std::io::Error::other(error.to_string());
+                Err(self.health.poison("sync segment", &prepared.segment.path, source))
+            }
+        }
+    }
+
+    /// The number of the newest published message.
+    pub(super) fn newest_published(&self) -> u64 {
+        // Acquire: pairs with the store in `try_append`.
+        self.published.load(Ordering::Acquire)
+    }
+}

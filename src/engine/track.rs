@@ -1,0 +1,202 @@
+//! What the engine knows about one segment on the way out: where its records end, how many of them
+//! are settled, and how to walk over them.
+//!
+//! Promises: a record is found, or the range of those that are lost is told; `settled` counts a
+//! slot once. Relies on the `deliver` lock.
+
+use crate::error::Result;
+use crate::format::bytes::{u64_at, wide};
+use crate::format::record;
+use crate::format::segment::RECORDS_START;
+use crate::format::slot::{self, SLOT, Slot};
+use crate::log::Segment;
+use crate::log::sealed::Mapped;
+use crate::recovery::Part;
+use std::sync::Arc;
+
+/// Slots counted in one step under the lock.
+const COUNT_STEP: u32 = 4096;
+
+/// One segment on the way out.
+#[derive(Debug)]
+pub(super) struct Track {
+    pub(super) segment: Arc<Segment>,
+    pub(super) mapped: Option<Mapped>,
+    pub(super) first_seq: u64,
+    pub(super) base_time: u64,
+    /// Known once it is no longer pushed to.
+    pub(super) count: Option<u32>,
+    /// Slots of earlier runs are counted once, in steps: below this they are, and above not yet.
+    counted: u32,
+    settled: u32,
+    /// Deliveries out of it that are not answered.
+    pub(super) leased: u32,
+    /// Written by an earlier run.
+    pub(super) is_old: bool,
+    /// Has answers that no sync has covered.
+    pub(super) has_new_answers: bool,
+}
+
+/// Where record `index` is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Located {
+    At(u64, record::Header),
+    /// Records up to this index, exclusive, are lost; the next one is at this offset.
+    Lost { end_index: u32, next: u64 },
+}
+
+impl Track {
+    /// A segment of this run.
+    pub(super) fn active(mapped: Mapped, first_seq: u64, base_time: u64) -> Self {
+        Self {
+            segment: Arc::clone(&mapped.segment),
+            mapped: Some(mapped),
+            first_seq,
+            base_time,
+            count: None,
+            counted: u32::MAX,
+            settled: 0,
+            leased: 0,
+            is_old: false,
+            has_new_answers: false,
+        }
+    }
+
+    /// A segment of an earlier run.
+    pub(super) fn of_earlier_run(part: &Part) -> Self {
+        Self {
+            segment: Arc::clone(&part.segment),
+            mapped: None,
+            first_seq: part.first_seq,
+            base_time: part.base_time,
+            count: Some(part.count),
+            counted: 0,
+            settled: 0,
+            leased: 0,
+            is_old: true,
+            has_new_answers: false,
+        }
+    }
+
+    pub(super) fn ordinal(&self) -> u64 {
+        self.segment.header.ordinal
+    }
+
+    /// One behind the last index that may be looked at.
+    pub(super) fn end_index(&self, published: u64) -> u32 {
+        let visible = (published + 1).saturating_sub(self.first_seq);
+        self.count.unwrap_or_else(|| u32::try_from(visible).unwrap_or(u32::MAX))
+    }
+
+    /// How many are not settled, as far as it is counted.
+    pub(super) fn owed(&self, published: u64) -> u64 {
+        u64::from(self.end_index(published).saturating_sub(self.settled))
+    }
+
+    /// Whether all slots are counted.
+    pub(super) fn is_counted(&self) -> bool {
+        self.count.is_none_or(|count| self.counted >= count)
+    }
+
+    /// Whether nothing in it is owed, and nothing will be.
+    pub(super) fn is_done(&self) -> bool {
+        self.is_counted() && self.count.is_some_and(|count| self.settled >= count)
+    }
+
+    /// The slot of `index` was unsettled and is settled now.
+    pub(super) fn settle(&mut self, index: u32) {
+        if index < self.counted {
+            self.settled += 1;
+        }
+        self.has_new_answers = true;
+    }
+
+    /// The segment as memory.
+    pub(super) fn map(&mut self) -> Result<&Mapped> {
+        if self.mapped.is_none() {
+            let (segment, region) = (Arc::clone(&self.segment), self.segment.map()?);
+            self.mapped = Some(Mapped { segment, region });
+        }
+        Ok(self.mapped.as_ref().expect("mapped just above"))
+    }
+
+    /// Finds record `index`, looking from `offset` on, where it or an earlier record starts.
+    pub(super) fn locate(
+        mapped: &Mapped,
+        index: u32,
+        end_index: u32,
+        offset: u64,
+        previous: Option<(u32, u64)>,
+    ) -> Located {
+        let from = match previous {
+            Some((index, at)) => match mapped.header(at, index) {
+                Some(header) => at + header.record_len(),
+                None => at + record::ALIGN,
+            },
+            None => offset.max(RECORDS_START),
+        };
+        if let Some(header) = mapped.header(from, index) {
+            return Located::At(from, header);
+        }
+        match mapped.find(from, index, end_index) {
+            Some((at, found)) if found == index => match mapped.header(at, index) {
+                Some(header) => Located::At(at, header),
+                None => Located::Lost { end_index, next: from },
+            },
+            Some((at, found)) => Located::Lost { end_index: found, next: at },
+            None => Located::Lost { end_index, next: from },
+        }
+    }
+
+    /// The first index from `index` on whose slot is not settled, and the last settled one before
+    /// it with its offset. Reads without the map, which would keep the pages.
+    pub(super) fn skip_settled(&self, index: u32) -> Result<(u32, Option<(u32, u64)>)> {
+        let (mut index, mut previous) = (index, None);
+        let end = self.count.unwrap_or(index);
+        while index < end {
+            let step = COUNT_STEP.min(end - index);
+            for (at, slot) in self.read_slots(index, step)? {
+                match slot {
+                    Some(slot) if slot.is_settled(self.is_old) => {
+                        previous = slot.offset.map(|offset| (at, offset));
+                        index = at + 1;
+                    }
+                    _ => return Ok((index, previous)),
+                }
+            }
+        }
+        Ok((index, previous))
+    }
+
+    /// Counts some more slots; false once all are counted.
+    pub(super) fn count_some(&mut self) -> Result<bool> {
+        let Some(count) = self.count.filter(|&count| self.counted < count) else {
+            return Ok(false);
+        };
+        let step = COUNT_STEP.min(count - self.counted);
+        let slots = self.read_slots(self.counted, step)?;
+        let is_settled = |slot: Option<Slot>| slot.is_some_and(|slot| slot.is_settled(self.is_old));
+        let settled = slots.filter(|(_, slot)| is_settled(*slot)).count();
+        self.settled += u32::try_from(settled).unwrap_or(0);
+        self.counted += step;
+        Ok(true)
+    }
+
+    /// Slots `first..first + number`, in order.
+    fn read_slots(
+        &self,
+        first: u32,
+        number: u32,
+    ) -> Result<impl Iterator<Item = (u32, Option<Slot>)> + use<>> {
+        let len = usize::try_from(u64::from(number) * SLOT).unwrap_or(0);
+        let mut bytes = vec![0; len];
+        let lowest = slot::offset(self.segment.header.size, first + (number - 1));
+        self.segment.read_at(lowest, &mut bytes)?;
+        let key = self.segment.key;
+        Ok((first..first + number).map(move |index| {
+            let from_end = (u64::from(index - first) + 1) * SLOT;
+            let at = usize::try_from(wide(bytes.len()) - from_end).unwrap_or(0);
+            (index, Slot::decode(u64_at(&bytes, at), key, index))
+        }))
+    }
+}

@@ -1,0 +1,162 @@
+//! The background thread: does ahead of need what a push or an ack would otherwise wait for.
+//!
+//! Promises: it sleeps until asked or due, and ends with the queue. It holds no handle, so it does
+//! not keep the queue open. What fails here is tried again when next asked, and kept for `stats`.
+
+use super::{Engine, commit::Scope};
+use crate::clock;
+use crate::error::{Error, Result};
+use parking_lot::{Condvar, Mutex};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// What the thread is to do next.
+#[derive(Debug, Default)]
+pub(super) struct Worker {
+    asked: Mutex<Asked>,
+    wake: Condvar,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct Asked {
+    stop: bool,
+    now: bool,
+    sync_records_at: Option<Instant>,
+    sync_answers_at: Option<Instant>,
+    /// How long answers may wait; `None` without a thread, or if they are not synced.
+    answers_within: Option<Duration>,
+    is_running: bool,
+}
+
+/// What is due.
+#[derive(Debug)]
+struct Due {
+    upkeep: bool,
+    sync: Option<Scope>,
+}
+
+impl Worker {
+    /// There is something to prepare or to tidy.
+    pub(super) fn ask(&self) {
+        let mut asked = self.asked.lock();
+        if asked.is_running {
+            asked.now = true;
+            self.wake.notify_one();
+        }
+    }
+
+    /// There is a record to be synced within this time.
+    pub(super) fn sync_within(&self, within: Duration) {
+        let mut asked = self.asked.lock();
+        if asked.is_running {
+            let at = clock::now().checked_add(within);
+            asked.sync_records_at = [asked.sync_records_at, at].into_iter().flatten().min();
+            self.wake.notify_one();
+        }
+    }
+
+    /// There is an answer to be synced.
+    pub(super) fn sync_answers(&self) {
+        let mut asked = self.asked.lock();
+        if let Some(within) = asked.answers_within
+            && asked.sync_answers_at.is_none()
+        {
+            asked.sync_answers_at = clock::now().checked_add(within);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Ends the thread and waits for it.
+    pub(super) fn stop(&self) {
+        {
+            let mut asked = self.asked.lock();
+            asked.stop = true;
+            asked.is_running = false;
+            asked.answers_within = None;
+            self.wake.notify_one();
+        }
+        if let Some(thread) = self.thread.lock().take() {
+            // A panic of the thread has been printed; the queue can be closed all the same.
+            thread.join().ok();
+        }
+    }
+
+    /// Sleeps until something is due; `None` at the end.
+    fn next(&self) -> Option<Due> {
+        let mut asked = self.asked.lock();
+        loop {
+            if asked.stop {
+                return None;
+            }
+            let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= clock::now());
+            let records = is_due(asked.sync_records_at);
+            let answers = is_due(asked.sync_answers_at);
+            if records || answers {
+                asked.sync_records_at = None;
+            }
+            if answers {
+                asked.sync_answers_at = None;
+            }
+            if asked.now || records || answers {
+                let sync = match (records, answers) {
+                    (_, true) => Some(Scope::Acks),
+                    (true, false) => Some(Scope::Records),
+                    (false, false) => None,
+                };
+                return Some(Due { upkeep: std::mem::take(&mut asked.now), sync });
+            }
+            let next = [asked.sync_records_at, asked.sync_answers_at].into_iter().flatten().min();
+            match next {
+                Some(at) => {
+                    self.wake.wait_until(&mut asked, at);
+                }
+                None => self.wake.wait(&mut asked),
+            }
+        }
+    }
+}
+
+/// Starts the thread of an engine.
+pub(super) fn start(engine: &Arc<Engine>) -> Result<()> {
+    {
+        let mut asked = engine.worker.asked.lock();
+        asked.is_running = true;
+        // What open found is counted and sealed first.
+        asked.now = true;
+        asked.answers_within = engine.options.ack_interval();
+    }
+    let name = engine.directory().file_name().map(|name| name.to_string_lossy().into_owned());
+    let for_thread = Arc::clone(engine);
+    let thread = thread::Builder::new()
+        .name(format!("keepq-{}", name.unwrap_or_default()))
+        .spawn(move || run(&for_thread))
+        .map_err(|error| Error::io("start thread", &engine.directory(), 0, error))?;
+    *engine.worker.thread.lock() = Some(thread);
+    Ok(())
+}
+
+fn run(engine: &Engine) {
+    while let Some(due) = engine.worker.next() {
+        engine.health.note_background(engine.run_due(&due));
+    }
+}
+
+impl Engine {
+    fn run_due(&self, due: &Due) -> Result<()> {
+        match due.sync {
+            Some(Scope::Acks) => self.sync()?,
+            Some(_) => self.wait_durable(self.newest_published())?,
+            None => {}
+        }
+        if due.upkeep {
+            // First what a push may soon wait for, then what can wait.
+            self.prepare_ahead()?;
+            self.finish_old_tail()?;
+            self.sync_full()?;
+            self.run_upkeep()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,137 @@
+//! A checkpoint: hints that save time, in one of two slots.
+
+use super::FORMAT_VERSION;
+use super::bytes::{put, take, u16_at, u32_at, u64_at, wide};
+use serde::{Deserialize, Serialize};
+
+const MAGIC: [u8; 8] = *b"keepqchk";
+const VERSION: usize = 8;
+const BODY_LEN: usize = 12;
+const GENERATION: usize = 16;
+const CHECK: usize = 24;
+/// Bytes before the body.
+pub(crate) const HEADER: usize = 32;
+const _: () = assert!(CHECK + 4 <= HEADER);
+
+/// The hints.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Checkpoint {
+    pub(crate) queue_id: [u8; 16],
+    pub(crate) epoch: u64,
+    /// Every Seq up to here was durable.
+    pub(crate) watermark: u64,
+    pub(crate) seq_limit: u64,
+    /// Every segment there was, in order.
+    pub(crate) segments: Vec<Listed>,
+}
+
+/// A segment in the list.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Listed {
+    pub(crate) ordinal: u64,
+    pub(crate) first_seq: u64,
+    /// 0 while in use.
+    pub(crate) count: u32,
+}
+
+/// What the bytes of one slot turn out to be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Decoded {
+    Valid { generation: u64, checkpoint: Checkpoint },
+    Newer(u16),
+    Invalid,
+}
+
+impl Checkpoint {
+    /// Whether this segment existed when the list was written and was let go.
+    pub(crate) fn let_go(&self, ordinal: u64) -> bool {
+        let last = self.segments.last().map_or(0, |listed| listed.ordinal);
+        ordinal <= last && !self.segments.iter().any(|listed| listed.ordinal == ordinal)
+    }
+
+    /// The newest segment that had records.
+    pub(crate) fn last_used_ordinal(&self) -> u64 {
+        let used = self.segments.iter().rev().find(|listed| listed.first_seq > 0);
+        used.map_or(0, |listed| listed.ordinal)
+    }
+
+    pub(crate) fn encode(&self, generation: u64) -> Vec<u8> {
+        let body = postcard::to_stdvec(self).expect("plain numbers encode into a growing Vec");
+        let len = u32::try_from(body.len()).expect("a list of segments is far below 4 GiB");
+        let mut out = vec![0; HEADER];
+        put(&mut out, 0, MAGIC);
+        put(&mut out, VERSION, FORMAT_VERSION.to_le_bytes());
+        put(&mut out, BODY_LEN, len.to_le_bytes());
+        put(&mut out, GENERATION, generation.to_le_bytes());
+        let check = check(&out[..CHECK], &body);
+        put(&mut out, CHECK, check.to_le_bytes());
+        out.extend(body);
+        out
+    }
+
+    pub(crate) fn decode(from: &[u8]) -> Decoded {
+        if from.len() < HEADER || take(from, 0) != MAGIC {
+            return Decoded::Invalid;
+        }
+        let body_len = u64::from(u32_at(from, BODY_LEN));
+        let rest = &from[HEADER..];
+        if body_len > wide(rest.len()) {
+            return Decoded::Invalid;
+        }
+        let body = &rest[..usize::try_from(body_len).unwrap_or(0)];
+        if check(&from[..CHECK], body) != u32_at(from, CHECK) {
+            return Decoded::Invalid;
+        }
+        match (u16_at(from, VERSION), postcard::take_from_bytes(body)) {
+            (version, _) if version > FORMAT_VERSION => Decoded::Newer(version),
+            (_, Ok((checkpoint, _))) => {
+                Decoded::Valid { generation: u64_at(from, GENERATION), checkpoint }
+            }
+            (_, Err(_)) => Decoded::Invalid,
+        }
+    }
+}
+
+fn check(header: &[u8], body: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(header);
+    hasher.update(body);
+    hasher.finalize()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn checkpoint() -> Checkpoint {
+        let segments = vec![
+            Listed { ordinal: 2, first_seq: 1, count: 10 },
+            Listed { ordinal: 5, first_seq: 11, count: 0 },
+        ];
+        Checkpoint { queue_id: [1; 16], epoch: 2, watermark: 14, seq_limit: 100, segments }
+    }
+
+    #[test]
+    fn comes_back_and_tells_what_was_let_go() {
+        let bytes = checkpoint().encode(9);
+        let valid = Decoded::Valid { generation: 9, checkpoint: checkpoint() };
+        assert_eq!(Checkpoint::decode(&bytes), valid);
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Checkpoint::decode(&damaged), Decoded::Invalid, "bit {bit}");
+        }
+        assert!(checkpoint().let_go(3) && !checkpoint().let_go(2) && !checkpoint().let_go(6));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(bytes: Vec<u8>, tail: Vec<u8>) {
+            prop_assert_eq!(Checkpoint::decode(&bytes), Decoded::Invalid);
+            let mut bytes = checkpoint().encode(1);
+            bytes.extend(tail);
+            prop_assert_ne!(Checkpoint::decode(&bytes), Decoded::Invalid);
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! A record: 24 bytes of header, then the body.
+
+use super::bytes::{put, u16_at, u32_at, u64_at, wide};
+use super::checksum::Key;
+
+/// Bytes of a record's header.
+pub(crate) const HEADER: usize = 24;
+/// Records start at multiples of this.
+pub(crate) const ALIGN: u64 = 8;
+/// The largest body of one record.
+pub(crate) const MAX_BODY: u64 = 1 << 30;
+
+const BODY_CHECK: usize = 4;
+const BODY_LEN: usize = BODY_CHECK + 4;
+const KIND: usize = BODY_LEN + 4;
+const FLAGS: usize = KIND + 1;
+const UNSYNCED: usize = FLAGS + 1;
+const INDEX: usize = UNSYNCED + 2;
+const AGE: usize = INDEX + 4;
+const _: () = assert!(AGE + 4 == HEADER && HEADER % 8 == 0);
+
+const KIND_MESSAGE: u8 = 1;
+const MORE: u8 = 1;
+const TRANSIENT: u8 = 2;
+const EXTENSIONS: u8 = 4;
+const KNOWN_FLAGS: u8 = MORE | TRANSIENT | EXTENSIONS;
+/// Extension tags from here on must be understood.
+const MUST_KNOW: u8 = 0x80;
+
+/// Where `unsynced` changes from a count to units.
+const UNSYNCED_EXACT: u64 = 0x8000;
+const UNSYNCED_UNIT: u64 = 4096;
+const UNSYNCED_UNKNOWN: u16 = 0xFFFF;
+
+/// A record's header, decoded and checked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Header {
+    pub(crate) body_check: u32,
+    pub(crate) body_len: u32,
+    pub(crate) flags: Flags,
+    /// Encoded by [`encode_unsynced`].
+    pub(crate) unsynced: u16,
+    pub(crate) index: u32,
+    /// Milliseconds since the segment's base time.
+    pub(crate) age: u32,
+}
+
+/// What is special about a record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Flags(u8);
+
+impl Flags {
+    pub(crate) fn transient(self, on: bool) -> Self {
+        Self(if on { self.0 | TRANSIENT } else { self.0 & !TRANSIENT })
+    }
+
+    pub(crate) fn more(self, on: bool) -> Self {
+        Self(if on { self.0 | MORE } else { self.0 & !MORE })
+    }
+
+    /// Dropped at the next open.
+    pub(crate) fn is_transient(self) -> bool {
+        self.0 & TRANSIENT != 0
+    }
+
+    /// The next record belongs to the same batch.
+    pub(crate) fn has_more(self) -> bool {
+        self.0 & MORE != 0
+    }
+}
+
+impl Header {
+    /// The bytes of this header at `offset` of the segment that `key` belongs to.
+    pub(crate) fn encode(&self, key: Key, offset: u64) -> [u8; HEADER] {
+        let mut out = [0; HEADER];
+        put(&mut out, BODY_CHECK, self.body_check.to_le_bytes());
+        put(&mut out, BODY_LEN, self.body_len.to_le_bytes());
+        put(&mut out, KIND, [KIND_MESSAGE]);
+        put(&mut out, FLAGS, [self.flags.0]);
+        put(&mut out, UNSYNCED, self.unsynced.to_le_bytes());
+        put(&mut out, INDEX, self.index.to_le_bytes());
+        put(&mut out, AGE, self.age.to_le_bytes());
+        let check = key.check3(offset, words(&out));
+        put(&mut out, 0, check.to_le_bytes());
+        out
+    }
+
+    /// The header at `offset`, if these bytes are one that was written there.
+    pub(crate) fn decode(from: &[u8; HEADER], key: Key, offset: u64) -> Option<Self> {
+        // Cheap refusals first: a search tries every eighth byte.
+        if from[KIND] != KIND_MESSAGE || from[FLAGS] & !KNOWN_FLAGS != 0 {
+            return None;
+        }
+        let body_len = u32_at(from, BODY_LEN);
+        let plausible = u64::from(body_len) <= MAX_BODY;
+        if !plausible || u32_at(from, 0) != key.check3(offset, words(from)) {
+            return None;
+        }
+        Some(Self {
+            body_check: u32_at(from, BODY_CHECK),
+            body_len,
+            flags: Flags(from[FLAGS]),
+            unsynced: u16_at(from, UNSYNCED),
+            index: u32_at(from, INDEX),
+            age: u32_at(from, AGE),
+        })
+    }
+
+    /// Bytes from this record's start to the next one's.
+    pub(crate) fn record_len(&self) -> u64 {
+        len(u64::from(self.body_len))
+    }
+
+    /// Where in a body the payload starts; `None` if it holds what this version must not ignore.
+    pub(crate) fn payload_start(&self, body: &[u8]) -> Option<usize> {
+        if self.flags.0 & EXTENSIONS == 0 {
+            return Some(0);
+        }
+        let len = usize::from(u16::from_le_bytes(body.first_chunk().copied()?));
+        let mut entries = body.get(2..2 + len)?;
+        while let [tag, low, high, rest @ ..] = entries {
+            if *tag >= MUST_KNOW {
+                return None;
+            }
+            entries = rest.get(usize::from(u16::from_le_bytes([*low, *high]))..)?;
+        }
+        entries.is_empty().then_some(2 + len)
+    }
+}
+
+/// The header's words as its check sees them: its own four bytes count as zero.
+fn words(bytes: &[u8; HEADER]) -> [u64; 3] {
+    [u64_at(bytes, 0) >> 32 << 32, u64_at(bytes, 8), u64_at(bytes, 16)]
+}
+
+/// Bytes that a record with this body takes, up to the next record's start.
+pub(crate) fn len(body_len: u64) -> u64 {
+    (wide(HEADER) + body_len).next_multiple_of(ALIGN)
+}
+
+/// How many Seqs before a record were not yet synced, in 16 bits, never too few.
+pub(crate) fn encode_unsynced(count: u64) -> u16 {
+    let encoded = if count < UNSYNCED_EXACT {
+        count
+    } else {
+        UNSYNCED_EXACT | count.div_ceil(UNSYNCED_UNIT).min(UNSYNCED_EXACT - 1)
+    };
+    u16::try_from(encoded).unwrap_or(UNSYNCED_UNKNOWN)
+}
+
+/// The count again, at most one unit larger; `None` if it was too large to say.
+pub(crate) fn decode_unsynced(encoded: u16) -> Option<u64> {
+    let value = u64::from(encoded);
+    match encoded {
+        UNSYNCED_UNKNOWN => None,
+        _ if value < UNSYNCED_EXACT => Some(value),
+        _ => Some((value & (UNSYNCED_EXACT - 1)) * UNSYNCED_UNIT),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn header() -> Header {
+        let flags = Flags::default().more(true);
+        Header { body_check: 1, body_len: 100, flags, unsynced: 3, index: 4, age: 5 }
+    }
+
+    #[test]
+    fn no_flipped_bit_and_no_other_place_passes() {
+        let key = Key::new(&[1; 48]);
+        let bytes = header().encode(key, 4096);
+        assert_eq!(Header::decode(&bytes, key, 4096), Some(header()));
+        for bit in 0..HEADER * 8 {
+            let mut damaged = bytes;
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Header::decode(&damaged, key, 4096), None, "bit {bit}");
+        }
+        assert_eq!(Header::decode(&bytes, key, 4104), None);
+        assert_eq!(Header::decode(&bytes, Key::new(&[2; 48]), 4096), None);
+        assert_eq!(Header::decode(&[0; HEADER], key, 4096), None);
+    }
+
+    #[test]
+    fn extensions_are_skipped_or_refused_and_never_overrun() {
+        let plain = Header { flags: Flags::default(), ..header() };
+        let extended = Header { flags: Flags(EXTENSIONS), ..header() };
+        assert_eq!(plain.payload_start(b"xyz"), Some(0));
+        assert_eq!(extended.payload_start(b"\x04\x00\x01\x01\x00Axyz"), Some(6));
+        assert_eq!(extended.payload_start(b"\x00\x00xyz"), Some(2));
+        assert_eq!(extended.payload_start(b"\x04\x00\x81\x01\x00Axyz"), None, "must be known");
+        assert_eq!(extended.payload_start(b"\xFF\xFF\x01"), None, "lying length");
+        assert_eq!(extended.payload_start(b"\x04\x00\x01\xFF\xFFAxyz"), None, "lying entry");
+        assert_eq!(extended.payload_start(b"\x01"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn unsynced_is_never_told_too_small(count in 0u64..1 << 40) {
+            match decode_unsynced(encode_unsynced(count)) {
+                Some(told) => prop_assert!((count..count + UNSYNCED_UNIT).contains(&told)),
+                None => prop_assert!(count > 100_000_000),
+            }
+        }
+
+        #[test]
+        fn garbage_never_panics(bytes: [u8; HEADER], body: Vec<u8>) {
+            let key = Key::new(&[1; 48]);
+            prop_assert_eq!(Header::decode(&bytes, key, 0), None);
+            let extended = Header { flags: Flags(EXTENSIONS), ..header() };
+            let start = extended.payload_start(&body);
+            prop_assert!(start.is_none_or(|start| start <= body.len()));
+        }
+    }
+}

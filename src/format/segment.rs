@@ -1,0 +1,248 @@
+//! The header page of a segment: header, activation and seal, each in sectors of its own.
+
+use super::bytes::{high_u32, low_u32, put, take, u16_at, u32_at, u64_at, wide};
+use super::checksum::{CHECKSUM_ID, Key, crc32};
+use super::{FORMAT_VERSION, PAGE, SECTOR, record, slot};
+
+const MAGIC: [u8; 8] = *b"keepqseg";
+
+const VERSION: usize = 8;
+const CHECKSUM: usize = 10;
+const GROUPS: usize = 11;
+const REQUIRED: usize = 16;
+const OPTIONAL: usize = 24;
+const IDENTITY: usize = 32;
+const QUEUE_ID: usize = IDENTITY;
+const ORDINAL: usize = QUEUE_ID + 16;
+const PREDECESSOR: usize = ORDINAL + 8;
+const GENERATION: usize = PREDECESSOR + 8;
+const EPOCH: usize = GENERATION + 8;
+const SIZE: usize = EPOCH + 8;
+const SEQ_LIMIT: usize = SIZE + 8;
+const SOURCES: usize = SEQ_LIMIT + 8;
+const CHECK: usize = 508;
+/// Bytes of an encoded header: one sector.
+pub(crate) const HEADER: usize = 512;
+const _: () = assert!(EPOCH + 8 == IDENTITY + 48 && SOURCES + 4 <= CHECK && CHECK + 4 == HEADER);
+
+/// Offset of the first record.
+pub(crate) const RECORDS_START: u64 = PAGE;
+/// Bytes of an encoded activation or seal.
+pub(crate) const MARK: usize = 20;
+/// Where in a header page the activation lies.
+pub(crate) const ACTIVATION: u64 = SECTOR;
+/// Where in a header page the seal lies.
+pub(crate) const SEAL: u64 = 2 * SECTOR;
+/// A segment holds at least its two header pages and a page for records and slots.
+pub(crate) const MIN_SEGMENT: u64 = 3 * PAGE;
+const _: () = assert!(ACTIVATION >= 512 && SEAL + 512 <= 1536);
+
+const SEAL_RUN_ENDED: u32 = 1;
+
+/// What a segment is, fixed before it gets its name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Header {
+    pub(crate) queue_id: [u8; 16],
+    pub(crate) ordinal: u64,
+    pub(crate) predecessor: u64,
+    pub(crate) generation: u64,
+    pub(crate) epoch: u64,
+    pub(crate) size: u64,
+    pub(crate) seq_limit: u64,
+}
+
+/// What the first bytes of a header page turn out to be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Decoded {
+    Valid(Header),
+    /// Written by a newer keepq. Not `sure` when the check does not hold: then both copies decide.
+    Newer {
+        version: u16,
+        sure: bool,
+    },
+    Invalid,
+}
+
+impl Header {
+    pub(crate) fn encode(&self) -> [u8; HEADER] {
+        let mut out = [0; HEADER];
+        put(&mut out, 0, MAGIC);
+        put(&mut out, VERSION, FORMAT_VERSION.to_le_bytes());
+        put(&mut out, CHECKSUM, [CHECKSUM_ID]);
+        put(&mut out, GROUPS, [1]);
+        put(&mut out, REQUIRED, 0u64.to_le_bytes());
+        put(&mut out, OPTIONAL, 0u64.to_le_bytes());
+        put(&mut out, QUEUE_ID, self.queue_id);
+        put(&mut out, ORDINAL, self.ordinal.to_le_bytes());
+        put(&mut out, PREDECESSOR, self.predecessor.to_le_bytes());
+        put(&mut out, GENERATION, self.generation.to_le_bytes());
+        put(&mut out, EPOCH, self.epoch.to_le_bytes());
+        put(&mut out, SIZE, self.size.to_le_bytes());
+        put(&mut out, SEQ_LIMIT, self.seq_limit.to_le_bytes());
+        let check = crc32(&out[..CHECK]);
+        put(&mut out, CHECK, check.to_le_bytes());
+        out
+    }
+
+    pub(crate) fn decode(from: &[u8; HEADER]) -> Decoded {
+        if take(from, 0) != MAGIC {
+            return Decoded::Invalid;
+        }
+        let sure = u32_at(from, CHECK) == crc32(&from[..CHECK]);
+        let version = u16_at(from, VERSION);
+        if version > FORMAT_VERSION {
+            return Decoded::Newer { version, sure };
+        }
+        if !sure || version == 0 {
+            return Decoded::Invalid;
+        }
+        let known =
+            u64_at(from, REQUIRED) == 0 && from[CHECKSUM] == CHECKSUM_ID && from[GROUPS] == 1;
+        if !known {
+            return Decoded::Newer { version: FORMAT_VERSION + 1, sure };
+        }
+        Decoded::Valid(Self {
+            queue_id: take(from, QUEUE_ID),
+            ordinal: u64_at(from, ORDINAL),
+            predecessor: u64_at(from, PREDECESSOR),
+            generation: u64_at(from, GENERATION),
+            epoch: u64_at(from, EPOCH),
+            size: u64_at(from, SIZE),
+            seq_limit: u64_at(from, SEQ_LIMIT),
+        })
+    }
+
+    /// Ties the checks of everything in this segment to this use of this file.
+    pub(crate) fn key(&self) -> Key {
+        Key::new(&take(&self.encode(), IDENTITY))
+    }
+
+    /// Offset of the second header page.
+    pub(crate) fn twin_offset(&self) -> u64 {
+        self.size - PAGE
+    }
+}
+
+/// The most records that fit into the given bytes between the header pages.
+pub(crate) fn capacity(bytes: u64) -> u64 {
+    bytes / (wide(record::HEADER) + slot::SLOT)
+}
+
+/// Bytes of the smallest segment that holds these records.
+pub(crate) fn size_for(record_bytes: u64, records: u64) -> u64 {
+    (2 * PAGE + record_bytes + records * slot::SLOT).next_multiple_of(PAGE).max(MIN_SEGMENT)
+}
+
+/// Written when the first record is placed: where its numbers and times start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Activation {
+    pub(crate) first_seq: u64,
+    pub(crate) base_time: u64,
+}
+
+impl Activation {
+    pub(crate) fn encode(self, key: Key) -> [u8; MARK] {
+        encode_mark(key, ACTIVATION, [self.first_seq, self.base_time])
+    }
+
+    pub(crate) fn decode(from: &[u8; MARK], key: Key) -> Option<Self> {
+        let [first_seq, base_time] = decode_mark(from, key, ACTIVATION)?;
+        Some(Self { first_seq, base_time })
+    }
+}
+
+/// Written when all records are known to be durable: how many count, and where they end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Seal {
+    pub(crate) tail: u64,
+    pub(crate) count: u32,
+    /// The run ended in this segment, and no Seq behind its last record was given out.
+    pub(crate) run_ended: bool,
+}
+
+impl Seal {
+    pub(crate) fn encode(self, key: Key) -> [u8; MARK] {
+        let flags = if self.run_ended { SEAL_RUN_ENDED } else { 0 };
+        encode_mark(key, SEAL, [self.tail, u64::from(self.count) | u64::from(flags) << 32])
+    }
+
+    pub(crate) fn decode(from: &[u8; MARK], key: Key) -> Option<Self> {
+        let [tail, word] = decode_mark(from, key, SEAL)?;
+        let run_ended = high_u32(word) & SEAL_RUN_ENDED != 0;
+        Some(Self { tail, count: low_u32(word), run_ended })
+    }
+}
+
+fn encode_mark(key: Key, place: u64, words: [u64; 2]) -> [u8; MARK] {
+    let mut out = [0; MARK];
+    put(&mut out, 0, words[0].to_le_bytes());
+    put(&mut out, 8, words[1].to_le_bytes());
+    put(&mut out, 16, key.check(place, words).to_le_bytes());
+    out
+}
+
+fn decode_mark(from: &[u8; MARK], key: Key, place: u64) -> Option<[u64; 2]> {
+    let words = [u64_at(from, 0), u64_at(from, 8)];
+    let valid = *from != [0; MARK] && u32_at(from, 16) == key.check(place, words);
+    valid.then_some(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        Header {
+            queue_id: [9; 16],
+            ordinal: 3,
+            predecessor: 2,
+            generation: 77,
+            epoch: 5,
+            size: 1 << 20,
+            seq_limit: 1000,
+        }
+    }
+
+    #[test]
+    fn header_comes_back_and_no_flipped_bit_passes() {
+        let bytes = header().encode();
+        assert_eq!(Header::decode(&bytes), Decoded::Valid(header()));
+        for bit in 0..HEADER * 8 {
+            let mut damaged = bytes;
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            match Header::decode(&damaged) {
+                Decoded::Invalid | Decoded::Newer { sure: false, .. } => {}
+                other => panic!("bit {bit}: {other:?}"),
+            }
+        }
+        assert_eq!(Header::decode(&[0; HEADER]), Decoded::Invalid);
+    }
+
+    #[test]
+    fn a_newer_version_is_told_from_damage() {
+        let mut bytes = header().encode();
+        put(&mut bytes, VERSION, 2u16.to_le_bytes());
+        assert_eq!(Header::decode(&bytes), Decoded::Newer { version: 2, sure: false });
+        let check = crc32(&bytes[..CHECK]);
+        put(&mut bytes, CHECK, check.to_le_bytes());
+        assert_eq!(Header::decode(&bytes), Decoded::Newer { version: 2, sure: true });
+        let mut feature = header().encode();
+        put(&mut feature, REQUIRED, 1u64.to_le_bytes());
+        let check = crc32(&feature[..CHECK]);
+        put(&mut feature, CHECK, check.to_le_bytes());
+        assert!(matches!(Header::decode(&feature), Decoded::Newer { sure: true, .. }));
+    }
+
+    #[test]
+    fn marks_belong_to_their_key_and_place() {
+        let key = header().key();
+        let activation = Activation { first_seq: 41, base_time: 1_700_000_000_000 };
+        let seal = Seal { tail: 8192, count: 12, run_ended: true };
+        assert_eq!(Activation::decode(&activation.encode(key), key), Some(activation));
+        assert_eq!(Seal::decode(&seal.encode(key), key), Some(seal));
+        assert_eq!(Seal::decode(&activation.encode(key), key), None);
+        assert_eq!(Activation::decode(&[0; MARK], key), None);
+        let other = Header { generation: 78, ..header() }.key();
+        assert_eq!(Seal::decode(&seal.encode(key), other), None);
+    }
+}

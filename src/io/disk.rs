@@ -1,0 +1,224 @@
+//! The operating system's files.
+
+#![expect(clippy::disallowed_types, reason = "the door to the operating system")]
+
+use super::mmap::Map;
+use super::{Entry, Region, Storage, StorageFile, os, outside};
+use crate::format::name;
+use parking_lot::Mutex;
+use std::any::Any;
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
+/// A directory of the operating system.
+#[derive(Debug)]
+pub(crate) struct DiskStorage {
+    directory: PathBuf,
+}
+
+impl DiskStorage {
+    /// Makes the directory, and those above it, if need be.
+    pub(crate) fn new(path: &Path) -> io::Result<Self> {
+        // Absolute, so that a later change of the working directory moves nothing.
+        let directory = std::path::absolute(path)?;
+        let missing: Vec<&Path> =
+            directory.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
+        for path in missing.into_iter().rev() {
+            match os::create_directory(path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                result => result?,
+            }
+        }
+        if !directory.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        Ok(Self { directory })
+    }
+}
+
+impl Storage for DiskStorage {
+    fn lock(&self) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
+        let file = os::private().create(true).truncate(false).open(self.path(name::LOCK))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Box::new(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    fn list(&self) -> io::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        for entry in self.directory.read_dir()? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            entries.push(Entry::new(name, entry.file_type()?.is_file()));
+        }
+        Ok(entries)
+    }
+
+    fn create(&self, name: &str, size: u64) -> io::Result<Arc<dyn StorageFile>> {
+        self.remove(name)?;
+        let file = os::private().create_new(true).open(self.path(name))?;
+        match os::allocate(&file, size) {
+            Ok(mappable) => Ok(Arc::new(DiskFile::new(file, size, mappable))),
+            Err(error) => {
+                drop(file);
+                // The first error is the one to tell; a file that stays is finished off at open.
+                self.remove(name).ok();
+                Err(error)
+            }
+        }
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        let file = os::private().open(self.path(name))?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        os::advise_random(&file);
+        let mappable = os::is_mappable(&file)?;
+        Ok(Arc::new(DiskFile::new(file, metadata.len(), mappable)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.path(from), self.path(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        match std::fs::remove_file(self.path(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        os::sync_directory(&self.directory)
+    }
+
+    fn sync_parents(&self) -> io::Result<()> {
+        for ancestor in self.directory.ancestors().skip(1) {
+            match os::sync_directory(ancestor) {
+                // A directory that we may not even read was not made by us.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
+                // Nor was one on a file system that cannot sync directories, such as /proc's.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => break,
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+}
+
+#[derive(Debug)]
+struct DiskFile {
+    file: Arc<File>,
+    size: u64,
+    mappable: bool,
+    /// One map for a file, however often it is asked for.
+    region: Mutex<Weak<DiskRegion>>,
+}
+
+impl DiskFile {
+    fn new(file: File, size: u64, mappable: bool) -> Self {
+        Self { file: Arc::new(file), size, mappable, region: Mutex::new(Weak::new()) }
+    }
+
+    fn check(&self, offset: u64, len: usize) -> io::Result<()> {
+        let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
+        if end.is_some_and(|end| end <= self.size) {
+            return Ok(());
+        }
+        Err(outside(offset, len, self.size))
+    }
+}
+
+impl StorageFile for DiskFile {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.check(offset, into.len())?;
+        os::read_exact_at(&self.file, offset, into)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.check(offset, bytes.len())?;
+        os::write_all_at(&self.file, offset, bytes)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        #[cfg(not(target_os = "linux"))]
+        if let Some(region) = self.region.lock().upgrade() {
+            region.map.flush()?;
+        }
+        // On Linux fdatasync covers stores through a map; it also makes a new size durable.
+        self.file.sync_data()
+    }
+
+    fn map(&self) -> io::Result<Arc<dyn Region>> {
+        let mut region = self.region.lock();
+        if let Some(region) = region.upgrade() {
+            return Ok(region);
+        }
+        let map = Map::new(&self.file, self.size, self.mappable)?;
+        map.advise_random();
+        let by_write = (!self.mappable).then(|| Arc::clone(&self.file));
+        let new = Arc::new(DiskRegion { map, by_write });
+        *region = Arc::downgrade(&new);
+        Ok(new)
+    }
+}
+
+/// The switch between stores into the map and, where such a store could run out of room, writes.
+#[derive(Debug)]
+struct DiskRegion {
+    map: Map,
+    by_write: Option<Arc<File>>,
+}
+
+impl Region for DiskRegion {
+    #[inline]
+    fn store(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        match &self.by_write {
+            None => self.map.store(offset, bytes),
+            Some(file) => os::write_all_at(file, offset, bytes),
+        }
+    }
+
+    #[inline]
+    fn load(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.map.load(offset, into)
+    }
+
+    #[inline]
+    fn load_into(&self, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
+        self.map.load_into(offset, len, into)
+    }
+
+    #[inline]
+    fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
+        match &self.by_write {
+            None => self.map.store_word(offset, word),
+            Some(file) => os::write_all_at(file, offset, &word.to_le_bytes()),
+        }
+    }
+
+    #[inline]
+    fn load_word(&self, offset: u64) -> io::Result<u64> {
+        self.map.load_word(offset)
+    }
+
+    fn populate(&self) {
+        if self.by_write.is_none() {
+            self.map.populate();
+        }
+    }
+}

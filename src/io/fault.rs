@@ -1,0 +1,222 @@
+//! A [`Storage`] that fails or stops at a chosen operation, around any other.
+
+use super::{Entry, Region, Storage, StorageFile};
+use parking_lot::Mutex;
+use std::any::Any;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+
+/// What goes wrong, and when.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum FaultPlan {
+    /// Nothing.
+    None,
+    /// From operation number `at` on nothing reaches the storage any more, and every call fails:
+    /// what is left is what a crash at this moment leaves.
+    CrashAt {
+        /// Counted from 0.
+        at: u64,
+    },
+    /// Operation number `at` fails.
+    FailAt {
+        /// Counted from 0.
+        at: u64,
+        /// How it fails.
+        error: io::ErrorKind,
+        /// Whether all later ones fail, too.
+        lasting: bool,
+    },
+    /// Every sync of a file fails.
+    FailSyncs {
+        /// How it fails.
+        error: io::ErrorKind,
+    },
+}
+
+/// Counts the operations on another storage that change something, and makes some of them fail.
+///
+/// Stores through a [`Region`] count, but fail only in a crash: a store into mapped memory has no
+/// way to fail. With [`FaultStorage::stores_can_fail`] they do, as where stores are writes.
+#[derive(Debug)]
+pub struct FaultStorage {
+    inner: Arc<dyn Storage>,
+    faults: Arc<Faults>,
+}
+
+#[derive(Debug)]
+struct Faults {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    plan: FaultPlan,
+    operations: u64,
+    stores_can_fail: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Operation {
+    Sync,
+    Store,
+    Other,
+}
+
+impl FaultStorage {
+    /// A storage without faults, around another.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Storage>) -> Self {
+        let state = State { plan: FaultPlan::None, operations: 0, stores_can_fail: false };
+        Self { inner, faults: Arc::new(Faults { state: Mutex::new(state) }) }
+    }
+
+    /// What goes wrong from now on. Operations are counted from 0 again.
+    pub fn plan(&self, plan: FaultPlan) {
+        let mut state = self.faults.state.lock();
+        (state.plan, state.operations) = (plan, 0);
+    }
+
+    /// Whether stores can fail like writes.
+    pub fn stores_can_fail(&self, on: bool) {
+        self.faults.state.lock().stores_can_fail = on;
+    }
+
+    /// How many operations there have been since the last plan.
+    #[must_use]
+    pub fn operations(&self) -> u64 {
+        self.faults.state.lock().operations
+    }
+}
+
+impl Faults {
+    /// Counts an operation; fails if the plan says so.
+    fn before(&self, operation: Operation) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let number = state.operations;
+        state.operations += 1;
+        let can_fail = operation != Operation::Store || state.stores_can_fail;
+        match state.plan {
+            FaultPlan::CrashAt { at } if number >= at => Err(io::Error::other("crashed")),
+            FaultPlan::FailAt { at, error, lasting }
+                if can_fail && (number == at || lasting && number > at) =>
+            {
+                Err(error.into())
+            }
+            FaultPlan::FailSyncs { error } if operation == Operation::Sync => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Storage for FaultStorage {
+    fn lock(&self) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
+        self.inner.lock()
+    }
+
+    fn list(&self) -> io::Result<Vec<Entry>> {
+        self.inner.list()
+    }
+
+    fn create(&self, name: &str, size: u64) -> io::Result<Arc<dyn StorageFile>> {
+        self.faults.before(Operation::Other)?;
+        let inner = self.inner.create(name, size)?;
+        Ok(Arc::new(FaultFile { inner, faults: Arc::clone(&self.faults) }))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        let inner = self.inner.open(name)?;
+        Ok(Arc::new(FaultFile { inner, faults: Arc::clone(&self.faults) }))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.faults.before(Operation::Other)?;
+        self.inner.rename(from, to)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.faults.before(Operation::Other)?;
+        self.inner.remove(name)
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        self.faults.before(Operation::Other)?;
+        self.inner.sync_directory()
+    }
+
+    fn sync_parents(&self) -> io::Result<()> {
+        self.faults.before(Operation::Other)?;
+        self.inner.sync_parents()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.inner.path(name)
+    }
+}
+
+#[derive(Debug)]
+struct FaultFile {
+    inner: Arc<dyn StorageFile>,
+    faults: Arc<Faults>,
+}
+
+impl StorageFile for FaultFile {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.inner.read_at(offset, into)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.faults.before(Operation::Other)?;
+        self.inner.write_at(offset, bytes)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.faults.before(Operation::Sync)?;
+        self.inner.sync()
+    }
+
+    fn map(&self) -> io::Result<Arc<dyn Region>> {
+        let inner = self.inner.map()?;
+        Ok(Arc::new(FaultRegion { inner, faults: Arc::clone(&self.faults) }))
+    }
+}
+
+#[derive(Debug)]
+struct FaultRegion {
+    inner: Arc<dyn Region>,
+    faults: Arc<Faults>,
+}
+
+impl Region for FaultRegion {
+    fn store(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.faults.before(Operation::Store)?;
+        self.inner.store(offset, bytes)
+    }
+
+    fn load(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.inner.load(offset, into)
+    }
+
+    fn load_into(&self, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
+        self.inner.load_into(offset, len, into)
+    }
+
+    fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
+        self.faults.before(Operation::Store)?;
+        self.inner.store_word(offset, word)
+    }
+
+    fn load_word(&self, offset: u64) -> io::Result<u64> {
+        self.inner.load_word(offset)
+    }
+
+    fn populate(&self) {
+        self.inner.populate();
+    }
+}

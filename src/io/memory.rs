@@ -1,0 +1,334 @@
+//! A disk in memory that forgets like a real one.
+//!
+//! Every sector remembers each version that it had since its file was last synced, and every name
+//! each file that it stood for since the directory was last synced. [`MemoryStorage::power_cut`]
+//! makes a disk on which each of them has any of those versions, independently of all others: the
+//! weakest behaviour that a file system may show which keeps its word about syncs.
+
+use super::{Entry, Region, Storage, StorageFile, outside};
+use parking_lot::Mutex;
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const SECTOR: usize = 512;
+
+/// A directory in memory.
+#[derive(Debug, Default)]
+pub struct MemoryStorage {
+    disk: Arc<Mutex<Disk>>,
+    is_locked: Arc<AtomicBool>,
+    capacity: Option<u64>,
+}
+
+/// What a power cut does to the sectors and names that were not synced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CrashImage {
+    /// All are lost.
+    Oldest,
+    /// All are kept: as if only the process had been killed.
+    Newest,
+    /// Each has a version of its own, chosen by this seed.
+    Mixed(u64),
+}
+
+#[derive(Debug, Default)]
+struct Disk {
+    names: BTreeMap<String, usize>,
+    /// What each changed name stood for since the directory was synced, oldest first.
+    old_names: BTreeMap<String, Vec<Option<usize>>>,
+    files: Vec<Content>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Content {
+    bytes: Vec<u8>,
+    /// What each changed sector held since the file was synced, oldest first.
+    old_sectors: BTreeMap<usize, Vec<[u8; SECTOR]>>,
+    was_synced: bool,
+}
+
+impl MemoryStorage {
+    /// An empty directory without a limit.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An empty directory on a disk of so many bytes.
+    #[must_use]
+    pub fn with_capacity(bytes: u64) -> Self {
+        Self { capacity: Some(bytes), ..Self::default() }
+    }
+
+    /// The disk that is found after the power was cut now. This one stays as it is.
+    #[must_use]
+    pub fn power_cut(&self, image: CrashImage) -> Self {
+        let disk = self.disk.lock();
+        let mut dice = Dice(image);
+        let mut after = Disk::default();
+        let mut numbers: BTreeMap<usize, usize> = BTreeMap::new();
+        let names: Vec<&String> = disk.names.keys().chain(disk.old_names.keys()).collect();
+        let mut chosen: BTreeMap<&String, Option<usize>> = BTreeMap::new();
+        for name in names {
+            let now = disk.names.get(name).copied();
+            let old = disk.old_names.get(name).map_or(&[][..], Vec::as_slice);
+            chosen.entry(name).or_insert_with(|| dice.choose(old, &now));
+        }
+        for (name, file) in chosen {
+            let Some(file) = file else { continue };
+            let number = *numbers.entry(file).or_insert_with(|| {
+                after.files.push(disk.files[file].after_power_cut(&mut dice));
+                after.files.len() - 1
+            });
+            after.names.insert(name.clone(), number);
+        }
+        Self { disk: Arc::new(Mutex::new(after)), capacity: self.capacity, ..Self::default() }
+    }
+
+    /// The directory that another process finds after this one was killed: all that was stored is
+    /// there, but what was not synced still is not.
+    #[must_use]
+    pub fn killed(&self) -> Self {
+        let disk = self.disk.lock();
+        let copy = Disk {
+            names: disk.names.clone(),
+            old_names: disk.old_names.clone(),
+            files: disk.files.clone(),
+        };
+        Self { disk: Arc::new(Mutex::new(copy)), capacity: self.capacity, ..Self::default() }
+    }
+
+    /// The bytes of a file, for tests that damage them.
+    #[must_use]
+    pub fn read(&self, name: &str) -> Option<Vec<u8>> {
+        let disk = self.disk.lock();
+        disk.names.get(name).map(|&file| disk.files[file].bytes.clone())
+    }
+
+    /// Replaces or makes a file, durably.
+    pub fn write(&self, name: &str, bytes: Vec<u8>) {
+        let mut disk = self.disk.lock();
+        disk.files.push(Content { bytes, was_synced: true, ..Content::default() });
+        let number = disk.files.len() - 1;
+        disk.names.insert(name.to_string(), number);
+    }
+}
+
+impl Content {
+    fn after_power_cut(&self, dice: &mut Dice) -> Self {
+        let mut bytes = self.bytes.clone();
+        for (&sector, old) in &self.old_sectors {
+            let place = sector * SECTOR..(sector + 1) * SECTOR;
+            let mut now = [0; SECTOR];
+            now.copy_from_slice(&bytes[place.clone()]);
+            bytes[place].copy_from_slice(&dice.choose(old, &now));
+        }
+        if !self.was_synced && dice.choose(&[true], &false) {
+            bytes.clear();
+        }
+        Self { bytes, was_synced: true, ..Self::default() }
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let size = self.bytes.len();
+        let start = usize::try_from(offset).map_err(io::Error::other)?;
+        let end = start.checked_add(bytes.len()).filter(|&end| end <= size);
+        let end =
+            end.ok_or_else(|| outside(offset, bytes.len(), u64::try_from(size).unwrap_or(0)))?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        for sector in start / SECTOR..=(end - 1) / SECTOR {
+            let mut old = [0; SECTOR];
+            old.copy_from_slice(&self.bytes[sector * SECTOR..(sector + 1) * SECTOR]);
+            self.old_sectors.entry(sector).or_default().push(old);
+        }
+        self.bytes[start..end].copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+impl Disk {
+    fn change(&mut self, name: &str, to: Option<usize>) {
+        let now = self.names.get(name).copied();
+        self.old_names.entry(name.to_string()).or_default().push(now);
+        match to {
+            Some(file) => self.names.insert(name.to_string(), file),
+            None => self.names.remove(name),
+        };
+    }
+
+    fn used(&self) -> u64 {
+        let files = self.names.values().map(|&file| self.files[file].bytes.len());
+        files.map(|len| u64::try_from(len).unwrap_or(0)).sum()
+    }
+
+    fn number(&self, name: &str) -> io::Result<usize> {
+        self.names.get(name).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl Storage for MemoryStorage {
+    fn lock(&self) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
+        // SeqCst: plain mutual exclusion, and not on any hot path.
+        let was_locked = self.is_locked.swap(true, Ordering::SeqCst);
+        let lock = (!was_locked).then(|| Unlock(Arc::clone(&self.is_locked)));
+        Ok(lock.map(|lock| Box::new(lock) as Box<dyn Any + Send + Sync>))
+    }
+
+    fn list(&self) -> io::Result<Vec<Entry>> {
+        let disk = self.disk.lock();
+        Ok(disk.names.keys().map(|name| Entry::new(name.clone(), true)).collect())
+    }
+
+    fn create(&self, name: &str, size: u64) -> io::Result<Arc<dyn StorageFile>> {
+        let mut disk = self.disk.lock();
+        if self.capacity.is_some_and(|capacity| disk.used() + size > capacity) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let bytes = vec![0; usize::try_from(size).map_err(io::Error::other)?];
+        disk.files.push(Content { bytes, ..Content::default() });
+        let number = disk.files.len() - 1;
+        disk.change(name, Some(number));
+        drop(disk);
+        self.open(name)
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        let number = self.disk.lock().number(name)?;
+        Ok(Arc::new(MemoryFile { disk: Arc::clone(&self.disk), number }))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        let number = disk.number(from)?;
+        disk.change(from, None);
+        disk.change(to, Some(number));
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        if disk.names.contains_key(name) {
+            disk.change(name, None);
+        }
+        Ok(())
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        self.disk.lock().old_names.clear();
+        Ok(())
+    }
+
+    fn sync_parents(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        PathBuf::from("memory").join(name)
+    }
+}
+
+struct Unlock(Arc<AtomicBool>);
+
+impl Drop for Unlock {
+    fn drop(&mut self) {
+        // SeqCst: as in `lock`.
+        self.0.store(false, Ordering::SeqCst);
+    }
+}
+
+#[derive(Debug)]
+struct MemoryFile {
+    disk: Arc<Mutex<Disk>>,
+    number: usize,
+}
+
+impl StorageFile for MemoryFile {
+    fn size(&self) -> u64 {
+        u64::try_from(self.disk.lock().files[self.number].bytes.len()).unwrap_or(0)
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        let disk = self.disk.lock();
+        let bytes = &disk.files[self.number].bytes;
+        let start = usize::try_from(offset).map_err(io::Error::other)?;
+        let from = start.checked_add(into.len()).and_then(|end| bytes.get(start..end));
+        let size = u64::try_from(bytes.len()).unwrap_or(0);
+        into.copy_from_slice(from.ok_or_else(|| outside(offset, into.len(), size))?);
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.disk.lock().files[self.number].write(offset, bytes)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        let file = &mut disk.files[self.number];
+        file.old_sectors.clear();
+        file.was_synced = true;
+        Ok(())
+    }
+
+    fn map(&self) -> io::Result<Arc<dyn Region>> {
+        Ok(Arc::new(Self { disk: Arc::clone(&self.disk), number: self.number }))
+    }
+}
+
+impl Region for MemoryFile {
+    fn store(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write_at(offset, bytes)
+    }
+
+    fn load(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.read_at(offset, into)
+    }
+
+    fn load_into(&self, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
+        let mut bytes = vec![0; len];
+        self.read_at(offset, &mut bytes)?;
+        into.extend(bytes);
+        Ok(())
+    }
+
+    fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
+        self.write_at(offset, &word.to_le_bytes())
+    }
+
+    fn load_word(&self, offset: u64) -> io::Result<u64> {
+        let mut word = [0; 8];
+        self.read_at(offset, &mut word)?;
+        Ok(u64::from_le_bytes(word))
+    }
+
+    fn populate(&self) {}
+}
+
+/// Chooses versions.
+struct Dice(CrashImage);
+
+impl Dice {
+    fn choose<T: Copy>(&mut self, old: &[T], now: &T) -> T {
+        match &mut self.0 {
+            CrashImage::Newest => *now,
+            CrashImage::Oldest => *old.first().unwrap_or(now),
+            CrashImage::Mixed(state) => {
+                // splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators).
+                *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+                let mut mixed = *state;
+                mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+                mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+                mixed ^= mixed >> 31;
+                // Half of the time the newest, else any: long histories must not drown it.
+                let versions = u64::try_from(old.len()).unwrap_or(0).max(1);
+                let place = usize::try_from((mixed >> 8) % versions).unwrap_or(0);
+                if mixed & 1 == 0 { *now } else { *old.get(place).unwrap_or(now) }
+            }
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! A mapped file: the only `unsafe` code in keepq.
+//!
+//! Relies on: the file's size never changes and its blocks are allocated (`io/disk.rs` sees to both
+//! before it maps; nobody else touches the files, an exclusive lock says so). Refuses to hand out
+//! references into the map: everything is copied, so no `&[u8]` can see bytes change under it.
+
+#![expect(unsafe_code, reason = "the home of unsafe: raw copies in and out of a mapped file")]
+
+use super::outside;
+use memmap2::{MmapOptions, MmapRaw};
+use std::io;
+use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+#[derive(Debug)]
+pub(super) struct Map {
+    raw: MmapRaw,
+    size: u64,
+}
+
+impl Map {
+    #[expect(clippy::disallowed_types, reason = "mapping needs the file")]
+    pub(super) fn new(file: &std::fs::File, size: u64, writable: bool) -> io::Result<Self> {
+        let len = usize::try_from(size).map_err(io::Error::other)?;
+        let mut options = MmapOptions::new();
+        options.len(len);
+        let raw =
+            if writable { options.map_raw(file)? } else { options.map_raw_read_only(file)? };
+        Ok(Self { raw, size })
+    }
+
+    /// Copies `bytes` in. The map must be writable.
+    pub(super) fn store(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let to = self.at(offset, bytes.len())?;
+        // SAFETY: `at` proved that `to..to + len` lies in the live map, which is writable (the
+        // caller's duty, `DiskRegion` holds the switch) and does not overlap a Rust slice, since
+        // none into the map exists.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        Ok(())
+    }
+
+    pub(super) fn load(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        let from = self.at(offset, into.len())?;
+        // SAFETY: `at` proved that `from..from + len` lies in the live map; `into` is a Rust slice
+        // and so not part of it.
+        unsafe { ptr::copy_nonoverlapping(from.cast_const(), into.as_mut_ptr(), into.len()) };
+        Ok(())
+    }
+
+    pub(super) fn load_into(&self, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
+        let from = self.at(offset, len)?;
+        into.reserve(len);
+        let spare = into.spare_capacity_mut().as_mut_ptr().cast::<u8>();
+        // SAFETY: `at` proved the source, `reserve` the destination, and the two do not overlap.
+        unsafe { ptr::copy_nonoverlapping(from.cast_const(), spare, len) };
+        let filled = into.len() + len;
+        // SAFETY: `reserve` made the capacity, and the copy above filled the `len` new bytes.
+        unsafe { into.set_len(filled) };
+        Ok(())
+    }
+
+    /// One store of a whole word. The map must be writable.
+    pub(super) fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
+        // Relaxed: the engine's locks order this with the loads; the store only has to be whole.
+        self.word(offset)?.store(word.to_le(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub(super) fn load_word(&self, offset: u64) -> io::Result<u64> {
+        // Relaxed: as in `store_word`.
+        Ok(u64::from_le(self.word(offset)?.load(Ordering::Relaxed)))
+    }
+
+    fn word(&self, offset: u64) -> io::Result<&AtomicU64> {
+        let at = self.at(offset, 8)?.cast::<u64>();
+        if !at.is_aligned() {
+            return Err(outside(offset, 8, self.size));
+        }
+        // SAFETY: `at` proved that the eight bytes lie in the map, which lives as long as `self`;
+        // they are aligned; the engine reaches words that others may store to only through here.
+        Ok(unsafe { AtomicU64::from_ptr(at) })
+    }
+
+    /// Where `len` bytes at `offset` lie, if they lie in the map.
+    fn at(&self, offset: u64, len: usize) -> io::Result<*mut u8> {
+        let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
+        match (end, usize::try_from(offset)) {
+            (Some(end), Ok(start)) if end <= self.size => {
+                Ok(self.raw.as_mut_ptr().wrapping_add(start))
+            }
+            _ => Err(outside(offset, len, self.size)),
+        }
+    }
+
+    /// One page at a time: no read-ahead, and no large folios that one store would dirty whole.
+    #[cfg(unix)]
+    pub(super) fn advise_random(&self) {
+        // Advice that is refused changes nothing but speed.
+        self.raw.advise(memmap2::Advice::Random).ok();
+    }
+
+    #[cfg(not(unix))]
+    pub(super) fn advise_random(&self) {}
+
+    /// Faults every page in, writable: a store on the hot path then meets no page fault.
+    #[cfg(target_os = "linux")]
+    pub(super) fn populate(&self) {
+        // Kernels before 5.14 do not know this advice; then the stores fault the pages in.
+        self.raw.advise(memmap2::Advice::PopulateWrite).ok();
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn populate(&self) {}
+
+    /// Where a file's sync does not cover its maps.
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn flush(&self) -> io::Result<()> {
+        self.raw.flush()
+    }
+}

@@ -1,0 +1,183 @@
+//! The only door to the operating system.
+//!
+//! [`Storage`] is one directory, [`StorageFile`] one file of fixed size, [`Region`] the same file
+//! seen as memory. What is promised: a call that returned `Ok` is visible to every later call,
+//! also of another process after this one was killed; what was there when [`StorageFile::sync`] or
+//! [`Storage::sync_directory`] was called is there after a power cut once it returned `Ok`; anything
+//! else may be in any state. Nothing here retries, interprets or hides an error.
+
+mod disk;
+#[cfg(feature = "fault-injection")]
+pub(crate) mod fault;
+#[cfg(feature = "fault-injection")]
+pub(crate) mod memory;
+mod mmap;
+mod os;
+
+pub(crate) use disk::DiskStorage;
+use std::any::Any;
+use std::fmt::Debug;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A directory, and the names in it.
+pub trait Storage: Debug + Send + Sync {
+    /// Takes the exclusive lock; `None` if somebody has it. It lasts as long as what is returned.
+    ///
+    /// # Errors
+    ///
+    /// If the lock file cannot be made.
+    fn lock(&self) -> io::Result<Option<Box<dyn Any + Send + Sync>>>;
+
+    /// All names, in any order.
+    ///
+    /// # Errors
+    ///
+    /// If the directory cannot be read.
+    fn list(&self) -> io::Result<Vec<Entry>>;
+
+    /// Makes a file of `size` zero bytes that really has all its blocks; replaces what had the name.
+    ///
+    /// # Errors
+    ///
+    /// If there is no room; then there is no file of this name.
+    fn create(&self, name: &str, size: u64) -> io::Result<Arc<dyn StorageFile>>;
+
+    /// Opens a regular file.
+    ///
+    /// # Errors
+    ///
+    /// If it is not there, or not a regular file.
+    fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>>;
+
+    /// Gives a file another name; replaces what had that.
+    ///
+    /// # Errors
+    ///
+    /// If the operating system refuses.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Removes a name.
+    ///
+    /// # Errors
+    ///
+    /// If the operating system refuses; a name that is not there is not an error.
+    fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// Makes all names durable.
+    ///
+    /// # Errors
+    ///
+    /// If the operating system refuses.
+    fn sync_directory(&self) -> io::Result<()>;
+
+    /// Makes the directory itself durable in its parents: once, for a new queue.
+    ///
+    /// # Errors
+    ///
+    /// If the operating system refuses.
+    fn sync_parents(&self) -> io::Result<()>;
+
+    /// Where a name lies, for messages to people.
+    fn path(&self, name: &str) -> PathBuf;
+}
+
+/// A file of fixed size.
+pub trait StorageFile: Debug + Send + Sync {
+    /// Its size in bytes.
+    fn size(&self) -> u64;
+
+    /// Reads exactly `into.len()` bytes.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be read, or lie outside.
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()>;
+
+    /// Writes all of `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be written, or lie outside.
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Makes content and size durable, stores through a [`Region`] included.
+    ///
+    /// # Errors
+    ///
+    /// If the operating system refuses: then nothing is known about any unsynced byte.
+    fn sync(&self) -> io::Result<()>;
+
+    /// The file as memory. Valid after the file was removed, too.
+    ///
+    /// # Errors
+    ///
+    /// If the operating system refuses.
+    fn map(&self) -> io::Result<Arc<dyn Region>>;
+}
+
+/// A file as memory. Bounds are checked; whoever stores to a place while another reads it gets
+/// bytes of both, so the layers above order that with their locks.
+pub trait Region: Debug + Send + Sync {
+    /// Copies `bytes` in.
+    ///
+    /// # Errors
+    ///
+    /// If they lie outside, or, where stores are writes, the write fails.
+    fn store(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Copies out.
+    ///
+    /// # Errors
+    ///
+    /// If they lie outside.
+    fn load(&self, offset: u64, into: &mut [u8]) -> io::Result<()>;
+
+    /// Copies `len` bytes out to the end of `into`.
+    ///
+    /// # Errors
+    ///
+    /// If they lie outside.
+    fn load_into(&self, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()>;
+
+    /// Stores a word (little-endian) at a multiple of 8, whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// As [`Region::store`].
+    fn store_word(&self, offset: u64, word: u64) -> io::Result<()>;
+
+    /// Loads a word.
+    ///
+    /// # Errors
+    ///
+    /// As [`Region::load`].
+    fn load_word(&self, offset: u64) -> io::Result<u64>;
+
+    /// Makes all pages resident and ready to be stored to.
+    fn populate(&self);
+}
+
+/// A name in a directory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Entry {
+    /// The name; what is not UTF-8 is replaced, and then matches no name of ours.
+    pub name: String,
+    /// Whether it is a regular file, not a directory or a link.
+    pub is_file: bool,
+}
+
+impl Entry {
+    /// An entry.
+    #[must_use]
+    pub fn new(name: String, is_file: bool) -> Self {
+        Self { name, is_file }
+    }
+}
+
+fn outside(offset: u64, len: usize, size: u64) -> io::Error {
+    let reason = format!("{len} bytes at {offset} lie outside of the file's {size}");
+    io::Error::new(io::ErrorKind::InvalidInput, reason)
+}

@@ -1,0 +1,50 @@
+#![doc = include_str!("../README.md")]
+
+mod checkpoint;
+mod clock;
+mod delivery;
+mod engine;
+mod error;
+mod format;
+#[cfg_attr(
+    not(feature = "fault-injection"),
+    allow(unreachable_pub, reason = "the feature exports it")
+)]
+mod io;
+mod leases;
+mod log;
+mod message;
+mod options;
+mod queue;
+mod recovery;
+mod report;
+mod seq;
+mod stats;
+
+/// How keepq is built, why, and the bytes it writes.
+pub mod docs {
+    /// The bytes on disk: enough to write a reader from.
+    #[doc = include_str!("docs/format.md")]
+    pub mod format {}
+    /// The promise, the invariants that keep it, and the argument crash by crash.
+    #[doc = include_str!("docs/design.md")]
+    pub mod design {}
+}
+
+/// The door to the operating system, and others to put in its place: memory that forgets like a
+/// disk without power, and calls that fail. For tests of keepq and of programs that use it.
+#[cfg(feature = "fault-injection")]
+pub mod fault {
+    pub use crate::io::fault::{FaultPlan, FaultStorage};
+    pub use crate::io::memory::{CrashImage, MemoryStorage};
+    pub use crate::io::{Entry, Region, Storage, StorageFile};
+}
+
+pub use delivery::{Delivery, Receipt};
+pub use error::{Error, Result};
+pub use message::Message;
+pub use options::{Durability, Options};
+pub use queue::Queue;
+pub use report::{CheckpointState, Damage, DamageKind, RecoveryReport};
+pub use seq::Seq;
+pub use stats::Stats;

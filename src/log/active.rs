@@ -1,0 +1,129 @@
+//! The segment that pushes go to.
+//!
+//! Promises: a batch is placed whole or not at all, and what `append` returned `Ok` for survives
+//! the process. Relies on one caller at a time (`&mut`). Nothing is published or synced here.
+
+use super::Segment;
+use crate::error::{Error, Result};
+use crate::format::bytes::wide;
+use crate::format::checksum::crc32;
+use crate::format::record::{self, Flags};
+use crate::format::segment::{ACTIVATION, Activation, RECORDS_START, Seal, capacity};
+use crate::format::slot::{self, SLOT, Slot, State};
+use crate::format::PAGE;
+use crate::io::Region;
+use std::sync::Arc;
+
+/// A message on its way into the log: its checksum taken, its place not yet known.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Draft<'a> {
+    payload: &'a [u8],
+    body_check: u32,
+    body_len: u32,
+    is_transient: bool,
+}
+
+impl<'a> Draft<'a> {
+    /// `None` if no record can hold the payload.
+    pub(crate) fn new(payload: &'a [u8], is_transient: bool) -> Option<Self> {
+        let body_len = u32::try_from(payload.len()).ok()?;
+        let fits = u64::from(body_len) <= record::MAX_BODY;
+        fits.then(|| Self { payload, body_check: crc32(payload), body_len, is_transient })
+    }
+
+    /// Bytes that it takes in the log.
+    pub(crate) fn record_len(&self) -> u64 {
+        record::len(u64::from(self.body_len))
+    }
+}
+
+/// The segment that pushes go to.
+#[derive(Debug)]
+pub(crate) struct Active {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) region: Arc<dyn Region>,
+    pub(crate) first_seq: u64,
+    pub(crate) base_time: u64,
+    tail: u64,
+    count: u32,
+}
+
+impl Active {
+    /// Starts to use a segment: its first record will get `first_seq`.
+    pub(crate) fn start(
+        segment: Arc<Segment>,
+        region: Arc<dyn Region>,
+        first_seq: u64,
+        now: u64,
+    ) -> Result<Self> {
+        let activation = Activation { first_seq, base_time: now };
+        segment.store_mark(&*region, ACTIVATION, &activation.encode(segment.key))?;
+        Ok(Self { segment, region, first_seq, base_time: now, tail: RECORDS_START, count: 0 })
+    }
+
+    /// How many records it holds.
+    pub(crate) fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// The seal that fits it as it is now.
+    pub(crate) fn seal(&self, run_ended: bool) -> Seal {
+        Seal { tail: self.tail, count: self.count, run_ended }
+    }
+
+    /// Bytes that records and slots have taken of it.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        self.tail + u64::from(self.count) * SLOT
+    }
+
+    /// At most so many records can still be placed in it.
+    pub(crate) fn room_in_records(&self) -> u64 {
+        capacity((self.segment.header.size - PAGE).saturating_sub(self.used_bytes()))
+    }
+
+    /// Whether so many records of so many bytes in all fit, pushed now.
+    pub(crate) fn fits(&self, bytes: u64, records: u64, now: u64) -> bool {
+        let end = self.used_bytes() + bytes + records * SLOT;
+        let age = now.saturating_sub(self.base_time);
+        end <= self.segment.header.size - PAGE
+            && u64::from(self.count) + records <= u64::from(self.segment.slot_limit)
+            && u32::try_from(age).is_ok()
+    }
+
+    /// Places `drafts`, which fit, as one batch. `unsynced`: how many Seqs before the first of them
+    /// are not known to be durable.
+    pub(crate) fn append(&mut self, drafts: &[Draft<'_>], unsynced: u64, now: u64) -> Result<()> {
+        let age = u32::try_from(now.saturating_sub(self.base_time)).unwrap_or(u32::MAX);
+        let (mut tail, mut index, mut unsynced) = (self.tail, self.count, unsynced);
+        let last = drafts.len().saturating_sub(1);
+        for (position, draft) in drafts.iter().enumerate() {
+            let header = record::Header {
+                body_check: draft.body_check,
+                body_len: draft.body_len,
+                flags: Flags::default().transient(draft.is_transient).more(position < last),
+                unsynced: record::encode_unsynced(unsynced),
+                index,
+                age,
+            };
+            self.place(&header, draft.payload, tail)?;
+            tail += header.record_len();
+            index += 1;
+            unsynced += 1;
+        }
+        (self.tail, self.count) = (tail, index);
+        Ok(())
+    }
+
+    fn place(&self, header: &record::Header, payload: &[u8], offset: u64) -> Result<()> {
+        let (segment, region) = (&self.segment, &self.region);
+        let wrap = |error| Error::io("append", &segment.path, offset, error);
+        region.store(offset + wide(record::HEADER), payload).map_err(wrap)?;
+        region.store(offset, &header.encode(segment.key, offset)).map_err(wrap)?;
+        if header.flags.is_transient() {
+            let slot = Slot { state: State::Transient, attempts: 0, offset: Some(offset) };
+            let place = slot::offset(segment.header.size, header.index);
+            region.store_word(place, slot.encode(segment.key, header.index)).map_err(wrap)?;
+        }
+        Ok(())
+    }
+}

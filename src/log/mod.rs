@@ -1,0 +1,195 @@
+//! Segments: how one comes into being, is used, sealed, recycled and let go.
+//!
+//! Promises: a segment has its name only when its blocks and both headers are durable; a recycled
+//! file loses its old name, durably, before its old content is touched; a seal is stored only by a
+//! caller that has just synced what it speaks of. Refuses to decide when any of this happens.
+
+pub(crate) mod active;
+pub(crate) mod scan;
+pub(crate) mod sealed;
+
+use crate::error::{Error, Result};
+use crate::format::bytes::wide;
+use crate::format::checksum::Key;
+use crate::format::segment::{ACTIVATION, Activation, HEADER, Header, SEAL, Seal};
+use crate::format::{PAGE, name, slot};
+use crate::io::{Region, Storage, StorageFile};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Recycling zeroes a quarter more slots than were used, and so many.
+const SLOT_RESERVE: u32 = 1024;
+
+/// A segment file that has its name.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) header: Header,
+    pub(crate) key: Key,
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
+    /// So many slots are zero until they are used: all, or those that recycling zeroed.
+    pub(crate) slot_limit: u32,
+    file: Arc<dyn StorageFile>,
+}
+
+impl Segment {
+    /// A segment found under `name`.
+    pub(crate) fn found(
+        storage: &dyn Storage,
+        name: String,
+        header: Header,
+        file: Arc<dyn StorageFile>,
+    ) -> Self {
+        let (key, path) = (header.key(), storage.path(&name));
+        let slot_limit = slot::most(header.size);
+        Self { header, key, name, path, slot_limit, file }
+    }
+
+    /// Brings a segment into being: blocks, headers, sync, name, directory.
+    pub(crate) fn create(storage: &dyn Storage, header: Header) -> Result<Self> {
+        let temporary = name::temporary(header.ordinal);
+        let path = storage.path(&temporary);
+        let file = storage
+            .create(&temporary, header.size)
+            .map_err(|error| Error::io("allocate segment", &path, 0, error))?;
+        Self::finish(storage, &temporary, header, file)
+    }
+
+    /// Makes a new segment of a file in which nothing is owed and that no list names any more.
+    /// `count`: how many slots its last use had.
+    pub(crate) fn recycle(&self, storage: &dyn Storage, header: Header, count: u32) -> Result<Self> {
+        let temporary = name::temporary(header.ordinal);
+        let renamed = storage.rename(&self.name, &temporary);
+        renamed.map_err(|error| self.error("recycle segment", 0, error))?;
+        // From here on the file means nothing. Until that is durable, its content must stay.
+        sync_directory(storage).inspect_err(|_| discard(storage, &temporary))?;
+        let most = slot::most(header.size);
+        let slot_limit = most.min(count.saturating_add(count / 4).saturating_add(SLOT_RESERVE));
+        let zeroed = self.zero_marks_and_slots(slot_limit);
+        zeroed.inspect_err(|_| discard(storage, &temporary))?;
+        let recycled = Self::finish(storage, &temporary, header, Arc::clone(&self.file))?;
+        Ok(Self { slot_limit, ..recycled })
+    }
+
+    /// Through the map, page by page: big writes would leave large folios behind.
+    fn zero_marks_and_slots(&self, slot_limit: u32) -> Result<()> {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        let region = self.map()?;
+        let zero = |offset| {
+            let stored = region.store(offset, &ZEROS);
+            stored.map_err(|error| self.error("recycle segment", offset, error))
+        };
+        zero(0)?;
+        let lowest = slot::offset(self.header.size, slot_limit - 1) / PAGE * PAGE;
+        (lowest..self.header.size).step_by(ZEROS.len()).try_for_each(zero)
+    }
+
+    fn finish(
+        storage: &dyn Storage,
+        temporary: &str,
+        header: Header,
+        file: Arc<dyn StorageFile>,
+    ) -> Result<Self> {
+        let name = name::segment(header.ordinal);
+        let path = storage.path(&name);
+        let bytes = header.encode();
+        let made = file
+            .write_at(0, &bytes)
+            .and_then(|()| file.write_at(header.twin_offset(), &bytes))
+            .and_then(|()| file.sync())
+            .and_then(|()| storage.rename(temporary, &name))
+            .map_err(|error| Error::io("prepare segment", &path, 0, error));
+        made.inspect_err(|_| discard(storage, temporary))?;
+        sync_directory(storage).inspect_err(|_| discard(storage, &name))?;
+        let slot_limit = slot::most(header.size);
+        Ok(Self { key: header.key(), header, name, path, slot_limit, file })
+    }
+
+    /// The segment as memory.
+    pub(crate) fn map(&self) -> Result<Arc<dyn Region>> {
+        self.file.map().map_err(|error| self.error("map segment", 0, error))
+    }
+
+    /// Makes everything stored in it so far durable.
+    pub(crate) fn sync(&self) -> std::io::Result<()> {
+        self.file.sync()
+    }
+
+    /// Reads without the map: an unreadable sector is then an error, not a signal.
+    pub(crate) fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        self.file.read_at(offset, into).map_err(|error| self.error("read segment", offset, error))
+    }
+
+    /// The activation, from whichever header page has it.
+    pub(crate) fn activation(&self) -> Result<Option<Activation>> {
+        self.mark(ACTIVATION, |bytes, key| Activation::decode(bytes, key))
+    }
+
+    /// The seal, from whichever header page has it.
+    pub(crate) fn seal(&self) -> Result<Option<Seal>> {
+        self.mark(SEAL, |bytes, key| Seal::decode(bytes, key))
+    }
+
+    fn mark<T, const N: usize>(
+        &self,
+        place: u64,
+        decode: impl Fn(&[u8; N], Key) -> Option<T>,
+    ) -> Result<Option<T>> {
+        for page in [0, self.header.twin_offset()] {
+            let mut bytes = [0; N];
+            self.read_at(page + place, &mut bytes)?;
+            if let Some(mark) = decode(&bytes, self.key) {
+                return Ok(Some(mark));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Stores the seal. The caller has synced all that it speaks of, and it is not durable itself
+    /// before the next sync.
+    pub(crate) fn store_seal(&self, region: &dyn Region, seal: Seal) -> Result<()> {
+        self.store_mark(region, SEAL, &seal.encode(self.key))
+    }
+
+    fn store_mark(&self, region: &dyn Region, place: u64, bytes: &[u8]) -> Result<()> {
+        for page in [0, self.header.twin_offset()] {
+            let stored = region.store(page + place, bytes);
+            stored.map_err(|error| self.error("mark segment", page + place, error))?;
+        }
+        Ok(())
+    }
+
+    /// Wraps an error of the operating system.
+    pub(crate) fn error(
+        &self,
+        operation: &'static str,
+        offset: u64,
+        error: std::io::Error,
+    ) -> Error {
+        Error::io(operation, &self.path, offset, error)
+    }
+}
+
+/// Reads the header of the file `name` from whichever page has it.
+pub(crate) fn read_header(
+    file: &dyn StorageFile,
+) -> std::io::Result<[crate::format::segment::Decoded; 2]> {
+    let mut first = [0; HEADER];
+    let mut second = [0; HEADER];
+    if file.size() >= 2 * PAGE && file.size() >= 2 * wide(HEADER) {
+        file.read_at(0, &mut first)?;
+        file.read_at(file.size() - PAGE, &mut second)?;
+    }
+    Ok([Header::decode(&first), Header::decode(&second)])
+}
+
+/// Removes a half-made file. The error that made it half-made is the one to tell; what stays is
+/// finished off at the next open.
+fn discard(storage: &dyn Storage, name: &str) {
+    storage.remove(name).ok();
+}
+
+fn sync_directory(storage: &dyn Storage) -> Result<()> {
+    let synced = storage.sync_directory();
+    synced.map_err(|error| Error::io("sync directory", &storage.path(""), 0, error))
+}

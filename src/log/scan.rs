@@ -1,0 +1,165 @@
+//! Reading an unsealed segment from its first record to its last, to find where the log ends.
+//!
+//! Promises: time and memory are linear in the file, whatever its bytes claim; nothing is stored.
+//! Decides nothing: which gap is damage and which is the torn end is for `recovery.rs` to say.
+
+use super::Segment;
+use super::sealed::candidates;
+use crate::error::Result;
+use crate::format::PAGE;
+use crate::format::bytes::wide;
+use crate::format::record::{self, HEADER, Header};
+use crate::format::segment::{Activation, RECORDS_START};
+use crate::format::slot;
+
+/// Bytes read at once.
+const WINDOW: usize = 256 << 10;
+const ZEROS: [u8; 4096] = [0; 4096];
+
+/// Records without a gap.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Piece {
+    pub(crate) first_index: u32,
+    /// One behind its last record's index.
+    pub(crate) end_index: u32,
+    /// Where its last record ends.
+    pub(crate) end: u64,
+    /// Where a batch starts that this piece does not finish: offset and index.
+    pub(crate) open_batch: Option<(u64, u32)>,
+}
+
+/// What a scan found.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Scanned {
+    /// In order; between two of them, and before the first, something is invalid.
+    pub(crate) pieces: Vec<Piece>,
+    /// The largest Seq that one of the records says was durable.
+    pub(crate) watermark: u64,
+    /// The newest push time.
+    pub(crate) newest_time: u64,
+    pub(crate) read_bytes: u64,
+}
+
+/// Reads all records of a segment.
+pub(crate) fn scan(segment: &Segment, activation: Activation) -> Result<Scanned> {
+    let mut reader = Reader { segment, window: vec![0; WINDOW], start: 0, filled: 0 };
+    let mut scanned = Scanned { newest_time: activation.base_time, ..Scanned::default() };
+    let mut offset = RECORDS_START;
+    let mut index = 0;
+    let mut gap_start = offset;
+    while let Some((at, header)) = reader.next_header(offset, index, gap_start)? {
+        let end = at + header.record_len();
+        if reader.body_matches(&header, at)? {
+            let in_sequence = at == offset && gap_start == offset;
+            add(&mut scanned, activation, &header, at, in_sequence);
+            gap_start = end;
+        }
+        // Else its header is right and its body is not: it is lost, what follows is not.
+        offset = end;
+        index = header.index + 1;
+        scanned.read_bytes = end - RECORDS_START;
+    }
+    Ok(scanned)
+}
+
+fn add(scanned: &mut Scanned, activation: Activation, header: &Header, at: u64, joins: bool) {
+    let seq = activation.first_seq + u64::from(header.index);
+    if let Some(unsynced) = record::decode_unsynced(header.unsynced) {
+        scanned.watermark = scanned.watermark.max((seq - 1).saturating_sub(unsynced));
+    }
+    let time = activation.base_time + u64::from(header.age);
+    scanned.newest_time = scanned.newest_time.max(time);
+    let end = at + header.record_len();
+    let previous = scanned.pieces.last().copied().filter(|piece| joins && piece.end == at);
+    let first_index = previous.map_or(header.index, |piece| piece.first_index);
+    let open = previous.and_then(|piece| piece.open_batch).unwrap_or((at, header.index));
+    let open_batch = header.flags.has_more().then_some(open);
+    if previous.is_some() {
+        scanned.pieces.pop();
+    }
+    scanned.pieces.push(Piece { first_index, end_index: header.index + 1, end, open_batch });
+}
+
+/// A window that moves over the file.
+struct Reader<'a> {
+    segment: &'a Segment,
+    window: Vec<u8>,
+    start: u64,
+    filled: usize,
+}
+
+impl Reader<'_> {
+    /// The first valid header at or behind `offset` with an index from `index` on. `gap_start`:
+    /// where the last good record ended, which bounds how many can have been lost since.
+    fn next_header(
+        &mut self,
+        offset: u64,
+        index: u32,
+        gap_start: u64,
+    ) -> Result<Option<(u64, Header)>> {
+        let (key, size) = (self.segment.key, self.segment.header.size);
+        let mut from = offset;
+        while from + wide(HEADER) <= size - PAGE {
+            let bytes = self.at(from)?;
+            let zeros = bytes.chunks(ZEROS.len()).take_while(|page| **page == ZEROS[..page.len()]);
+            let skipped = zeros.map(<[u8]>::len).sum::<usize>();
+            if skipped >= ZEROS.len() {
+                // A header may start in the last bytes of a zero page, so not all of it is passed.
+                from += wide(skipped - HEADER) & !(record::ALIGN - 1);
+                continue;
+            }
+            for (at, bytes) in candidates(bytes, from) {
+                let Some(header) = Header::decode(bytes, key, at) else { continue };
+                let at_most = u64::from(index) + (at - gap_start) / wide(HEADER);
+                let in_range = header.index >= index && u64::from(header.index) <= at_most;
+                if in_range && at + header.record_len() <= slot::offset(size, header.index) {
+                    return Ok(Some((at, header)));
+                }
+            }
+            let passed = wide(bytes.len().saturating_sub(HEADER - 1)).next_multiple_of(8);
+            from += passed.max(record::ALIGN);
+        }
+        Ok(None)
+    }
+
+    /// The bytes from `offset` on: at least a header's, at most a window's.
+    fn at(&mut self, offset: u64) -> Result<&[u8]> {
+        let end = self.segment.header.size - PAGE;
+        let inside = offset.checked_sub(self.start).and_then(|skip| usize::try_from(skip).ok());
+        let inside = inside.filter(|skip| skip + HEADER <= self.filled);
+        let skip = if let Some(skip) = inside {
+            skip
+        } else {
+            let rest = usize::try_from(end - offset).unwrap_or(usize::MAX);
+            self.filled = rest.min(WINDOW);
+            self.start = offset;
+            self.segment.read_at(offset, &mut self.window[..self.filled])?;
+            0
+        };
+        Ok(&self.window[skip..self.filled])
+    }
+
+    /// Whether the body is what was pushed; read in windows, so that no length is believed.
+    fn body_matches(&mut self, header: &Header, at: u64) -> Result<bool> {
+        let mut hasher = crc32fast::Hasher::new();
+        let mut offset = at + wide(HEADER);
+        let mut left = usize::try_from(header.body_len).unwrap_or(usize::MAX);
+        while left > 0 {
+            let bytes = self.body_at(offset)?;
+            let len = bytes.len().min(left);
+            hasher.update(&bytes[..len]);
+            left -= len;
+            offset += wide(len);
+        }
+        Ok(hasher.finalize() == header.body_check)
+    }
+
+    /// Like [`Reader::at`], but content with a single byte.
+    fn body_at(&mut self, offset: u64) -> Result<&[u8]> {
+        let inside = offset.checked_sub(self.start).and_then(|skip| usize::try_from(skip).ok());
+        match inside.filter(|&skip| skip < self.filled) {
+            Some(skip) => Ok(&self.window[skip..self.filled]),
+            None => self.at(offset),
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Reading records and slots of a mapped segment, one at a time.
+//!
+//! Promises: what it returns passed its checks; damage is a value, not an error. Relies on the
+//! caller to ask only for records that are published.
+
+use super::Segment;
+use crate::error::Result;
+use crate::format::checksum::crc32;
+use crate::format::record::{HEADER, Header};
+use crate::format::bytes::wide;
+use crate::format::slot::{self, Slot};
+use crate::io::Region;
+use std::sync::Arc;
+
+/// Bytes looked at in one step of a search.
+const STEP: usize = 4096;
+
+/// A mapped segment.
+#[derive(Clone, Debug)]
+pub(crate) struct Mapped {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) region: Arc<dyn Region>,
+}
+
+impl Mapped {
+    /// The header at `offset`, if it is that of record `index`.
+    pub(crate) fn header(&self, offset: u64, index: u32) -> Option<Header> {
+        let mut bytes = [0; HEADER];
+        self.region.load(offset, &mut bytes).ok()?;
+        let header = Header::decode(&bytes, self.segment.key, offset)?;
+        let ends = offset + header.record_len();
+        let fits = ends <= slot::offset(self.segment.header.size, header.index);
+        (header.index == index && fits).then_some(header)
+    }
+
+    /// A copy of the payload behind `header`, if it is what was pushed.
+    pub(crate) fn payload(&self, header: &Header, offset: u64) -> Option<(Vec<u8>, usize)> {
+        let mut body = Vec::new();
+        let len = usize::try_from(header.body_len).ok()?;
+        self.region.load_into(offset + wide(HEADER), len, &mut body).ok()?;
+        if crc32(&body) != header.body_check {
+            return None;
+        }
+        let start = header.payload_start(&body)?;
+        Some((body, start))
+    }
+
+    /// The first record at or behind `from` with an index in `from_index..end_index`.
+    pub(crate) fn find(&self, from: u64, from_index: u32, end_index: u32) -> Option<(u64, u32)> {
+        let slots = slot::offset(self.segment.header.size, from_index);
+        let mut chunk = vec![0; STEP + HEADER];
+        let mut start = from;
+        while start < slots {
+            let len = usize::try_from(slots - start).unwrap_or(usize::MAX).min(chunk.len());
+            self.region.load(start, chunk.get_mut(..len)?).ok()?;
+            for (offset, bytes) in candidates(chunk.get(..len)?, start) {
+                if let Some(header) = Header::decode(bytes, self.segment.key, offset)
+                    && (from_index..end_index).contains(&header.index)
+                    && self.header(offset, header.index).is_some()
+                {
+                    return Some((offset, header.index));
+                }
+            }
+            start += wide(STEP);
+        }
+        None
+    }
+
+    /// The slot of record `index`; `None` if what is there was never written to it.
+    pub(crate) fn slot(&self, index: u32) -> Result<Option<Slot>> {
+        let place = slot::offset(self.segment.header.size, index);
+        let word = self.region.load_word(place);
+        let word = word.map_err(|error| self.segment.error("read slot", place, error))?;
+        Ok(Slot::decode(word, self.segment.key, index))
+    }
+
+    /// Stores the slot of record `index`: from here on a kill of the process does not undo it.
+    pub(crate) fn store_slot(&self, index: u32, slot: Slot) -> Result<()> {
+        let place = slot::offset(self.segment.header.size, index);
+        let stored = self.region.store_word(place, slot.encode(self.segment.key, index));
+        stored.map_err(|error| self.segment.error("store slot", place, error))
+    }
+}
+
+/// The places in `bytes` where a record can start.
+pub(crate) fn candidates(
+    bytes: &[u8],
+    start: u64,
+) -> impl Iterator<Item = (u64, &[u8; HEADER])> {
+    (start..).step_by(8).zip(bytes.windows(HEADER).step_by(8)).filter_map(
+        |(offset, window)| Some((offset, window.first_chunk()?)),
+    )
+}

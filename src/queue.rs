@@ -1,0 +1,340 @@
+//! The handle.
+
+use crate::clock;
+use crate::delivery::{Delivery, Receipt};
+use crate::engine::{Answer, Engine, Taken};
+use crate::error::{Error, Result};
+use crate::format::bytes::wide;
+use crate::io::{DiskStorage, Storage};
+use crate::log::active::Draft;
+use crate::message::Message;
+use crate::options::{Durability, Options};
+use crate::report::{Damage, RecoveryReport};
+use crate::seq::Seq;
+use crate::stats::Stats;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A persistent queue. Cheap to clone; every clone is the same queue, and any thread may use it.
+///
+/// Dropping the last clone closes the queue like [`Queue::close`], without a way to tell errors.
+///
+/// ```
+/// use keepq::Queue;
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("orders");
+/// let queue = Queue::open(&path)?;
+/// queue.push(b"pay 42")?; // on the disk when this returns
+/// while let Some(job) = queue.pop()? {
+///     // work, then
+///     job.ack()?;
+/// }
+/// # Ok::<(), keepq::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Queue {
+    handle: Arc<Handle>,
+}
+
+/// Closes the queue when the last clone is gone.
+struct Handle {
+    engine: Arc<Engine>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // `close` is for those who want to know.
+        self.engine.close().ok();
+    }
+}
+
+impl Queue {
+    /// Opens the queue in the directory `path` with the default options; creates it if there is
+    /// none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Options::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::options().open(path)
+    }
+
+    /// Options to open a queue with.
+    pub fn options() -> Options {
+        Options::default()
+    }
+
+    pub(crate) fn open_with(options: Options, path: &Path) -> Result<Self> {
+        let storage = options.replaced_storage().map_or_else(|| disk(path), Ok)?;
+        let engine = Engine::open(options, storage)?;
+        Ok(Self { handle: Arc::new(Handle { engine }) })
+    }
+
+    fn engine(&self) -> &Arc<Engine> {
+        &self.handle.engine
+    }
+
+    /// Puts a message at the end of the queue. `Ok` promises what its [`Durability`] says: with the
+    /// default, the message is on the disk. Consumers may see it before this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLarge`], [`Error::StorageFull`], [`Error::Closed`] and [`Error::Io`]: the message
+    /// is not in the queue. [`Error::Poisoned`]: a sync failed; if
+    /// [`Error::is_indeterminate`], the message may be delivered all the same.
+    pub fn push<'a>(&self, message: impl Into<Message<'a>>) -> Result<Seq> {
+        let message = message.into();
+        let draft = self.draft(&message)?;
+        let durability = self.durability_of(&[&message]);
+        let seq = self.engine().append(&[draft], interval(durability))?;
+        self.wait(seq, durability)?;
+        Ok(Seq(seq))
+    }
+
+    /// Puts a message at the end of the queue without waiting for the disk. When it returns, the
+    /// message survives a kill of the process; [`Receipt::wait`] makes it survive a power cut.
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::push`]; the message is not in the queue.
+    pub fn submit<'a>(&self, message: impl Into<Message<'a>>) -> Result<Receipt> {
+        let message = message.into();
+        let draft = self.draft(&message)?;
+        let durability = self.durability_of(&[&message]);
+        let seq = self.engine().append(&[draft], interval(durability))?;
+        Ok(Receipt::new(Arc::clone(self.engine()), seq))
+    }
+
+    /// Puts messages at the end of the queue, all or none, side by side, with one sync. After a crash
+    /// the whole batch is there or nothing of it.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// let queue = keepq::Queue::open(dir.path().join("orders"))?;
+    /// let seqs = queue.push_batch([b"a", b"b", b"c"])?;
+    /// assert_eq!(seqs.len(), 3);
+    /// # Ok::<(), keepq::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::push`], for the batch as a whole.
+    pub fn push_batch<'a, M: Into<Message<'a>>>(
+        &self,
+        messages: impl IntoIterator<Item = M>,
+    ) -> Result<Vec<Seq>> {
+        let messages: Vec<Message<'a>> = messages.into_iter().map(Into::into).collect();
+        let bytes: u64 = messages.iter().map(|message| wide(message.payload.len())).sum();
+        let max = self.engine().options().max_batch_bytes;
+        if bytes > max {
+            return Err(Error::TooLarge { len: bytes, max });
+        }
+        let drafts: Vec<Draft<'_>> =
+            messages.iter().map(|message| self.draft(message)).collect::<Result<_>>()?;
+        if drafts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let references: Vec<&Message<'a>> = messages.iter().collect();
+        let durability = self.durability_of(&references);
+        let first = self.engine().append(&drafts, interval(durability))?;
+        let seqs: Vec<Seq> = (first..).zip(&drafts).map(|(seq, _)| Seq(seq)).collect();
+        self.wait(first + wide(drafts.len()) - 1, durability)?;
+        Ok(seqs)
+    }
+
+    /// Hands out the next message, if there is one. Never waits for one.
+    ///
+    /// First deliveries follow push order; what was given back comes before them. The attempt is
+    /// stored before this returns, so a message that kills its consumer is found out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`]; [`Error::Io`] or [`Error::StorageFull`] if the operating system refuses to
+    /// map a file or, where files are copy-on-write, to store the attempt: nothing was handed out.
+    pub fn pop(&self) -> Result<Option<Delivery>> {
+        Ok(self.engine().pop()?.map(|taken| self.delivery(taken)))
+    }
+
+    /// Hands out the next message; waits for one as long as it takes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::pop`]; [`Error::Closed`] also when the queue is closed while it waits.
+    pub fn pop_wait(&self) -> Result<Delivery> {
+        loop {
+            if let Some(taken) = self.engine().pop_until(None)? {
+                return Ok(self.delivery(taken));
+            }
+        }
+    }
+
+    /// Hands out the next message; waits for one up to `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::pop_wait`].
+    pub fn pop_timeout(&self, timeout: Duration) -> Result<Option<Delivery>> {
+        // A timeout beyond the end of the clock is none.
+        let deadline = clock::now().checked_add(timeout);
+        Ok(self.engine().pop_until(deadline)?.map(|taken| self.delivery(taken)))
+    }
+
+    /// Hands out up to `limit` messages, as many as there are. Never waits.
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::pop`].
+    pub fn pop_batch(&self, limit: usize) -> Result<Vec<Delivery>> {
+        let taken = self.engine().pop_batch(limit)?;
+        Ok(taken.into_iter().map(|taken| self.delivery(taken)).collect())
+    }
+
+    /// Settles deliveries, with one sync under [`Options::sync_acks`]. Like
+    /// [`Delivery::ack`] for each of them.
+    ///
+    /// # Errors
+    ///
+    /// The first error of [`Delivery::ack`]; all of the deliveries are answered as far as possible.
+    pub fn ack_batch(&self, deliveries: impl IntoIterator<Item = Delivery>) -> Result<()> {
+        let mut tickets = Vec::new();
+        let mut first_error = None;
+        for mut delivery in deliveries {
+            if delivery.belongs_to(self.engine()) {
+                tickets.push(delivery.begin_answer());
+            } else if let Err(error) = delivery.ack() {
+                // Another queue's delivery: its own queue settles it.
+                first_error = first_error.or(Some(error));
+            }
+        }
+        let result = self.engine().answer(tickets.into_iter(), Answer::Ack);
+        first_error.map_or(result, Err)
+    }
+
+    /// How many messages are ready: neither in flight nor settled.
+    ///
+    /// The first call after an unclean end may take as long as reading 16 bytes for each message of
+    /// earlier runs. If even that fails, the count is of what could be read.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.engine().ready()
+    }
+
+    /// Whether no message is ready.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many messages are handed out and not answered.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        self.engine().in_flight()
+    }
+
+    /// The number of the newest message in the log, pushed in this run or an earlier one; `None` if
+    /// there is none.
+    #[must_use]
+    pub fn last_seq(&self) -> Option<Seq> {
+        self.engine().last_seq().map(Seq)
+    }
+
+    /// Numbers about the queue.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the states of earlier runs' messages cannot be read to be counted.
+    pub fn stats(&self) -> Result<Stats> {
+        self.engine().stats()
+    }
+
+    /// What open found: how the last run ended, and what was dropped, skipped or ignored.
+    #[must_use]
+    pub fn recovery(&self) -> &RecoveryReport {
+        self.engine().recovery()
+    }
+
+    /// What was found damaged so far, by open and by `pop`: the first 1,000 places.
+    /// Nothing here concerns a message that can still be delivered, except
+    /// [`DamageKind::Slot`](crate::DamageKind::Slot).
+    #[must_use]
+    pub fn damage(&self) -> Vec<Damage> {
+        self.engine().damage()
+    }
+
+    /// Makes durable all that was pushed and answered before the call, whatever the options say.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Poisoned`] if a sync failed, now or before.
+    pub fn sync(&self) -> Result<()> {
+        self.engine().sync()
+    }
+
+    /// Does at once what the background thread does: syncs, prepares the next file, counts, lets go
+    /// of files in which nothing is owed, writes the checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// The first error met; what could not be done is tried again by the next call.
+    pub fn maintain(&self) -> Result<()> {
+        self.engine().maintain()
+    }
+
+    /// Ends the queue for every clone, with everything on the disk: waiting consumers get
+    /// [`Error::Closed`], unanswered deliveries come back at the next open. When it returns,
+    /// whatever it returns, the directory can be opened again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Poisoned`], [`Error::Io`] or [`Error::StorageFull`] if not everything reached the
+    /// disk.
+    pub fn close(self) -> Result<()> {
+        self.engine().close()
+    }
+
+    fn delivery(&self, taken: Taken) -> Delivery {
+        Delivery::new(Arc::clone(self.engine()), taken)
+    }
+
+    fn draft<'m>(&self, message: &'m Message<'_>) -> Result<Draft<'m>> {
+        let len = wide(message.payload.len());
+        let max = self.engine().options().max_message_bytes;
+        let draft = Draft::new(&message.payload, message.is_transient).filter(|_| len <= max);
+        draft.ok_or(Error::TooLarge { len, max })
+    }
+
+    /// The strictest of what the messages ask for; what is transient asks for nothing.
+    fn durability_of(&self, messages: &[&Message<'_>]) -> Durability {
+        let lasting = messages.iter().filter(|message| !message.is_transient);
+        self.engine().durability(lasting.map(|message| message.durability))
+    }
+
+    fn wait(&self, seq: u64, durability: Durability) -> Result<()> {
+        match durability {
+            Durability::Always => self.engine().wait_durable(seq),
+            Durability::Interval(_) | Durability::Os => Ok(()),
+        }
+    }
+}
+
+fn disk(path: &Path) -> Result<Arc<dyn Storage>> {
+    match DiskStorage::new(path) {
+        Ok(disk) => Ok(Arc::new(disk)),
+        Err(error) => Err(Error::io("create directory", path, 0, error)),
+    }
+}
+
+fn interval(durability: Durability) -> Option<Duration> {
+    match durability {
+        Durability::Interval(interval) => Some(interval),
+        Durability::Always | Durability::Os => None,
+    }
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue").field("directory", &self.engine().directory()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,160 @@
+//! What a directory holds: [`Found`] -> [`Reconciled`] -> [`Log`].
+//!
+//! `Found` is what was read and may contradict itself; `Reconciled` is what counts; only a `Log`
+//! can be appended to. Nothing here writes, so open can be killed anywhere and repeated, and finds
+//! the same again. Knows: every rule of the section "Reading a queue" of format.md. Refuses to
+//! guess: what it drops, skips or ignores is in the report, and an I/O error is never taken for
+//! damage.
+
+mod epoch;
+mod found;
+
+use epoch::Watermark;
+pub(crate) use found::{Found, random};
+
+use crate::checkpoint::CheckpointFile;
+use crate::error::{Error, Result};
+use crate::format::bytes::wide;
+use crate::format::checkpoint::Checkpoint;
+use crate::format::segment::capacity;
+use crate::format::slot::MAX_SEGMENT;
+use crate::log::Segment;
+use crate::report::{Damage, DamageKind, RecoveryReport};
+use std::sync::Arc;
+
+/// A segment that counts.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) first_seq: u64,
+    pub(crate) base_time: u64,
+    pub(crate) count: u32,
+    /// Where its records end.
+    pub(crate) tail: u64,
+    /// Whether its seal says the same already.
+    pub(crate) is_sealed: bool,
+}
+
+/// What counts.
+#[derive(Debug)]
+pub(crate) struct Reconciled {
+    found: Found,
+    parts: Vec<Part>,
+    next_seq: u64,
+    newest_time: u64,
+    report: RecoveryReport,
+}
+
+/// What the engine goes on from.
+#[derive(Debug)]
+pub(crate) struct Log {
+    pub(crate) queue_id: [u8; 16],
+    /// The newest epoch on disk.
+    pub(crate) epoch: u64,
+    pub(crate) next_seq: u64,
+    pub(crate) last_seq: Option<u64>,
+    pub(crate) seq_limit: u64,
+    pub(crate) next_ordinal: u64,
+    pub(crate) newest_time: u64,
+    pub(crate) parts: Vec<Part>,
+    /// Names to remove: half-made files, and segments that were let go.
+    pub(crate) leftovers: Vec<String>,
+    pub(crate) checkpoint: CheckpointFile,
+    pub(crate) is_new: bool,
+    pub(crate) report: RecoveryReport,
+}
+
+impl Found {
+    /// Decides what counts.
+    pub(crate) fn reconcile(mut self) -> Result<Reconciled> {
+        let mut report = std::mem::take(&mut self.report);
+        let lost = self.missing_segments();
+        report.damage.extend(lost);
+        let hint = self.checkpoint.as_ref().map(|checkpoint| Watermark {
+            seq: checkpoint.watermark,
+            ordinal: checkpoint.last_used_ordinal(),
+        });
+        let newest_epoch = self.segments.last().map_or(0, |segment| segment.header.epoch);
+        let mut parts: Vec<Part> = Vec::new();
+        let mut newest_time = 0;
+        let mut run_ended = None;
+        for group in self.segments.chunk_by(|a, b| a.header.epoch == b.header.epoch) {
+            let is_last = group.iter().any(|segment| segment.header.epoch == newest_epoch);
+            let read = epoch::read(group, is_last, hint, &mut report)?;
+            newest_time = newest_time.max(read.newest_time);
+            run_ended = read.run_ended_at;
+            parts.extend(read.parts);
+        }
+        report.was_closed = run_ended.is_some() || self.segments.is_empty();
+        let next_seq = match run_ended {
+            Some(next_seq) if self.unreadable == 0 => next_seq,
+            _ => self.seq_limit(),
+        };
+        Ok(Reconciled { found: self, parts, next_seq, newest_time, report })
+    }
+
+    /// No Seq at or above it was given out.
+    fn seq_limit(&self) -> u64 {
+        let headers = self.segments.iter().map(|segment| segment.header.seq_limit);
+        let hint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.seq_limit);
+        // Each segment that cannot be read may have raised it by what it and its predecessor held.
+        let unknown = wide(self.unreadable) * 2 * capacity(MAX_SEGMENT);
+        headers.chain(hint).max().unwrap_or(1) + unknown
+    }
+
+    /// What CHECKPOINT lists and the directory does not have.
+    fn missing_segments(&self) -> Vec<Damage> {
+        let Some(Checkpoint { segments: listed, .. }) = &self.checkpoint else { return Vec::new() };
+        let is_here = |ordinal| self.segments.iter().any(|here| here.header.ordinal == ordinal);
+        let missing = listed.iter().enumerate().filter(|(_, listed)| !is_here(listed.ordinal));
+        let damage = missing.filter_map(|(position, segment)| {
+            let next = listed.get(position + 1).map_or(segment.first_seq, |next| next.first_seq);
+            let end = match segment.count {
+                0 => next,
+                count => segment.first_seq + u64::from(count),
+            };
+            // One that was prepared and never used lost nothing.
+            (segment.first_seq > 0).then(|| Damage {
+                first: segment.first_seq,
+                last: end.max(segment.first_seq + 1) - 1,
+                path: self.path_of(segment.ordinal),
+                offset: 0,
+                kind: DamageKind::Segment,
+            })
+        });
+        damage.collect()
+    }
+}
+
+impl Reconciled {
+    /// What the engine goes on from.
+    pub(crate) fn into_log(self) -> Result<Log> {
+        let Self { found, parts, next_seq, newest_time, report } = self;
+        let is_new = found.segments.is_empty() && found.checkpoint.is_none();
+        if is_new && found.unreadable > 0 {
+            return Err(Error::Corrupt {
+                operation: "open",
+                path: found.directory.clone(),
+                offset: 0,
+                reason: "there are segments, but neither a readable header nor a checkpoint says \
+                         how far their numbers went; restore one of them, or move them away",
+            });
+        }
+        let seq_limit = found.seq_limit();
+        let last = parts.iter().rev().find(|part| part.count > 0);
+        Ok(Log {
+            queue_id: found.queue_id,
+            epoch: found.newest_epoch(),
+            next_seq,
+            last_seq: last.map(|part| part.first_seq + u64::from(part.count) - 1),
+            seq_limit,
+            next_ordinal: found.next_ordinal(),
+            newest_time,
+            parts,
+            leftovers: found.leftovers,
+            checkpoint: found.checkpoint_file,
+            is_new,
+            report,
+        })
+    }
+}

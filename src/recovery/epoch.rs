@@ -1,0 +1,276 @@
+//! Which records of one epoch count.
+
+use super::Part;
+use crate::error::Result;
+use crate::format::segment::{Activation, RECORDS_START, Seal};
+use crate::format::slot;
+use crate::log::Segment;
+use crate::log::scan::{Scanned, scan};
+use crate::report::{Damage, DamageKind, RecoveryReport};
+use std::sync::Arc;
+
+/// What CHECKPOINT says was durable.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Watermark {
+    pub(super) seq: u64,
+    /// The segment in use at that time.
+    pub(super) ordinal: u64,
+}
+
+/// What counts of an epoch.
+#[derive(Debug)]
+pub(super) struct EpochRead {
+    pub(super) parts: Vec<Part>,
+    pub(super) newest_time: u64,
+    /// The next Seq, if the run ended in order.
+    pub(super) run_ended_at: Option<u64>,
+}
+
+/// A segment, and where its records are known from.
+struct Member<'a> {
+    segment: &'a Arc<Segment>,
+    activation: Activation,
+    content: Content,
+}
+
+enum Content {
+    Sealed { tail: u64, count: u32, run_ended: bool },
+    Scanned(Scanned),
+}
+
+impl Member<'_> {
+    fn part(&self, tail: u64, count: u32, is_sealed: bool) -> Part {
+        let segment = Arc::clone(self.segment);
+        let Activation { first_seq, base_time } = self.activation;
+        Part { segment, first_seq, base_time, count, tail, is_sealed }
+    }
+
+    fn damage(&self, first_index: u32, end_index: u32, offset: u64, kind: DamageKind) -> Damage {
+        let first_seq = self.activation.first_seq;
+        Damage {
+            first: first_seq + u64::from(first_index),
+            last: first_seq + u64::from(end_index.max(first_index + 1)) - 1,
+            path: self.segment.path.clone(),
+            offset,
+            kind,
+        }
+    }
+}
+
+/// Reads the segments of an epoch, in order. Only the newest epoch can have a torn end: before a
+/// newer one began, all that counts of this one had been synced.
+pub(super) fn read(
+    segments: &[Arc<Segment>],
+    is_newest: bool,
+    hint: Option<Watermark>,
+    report: &mut RecoveryReport,
+) -> Result<EpochRead> {
+    let members = members(segments, report)?;
+    let watermark =
+        if is_newest { watermark(&members).max(hint.map_or(0, |hint| hint.seq)) } else { u64::MAX };
+    let mut read = EpochRead { parts: Vec::new(), newest_time: 0, run_ended_at: None };
+    let mut previous: Option<End> = None;
+    let mut is_cut = false;
+    for member in &members {
+        if let Some(end) = &previous {
+            is_cut = is_cut || end.misses_records_before(member, watermark, report);
+        }
+        if is_cut {
+            report.dropped += member.records();
+            read.parts.push(member.part(RECORDS_START, 0, false));
+            continue;
+        }
+        let part = match &member.content {
+            Content::Sealed { tail, count, run_ended } => {
+                let next = member.activation.first_seq + u64::from(*count);
+                read.run_ended_at = run_ended.then_some(next);
+                member.part(*tail, *count, true)
+            }
+            Content::Scanned(scanned) => {
+                read.run_ended_at = None;
+                read.newest_time = read.newest_time.max(scanned.newest_time);
+                let part = end_of(member, scanned, watermark, report);
+                is_cut = report.cut.is_some();
+                part
+            }
+        };
+        read.newest_time = read.newest_time.max(member.activation.base_time);
+        previous = Some(End::of(&part));
+        read.parts.push(part);
+    }
+    if let Some(end) = previous
+        && !is_cut
+        && is_newest
+        && hint.is_some_and(|hint| hint.ordinal == end.ordinal)
+        && watermark >= end.next_seq
+    {
+        report.damage.push(end.damage(watermark + 1, DamageKind::Corrupt));
+    }
+    // A segment that was prepared and not used holds nothing, but its run did not end in order
+    // unless the seal before it says so: close removes what it prepared.
+    let unused = segments.last().is_some_and(|last| {
+        members.last().is_none_or(|member| member.segment.header.ordinal != last.header.ordinal)
+    });
+    if unused {
+        read.run_ended_at = None;
+    }
+    read.parts.extend(unused_parts(segments, &members));
+    read.parts.sort_by_key(|part| part.segment.header.ordinal);
+    Ok(read)
+}
+
+/// Where the records of a segment end.
+struct End {
+    ordinal: u64,
+    next_seq: u64,
+    path: std::path::PathBuf,
+    tail: u64,
+}
+
+impl End {
+    fn of(part: &Part) -> Self {
+        let Part { segment, first_seq, count, tail, .. } = part;
+        let next_seq = first_seq + u64::from(*count);
+        Self { ordinal: segment.header.ordinal, next_seq, path: segment.path.clone(), tail: *tail }
+    }
+
+    fn damage(&self, end_seq: u64, kind: DamageKind) -> Damage {
+        let path = self.path.clone();
+        Damage { first: self.next_seq, last: end_seq - 1, path, offset: self.tail, kind }
+    }
+
+    /// Whether the log is cut here, because the end of this segment is not whole and nothing says
+    /// that it ever was.
+    fn misses_records_before(
+        &self,
+        next: &Member<'_>,
+        watermark: u64,
+        report: &mut RecoveryReport,
+    ) -> bool {
+        let end_seq = next.activation.first_seq;
+        // Between segments that do not follow each other, one was let go.
+        let follows = next.segment.header.predecessor == self.ordinal;
+        if !follows || self.next_seq >= end_seq {
+            return false;
+        }
+        if self.next_seq > watermark {
+            report.cut = Some(self.damage(end_seq, DamageKind::Torn));
+            return true;
+        }
+        report.damage.push(self.damage(end_seq, DamageKind::Corrupt));
+        false
+    }
+}
+
+fn members<'a>(
+    segments: &'a [Arc<Segment>],
+    report: &mut RecoveryReport,
+) -> Result<Vec<Member<'a>>> {
+    let mut members = Vec::new();
+    for segment in segments {
+        let Some(activation) = segment.activation()? else { continue };
+        let content = match segment.seal()? {
+            // Dropped by an earlier recovery.
+            Some(Seal { count: 0, .. }) => continue,
+            Some(Seal { tail, count, run_ended }) => {
+                let count = count.min(slot::most(segment.header.size));
+                Content::Sealed { tail, count, run_ended }
+            }
+            None => Content::Scanned(scan(segment, activation)?),
+        };
+        if let Content::Scanned(scanned) = &content {
+            report.scanned_bytes += scanned.read_bytes;
+        }
+        members.push(Member { segment, activation, content });
+    }
+    Ok(members)
+}
+
+/// Segments that were never used, and those that were dropped whole, hold nothing.
+fn unused_parts(segments: &[Arc<Segment>], members: &[Member<'_>]) -> Vec<Part> {
+    let is_used = |segment: &Segment| {
+        members.iter().any(|member| member.segment.header.ordinal == segment.header.ordinal)
+    };
+    let unused = segments.iter().filter(|segment| !is_used(segment));
+    let part = |segment: &Arc<Segment>| Part {
+        segment: Arc::clone(segment),
+        first_seq: 0,
+        base_time: 0,
+        count: 0,
+        tail: RECORDS_START,
+        is_sealed: true,
+    };
+    unused.map(part).collect()
+}
+
+/// The largest Seq of this epoch that was durable, as far as seals and records witness it.
+fn watermark(members: &[Member<'_>]) -> u64 {
+    let witnessed = members.iter().map(|member| match &member.content {
+        Content::Sealed { count, .. } => {
+            (member.activation.first_seq + u64::from(*count)).saturating_sub(1)
+        }
+        Content::Scanned(scanned) => scanned.watermark,
+    });
+    witnessed.max().unwrap_or(0)
+}
+
+impl Member<'_> {
+    /// How many readable records it has.
+    fn records(&self) -> u64 {
+        match &self.content {
+            Content::Sealed { count, .. } => (*count).into(),
+            Content::Scanned(scanned) => readable(scanned, 0),
+        }
+    }
+}
+
+/// Readable records with at least this index.
+fn readable(scanned: &Scanned, from_index: u32) -> u64 {
+    let lens = scanned.pieces.iter().map(|piece| {
+        piece.end_index.saturating_sub(piece.first_index.max(from_index))
+    });
+    lens.map(u64::from).sum()
+}
+
+/// Where a scanned segment ends: at the first thing above the watermark that is not whole.
+fn end_of(
+    member: &Member<'_>,
+    scanned: &Scanned,
+    watermark: u64,
+    report: &mut RecoveryReport,
+) -> Part {
+    let first_seq = member.activation.first_seq;
+    let (mut end, mut count) = (RECORDS_START, 0);
+    let mut open_batch = None;
+    for piece in &scanned.pieces {
+        if piece.first_index > count {
+            if first_seq + u64::from(count) > watermark {
+                let damage = member.damage(count, piece.first_index, end, DamageKind::Torn);
+                return finish(member, scanned, (end, count), open_batch, damage, report);
+            }
+            report.damage.push(member.damage(count, piece.first_index, end, DamageKind::Corrupt));
+        }
+        (end, count) = (piece.end, piece.end_index);
+        open_batch = piece.open_batch.filter(|_| first_seq + u64::from(count) - 1 > watermark);
+    }
+    if let Some((offset, index)) = open_batch {
+        let damage = member.damage(index, count, offset, DamageKind::Torn);
+        return finish(member, scanned, (end, count), open_batch, damage, report);
+    }
+    member.part(end, count, false)
+}
+
+fn finish(
+    member: &Member<'_>,
+    scanned: &Scanned,
+    whole: (u64, u32),
+    open_batch: Option<(u64, u32)>,
+    damage: Damage,
+    report: &mut RecoveryReport,
+) -> Part {
+    let (tail, count) = open_batch.unwrap_or(whole);
+    let first = damage.first.min(member.activation.first_seq + u64::from(count));
+    report.dropped += readable(scanned, count);
+    report.cut = Some(Damage { first, offset: tail.min(damage.offset), ..damage });
+    member.part(tail, count, false)
+}

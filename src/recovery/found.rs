@@ -1,0 +1,221 @@
+//! What a directory holds, as it was read.
+
+use crate::checkpoint::{CheckpointFile, Read};
+use crate::error::{Error, Result};
+use crate::format::checkpoint::Checkpoint;
+use crate::format::name::{self, Kind};
+use crate::format::segment::{Decoded, Header, MIN_SEGMENT};
+use crate::format::{FORMAT_VERSION, slot};
+use crate::io::{Entry, Storage, StorageFile};
+use crate::log::{Segment, read_header};
+use crate::report::{CheckpointState, RecoveryReport};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What a directory holds.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(super) queue_id: [u8; 16],
+    /// Of this queue, one for each ordinal, in order, without those that were let go.
+    pub(super) segments: Vec<Arc<Segment>>,
+    pub(super) checkpoint: Option<Checkpoint>,
+    pub(super) checkpoint_file: CheckpointFile,
+    pub(super) leftovers: Vec<String>,
+    /// How many segments have no readable header.
+    pub(super) unreadable: usize,
+    pub(super) directory: PathBuf,
+    pub(super) report: RecoveryReport,
+    largest_ordinal: u64,
+    newest_epoch: u64,
+}
+
+/// A file whose header is readable.
+type Candidate = (String, Header, Arc<dyn StorageFile>);
+
+impl Found {
+    /// Reads headers and checkpoint. Writes nothing.
+    pub(crate) fn read(storage: &dyn Storage) -> Result<Self> {
+        let directory = storage.path("");
+        let mut entries =
+            storage.list().map_err(|error| Error::io("list directory", &directory, 0, error))?;
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        let is_file = entries.iter().find(|entry| entry.name == name::CHECKPOINT);
+        let read = CheckpointFile::read(storage, is_file.map(|entry| entry.is_file))?;
+        let (checkpoint_file, state, checkpoint) = match read {
+            Read::Ok(file, state, checkpoint) => (file, state, checkpoint),
+            Read::Newer(version) => return Err(unsupported(version)),
+        };
+        let mut found = Self {
+            queue_id: [0; 16],
+            segments: Vec::new(),
+            checkpoint,
+            checkpoint_file,
+            leftovers: Vec::new(),
+            unreadable: 0,
+            directory,
+            report: RecoveryReport { checkpoint: state, ..RecoveryReport::default() },
+            largest_ordinal: 0,
+            newest_epoch: 0,
+        };
+        let candidates = found.read_entries(storage, entries)?;
+        found.choose_queue(&candidates)?;
+        found.keep(storage, candidates);
+        Ok(found)
+    }
+
+    /// Ordinals are never reused, not even those that only a file's name claims.
+    pub(super) fn next_ordinal(&self) -> u64 {
+        let listed = self.checkpoint.iter().flat_map(|checkpoint| &checkpoint.segments);
+        listed.map(|listed| listed.ordinal).max().unwrap_or(0).max(self.largest_ordinal) + 1
+    }
+
+    pub(super) fn newest_epoch(&self) -> u64 {
+        self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.epoch).max(self.newest_epoch)
+    }
+
+    pub(super) fn path_of(&self, ordinal: u64) -> PathBuf {
+        self.directory.join(name::segment(ordinal))
+    }
+
+    fn ignore(&mut self, name: &str, reason: &'static str) {
+        self.report.ignored.push((self.directory.join(name), reason));
+    }
+
+    fn read_entries(
+        &mut self,
+        storage: &dyn Storage,
+        entries: Vec<Entry>,
+    ) -> Result<Vec<Candidate>> {
+        let mut candidates = Vec::new();
+        for Entry { name, is_file } in entries {
+            match name::kind(&name) {
+                Kind::Own => {}
+                Kind::Foreign => self.ignore(&name, "not a file of keepq"),
+                Kind::Temporary if is_file => self.leftovers.push(name),
+                Kind::Segment(ordinal) if is_file => {
+                    self.largest_ordinal = self.largest_ordinal.max(ordinal.unwrap_or(0));
+                    if let Some((header, file)) = self.read_segment(storage, &name)? {
+                        candidates.push((name, header, file));
+                    }
+                }
+                Kind::Temporary | Kind::Segment(_) => self.ignore(&name, "not a regular file"),
+            }
+        }
+        Ok(candidates)
+    }
+
+    fn read_segment(
+        &mut self,
+        storage: &dyn Storage,
+        name: &str,
+    ) -> Result<Option<(Header, Arc<dyn StorageFile>)>> {
+        let wrap = |error| Error::io("read header", &storage.path(name), 0, error);
+        let file = storage.open(name).map_err(wrap)?;
+        let copies = read_header(&*file).map_err(wrap)?;
+        for copy in &copies {
+            if let Decoded::Newer { version, sure: true } = copy {
+                return Err(unsupported(*version));
+            }
+        }
+        if let [Decoded::Newer { version, .. }, Decoded::Newer { version: other, .. }] = copies
+            && version == other
+        {
+            return Err(unsupported(version));
+        }
+        let valid = copies.into_iter().find_map(|copy| match copy {
+            Decoded::Valid(header) => Some(header),
+            Decoded::Newer { .. } | Decoded::Invalid => None,
+        });
+        let reason = match valid {
+            Some(header) if is_whole(&header, file.size()) => return Ok(Some((header, file))),
+            Some(_) => "its size is not the one in its header",
+            None => "no readable header",
+        };
+        self.unreadable += 1;
+        self.ignore(name, reason);
+        Ok(None)
+    }
+
+    /// The queue that most segments belong to; CHECKPOINT, then the oldest segment, break a tie.
+    fn choose_queue(&mut self, candidates: &[Candidate]) -> Result<()> {
+        let hint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.queue_id);
+        let mut counts: BTreeMap<[u8; 16], usize> = BTreeMap::new();
+        for (_, header, _) in candidates {
+            *counts.entry(header.queue_id).or_default() += 1;
+        }
+        let most = counts.values().copied().max().unwrap_or(0);
+        let mut oldest_first: Vec<&Header> = candidates.iter().map(|(_, header, _)| header).collect();
+        oldest_first.sort_by_key(|header| header.ordinal);
+        let ids = oldest_first.iter().map(|header| header.queue_id);
+        let mut best = ids.filter(|id| counts.get(id) == Some(&most)).peekable();
+        let oldest = best.peek().copied();
+        let hinted = best.find(|id| Some(*id) == hint);
+        self.queue_id = match hinted.or(oldest).or(hint) {
+            Some(id) => id,
+            None => random()?,
+        };
+        if self.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.queue_id != self.queue_id) {
+            self.report.checkpoint = CheckpointState::Foreign;
+            self.checkpoint = None;
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, storage: &dyn Storage, candidates: Vec<Candidate>) {
+        let mut kept: BTreeMap<u64, Candidate> = BTreeMap::new();
+        for (name, header, file) in candidates {
+            let ordinal = header.ordinal;
+            if header.queue_id != self.queue_id {
+                self.ignore(&name, "a segment of another queue");
+                continue;
+            }
+            self.largest_ordinal = self.largest_ordinal.max(ordinal);
+            self.newest_epoch = self.newest_epoch.max(header.epoch);
+            if self.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.let_go(ordinal)) {
+                self.leftovers.push(name);
+                continue;
+            }
+            let right_name = name == name::segment(ordinal);
+            match kept.get(&ordinal).map(|(other, ..)| other.clone()) {
+                Some(other) if !right_name => self.ignore(&name, copy_of(&other)),
+                Some(other) => {
+                    self.ignore(&other, copy_of(&name));
+                    kept.insert(ordinal, (name, header, file));
+                }
+                None => {
+                    kept.insert(ordinal, (name, header, file));
+                }
+            }
+        }
+        let segments = kept.into_values();
+        let segments = segments.map(|(name, header, file)| Segment::found(storage, name, header, file));
+        self.segments = segments.map(Arc::new).collect();
+        // Epochs rise with ordinals; a header that says otherwise is not one that keepq wrote.
+        self.segments.sort_by_key(|segment| (segment.header.epoch, segment.header.ordinal));
+    }
+}
+
+fn copy_of(_kept: &str) -> &'static str {
+    "a copy of another segment in the directory"
+}
+
+fn is_whole(header: &Header, size: u64) -> bool {
+    header.size == size && (MIN_SEGMENT..=slot::MAX_SEGMENT).contains(&size) && size % 4096 == 0
+}
+
+fn unsupported(version: u16) -> Error {
+    Error::UnsupportedVersion { found: version.into(), supported: FORMAT_VERSION.into() }
+}
+
+/// Bytes that no other queue has.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => Ok(bytes),
+        Err(error) => {
+            let error = std::io::Error::other(error.to_string());
+            Err(Error::io("read random bytes", "".as_ref(), 0, error))
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! What open found, and what was lost.
+
+use crate::seq::Seq;
+use std::path::{Path, PathBuf};
+
+/// What open found: how the last run ended, what was dropped, skipped or ignored.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// let queue = keepq::Queue::open(dir.path().join("orders"))?;
+/// assert!(queue.recovery().is_clean());
+/// # Ok::<(), keepq::Error>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct RecoveryReport {
+    pub(crate) was_closed: bool,
+    pub(crate) checkpoint: CheckpointState,
+    pub(crate) cut: Option<Damage>,
+    pub(crate) dropped: u64,
+    pub(crate) damage: Vec<Damage>,
+    pub(crate) ignored: Vec<(PathBuf, &'static str)>,
+    pub(crate) scanned_bytes: u64,
+}
+
+impl RecoveryReport {
+    /// Whether nothing was dropped, damaged or ignored. A crash alone does not make it false.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.cut.is_none() && self.damage.is_empty() && self.ignored.is_empty()
+    }
+
+    /// Whether the last run that pushed ended with [`Queue::close`](crate::Queue::close) or the
+    /// drop of its last handle. True for a new queue.
+    #[must_use]
+    pub fn was_closed(&self) -> bool {
+        self.was_closed
+    }
+
+    /// What became of the checkpoint.
+    #[must_use]
+    pub fn checkpoint(&self) -> CheckpointState {
+        self.checkpoint
+    }
+
+    /// Where the log of the last run was cut because its unconfirmed tail did not reach the disk
+    /// whole; `None` if it ended cleanly. The first Seq is the first one dropped.
+    #[must_use]
+    pub fn cut(&self) -> Option<&Damage> {
+        self.cut.as_ref()
+    }
+
+    /// Readable messages behind the cut that were dropped with it.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// What was damaged although a sync had promised it, as far as open read; what lies in parts
+    /// that open does not read is found by `pop` and listed by [`Queue::damage`](crate::Queue::damage).
+    #[must_use]
+    pub fn damage(&self) -> &[Damage] {
+        &self.damage
+    }
+
+    /// Files in the directory that were not used, each with the reason. None was touched.
+    pub fn ignored(&self) -> impl Iterator<Item = (&Path, &str)> {
+        self.ignored.iter().map(|(path, reason)| (path.as_path(), *reason))
+    }
+
+    /// How many bytes of records open read.
+    #[must_use]
+    pub fn scanned_bytes(&self) -> u64 {
+        self.scanned_bytes
+    }
+}
+
+/// What became of the checkpoint. It holds hints: nothing is lost without it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum CheckpointState {
+    /// There was none.
+    #[default]
+    Missing,
+    /// It was used.
+    Used,
+    /// It was there, but no slot of it was valid.
+    Damaged,
+    /// It belongs to another queue.
+    Foreign,
+}
+
+/// Messages that are lost, or a slot that had to be rebuilt.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Damage {
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    pub(crate) path: PathBuf,
+    pub(crate) offset: u64,
+    pub(crate) kind: DamageKind,
+}
+
+impl Damage {
+    /// The first message concerned.
+    #[must_use]
+    pub fn first_seq(&self) -> Seq {
+        Seq(self.first)
+    }
+
+    /// The last message concerned.
+    #[must_use]
+    pub fn last_seq(&self) -> Seq {
+        Seq(self.last)
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes from the file's start.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// What happened.
+    #[must_use]
+    pub fn kind(&self) -> DamageKind {
+        self.kind
+    }
+}
+
+/// What happened to a message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum DamageKind {
+    /// Not whole at the unconfirmed end of the log, as expected after a power cut.
+    Torn,
+    /// Wrong bytes where a sync had promised right ones: the message is lost.
+    Corrupt,
+    /// Its state was unreadable: the message is kept and delivered (again).
+    Slot,
+    /// Its file is gone or has no readable header: the messages are lost.
+    Segment,
+}

@@ -1,0 +1,32 @@
+//! The number of a message.
+
+use std::fmt;
+
+/// The number of a message: rises in push order and is never given to another message.
+///
+/// Numbers may be skipped (after a crash numbering goes on above every number that can have been
+/// given out), never reused, so a `Seq` serves as the key that makes processing idempotent.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// let queue = keepq::Queue::open(dir.path().join("orders"))?;
+/// let first = queue.push(b"a")?;
+/// let second = queue.push(b"b")?;
+/// assert!(first < second);
+/// assert_eq!(u64::from(second), second.to_string().parse()?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Seq(pub(crate) u64);
+
+impl fmt::Display for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl From<Seq> for u64 {
+    fn from(seq: Seq) -> Self {
+        seq.0
+    }
+}
