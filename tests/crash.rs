@@ -23,6 +23,7 @@ struct Leg<'a> {
     model: &'a mut Model,
     dice: Dice,
     faults: Arc<FaultStorage>,
+    crash_at: u64,
     sync_acks: bool,
     durability: Durability,
     in_flight: Vec<(u64, Delivery)>,
@@ -58,14 +59,17 @@ impl Leg<'_> {
         assert!(report.ignored().next().is_none(), "{report:?}");
         let len = queue.len();
         let found = queue.pop_batch(usize::MAX)?;
+        if self.faults.operations() > self.crash_at {
+            return Err(Stopped("crashed while it was read".into()));
+        }
         assert!(queue.damage().is_empty(), "damage after a mere crash: {:?}", queue.damage());
         self.model.recovered(&found, end);
         // Transient messages of a crashed run whose state was lost count until they are met.
         assert!(len >= found.len() as u64, "len {len}, found {}", found.len());
         for delivery in found {
             let id = self.id(&delivery);
-            delivery.release()?;
             self.model.released(id);
+            delivery.release()?;
         }
         Ok(queue)
     }
@@ -175,8 +179,8 @@ impl Leg<'_> {
             1 => drop(delivery),
             2 => {
                 self.note(format!("release {id}"));
-                delivery.release()?;
                 self.model.released(id);
+                delivery.release()?;
             }
             _ => {
                 self.note(format!("ack {id}"));
@@ -241,6 +245,7 @@ fn leg(disk: &Arc<MemoryStorage>, model: &mut Model, end: End, seed: u64, crash_
         model,
         dice,
         faults: faults.clone(),
+        crash_at,
         sync_acks,
         durability,
         in_flight: Vec::new(),
@@ -249,6 +254,7 @@ fn leg(disk: &Arc<MemoryStorage>, model: &mut Model, end: End, seed: u64, crash_
     let result = leg.run(end);
     if let Err(Stopped(error)) = result {
         assert!(faults.operations() > crash_at, "failed without a crash: {error}");
+        leg.model.crashed();
     }
     if std::env::var("KEEPQ_CRASH_TRACE").is_ok() {
         eprintln!("leg seed {seed} crash at {crash_at}:\n{}", leg.trace.join("\n"));
@@ -268,13 +274,20 @@ fn chain(seed: u64) {
         let rehearsal = Arc::new(disk.killed());
         let operations = leg(&rehearsal, &mut model.clone(), end, seed, u64::MAX);
         let crash_at = dice.below(operations + 1);
+        let run = model.run;
         leg(&disk, &mut model, end, seed, crash_at);
+        // A run that did not come to compare leaves the comparison to the next.
+        let was_compared = model.run > run;
+        let end_before = end;
         (disk, end) = match dice.below(6) {
             0 => (Arc::new(disk.killed()), End::Killed),
             1 => (Arc::new(disk.power_cut(CrashImage::Oldest)), End::PowerCut),
             2 => (Arc::new(disk.power_cut(CrashImage::Newest)), End::PowerCut),
             _ => (Arc::new(disk.power_cut(CrashImage::Mixed(dice.next()))), End::PowerCut),
         };
+        if !was_compared && end_before == End::PowerCut {
+            end = End::PowerCut;
+        }
     }
     // Twice: the second recovery shows what the first did.
     let again = Arc::new(disk.killed());

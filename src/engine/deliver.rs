@@ -327,6 +327,7 @@ impl Deliver {
         mapped.store_slot(place.index, owed_slot(&place))?;
         if let Some(track) = self.track(place.ordinal) {
             track.leased += 1;
+            track.note_answer();
         }
         let ticket = self.leases.begin(place);
         Ok(Some(Leased { ticket, place, mapped, header, base_time }))

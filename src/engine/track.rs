@@ -33,6 +33,7 @@ pub(super) struct Track {
     pub(super) leased: u32,
     /// Written by an earlier run.
     pub(super) is_old: bool,
+    was_touched: bool,
     /// Has answers that no sync has covered.
     pub(super) has_new_answers: bool,
 }
@@ -58,6 +59,7 @@ impl Track {
             settled: 0,
             leased: 0,
             is_old: false,
+            was_touched: false,
             has_new_answers: false,
         }
     }
@@ -74,7 +76,9 @@ impl Track {
             settled: 0,
             leased: 0,
             is_old: true,
-            has_new_answers: false,
+            was_touched: false,
+            // Its run may have been killed before it synced them.
+            has_new_answers: true,
         }
     }
 
@@ -108,7 +112,13 @@ impl Track {
         if index < self.counted {
             self.settled += 1;
         }
+        self.note_answer();
+    }
+
+    /// A slot was stored to that the next sync of answers has to cover.
+    pub(super) fn note_answer(&mut self) {
         self.has_new_answers = true;
+        self.was_touched = true;
     }
 
     /// The segment as memory.
@@ -176,9 +186,14 @@ impl Track {
         let step = COUNT_STEP.min(count - self.counted);
         let slots = self.read_slots(self.counted, step)?;
         let is_settled = |slot: Option<Slot>| slot.is_some_and(|slot| slot.is_settled(self.is_old));
-        let settled = slots.filter(|(_, slot)| is_settled(*slot)).count();
-        self.settled += u32::try_from(settled).unwrap_or(0);
+        let mut settled = 0;
+        for (_, slot) in slots {
+            settled += u32::from(is_settled(slot));
+            self.was_touched |= slot != Some(Slot::UNTOUCHED);
+        }
+        self.settled += settled;
         self.counted += step;
+        self.has_new_answers &= self.was_touched || self.counted < count;
         Ok(true)
     }
 

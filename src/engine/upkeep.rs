@@ -84,7 +84,10 @@ impl Engine {
     }
 
     fn write_checkpoint_if_changed(&self, upkeep: &mut Upkeep) -> Result<()> {
-        let checkpoint = self.checkpoint(&self.supply.lock(), upkeep.queue_id);
+        let supply = self.supply.lock();
+        let last_seq = self.last_seq().unwrap_or(0);
+        let checkpoint = self.checkpoint(&supply, last_seq, upkeep.queue_id);
+        drop(supply);
         if upkeep.checkpoint.is_current(&checkpoint) || checkpoint.segments.is_empty() {
             return Ok(());
         }
@@ -96,7 +99,7 @@ impl Engine {
         })
     }
 
-    fn checkpoint(&self, supply: &Supply, queue_id: [u8; 16]) -> Checkpoint {
+    fn checkpoint(&self, supply: &Supply, last_seq: u64, queue_id: [u8; 16]) -> Checkpoint {
         let deliver = self.deliver.lock();
         let used = deliver.tracks().map(|track| Listed {
             ordinal: track.ordinal(),
@@ -111,8 +114,9 @@ impl Engine {
         Checkpoint {
             queue_id,
             epoch: supply.epoch,
-            // Acquire: pairs with the store in `finish_round`.
-            watermark: self.durable.load(Ordering::Acquire),
+            // Acquire: pairs with the store in `finish_round`. Numbers that an unclean end made open
+            // skip are no records.
+            watermark: self.durable.load(Ordering::Acquire).min(last_seq),
             seq_limit: supply.seq_limit,
             segments: used.chain(ready).collect(),
         }

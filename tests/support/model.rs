@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// How a run ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum End {
+pub(crate) enum End {
     /// Closed in order.
     Closed,
     /// Killed: all that was stored is there.
@@ -18,7 +18,7 @@ pub enum End {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Known {
+pub(crate) enum Known {
     No,
     /// The call was under way when the run ended.
     Perhaps,
@@ -29,34 +29,33 @@ pub enum Known {
 }
 
 #[derive(Clone, Debug)]
-pub struct Entry {
-    pub seq: Option<u64>,
-    pub run: u32,
-    pub batch: u64,
-    pub is_transient: bool,
-    pub len: usize,
-    pub pushed: Known,
-    pub acked: Known,
-    /// At most, and at least after a kill.
-    pub attempts: u32,
-    pub attempts_after_kill: u32,
-    /// Whether an attempt was under way when the run ended.
-    pub is_attempt_open: bool,
-    pub is_gone: bool,
+pub(crate) struct Entry {
+    pub(crate) seq: Option<u64>,
+    pub(crate) run: u32,
+    pub(crate) batch: u64,
+    pub(crate) is_transient: bool,
+    pub(crate) len: usize,
+    pub(crate) pushed: Known,
+    pub(crate) acked: Known,
+    /// How often it was handed out and counted; after a kill no less is found.
+    pub(crate) attempts: u32,
+    /// No more than this can be found, even if a power cut brings an older count back.
+    pub(crate) most_attempts: u32,
+    pub(crate) is_gone: bool,
 }
 
 /// All messages, by the number in their payload, in push order.
 #[derive(Clone, Debug, Default)]
-pub struct Model {
-    pub entries: BTreeMap<u64, Entry>,
-    pub run: u32,
+pub(crate) struct Model {
+    pub(crate) entries: BTreeMap<u64, Entry>,
+    pub(crate) run: u32,
     next_id: u64,
     next_batch: u64,
     largest_seq: u64,
 }
 
 /// The payload of message `id`: its number, then bytes that follow from it.
-pub fn payload(id: u64, len: usize) -> Vec<u8> {
+pub(crate) fn payload(id: u64, len: usize) -> Vec<u8> {
     let mut payload = id.to_le_bytes().to_vec();
     payload.extend((0..len).map(|at| u8::try_from((id as usize * 31 + at * 7) % 251).unwrap()));
     payload
@@ -64,7 +63,7 @@ pub fn payload(id: u64, len: usize) -> Vec<u8> {
 
 impl Model {
     /// Notes a batch that is about to be pushed: the numbers and payloads of its messages.
-    pub fn begin_push(&mut self, lens: &[usize], is_transient: bool) -> Vec<(u64, Vec<u8>)> {
+    pub(crate) fn begin_push(&mut self, lens: &[usize], is_transient: bool) -> Vec<(u64, Vec<u8>)> {
         self.next_batch += 1;
         let mut begun = Vec::new();
         for &len in lens {
@@ -79,8 +78,7 @@ impl Model {
                 pushed: Known::Perhaps,
                 acked: Known::No,
                 attempts: 0,
-                attempts_after_kill: 0,
-                is_attempt_open: false,
+                most_attempts: 0,
                 is_gone: false,
             };
             self.entries.insert(id, entry);
@@ -90,7 +88,7 @@ impl Model {
     }
 
     /// The push returned these Seqs.
-    pub fn end_push(&mut self, ids: &[u64], seqs: &[u64], known: Known) {
+    pub(crate) fn end_push(&mut self, ids: &[u64], seqs: &[u64], known: Known) {
         assert_eq!(ids.len(), seqs.len());
         for (id, &seq) in ids.iter().zip(seqs) {
             assert!(seq > self.largest_seq, "Seq {seq} given again, after {}", self.largest_seq);
@@ -101,14 +99,14 @@ impl Model {
     }
 
     /// A push failed without a crash: none of it must ever be seen.
-    pub fn refuse_push(&mut self, ids: &[u64]) {
+    pub(crate) fn refuse_push(&mut self, ids: &[u64]) {
         for id in ids {
             self.entries.get_mut(id).unwrap().is_gone = true;
         }
     }
 
     /// A sync of everything returned `Ok`.
-    pub fn synced(&mut self) {
+    pub(crate) fn synced(&mut self) {
         for entry in self.entries.values_mut() {
             if entry.pushed == Known::Yes {
                 entry.pushed = Known::Durable;
@@ -120,7 +118,7 @@ impl Model {
     }
 
     /// A delivery was handed out in the running queue; checks it, and gives its number.
-    pub fn delivered(&mut self, delivery: &Delivery) -> u64 {
+    pub(crate) fn delivered(&mut self, delivery: &Delivery) -> u64 {
         let id = u64::from_le_bytes(delivery[..8].try_into().unwrap());
         let entry = self.entries.get_mut(&id).expect("a message that was never pushed");
         assert_eq!(&delivery[..], payload(id, entry.len), "message {id} was changed");
@@ -129,29 +127,29 @@ impl Model {
         let seq = u64::from(delivery.seq());
         assert_eq!(*entry.seq.get_or_insert(seq), seq, "message {id} changed its Seq");
         self.largest_seq = self.largest_seq.max(seq);
+        assert_eq!(delivery.attempts(), entry.attempts + 1, "attempts of message {id}");
         entry.attempts += 1;
-        entry.attempts_after_kill += 1;
-        assert!(delivery.attempts() <= entry.attempts + u32::from(entry.is_attempt_open));
-        // The count may have been lost in a power cut; from here on it is known again.
-        entry.attempts = delivery.attempts();
-        entry.attempts_after_kill = delivery.attempts();
-        entry.is_attempt_open = false;
+        entry.most_attempts = entry.most_attempts.max(entry.attempts);
         id
     }
 
-    pub fn released(&mut self, id: u64) {
-        let entry = self.entries.get_mut(&id).unwrap();
-        entry.attempts_after_kill -= 1;
-        // Stored, but a power cut may bring the larger count back.
+    /// A delivery is about to be released: the count falls, but a power cut may undo that.
+    pub(crate) fn released(&mut self, id: u64) {
+        self.entries.get_mut(&id).unwrap().attempts -= 1;
     }
 
-    pub fn acked(&mut self, id: u64, known: Known) {
+    /// The run crashed: an attempt at any message may have been stored and not been told.
+    pub(crate) fn crashed(&mut self) {
+        self.entries.values_mut().for_each(|entry| entry.most_attempts += 1);
+    }
+
+    pub(crate) fn acked(&mut self, id: u64, known: Known) {
         self.entries.get_mut(&id).unwrap().acked = known;
     }
 
     /// Checks what a queue holds right after open against what the promise says about how the last
     /// run ended, and takes it over.
-    pub fn recovered(&mut self, found: &[Delivery], end: End) {
+    pub(crate) fn recovered(&mut self, found: &[Delivery], end: End) {
         let mut seen = BTreeSet::new();
         let mut last_seq = 0;
         for delivery in found {
@@ -162,20 +160,29 @@ impl Model {
             let seq = u64::from(delivery.seq());
             assert!(seq > last_seq, "out of order: {seq} after {last_seq}");
             last_seq = seq;
-            let least = match end {
-                End::PowerCut => 1,
-                End::Killed | End::Closed => entry.attempts_after_kill + 1,
-            };
-            let most = entry.attempts.max(entry.attempts_after_kill) + 2;
+            let least = if end == End::PowerCut { 0 } else { entry.attempts } + 1;
+            let most = entry.most_attempts + 1;
             assert!(
                 (least..=most).contains(&delivery.attempts()),
                 "message {id}: attempts {} are not in {least}..={most}",
                 delivery.attempts()
             );
+            let entry = self.entries.get_mut(&id).unwrap();
+            entry.attempts = delivery.attempts() - 1;
+            if end == End::PowerCut && entry.acked == Known::Yes {
+                // The ack was not synced.
+                entry.acked = Known::No;
+            }
             self.delivered(delivery);
         }
         self.check_missing(&seen, end);
         for (id, entry) in &mut self.entries {
+            // An ack that only a kill has tested can still be undone by a power cut.
+            let is_unsynced_ack = end != End::PowerCut && entry.acked >= Known::Perhaps;
+            if !seen.contains(id) && is_unsynced_ack {
+                entry.acked = entry.acked.max(Known::Yes);
+                continue;
+            }
             entry.is_gone |= !seen.contains(id);
             if seen.contains(id) {
                 // An ack that was not synced has been undone by the crash.
@@ -212,10 +219,10 @@ impl Model {
         }
         for (&id, entry) in self.entries.iter().filter(|(_, entry)| !entry.is_gone) {
             let may_be_settled = entry.acked >= Known::Perhaps || entry.is_transient;
-            let newest = survived.get(&entry.run).copied().unwrap_or(0);
+            let newest = survived.get(&entry.run).copied();
             assert!(
-                may_be_settled || seen.contains(&id) || id > newest,
-                "a hole: message {id} is missing, {newest} of the same run is there"
+                may_be_settled || seen.contains(&id) || newest.is_none_or(|newest| id > newest),
+                "a hole: message {id} is missing, {newest:?} of the same run is there"
             );
         }
     }
