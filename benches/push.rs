@@ -1,1 +1,62 @@
-fn main(){}
+//! P1, P3 and P5: push, each beside the physical limit measured in the same run.
+//!
+//! `cargo bench --bench push`; on a busy machine `chrt -f 5 cargo bench --bench push`.
+//! `KEEPQ_BENCH_DIR` names the directory to work in (default: the system's temporary one).
+
+mod common;
+
+use common::{directory, resident_map_copy, synced_writes};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use keepq::{Durability, Queue};
+use std::time::Duration;
+
+const MIB: u64 = 1 << 20;
+
+/// P1 and P3: a push that waits for nothing. The limit: checksum and copy into a resident map,
+/// under a mutex.
+fn push_os(criterion: &mut Criterion) {
+    for (name, len) in [("P1 push 64 B Os", 64), ("P3 push 1 KiB Os", 1024)] {
+        let mut group = criterion.benchmark_group(name);
+        group.throughput(Throughput::Bytes(len as u64)).measurement_time(Duration::from_secs(4));
+        let payload = vec![7; len];
+        let mut copy = resident_map_copy(64 * MIB);
+        group.bench_function("limit", |bencher| bencher.iter(|| copy(&payload)));
+        let dir = directory();
+        let queue = Queue::options().durability(Durability::Os).open(dir.path().join("q")).unwrap();
+        group.bench_function("keepq", |bencher| bencher.iter(|| queue.push(&payload).unwrap()));
+        group.finish();
+    }
+}
+
+/// P5: a push that waits for the disk. The limit: one pwrite and one fdatasync in a prepared file.
+/// Both sides in turn within one measurement, so that a drift of the disk hits both.
+fn push_always(criterion: &mut Criterion) {
+    for (name, len) in [("P5 push 64 B Always", 64), ("P5 push 1 KiB Always", 1024)] {
+        let mut group = criterion.benchmark_group(name);
+        group.sample_size(50).measurement_time(Duration::from_secs(8));
+        let payload = vec![7; len];
+        let dir = directory();
+        let mut write = synced_writes(dir.path(), 64 * MIB);
+        let queue = Queue::open(dir.path().join("q")).unwrap();
+        queue.push(&payload).unwrap();
+        let (mut limit, mut push) = (Duration::ZERO, Duration::ZERO);
+        group.bench_function("limit then keepq", |bencher| {
+            bencher.iter_batched(
+                || (),
+                |()| {
+                    limit += common::timed(|| write(&payload));
+                    push += common::timed(|| drop(queue.push(&payload).unwrap()));
+                },
+                BatchSize::PerIteration,
+            );
+        });
+        let ratio = limit.as_secs_f64() / push.as_secs_f64();
+        println!("{name}: {ratio:.3} of the limit's rate, {:.1} KiB written per push", {
+            common::written_kib_per(dir.path(), 200, || drop(queue.push(&payload).unwrap()))
+        });
+        group.finish();
+    }
+}
+
+criterion_group!(benches, push_os, push_always);
+criterion_main!(benches);

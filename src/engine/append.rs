@@ -7,9 +7,12 @@ use super::Engine;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::segment::size_for;
+use crate::format::segment::Seal;
+use crate::log::Segment;
 use crate::log::active::{Active, Draft};
 use crate::recovery::Log;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -18,7 +21,7 @@ use std::time::Duration;
 pub(crate) struct Append {
     pub(super) active: Option<Active>,
     /// No longer pushed to, and not yet synced and sealed; oldest first.
-    pub(super) full: VecDeque<Active>,
+    pub(super) full: VecDeque<Full>,
     pub(super) next_seq: u64,
     pub(super) is_closed: bool,
     /// The shortest interval that an unsynced message waits for.
@@ -63,10 +66,31 @@ impl Append {
         self.full.clear();
     }
 
-    /// Whether a next segment should be at hand: a quarter of the active one is used.
+    /// Whether a next segment should be at hand: a quarter of the active one is used, or segments
+    /// fill faster than they are synced. Not sooner, so that one may be recycled instead.
     pub(super) fn wants_supply(&self) -> bool {
         let used = |active: &Active| active.used_bytes() * 4 >= active.segment.header.size;
-        self.active.as_ref().is_some_and(used)
+        self.full.len() > 1 || self.active.as_ref().is_some_and(used)
+    }
+}
+
+/// A segment that is no longer pushed to. Its map is not kept: with its pages unmapped, a sync
+/// need not write-protect each of them on all processors.
+#[derive(Debug)]
+pub(super) struct Full {
+    pub(super) segment: Arc<Segment>,
+    pub(super) first_seq: u64,
+    pub(super) seal: Seal,
+}
+
+impl Full {
+    fn of(active: &Active) -> Self {
+        let segment = Arc::clone(&active.segment);
+        Self { segment, first_seq: active.first_seq, seal: active.seal(false) }
+    }
+
+    pub(super) fn last_seq(&self) -> u64 {
+        self.first_seq + u64::from(self.seal.count) - 1
     }
 }
 
@@ -165,13 +189,13 @@ impl Engine {
         let super::supply::Prepared { segment, region } = prepared.clone();
         let active = Active::start(segment, region, append.next_seq, now)
             .inspect_err(|_| supply.put_back(prepared.clone()))?;
-        if let Some(full) = &append.active {
-            deliver.seal_track(full.seal(false));
+        let full = append.active.as_ref().map(Full::of);
+        if let Some(full) = &full {
+            deliver.seal_track(full.seal);
         }
+        append.full.extend(full);
         deliver.add_track(&active);
-        if let Some(full) = append.active.replace(active) {
-            append.full.push_back(full);
-        }
+        append.active = Some(active);
         append.asked_for_supply = false;
         drop((deliver, append, supply));
         self.worker.ask();

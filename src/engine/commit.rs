@@ -6,6 +6,7 @@
 //! that what survives a power cut is a prefix.
 
 use super::Engine;
+use super::append::Full;
 use super::wait::WaitList;
 use crate::error::Result;
 use crate::log::Segment;
@@ -24,8 +25,8 @@ pub(crate) struct Commit {
 /// What a round of syncs covers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Scope {
-    /// Segments that are no longer pushed to.
-    Full,
+    /// The oldest segment that is no longer pushed to.
+    OldestFull,
     /// All records.
     Records,
     /// All records and all answers.
@@ -84,9 +85,13 @@ impl Engine {
         self.wait_for(Scope::Acks, done)
     }
 
-    /// Syncs the segments that are no longer pushed to.
-    pub(super) fn sync_full(&self) -> Result<()> {
-        self.wait_for(Scope::Full, || self.append.lock().full.is_empty())
+    /// Syncs and seals the oldest segment that is no longer pushed to; false if there is none, or
+    /// if it cannot be sealed now.
+    pub(super) fn sync_oldest_full(&self) -> Result<bool> {
+        let oldest = || self.append.lock().full.front().map(Full::last_seq);
+        let Some(last_seq) = oldest() else { return Ok(false) };
+        self.wait_for(Scope::OldestFull, || self.is_durable(last_seq))?;
+        Ok(oldest() != Some(last_seq))
     }
 
     fn wait_for(&self, scope: Scope, is_done: impl Fn() -> bool) -> Result<()> {
@@ -99,9 +104,7 @@ impl Engine {
                 Some(lead) => {
                     let led = self.lead_round(scope);
                     drop(lead);
-                    if scope == Scope::Full || led.is_err() {
-                        return led;
-                    }
+                    led?;
                 }
                 None => self.wait_for_leader(&is_done),
             }
@@ -130,12 +133,15 @@ impl Engine {
 
     fn plan_round(&self, scope: Scope) -> Round {
         let mut append = self.append.lock();
-        let mut segments: Vec<_> =
-            append.full.iter().map(|full| Arc::clone(&full.segment)).collect();
+        let at_most = if scope == Scope::OldestFull { 1 } else { usize::MAX };
+        let mut published = 0;
+        let mut segments = Vec::new();
+        for full in append.full.iter().take(at_most) {
+            published = full.last_seq();
+            segments.push(Arc::clone(&full.segment));
+        }
         let full = segments.len();
-        let last_full = append.full.back().map(|last| last.first_seq + u64::from(last.count()) - 1);
-        let mut published = last_full.unwrap_or(0);
-        if scope != Scope::Full {
+        if scope != Scope::OldestFull {
             published = append.next_seq - 1;
             append.sync_within = None;
             let unsynced = append.active.as_ref().filter(|_| !self.is_durable(published));
@@ -165,7 +171,7 @@ impl Engine {
             }
             // Everything that the seal speaks of was synced just now. If it cannot be stored, the
             // segment stays in the list, and the next round tries again.
-            if synced.store_seal(&*full.region, full.seal(false)).is_err() {
+            if synced.map().and_then(|region| synced.store_seal(&*region, full.seal)).is_err() {
                 break;
             }
             append.full.pop_front();

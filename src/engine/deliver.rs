@@ -81,13 +81,25 @@ pub(crate) struct Taken {
     pub(crate) payload_start: usize,
 }
 
+/// A message that can be leased.
+struct Next {
+    place: Place,
+    header: record::Header,
+    mapped: Arc<Mapped>,
+    base_time: u64,
+    /// The position of its track.
+    at: usize,
+}
+
 /// A message that is leased and not yet copied.
 struct Leased {
     ticket: Ticket,
-    place: Place,
-    mapped: Mapped,
+    seq: u64,
+    attempts: u32,
+    offset: u64,
+    pushed_at: u64,
+    mapped: Arc<Mapped>,
     header: record::Header,
-    base_time: u64,
 }
 
 impl Deliver {
@@ -120,7 +132,7 @@ impl Deliver {
     pub(super) fn add_track(&mut self, active: &Active) {
         let (segment, region) = (Arc::clone(&active.segment), Arc::clone(&active.region));
         let mapped = Mapped { segment, region };
-        self.tracks.push_back(Track::active(mapped, active.first_seq, active.base_time));
+        self.tracks.push_back(Track::active(Arc::new(mapped), active.first_seq, active.base_time));
     }
 
     /// The active segment is no longer pushed to.
@@ -188,7 +200,7 @@ impl Deliver {
     }
 
     /// Takes the maps that are not in use. The caller drops them outside of the lock.
-    pub(super) fn take_idle_maps(&mut self) -> Vec<Mapped> {
+    pub(super) fn take_idle_maps(&mut self) -> Vec<Arc<Mapped>> {
         let cursor = self.cursor.ordinal;
         let newest = self.tracks.back().map_or(0, Track::ordinal);
         let idle = |track: &&mut Track| {
@@ -205,18 +217,31 @@ impl Deliver {
         }
     }
 
+    /// Where the track of a segment is; most are at one of the ends.
+    fn position(&self, ordinal: u64) -> Option<usize> {
+        let is = |track: Option<&Track>| track.is_some_and(|track| track.ordinal() == ordinal);
+        if is(self.tracks.front()) {
+            Some(0)
+        } else if is(self.tracks.back()) {
+            Some(self.tracks.len() - 1)
+        } else {
+            self.tracks.binary_search_by_key(&ordinal, Track::ordinal).ok()
+        }
+    }
+
     fn track(&mut self, ordinal: u64) -> Option<&mut Track> {
-        let at = match self.tracks.back() {
-            Some(newest) if newest.ordinal() == ordinal => self.tracks.len() - 1,
-            _ => self.tracks.binary_search_by_key(&ordinal, Track::ordinal).ok()?,
-        };
+        let at = self.position(ordinal)?;
         self.tracks.get_mut(at)
     }
 
     /// Leases the next message.
     fn lease_next(&mut self, published: u64) -> Result<Option<Leased>> {
         while let Some((_, place)) = self.returned.pop_first() {
-            match self.lease(place) {
+            let leased = self.look_again(place).and_then(|next| match next {
+                Some(next) => self.lease(next).map(Some),
+                None => Ok(None),
+            });
+            match leased {
                 Ok(Some(leased)) => return Ok(Some(leased)),
                 Ok(None) => {}
                 Err(error) => {
@@ -225,36 +250,46 @@ impl Deliver {
                 }
             }
         }
-        loop {
-            let Some(place) = self.find_next(published)? else { return Ok(None) };
-            let leased = self.lease(place)?;
-            self.cursor.index += 1;
-            self.cursor.previous = None;
-            if let Some(leased) = leased {
-                self.cursor.offset = place.offset + leased.header.record_len();
-                return Ok(Some(leased));
+        let Some(next) = self.find_next(published)? else { return Ok(None) };
+        let offset = next.place.offset + next.header.record_len();
+        let leased = self.lease(next)?;
+        let index = self.cursor.index + 1;
+        self.cursor = Cursor { index, offset, previous: None, ..self.cursor };
+        Ok(Some(leased))
+    }
+
+    /// A message that was given back; `None` if its header got damaged meanwhile.
+    fn look_again(&mut self, place: Place) -> Result<Option<Next>> {
+        let Some(at) = self.position(place.ordinal) else { return Ok(None) };
+        let track = &mut self.tracks[at];
+        let base_time = track.base_time;
+        let mapped = Arc::clone(track.map()?);
+        match mapped.header(place.offset, place.index) {
+            Some(header) => Ok(Some(Next { place, header, mapped, base_time, at })),
+            None => {
+                self.lose(&mapped, place.seq, place.index, place.offset)?;
+                Ok(None)
             }
-            self.cursor.previous = Some((place.index, place.offset));
         }
     }
 
     /// The next message that is owed and was not handed out in this run. Leaves the cursor at it.
-    fn find_next(&mut self, published: u64) -> Result<Option<Place>> {
+    fn find_next(&mut self, published: u64) -> Result<Option<Next>> {
         loop {
             let Cursor { ordinal, index, offset, previous, has_skipped } = self.cursor;
-            let Some(track) = self.track(ordinal) else {
+            let Some(at) = self.position(ordinal) else {
                 match self.tracks.iter().map(Track::ordinal).find(|&next| next > ordinal) {
                     Some(next) => self.cursor = Cursor::start_of(next),
                     None => return Ok(None),
                 }
                 continue;
             };
+            let track = &mut self.tracks[at];
             let end_index = track.end_index(published);
             if index >= end_index {
-                let is_last = track.count.is_none();
-                match self.tracks.iter().map(Track::ordinal).find(|&next| next > ordinal) {
-                    Some(next) if !is_last => self.cursor = Cursor::start_of(next),
-                    _ => return Ok(None),
+                match self.tracks.get(at + 1) {
+                    Some(next) => self.cursor = Cursor::start_of(next.ordinal()),
+                    None => return Ok(None),
                 }
                 continue;
             }
@@ -263,50 +298,49 @@ impl Deliver {
                 self.cursor = Cursor { index, previous, has_skipped: true, ..self.cursor };
                 continue;
             }
-            let (is_old, seq) = (track.is_old, track.first_seq + u64::from(index));
-            let mapped = track.map()?.clone();
-            let slot = self.slot_or_rebuilt(&mapped, index, seq)?;
+            let (is_old, base_time) = (track.is_old, track.base_time);
+            let seq = track.first_seq + u64::from(index);
+            let mapped = Arc::clone(track.map()?);
+            let slot = match mapped.slot(index)? {
+                Some(slot) => slot,
+                None => self.rebuild_slot(&mapped, index, seq)?,
+            };
             if slot.is_settled(is_old) {
+                let settled = slot.offset.map(|offset| (index, offset));
+                self.cursor.previous = settled.or(previous);
                 self.cursor.index += 1;
-                self.cursor.previous =
-                    slot.offset.map(|offset| (index, offset)).or(self.cursor.previous);
                 continue;
             }
-            let located = match slot.offset.and_then(|at| Some((at, mapped.header(at, index)?))) {
+            let at_slot = slot.offset.and_then(|at| Some((at, mapped.header(at, index)?)));
+            let located = match at_slot {
                 Some((at, header)) => Located::At(at, header),
                 None => Track::locate(&mapped, index, end_index, offset, previous),
             };
             match located {
                 Located::At(offset, header) if header.flags.is_transient() && is_old => {
                     self.settle_silently(&mapped, index, offset, State::Dead)?;
-                    self.cursor.index += 1;
                     self.cursor.previous = Some((index, offset));
+                    self.cursor.index += 1;
                 }
                 Located::At(offset, header) => {
                     let is_transient = header.flags.is_transient();
                     let attempts = slot.attempts;
-                    return Ok(Some(Place { seq, ordinal, index, offset, attempts, is_transient }));
+                    let place = Place { seq, ordinal, index, offset, attempts, is_transient };
+                    return Ok(Some(Next { place, header, mapped, base_time, at }));
                 }
-                Located::Lost { end_index, next } => {
-                    for lost in index..end_index {
-                        self.lose(&mapped, seq + u64::from(lost - index), lost, next.min(offset))?;
+                Located::Lost { end_index: end, next } => {
+                    for lost in index..end {
+                        self.lose(&mapped, seq + u64::from(lost - index), lost, offset)?;
                     }
-                    self.cursor = Cursor {
-                        index: end_index,
-                        offset: next,
-                        previous: None,
-                        ..self.cursor
-                    };
+                    let cursor = Cursor { index: end, offset: next, ..self.cursor };
+                    self.cursor = Cursor { previous: None, ..cursor };
                 }
             }
         }
     }
 
     /// A slot that was never written to this place counts as delivered once.
-    fn slot_or_rebuilt(&mut self, mapped: &Mapped, index: u32, seq: u64) -> Result<Slot> {
-        if let Some(slot) = mapped.slot(index)? {
-            return Ok(slot);
-        }
+    fn rebuild_slot(&mut self, mapped: &Mapped, index: u32, seq: u64) -> Result<Slot> {
         let offset = slot::offset(mapped.segment.header.size, index);
         self.list_damage(mapped, seq, offset, DamageKind::Slot);
         let rebuilt = Slot { state: State::Delivered, attempts: 1, offset: None };
@@ -314,23 +348,18 @@ impl Deliver {
         Ok(rebuilt)
     }
 
-    /// Stores the attempt and begins the lease; `None` if the record is damaged after all.
-    fn lease(&mut self, place: Place) -> Result<Option<Leased>> {
-        let Some(track) = self.track(place.ordinal) else { return Ok(None) };
-        let base_time = track.base_time;
-        let mapped = track.map()?.clone();
-        let Some(header) = mapped.header(place.offset, place.index) else {
-            self.lose(&mapped, place.seq, place.index, place.offset)?;
-            return Ok(None);
-        };
+    /// Stores the attempt and begins the lease.
+    fn lease(&mut self, next: Next) -> Result<Leased> {
+        let Next { place, header, mapped, base_time, at } = next;
         let place = Place { attempts: place.attempts.saturating_add(1), ..place };
         mapped.store_slot(place.index, owed_slot(&place))?;
-        if let Some(track) = self.track(place.ordinal) {
-            track.leased += 1;
-            track.note_answer();
-        }
+        let track = &mut self.tracks[at];
+        track.leased += 1;
+        track.note_answer();
         let ticket = self.leases.begin(place);
-        Ok(Some(Leased { ticket, place, mapped, header, base_time }))
+        let Place { seq, attempts, offset, .. } = place;
+        let pushed_at = base_time + u64::from(header.age);
+        Ok(Leased { ticket, seq, attempts, offset, pushed_at, mapped, header })
     }
 
     /// Ends a lease as its holder says; true if its segment has nothing left that is owed.
@@ -365,11 +394,10 @@ impl Deliver {
 
     /// The payload of a leased message turned out to be damaged.
     fn lose_leased(&mut self, leased: &Leased) -> Result<()> {
-        if self.leases.end(leased.ticket).is_some() {
-            if let Some(track) = self.track(leased.place.ordinal) {
+        if let Some(Place { seq, ordinal, index, offset, .. }) = self.leases.end(leased.ticket) {
+            if let Some(track) = self.track(ordinal) {
                 track.leased -= 1;
             }
-            let Place { seq, index, offset, .. } = leased.place;
             self.lose(&leased.mapped, seq, index, offset)?;
         }
         Ok(())
@@ -473,17 +501,17 @@ impl Engine {
 
     /// `None` if the payload is damaged.
     fn copy_out(&self, leased: &Leased) -> Result<Option<Taken>> {
-        let Leased { ticket, place, mapped, header, base_time } = leased;
-        let Some((body, payload_start)) = mapped.payload(header, place.offset) else {
+        let Leased { ticket, seq, attempts, offset, pushed_at, mapped, header } = leased;
+        let Some((body, payload_start)) = mapped.payload(header, *offset) else {
             self.deliver.lock().lose_leased(leased)?;
             self.worker.ask();
             return Ok(None);
         };
         Ok(Some(Taken {
             ticket: *ticket,
-            seq: place.seq,
-            attempts: place.attempts,
-            pushed_at: base_time + u64::from(header.age),
+            seq: *seq,
+            attempts: *attempts,
+            pushed_at: *pushed_at,
             body,
             payload_start,
         }))

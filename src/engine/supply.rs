@@ -180,7 +180,7 @@ impl Engine {
 
     /// Ends the run in order: nothing is pushed any more, all is synced.
     pub(super) fn finish_run(&self) -> Result<()> {
-        self.sync_full()?;
+        while self.sync_oldest_full()? {}
         let mut supply = self.supply.lock();
         let append = self.append.lock();
         if let Some(active) = &append.active {

@@ -21,7 +21,7 @@ const COUNT_STEP: u32 = 4096;
 #[derive(Debug)]
 pub(super) struct Track {
     pub(super) segment: Arc<Segment>,
-    pub(super) mapped: Option<Mapped>,
+    pub(super) mapped: Option<Arc<Mapped>>,
     pub(super) first_seq: u64,
     pub(super) base_time: u64,
     /// Known once it is no longer pushed to.
@@ -48,7 +48,7 @@ pub(super) enum Located {
 
 impl Track {
     /// A segment of this run.
-    pub(super) fn active(mapped: Mapped, first_seq: u64, base_time: u64) -> Self {
+    pub(super) fn active(mapped: Arc<Mapped>, first_seq: u64, base_time: u64) -> Self {
         Self {
             segment: Arc::clone(&mapped.segment),
             mapped: Some(mapped),
@@ -122,12 +122,15 @@ impl Track {
     }
 
     /// The segment as memory.
-    pub(super) fn map(&mut self) -> Result<&Mapped> {
-        if self.mapped.is_none() {
-            let (segment, region) = (Arc::clone(&self.segment), self.segment.map()?);
-            self.mapped = Some(Mapped { segment, region });
-        }
-        Ok(self.mapped.as_ref().expect("mapped just above"))
+    pub(super) fn map(&mut self) -> Result<&Arc<Mapped>> {
+        let mapped = match self.mapped.take() {
+            Some(mapped) => mapped,
+            None => {
+                let (segment, region) = (Arc::clone(&self.segment), self.segment.map()?);
+                Arc::new(Mapped { segment, region })
+            }
+        };
+        Ok(self.mapped.insert(mapped))
     }
 
     /// Finds record `index`, looking from `offset` on, where it or an earlier record starts.

@@ -151,10 +151,13 @@ impl Engine {
             None => {}
         }
         if due.upkeep {
-            // First what a push may soon wait for, then what can wait.
+            // First, and again after each slow step, what a push may soon wait for.
             self.prepare_ahead()?;
             self.finish_old_tail()?;
-            self.sync_full()?;
+            drop(self.deliver.lock().take_idle_maps());
+            while self.sync_oldest_full()? {
+                self.prepare_ahead()?;
+            }
             self.run_upkeep()?;
         }
         Ok(())
