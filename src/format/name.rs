@@ -9,13 +9,16 @@ pub(crate) const CHECKPOINT_TMP: &str = "CHECKPOINT.tmp";
 /// Where the dead letters will lie.
 pub(crate) const DEAD: &str = "dead";
 
+const SEGMENT: &str = ".seg";
+const TEMPORARY: &str = ".tmp";
+
 /// What a name says. Only [`Kind::Segment`] files are looked into: their header decides.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
     /// `LOCK`, `CHECKPOINT`, `dead`.
     Own,
-    /// Ends in `.seg`; with the ordinal where the name is one that keepq writes.
-    Segment(Option<u64>),
+    /// Ends in `.seg`.
+    Segment,
     /// Ends in `.tmp`: half-made, or half-removed.
     Temporary,
     /// Not ours.
@@ -24,33 +27,33 @@ pub(crate) enum Kind {
 
 /// The name of the segment with this ordinal.
 pub(crate) fn segment(ordinal: u64) -> String {
-    format!("{ordinal:016x}.seg")
+    format!("{ordinal:016x}{SEGMENT}")
 }
 
 /// The name of that segment before it is one, and after it was one.
 pub(crate) fn temporary(ordinal: u64) -> String {
-    format!("{ordinal:016x}.tmp")
+    format!("{ordinal:016x}{TEMPORARY}")
 }
 
 /// What a name found in the directory says.
 pub(crate) fn kind(name: &str) -> Kind {
     if [LOCK, CHECKPOINT, DEAD].contains(&name) {
         Kind::Own
-    } else if let Some(stem) = name.strip_suffix(".seg") {
-        let ordinal = u64::from_str_radix(stem, 16).ok();
-        Kind::Segment(ordinal.filter(|&ordinal| segment(ordinal) == name))
-    } else if name == CHECKPOINT_TMP || is_temporary_segment(name) {
+    } else if name.ends_with(SEGMENT) {
+        Kind::Segment
+    } else if name == CHECKPOINT_TMP || ordinal(name).is_some() {
         Kind::Temporary
     } else {
         Kind::Foreign
     }
 }
 
-/// Only the names that keepq itself writes are taken for half-made: others are not ours to delete.
-fn is_temporary_segment(name: &str) -> bool {
-    name.strip_suffix(".tmp")
-        .and_then(|stem| u64::from_str_radix(stem, 16).ok())
-        .is_some_and(|ordinal| temporary(ordinal) == name)
+/// The ordinal in a name that keepq itself writes for a segment, whole or half-made. Names that
+/// only look alike are not ours to delete.
+pub(crate) fn ordinal(name: &str) -> Option<u64> {
+    let stem = name.strip_suffix(SEGMENT).or_else(|| name.strip_suffix(TEMPORARY))?;
+    let ordinal = u64::from_str_radix(stem, 16).ok()?;
+    (name == segment(ordinal) || name == temporary(ordinal)).then_some(ordinal)
 }
 
 #[cfg(test)]
@@ -60,10 +63,12 @@ mod tests {
     #[test]
     fn names_say_what_they_are() {
         assert_eq!(segment(31), "000000000000001f.seg");
-        assert_eq!(kind("000000000000001f.seg"), Kind::Segment(Some(31)));
-        assert_eq!(kind("1f.seg"), Kind::Segment(None));
-        assert_eq!(kind("copy.seg"), Kind::Segment(None));
-        assert_eq!(kind("+00000000000001f.seg"), Kind::Segment(None));
+        assert_eq!(kind("000000000000001f.seg"), Kind::Segment);
+        assert_eq!(kind("1f.seg"), Kind::Segment);
+        assert_eq!(kind("copy.seg"), Kind::Segment);
+        assert_eq!((ordinal(&segment(31)), ordinal(&temporary(31))), (Some(31), Some(31)));
+        assert_eq!((ordinal("1f.seg"), ordinal("+00000000000001f.seg")), (None, None));
+        assert_eq!(kind("+00000000000001f.seg"), Kind::Segment);
         assert_eq!(kind(&temporary(31)), Kind::Temporary);
         assert_eq!(kind("CHECKPOINT.tmp"), Kind::Temporary);
         assert_eq!(kind("notes.tmp"), Kind::Foreign);

@@ -89,17 +89,17 @@ impl Found {
     ) -> Result<Vec<Candidate>> {
         let mut candidates = Vec::new();
         for Entry { name, is_file } in entries {
+            self.largest_ordinal = self.largest_ordinal.max(name::ordinal(&name).unwrap_or(0));
             match name::kind(&name) {
                 Kind::Own => {}
                 Kind::Foreign => self.ignore(&name, "not a file of keepq"),
                 Kind::Temporary if is_file => self.leftovers.push(name),
-                Kind::Segment(ordinal) if is_file => {
-                    self.largest_ordinal = self.largest_ordinal.max(ordinal.unwrap_or(0));
+                Kind::Segment if is_file => {
                     if let Some((header, file)) = self.read_segment(storage, &name)? {
                         candidates.push((name, header, file));
                     }
                 }
-                Kind::Temporary | Kind::Segment(_) => self.ignore(&name, "not a regular file"),
+                Kind::Temporary | Kind::Segment => self.ignore(&name, "not a regular file"),
             }
         }
         Ok(candidates)
