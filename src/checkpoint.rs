@@ -74,6 +74,11 @@ impl CheckpointFile {
         Ok(Read::Ok(this, state, newest))
     }
 
+    /// Whether there is a file that may name segments.
+    pub(crate) fn exists(&self) -> bool {
+        self.file.is_some()
+    }
+
     /// Whether this is what was written last.
     pub(crate) fn is_current(&self, checkpoint: &Checkpoint) -> bool {
         self.written.as_ref() == Some(checkpoint)

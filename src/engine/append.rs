@@ -118,12 +118,21 @@ impl Engine {
     ) -> Result<u64> {
         self.health.check(false)?;
         let need = Need::of(drafts);
+        let mut may_make_room = true;
         loop {
             if let Some(first_seq) = self.try_append(drafts, need, sync_within)? {
                 (0..need.records).for_each(|_| self.readers.wake_one());
                 return Ok(first_seq);
             }
-            self.rotate(need)?;
+            match self.rotate(need) {
+                Err(Error::StorageFull { .. }) if may_make_room => {
+                    may_make_room = false;
+                    self.finish_old_tail()?;
+                    self.count_old_tracks()?;
+                    self.let_segments_go()?;
+                }
+                result => result?,
+            }
         }
     }
 

@@ -37,9 +37,14 @@ impl Upkeep {
 impl Engine {
     /// One pass over all there is to tidy.
     pub(super) fn run_upkeep(&self) -> Result<()> {
-        self.prepare_ahead()?;
         self.count_old_tracks()?;
         drop(self.deliver.lock().take_idle_maps());
+        self.let_segments_go()?;
+        self.prepare_ahead()
+    }
+
+    /// Gives back what is in use for nothing.
+    pub(super) fn let_segments_go(&self) -> Result<()> {
         let mut upkeep = self.upkeep.lock();
         self.retire(&mut upkeep);
         self.write_checkpoint_if_changed(&mut upkeep)?;
@@ -92,7 +97,11 @@ impl Engine {
             return Ok(());
         }
         self.health.check(false)?;
-        upkeep.checkpoint.write(&*self.storage, &checkpoint)?;
+        match upkeep.checkpoint.write(&*self.storage, &checkpoint) {
+            // No room for the first one: then no list names a segment, and any may be let go.
+            Err(Error::StorageFull { .. }) if !upkeep.checkpoint.exists() => return Ok(()),
+            result => result?,
+        }
         let synced = upkeep.checkpoint.sync(checkpoint);
         synced.map_err(|error| {
             self.health.poison("sync checkpoint", &self.storage.path(name::CHECKPOINT), error)

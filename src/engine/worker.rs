@@ -151,12 +151,13 @@ impl Engine {
             None => {}
         }
         if due.upkeep {
-            // First, and again after each slow step, what a push may soon wait for.
-            self.prepare_ahead()?;
+            // First, and again after each slow step, what a push may soon wait for. If there is no
+            // room for it, the rest of the work may make some.
+            self.health.note_background(self.prepare_ahead());
             self.finish_old_tail()?;
             drop(self.deliver.lock().take_idle_maps());
             while self.sync_oldest_full()? {
-                self.prepare_ahead()?;
+                self.health.note_background(self.prepare_ahead());
             }
             self.run_upkeep()?;
         }

@@ -1,0 +1,121 @@
+//! Real file systems that run full: growth is an error, never a signal, and all else goes on.
+//!
+//! Needs root, loop devices and the tools of each file system; skips, and says so, where not.
+
+#![cfg(target_os = "linux")]
+
+use keepq::{Durability, Error, Queue};
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use tempfile::TempDir;
+
+/// A small file system, unmounted at the end.
+struct Mount {
+    dir: TempDir,
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        run("umount", &["-l", self.dir.path().join("mnt").to_str().unwrap()]);
+    }
+}
+
+fn run(program: &str, args: &[&str]) -> bool {
+    Command::new(program).args(args).output().is_ok_and(|output| output.status.success())
+}
+
+fn mount(kind: &str, mib: u64, force: &str, options: &str) -> Option<Mount> {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, mnt) = (dir.path().join("image"), dir.path().join("mnt"));
+    fs::File::create(&image).unwrap().set_len(mib << 20).unwrap();
+    fs::create_dir(&mnt).unwrap();
+    let (image, mnt) = (image.to_str().unwrap(), mnt.to_str().unwrap());
+    let made = run(&format!("mkfs.{kind}"), &["-q", force, image])
+        && run("mount", &["-o", &format!("loop{options}"), image, mnt]);
+    if !made {
+        // Not a test of keepq: this machine cannot make such a file system.
+        // Written past the capture of a test that passes.
+        writeln!(std::io::stderr(), "skipped: no {kind} on a loop device here").unwrap();
+        return None;
+    }
+    Some(Mount { dir })
+}
+
+fn push_until_full(queue: &Queue, next: &mut u64, len: usize) -> Error {
+    loop {
+        let mut payload = next.to_le_bytes().to_vec();
+        payload.resize(len, 9);
+        match queue.push(payload) {
+            Ok(_) => *next += 1,
+            Err(error) => return error,
+        }
+    }
+}
+
+fn fill(path: &Path) {
+    let mut file = fs::File::create(path).unwrap();
+    for chunk in [1 << 20, 1 << 16, 4096, 512] {
+        let bytes = vec![1; chunk];
+        while file.write_all(&bytes).is_ok() && file.sync_all().is_ok() {}
+    }
+}
+
+fn fill_and_drain(mnt: &Path, durability: Durability) {
+    let path = mnt.join("q");
+    let options = || Queue::options().segment_bytes(1 << 20).durability(durability);
+    let queue = options().open(&path).unwrap();
+    let (mut next, mut acked) = (0, 0);
+    for round in 0..3u32 {
+        let error = push_until_full(&queue, &mut next, 60_000);
+        assert!(matches!(error, Error::StorageFull { .. }), "{error}");
+        let filler = mnt.join("filler");
+        fill(&filler);
+        // Nothing is free now. Pop, nack and ack go on, into every page of the log.
+        queue.pop().unwrap().unwrap().nack().unwrap();
+        while let Some(job) = queue.pop().unwrap() {
+            assert_eq!(u64::from_le_bytes(job[..8].try_into().unwrap()), acked, "round {round}");
+            job.ack().unwrap();
+            acked += 1;
+        }
+        assert_eq!(acked, next);
+        fs::remove_file(filler).unwrap();
+        queue.push((next).to_le_bytes().as_slice()).unwrap();
+        next += 1;
+    }
+    queue.close().unwrap();
+    let queue = options().open(&path).unwrap();
+    assert_eq!((queue.len(), queue.recovery().is_clean()), (1, true), "{:?}", queue.recovery());
+    assert!(queue.pop().unwrap().is_some());
+    drop(queue);
+    fs::remove_dir_all(path).unwrap();
+}
+
+fn on(kind: &str, mib: u64, force: &str, options: &str) {
+    if let Some(mount) = mount(kind, mib, force, options) {
+        fill_and_drain(&mount.dir.path().join("mnt"), Durability::Os);
+        fill_and_drain(&mount.dir.path().join("mnt"), Durability::Always);
+    }
+}
+
+#[test]
+fn ext4() {
+    on("ext4", 40, "-F", "");
+}
+
+#[test]
+fn xfs() {
+    on("xfs", 300, "-f", "");
+}
+
+#[test]
+fn btrfs() {
+    on("btrfs", 128, "-f", "");
+}
+
+/// Where files cannot be made to be rewritten in place, stores go by write.
+#[test]
+fn btrfs_that_compresses() {
+    on("btrfs", 128, "-f", ",compress-force=zstd");
+}

@@ -1,0 +1,186 @@
+//! A real process, killed by SIGKILL at random moments, again and again on one directory.
+//!
+//! The child pushes and acks from several threads and tells on its standard output what returned
+//! `Ok`; after each kill the parent opens the queue and compares. `KEEPQ_KILL_ROUNDS` sets the number
+//! of rounds (default 200); the long run is `KEEPQ_KILL_ROUNDS=5000 cargo test --release --test kill`.
+
+mod support;
+
+use keepq::{Durability, Message, Options, Queue};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use support::{Dice, cases};
+
+fn options(dice: &mut Dice) -> Options {
+    let durability = match dice.below(3) {
+        0 => Durability::Os,
+        1 => Durability::Interval(Duration::from_millis(3)),
+        _ => Durability::Always,
+    };
+    let segment_bytes = 65_536 << dice.below(3);
+    Queue::options().durability(durability).segment_bytes(segment_bytes).sync_acks(dice.one_in(4))
+}
+
+fn payload(number: u64) -> Vec<u8> {
+    let mut payload = number.to_le_bytes().to_vec();
+    let len = 8 + Dice(number).below(if number.is_multiple_of(50) { 90_000 } else { 1500 });
+    payload.resize(len as usize, number as u8);
+    payload
+}
+
+fn number(payload: &[u8]) -> u64 {
+    u64::from_le_bytes(payload[..8].try_into().unwrap())
+}
+
+/// One line, written whole: what was told before the kill was told.
+fn tell(what: &str, number: u64) {
+    std::io::stdout().lock().write_all(format!("\n@{what} {number}\n").as_bytes()).unwrap();
+}
+
+/// Pushes numbers from `first` on, pops and acks, for ever or for `limit` pushes.
+fn work(path: &Path, first: u64, limit: u64) {
+    let mut dice = Dice(first ^ u64::from(std::process::id()));
+    let queue = options(&mut dice).open(path).unwrap();
+    std::thread::scope(|scope| {
+        for consumer in 0..2 {
+            let (queue, mut dice) = (queue.clone(), Dice(first + consumer));
+            scope.spawn(move || {
+                while let Ok(job) = queue.pop_wait() {
+                    let number = number(&job);
+                    assert_eq!(&job[..], payload(number));
+                    match dice.below(8) {
+                        0 => job.nack().unwrap_or(()),
+                        1 => drop(job),
+                        2 => job.release().unwrap_or(()),
+                        _ => {
+                            tell("acking", number);
+                            if job.ack().is_ok() {
+                                tell("acked", number);
+                            }
+                        }
+                    }
+                }
+            });
+        }
+        let mut next = first;
+        while next < first + limit {
+            let count = if dice.one_in(10) { 5 } else { 1 };
+            let message = |number| Message::new(payload(number));
+            match (count, dice.below(3)) {
+                (1, 0) => drop(queue.submit(message(next)).unwrap()),
+                (1, 1) => assert!(u64::from(queue.push(message(next)).unwrap()) > 0),
+                _ => drop(queue.push_batch((next..next + count).map(message)).unwrap()),
+            }
+            (next..next + count).for_each(|number| tell("pushed", number));
+            next += count;
+        }
+        queue.clone().close().unwrap();
+    });
+}
+
+/// The child's entry; run as a test of its own it works for a while and is not killed.
+#[test]
+fn child() {
+    if let Ok(path) = std::env::var("KEEPQ_KILL_CHILD") {
+        work(Path::new(&path), cases("KEEPQ_KILL_FIRST", 0), u64::MAX / 2);
+    } else {
+        let dir = tempfile::tempdir().unwrap();
+        work(dir.path(), 0, 200);
+        let queue = Queue::open(dir.path()).unwrap();
+        assert!(queue.recovery().was_closed() && queue.recovery().is_clean());
+    }
+}
+
+#[derive(Default)]
+struct Told {
+    pushed: BTreeSet<u64>,
+    acking: BTreeSet<u64>,
+    acked: BTreeSet<u64>,
+}
+
+fn life(path: &Path, first: u64, after: Duration) -> Told {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["child", "--exact", "--nocapture"])
+        .env("KEEPQ_KILL_CHILD", path)
+        .env("KEEPQ_KILL_FIRST", first.to_string())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let reader = std::thread::spawn(move || {
+        let mut told = Told::default();
+        for line in lines {
+            let line = line.unwrap();
+            let Some((what, number)) = line.strip_prefix('@').and_then(|l| l.split_once(' ')) else {
+                continue;
+            };
+            let number = number.parse().unwrap();
+            match what {
+                "pushed" => told.pushed.insert(number),
+                "acking" => told.acking.insert(number),
+                _ => told.acked.insert(number),
+            };
+        }
+        told
+    });
+    // The moment of the kill is what this test is about.
+    std::thread::sleep(after);
+    child.kill().unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), None, "the child ended by itself: {status}");
+    reader.join().unwrap()
+}
+
+#[test]
+fn killed_at_random_moments() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("q");
+    let mut dice = Dice(cases("KEEPQ_KILL_SEED", 7));
+    // What must be there, and what must not.
+    let mut owed = BTreeSet::new();
+    let mut settled = BTreeSet::new();
+    let mut seqs = BTreeMap::new();
+    let mut next = 0;
+    for round in 0..cases("KEEPQ_KILL_ROUNDS", 200) {
+        let told = life(&path, next, Duration::from_micros(3_000 + dice.below(40_000)));
+        owed.extend(&told.pushed);
+        for number in &told.acking {
+            owed.remove(number);
+        }
+        settled.extend(&told.acked);
+        let queue = options(&mut dice).open(&path).unwrap();
+        assert!(queue.recovery().damage().is_empty(), "round {round}: {:?}", queue.recovery());
+        let found = queue.pop_batch(usize::MAX).unwrap();
+        assert!(queue.damage().is_empty(), "round {round}: {:?}", queue.damage());
+        let mut here = BTreeSet::new();
+        for job in &found {
+            let number = number(job);
+            assert_eq!(&job[..], payload(number), "round {round}");
+            assert!(here.insert(number), "round {round}: {number} is there twice");
+            assert!(!settled.contains(&number), "round {round}: {number} came back");
+            let seq = job.seq();
+            assert_eq!(*seqs.entry(number).or_insert(seq), seq, "round {round}: changed its Seq");
+        }
+        let in_order = found.is_sorted_by(|a, b| a.seq() < b.seq() && number(a) < number(b));
+        assert!(in_order, "round {round}: out of order");
+        for number in &owed {
+            assert!(here.contains(number), "round {round}: {number} was confirmed and is lost");
+        }
+        next = here.iter().chain(&told.pushed).chain(&owed).max().map_or(next, |last| last + 10);
+        // Now and then a drained queue, so that segments are let go; else the backlog grows.
+        if dice.one_in(3) {
+            settled.extend(here);
+            owed.clear();
+            queue.ack_batch(found).unwrap();
+        } else {
+            owed.extend(here);
+        }
+        if dice.one_in(2) {
+            queue.close().unwrap();
+        }
+    }
+    assert!(next > 1000, "the children got to push: {next}");
+}
