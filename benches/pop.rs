@@ -2,6 +2,20 @@
 //!
 //! `cargo bench --bench pop`
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "a benchmark, not the crate"
+)]
+
 mod common;
 
 use common::directory;

@@ -3,6 +3,20 @@
 //! `cargo bench --bench push`; on a busy machine `chrt -f 5 cargo bench --bench push`.
 //! `KEEPQ_BENCH_DIR` names the directory to work in (default: the system's temporary one).
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "a benchmark, not the crate"
+)]
+
 mod common;
 
 use common::{directory, resident_map_copy, synced_writes};
@@ -45,14 +59,14 @@ fn push_always(criterion: &mut Criterion) {
                 || (),
                 |()| {
                     limit += common::timed(|| write(&payload));
-                    push += common::timed(|| drop(queue.push(&payload).unwrap()));
+                    push += common::timed(|| assert!(queue.push(&payload).is_ok()));
                 },
                 BatchSize::PerIteration,
             );
         });
         let ratio = limit.as_secs_f64() / push.as_secs_f64();
         println!("{name}: {ratio:.3} of the limit's rate, {:.1} KiB written per push", {
-            common::written_kib_per(dir.path(), 200, || drop(queue.push(&payload).unwrap()))
+            common::written_kib_per(dir.path(), 200, || assert!(queue.push(&payload).is_ok()))
         });
         group.finish();
     }

@@ -60,7 +60,10 @@ impl CheckpointFile {
         let mut newest = None;
         for slot in 0..2 {
             let mut bytes = vec![0; usize::try_from(half).unwrap_or(0)];
-            this.file.as_ref().map_or(Ok(()), |file| file.read_at(slot * half, &mut bytes)).map_err(wrap)?;
+            this.file
+                .as_ref()
+                .map_or(Ok(()), |file| file.read_at(slot * half, &mut bytes))
+                .map_err(wrap)?;
             match Checkpoint::decode(&bytes) {
                 Decoded::Newer(version) => return Ok(Read::Newer(version)),
                 Decoded::Valid { generation, checkpoint } if generation >= this.generation => {
@@ -69,8 +72,7 @@ impl CheckpointFile {
                 Decoded::Valid { .. } | Decoded::Invalid => {}
             }
         }
-        let state =
-            if newest.is_some() { CheckpointState::Used } else { CheckpointState::Damaged };
+        let state = if newest.is_some() { CheckpointState::Used } else { CheckpointState::Damaged };
         Ok(Read::Ok(this, state, newest))
     }
 

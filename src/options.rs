@@ -29,6 +29,15 @@ pub enum Durability {
     Os,
 }
 
+/// How long acks may wait for a sync that nobody asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum AckSync {
+    /// 1 s, or for ever with [`Durability::Os`].
+    ByDurability,
+    /// As the user says; `None` for ever.
+    Set(Option<Duration>),
+}
+
 /// How a queue behaves. Nothing here is fixed when a queue is created: any option may differ at
 /// the next open.
 ///
@@ -44,7 +53,7 @@ pub enum Durability {
 pub struct Options {
     pub(crate) durability: Durability,
     pub(crate) sync_acks: bool,
-    pub(crate) ack_sync: Option<Option<Duration>>,
+    pub(crate) ack_sync: AckSync,
     pub(crate) segment_bytes: u64,
     pub(crate) max_message_bytes: u64,
     pub(crate) max_batch_bytes: u64,
@@ -58,7 +67,7 @@ impl Default for Options {
         Self {
             durability: Durability::Always,
             sync_acks: false,
-            ack_sync: None,
+            ack_sync: AckSync::ByDurability,
             segment_bytes: 64 * MIB,
             max_message_bytes: 16 * MIB,
             max_batch_bytes: 64 * MIB,
@@ -87,7 +96,7 @@ impl Options {
     /// How long an ack may wait until the background thread syncs it; `None` leaves it to the
     /// operating system. Default: 1 s, and `None` with [`Durability::Os`].
     pub fn ack_sync(mut self, interval: impl Into<Option<Duration>>) -> Self {
-        self.ack_sync = Some(interval.into());
+        self.ack_sync = AckSync::Set(interval.into());
         self
     }
 
@@ -151,23 +160,24 @@ impl Options {
 
     /// The time between syncs of acks that nobody waits for.
     pub(crate) fn ack_interval(&self) -> Option<Duration> {
-        self.ack_sync.unwrap_or(match self.durability {
-            Durability::Os => None,
-            _ => Some(Duration::from_secs(1)),
-        })
+        match (self.ack_sync, self.durability) {
+            (AckSync::Set(interval), _) => interval,
+            (AckSync::ByDurability, Durability::Os) => None,
+            (AckSync::ByDurability, _) => Some(Duration::from_secs(1)),
+        }
     }
 
     fn validate(&self) -> Result<()> {
         within("segment_bytes", self.segment_bytes, &SEGMENT_BYTES)?;
         within("max_message_bytes", self.max_message_bytes, &PAYLOAD_BYTES)?;
         within("max_batch_bytes", self.max_batch_bytes, &PAYLOAD_BYTES)?;
-        if self.segment_bytes % PAGE != 0 {
+        if !self.segment_bytes.is_multiple_of(PAGE) {
             return Err(invalid("segment_bytes", self.segment_bytes, "a multiple of 4096"));
         }
         if let Durability::Interval(Duration::ZERO) = self.durability {
             return Err(invalid("durability", "Interval(0)", "Always, or an interval above 0"));
         }
-        if self.ack_sync == Some(Some(Duration::ZERO)) {
+        if self.ack_sync == AckSync::Set(Some(Duration::ZERO)) {
             return Err(invalid("ack_sync", "0", "above 0 (or sync_acks(true))"));
         }
         Ok(())

@@ -335,6 +335,8 @@ fn interval(durability: Durability) -> Option<Duration> {
 
 impl fmt::Debug for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Queue").field("directory", &self.engine().directory()).finish_non_exhaustive()
+        f.debug_struct("Queue")
+            .field("directory", &self.engine().directory())
+            .finish_non_exhaustive()
     }
 }

@@ -1,5 +1,19 @@
 //! What a user sees of a healthy queue.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "a test may fail"
+)]
+
 use keepq::{Delivery, Durability, Error, Message, Queue};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -130,7 +144,10 @@ fn wrong_options_are_named() {
     ];
     for (options, name) in cases {
         let error = options.open(dir.path().join("q")).unwrap_err();
-        assert!(matches!(&error, Error::InvalidOption { option, .. } if *option == name), "{error}");
+        assert!(
+            matches!(&error, Error::InvalidOption { option, .. } if *option == name),
+            "{error}"
+        );
         assert!(error.to_string().contains(name));
     }
     assert!(!dir.path().join("q").exists(), "nothing was made");

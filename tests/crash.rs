@@ -7,6 +7,20 @@
 //! `KEEPQ_CRASH_CASES` sets the number of chains (default 1500); the long run is
 //! `KEEPQ_CRASH_CASES=200000 cargo test --release --test crash`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "a test may fail"
+)]
+
 mod support;
 
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage};
@@ -67,14 +81,14 @@ impl Leg<'_> {
         // Transient messages of a crashed run whose state was lost count until they are met.
         assert!(len >= found.len() as u64, "len {len}, found {}", found.len());
         for delivery in found {
-            let id = self.id(&delivery);
+            let id = Self::id(&delivery);
             self.model.released(id);
             delivery.release()?;
         }
         Ok(queue)
     }
 
-    fn id(&self, delivery: &Delivery) -> u64 {
+    fn id(delivery: &Delivery) -> u64 {
         u64::from_le_bytes(delivery[..8].try_into().unwrap())
     }
 
@@ -138,8 +152,7 @@ impl Leg<'_> {
             }
         } else {
             let seq = queue.push(message)?;
-            let known =
-                if durability == Durability::Always { Known::Durable } else { Known::Yes };
+            let known = if durability == Durability::Always { Known::Durable } else { Known::Yes };
             self.model.end_push(&[id], &[seq.into()], known);
         }
         Ok(())

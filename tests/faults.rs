@@ -3,6 +3,20 @@
 //! Whatever fails: nothing confirmed is lost, nothing refused appears, the queue says what failed,
 //! and goes on where it can.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "a test may fail"
+)]
+
 mod support;
 
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage, Storage};

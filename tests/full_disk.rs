@@ -2,6 +2,19 @@
 //!
 //! Needs root, loop devices and the tools of each file system; skips, and says so, where not.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "a test may fail"
+)]
 #![cfg(target_os = "linux")]
 
 use keepq::{Durability, Error, Queue};
@@ -37,7 +50,8 @@ fn mount(kind: &str, mib: u64, force: &str, options: &str) -> Option<Mount> {
     if !made {
         // Not a test of keepq: this machine cannot make such a file system.
         // Written past the capture of a test that passes.
-        writeln!(std::io::stderr(), "skipped: no {kind} on a loop device here").unwrap();
+        let said = format!("skipped: no {kind} on a loop device here\n");
+        std::io::stderr().write_all(said.as_bytes()).unwrap();
         return None;
     }
     Some(Mount { dir })

@@ -4,6 +4,20 @@
 //! `Ok`; after each kill the parent opens the queue and compares. `KEEPQ_KILL_ROUNDS` sets the number
 //! of rounds (default 200); the long run is `KEEPQ_KILL_ROUNDS=5000 cargo test --release --test kill`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "a test may fail"
+)]
+
 mod support;
 
 use keepq::{Durability, Message, Options, Queue};
@@ -114,7 +128,8 @@ fn life(path: &Path, first: u64, after: Duration) -> Told {
         let mut told = Told::default();
         for line in lines {
             let line = line.unwrap();
-            let Some((what, number)) = line.strip_prefix('@').and_then(|l| l.split_once(' ')) else {
+            let Some((what, number)) = line.strip_prefix('@').and_then(|l| l.split_once(' '))
+            else {
                 continue;
             };
             let number = number.parse().unwrap();

@@ -1,5 +1,19 @@
 //! Many producers and consumers on clones of one queue.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "a test may fail"
+)]
+
 mod support;
 
 use keepq::{Durability, Queue};

@@ -62,9 +62,9 @@ pub(crate) fn written_kib_per(directory: &Path, calls: u32, mut call: impl FnMut
     let before = sectors_written(directory);
     (0..calls).for_each(|_| call());
     let after = sectors_written(directory);
-    after.zip(before).map_or(f64::NAN, |(after, before)| {
-        (after - before) as f64 / 2.0 / f64::from(calls)
-    })
+    after
+        .zip(before)
+        .map_or(f64::NAN, |(after, before)| (after - before) as f64 / 2.0 / f64::from(calls))
 }
 
 /// Field 7 of the device's `stat` file (Documentation/block/stat.rst of the Linux kernel).

@@ -6,8 +6,8 @@
 use super::Engine;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::format::segment::size_for;
 use crate::format::segment::Seal;
+use crate::format::segment::size_for;
 use crate::log::Segment;
 use crate::log::active::{Active, Draft};
 use crate::recovery::Log;
@@ -161,8 +161,8 @@ impl Engine {
         // Publishes. SeqCst: pairs with the loads in `pop` and `sync`, and comes before the look
         // at the waiting readers in the one order that `WaitList` relies on.
         self.published.store(last_seq, Ordering::SeqCst);
-        let is_sooner = sync_within
-            .filter(|&within| append.sync_within.is_none_or(|already| within < already));
+        let is_sooner =
+            sync_within.filter(|&within| append.sync_within.is_none_or(|already| within < already));
         if is_sooner.is_some() {
             append.sync_within = is_sooner;
         }

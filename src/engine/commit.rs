@@ -102,9 +102,9 @@ impl Engine {
             self.health.check(true)?;
             match self.commit.lead() {
                 Some(lead) => {
-                    let led = self.lead_round(scope);
+                    let result = self.lead_round(scope);
                     drop(lead);
-                    led?;
+                    result?;
                 }
                 None => self.wait_for_leader(&is_done),
             }
@@ -152,9 +152,8 @@ impl Engine {
         if scope == Scope::Acks {
             let (count, answered) = self.deliver.lock().take_answered();
             acks = Some(count);
-            let is_new = |segment: &Arc<Segment>| {
-                !segments.iter().any(|other| Arc::ptr_eq(other, segment))
-            };
+            let is_new =
+                |segment: &Arc<Segment>| !segments.iter().any(|other| Arc::ptr_eq(other, segment));
             let answered: Vec<_> = answered.into_iter().filter(is_new).collect();
             segments.extend(answered);
         }

@@ -5,7 +5,6 @@
 //! handed out; an answer is one store, after which a kill does not undo it; damage is passed over,
 //! counted and listed. Nothing here grows with the backlog. Relies on the `deliver` lock.
 
-use super::Engine;
 use super::track::{Located, Track};
 use crate::error::{Error, Result};
 use crate::format::record;
@@ -19,7 +18,6 @@ use crate::recovery::Log;
 use crate::report::{Damage, DamageKind};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// So much damage is listed; more is only counted.
 const LISTED_DAMAGE: usize = 1000;
@@ -92,14 +90,14 @@ struct Next {
 }
 
 /// A message that is leased and not yet copied.
-struct Leased {
-    ticket: Ticket,
-    seq: u64,
-    attempts: u32,
-    offset: u64,
-    pushed_at: u64,
-    mapped: Arc<Mapped>,
-    header: record::Header,
+pub(super) struct Leased {
+    pub(super) ticket: Ticket,
+    pub(super) seq: u64,
+    pub(super) attempts: u32,
+    pub(super) offset: u64,
+    pub(super) pushed_at: u64,
+    pub(super) mapped: Arc<Mapped>,
+    pub(super) header: record::Header,
 }
 
 impl Deliver {
@@ -173,7 +171,7 @@ impl Deliver {
         self.tracks.iter().map(|track| track.segment.header.size).sum()
     }
 
-    pub(super) fn ack_count(&self) -> u64 {
+    pub(super) fn answer_count(&self) -> u64 {
         self.answers
     }
 
@@ -203,10 +201,18 @@ impl Deliver {
     pub(super) fn take_idle_maps(&mut self) -> Vec<Arc<Mapped>> {
         let cursor = self.cursor.ordinal;
         let newest = self.tracks.back().map_or(0, Track::ordinal);
-        let idle = |track: &&mut Track| {
-            track.leased == 0 && ![cursor, newest].contains(&track.ordinal())
-        };
+        let idle =
+            |track: &&mut Track| track.leased == 0 && ![cursor, newest].contains(&track.ordinal());
         self.tracks.iter_mut().filter(idle).filter_map(|track| track.mapped.take()).collect()
+    }
+
+    /// Whether there is, or seems to be, something to hand out.
+    pub(super) fn has_more(&self, published: u64) -> bool {
+        let is_behind = |newest: &Track| {
+            let end_index = newest.end_index(published);
+            self.cursor.ordinal < newest.ordinal() || self.cursor.index < end_index
+        };
+        !self.returned.is_empty() || self.tracks.back().is_some_and(is_behind)
     }
 
     /// Counts some slots of earlier runs; false once all are counted.
@@ -235,7 +241,10 @@ impl Deliver {
     }
 
     /// Leases the next message.
-    fn lease_next(&mut self, published: u64) -> Result<Option<Leased>> {
+    pub(super) fn lease_next(&mut self, published: u64) -> Result<Option<Leased>> {
+        if self.is_closed {
+            return Err(Error::Closed);
+        }
         while let Some((_, place)) = self.returned.pop_first() {
             let leased = self.look_again(place).and_then(|next| match next {
                 Some(next) => self.lease(next).map(Some),
@@ -264,13 +273,11 @@ impl Deliver {
         let track = &mut self.tracks[at];
         let base_time = track.base_time;
         let mapped = Arc::clone(track.map()?);
-        match mapped.header(place.offset, place.index) {
-            Some(header) => Ok(Some(Next { place, header, mapped, base_time, at })),
-            None => {
-                self.lose(&mapped, place.seq, place.index, place.offset)?;
-                Ok(None)
-            }
+        if let Some(header) = mapped.header(place.offset, place.index) {
+            return Ok(Some(Next { place, header, mapped, base_time, at }));
         }
+        self.lose(&mapped, place.seq, place.index, place.offset)?;
+        Ok(None)
     }
 
     /// The next message that is owed and was not handed out in this run. Leaves the cursor at it.
@@ -363,7 +370,7 @@ impl Deliver {
     }
 
     /// Ends a lease as its holder says; true if its segment has nothing left that is owed.
-    fn settle(&mut self, ticket: Ticket, answer: Answer) -> Result<bool> {
+    pub(super) fn settle(&mut self, ticket: Ticket, answer: Answer) -> Result<bool> {
         if self.is_closed {
             return Err(Error::Closed);
         }
@@ -393,7 +400,7 @@ impl Deliver {
     }
 
     /// The payload of a leased message turned out to be damaged.
-    fn lose_leased(&mut self, leased: &Leased) -> Result<()> {
+    pub(super) fn lose_leased(&mut self, leased: &Leased) -> Result<()> {
         if let Some(Place { seq, ordinal, index, offset, .. }) = self.leases.end(leased.ticket) {
             if let Some(track) = self.track(ordinal) {
                 track.leased -= 1;
@@ -425,9 +432,11 @@ impl Deliver {
     }
 
     fn list_damage(&mut self, mapped: &Mapped, seq: u64, offset: u64, kind: DamageKind) {
-        let is_listed = self.damage.range(..=seq).next_back().is_some_and(|(_, listed)| {
-            listed.last >= seq && listed.kind == kind
-        });
+        let is_listed = self
+            .damage
+            .range(..=seq)
+            .next_back()
+            .is_some_and(|(_, listed)| listed.last >= seq && listed.kind == kind);
         if !is_listed && self.damage.len() < LISTED_DAMAGE {
             let path = mapped.segment.path.clone();
             self.damage.insert(seq, Damage { first: seq, last: seq, path, offset, kind });
@@ -435,7 +444,7 @@ impl Deliver {
     }
 
     /// Whether the worker has to be asked to sync answers some time soon.
-    fn asks_for_sync(&mut self) -> bool {
+    pub(super) fn asks_for_sync(&mut self) -> bool {
         !std::mem::replace(&mut self.has_asked_for_sync, true)
     }
 }
@@ -448,125 +457,4 @@ fn owed_slot(place: &Place) -> Slot {
         _ => State::Delivered,
     };
     Slot { state, attempts: place.attempts, offset: Some(place.offset) }
-}
-
-impl Engine {
-    /// The next message, if there is one.
-    pub(crate) fn pop(&self) -> Result<Option<Taken>> {
-        loop {
-            let leased = {
-                let mut deliver = self.deliver.lock();
-                if deliver.is_closed {
-                    return Err(Error::Closed);
-                }
-                deliver.lease_next(self.newest_published())?
-            };
-            let Some(leased) = leased else { return Ok(None) };
-            if let Some(taken) = self.copy_out(&leased)? {
-                return Ok(Some(taken));
-            }
-        }
-    }
-
-    /// Up to `limit` messages, under one lock.
-    pub(crate) fn pop_batch(&self, limit: usize) -> Result<Vec<Taken>> {
-        let mut batch = Vec::new();
-        let mut failed = None;
-        {
-            let mut deliver = self.deliver.lock();
-            if deliver.is_closed {
-                return Err(Error::Closed);
-            }
-            let published = self.newest_published();
-            while batch.len() < limit {
-                match deliver.lease_next(published) {
-                    Ok(Some(leased)) => batch.push(leased),
-                    Ok(None) => break,
-                    Err(error) => {
-                        failed = Some(error);
-                        break;
-                    }
-                }
-            }
-        }
-        if let (true, Some(error)) = (batch.is_empty(), failed) {
-            return Err(error);
-        }
-        let mut taken = Vec::with_capacity(batch.len());
-        for leased in &batch {
-            taken.extend(self.copy_out(leased)?);
-        }
-        Ok(taken)
-    }
-
-    /// `None` if the payload is damaged.
-    fn copy_out(&self, leased: &Leased) -> Result<Option<Taken>> {
-        let Leased { ticket, seq, attempts, offset, pushed_at, mapped, header } = leased;
-        let Some((body, payload_start)) = mapped.payload(header, *offset) else {
-            self.deliver.lock().lose_leased(leased)?;
-            self.worker.ask();
-            return Ok(None);
-        };
-        Ok(Some(Taken {
-            ticket: *ticket,
-            seq: *seq,
-            attempts: *attempts,
-            pushed_at: *pushed_at,
-            body,
-            payload_start,
-        }))
-    }
-
-    /// Settles deliveries as their holder says.
-    pub(crate) fn answer(
-        &self,
-        tickets: impl Iterator<Item = Ticket>,
-        answer: Answer,
-    ) -> Result<()> {
-        let mut first_error = None;
-        let mut is_done = false;
-        let (asks, number) = {
-            let mut deliver = self.deliver.lock();
-            for ticket in tickets {
-                match deliver.settle(ticket, answer) {
-                    Ok(done) => is_done |= done,
-                    Err(error) => first_error = first_error.or(Some(error)),
-                }
-            }
-            (deliver.asks_for_sync(), deliver.answers)
-        };
-        if is_done {
-            self.worker.ask();
-        }
-        if asks {
-            self.worker.sync_answers();
-        }
-        if answer != Answer::Ack {
-            self.readers.wake_one();
-        }
-        first_error.map_or(Ok(()), Err)?;
-        if self.options.sync_acks && answer == Answer::Ack {
-            self.wait_acks(number)?;
-        }
-        Ok(())
-    }
-
-    /// Counts the slots of earlier runs.
-    pub(super) fn count_old_tracks(&self) -> Result<()> {
-        while self.deliver.lock().count_some()? {}
-        Ok(())
-    }
-
-    /// Whether another waiting consumer is worth waking.
-    pub(super) fn readers_may_have_more(&self) -> bool {
-        let deliver = self.deliver.lock();
-        // Relaxed: a hint; whoever is woken looks for itself.
-        let published = self.published.load(Ordering::Relaxed);
-        let cursor = deliver.cursor;
-        let newest = deliver.tracks.back();
-        !deliver.returned.is_empty()
-            || newest.is_some_and(|track| {
-                cursor.ordinal < track.ordinal() || cursor.index < track.end_index(published)
-            })
-    }
 }

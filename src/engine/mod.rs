@@ -21,6 +21,7 @@
 
 mod append;
 mod commit;
+mod consume;
 mod deliver;
 mod health;
 mod supply;
@@ -143,7 +144,7 @@ impl Engine {
     /// Makes durable all that was pushed and answered before the call.
     pub(crate) fn sync(&self) -> Result<()> {
         self.finish_old_tail()?;
-        let acks = self.deliver.lock().ack_count();
+        let acks = self.deliver.lock().answer_count();
         // Acquire: pairs with the store in `append`.
         let records = self.published.load(Ordering::Acquire);
         self.wait_durable(records)?;

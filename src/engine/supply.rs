@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::format::segment::{Header, Seal, capacity};
 use crate::io::Region;
 use crate::log::Segment;
+use crate::log::active::Active;
 use crate::options::Options;
 use crate::recovery::{Log, Part, random};
 use std::sync::Arc;
@@ -111,7 +112,7 @@ impl Engine {
     /// The header of the next segment. Begins the epoch with the first one.
     pub(super) fn next_header(&self, supply: &mut Supply, size: u64) -> Result<Header> {
         let append = self.append.lock();
-        let room = append.active.as_ref().map_or(0, |active| active.room_in_records());
+        let room = append.active.as_ref().map_or(0, Active::room_in_records);
         let predecessor = append.active.as_ref().map(|active| active.segment.header.ordinal);
         let seq_limit = append.next_seq + room + capacity(size);
         drop(append);
@@ -215,16 +216,12 @@ impl Engine {
         let Err(error) = self.warm_up(prepared) else { return Ok(()) };
         let mut supply = self.supply.lock();
         let is_this = |ready: &mut Prepared| Arc::ptr_eq(&ready.segment, &prepared.segment);
-        match supply.ready.take_if(is_this) {
-            Some(unused) => {
-                self.discard(unused)?;
-                Err(error)
-            }
-            None => {
-                let source = std::io::Error::other(error.to_string());
-                Err(self.health.poison("sync segment", &prepared.segment.path, source))
-            }
+        if let Some(unused) = supply.ready.take_if(is_this) {
+            self.discard(unused)?;
+            return Err(error);
         }
+        let source = std::io::Error::other(error.to_string());
+        Err(self.health.poison("sync segment", &prepared.segment.path, source))
     }
 
     /// The number of the newest published message.

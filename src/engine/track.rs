@@ -43,7 +43,10 @@ pub(super) struct Track {
 pub(super) enum Located {
     At(u64, record::Header),
     /// Records up to this index, exclusive, are lost; the next one is at this offset.
-    Lost { end_index: u32, next: u64 },
+    Lost {
+        end_index: u32,
+        next: u64,
+    },
 }
 
 impl Track {
@@ -123,12 +126,11 @@ impl Track {
 
     /// The segment as memory.
     pub(super) fn map(&mut self) -> Result<&Arc<Mapped>> {
-        let mapped = match self.mapped.take() {
-            Some(mapped) => mapped,
-            None => {
-                let (segment, region) = (Arc::clone(&self.segment), self.segment.map()?);
-                Arc::new(Mapped { segment, region })
-            }
+        let mapped = if let Some(mapped) = self.mapped.take() {
+            mapped
+        } else {
+            let (segment, region) = (Arc::clone(&self.segment), self.segment.map()?);
+            Arc::new(Mapped { segment, region })
         };
         Ok(self.mapped.insert(mapped))
     }

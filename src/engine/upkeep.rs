@@ -79,13 +79,14 @@ impl Engine {
         let mut append = self.append.lock();
         let done = self.deliver.lock().take_done();
         // No need to sync any more what nobody is owed.
-        let is_done = |segment: &Arc<Segment>| {
-            done.iter().any(|track| Arc::ptr_eq(&track.segment, segment))
-        };
+        let is_done =
+            |segment: &Arc<Segment>| done.iter().any(|track| Arc::ptr_eq(&track.segment, segment));
         append.full.retain(|full| !is_done(&full.segment));
         drop((append, supply));
         let tracks = done.into_iter();
-        upkeep.done.extend(tracks.map(|Track { segment, count, .. }| (segment, count.unwrap_or(0))));
+        upkeep
+            .done
+            .extend(tracks.map(|Track { segment, count, .. }| (segment, count.unwrap_or(0))));
     }
 
     fn write_checkpoint_if_changed(&self, upkeep: &mut Upkeep) -> Result<()> {

@@ -50,7 +50,9 @@ impl WaitList {
         if self.waiting.load(Ordering::SeqCst) > 0 {
             let woken = std::mem::take(&mut self.entries.lock().wakers);
             self.waiting.fetch_sub(woken.len(), Ordering::SeqCst);
-            woken.into_iter().for_each(|(_, waker)| waker.wake());
+            for (_, waker) in woken {
+                waker.wake();
+            }
         }
     }
 
@@ -139,12 +141,13 @@ mod tests {
     #[test]
     fn no_wake_up_is_lost_between_many_waiters() {
         let (list, tokens) = (WaitList::default(), AtomicU64::new(0));
-        let take = || {
-            tokens.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).ok()
-        };
+        let take =
+            || tokens.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).ok();
         thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| (0..500).for_each(|_| assert!(list.wait_until(None, take).is_some())));
+                scope.spawn(|| {
+                    (0..500).for_each(|_| assert!(list.wait_until(None, take).is_some()));
+                });
             }
             for _ in 0..2000 {
                 tokens.fetch_add(1, Ordering::SeqCst);

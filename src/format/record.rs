@@ -17,7 +17,7 @@ const FLAGS: usize = KIND + 1;
 const UNSYNCED: usize = FLAGS + 1;
 const INDEX: usize = UNSYNCED + 2;
 const AGE: usize = INDEX + 4;
-const _: () = assert!(AGE + 4 == HEADER && HEADER % 8 == 0);
+const _: () = assert!(AGE + 4 == HEADER && HEADER.is_multiple_of(8));
 
 const KIND_MESSAGE: u8 = 1;
 const MORE: u8 = 1;

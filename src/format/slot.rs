@@ -57,7 +57,7 @@ impl Slot {
             State::Transient => 5,
         };
         let attempts = u64::from(self.attempts.min(MAX_ATTEMPTS));
-        let offset = self.offset.unwrap_or(0) / record::ALIGN & OFFSET_MASK;
+        let offset = (self.offset.unwrap_or(0) / record::ALIGN) & OFFSET_MASK;
         let value = offset | attempts << ATTEMPTS_SHIFT | state << STATE_SHIFT;
         if value == 0 { 0 } else { value | key.slot_check(u64::from(index), value) }
     }
@@ -110,14 +110,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const STATES: [State; 6] = [
-        State::Ready,
-        State::Delivered,
-        State::Dying,
-        State::Dead,
-        State::Lost,
-        State::Transient,
-    ];
+    const STATES: [State; 6] =
+        [State::Ready, State::Delivered, State::Dying, State::Dead, State::Lost, State::Transient];
 
     proptest! {
         #[test]

@@ -7,7 +7,6 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-
 /// What goes wrong, and when.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]

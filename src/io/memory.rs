@@ -177,7 +177,10 @@ impl Storage for MemoryStorage {
         // SeqCst: plain mutual exclusion, and not on any hot path.
         let was_locked = self.is_locked.swap(true, Ordering::SeqCst);
         let lock = (!was_locked).then(|| Unlock(Arc::clone(&self.is_locked)));
-        Ok(lock.map(|lock| Box::new(lock) as Box<dyn Any + Send + Sync>))
+        match lock {
+            Some(lock) => Ok(Some(Box::new(lock))),
+            None => Ok(None),
+        }
     }
 
     fn list(&self) -> io::Result<Vec<Entry>> {

@@ -72,6 +72,7 @@ impl Map {
     }
 
     fn word(&self, offset: u64) -> io::Result<&AtomicU64> {
+        #[expect(clippy::cast_ptr_alignment, reason = "checked in the next line")]
         let at = self.at(offset, 8)?.cast::<u64>();
         if !at.is_aligned() {
             return Err(outside(offset, 8, self.size));

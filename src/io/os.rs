@@ -135,16 +135,16 @@ mod linux {
     use rustix::process::{Resource, getrlimit};
 
     // Magic numbers: statfs(2).
-    const EXT: u64 = 0xEF53;
-    const XFS: u64 = 0x5846_5342;
-    const TMPFS: u64 = 0x0102_1994;
-    const RAMFS: u64 = 0x8584_58F6;
-    const BTRFS: u64 = 0x9123_683E;
+    const EXT: u32 = 0xEF53;
+    const XFS: u32 = 0x5846_5342;
+    const TMPFS: u32 = 0x0102_1994;
+    const RAMFS: u32 = 0x8584_58F6;
+    const BTRFS: u32 = 0x9123_683E;
 
-    fn file_system(file: &File) -> io::Result<u64> {
-        let kind = fstatfs(file)?.f_type;
-        // The field's type differs between architectures; the magic numbers have 32 bits.
-        Ok(u64::from_le_bytes(i64::from(kind).to_le_bytes()) & 0xFFFF_FFFF)
+    fn file_system(file: &File) -> io::Result<u32> {
+        // The field has 32 or 64 bits, the magic numbers have 32.
+        let [a, b, c, d, ..] = fstatfs(file)?.f_type.to_le_bytes();
+        Ok(u32::from_le_bytes([a, b, c, d]))
     }
 
     /// Before the first block is allocated: a file larger than the limit would be a signal, and on

@@ -5,12 +5,12 @@
 
 use super::Segment;
 use crate::error::{Error, Result};
+use crate::format::PAGE;
 use crate::format::bytes::wide;
 use crate::format::checksum::crc32;
 use crate::format::record::{self, Flags};
 use crate::format::segment::{ACTIVATION, Activation, RECORDS_START, Seal, capacity};
 use crate::format::slot::{self, SLOT, Slot, State};
-use crate::format::PAGE;
 use crate::io::Region;
 use std::sync::Arc;
 
@@ -59,11 +59,6 @@ impl Active {
         let activation = Activation { first_seq, base_time: now };
         segment.store_mark(&*region, ACTIVATION, &activation.encode(segment.key))?;
         Ok(Self { segment, region, first_seq, base_time: now, tail: RECORDS_START, count: 0 })
-    }
-
-    /// How many records it holds.
-    pub(crate) fn count(&self) -> u32 {
-        self.count
     }
 
     /// The seal that fits it as it is now.

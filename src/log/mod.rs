@@ -57,7 +57,12 @@ impl Segment {
 
     /// Makes a new segment of a file in which nothing is owed and that no list names any more.
     /// `count`: how many slots its last use had.
-    pub(crate) fn recycle(&self, storage: &dyn Storage, header: Header, count: u32) -> Result<Self> {
+    pub(crate) fn recycle(
+        &self,
+        storage: &dyn Storage,
+        header: Header,
+        count: u32,
+    ) -> Result<Self> {
         let temporary = name::temporary(header.ordinal);
         let renamed = storage.rename(&self.name, &temporary);
         renamed.map_err(|error| self.error("recycle segment", 0, error))?;
@@ -122,12 +127,12 @@ impl Segment {
 
     /// The activation, from whichever header page has it.
     pub(crate) fn activation(&self) -> Result<Option<Activation>> {
-        self.mark(ACTIVATION, |bytes, key| Activation::decode(bytes, key))
+        self.mark(ACTIVATION, Activation::decode)
     }
 
     /// The seal, from whichever header page has it.
     pub(crate) fn seal(&self) -> Result<Option<Seal>> {
-        self.mark(SEAL, |bytes, key| Seal::decode(bytes, key))
+        self.mark(SEAL, Seal::decode)
     }
 
     fn mark<T, const N: usize>(

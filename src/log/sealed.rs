@@ -5,9 +5,9 @@
 
 use super::Segment;
 use crate::error::Result;
+use crate::format::bytes::wide;
 use crate::format::checksum::crc32;
 use crate::format::record::{HEADER, Header};
-use crate::format::bytes::wide;
 use crate::format::slot::{self, Slot};
 use crate::io::Region;
 use std::sync::Arc;
@@ -83,11 +83,9 @@ impl Mapped {
 }
 
 /// The places in `bytes` where a record can start.
-pub(crate) fn candidates(
-    bytes: &[u8],
-    start: u64,
-) -> impl Iterator<Item = (u64, &[u8; HEADER])> {
-    (start..).step_by(8).zip(bytes.windows(HEADER).step_by(8)).filter_map(
-        |(offset, window)| Some((offset, window.first_chunk()?)),
-    )
+pub(crate) fn candidates(bytes: &[u8], start: u64) -> impl Iterator<Item = (u64, &[u8; HEADER])> {
+    (start..)
+        .step_by(8)
+        .zip(bytes.windows(HEADER).step_by(8))
+        .filter_map(|(offset, window)| Some((offset, window.first_chunk()?)))
 }

@@ -226,9 +226,10 @@ impl Member<'_> {
 
 /// Readable records with at least this index.
 fn readable(scanned: &Scanned, from_index: u32) -> u64 {
-    let lens = scanned.pieces.iter().map(|piece| {
-        piece.end_index.saturating_sub(piece.first_index.max(from_index))
-    });
+    let lens = scanned
+        .pieces
+        .iter()
+        .map(|piece| piece.end_index.saturating_sub(piece.first_index.max(from_index)));
     lens.map(u64::from).sum()
 }
 

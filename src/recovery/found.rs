@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::format::checkpoint::Checkpoint;
 use crate::format::name::{self, Kind};
 use crate::format::segment::{Decoded, Header, MIN_SEGMENT};
-use crate::format::{FORMAT_VERSION, slot};
+use crate::format::{FORMAT_VERSION, PAGE, slot};
 use crate::io::{Entry, Storage, StorageFile};
 use crate::log::{Segment, read_header};
 use crate::report::{CheckpointState, RecoveryReport};
@@ -145,7 +145,8 @@ impl Found {
             *counts.entry(header.queue_id).or_default() += 1;
         }
         let most = counts.values().copied().max().unwrap_or(0);
-        let mut oldest_first: Vec<&Header> = candidates.iter().map(|(_, header, _)| header).collect();
+        let mut oldest_first: Vec<&Header> =
+            candidates.iter().map(|(_, header, _)| header).collect();
         oldest_first.sort_by_key(|header| header.ordinal);
         let ids = oldest_first.iter().map(|header| header.queue_id);
         let mut best = ids.filter(|id| counts.get(id) == Some(&most)).peekable();
@@ -189,7 +190,8 @@ impl Found {
             }
         }
         let segments = kept.into_values();
-        let segments = segments.map(|(name, header, file)| Segment::found(storage, name, header, file));
+        let segments =
+            segments.map(|(name, header, file)| Segment::found(storage, name, header, file));
         self.segments = segments.map(Arc::new).collect();
         // Epochs rise with ordinals; a header that says otherwise is not one that keepq wrote.
         self.segments.sort_by_key(|segment| (segment.header.epoch, segment.header.ordinal));
@@ -201,7 +203,9 @@ fn copy_of(_kept: &str) -> &'static str {
 }
 
 fn is_whole(header: &Header, size: u64) -> bool {
-    header.size == size && (MIN_SEGMENT..=slot::MAX_SEGMENT).contains(&size) && size % 4096 == 0
+    header.size == size
+        && (MIN_SEGMENT..=slot::MAX_SEGMENT).contains(&size)
+        && size.is_multiple_of(PAGE)
 }
 
 fn unsupported(version: u16) -> Error {
