@@ -25,7 +25,7 @@ use std::time::SystemTime;
 /// assert_eq!(job.attempts(), 1);
 /// job.ack()?;
 /// assert!(queue.pop()?.is_none());
-/// # Ok::<(), keepq::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[must_use = "a delivery that is dropped comes back; ack it once the work is done"]
 pub struct Delivery {
@@ -157,7 +157,7 @@ impl fmt::Debug for Delivery {
 /// for receipt in receipts {
 ///     receipt.wait()?; // the first wait syncs for both
 /// }
-/// # Ok::<(), keepq::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[must_use = "the message is only on its way to the disk; wait for it, or drop the receipt"]
 pub struct Receipt {

@@ -15,7 +15,7 @@ use std::borrow::Cow;
 /// queue.push("text")?;
 /// queue.push(vec![1, 2, 3])?;
 /// queue.push(Message::new("not worth a sync").durability(Durability::Os))?;
-/// # Ok::<(), keepq::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Message<'a> {

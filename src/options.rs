@@ -46,7 +46,7 @@ pub(crate) enum AckSync {
 /// # let dir = tempfile::tempdir()?;
 /// let queue = Queue::options().durability(Durability::Os).open(dir.path().join("orders"))?;
 /// # queue.close()?;
-/// # Ok::<(), keepq::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
 #[must_use]
@@ -58,7 +58,7 @@ pub struct Options {
     pub(crate) max_message_bytes: u64,
     pub(crate) max_batch_bytes: u64,
     pub(crate) background: bool,
-    #[cfg(feature = "fault-injection")]
+    /// What stands in for the operating system's files.
     pub(crate) storage: Option<Arc<dyn Storage>>,
 }
 
@@ -72,7 +72,6 @@ impl Default for Options {
             max_message_bytes: 16 * MIB,
             max_batch_bytes: 64 * MIB,
             background: true,
-            #[cfg(feature = "fault-injection")]
             storage: None,
         }
     }
@@ -148,14 +147,6 @@ impl Options {
     pub fn open(self, path: impl AsRef<Path>) -> Result<Queue> {
         self.validate()?;
         Queue::open_with(self, path.as_ref())
-    }
-
-    /// What stands in for the operating system's files.
-    pub(crate) fn replaced_storage(&self) -> Option<Arc<dyn Storage>> {
-        #[cfg(feature = "fault-injection")]
-        return self.storage.clone();
-        #[cfg(not(feature = "fault-injection"))]
-        None
     }
 
     /// The time between syncs of acks that nobody waits for.

@@ -31,7 +31,7 @@ use std::time::Duration;
 ///     // work, then
 ///     job.ack()?;
 /// }
-/// # Ok::<(), keepq::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
 pub struct Queue {
@@ -67,7 +67,7 @@ impl Queue {
     }
 
     pub(crate) fn open_with(options: Options, path: &Path) -> Result<Self> {
-        let storage = options.replaced_storage().map_or_else(|| disk(path), Ok)?;
+        let storage = options.storage.clone().map_or_else(|| disk(path), Ok)?;
         let engine = Engine::open(options, storage)?;
         Ok(Self { handle: Arc::new(Handle { engine }) })
     }
@@ -115,7 +115,7 @@ impl Queue {
     /// let queue = keepq::Queue::open(dir.path().join("orders"))?;
     /// let seqs = queue.push_batch([b"a", b"b", b"c"])?;
     /// assert_eq!(seqs.len(), 3);
-    /// # Ok::<(), keepq::Error>(())
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// # let dir = tempfile::tempdir()?;
 /// let queue = keepq::Queue::open(dir.path().join("orders"))?;
 /// assert!(queue.recovery().is_clean());
-/// # Ok::<(), keepq::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]

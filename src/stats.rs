@@ -7,7 +7,7 @@
 /// let queue = keepq::Queue::open(dir.path().join("orders"))?;
 /// queue.push(b"a")?;
 /// assert_eq!(queue.stats()?.ready(), 1);
-/// # Ok::<(), keepq::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
