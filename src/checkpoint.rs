@@ -23,6 +23,8 @@ pub(crate) struct CheckpointFile {
     generation: u64,
     /// Which slot the newest checkpoint is in.
     slot: u64,
+    /// The file was renamed to its name, and the directory not yet synced.
+    has_new_name: bool,
     written: Option<Checkpoint>,
 }
 
@@ -99,6 +101,7 @@ impl CheckpointFile {
             }
             _ => {
                 self.file = Some(Self::replace(storage, &bytes).map_err(wrap)?);
+                self.has_new_name = true;
                 self.slot = 0;
             }
         }
@@ -107,8 +110,16 @@ impl CheckpointFile {
     }
 
     /// Makes what was written durable.
-    pub(crate) fn sync(&mut self, checkpoint: Checkpoint) -> std::io::Result<()> {
+    pub(crate) fn sync(
+        &mut self,
+        storage: &dyn Storage,
+        checkpoint: Checkpoint,
+    ) -> std::io::Result<()> {
         self.file.as_ref().map_or(Ok(()), |file| file.sync())?;
+        if self.has_new_name {
+            storage.sync_directory()?;
+            self.has_new_name = false;
+        }
         self.written = Some(checkpoint);
         Ok(())
     }
@@ -122,7 +133,6 @@ impl CheckpointFile {
             .and_then(|()| storage.rename(name::CHECKPOINT_TMP, name::CHECKPOINT));
         // The first error is the one to tell; what stays is finished off at the next open.
         written.inspect_err(|_| drop(storage.remove(name::CHECKPOINT_TMP)))?;
-        storage.sync_directory()?;
         Ok(file)
     }
 }

@@ -267,8 +267,9 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// [`Error::Poisoned`] if a sync failed, now or before.
+    /// [`Error::Poisoned`] if a sync failed, now or before; [`Error::Closed`].
     pub fn sync(&self) -> Result<()> {
+        self.engine().check_open()?;
         self.engine().sync()
     }
 

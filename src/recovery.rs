@@ -104,9 +104,12 @@ impl Found {
 
     /// Whether there was a segment newer than all that are here.
     fn lacks_newest(&self) -> bool {
-        let newest = self.segments.last().map_or(0, |segment| segment.header.ordinal);
-        let listed = self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.segments.last());
-        listed.is_some_and(|listed| listed.ordinal > newest)
+        let newest = self.segments.last().map(|segment| &segment.header);
+        let (ordinal, epoch) = newest.map_or((0, 0), |newest| (newest.ordinal, newest.epoch));
+        self.checkpoint.as_ref().is_some_and(|checkpoint| {
+            let listed = checkpoint.segments.last().map_or(0, |listed| listed.ordinal);
+            listed > ordinal || checkpoint.epoch > epoch
+        })
     }
 
     /// What CHECKPOINT lists and the directory does not have.
@@ -137,8 +140,8 @@ impl Reconciled {
     /// What the engine goes on from.
     pub(crate) fn into_log(self) -> Result<Log> {
         let Self { found, parts, next_seq, newest_time, report } = self;
-        let is_new = found.segments.is_empty() && found.checkpoint.is_none();
-        if is_new && found.unreadable > 0 {
+        let is_empty = found.segments.is_empty() && found.checkpoint.is_none();
+        if is_empty && found.unreadable > 0 {
             return Err(Error::Corrupt {
                 operation: "open",
                 path: found.directory.clone(),
@@ -148,6 +151,9 @@ impl Reconciled {
             });
         }
         let seq_limit = found.seq_limit();
+        // The first checkpoint comes after the first segment, and that after the directory is
+        // durable in its parents.
+        let is_new = found.checkpoint.is_none();
         let last = parts.iter().rev().find(|part| part.count > 0);
         Ok(Log {
             queue_id: found.queue_id,

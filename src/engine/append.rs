@@ -8,6 +8,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::segment::Seal;
 use crate::format::segment::size_for;
+use crate::format::slot::MAX_SEGMENT;
 use crate::log::Segment;
 use crate::log::active::{Active, Draft};
 use crate::recovery::Log;
@@ -28,6 +29,8 @@ pub(crate) struct Append {
     pub(super) sync_within: Option<Duration>,
     last_seq: Option<u64>,
     newest_time: u64,
+    /// The directory is, or will soon be, somebody else's.
+    pub(super) is_over: bool,
     /// The worker knows that the active segment will be full soon.
     asked_for_supply: bool,
 }
@@ -39,6 +42,7 @@ impl Append {
             full: VecDeque::new(),
             next_seq: log.next_seq,
             is_closed: false,
+            is_over: false,
             sync_within: None,
             last_seq: log.last_seq,
             newest_time: log.newest_time,
@@ -56,12 +60,13 @@ impl Append {
         self.newest_time
     }
 
-    fn check_open(&self) -> Result<()> {
+    pub(super) fn check_open(&self) -> Result<()> {
         if self.is_closed { Err(Error::Closed) } else { Ok(()) }
     }
 
     /// Drops the maps.
     pub(super) fn let_go(&mut self) {
+        self.is_over = true;
         self.active = None;
         self.full.clear();
     }
@@ -118,16 +123,22 @@ impl Engine {
     ) -> Result<u64> {
         self.health.check(false)?;
         let need = Need::of(drafts);
+        if size_for(need.bytes, need.records) > MAX_SEGMENT {
+            return Err(Error::TooLarge { len: need.bytes, max: MAX_SEGMENT });
+        }
         let mut may_make_room = true;
         loop {
-            if let Some(first_seq) = self.try_append(drafts, need, sync_within)? {
-                (0..need.records).for_each(|_| self.readers.wake_one());
+            if let Some((first_seq, has_waiters)) = self.try_append(drafts, need, sync_within)? {
+                if has_waiters {
+                    (0..need.records).for_each(|_| self.readers.wake_one());
+                }
                 return Ok(first_seq);
             }
             match self.rotate(need) {
                 Err(Error::StorageFull { .. }) if may_make_room => {
                     may_make_room = false;
                     self.finish_old_tail()?;
+                    while self.sync_oldest_full()? {}
                     self.count_old_tracks()?;
                     self.let_segments_go()?;
                 }
@@ -136,13 +147,13 @@ impl Engine {
         }
     }
 
-    /// `None` if the active segment has no room.
+    /// The first Seq and whether a consumer waits; `None` if the active segment has no room.
     fn try_append(
         &self,
         drafts: &[Draft<'_>],
         need: Need,
         sync_within: Option<Duration>,
-    ) -> Result<Option<u64>> {
+    ) -> Result<Option<(u64, bool)>> {
         let mut append = self.append.lock();
         append.check_open()?;
         let now = append.now();
@@ -158,9 +169,9 @@ impl Engine {
         append.next_seq += need.records;
         let last_seq = append.next_seq - 1;
         append.last_seq = Some(last_seq);
-        // Publishes. SeqCst: pairs with the loads in `pop` and `sync`, and comes before the look
-        // at the waiting readers in the one order that `WaitList` relies on.
-        self.published.store(last_seq, Ordering::SeqCst);
+        // Publishes. Release: pairs with the load in `newest_published`.
+        self.published.store(last_seq, Ordering::Release);
+        let has_waiters = self.readers.has_waiters();
         let is_sooner =
             sync_within.filter(|&within| append.sync_within.is_none_or(|already| within < already));
         if is_sooner.is_some() {
@@ -175,7 +186,7 @@ impl Engine {
         if asks {
             self.worker.ask();
         }
-        Ok(Some(first_seq))
+        Ok(Some((first_seq, has_waiters)))
     }
 
     /// Goes on to a segment that has room.

@@ -6,9 +6,10 @@
 //! that what survives a power cut is a prefix.
 
 use super::Engine;
-use super::append::Full;
+use super::append::{Append, Full};
 use super::wait::WaitList;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::format::segment::Seal;
 use crate::log::Segment;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -36,8 +37,6 @@ pub(super) enum Scope {
 /// What a round will have made durable.
 struct Round {
     segments: Vec<Arc<Segment>>,
-    /// How many of them, from the first, are full.
-    full: usize,
     published: u64,
     acks: Option<u64>,
 }
@@ -47,8 +46,9 @@ struct Lead<'a>(&'a Commit);
 
 impl Drop for Lead<'_> {
     fn drop(&mut self) {
-        // Release: pairs with the Acquire in `lead`.
-        self.0.leading.store(false, Ordering::Release);
+        // SeqCst: pairs with the loads in `lead` and `wait_for_leader`. In the one order of such
+        // operations, either who is about to wait sees this, or `wake_all` sees who waits.
+        self.0.leading.store(false, Ordering::SeqCst);
         self.0.waiting.wake_all();
     }
 }
@@ -59,10 +59,9 @@ impl Commit {
     }
 
     fn lead(&self) -> Option<Lead<'_>> {
-        // Acquire: pairs with the Release of the last leader. SeqCst on failure is not needed: who
-        // fails registers, and looks again.
-        let led = self.leading.compare_exchange(false, true, Ordering::AcqRel, Ordering::Relaxed);
-        led.is_ok().then_some(Lead(self))
+        // SeqCst: pairs with the store of the last leader.
+        let was_leading = self.leading.swap(true, Ordering::SeqCst);
+        (!was_leading).then_some(Lead(self))
     }
 }
 
@@ -90,8 +89,18 @@ impl Engine {
     pub(super) fn sync_oldest_full(&self) -> Result<bool> {
         let oldest = || self.append.lock().full.front().map(Full::last_seq);
         let Some(last_seq) = oldest() else { return Ok(false) };
-        self.wait_for(Scope::OldestFull, || self.is_durable(last_seq))?;
-        Ok(oldest() != Some(last_seq))
+        let is_done = || oldest() != Some(last_seq);
+        while !is_done() {
+            self.health.check(false)?;
+            let Some(lead) = self.commit.lead() else {
+                self.wait_for_leader(is_done);
+                continue;
+            };
+            self.lead_round(Scope::OldestFull)?;
+            drop(lead);
+            return Ok(is_done());
+        }
+        Ok(true)
     }
 
     fn wait_for(&self, scope: Scope, is_done: impl Fn() -> bool) -> Result<()> {
@@ -113,14 +122,13 @@ impl Engine {
 
     /// Returns when it is worth looking again.
     fn wait_for_leader(&self, is_done: impl Fn() -> bool) {
-        self.commit.waiting.wait_until(None, || {
-            // Acquire: pairs with the Release of the leader.
-            (is_done() || !self.commit.leading.load(Ordering::Acquire)).then_some(())
-        });
+        let is_worth_it = || is_done() || !self.commit.leading.load(Ordering::SeqCst);
+        // SeqCst: pairs with the store in `Lead::drop`. No lock is needed in between.
+        self.commit.waiting.wait_until(None, || (), || is_worth_it().then_some(()));
     }
 
     fn lead_round(&self, scope: Scope) -> Result<()> {
-        let round = self.plan_round(scope);
+        let round = self.plan_round(scope)?;
         for segment in &round.segments {
             if let Err(error) = segment.sync() {
                 self.health.poison("sync segment", &segment.path, error);
@@ -131,8 +139,11 @@ impl Engine {
         Ok(())
     }
 
-    fn plan_round(&self, scope: Scope) -> Round {
+    fn plan_round(&self, scope: Scope) -> Result<Round> {
         let mut append = self.append.lock();
+        if append.is_over {
+            return Err(Error::Closed);
+        }
         let at_most = if scope == Scope::OldestFull { 1 } else { usize::MAX };
         let mut published = 0;
         let mut segments = Vec::new();
@@ -140,7 +151,6 @@ impl Engine {
             published = full.last_seq();
             segments.push(Arc::clone(&full.segment));
         }
-        let full = segments.len();
         if scope != Scope::OldestFull {
             published = append.next_seq - 1;
             append.sync_within = None;
@@ -150,38 +160,44 @@ impl Engine {
         drop(append);
         let mut acks = None;
         if scope == Scope::Acks {
-            let (count, answered) = self.deliver.lock().take_answered();
+            let (count, answered) = self.deliver.lock().take_dirty();
             acks = Some(count);
             let is_new =
                 |segment: &Arc<Segment>| !segments.iter().any(|other| Arc::ptr_eq(other, segment));
             let answered: Vec<_> = answered.into_iter().filter(is_new).collect();
             segments.extend(answered);
         }
-        Round { segments, full, published, acks }
+        Ok(Round { segments, published, acks })
     }
 
     fn finish_round(&self, round: &Round) {
-        let mut append = self.append.lock();
-        for synced in &round.segments[..round.full] {
-            // One that was let go meanwhile is no longer in the list, and may be another's file.
-            let Some(full) = append.full.front() else { break };
-            if !Arc::ptr_eq(&full.segment, synced) {
-                continue;
-            }
-            // Everything that the seal speaks of was synced just now. If it cannot be stored, the
-            // segment stays in the list, and the next round tries again.
-            if synced.map().and_then(|region| synced.store_seal(&*region, full.seal)).is_err() {
-                break;
-            }
-            append.full.pop_front();
-        }
-        // Release: pairs with the loads in `is_durable`. Only the leader stores here.
+        // Only the leader stores here.
         if round.published > self.durable.load(Ordering::Relaxed) {
+            // Release: pairs with the loads in `is_durable`.
             self.durable.store(round.published, Ordering::Release);
         }
         if let Some(acks) = round.acks {
             // Release: pairs with the load in `wait_acks`.
             self.commit.durable_acks.store(acks, Ordering::Release);
+        }
+        self.seal_durable();
+    }
+
+    /// Seals the full segments all of which is durable. If a seal cannot be stored, the segment
+    /// stays in the list for the next round.
+    fn seal_durable(&self) {
+        let is_durable = |full: &&Full| self.is_durable(full.last_seq());
+        let durable = |append: &Append| -> Vec<(Arc<Segment>, Seal)> {
+            let full = append.full.iter().take_while(is_durable);
+            full.map(|full| (Arc::clone(&full.segment), full.seal)).collect()
+        };
+        let durable = durable(&self.append.lock());
+        for (segment, seal) in durable {
+            if segment.map().and_then(|region| segment.store_seal(&*region, seal)).is_err() {
+                return;
+            }
+            // Only the leader removes from the list, so this is the one that was sealed.
+            self.append.lock().full.pop_front();
         }
     }
 }

@@ -4,7 +4,7 @@
 //! `sync_acks` returns after the sync. Relies on `deliver` for everything that needs the lock.
 
 use super::Engine;
-use super::deliver::{Answer, Leased, Taken};
+use super::deliver::{Answer, Body, Leased, Taken};
 use crate::error::Result;
 use crate::leases::Ticket;
 
@@ -12,12 +12,15 @@ impl Engine {
     /// The next message, if there is one.
     pub(crate) fn pop(&self) -> Result<Option<Taken>> {
         loop {
-            let leased = {
+            let (leased, asks) = {
                 let mut deliver = self.deliver.lock();
-                deliver.lease_next(self.newest_published())?
+                (deliver.lease_next(self.newest_published())?, deliver.asks_for_sync())
             };
+            if asks {
+                self.worker.sync_answers();
+            }
             let Some(leased) = leased else { return Ok(None) };
-            if let Some(taken) = self.copy_out(&leased)? {
+            if let Some(taken) = self.copy_out(leased)? {
                 return Ok(Some(taken));
             }
         }
@@ -27,7 +30,7 @@ impl Engine {
     pub(crate) fn pop_batch(&self, limit: usize) -> Result<Vec<Taken>> {
         let mut batch = Vec::new();
         let mut failed = None;
-        {
+        let asks = {
             let mut deliver = self.deliver.lock();
             let published = self.newest_published();
             while batch.len() < limit {
@@ -40,33 +43,38 @@ impl Engine {
                     }
                 }
             }
-        }
-        if let (true, Some(error)) = (batch.is_empty(), failed) {
-            return Err(error);
+            deliver.asks_for_sync()
+        };
+        if asks {
+            self.worker.sync_answers();
         }
         let mut taken = Vec::with_capacity(batch.len());
-        for leased in &batch {
-            taken.extend(self.copy_out(leased)?);
+        for leased in batch {
+            match self.copy_out(leased) {
+                Ok(more) => taken.extend(more),
+                Err(error) => failed = Some(error),
+            }
         }
-        Ok(taken)
+        // What was taken is handed out; the error comes again with the next pop.
+        match failed {
+            Some(error) if taken.is_empty() => Err(error),
+            _ => Ok(taken),
+        }
     }
 
     /// `None` if the payload is damaged.
-    fn copy_out(&self, leased: &Leased) -> Result<Option<Taken>> {
-        let Leased { ticket, seq, attempts, offset, pushed_at, mapped, header } = leased;
-        let Some((body, payload_start)) = mapped.payload(header, *offset) else {
-            self.deliver.lock().lose_leased(leased)?;
-            self.worker.ask();
-            return Ok(None);
+    fn copy_out(&self, mut leased: Leased) -> Result<Option<Taken>> {
+        let body = match &mut leased.body {
+            Body::Copied(body) => std::mem::take(body),
+            Body::In(mapped) => mapped.body(&leased.header, leased.offset),
         };
-        Ok(Some(Taken {
-            ticket: *ticket,
-            seq: *seq,
-            attempts: *attempts,
-            pushed_at: *pushed_at,
-            body,
-            payload_start,
-        }))
+        let Some(payload_start) = leased.header.verify(&body) else {
+            let lost = self.deliver.lock().lose_leased(&leased);
+            self.worker.ask();
+            return lost.map(|()| None);
+        };
+        let Leased { ticket, seq, attempts, pushed_at, .. } = leased;
+        Ok(Some(Taken { ticket, seq, attempts, pushed_at, body, payload_start }))
     }
 
     /// Settles deliveries as their holder says.
@@ -77,7 +85,7 @@ impl Engine {
     ) -> Result<()> {
         let mut first_error = None;
         let mut is_done = false;
-        let (asks, number) = {
+        let (asks, number, has_waiters) = {
             let mut deliver = self.deliver.lock();
             for ticket in tickets {
                 match deliver.settle(ticket, answer) {
@@ -85,7 +93,8 @@ impl Engine {
                     Err(error) => first_error = first_error.or(Some(error)),
                 }
             }
-            (deliver.asks_for_sync(), deliver.answer_count())
+            let has_waiters = answer != Answer::Ack && self.readers.has_waiters();
+            (deliver.asks_for_sync(), deliver.change_count(), has_waiters)
         };
         if is_done {
             self.worker.ask();
@@ -93,7 +102,7 @@ impl Engine {
         if asks {
             self.worker.sync_answers();
         }
-        if answer != Answer::Ack {
+        if has_waiters {
             self.readers.wake_one();
         }
         first_error.map_or(Ok(()), Err)?;

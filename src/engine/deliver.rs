@@ -5,11 +5,12 @@
 //! handed out; an answer is one store, after which a kill does not undo it; damage is passed over,
 //! counted and listed. Nothing here grows with the backlog. Relies on the `deliver` lock.
 
-use super::track::{Located, Track};
+use super::cursor::{Cursor, Seen};
+use super::track::Track;
 use crate::error::{Error, Result};
 use crate::format::record;
-use crate::format::segment::{RECORDS_START, Seal};
-use crate::format::slot::{self, Slot, State};
+use crate::format::segment::Seal;
+use crate::format::slot::{self, MAX_ATTEMPTS, Slot, State};
 use crate::leases::{Leases, Place, Ticket};
 use crate::log::Segment;
 use crate::log::active::Active;
@@ -19,6 +20,8 @@ use crate::report::{Damage, DamageKind};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+/// Bodies up to so many bytes are copied under the lock.
+const COPY_UNDER_LOCK: u32 = 1024;
 /// So much damage is listed; more is only counted.
 const LISTED_DAMAGE: usize = 1000;
 
@@ -32,29 +35,13 @@ pub(crate) struct Deliver {
     leases: Leases,
     damage: BTreeMap<u64, Damage>,
     lost: u64,
-    /// Number of the newest answer.
-    answers: u64,
-    /// The worker knows that there are answers to sync.
-    has_asked_for_sync: bool,
+    /// Number of the newest change of a slot.
+    changes: u64,
+    /// The newest change for which a sync has begun.
+    synced_changes: u64,
+    /// The worker knows that there are changes to sync.
+    is_asked: bool,
     is_closed: bool,
-}
-
-/// The first message that was never handed out in this run.
-#[derive(Clone, Copy, Debug)]
-struct Cursor {
-    ordinal: u64,
-    index: u32,
-    offset: u64,
-    /// A settled record before it, if the record right before it was not read.
-    previous: Option<(u32, u64)>,
-    /// Settled slots at the start of this old segment have been skipped.
-    has_skipped: bool,
-}
-
-impl Cursor {
-    fn start_of(ordinal: u64) -> Self {
-        Self { ordinal, index: 0, offset: RECORDS_START, previous: None, has_skipped: false }
-    }
 }
 
 /// What a consumer says.
@@ -80,24 +67,29 @@ pub(crate) struct Taken {
 }
 
 /// A message that can be leased.
+#[derive(Clone, Copy)]
 struct Next {
     place: Place,
     header: record::Header,
-    mapped: Arc<Mapped>,
-    base_time: u64,
     /// The position of its track.
     at: usize,
 }
 
-/// A message that is leased and not yet copied.
+/// A message that is leased and not yet verified.
 pub(super) struct Leased {
     pub(super) ticket: Ticket,
     pub(super) seq: u64,
     pub(super) attempts: u32,
     pub(super) offset: u64,
     pub(super) pushed_at: u64,
-    pub(super) mapped: Arc<Mapped>,
+    pub(super) body: Body,
     pub(super) header: record::Header,
+}
+
+/// Where the bytes of a leased message are. A short copy is cheaper than a reference count.
+pub(super) enum Body {
+    Copied(Vec<u8>),
+    In(Arc<Mapped>),
 }
 
 impl Deliver {
@@ -111,8 +103,10 @@ impl Deliver {
             leases: Leases::default(),
             damage: damage.take(LISTED_DAMAGE).collect(),
             lost: 0,
-            answers: 0,
-            has_asked_for_sync: false,
+            // What a run before this one changed may not be synced yet.
+            changes: u64::from(!log.parts.is_empty()),
+            synced_changes: 0,
+            is_asked: false,
             is_closed: false,
         }
     }
@@ -171,28 +165,47 @@ impl Deliver {
         self.tracks.iter().map(|track| track.segment.header.size).sum()
     }
 
-    pub(super) fn answer_count(&self) -> u64 {
-        self.answers
+    /// The number of the newest change of a slot.
+    pub(super) fn change_count(&self) -> u64 {
+        self.changes
     }
 
-    /// The segments with answers that no sync has covered, and the number of the newest answer.
-    pub(super) fn take_answered(&mut self) -> (u64, Vec<Arc<Segment>>) {
-        self.has_asked_for_sync = false;
-        let answered = self.tracks.iter_mut().filter(|track| track.has_new_answers);
+    /// The segments with changed slots that no sync has covered, and the number of the newest
+    /// change.
+    pub(super) fn take_dirty(&mut self) -> (u64, Vec<Arc<Segment>>) {
+        self.synced_changes = self.changes;
+        self.is_asked = false;
+        let answered = self.tracks.iter_mut().filter(|track| track.is_dirty);
         let take = |track: &mut Track| {
-            track.has_new_answers = false;
+            track.is_dirty = false;
             Arc::clone(&track.segment)
         };
-        (self.answers, answered.map(take).collect())
+        (self.changes, answered.map(take).collect())
     }
 
-    /// Takes out the tracks in which nothing is owed. The newest segment stays: its header says
-    /// how far numbers went.
-    pub(super) fn take_done(&mut self) -> Vec<Track> {
+    /// Segments in which nothing is owed, but whose slots are not synced yet.
+    pub(super) fn done_and_dirty(&self) -> Vec<Arc<Segment>> {
+        let done = self.tracks.iter().filter(|track| track.is_done() && track.is_dirty);
+        done.map(|track| Arc::clone(&track.segment)).collect()
+    }
+
+    /// This segment, in which nothing is owed, was synced.
+    pub(super) fn done_is_clean(&mut self, segment: &Arc<Segment>) {
+        if let Some(track) = self.track(segment.header.ordinal) {
+            track.is_dirty = false;
+        }
+    }
+
+    /// Takes out the tracks in which nothing is owed and nothing unsynced. The newest segment
+    /// stays: its header says how far numbers went.
+    pub(super) fn take_done(&mut self, is_synced: impl Fn(&Arc<Segment>) -> bool) -> Vec<Track> {
         let newest = self.tracks.back().map_or(0, Track::ordinal);
         let tracks = std::mem::take(&mut self.tracks).into_iter();
-        let (done, kept): (Vec<Track>, Vec<Track>) =
-            tracks.partition(|track| track.is_done() && track.ordinal() != newest);
+        let can_go = |track: &Track| {
+            let is_synced = !track.is_dirty && is_synced(&track.segment);
+            track.is_done() && is_synced && track.ordinal() != newest
+        };
+        let (done, kept): (Vec<Track>, Vec<Track>) = tracks.partition(can_go);
         self.tracks = kept.into();
         done
     }
@@ -217,7 +230,7 @@ impl Deliver {
 
     /// Counts some slots of earlier runs; false once all are counted.
     pub(super) fn count_some(&mut self) -> Result<bool> {
-        match self.tracks.iter_mut().find(|track| !track.is_counted()) {
+        match self.tracks.iter_mut().find(|track| track.can_be_counted()) {
             Some(track) => track.count_some(),
             None => Ok(false),
         }
@@ -270,20 +283,17 @@ impl Deliver {
     /// A message that was given back; `None` if its header got damaged meanwhile.
     fn look_again(&mut self, place: Place) -> Result<Option<Next>> {
         let Some(at) = self.position(place.ordinal) else { return Ok(None) };
-        let track = &mut self.tracks[at];
-        let base_time = track.base_time;
-        let mapped = Arc::clone(track.map()?);
-        if let Some(header) = mapped.header(place.offset, place.index) {
-            return Ok(Some(Next { place, header, mapped, base_time, at }));
+        if let Some(header) = self.tracks[at].map()?.header(place.offset, place.index) {
+            return Ok(Some(Next { place, header, at }));
         }
-        self.lose(&mapped, place.seq, place.index, place.offset)?;
+        self.lose(at, place.index, place.offset)?;
         Ok(None)
     }
 
     /// The next message that is owed and was not handed out in this run. Leaves the cursor at it.
     fn find_next(&mut self, published: u64) -> Result<Option<Next>> {
         loop {
-            let Cursor { ordinal, index, offset, previous, has_skipped } = self.cursor;
+            let Cursor { ordinal, index, has_skipped, .. } = self.cursor;
             let Some(at) = self.position(ordinal) else {
                 match self.tracks.iter().map(Track::ordinal).find(|&next| next > ordinal) {
                     Some(next) => self.cursor = Cursor::start_of(next),
@@ -305,68 +315,61 @@ impl Deliver {
                 self.cursor = Cursor { index, previous, has_skipped: true, ..self.cursor };
                 continue;
             }
-            let (is_old, base_time) = (track.is_old, track.base_time);
-            let seq = track.first_seq + u64::from(index);
-            let mapped = Arc::clone(track.map()?);
-            let slot = match mapped.slot(index)? {
-                Some(slot) => slot,
-                None => self.rebuild_slot(&mapped, index, seq)?,
-            };
-            if slot.is_settled(is_old) {
-                let settled = slot.offset.map(|offset| (index, offset));
-                self.cursor.previous = settled.or(previous);
-                self.cursor.index += 1;
-                continue;
-            }
-            let at_slot = slot.offset.and_then(|at| Some((at, mapped.header(at, index)?)));
-            let located = match at_slot {
-                Some((at, header)) => Located::At(at, header),
-                None => Track::locate(&mapped, index, end_index, offset, previous),
-            };
-            match located {
-                Located::At(offset, header) if header.flags.is_transient() && is_old => {
-                    self.settle_silently(&mapped, index, offset, State::Dead)?;
-                    self.cursor.previous = Some((index, offset));
-                    self.cursor.index += 1;
+            match self.cursor.look(track, end_index)? {
+                Seen::Owed(place, header) => return Ok(Some(Next { place, header, at })),
+                Seen::Settled(offset) => self.pass(offset),
+                Seen::Outlived(offset) => {
+                    self.settle_silently(at, index, offset, State::Dead)?;
+                    self.pass(Some(offset));
                 }
-                Located::At(offset, header) => {
-                    let is_transient = header.flags.is_transient();
-                    let attempts = slot.attempts;
-                    let place = Place { seq, ordinal, index, offset, attempts, is_transient };
-                    return Ok(Some(Next { place, header, mapped, base_time, at }));
-                }
-                Located::Lost { end_index: end, next } => {
-                    for lost in index..end {
-                        self.lose(&mapped, seq + u64::from(lost - index), lost, offset)?;
+                Seen::BadSlot => self.rebuild_slot(at, index)?,
+                Seen::Lost { end_index, next } => {
+                    for lost in index..end_index {
+                        self.lose_if_owed(at, lost, self.cursor.offset)?;
                     }
-                    let cursor = Cursor { index: end, offset: next, ..self.cursor };
+                    let cursor = Cursor { index: end_index, offset: next, ..self.cursor };
                     self.cursor = Cursor { previous: None, ..cursor };
                 }
             }
         }
     }
 
+    /// The record at the cursor needs nothing more.
+    fn pass(&mut self, offset: Option<u64>) {
+        let settled = offset.map(|offset| (self.cursor.index, offset));
+        self.cursor.previous = settled.or(self.cursor.previous);
+        self.cursor.index += 1;
+    }
+
     /// A slot that was never written to this place counts as delivered once.
-    fn rebuild_slot(&mut self, mapped: &Mapped, index: u32, seq: u64) -> Result<Slot> {
-        let offset = slot::offset(mapped.segment.header.size, index);
-        self.list_damage(mapped, seq, offset, DamageKind::Slot);
+    fn rebuild_slot(&mut self, at: usize, index: u32) -> Result<()> {
+        let offset = slot::offset(self.tracks[at].segment.header.size, index);
+        self.list_damage(at, index, offset, DamageKind::Slot);
+        self.changes += 1;
+        self.tracks[at].note_change();
         let rebuilt = Slot { state: State::Delivered, attempts: 1, offset: None };
-        mapped.store_slot(index, rebuilt)?;
-        Ok(rebuilt)
+        self.tracks[at].map()?.store_slot(index, rebuilt)
     }
 
     /// Stores the attempt and begins the lease.
     fn lease(&mut self, next: Next) -> Result<Leased> {
-        let Next { place, header, mapped, base_time, at } = next;
-        let place = Place { attempts: place.attempts.saturating_add(1), ..place };
-        mapped.store_slot(place.index, owed_slot(&place))?;
-        let track = &mut self.tracks[at];
-        track.leased += 1;
-        track.note_answer();
-        let ticket = self.leases.begin(place);
+        let Next { place, header, at } = next;
+        let place = Place { attempts: MAX_ATTEMPTS.min(place.attempts + 1), ..place };
         let Place { seq, attempts, offset, .. } = place;
-        let pushed_at = base_time + u64::from(header.age);
-        Ok(Leased { ticket, seq, attempts, offset, pushed_at, mapped, header })
+        let track = &mut self.tracks[at];
+        let pushed_at = track.base_time + u64::from(header.age);
+        let mapped = track.map()?;
+        mapped.store_slot(place.index, owed_slot(&place))?;
+        let body = if header.body_len <= COPY_UNDER_LOCK {
+            Body::Copied(mapped.body(&header, offset))
+        } else {
+            Body::In(Arc::clone(mapped))
+        };
+        track.leased += 1;
+        track.note_change();
+        self.changes += 1;
+        let ticket = self.leases.begin(place);
+        Ok(Leased { ticket, seq, attempts, offset, pushed_at, body, header })
     }
 
     /// Ends a lease as its holder says; true if its segment has nothing left that is owed.
@@ -376,7 +379,7 @@ impl Deliver {
         }
         // A lease ends only through its own delivery, which is consumed by that.
         let place = self.leases.end(ticket).ok_or(Error::Closed)?;
-        self.answers += 1;
+        self.changes += 1;
         let track = self.track(place.ordinal).ok_or(Error::Closed)?;
         track.leased -= 1;
         let stored = match answer {
@@ -401,51 +404,70 @@ impl Deliver {
 
     /// The payload of a leased message turned out to be damaged.
     pub(super) fn lose_leased(&mut self, leased: &Leased) -> Result<()> {
-        if let Some(Place { seq, ordinal, index, offset, .. }) = self.leases.end(leased.ticket) {
-            if let Some(track) = self.track(ordinal) {
-                track.leased -= 1;
+        if let Some(place) = self.leases.end(leased.ticket)
+            && let Some(at) = self.position(place.ordinal)
+        {
+            let Place { index, offset, .. } = place;
+            self.tracks[at].leased -= 1;
+            let lost = self.lose(at, index, offset);
+            if lost.is_err() {
+                self.returned.insert(place.seq, place);
             }
-            self.lose(&leased.mapped, seq, index, offset)?;
+            lost?;
         }
         Ok(())
     }
 
-    fn lose(&mut self, mapped: &Mapped, seq: u64, index: u32, offset: u64) -> Result<()> {
-        self.settle_silently(mapped, index, offset, State::Lost)?;
+    fn lose_if_owed(&mut self, at: usize, index: u32, offset: u64) -> Result<()> {
+        let track = &mut self.tracks[at];
+        let is_old = track.is_old;
+        let slot = track.map()?.slot(index)?;
+        if slot.is_none_or(|slot| !slot.is_settled(is_old)) {
+            self.lose(at, index, offset)?;
+        }
+        Ok(())
+    }
+
+    /// A message that is owed is damaged.
+    fn lose(&mut self, at: usize, index: u32, offset: u64) -> Result<()> {
+        self.settle_silently(at, index, offset, State::Lost)?;
         self.lost += 1;
-        self.list_damage(mapped, seq, offset, DamageKind::Corrupt);
+        self.list_damage(at, index, offset, DamageKind::Corrupt);
         Ok(())
     }
 
-    fn settle_silently(
-        &mut self,
-        mapped: &Mapped,
-        index: u32,
-        offset: u64,
-        state: State,
-    ) -> Result<()> {
-        mapped.store_slot(index, Slot { state, attempts: 0, offset: Some(offset) })?;
-        if let Some(track) = self.track(mapped.segment.header.ordinal) {
-            track.settle(index);
-        }
+    /// Settles a message that is owed and not leased.
+    fn settle_silently(&mut self, at: usize, index: u32, offset: u64, state: State) -> Result<()> {
+        let track = &mut self.tracks[at];
+        track.map()?.store_slot(index, Slot { state, attempts: 0, offset: Some(offset) })?;
+        track.settle(index);
+        self.changes += 1;
         Ok(())
     }
 
-    fn list_damage(&mut self, mapped: &Mapped, seq: u64, offset: u64, kind: DamageKind) {
+    fn list_damage(&mut self, at: usize, index: u32, offset: u64, kind: DamageKind) {
+        let track = &self.tracks[at];
+        let seq = track.first_seq + u64::from(index);
         let is_listed = self
             .damage
             .range(..=seq)
             .next_back()
             .is_some_and(|(_, listed)| listed.last >= seq && listed.kind == kind);
         if !is_listed && self.damage.len() < LISTED_DAMAGE {
-            let path = mapped.segment.path.clone();
+            let path = track.segment.path.clone();
             self.damage.insert(seq, Damage { first: seq, last: seq, path, offset, kind });
         }
     }
 
-    /// Whether the worker has to be asked to sync answers some time soon.
+    /// Whether the worker has to be asked to sync changed slots some time soon.
     pub(super) fn asks_for_sync(&mut self) -> bool {
-        !std::mem::replace(&mut self.has_asked_for_sync, true)
+        self.changes > self.synced_changes && !std::mem::replace(&mut self.is_asked, true)
+    }
+
+    /// The worker could not sync: it has to be asked again.
+    pub(super) fn ask_again(&mut self) {
+        self.is_asked = false;
+        self.synced_changes = 0;
     }
 }
 

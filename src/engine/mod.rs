@@ -7,10 +7,11 @@
 //! # Locks
 //!
 //! Taken in this order, each guarding what its struct holds; none is held while user code runs,
-//! and only the first two are held over slow I/O.
+//! and only those before `append` are held over slow I/O (and `append` at the end of the run).
 //!
 //! | | lock | guards |
 //! | --- | --- | --- |
+//! | 0 | `closing` | that the queue is closed once |
 //! | 1 | `upkeep` | the checkpoint file, what is to be removed |
 //! | 2 | `supply` | the ready segment, ordinals, the old tail; rotation |
 //! | 3 | `append` | the active segment, the next Seq, full segments that are not synced |
@@ -22,6 +23,7 @@
 mod append;
 mod commit;
 mod consume;
+mod cursor;
 mod deliver;
 mod health;
 mod supply;
@@ -47,7 +49,7 @@ use parking_lot::Mutex;
 use std::any::Any;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 use supply::Supply;
 use upkeep::Upkeep;
@@ -73,9 +75,18 @@ pub(crate) struct Engine {
     /// Consumers that wait for a message.
     readers: WaitList,
     worker: Worker,
-    is_closing: AtomicBool,
+    /// Taken before all other locks, and held while the queue is closed.
+    closing: Mutex<Closing>,
     /// The operating system's lock on the directory.
     lock: Mutex<Option<Box<dyn Any + Send + Sync>>>,
+}
+
+/// How far `close` has got.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Closing {
+    Open,
+    Done,
+    Failed,
 }
 
 /// On cache lines of its own, so that producers and consumers do not slow each other down.
@@ -110,7 +121,7 @@ impl Engine {
             health: Health::default(),
             readers: WaitList::default(),
             worker: Worker::default(),
-            is_closing: AtomicBool::new(false),
+            closing: Mutex::new(Closing::Open),
             lock: Mutex::new(lock),
             storage,
             options,
@@ -121,43 +132,51 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Ends the queue for every handle.
+    /// Ends the queue for every handle. Whoever calls it while it is under way waits for the end.
     pub(crate) fn close(&self) -> Result<()> {
-        // SeqCst: the one that turns it closes, all others return.
-        if self.is_closing.swap(true, Ordering::SeqCst) {
-            return Ok(());
+        let mut closing = self.closing.lock();
+        match *closing {
+            Closing::Open => {}
+            Closing::Done => return Ok(()),
+            Closing::Failed => return Err(Error::Closed),
         }
         self.append.lock().is_closed = true;
         self.deliver.lock().close();
         self.readers.wake_all();
         self.worker.stop();
-        let result = self.sync().and_then(|()| self.finish_run());
+        let synced = self.sync();
         // Whatever the result: nothing is stored from here on, and the directory is free.
-        self.supply.lock().let_go();
+        let finished = self.finish_run(synced.is_ok());
         self.append.lock().let_go();
         self.deliver.lock().let_go();
         self.commit.wake_all();
         *self.lock.lock() = None;
+        let result = synced.and(finished);
+        *closing = if result.is_ok() { Closing::Done } else { Closing::Failed };
         result
     }
 
-    /// Makes durable all that was pushed and answered before the call.
+    /// Makes durable all that was pushed and answered before the call. Does what it can, and tells
+    /// the first error.
     pub(crate) fn sync(&self) -> Result<()> {
-        self.finish_old_tail()?;
-        let acks = self.deliver.lock().answer_count();
-        // Acquire: pairs with the store in `append`.
-        let records = self.published.load(Ordering::Acquire);
-        self.wait_durable(records)?;
-        self.wait_acks(acks)
+        let tail = self.finish_old_tail();
+        let changes = self.deliver.lock().change_count();
+        let records = self.wait_durable(self.newest_published());
+        tail.and(records).and(self.wait_acks(changes))
     }
 
     /// What the background does, at once and whether it is due or not.
     pub(crate) fn maintain(&self) -> Result<()> {
-        if self.append.lock().is_closed {
-            return Err(Error::Closed);
-        }
+        self.check_open()?;
         self.sync()?;
         self.run_upkeep()
+    }
+
+    /// # Errors
+    ///
+    /// [`Error::Closed`] once the queue is closed.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        self.append.lock().check_open()
     }
 
     pub(crate) fn recovery(&self) -> &RecoveryReport {
@@ -174,6 +193,12 @@ impl Engine {
 
     pub(crate) fn in_flight(&self) -> u64 {
         self.deliver.lock().in_flight()
+    }
+
+    /// The number of the newest published message.
+    fn newest_published(&self) -> u64 {
+        // Acquire: pairs with the store in `try_append`.
+        self.published.load(Ordering::Acquire)
     }
 
     /// Ready messages. Counts the slots of earlier runs first, if nobody has; where they cannot be
@@ -207,7 +232,9 @@ impl Engine {
 
     /// Waits until `pop` gives something; `None` once `deadline` has passed.
     pub(crate) fn pop_until(self: &Arc<Self>, deadline: Option<Instant>) -> Result<Option<Taken>> {
-        let found = self.readers.wait_until(deadline, || self.pop().transpose());
+        // Pushes ask for waiters under the `append` lock, returns under `deliver`, which `pop` takes.
+        let registered = || drop(self.append.lock());
+        let found = self.readers.wait_until(deadline, registered, || self.pop().transpose());
         if self.readers_may_have_more() {
             self.readers.wake_one();
         }

@@ -5,7 +5,7 @@
 //! never falls. Relies on the `supply` lock for everything here.
 
 use super::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::segment::{Header, Seal, capacity};
 use crate::io::Region;
 use crate::log::Segment;
@@ -13,7 +13,6 @@ use crate::log::active::Active;
 use crate::options::Options;
 use crate::recovery::{Log, Part, random};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// The first segment of a run; each next one is twice as large, up to `segment_bytes`.
 const FIRST_SEGMENT: u64 = 1 << 20;
@@ -32,7 +31,9 @@ pub(super) struct Supply {
     pub(super) epoch: u64,
     /// Whether this run has a segment.
     pub(super) has_begun: bool,
+    /// The directory itself may not be durable in its parents yet.
     is_new: bool,
+    is_closed: bool,
     next_ordinal: u64,
     /// The segment that the next one follows.
     predecessor: u64,
@@ -51,6 +52,7 @@ impl Supply {
             epoch: log.epoch,
             has_begun: false,
             is_new: log.is_new,
+            is_closed: false,
             next_ordinal: log.next_ordinal,
             predecessor: log.parts.last().map_or(0, |part| part.segment.header.ordinal),
             next_bytes: FIRST_SEGMENT.min(options.segment_bytes),
@@ -70,10 +72,11 @@ impl Supply {
         self.old_tail.is_empty()
     }
 
-    /// Drops the maps.
-    pub(super) fn let_go(&mut self) {
-        self.ready = None;
-        self.old_tail.clear();
+    /// # Errors
+    ///
+    /// [`Error::Closed`] once the queue is closed.
+    pub(super) fn check_open(&self) -> Result<()> {
+        if self.is_closed { Err(Error::Closed) } else { Ok(()) }
     }
 }
 
@@ -96,17 +99,31 @@ impl Engine {
 
     /// Makes a segment of at least `bytes`.
     pub(super) fn prepare(&self, supply: &mut Supply, bytes: u64) -> Result<Prepared> {
+        supply.check_open()?;
         self.finish_tail(supply)?;
-        let size = supply.next_bytes.max(bytes);
-        let header = self.next_header(supply, size)?;
-        let segment = Segment::create(&*self.storage, header)?;
         if supply.is_new {
             let synced = self.storage.sync_parents();
-            synced.map_err(|error| segment.error("sync parent directories", 0, error))?;
+            let directory = self.directory();
+            synced.map_err(|error| self.health.poison("sync parents", &directory, error))?;
             supply.is_new = false;
         }
+        let size = supply.next_bytes.max(bytes);
+        let header = self.next_header(supply, size)?;
+        let segment = Arc::new(Segment::create(&*self.storage, header)?);
         supply.next_bytes = (supply.next_bytes * 2).min(self.options.segment_bytes);
-        Ok(Prepared { region: segment.map()?, segment: Arc::new(segment) })
+        self.map_prepared(segment)
+    }
+
+    /// A segment that was just made, mapped; or, if it cannot be, removed.
+    pub(super) fn map_prepared(&self, segment: Arc<Segment>) -> Result<Prepared> {
+        match segment.map() {
+            Ok(region) => Ok(Prepared { segment, region }),
+            Err(error) => {
+                // The first error is the one to tell; what stays is finished off at the next open.
+                self.storage.remove(&segment.name).ok();
+                Err(error)
+            }
+        }
     }
 
     /// The header of the next segment. Begins the epoch with the first one.
@@ -179,29 +196,34 @@ impl Engine {
         Ok(())
     }
 
-    /// Ends the run in order: nothing is pushed any more, all is synced.
-    pub(super) fn finish_run(&self) -> Result<()> {
-        while self.sync_oldest_full()? {}
+    /// Ends the run: nothing is prepared, tidied or stored after it. In order, if all is synced.
+    pub(super) fn finish_run(&self, is_synced: bool) -> Result<()> {
+        let mut upkeep = self.upkeep.lock();
         let mut supply = self.supply.lock();
+        upkeep.is_closed = true;
+        supply.is_closed = true;
+        supply.old_tail.clear();
+        let unused = supply.ready.take();
+        if !is_synced {
+            return Ok(());
+        }
         let append = self.append.lock();
         if let Some(active) = &append.active {
-            let segment = &active.segment;
-            segment.store_seal(&*active.region, active.seal(true))?;
+            let (segment, seal) = (&active.segment, active.seal(true));
+            segment.store_seal(&*active.region, seal)?;
             let synced = segment.sync();
             synced.map_err(|error| self.health.poison("sync segment", &segment.path, error))?;
-            self.deliver.lock().seal_track(active.seal(true));
+            self.deliver.lock().seal_track(seal);
         }
-        drop(append);
-        let unused = supply.ready.take();
-        drop(supply);
+        drop((append, supply));
         unused.map_or(Ok(()), |unused| self.discard(unused))?;
-        self.write_checkpoint()
+        self.write_checkpoint(&mut upkeep)
     }
 
     /// Prepares the next segment if it will be needed soon.
     pub(super) fn prepare_ahead(&self) -> Result<()> {
         let mut supply = self.supply.lock();
-        if supply.ready.is_some() || !self.append.lock().wants_supply() {
+        if supply.is_closed || supply.ready.is_some() || !self.append.lock().wants_supply() {
             return Ok(());
         }
         let prepared = self.prepare(&mut supply, 0)?;
@@ -222,11 +244,5 @@ impl Engine {
         }
         let source = std::io::Error::other(error.to_string());
         Err(self.health.poison("sync segment", &prepared.segment.path, source))
-    }
-
-    /// The number of the newest published message.
-    pub(super) fn newest_published(&self) -> u64 {
-        // Acquire: pairs with the store in `try_append`.
-        self.published.load(Ordering::Acquire)
     }
 }

@@ -19,6 +19,7 @@ const COUNT_STEP: u32 = 4096;
 
 /// One segment on the way out.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about one segment")]
 pub(super) struct Track {
     pub(super) segment: Arc<Segment>,
     pub(super) mapped: Option<Arc<Mapped>>,
@@ -34,8 +35,10 @@ pub(super) struct Track {
     /// Written by an earlier run.
     pub(super) is_old: bool,
     was_touched: bool,
+    /// Its slots cannot be read to be counted: it is kept, whatever they say.
+    is_unreadable: bool,
     /// Has answers that no sync has covered.
-    pub(super) has_new_answers: bool,
+    pub(super) is_dirty: bool,
 }
 
 /// Where record `index` is.
@@ -63,7 +66,8 @@ impl Track {
             leased: 0,
             is_old: false,
             was_touched: false,
-            has_new_answers: false,
+            is_unreadable: false,
+            is_dirty: false,
         }
     }
 
@@ -80,8 +84,9 @@ impl Track {
             leased: 0,
             is_old: true,
             was_touched: false,
+            is_unreadable: false,
             // Its run may have been killed before it synced them.
-            has_new_answers: true,
+            is_dirty: true,
         }
     }
 
@@ -105,9 +110,15 @@ impl Track {
         self.count.is_none_or(|count| self.counted >= count)
     }
 
+    /// Whether there are slots to count, and no reading of them has failed.
+    pub(super) fn can_be_counted(&self) -> bool {
+        !self.is_counted() && !self.is_unreadable
+    }
+
     /// Whether nothing in it is owed, and nothing will be.
     pub(super) fn is_done(&self) -> bool {
-        self.is_counted() && self.count.is_some_and(|count| self.settled >= count)
+        let is_settled = self.count.is_some_and(|count| self.settled >= count);
+        self.is_counted() && is_settled && self.leased == 0
     }
 
     /// The slot of `index` was unsettled and is settled now.
@@ -115,12 +126,12 @@ impl Track {
         if index < self.counted {
             self.settled += 1;
         }
-        self.note_answer();
+        self.note_change();
     }
 
     /// A slot was stored to that the next sync of answers has to cover.
-    pub(super) fn note_answer(&mut self) {
-        self.has_new_answers = true;
+    pub(super) fn note_change(&mut self) {
+        self.is_dirty = true;
         self.was_touched = true;
     }
 
@@ -189,8 +200,11 @@ impl Track {
             return Ok(false);
         };
         let step = COUNT_STEP.min(count - self.counted);
-        let slots = self.read_slots(self.counted, step)?;
-        let is_settled = |slot: Option<Slot>| slot.is_some_and(|slot| slot.is_settled(self.is_old));
+        let slots = self.read_slots(self.counted, step);
+        self.is_unreadable = slots.is_err();
+        let slots = slots?;
+        let is_old = self.is_old;
+        let is_settled = |slot: Option<Slot>| slot.is_some_and(|slot| slot.is_settled(is_old));
         let mut settled = 0;
         for (_, slot) in slots {
             settled += u32::from(is_settled(slot));
@@ -198,7 +212,7 @@ impl Track {
         }
         self.settled += settled;
         self.counted += step;
-        self.has_new_answers &= self.was_touched || self.counted < count;
+        self.is_dirty &= self.was_touched || self.counted < count;
         Ok(true)
     }
 

@@ -5,7 +5,7 @@
 //! seen settled. Relies on the `upkeep` lock; may be called at any time, by anyone.
 
 use super::Engine;
-use super::supply::{Prepared, Supply};
+use super::supply::Supply;
 use super::track::Track;
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
@@ -25,71 +25,84 @@ pub(super) struct Upkeep {
     /// Segments in which nothing is owed, with the number of their slots.
     done: Vec<(Arc<Segment>, u32)>,
     queue_id: [u8; 16],
+    pub(super) is_closed: bool,
 }
 
 impl Upkeep {
     pub(super) fn new(log: Log) -> Self {
         let Log { checkpoint, leftovers, queue_id, .. } = log;
-        Self { checkpoint, leftovers, done: Vec::new(), queue_id }
+        Self { checkpoint, leftovers, done: Vec::new(), queue_id, is_closed: false }
     }
 }
 
 impl Engine {
-    /// One pass over all there is to tidy.
+    /// One pass over all there is to tidy. Goes on after an error, and tells the first.
     pub(super) fn run_upkeep(&self) -> Result<()> {
-        self.count_old_tracks()?;
-        drop(self.deliver.lock().take_idle_maps());
-        self.let_segments_go()?;
-        self.prepare_ahead()
+        let counted = self.count_old_tracks();
+        self.drop_idle_maps();
+        let gone = self.let_segments_go();
+        counted.and(gone).and(self.prepare_ahead())
+    }
+
+    /// Unmaps what nobody uses.
+    pub(super) fn drop_idle_maps(&self) {
+        let idle = self.deliver.lock().take_idle_maps();
+        drop(idle);
     }
 
     /// Gives back what is in use for nothing.
     pub(super) fn let_segments_go(&self) -> Result<()> {
         let mut upkeep = self.upkeep.lock();
-        self.retire(&mut upkeep);
-        self.write_checkpoint_if_changed(&mut upkeep)?;
-        while let Some((segment, count)) = upkeep.done.pop() {
+        if upkeep.is_closed {
+            return Ok(());
+        }
+        self.health.check(false)?;
+        self.retire(&mut upkeep)?;
+        self.write_checkpoint(&mut upkeep)?;
+        let mut result = Ok(());
+        for (segment, count) in std::mem::take(&mut upkeep.done) {
             if let Err(error) = self.reuse_or_remove(&segment, count) {
-                upkeep.done.push((segment, count));
-                return Err(error);
+                upkeep.leftovers.push(segment.name.clone());
+                result = result.and(Err(error));
             }
         }
-        while let Some(name) = upkeep.leftovers.pop() {
+        let leftovers = std::mem::take(&mut upkeep.leftovers);
+        for name in leftovers {
             if let Err(error) = self.storage.remove(&name) {
                 let error = Error::io("remove file", &self.storage.path(&name), 0, error);
                 upkeep.leftovers.push(name);
-                return Err(error);
+                result = result.and(Err(error));
             }
         }
+        result
+    }
+
+    /// Takes segments in which nothing is owed out of the log, once all of that is synced: should
+    /// such a file come back after a power cut, it shows the same.
+    fn retire(&self, upkeep: &mut Upkeep) -> Result<()> {
+        // What earlier runs left must be sealed before any of it is touched, or its end is lost.
+        if !self.supply.lock().is_old_tail_finished() {
+            return Ok(());
+        }
+        let unsynced = self.deliver.lock().done_and_dirty();
+        for segment in unsynced {
+            let synced = segment.sync();
+            synced.map_err(|error| self.health.poison("sync segment", &segment.path, error))?;
+            self.deliver.lock().done_is_clean(&segment);
+        }
+        let append = self.append.lock();
+        let is_synced = |segment: &Arc<Segment>| {
+            !append.full.iter().any(|full| Arc::ptr_eq(&full.segment, segment))
+        };
+        let done = self.deliver.lock().take_done(is_synced);
+        drop(append);
+        let done = done.into_iter().map(|Track { segment, count, .. }| (segment, count));
+        upkeep.done.extend(done.map(|(segment, count)| (segment, count.unwrap_or(0))));
         Ok(())
     }
 
-    /// Writes what open would like to know.
-    pub(super) fn write_checkpoint(&self) -> Result<()> {
-        self.write_checkpoint_if_changed(&mut self.upkeep.lock())
-    }
-
-    /// Takes segments in which nothing is owed out of the log.
-    fn retire(&self, upkeep: &mut Upkeep) {
-        let supply = self.supply.lock();
-        // What earlier runs left must be sealed before any of it is touched, or its end is lost.
-        if !supply.is_old_tail_finished() {
-            return;
-        }
-        let mut append = self.append.lock();
-        let done = self.deliver.lock().take_done();
-        // No need to sync any more what nobody is owed.
-        let is_done =
-            |segment: &Arc<Segment>| done.iter().any(|track| Arc::ptr_eq(&track.segment, segment));
-        append.full.retain(|full| !is_done(&full.segment));
-        drop((append, supply));
-        let tracks = done.into_iter();
-        upkeep
-            .done
-            .extend(tracks.map(|Track { segment, count, .. }| (segment, count.unwrap_or(0))));
-    }
-
-    fn write_checkpoint_if_changed(&self, upkeep: &mut Upkeep) -> Result<()> {
+    /// Writes what open would like to know, if it has changed.
+    pub(super) fn write_checkpoint(&self, upkeep: &mut Upkeep) -> Result<()> {
         let supply = self.supply.lock();
         let last_seq = self.last_seq().unwrap_or(0);
         let checkpoint = self.checkpoint(&supply, last_seq, upkeep.queue_id);
@@ -103,7 +116,7 @@ impl Engine {
             Err(Error::StorageFull { .. }) if !upkeep.checkpoint.exists() => return Ok(()),
             result => result?,
         }
-        let synced = upkeep.checkpoint.sync(checkpoint);
+        let synced = upkeep.checkpoint.sync(&*self.storage, checkpoint);
         synced.map_err(|error| {
             self.health.poison("sync checkpoint", &self.storage.path(name::CHECKPOINT), error)
         })
@@ -135,6 +148,7 @@ impl Engine {
     /// Makes a segment that no list names the ready one, or removes it.
     fn reuse_or_remove(&self, segment: &Arc<Segment>, count: u32) -> Result<()> {
         let mut supply = self.supply.lock();
+        supply.check_open()?;
         let is_full_size = segment.header.size == self.options.segment_bytes;
         if !is_full_size || supply.ready.is_some() || !supply.has_begun {
             drop(supply);
@@ -143,7 +157,7 @@ impl Engine {
         }
         let header = self.next_header(&mut supply, segment.header.size)?;
         let recycled = segment.recycle(&*self.storage, header, count)?;
-        let prepared = Prepared { region: recycled.map()?, segment: Arc::new(recycled) };
+        let prepared = self.map_prepared(Arc::new(recycled))?;
         supply.ready = Some(prepared.clone());
         drop(supply);
         self.warm_up_ready(&prepared)

@@ -56,6 +56,13 @@ impl WaitList {
         }
     }
 
+    /// Whether anybody waits. To be asked under a lock that every waiter takes between registering
+    /// and looking: then either this sees the waiter, or the waiter sees what was done before.
+    pub(super) fn has_waiters(&self) -> bool {
+        // Relaxed: the lock orders it.
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
     fn register(&self, waker: Waker) -> Registration<'_> {
         let mut entries = self.entries.lock();
         let id = entries.next_id;
@@ -67,9 +74,12 @@ impl WaitList {
     }
 
     /// Calls `look` until it gives something, parked in between; `None` once `deadline` has passed.
+    /// `registered` is called between registering and looking: the place to take the lock under
+    /// which others ask [`WaitList::has_waiters`].
     pub(super) fn wait_until<T>(
         &self,
         deadline: Option<Instant>,
+        registered: impl Fn(),
         mut look: impl FnMut() -> Option<T>,
     ) -> Option<T> {
         for _ in 0..SPINS {
@@ -81,6 +91,7 @@ impl WaitList {
         let parker = Waker::from(Arc::new(Parker(thread::current())));
         loop {
             let registration = self.register(parker.clone());
+            registered();
             if let Some(found) = look() {
                 return Some(found);
             }
@@ -146,7 +157,7 @@ mod tests {
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    (0..500).for_each(|_| assert!(list.wait_until(None, take).is_some()));
+                    (0..500).for_each(|_| assert!(list.wait_until(None, || (), take).is_some()));
                 });
             }
             for _ in 0..2000 {
@@ -161,7 +172,7 @@ mod tests {
     fn a_deadline_ends_the_wait_and_leaves_nothing_behind() {
         let list = WaitList::default();
         let deadline = clock::now() + Duration::from_millis(5);
-        assert_eq!(list.wait_until(Some(deadline), || None::<()>), None);
+        assert_eq!(list.wait_until(Some(deadline), || (), || None::<()>), None);
         assert!(clock::now() >= deadline);
         assert_eq!(list.waiting.load(Ordering::SeqCst), 0);
     }

@@ -144,23 +144,38 @@ fn run(engine: &Engine) {
 }
 
 impl Engine {
+    /// Does what is due, one step of each kind; asks again for what is left, so that a deadline
+    /// never waits for more than a step.
     fn run_due(&self, due: &Due) -> Result<()> {
-        match due.sync {
-            Some(Scope::Acks) => self.sync()?,
-            Some(_) => self.wait_durable(self.newest_published())?,
-            None => {}
-        }
-        if due.upkeep {
-            // First, and again after each slow step, what a push may soon wait for. If there is no
-            // room for it, the rest of the work may make some.
-            self.health.note_background(self.prepare_ahead());
-            self.finish_old_tail()?;
-            drop(self.deliver.lock().take_idle_maps());
-            while self.sync_oldest_full()? {
-                self.health.note_background(self.prepare_ahead());
+        let synced = match due.sync {
+            Some(Scope::Acks) => self.sync().inspect_err(|_| self.deliver.lock().ask_again()),
+            Some(_) => {
+                // Whoever pushes from here on asks again.
+                self.append.lock().sync_within = None;
+                self.wait_durable(self.newest_published())
             }
-            self.run_upkeep()?;
+            None => Ok(()),
+        };
+        if !due.upkeep {
+            return synced;
         }
-        Ok(())
+        // First what a push may soon wait for. If there is no room for it, the rest of the work
+        // may make some.
+        let prepared = self.prepare_ahead();
+        let finished = self.finish_old_tail();
+        self.drop_idle_maps();
+        let has_more = self.sync_oldest_full();
+        let can_count = self.deliver.lock().count_some();
+        if matches!(has_more, Ok(true)) || matches!(can_count, Ok(true)) {
+            self.worker.ask();
+        }
+        let gone = self.let_segments_go();
+        let prepared = prepared.or_else(|_| self.prepare_ahead());
+        synced
+            .and(finished)
+            .and(has_more.map(|_| ()))
+            .and(can_count.map(|_| ()))
+            .and(gone)
+            .and(prepared)
     }
 }

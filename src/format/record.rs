@@ -1,7 +1,7 @@
 //! A record: 24 bytes of header, then the body.
 
 use super::bytes::{put, u16_at, u32_at, u64_at, wide};
-use super::checksum::Key;
+use super::checksum::{Key, crc32};
 
 /// Bytes of a record's header.
 pub(crate) const HEADER: usize = 24;
@@ -109,6 +109,11 @@ impl Header {
     /// Bytes from this record's start to the next one's.
     pub(crate) fn record_len(&self) -> u64 {
         len(u64::from(self.body_len))
+    }
+
+    /// Where in `body` the payload starts; `None` if the body is not what was pushed.
+    pub(crate) fn verify(&self, body: &[u8]) -> Option<usize> {
+        if crc32(body) == self.body_check { self.payload_start(body) } else { None }
     }
 
     /// Where in a body the payload starts; `None` if it holds what this version must not ignore.

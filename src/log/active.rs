@@ -113,12 +113,12 @@ impl Active {
         let (segment, region) = (&self.segment, &self.region);
         let wrap = |error| Error::io("append", &segment.path, offset, error);
         region.store(offset + wide(record::HEADER), payload).map_err(wrap)?;
-        region.store(offset, &header.encode(segment.key, offset)).map_err(wrap)?;
         if header.flags.is_transient() {
             let slot = Slot { state: State::Transient, attempts: 0, offset: Some(offset) };
             let place = slot::offset(segment.header.size, header.index);
             region.store_word(place, slot.encode(segment.key, header.index)).map_err(wrap)?;
         }
-        Ok(())
+        // Last: with its header the record is there.
+        region.store(offset, &header.encode(segment.key, offset)).map_err(wrap)
     }
 }

@@ -20,6 +20,8 @@ const ZEROS: [u8; 4096] = [0; 4096];
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Piece {
     pub(crate) first_index: u32,
+    /// Where its first record starts.
+    pub(crate) start: u64,
     /// One behind its last record's index.
     pub(crate) end_index: u32,
     /// Where its last record ends.
@@ -72,12 +74,13 @@ fn add(scanned: &mut Scanned, activation: Activation, header: &Header, at: u64, 
     let end = at + header.record_len();
     let previous = scanned.pieces.last().copied().filter(|piece| joins && piece.end == at);
     let first_index = previous.map_or(header.index, |piece| piece.first_index);
+    let start = previous.map_or(at, |piece| piece.start);
     let open = previous.and_then(|piece| piece.open_batch).unwrap_or((at, header.index));
     let open_batch = header.flags.has_more().then_some(open);
     if previous.is_some() {
         scanned.pieces.pop();
     }
-    scanned.pieces.push(Piece { first_index, end_index: header.index + 1, end, open_batch });
+    scanned.pieces.push(Piece { first_index, start, end_index: header.index + 1, end, open_batch });
 }
 
 /// A window that moves over the file.

@@ -72,9 +72,8 @@ pub(super) fn read(
     let mut previous: Option<End> = None;
     let mut is_cut = false;
     for member in &members {
-        if let Some(end) = &previous {
-            is_cut = is_cut || end.misses_records_before(member, watermark, report);
-        }
+        let gap = gap_before(member, previous.as_ref(), segments);
+        is_cut = is_cut || gap.is_some_and(|gap| !accept(gap, watermark, report));
         if is_cut {
             report.dropped += member.records();
             read.parts.push(member.part(RECORDS_START, 0, false));
@@ -138,28 +137,44 @@ impl End {
         let path = self.path.clone();
         Damage { first: self.next_seq, last: end_seq - 1, path, offset: self.tail, kind }
     }
+}
 
-    /// Whether the log is cut here, because the end of this segment is not whole and nothing says
-    /// that it ever was.
-    fn misses_records_before(
-        &self,
-        next: &Member<'_>,
-        watermark: u64,
-        report: &mut RecoveryReport,
-    ) -> bool {
-        let end_seq = next.activation.first_seq;
-        // Between segments that do not follow each other, one was let go.
-        let follows = next.segment.header.predecessor == self.ordinal;
-        if !follows || self.next_seq >= end_seq {
-            return false;
+/// The records that are missing between `previous` and `next`. Segments that hold no record and are
+/// there were used all the same, if a later one names them as its predecessor; if one of those named
+/// is not there, it was let go, and nothing is missing.
+fn gap_before(
+    next: &Member<'_>,
+    previous: Option<&End>,
+    segments: &[Arc<Segment>],
+) -> Option<Damage> {
+    let end_seq = next.activation.first_seq;
+    let mut before = next.segment.header.predecessor;
+    loop {
+        if let Some(end) = previous.filter(|end| end.ordinal == before) {
+            let is_missing = end.next_seq < end_seq;
+            return is_missing.then(|| end.damage(end_seq, DamageKind::Torn));
         }
-        if self.next_seq > watermark {
-            report.cut = Some(self.damage(end_seq, DamageKind::Torn));
-            return true;
+        let empty = segments.iter().find(|segment| segment.header.ordinal == before)?;
+        let first_of_epoch = segments.first()?.header.ordinal;
+        if empty.header.ordinal == first_of_epoch && previous.is_none() {
+            // Where its numbers began, if it still says so.
+            let activation = empty.activation().ok().flatten();
+            let next_seq = activation.map_or(end_seq - 1, |activation| activation.first_seq);
+            let end = End { ordinal: before, next_seq, path: empty.path.clone(), tail: 0 };
+            return (next_seq < end_seq).then(|| end.damage(end_seq, DamageKind::Torn));
         }
-        report.damage.push(self.damage(end_seq, DamageKind::Corrupt));
-        false
+        before = empty.header.predecessor;
     }
+}
+
+/// Whether the log goes on behind a gap: if a sync had promised what is missing. Tells of it.
+fn accept(gap: Damage, watermark: u64, report: &mut RecoveryReport) -> bool {
+    if gap.first > watermark {
+        report.cut = Some(gap);
+        return false;
+    }
+    report.damage.push(Damage { kind: DamageKind::Corrupt, ..gap });
+    true
 }
 
 fn members<'a>(
@@ -244,7 +259,8 @@ fn end_of(
     let (mut end, mut count) = (RECORDS_START, 0);
     let mut open_batch = None;
     for piece in &scanned.pieces {
-        if piece.first_index > count {
+        // Also one that is in order but not in its place: bytes of a write that failed.
+        if piece.first_index > count || piece.start != end {
             if first_seq + u64::from(count) > watermark {
                 let damage = member.damage(count, piece.first_index, end, DamageKind::Torn);
                 return finish(member, scanned, (end, count), open_batch, damage, report);

@@ -137,21 +137,19 @@ impl Found {
         Ok(None)
     }
 
-    /// The queue that most segments belong to; CHECKPOINT, then the oldest segment, break a tie.
+    /// The queue that CHECKPOINT belongs to, if a segment does, too; else the one that most segments
+    /// belong to, and the oldest of those breaks a tie.
     fn choose_queue(&mut self, candidates: &[Candidate]) -> Result<()> {
         let hint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.queue_id);
         let mut counts: BTreeMap<[u8; 16], usize> = BTreeMap::new();
         for (_, header, _) in candidates {
             *counts.entry(header.queue_id).or_default() += 1;
         }
+        let hinted = hint.filter(|id| counts.contains_key(id));
         let most = counts.values().copied().max().unwrap_or(0);
-        let mut oldest_first: Vec<&Header> =
-            candidates.iter().map(|(_, header, _)| header).collect();
-        oldest_first.sort_by_key(|header| header.ordinal);
-        let ids = oldest_first.iter().map(|header| header.queue_id);
-        let mut best = ids.filter(|id| counts.get(id) == Some(&most)).peekable();
-        let oldest = best.peek().copied();
-        let hinted = best.find(|id| Some(*id) == hint);
+        let common = candidates.iter().map(|(_, header, _)| header);
+        let common = common.filter(|header| counts.get(&header.queue_id) == Some(&most));
+        let oldest = common.min_by_key(|header| header.ordinal).map(|header| header.queue_id);
         self.queue_id = match hinted.or(oldest).or(hint) {
             Some(id) => id,
             None => random()?,
