@@ -298,6 +298,34 @@ fn two_queues_in_one_process_differ() {
     assert!(two.pop().unwrap().is_none(), "its own queue settled it");
 }
 
+/// As many runs that leave a message behind as there are descriptors, and more: each has a
+/// segment of its own.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_long_backlog_needs_few_descriptors() {
+    let dir = directory();
+    let options = || Queue::options().segment_bytes(65_536).durability(Durability::Os);
+    let queue = options().background(false).open(dir.path()).unwrap();
+    for n in 0..400u32 {
+        queue.push(n.to_le_bytes().repeat(12_000)).unwrap();
+    }
+    drop(queue);
+    let queue = options().open(dir.path()).unwrap();
+    let descriptors = || {
+        let all = std::fs::read_dir("/proc/self/fd").unwrap().map(|fd| fd.unwrap().path());
+        all.filter(|fd| std::fs::read_link(fd).is_ok_and(|to| to.starts_with(dir.path()))).count()
+    };
+    assert_eq!(queue.len(), 400);
+    assert!(descriptors() < 10, "{}", descriptors());
+    queue.sync().unwrap();
+    while let Some(job) = queue.pop().unwrap() {
+        job.ack().unwrap();
+        assert!(descriptors() < 450);
+    }
+    queue.maintain().unwrap();
+    assert!(descriptors() < 10, "{}", descriptors());
+}
+
 #[cfg(unix)]
 #[test]
 fn files_are_private() {

@@ -23,7 +23,7 @@ pub(crate) fn timed(run: impl FnOnce()) -> Duration {
 }
 
 /// Copies a payload with its checksum into resident memory under a mutex.
-pub(crate) fn resident_map_copy(bytes: u64) -> impl FnMut(&[u8]) {
+pub(crate) fn resident_copy(bytes: u64) -> impl FnMut(&[u8]) {
     let memory = vec![1u8; usize::try_from(bytes).unwrap()];
     let state = Mutex::new((memory, 0usize));
     move |payload| {
@@ -38,6 +38,29 @@ pub(crate) fn resident_map_copy(bytes: u64) -> impl FnMut(&[u8]) {
         memory[at..at + 4].copy_from_slice(&check.to_le_bytes());
         memory[at + 24..at + 24 + payload.len()].copy_from_slice(payload);
         *tail = (at + 24 + payload.len()).next_multiple_of(8);
+    }
+}
+
+/// Copies payloads with their checksums into a mapped file that is allocated and was never stored
+/// to, under a mutex.
+pub(crate) fn fresh_copy(directory: &Path, bytes: u64) -> impl FnMut(&[u8]) + use<> {
+    let path = directory.join("fresh");
+    let file =
+        OpenOptions::new().create(true).truncate(true).read(true).write(true).open(path).unwrap();
+    let size = bytes.next_multiple_of(4096) + 4096;
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size).unwrap();
+    #[allow(unsafe_code, reason = "nobody else has this file")]
+    // SAFETY: the file was made above, and keeps its size.
+    let map = unsafe { memmap2::MmapMut::map_mut(&file) }.unwrap();
+    let state = Mutex::new((map, 0usize));
+    move |payload| {
+        let check = crc32fast::hash(payload);
+        let mut state = state.lock().unwrap();
+        let (map, tail) = &mut *state;
+        let end = (*tail + 24 + payload.len()).next_multiple_of(8);
+        map[*tail..*tail + 4].copy_from_slice(&check.to_le_bytes());
+        map[*tail + 24..*tail + 24 + payload.len()].copy_from_slice(payload);
+        *tail = end;
     }
 }
 

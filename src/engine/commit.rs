@@ -42,7 +42,7 @@ struct Round {
 }
 
 /// Gives up the lead, come what may, and wakes those who wait for it.
-struct Lead<'a>(&'a Commit);
+pub(super) struct Lead<'a>(&'a Commit);
 
 impl Drop for Lead<'_> {
     fn drop(&mut self) {
@@ -61,7 +61,8 @@ impl Commit {
     fn lead(&self) -> Option<Lead<'_>> {
         // SeqCst: pairs with the store of the last leader.
         let was_leading = self.leading.swap(true, Ordering::SeqCst);
-        (!was_leading).then_some(Lead(self))
+        // Lazily: a `Lead` that is made and dropped would end the lead of another.
+        (!was_leading).then(|| Lead(self))
     }
 }
 
@@ -116,6 +117,16 @@ impl Engine {
                     result?;
                 }
                 None => self.wait_for_leader(&is_done),
+            }
+        }
+    }
+
+    /// Waits until nobody syncs, and keeps it so.
+    pub(super) fn lead_when_free(&self) -> Lead<'_> {
+        loop {
+            match self.commit.lead() {
+                Some(lead) => return lead,
+                None => self.wait_for_leader(|| false),
             }
         }
     }

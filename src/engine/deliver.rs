@@ -393,6 +393,7 @@ impl Deliver {
                 track.map().and_then(|mapped| mapped.store_slot(place.index, owed_slot(&place)))
             }
         };
+        track.note_change();
         if answer == Answer::Ack && stored.is_ok() {
             track.settle(place.index);
             return Ok(track.is_done());

@@ -18,7 +18,8 @@
 //! | 4 | `deliver` | tracks, cursor, leases, what was returned |
 //! | 5 | leaves: `worker`, wait lists, `health` | themselves |
 //!
-//! Whoever leads a commit holds no lock while it syncs; `Commit::leading` makes it the only one.
+//! Whoever leads a commit holds no lock while it syncs; `Commit::leading` makes it the only one. The
+//! lead is taken after `upkeep` and `supply` and before `append`, if at all.
 
 mod append;
 mod commit;

@@ -90,12 +90,14 @@ impl Engine {
             synced.map_err(|error| self.health.poison("sync segment", &segment.path, error))?;
             self.deliver.lock().done_is_clean(&segment);
         }
+        // While this leads, no round has one of them in its plan.
+        let lead = self.lead_when_free();
         let append = self.append.lock();
         let is_synced = |segment: &Arc<Segment>| {
             !append.full.iter().any(|full| Arc::ptr_eq(&full.segment, segment))
         };
         let done = self.deliver.lock().take_done(is_synced);
-        drop(append);
+        drop((append, lead));
         let done = done.into_iter().map(|Track { segment, count, .. }| (segment, count));
         upkeep.done.extend(done.map(|(segment, count)| (segment, count.unwrap_or(0))));
         Ok(())

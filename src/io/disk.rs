@@ -62,7 +62,9 @@ impl Storage for DiskStorage {
         self.remove(name)?;
         let file = os::private().create_new(true).open(self.path(name))?;
         match os::allocate(&file, size) {
-            Ok(mappable) => Ok(Arc::new(DiskFile::new(file, size, mappable))),
+            Ok(mappable) => {
+                Ok(Arc::new(DiskFile::new(self.path(name), size, mappable, Some(file))))
+            }
             Err(error) => {
                 drop(file);
                 // The first error is the one to tell; a file that stays is finished off at open.
@@ -73,14 +75,14 @@ impl Storage for DiskStorage {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
-        let file = os::private().open(self.path(name))?;
+        let path = self.path(name);
+        let file = os::private().open(&path)?;
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        os::advise_random(&file);
         let mappable = os::is_mappable(&file)?;
-        Ok(Arc::new(DiskFile::new(file, metadata.len(), mappable)))
+        Ok(Arc::new(DiskFile::new(path, metadata.len(), mappable, None)))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -116,18 +118,44 @@ impl Storage for DiskStorage {
     }
 }
 
+/// A file that is open only while it is mapped, or for the length of a call: a backlog of
+/// thousands of segments needs no more descriptors than a short one. An error of writing back that
+/// nobody was told of yet is told to whoever syncs through a new descriptor (Linux: errseq).
 #[derive(Debug)]
 struct DiskFile {
-    file: Arc<File>,
+    path: PathBuf,
     size: u64,
     mappable: bool,
+    /// A new file stays open, because its name changes.
+    kept: Option<Arc<File>>,
     /// One map for a file, however often it is asked for.
     region: Mutex<Weak<DiskRegion>>,
 }
 
 impl DiskFile {
-    fn new(file: File, size: u64, mappable: bool) -> Self {
-        Self { file: Arc::new(file), size, mappable, region: Mutex::new(Weak::new()) }
+    fn new(path: PathBuf, size: u64, mappable: bool, kept: Option<File>) -> Self {
+        let (kept, region) = (kept.map(Arc::new), Mutex::new(Weak::new()));
+        Self { path, size, mappable, kept, region }
+    }
+
+    fn open(&self) -> io::Result<Arc<File>> {
+        if let Some(kept) = &self.kept {
+            return Ok(Arc::clone(kept));
+        }
+        if let Some(region) = self.region.lock().upgrade() {
+            return Ok(Arc::clone(&region.file));
+        }
+        self.open_anew()
+    }
+
+    fn open_anew(&self) -> io::Result<Arc<File>> {
+        let file = os::private().open(&self.path)?;
+        let size = file.metadata()?.len();
+        if size != self.size {
+            return Err(outside(self.size, 0, size));
+        }
+        os::advise_random(&file);
+        Ok(Arc::new(file))
     }
 
     fn check(&self, offset: u64, len: usize) -> io::Result<()> {
@@ -146,12 +174,12 @@ impl StorageFile for DiskFile {
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         self.check(offset, into.len())?;
-        os::read_exact_at(&self.file, offset, into)
+        os::read_exact_at(&*self.open()?, offset, into)
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.check(offset, bytes.len())?;
-        os::write_all_at(&self.file, offset, bytes)
+        os::write_all_at(&*self.open()?, offset, bytes)
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -160,7 +188,7 @@ impl StorageFile for DiskFile {
             region.map.flush()?;
         }
         // On Linux fdatasync covers stores through a map; it also makes a new size durable.
-        self.file.sync_data()
+        self.open()?.sync_data()
     }
 
     fn map(&self) -> io::Result<Arc<dyn Region>> {
@@ -168,10 +196,13 @@ impl StorageFile for DiskFile {
         if let Some(region) = region.upgrade() {
             return Ok(region);
         }
-        let map = Map::new(&self.file, self.size, self.mappable)?;
+        let file = match &self.kept {
+            Some(kept) => Arc::clone(kept),
+            None => self.open_anew()?,
+        };
+        let map = Map::new(&file, self.size, self.mappable)?;
         map.advise_random();
-        let by_write = (!self.mappable).then(|| Arc::clone(&self.file));
-        let new = Arc::new(DiskRegion { map, by_write });
+        let new = Arc::new(DiskRegion { map, file, by_write: !self.mappable });
         *region = Arc::downgrade(&new);
         Ok(new)
     }
@@ -181,16 +212,17 @@ impl StorageFile for DiskFile {
 #[derive(Debug)]
 struct DiskRegion {
     map: Map,
-    by_write: Option<Arc<File>>,
+    file: Arc<File>,
+    by_write: bool,
 }
 
 impl Region for DiskRegion {
     #[inline]
     fn store(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        match &self.by_write {
-            None => self.map.store(offset, bytes),
-            Some(file) => os::write_all_at(file, offset, bytes),
+        if self.by_write {
+            return os::write_all_at(&self.file, offset, bytes);
         }
+        self.map.store(offset, bytes)
     }
 
     #[inline]
@@ -205,10 +237,10 @@ impl Region for DiskRegion {
 
     #[inline]
     fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
-        match &self.by_write {
-            None => self.map.store_word(offset, word),
-            Some(file) => os::write_all_at(file, offset, &word.to_le_bytes()),
+        if self.by_write {
+            return os::write_all_at(&self.file, offset, &word.to_le_bytes());
         }
+        self.map.store_word(offset, word)
     }
 
     #[inline]
@@ -217,7 +249,7 @@ impl Region for DiskRegion {
     }
 
     fn populate(&self) {
-        if self.by_write.is_none() {
+        if !self.by_write {
             self.map.populate();
         }
     }

@@ -52,7 +52,7 @@ impl Segment {
         let file = storage
             .create(&temporary, header.size)
             .map_err(|error| Error::io("allocate segment", &path, 0, error))?;
-        Self::finish(storage, &temporary, header, file)
+        Self::finish(storage, &temporary, header, &*file)
     }
 
     /// Makes a new segment of a file in which nothing is owed and that no list names any more.
@@ -72,7 +72,7 @@ impl Segment {
         let slot_limit = most.min(count.saturating_add(count / 4).saturating_add(SLOT_RESERVE));
         let zeroed = self.zero_marks_and_slots(slot_limit);
         zeroed.inspect_err(|_| discard(storage, &temporary))?;
-        let recycled = Self::finish(storage, &temporary, header, Arc::clone(&self.file))?;
+        let recycled = Self::finish(storage, &temporary, header, &*self.file)?;
         Ok(Self { slot_limit, ..recycled })
     }
 
@@ -93,7 +93,7 @@ impl Segment {
         storage: &dyn Storage,
         temporary: &str,
         header: Header,
-        file: Arc<dyn StorageFile>,
+        file: &dyn StorageFile,
     ) -> Result<Self> {
         let name = name::segment(header.ordinal);
         let path = storage.path(&name);
@@ -106,6 +106,10 @@ impl Segment {
             .map_err(|error| Error::io("prepare segment", &path, 0, error));
         made.inspect_err(|_| discard(storage, temporary))?;
         sync_directory(storage).inspect_err(|_| discard(storage, &name))?;
+        // Opened anew, because the file that was made knows only its temporary name.
+        let opened = storage.open(&name);
+        let opened = opened.map_err(|error| Error::io("open segment", &path, 0, error));
+        let file = opened.inspect_err(|_| discard(storage, &name))?;
         let slot_limit = slot::most(header.size);
         Ok(Self { key: header.key(), header, name, path, slot_limit, file })
     }
