@@ -89,8 +89,8 @@ fn push_always(criterion: &mut Criterion) {
             bencher.iter_batched(
                 || (),
                 |()| {
-                    limit += common::timed(|| write(&payload));
-                    push += common::timed(|| assert!(queue.push(&payload).is_ok()));
+                    limit += timed(|| write(&payload));
+                    push += timed(|| assert!(queue.push(&payload).is_ok()));
                 },
                 BatchSize::PerIteration,
             );

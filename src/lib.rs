@@ -37,7 +37,7 @@ pub mod docs {
 pub mod fault {
     pub use crate::io::fault::{FaultPlan, FaultStorage};
     pub use crate::io::memory::{CrashImage, MemoryStorage};
-    pub use crate::io::{Entry, Region, Storage, StorageFile};
+    pub use crate::io::{Access, Entry, Region, Storage, StorageFile};
 }
 
 pub use delivery::{Delivery, Receipt};

@@ -10,6 +10,7 @@ use super::append::{Append, Full};
 use super::wait::WaitList;
 use crate::error::{Error, Result};
 use crate::format::segment::Seal;
+use crate::io::Access;
 use crate::log::Segment;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -204,7 +205,8 @@ impl Engine {
         };
         let durable = durable(&self.append.lock());
         for (segment, seal) in durable {
-            if segment.map().and_then(|region| segment.store_seal(&*region, seal)).is_err() {
+            let region = segment.map(Access::Commits);
+            if region.and_then(|region| segment.store_seal(&*region, seal)).is_err() {
                 return;
             }
             // Only the leader removes from the list, so this is the one that was sealed.

@@ -7,10 +7,10 @@
 use super::Engine;
 use crate::error::{Error, Result};
 use crate::format::segment::{Header, Seal, capacity};
-use crate::io::Region;
+use crate::io::{Access, Region};
 use crate::log::Segment;
 use crate::log::active::Active;
-use crate::options::Options;
+use crate::options::{Durability, Options};
 use crate::recovery::{Log, Part, random};
 use std::sync::Arc;
 
@@ -116,7 +116,11 @@ impl Engine {
 
     /// A segment that was just made, mapped; or, if it cannot be, removed.
     pub(super) fn map_prepared(&self, segment: Arc<Segment>) -> Result<Prepared> {
-        match segment.map() {
+        let access = match self.options.durability {
+            Durability::Os => Access::Streams,
+            Durability::Always | Durability::Interval(_) => Access::Commits,
+        };
+        match segment.map(access) {
             Ok(region) => Ok(Prepared { segment, region }),
             Err(error) => {
                 // The first error is the one to tell; what stays is finished off at the next open.
@@ -155,7 +159,7 @@ impl Engine {
     /// written, so that a commit has no file system metadata to write.
     pub(super) fn warm_up(&self, prepared: &Prepared) -> Result<()> {
         prepared.region.populate();
-        if self.options.durability == crate::options::Durability::Os {
+        if self.options.durability == Durability::Os {
             return Ok(());
         }
         let synced = prepared.segment.sync();
@@ -187,7 +191,7 @@ impl Engine {
         supply.old_tail.iter().try_for_each(sync)?;
         for Part { segment, tail, count, .. } in &supply.old_tail {
             let seal = Seal { tail: *tail, count: *count, run_ended: false };
-            segment.store_seal(&*segment.map()?, seal)?;
+            segment.store_seal(&*segment.map(Access::Commits)?, seal)?;
         }
         // The seals decide from here on where those segments end. They must be durable before
         // anything newer is.

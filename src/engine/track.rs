@@ -9,6 +9,7 @@ use crate::format::bytes::{u64_at, wide};
 use crate::format::record;
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::{self, SLOT, Slot};
+use crate::io::Access;
 use crate::log::Segment;
 use crate::log::sealed::Mapped;
 use crate::recovery::Part;
@@ -140,7 +141,7 @@ impl Track {
         let mapped = if let Some(mapped) = self.mapped.take() {
             mapped
         } else {
-            let (segment, region) = (Arc::clone(&self.segment), self.segment.map()?);
+            let (segment, region) = (Arc::clone(&self.segment), self.segment.map(Access::Commits)?);
             Arc::new(Mapped { segment, region })
         };
         Ok(self.mapped.insert(mapped))

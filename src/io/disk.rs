@@ -3,7 +3,7 @@
 #![expect(clippy::disallowed_types, reason = "the door to the operating system")]
 
 use super::mmap::Map;
-use super::{Entry, Region, Storage, StorageFile, os, outside};
+use super::{Access, Entry, Region, Storage, StorageFile, os, outside};
 use crate::format::name;
 use parking_lot::Mutex;
 use std::any::Any;
@@ -191,7 +191,7 @@ impl StorageFile for DiskFile {
         self.open()?.sync_data()
     }
 
-    fn map(&self) -> io::Result<Arc<dyn Region>> {
+    fn map(&self, access: Access) -> io::Result<Arc<dyn Region>> {
         let mut region = self.region.lock();
         if let Some(region) = region.upgrade() {
             return Ok(region);
@@ -201,7 +201,9 @@ impl StorageFile for DiskFile {
             None => self.open_anew()?,
         };
         let map = Map::new(&file, self.size, self.mappable)?;
-        map.advise_random();
+        if access == Access::Commits {
+            map.advise_random();
+        }
         let new = Arc::new(DiskRegion { map, file, by_write: !self.mappable });
         *region = Arc::downgrade(&new);
         Ok(new)

@@ -1,6 +1,6 @@
 //! A [`Storage`] that fails or stops at a chosen operation, around any other.
 
-use super::{Entry, Region, Storage, StorageFile};
+use super::{Access, Entry, Region, Storage, StorageFile};
 use parking_lot::Mutex;
 use std::any::Any;
 use std::io;
@@ -180,8 +180,8 @@ impl StorageFile for FaultFile {
         self.inner.sync()
     }
 
-    fn map(&self) -> io::Result<Arc<dyn Region>> {
-        let inner = self.inner.map()?;
+    fn map(&self, access: Access) -> io::Result<Arc<dyn Region>> {
+        let inner = self.inner.map(access)?;
         Ok(Arc::new(FaultRegion { inner, faults: Arc::clone(&self.faults) }))
     }
 }

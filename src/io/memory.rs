@@ -5,7 +5,7 @@
 //! makes a disk on which each of them has any of those versions, independently of all others: the
 //! weakest behaviour that a file system may show which keeps its word about syncs.
 
-use super::{Entry, Region, Storage, StorageFile, outside};
+use super::{Access, Entry, Region, Storage, StorageFile, outside};
 use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -278,7 +278,7 @@ impl StorageFile for MemoryFile {
         Ok(())
     }
 
-    fn map(&self) -> io::Result<Arc<dyn Region>> {
+    fn map(&self, _access: Access) -> io::Result<Arc<dyn Region>> {
         Ok(Arc::new(Self { disk: Arc::clone(&self.disk), number: self.number }))
     }
 }

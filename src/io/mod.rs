@@ -109,12 +109,23 @@ pub trait StorageFile: Debug + Send + Sync {
     /// If the operating system refuses: then nothing is known about any unsynced byte.
     fn sync(&self) -> io::Result<()>;
 
-    /// The file as memory. Valid after the file was removed, too.
+    /// The file as memory. Valid after the file was removed, too. A file that is mapped already
+    /// keeps the access it has.
     ///
     /// # Errors
     ///
     /// If the operating system refuses.
-    fn map(&self) -> io::Result<Arc<dyn Region>>;
+    fn map(&self, access: Access) -> io::Result<Arc<dyn Region>>;
+}
+
+/// How a file will be stored to through a [`Region`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// A few stores here and there, then a sync: the system should keep pages one by one, so that
+    /// a sync writes little more than what was stored.
+    Commits,
+    /// From start to end, synced late or never: the system should take pages by the dozen.
+    Streams,
 }
 
 /// A file as memory. Bounds are checked; whoever stores to a place while another reads it gets

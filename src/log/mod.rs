@@ -13,7 +13,7 @@ use crate::format::bytes::wide;
 use crate::format::checksum::Key;
 use crate::format::segment::{ACTIVATION, Activation, HEADER, Header, SEAL, Seal};
 use crate::format::{PAGE, name, slot};
-use crate::io::{Region, Storage, StorageFile};
+use crate::io::{Access, Region, Storage, StorageFile};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -79,7 +79,7 @@ impl Segment {
     /// Through the map, page by page: big writes would leave large folios behind.
     fn zero_marks_and_slots(&self, slot_limit: u32) -> Result<()> {
         const ZEROS: [u8; 4096] = [0; 4096];
-        let region = self.map()?;
+        let region = self.map(Access::Commits)?;
         let zero = |offset| {
             let stored = region.store(offset, &ZEROS);
             stored.map_err(|error| self.error("recycle segment", offset, error))
@@ -115,8 +115,8 @@ impl Segment {
     }
 
     /// The segment as memory.
-    pub(crate) fn map(&self) -> Result<Arc<dyn Region>> {
-        self.file.map().map_err(|error| self.error("map segment", 0, error))
+    pub(crate) fn map(&self, access: Access) -> Result<Arc<dyn Region>> {
+        self.file.map(access).map_err(|error| self.error("map segment", 0, error))
     }
 
     /// Makes everything stored in it so far durable.
