@@ -26,6 +26,9 @@ pub mod docs {
     /// The bytes on disk: enough to write a reader from.
     #[doc = include_str!("docs/format.md")]
     pub mod format {}
+    /// Where keepq stands against the limits of disk and memory, and how to measure it.
+    #[doc = include_str!("docs/performance.md")]
+    pub mod performance {}
     /// The promise, the invariants that keep it, and the argument crash by crash.
     #[doc = include_str!("docs/design.md")]
     pub mod design {}

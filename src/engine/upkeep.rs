@@ -125,25 +125,31 @@ impl Engine {
     }
 
     fn checkpoint(&self, supply: &Supply, last_seq: u64, queue_id: [u8; 16]) -> Checkpoint {
-        let deliver = self.deliver.lock();
-        let used = deliver.tracks().map(|track| Listed {
-            ordinal: track.ordinal(),
-            first_seq: track.first_seq,
-            count: track.count.unwrap_or(0),
-        });
         let ready = supply.ready.as_ref().map(|ready| Listed {
             ordinal: ready.segment.header.ordinal,
             first_seq: 0,
             count: 0,
         });
+        let deliver = self.deliver.lock();
+        let used = deliver.tracks().map(|track| Listed {
+            ordinal: track.ordinal(),
+            first_seq: if track.count == Some(0) { 0 } else { track.first_seq },
+            count: track.count.unwrap_or(0),
+        });
+        let segments: Vec<Listed> = used.chain(ready).collect();
+        // Numbers that an unclean end made open skip are no records, nor are those let go.
+        let last_listed = segments.iter().rev().find(|listed| listed.first_seq > 0);
+        let last_listed = last_listed.map_or(0, |listed| match listed.count {
+            0 => u64::MAX,
+            count => listed.first_seq + u64::from(count) - 1,
+        });
         Checkpoint {
             queue_id,
             epoch: supply.epoch,
-            // Acquire: pairs with the store in `finish_round`. Numbers that an unclean end made open
-            // skip are no records.
-            watermark: self.durable.load(Ordering::Acquire).min(last_seq),
+            // Acquire: pairs with the store in `finish_round`.
+            watermark: self.durable.load(Ordering::Acquire).min(last_seq).min(last_listed),
             seq_limit: supply.seq_limit,
-            segments: used.chain(ready).collect(),
+            segments,
         }
     }
 
