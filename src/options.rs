@@ -3,10 +3,8 @@
 use crate::error::{Error, Result};
 use crate::format::{PAGE, record};
 use crate::io::Storage;
-use crate::queue::Queue;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +20,7 @@ pub enum Durability {
     #[default]
     Always,
     /// At once; the message is on the disk after this time, plus one sync. Needs the background
-    /// thread or calls of [`Queue::maintain`].
+    /// thread or calls of [`Queue::maintain`](crate::Queue::maintain).
     Interval(Duration),
     /// At once; the operating system writes the message out when it likes. A power cut takes the
     /// newest messages first: what is left of a run is a prefix, without holes.
@@ -120,7 +118,7 @@ impl Options {
     }
 
     /// Whether the queue has a thread of its own that prepares, syncs and lets go of files ahead
-    /// of need. Default: `true`. Without it call [`Queue::maintain`] now and then.
+    /// of need. Default: `true`. Without it call [`Queue::maintain`](crate::Queue::maintain) now and then.
     pub fn background(mut self, on: bool) -> Self {
         self.background = on;
         self
@@ -133,22 +131,6 @@ impl Options {
         self
     }
 
-    /// Opens the queue in the directory `path`; creates it if there is none.
-    ///
-    /// When it returns, no other handle can open the queue, and what it held is known; see
-    /// [`Queue::recovery`] for what open found.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Locked`] if it is open already, [`Error::UnsupportedVersion`] if a newer keepq wrote
-    /// it, [`Error::InvalidOption`] for a value out of bounds, [`Error::Corrupt`] if nothing in the
-    /// directory says how far its numbers went, [`Error::Io`] or [`Error::StorageFull`] if the
-    /// operating system refuses.
-    pub fn open(self, path: impl AsRef<Path>) -> Result<Queue> {
-        self.validate()?;
-        Queue::open_with(self, path.as_ref())
-    }
-
     /// The time between syncs of acks that nobody waits for.
     pub(crate) fn ack_interval(&self) -> Option<Duration> {
         match (self.ack_sync, self.durability) {
@@ -158,7 +140,10 @@ impl Options {
         }
     }
 
-    fn validate(&self) -> Result<()> {
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`] for the first value that is out of bounds.
+    pub(crate) fn validate(&self) -> Result<()> {
         within("segment_bytes", self.segment_bytes, &SEGMENT_BYTES)?;
         within("max_message_bytes", self.max_message_bytes, &PAYLOAD_BYTES)?;
         within("max_batch_bytes", self.max_batch_bytes, &PAYLOAD_BYTES)?;

@@ -50,6 +50,24 @@ impl Drop for Handle {
     }
 }
 
+impl Options {
+    /// Opens the queue in the directory `path`; creates it if there is none.
+    ///
+    /// When it returns, no other handle can open the queue, and what it held is known; see
+    /// [`Queue::recovery`] for what open found.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Locked`] if it is open already, [`Error::UnsupportedVersion`] if a newer keepq wrote
+    /// it, [`Error::InvalidOption`] for a value out of bounds, [`Error::Corrupt`] if nothing in the
+    /// directory says how far its numbers went, [`Error::Io`] or [`Error::StorageFull`] if the
+    /// operating system refuses.
+    pub fn open(self, path: impl AsRef<Path>) -> Result<Queue> {
+        self.validate()?;
+        Queue::open_with(self, path.as_ref())
+    }
+}
+
 impl Queue {
     /// Opens the queue in the directory `path` with the default options; creates it if there is
     /// none.

@@ -128,6 +128,11 @@ pub(crate) fn capacity(bytes: u64) -> u64 {
     bytes / (wide(record::HEADER) + slot::SLOT)
 }
 
+/// The most slots that a segment of this size can use.
+pub(crate) fn most_slots(segment_size: u64) -> u32 {
+    u32::try_from(capacity(segment_size - 2 * PAGE)).unwrap_or(u32::MAX).max(1)
+}
+
 /// Bytes of the smallest segment that holds these records.
 pub(crate) fn size_for(record_bytes: u64, records: u64) -> u64 {
     (2 * PAGE + record_bytes + records * slot::SLOT).next_multiple_of(PAGE).max(MIN_SEGMENT)

@@ -1,7 +1,7 @@
 //! A slot: the state of one message, in two words that are each written with one store.
 
 use super::checksum::Key;
-use super::{PAGE, record, segment};
+use super::{PAGE, record};
 
 /// Bytes of a slot.
 pub(crate) const SLOT: u64 = 16;
@@ -98,11 +98,6 @@ impl Slot {
 /// Offset of the slot with this index in a segment of this size.
 pub(crate) fn offset(segment_size: u64, index: u32) -> u64 {
     (segment_size - PAGE).saturating_sub(SLOT * (u64::from(index) + 1))
-}
-
-/// The most slots that a segment of this size can use.
-pub(crate) fn most(segment_size: u64) -> u32 {
-    u32::try_from(segment::capacity(segment_size - 2 * PAGE)).unwrap_or(u32::MAX).max(1)
 }
 
 #[cfg(test)]

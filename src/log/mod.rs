@@ -11,7 +11,7 @@ pub(crate) mod sealed;
 use crate::error::{Error, Result};
 use crate::format::bytes::wide;
 use crate::format::checksum::Key;
-use crate::format::segment::{ACTIVATION, Activation, HEADER, Header, SEAL, Seal};
+use crate::format::segment::{ACTIVATION, Activation, HEADER, Header, SEAL, Seal, most_slots};
 use crate::format::{PAGE, name, slot};
 use crate::io::{Access, Region, Storage, StorageFile};
 use std::path::PathBuf;
@@ -41,7 +41,7 @@ impl Segment {
         file: Arc<dyn StorageFile>,
     ) -> Self {
         let (key, path) = (header.key(), storage.path(&name));
-        let slot_limit = slot::most(header.size);
+        let slot_limit = most_slots(header.size);
         Self { header, key, name, path, slot_limit, file }
     }
 
@@ -68,7 +68,7 @@ impl Segment {
         renamed.map_err(|error| self.error("recycle segment", 0, error))?;
         // From here on the file means nothing. Until that is durable, its content must stay.
         sync_directory(storage).inspect_err(|_| discard(storage, &temporary))?;
-        let most = slot::most(header.size);
+        let most = most_slots(header.size);
         let slot_limit = most.min(count.saturating_add(count / 4).saturating_add(SLOT_RESERVE));
         let zeroed = self.zero_marks_and_slots(slot_limit);
         zeroed.inspect_err(|_| discard(storage, &temporary))?;
@@ -110,7 +110,7 @@ impl Segment {
         let opened = storage.open(&name);
         let opened = opened.map_err(|error| Error::io("open segment", &path, 0, error));
         let file = opened.inspect_err(|_| discard(storage, &name))?;
-        let slot_limit = slot::most(header.size);
+        let slot_limit = most_slots(header.size);
         Ok(Self { key: header.key(), header, name, path, slot_limit, file })
     }
 

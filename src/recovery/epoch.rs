@@ -2,8 +2,7 @@
 
 use super::Part;
 use crate::error::Result;
-use crate::format::segment::{Activation, RECORDS_START, Seal};
-use crate::format::slot;
+use crate::format::segment::{Activation, RECORDS_START, Seal, most_slots};
 use crate::log::Segment;
 use crate::log::scan::{Scanned, scan};
 use crate::report::{Damage, DamageKind, RecoveryReport};
@@ -188,7 +187,7 @@ fn members<'a>(
             // Dropped by an earlier recovery.
             Some(Seal { count: 0, .. }) => continue,
             Some(Seal { tail, count, run_ended }) => {
-                let count = count.min(slot::most(segment.header.size));
+                let count = count.min(most_slots(segment.header.size));
                 Content::Sealed { tail, count, run_ended }
             }
             None => Content::Scanned(scan(segment, activation)?),
