@@ -38,6 +38,8 @@ struct Leg<'a> {
     dice: Dice,
     faults: Arc<FaultStorage>,
     crash_at: u64,
+    /// How many operations there were, once they no longer count.
+    operations: Option<u64>,
     sync_acks: bool,
     durability: Durability,
     in_flight: Vec<(u64, Delivery)>,
@@ -237,7 +239,9 @@ impl Leg<'_> {
             queue.close()?;
             self.model.synced();
         } else {
-            std::mem::forget(queue);
+            // Ends like a crash: the close of the last handle reaches nothing.
+            self.operations = Some(self.faults.operations());
+            self.faults.plan(FaultPlan::CrashAt { at: 0 });
         }
         Ok(())
     }
@@ -259,6 +263,7 @@ fn leg(disk: &Arc<MemoryStorage>, model: &mut Model, end: End, seed: u64, crash_
         dice,
         faults: faults.clone(),
         crash_at,
+        operations: None,
         sync_acks,
         durability,
         in_flight: Vec::new(),
@@ -272,7 +277,7 @@ fn leg(disk: &Arc<MemoryStorage>, model: &mut Model, end: End, seed: u64, crash_
     if std::env::var("KEEPQ_CRASH_TRACE").is_ok() {
         eprintln!("leg seed {seed} crash at {crash_at}:\n{}", leg.trace.join("\n"));
     }
-    faults.operations()
+    leg.operations.unwrap_or_else(|| faults.operations())
 }
 
 /// Runs three legs, each crashed at an operation of its own, then reads everything.
