@@ -188,7 +188,7 @@ impl Receipt {
     /// # Errors
     ///
     /// [`Error::Poisoned`](crate::Error::Poisoned) if a sync failed: the message may be delivered all
-    /// the same.
+    /// the same. [`Error::Closed`](crate::Error::Closed) if the queue was closed and could not sync it.
     pub fn wait(self) -> Result<Seq> {
         self.engine.wait_durable(self.seq)?;
         Ok(Seq(self.seq))

@@ -161,6 +161,11 @@ impl Engine {
         // Relaxed: an older value only says less than is true.
         let unsynced = (first_seq - 1).saturating_sub(self.durable.load(Ordering::Relaxed));
         match &mut append.active {
+            // What a failed write left behind the tail could be taken for the end of the log.
+            Some(active) if active.is_broken() => {
+                let error = std::io::Error::other("an earlier write could not be undone");
+                return Err(active.segment.error("append", 0, error));
+            }
             Some(active) if active.fits(need.bytes, need.records, now) => {
                 active.append(drafts, unsynced, now)?;
             }
@@ -201,7 +206,8 @@ impl Engine {
                 return Ok(());
             }
         }
-        let prepared = self.take_supply(&mut supply, size_for(need.bytes, need.records))?;
+        let prepared =
+            self.take_supply(&mut supply, size_for(need.bytes, need.records), need.records)?;
         let mut append = self.append.lock();
         append.check_open().inspect_err(|_| supply.put_back(prepared.clone()))?;
         let now = append.now();

@@ -140,6 +140,8 @@ impl Engine {
     }
 
     fn lead_round(&self, scope: Scope) -> Result<()> {
+        // Only now: the last leader may have failed since anybody looked.
+        self.health.check(true)?;
         let round = self.plan_round(scope)?;
         for segment in &round.segments {
             if let Err(error) = segment.sync() {

@@ -93,7 +93,8 @@ impl Engine {
                     Err(error) => first_error = first_error.or(Some(error)),
                 }
             }
-            let has_waiters = answer != Answer::Ack && self.readers.has_waiters();
+            let returns = answer != Answer::Ack || first_error.is_some();
+            let has_waiters = returns && self.readers.has_waiters();
             (deliver.asks_for_sync(), deliver.change_count(), has_waiters)
         };
         if is_done {

@@ -228,6 +228,16 @@ impl Deliver {
         !self.returned.is_empty() || self.tracks.back().is_some_and(is_behind)
     }
 
+    /// Segments that are not mapped, and of which everything is synced.
+    pub(super) fn unmapped_and_clean(&self, is_durable: impl Fn(u64) -> bool) -> Vec<Arc<Segment>> {
+        let clean = self.tracks.iter().filter(|track| {
+            let end_seq = track.count.map(|count| track.first_seq + u64::from(count));
+            let is_synced = end_seq.is_some_and(|end_seq| is_durable(end_seq.saturating_sub(1)));
+            track.mapped.is_none() && !track.is_dirty && is_synced
+        });
+        clean.map(|track| Arc::clone(&track.segment)).collect()
+    }
+
     /// Counts some slots of earlier runs; false once all are counted.
     pub(super) fn count_some(&mut self) -> Result<bool> {
         match self.tracks.iter_mut().find(|track| track.can_be_counted()) {

@@ -7,7 +7,8 @@
 //! # Locks
 //!
 //! Taken in this order, each guarding what its struct holds; none is held while user code runs,
-//! and only those before `append` are held over slow I/O (and `append` at the end of the run).
+//! and only those before `append` are held over slow I/O; besides, `append` at the end of a run,
+//! and `deliver` while a segment of an earlier run is mapped, or some of its slots are read.
 //!
 //! | | lock | guards |
 //! | --- | --- | --- |

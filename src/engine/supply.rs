@@ -81,10 +81,16 @@ impl Supply {
 }
 
 impl Engine {
-    /// A segment of at least `bytes`: the ready one, or one that is made now.
-    pub(super) fn take_supply(&self, supply: &mut Supply, bytes: u64) -> Result<Prepared> {
+    /// A segment of at least `bytes` for so many records: the ready one, or one that is made now.
+    pub(super) fn take_supply(
+        &self,
+        supply: &mut Supply,
+        bytes: u64,
+        records: u64,
+    ) -> Result<Prepared> {
         if let Some(ready) = supply.ready.take() {
-            if ready.segment.header.size >= bytes {
+            let Segment { header, slot_limit, .. } = &*ready.segment;
+            if header.size >= bytes && u64::from(*slot_limit) >= records {
                 return Ok(ready);
             }
             // Too small for this one message. It was never used, so nothing is lost with it.

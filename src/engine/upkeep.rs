@@ -44,10 +44,14 @@ impl Engine {
         counted.and(gone).and(self.prepare_ahead())
     }
 
-    /// Unmaps what nobody uses.
+    /// Unmaps what nobody uses, and closes what is synced besides.
     pub(super) fn drop_idle_maps(&self) {
         let idle = self.deliver.lock().take_idle_maps();
         drop(idle);
+        let clean = self.deliver.lock().unmapped_and_clean(|last_seq| self.is_durable(last_seq));
+        for segment in clean {
+            segment.release();
+        }
     }
 
     /// Gives back what is in use for nothing.

@@ -127,6 +127,9 @@ pub(super) fn start(engine: &Arc<Engine>) -> Result<()> {
         asked.now = true;
         asked.answers_within = engine.options.ack_interval();
     }
+    if engine.deliver.lock().asks_for_sync() {
+        engine.worker.sync_answers();
+    }
     let name = engine.directory().file_name().map(|name| name.to_string_lossy().into_owned());
     let for_thread = Arc::clone(engine);
     let thread = thread::Builder::new()

@@ -118,9 +118,10 @@ impl Storage for DiskStorage {
     }
 }
 
-/// A file that is open only while it is mapped, or for the length of a call: a backlog of
-/// thousands of segments needs no more descriptors than a short one. An error of writing back that
-/// nobody was told of yet is told to whoever syncs through a new descriptor (Linux: errseq).
+/// A file that is open only from when it is mapped until it is released, and else for the length
+/// of a call: a backlog of thousands of segments needs no more descriptors than a short one. What was
+/// stored is synced through the descriptor it was stored under, which cannot miss an error of writing
+/// back; and the first failed sync of a file is its last.
 #[derive(Debug)]
 struct DiskFile {
     path: PathBuf,
@@ -130,22 +131,26 @@ struct DiskFile {
     kept: Option<Arc<File>>,
     /// One map for a file, however often it is asked for.
     region: Mutex<Weak<DiskRegion>>,
+    /// The descriptor of the last map, until all that was stored is synced.
+    stored_to: Mutex<Option<Arc<File>>>,
+    has_failed_sync: Mutex<bool>,
 }
 
 impl DiskFile {
     fn new(path: PathBuf, size: u64, mappable: bool, kept: Option<File>) -> Self {
         let (kept, region) = (kept.map(Arc::new), Mutex::new(Weak::new()));
-        Self { path, size, mappable, kept, region }
+        let (stored_to, has_failed_sync) = (Mutex::new(None), Mutex::new(false));
+        Self { path, size, mappable, kept, region, stored_to, has_failed_sync }
     }
 
     fn open(&self) -> io::Result<Arc<File>> {
         if let Some(kept) = &self.kept {
             return Ok(Arc::clone(kept));
         }
-        if let Some(region) = self.region.lock().upgrade() {
-            return Ok(Arc::clone(&region.file));
+        match &*self.stored_to.lock() {
+            Some(file) => Ok(Arc::clone(file)),
+            None => self.open_anew(),
         }
-        self.open_anew()
     }
 
     fn open_anew(&self) -> io::Result<Arc<File>> {
@@ -187,8 +192,14 @@ impl StorageFile for DiskFile {
         if let Some(region) = self.region.lock().upgrade() {
             region.map.flush()?;
         }
+        let mut has_failed = self.has_failed_sync.lock();
+        if *has_failed {
+            return Err(io::Error::other("an earlier sync of this file failed"));
+        }
         // On Linux fdatasync covers stores through a map; it also makes a new size durable.
-        self.open()?.sync_data()
+        let synced = self.open()?.sync_data();
+        *has_failed = synced.is_err();
+        synced
     }
 
     fn map(&self, access: Access) -> io::Result<Arc<dyn Region>> {
@@ -196,17 +207,22 @@ impl StorageFile for DiskFile {
         if let Some(region) = region.upgrade() {
             return Ok(region);
         }
-        let file = match &self.kept {
-            Some(kept) => Arc::clone(kept),
-            None => self.open_anew()?,
-        };
+        let file = self.open()?;
         let map = Map::new(&file, self.size, self.mappable)?;
         if access == Access::Commits {
             map.advise_random();
         }
         let new = Arc::new(DiskRegion { map, file, by_write: !self.mappable });
         *region = Arc::downgrade(&new);
+        *self.stored_to.lock() = Some(Arc::clone(&new.file));
         Ok(new)
+    }
+
+    fn release(&self) {
+        let region = self.region.lock();
+        if region.strong_count() == 0 {
+            *self.stored_to.lock() = None;
+        }
     }
 }
 

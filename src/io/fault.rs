@@ -184,6 +184,10 @@ impl StorageFile for FaultFile {
         let inner = self.inner.map(access)?;
         Ok(Arc::new(FaultRegion { inner, faults: Arc::clone(&self.faults) }))
     }
+
+    fn release(&self) {
+        self.inner.release();
+    }
 }
 
 #[derive(Debug)]

@@ -116,6 +116,10 @@ pub trait StorageFile: Debug + Send + Sync {
     ///
     /// If the operating system refuses.
     fn map(&self, access: Access) -> io::Result<Arc<dyn Region>>;
+
+    /// All that was stored is synced, and nothing is mapped: what is held open may be closed until
+    /// it is needed again.
+    fn release(&self) {}
 }
 
 /// How a file will be stored to through a [`Region`].

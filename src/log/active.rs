@@ -46,6 +46,8 @@ pub(crate) struct Active {
     pub(crate) base_time: u64,
     tail: u64,
     count: u32,
+    /// Bytes of a batch that failed may lie behind the tail.
+    is_broken: bool,
 }
 
 impl Active {
@@ -58,7 +60,15 @@ impl Active {
     ) -> Result<Self> {
         let activation = Activation { first_seq, base_time: now };
         segment.store_mark(&*region, ACTIVATION, &activation.encode(segment.key))?;
-        Ok(Self { segment, region, first_seq, base_time: now, tail: RECORDS_START, count: 0 })
+        Ok(Self {
+            segment,
+            region,
+            first_seq,
+            base_time: now,
+            tail: RECORDS_START,
+            count: 0,
+            is_broken: false,
+        })
     }
 
     /// The seal that fits it as it is now.
@@ -74,6 +84,11 @@ impl Active {
     /// At most so many records can still be placed in it.
     pub(crate) fn room_in_records(&self) -> u64 {
         capacity((self.segment.header.size - PAGE).saturating_sub(self.used_bytes()))
+    }
+
+    /// Whether it must not be pushed to any more, nor anything behind it before it is sealed.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.is_broken
     }
 
     /// Whether so many records of so many bytes in all fit, pushed now.
@@ -100,12 +115,28 @@ impl Active {
                 index,
                 age,
             };
-            self.place(&header, draft.payload, tail)?;
+            if let Err(error) = self.place(&header, draft.payload, tail) {
+                self.erase(&drafts[..=position])?;
+                return Err(error);
+            }
             tail += header.record_len();
             index += 1;
             unsynced += 1;
         }
         (self.tail, self.count) = (tail, index);
+        Ok(())
+    }
+
+    /// Makes sure that nothing of a batch that failed is ever taken for a record. If that fails, too,
+    /// the segment is broken.
+    fn erase(&mut self, drafts: &[Draft<'_>]) -> Result<()> {
+        let mut offset = self.tail;
+        for draft in drafts {
+            let erased = self.region.store(offset, &[0; record::HEADER]);
+            self.is_broken |= erased.is_err();
+            erased.map_err(|error| Error::io("append", &self.segment.path, offset, error))?;
+            offset += draft.record_len();
+        }
         Ok(())
     }
 

@@ -70,16 +70,21 @@ impl Segment {
         sync_directory(storage).inspect_err(|_| discard(storage, &temporary))?;
         let most = most_slots(header.size);
         let slot_limit = most.min(count.saturating_add(count / 4).saturating_add(SLOT_RESERVE));
-        let zeroed = self.zero_marks_and_slots(slot_limit);
+        // Opened anew, because the file that is here knows only its old name.
+        let opened = storage.open(&temporary);
+        let opened = opened.map_err(|error| self.error("recycle segment", 0, error));
+        let file = opened.inspect_err(|_| discard(storage, &temporary))?;
+        let zeroed = self.zero_marks_and_slots(&*file, slot_limit);
         zeroed.inspect_err(|_| discard(storage, &temporary))?;
-        let recycled = Self::finish(storage, &temporary, header, &*self.file)?;
+        let recycled = Self::finish(storage, &temporary, header, &*file)?;
         Ok(Self { slot_limit, ..recycled })
     }
 
     /// Through the map, page by page: big writes would leave large folios behind.
-    fn zero_marks_and_slots(&self, slot_limit: u32) -> Result<()> {
+    fn zero_marks_and_slots(&self, file: &dyn StorageFile, slot_limit: u32) -> Result<()> {
         const ZEROS: [u8; 4096] = [0; 4096];
-        let region = self.map(Access::Commits)?;
+        let region = file.map(Access::Commits);
+        let region = region.map_err(|error| self.error("recycle segment", 0, error))?;
         let zero = |offset| {
             let stored = region.store(offset, &ZEROS);
             stored.map_err(|error| self.error("recycle segment", offset, error))
@@ -117,6 +122,11 @@ impl Segment {
     /// The segment as memory.
     pub(crate) fn map(&self, access: Access) -> Result<Arc<dyn Region>> {
         self.file.map(access).map_err(|error| self.error("map segment", 0, error))
+    }
+
+    /// Gives up what is held open, if nothing is mapped. The caller has synced all that was stored.
+    pub(crate) fn release(&self) {
+        self.file.release();
     }
 
     /// Makes everything stored in it so far durable.

@@ -71,7 +71,7 @@ pub(super) fn read(
     let mut previous: Option<End> = None;
     let mut is_cut = false;
     for member in &members {
-        let gap = gap_before(member, previous.as_ref(), segments);
+        let gap = gap_before(member, previous.as_ref(), segments, watermark);
         is_cut = is_cut || gap.is_some_and(|gap| !accept(gap, watermark, report));
         if is_cut {
             report.dropped += member.records();
@@ -145,6 +145,7 @@ fn gap_before(
     next: &Member<'_>,
     previous: Option<&End>,
     segments: &[Arc<Segment>],
+    watermark: u64,
 ) -> Option<Damage> {
     let end_seq = next.activation.first_seq;
     let mut before = next.segment.header.predecessor;
@@ -156,9 +157,14 @@ fn gap_before(
         let empty = segments.iter().find(|segment| segment.header.ordinal == before)?;
         let first_of_epoch = segments.first()?.header.ordinal;
         if empty.header.ordinal == first_of_epoch && previous.is_none() {
-            // Where its numbers began, if it still says so.
+            // Where its numbers began, if it still says so. If not, and what came right before
+            // `next` was durable, it held nothing.
             let activation = empty.activation().ok().flatten();
-            let next_seq = activation.map_or(end_seq - 1, |activation| activation.first_seq);
+            let next_seq = match activation {
+                Some(activation) => activation.first_seq,
+                None if end_seq - 1 <= watermark => return None,
+                None => end_seq - 1,
+            };
             let end = End { ordinal: before, next_seq, path: empty.path.clone(), tail: 0 };
             return (next_seq < end_seq).then(|| end.damage(end_seq, DamageKind::Torn));
         }

@@ -30,6 +30,9 @@ pub(crate) struct Found {
     newest_epoch: u64,
 }
 
+/// No queue gets that far; a name or header that says so is not one that keepq wrote.
+const MAX_ORDINAL: u64 = 1 << 62;
+
 /// A file whose header is readable.
 type Candidate = (String, Header, Arc<dyn StorageFile>);
 
@@ -89,7 +92,8 @@ impl Found {
     ) -> Result<Vec<Candidate>> {
         let mut candidates = Vec::new();
         for Entry { name, is_file } in entries {
-            self.largest_ordinal = self.largest_ordinal.max(name::ordinal(&name).unwrap_or(0));
+            let ordinal = name::ordinal(&name).filter(|&ordinal| ordinal < MAX_ORDINAL);
+            self.largest_ordinal = self.largest_ordinal.max(ordinal.unwrap_or(0));
             match name::kind(&name) {
                 Kind::Own => {}
                 Kind::Foreign => self.ignore(&name, "not a file of keepq"),
@@ -129,7 +133,7 @@ impl Found {
         });
         let reason = match valid {
             Some(header) if is_whole(&header, file.size()) => return Ok(Some((header, file))),
-            Some(_) => "its size is not the one in its header",
+            Some(_) => "its size or number is not possible",
             None => "no readable header",
         };
         self.unreadable += 1;
@@ -201,9 +205,9 @@ fn copy_of(_kept: &str) -> &'static str {
 }
 
 fn is_whole(header: &Header, size: u64) -> bool {
-    header.size == size
-        && (MIN_SEGMENT..=slot::MAX_SEGMENT).contains(&size)
-        && size.is_multiple_of(PAGE)
+    let is_possible = header.ordinal < MAX_ORDINAL && header.seq_limit < MAX_ORDINAL;
+    let is_in_bounds = (MIN_SEGMENT..=slot::MAX_SEGMENT).contains(&size);
+    is_possible && is_in_bounds && header.size == size && size.is_multiple_of(PAGE)
 }
 
 fn unsupported(version: u16) -> Error {
