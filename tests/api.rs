@@ -25,6 +25,16 @@ fn directory() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
+/// What may cross threads is a part of the promise.
+const _: () = {
+    const fn crosses<T: Send + Sync + 'static>() {}
+    const fn moves<T: Send + 'static>() {}
+    crosses::<Queue>();
+    crosses::<Delivery>();
+    crosses::<Error>();
+    moves::<keepq::Receipt>();
+};
+
 #[test]
 fn push_pop_ack_and_reopen() {
     let dir = directory();
