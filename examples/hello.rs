@@ -1,9 +1,7 @@
 //! A durable push, pop and ack.
-use keepq::Queue;
-
 #[allow(clippy::print_stdout, reason = "an example")]
 fn main() -> keepq::Result<()> {
-    let queue = Queue::open("target/hello")?;
+    let queue = keepq::Queue::open("target/hello")?;
     queue.push(b"pay 42")?; // on the disk when this returns
     while let Some(job) = queue.pop()? {
         println!("{}: {}", job.seq(), String::from_utf8_lossy(&job));

@@ -6,6 +6,8 @@
 //! guess: what it drops, skips or ignores is in the report, and an I/O error is never taken for
 //! damage.
 
+#![warn(clippy::indexing_slicing)]
+
 mod epoch;
 mod found;
 

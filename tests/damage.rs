@@ -107,6 +107,48 @@ fn a_flipped_bit_costs_one_record() {
     }
 }
 
+/// Above the watermark a damaged record cannot be told from a torn one: the log ends there, and
+/// what was behind it stays dropped, also when the next run has pushed.
+#[test]
+fn damage_in_the_unsynced_end_cuts_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let (live, path) = (dir.path().join("live"), dir.path().join("killed"));
+    let queue = options().open(&live).unwrap();
+    (0..100).for_each(|number| assert!(queue.push(message(number)).is_ok()));
+    // What a kill at this moment leaves.
+    fs::create_dir(&path).unwrap();
+    for file in fs::read_dir(&live).unwrap() {
+        let file = file.unwrap().path();
+        fs::copy(&file, path.join(file.file_name().unwrap())).unwrap();
+    }
+    change(&segments(&path)[0], |bytes| bytes[PAGE + 50 * RECORD + 30] ^= 1);
+    for open in 0..2 {
+        let queue = options().open(&path).unwrap();
+        let cut = queue.recovery().cut().unwrap_or_else(|| panic!("no cut at open {open}"));
+        assert_eq!((u64::from(cut.first_seq()), cut.kind()), (51, DamageKind::Torn));
+        assert_eq!((queue.recovery().dropped(), queue.len()), (49, 50));
+        assert_eq!(cut.offset() as usize, PAGE + 50 * RECORD);
+        std::mem::forget(queue.pop_batch(50).unwrap());
+        if open == 0 {
+            // Another kill, before anything was pushed: the same is found again.
+            let copy = dir.path().join("again");
+            fs::create_dir(&copy).unwrap();
+            for file in fs::read_dir(&path).unwrap() {
+                let file = file.unwrap().path();
+                fs::copy(&file, copy.join(file.file_name().unwrap())).unwrap();
+            }
+            drop(queue);
+            fs::remove_dir_all(&path).unwrap();
+            fs::rename(copy, &path).unwrap();
+        } else {
+            let next = queue.push(b"next").unwrap();
+            assert!(u64::from(next) > 100, "no dropped number is given again");
+        }
+    }
+    let queue = options().open(&path).unwrap();
+    assert!(queue.recovery().is_clean() && queue.len() == 51);
+}
+
 #[test]
 fn a_zeroed_sector_costs_the_records_in_it() {
     let (_dir, path) = closed(1000);
