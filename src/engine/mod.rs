@@ -55,7 +55,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 use supply::Supply;
 use upkeep::Upkeep;
-use wait::WaitList;
+use wait::{Soon, WaitList};
 use worker::Worker;
 
 /// One open queue.
@@ -236,7 +236,8 @@ impl Engine {
     pub(crate) fn pop_until(self: &Arc<Self>, deadline: Option<Instant>) -> Result<Option<Taken>> {
         // Pushes ask for waiters under the `append` lock, returns under `deliver`, which `pop` takes.
         let registered = || drop(self.append.lock());
-        let found = self.readers.wait_until(deadline, registered, || self.pop().transpose());
+        let found =
+            self.readers.wait_until(Soon::Perhaps, deadline, registered, || self.pop().transpose());
         if self.readers_may_have_more() {
             self.readers.wake_one();
         }

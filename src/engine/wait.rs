@@ -12,9 +12,18 @@ use std::task::{Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// How often a waiter looks again before it parks: some 3 us, where parking costs 30.
-const SPINS: u32 = 100;
-const SPIN_STEPS: u32 = 8;
+/// How often a waiter looks again before it parks: a few microseconds, where parking costs 30.
+const SPINS: u32 = 80;
+const SPIN_STEPS: u32 = 3;
+
+/// Whether what is waited for may come within microseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Soon {
+    /// Look a few times more before parking.
+    Perhaps,
+    /// A disk has to turn first: looking again would only keep others from work.
+    No,
+}
 
 /// Who waits.
 #[derive(Debug, Default)]
@@ -78,11 +87,13 @@ impl WaitList {
     /// which others ask [`WaitList::has_waiters`].
     pub(super) fn wait_until<T>(
         &self,
+        soon: Soon,
         deadline: Option<Instant>,
         registered: impl Fn(),
         mut look: impl FnMut() -> Option<T>,
     ) -> Option<T> {
-        for _ in 0..SPINS {
+        let spins = if soon == Soon::Perhaps { SPINS } else { 0 };
+        for _ in 0..spins {
             if let Some(found) = look() {
                 return Some(found);
             }
@@ -157,7 +168,9 @@ mod tests {
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    (0..500).for_each(|_| assert!(list.wait_until(None, || (), take).is_some()));
+                    (0..500).for_each(|_| {
+                        assert!(list.wait_until(Soon::Perhaps, None, || (), take).is_some());
+                    });
                 });
             }
             for _ in 0..2000 {
@@ -172,7 +185,7 @@ mod tests {
     fn a_deadline_ends_the_wait_and_leaves_nothing_behind() {
         let list = WaitList::default();
         let deadline = clock::now() + Duration::from_millis(5);
-        assert_eq!(list.wait_until(Some(deadline), || (), || None::<()>), None);
+        assert_eq!(list.wait_until(Soon::No, Some(deadline), || (), || None::<()>), None);
         assert!(clock::now() >= deadline);
         assert_eq!(list.waiting.load(Ordering::SeqCst), 0);
     }
