@@ -148,7 +148,7 @@ fn run(engine: &Engine) {
 
 impl Engine {
     /// Does what is due, one step of each kind; asks again for what is left, so that a deadline
-    /// never waits for more than a step.
+    /// waits for a step at most. Letting go is one step: it syncs all segments that are done.
     fn run_due(&self, due: &Due) -> Result<()> {
         let synced = match due.sync {
             Some(Scope::Acks) => self.sync().inspect_err(|_| self.deliver.lock().ask_again()),
