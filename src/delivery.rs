@@ -3,6 +3,7 @@
 use crate::clock;
 use crate::engine::{Answer, Engine, Taken};
 use crate::error::Result;
+use crate::format::extension;
 use crate::leases::Ticket;
 use crate::seq::Seq;
 use std::fmt;
@@ -62,6 +63,18 @@ impl Delivery {
     #[must_use]
     pub fn pushed_at(&self) -> SystemTime {
         clock::system_time(self.taken.pushed_at)
+    }
+
+    /// The value of the header with this name, if the message was given one:
+    /// see [`Message::header`](crate::Message::header).
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers().find(|(known, _)| *known == name).map(|(_, value)| value)
+    }
+
+    /// All headers, in the order in which they were given.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        extension::headers(self.taken.body.get(..self.taken.payload_start).unwrap_or_default())
     }
 
     /// Settles the message: it never comes back. Survives a kill of the process at once, and a

@@ -1,5 +1,6 @@
 //! What can go wrong, in the user's terms.
 
+use crate::seq::Seq;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +18,11 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[non_exhaustive]
 pub enum Error {
     /// Another handle, in this process or another, has the queue open.
-    #[error("{} is in use: another process, or another handle in this one, has it open", path.display())]
+    #[error(
+        "open: {} is locked: another process, or another handle in this one, has the queue open; \
+         close it there, or share one handle by cloning it",
+        path.display()
+    )]
     Locked {
         /// The lock file.
         path: PathBuf,
@@ -37,7 +42,8 @@ pub enum Error {
     /// A newer keepq wrote this queue, or used a feature that this one does not know. Nothing was
     /// written to its directory.
     #[error(
-        "the queue has format version {found}, this keepq reads up to {supported}: update keepq"
+        "open: the queue has format version {found}, this keepq reads up to {supported}; nothing was \
+         changed: update keepq"
     )]
     UnsupportedVersion {
         /// The version found.
@@ -45,17 +51,26 @@ pub enum Error {
         /// The newest version that this crate reads.
         supported: u32,
     },
-    /// A message or a batch is larger than the options allow. Nothing was written.
-    #[error("{len} bytes are more than the {max} allowed: see max_message_bytes, max_batch_bytes")]
+    /// A message or a batch is larger than the options allow, or its headers are larger than
+    /// [`Message::header`](crate::Message::header) allows. Nothing was written.
+    #[error(
+        "push: {len} bytes are more than the {max} allowed (Options::max_message_bytes for a \
+         message with its headers, Options::max_batch_bytes for a batch, 65535 for all headers of \
+         a message, 255 for the name of one); raise the limit or push less at a time"
+    )]
     TooLarge {
-        /// Its payload bytes.
+        /// The bytes of the message or batch, headers included; or of the headers; or of a header's
+        /// name.
         len: u64,
         /// The limit.
         max: u64,
     },
     /// The disk, the quota or the process's file size limit is exhausted. Nothing half made
     /// remains; pop and ack go on, and a push works again once there is room.
-    #[error("{operation}: no room for {} (offset {offset}): {source}", path.display())]
+    #[error(
+        "{operation}: no room for {} (offset {offset}): {source}; free some, or ack what waits",
+        path.display()
+    )]
     StorageFull {
         /// What was being done.
         operation: &'static str,
@@ -67,11 +82,15 @@ pub enum Error {
         source: io::Error,
     },
     /// The queue was closed, by this or another handle.
-    #[error("the queue is closed")]
+    #[error("the queue is closed: open it again")]
     Closed,
     /// A sync failed earlier, so the operating system no longer says what is on the disk. Push and
     /// sync fail from then on; pop, ack and nack go on. Reopen the queue to see what was kept.
-    #[error("the queue is poisoned: {operation} of {} failed: {source}", path.display())]
+    #[error(
+        "the queue is poisoned: {operation}: {}: {source}; what was not confirmed may not be on the \
+         disk: close the queue, see to the disk, open it again",
+        path.display()
+    )]
     Poisoned {
         /// The operation that failed.
         operation: &'static str,
@@ -81,6 +100,34 @@ pub enum Error {
         indeterminate: bool,
         /// The operating system's error.
         source: Arc<io::Error>,
+    },
+    /// No message with this number can be told of: it was never given out, or the message was lost
+    /// in a crash or to damage (then [`Queue::recovery`](crate::Queue::recovery) or
+    /// [`Queue::damage`](crate::Queue::damage) said so), or all that is known of it went with a
+    /// CHECKPOINT file that is gone.
+    #[error("message {seq} is unknown: never pushed here, or lost; see Queue::recovery")]
+    UnknownSeq {
+        /// The number.
+        seq: Seq,
+    },
+    /// A payload is not a value of the type that the [`TypedQueue`](crate::TypedQueue) has. The
+    /// message went back with its attempt counted, and comes again after a second at the soonest.
+    #[error(
+        "message {seq} does not decode: {source}; read it as what it is with an untyped Queue::pop, \
+         or ack it there"
+    )]
+    Decode {
+        /// The message.
+        seq: Seq,
+        /// What the decoder says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A value could not be encoded: its `Serialize` gave up, or it holds a sequence of unknown
+    /// length. Nothing was pushed.
+    #[error("the value does not encode: {source}")]
+    Encode {
+        /// What the encoder says.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// An option has a value that it cannot have.
     #[error("option {option} is {value}, but must be {bound}")]

@@ -11,7 +11,7 @@ pub(crate) struct Ticket {
 }
 
 /// Where a message lies: what a lease knows.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub(crate) struct Place {
     pub(crate) seq: u64,
     pub(crate) ordinal: u64,

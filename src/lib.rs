@@ -16,10 +16,13 @@ mod log;
 mod message;
 mod options;
 mod queue;
+mod ranges;
 mod recovery;
 mod report;
+mod schedule;
 mod seq;
 mod stats;
+mod typed;
 
 /// How keepq is built, why, and the bytes it writes.
 pub mod docs {
@@ -51,3 +54,4 @@ pub use queue::Queue;
 pub use report::{CheckpointState, Damage, DamageKind, RecoveryReport};
 pub use seq::Seq;
 pub use stats::Stats;
+pub use typed::{TypedDelivery, TypedQueue};

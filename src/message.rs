@@ -1,7 +1,11 @@
 //! What is pushed.
 
-use crate::options::Durability;
+use crate::error::{Error, Result};
+use crate::format::bytes::wide;
+use crate::format::extension::{MAX_ENTRIES, MAX_NAME, header_len};
+use crate::options::{self, Durability};
 use std::borrow::Cow;
+use std::time::Duration;
 
 /// What is pushed: a payload, and how it is to be treated.
 ///
@@ -15,19 +19,54 @@ use std::borrow::Cow;
 /// queue.push("text")?;
 /// queue.push(vec![1, 2, 3])?;
 /// queue.push(Message::new("not worth a sync").durability(Durability::Os))?;
+/// queue.push(Message::new("pay 42").header("kind", b"refund"))?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Message<'a> {
     pub(crate) payload: Cow<'a, [u8]>,
+    pub(crate) headers: Cow<'a, [Header]>,
     pub(crate) durability: Option<Durability>,
     pub(crate) is_transient: bool,
+}
+
+/// A name and a value that travel with the payload.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Header {
+    pub(crate) name: String,
+    pub(crate) value: Vec<u8>,
 }
 
 impl<'a> Message<'a> {
     /// A message with this payload and the queue's settings.
     pub fn new(payload: impl Into<Message<'a>>) -> Self {
         payload.into()
+    }
+
+    /// Gives the message a header: a name (up to 255 bytes of UTF-8) and a value, read with
+    /// [`Delivery::header`](crate::Delivery::header) without looking into the payload. A name that
+    /// it has already gets the new value. All headers of a message together, with 4 bytes more for each,
+    /// take up to 65,535 bytes, and count as bytes of the message; what is larger is refused by
+    /// `push`, with [`Error::TooLarge`](crate::Error::TooLarge).
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// let queue = keepq::Queue::open(dir.path().join("orders"))?;
+    /// queue.push(keepq::Message::new("pay 42").header("kind", b"refund").header("try", "1"))?;
+    /// let job = queue.pop()?.expect("one is waiting");
+    /// assert_eq!(job.header("kind"), Some(&b"refund"[..]));
+    /// assert_eq!(&job[..], b"pay 42");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn header(mut self, name: impl Into<String>, value: impl AsRef<[u8]>) -> Self {
+        let header = Header { name: name.into(), value: value.as_ref().to_vec() };
+        let headers = self.headers.to_mut();
+        match headers.iter_mut().find(|known| known.name == header.name) {
+            Some(known) => *known = header,
+            None => headers.push(header),
+        }
+        self
     }
 
     /// When `push` returns for this message: overrides [`Options::durability`](crate::Options::durability).
@@ -45,8 +84,28 @@ impl<'a> Message<'a> {
         self
     }
 
+    /// Bytes of its payload and headers.
+    pub(crate) fn bytes(&self) -> u64 {
+        let header = |header: &Header| wide(header.name.len() + header.value.len());
+        wide(self.payload.len()) + self.headers.iter().map(header).sum::<u64>()
+    }
+
+    /// # Errors
+    ///
+    /// [`Error::TooLarge`] and [`Error::InvalidOption`] for what no queue takes.
+    pub(crate) fn check(&self) -> Result<()> {
+        if let Some(Durability::Interval(Duration::ZERO)) = self.durability {
+            return Err(options::invalid_interval("Message::durability"));
+        }
+        let within = |len, max| if len > max { Err(Error::TooLarge { len, max }) } else { Ok(()) };
+        let headers = self.headers.iter();
+        headers.clone().try_for_each(|header| within(wide(header.name.len()), MAX_NAME))?;
+        let lens = headers.map(|header| header_len(&header.name, &header.value));
+        within(lens.sum(), MAX_ENTRIES)
+    }
+
     fn from_payload(payload: Cow<'a, [u8]>) -> Self {
-        Self { payload, durability: None, is_transient: false }
+        Self { payload, headers: Cow::Borrowed(&[]), durability: None, is_transient: false }
     }
 }
 
@@ -80,6 +139,24 @@ impl<'a> From<&'a String> for Message<'a> {
     }
 }
 
+impl<'a> From<Cow<'a, [u8]>> for Message<'a> {
+    fn from(payload: Cow<'a, [u8]>) -> Self {
+        Self::from_payload(payload)
+    }
+}
+
+impl From<Box<[u8]>> for Message<'_> {
+    fn from(payload: Box<[u8]>) -> Self {
+        Self::from_payload(Cow::Owned(payload.into_vec()))
+    }
+}
+
+impl<const N: usize> From<[u8; N]> for Message<'_> {
+    fn from(payload: [u8; N]) -> Self {
+        Self::from_payload(Cow::Owned(payload.to_vec()))
+    }
+}
+
 impl From<Vec<u8>> for Message<'_> {
     fn from(payload: Vec<u8>) -> Self {
         Self::from_payload(Cow::Owned(payload))
@@ -94,6 +171,11 @@ impl From<String> for Message<'_> {
 
 impl<'a> From<&'a Message<'_>> for Message<'a> {
     fn from(message: &'a Message<'_>) -> Self {
-        Self { payload: Cow::Borrowed(&message.payload), ..*message }
+        Self {
+            payload: Cow::Borrowed(&message.payload),
+            headers: Cow::Borrowed(&message.headers),
+            durability: message.durability,
+            is_transient: message.is_transient,
+        }
     }
 }

@@ -48,6 +48,7 @@ pub(crate) enum AckSync {
 /// ```
 #[derive(Clone, Debug)]
 #[must_use]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches")]
 pub struct Options {
     pub(crate) durability: Durability,
     pub(crate) sync_acks: bool,
@@ -56,6 +57,8 @@ pub struct Options {
     pub(crate) max_message_bytes: u64,
     pub(crate) max_batch_bytes: u64,
     pub(crate) background: bool,
+    pub(crate) create: bool,
+    pub(crate) create_new: bool,
     /// What stands in for the operating system's files.
     pub(crate) storage: Option<Arc<dyn Storage>>,
 }
@@ -70,6 +73,8 @@ impl Default for Options {
             max_message_bytes: 16 * MIB,
             max_batch_bytes: 64 * MIB,
             background: true,
+            create: true,
+            create_new: false,
             storage: None,
         }
     }
@@ -124,6 +129,28 @@ impl Options {
         self
     }
 
+    /// Whether opening makes a queue where there is none. Default: `true`. With `false` that is
+    /// [`Error::Io`](crate::Error::Io) of kind `NotFound`, and nothing is made.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// let missing = keepq::Queue::options().create(false).open(dir.path().join("orders"));
+    /// assert!(missing.is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn create(mut self, on: bool) -> Self {
+        self.create = on;
+        self
+    }
+
+    /// Whether opening has to make the queue. Default: `false`. With `true`, a queue that is there
+    /// already is [`Error::Io`](crate::Error::Io) of kind `AlreadyExists`. An empty directory is no
+    /// queue; one with a file of keepq in it is. Then [`Options::create`] does not matter.
+    pub fn create_new(mut self, on: bool) -> Self {
+        self.create_new = on;
+        self
+    }
+
     /// Replaces the operating system's files by another [`Storage`](crate::fault::Storage).
     #[cfg(feature = "fault-injection")]
     pub fn storage(mut self, storage: Arc<dyn Storage>) -> Self {
@@ -151,13 +178,17 @@ impl Options {
             return Err(invalid("segment_bytes", self.segment_bytes, "a multiple of 4096"));
         }
         if let Durability::Interval(Duration::ZERO) = self.durability {
-            return Err(invalid("durability", "Interval(0)", "Always, or an interval above 0"));
+            return Err(invalid_interval("durability"));
         }
         if self.ack_sync == AckSync::Set(Some(Duration::ZERO)) {
             return Err(invalid("ack_sync", "0", "above 0 (or sync_acks(true))"));
         }
         Ok(())
     }
+}
+
+pub(crate) fn invalid_interval(option: &'static str) -> Error {
+    invalid(option, "Interval(0)", "Always, or an interval above 0")
 }
 
 fn within(option: &'static str, value: u64, bound: &RangeInclusive<u64>) -> Result<()> {

@@ -5,6 +5,7 @@ use crate::delivery::{Delivery, Receipt};
 use crate::engine::{Answer, Engine, Taken};
 use crate::error::{Error, Result};
 use crate::format::bytes::wide;
+use crate::format::{extension, record};
 use crate::io::{DiskStorage, Storage};
 use crate::log::active::Draft;
 use crate::message::Message;
@@ -12,6 +13,9 @@ use crate::options::{Durability, Options};
 use crate::report::{Damage, RecoveryReport};
 use crate::seq::Seq;
 use crate::stats::Stats;
+use crate::typed::TypedQueue;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -85,7 +89,8 @@ impl Queue {
     }
 
     pub(crate) fn open_with(options: Options, path: &Path) -> Result<Self> {
-        let storage = options.storage.clone().map_or_else(|| disk(path), Ok)?;
+        let may_make = options.create || options.create_new;
+        let storage = options.storage.clone().map_or_else(|| disk(path, may_make), Ok)?;
         let engine = Engine::open(options, storage)?;
         Ok(Self { handle: Arc::new(Handle { engine }) })
     }
@@ -144,7 +149,7 @@ impl Queue {
         messages: impl IntoIterator<Item = M>,
     ) -> Result<Vec<Seq>> {
         let messages: Vec<Message<'a>> = messages.into_iter().map(Into::into).collect();
-        let bytes: u64 = messages.iter().map(|message| wide(message.payload.len())).sum();
+        let bytes: u64 = messages.iter().map(Message::bytes).sum();
         let max = self.engine().options().max_batch_bytes;
         if bytes > max {
             return Err(Error::TooLarge { len: bytes, max });
@@ -230,7 +235,68 @@ impl Queue {
         first_error.map_or(result, Err)
     }
 
-    /// How many messages are ready: neither in flight nor settled.
+    /// Whether a message is settled: acked or purged (or transient and of an earlier run), and so
+    /// never handed out again. False: it is still owed. As durable as the ack is: see
+    /// [`Options::sync_acks`].
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// let queue = keepq::Queue::open(dir.path().join("orders"))?;
+    /// let seq = queue.push(b"pay 42")?;
+    /// assert!(!queue.is_acked(seq)?);
+    /// queue.pop()?.expect("one is waiting").ack()?;
+    /// assert!(queue.is_acked(seq)?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownSeq`] if the number was never given out, or its message was lost, or more
+    /// than a thousand crashes lie between; [`Error::Closed`]; [`Error::Io`] if the state cannot be
+    /// read.
+    pub fn is_acked(&self, seq: Seq) -> Result<bool> {
+        self.engine().is_settled(seq.0)
+    }
+
+    /// Waits up to `timeout` until a message is settled as [`Queue::is_acked`] says; false if it is
+    /// not by then. Any number of threads may wait, for the same or for other messages; each is
+    /// woken by its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::is_acked`], also for what happens while it waits.
+    pub fn wait_acked(&self, seq: Seq, timeout: Duration) -> Result<bool> {
+        self.engine().wait_settled(seq.0, clock::now().checked_add(timeout))
+    }
+
+    /// Settles all that waits, ready or delayed, as if it was acked; what is in flight and what is
+    /// pushed meanwhile stays. Tells how many messages there were. The disk space comes back in the
+    /// background.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// let queue = keepq::Queue::open(dir.path().join("orders"))?;
+    /// queue.push_batch([b"a", b"b", b"c"])?;
+    /// let in_flight = queue.pop()?;
+    /// assert_eq!(queue.purge()?, 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Delivery::ack`]: some messages may be settled then, and the others wait as before.
+    pub fn purge(&self) -> Result<u64> {
+        self.engine().purge()
+    }
+
+    /// The queue as one of values of `T`, in [postcard](https://docs.rs/postcard) encoding. It is
+    /// the same queue: both may be used at a time.
+    #[must_use]
+    pub fn typed<T: Serialize + DeserializeOwned>(&self) -> TypedQueue<T> {
+        TypedQueue::new(self.clone())
+    }
+
+    /// How many messages are ready: neither in flight, delayed nor settled.
     ///
     /// The first call after an unclean end may take as long as reading 16 bytes for each message of
     /// earlier runs. If even that fails, the count is of what could be read.
@@ -249,6 +315,13 @@ impl Queue {
     #[must_use]
     pub fn in_flight(&self) -> u64 {
         self.engine().in_flight()
+    }
+
+    /// How many messages were given back and wait for their time, such as those that did not decode
+    /// as what a [`TypedQueue`] expects.
+    #[must_use]
+    pub fn delayed(&self) -> u64 {
+        self.engine().delayed()
     }
 
     /// The number of the newest message in the log, pushed in this run or an earlier one; `None` if
@@ -318,10 +391,17 @@ impl Queue {
     }
 
     fn draft<'m>(&self, message: &'m Message<'_>) -> Result<Draft<'m>> {
-        let len = wide(message.payload.len());
         let max = self.engine().options().max_message_bytes;
-        let draft = Draft::new(&message.payload, message.is_transient).filter(|_| len <= max);
-        draft.ok_or(Error::TooLarge { len, max })
+        let len = message.bytes();
+        if len > max {
+            return Err(Error::TooLarge { len, max });
+        }
+        message.check()?;
+        let headers = message.headers.iter();
+        let extensions =
+            extension::encode(headers.map(|header| (header.name.as_str(), &header.value[..])));
+        let draft = Draft::new(extensions, &message.payload, message.is_transient);
+        draft.ok_or(Error::TooLarge { len, max: record::MAX_BODY })
     }
 
     /// The strictest of what the messages ask for; what is transient asks for nothing.
@@ -338,10 +418,15 @@ impl Queue {
     }
 }
 
-fn disk(path: &Path) -> Result<Arc<dyn Storage>> {
-    match DiskStorage::new(path) {
+fn disk(path: &Path, may_make: bool) -> Result<Arc<dyn Storage>> {
+    let (operation, disk) = if may_make {
+        ("create directory", DiskStorage::new(path))
+    } else {
+        ("open directory", DiskStorage::existing(path))
+    };
+    match disk {
         Ok(disk) => Ok(Arc::new(disk)),
-        Err(error) => Err(Error::io("create directory", path, 0, error)),
+        Err(error) => Err(Error::io(operation, path, 0, error)),
     }
 }
 

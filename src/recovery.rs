@@ -21,6 +21,7 @@ use crate::format::checkpoint::Checkpoint;
 use crate::format::segment::capacity;
 use crate::format::slot::MAX_SEGMENT;
 use crate::log::Segment;
+use crate::ranges::Ranges;
 use crate::report::{Damage, DamageKind, RecoveryReport};
 use std::sync::Arc;
 
@@ -63,6 +64,8 @@ pub(crate) struct Log {
     pub(crate) leftovers: Vec<String>,
     pub(crate) checkpoint: CheckpointFile,
     pub(crate) is_new: bool,
+    /// Numbers below `next_seq` that no part has and that were not settled.
+    pub(crate) unaccounted: Ranges,
     pub(crate) report: RecoveryReport,
 }
 
@@ -157,7 +160,9 @@ impl Reconciled {
         // durable in its parents.
         let is_new = found.checkpoint.is_none();
         let last = parts.iter().rev().find(|part| part.count > 0);
+        let unaccounted = unaccounted(found.checkpoint.as_ref(), &parts, next_seq, &report);
         Ok(Log {
+            unaccounted,
             queue_id: found.queue_id,
             epoch: found.newest_epoch(),
             next_seq,
@@ -172,4 +177,29 @@ impl Reconciled {
             report,
         })
     }
+}
+
+/// Numbers below `next_seq` that no part has and that were not settled: what CHECKPOINT lists, all
+/// that came after it and is not here, and what is damaged. Without CHECKPOINT, all that is not here.
+fn unaccounted(
+    checkpoint: Option<&Checkpoint>,
+    parts: &[Part],
+    next_seq: u64,
+    report: &RecoveryReport,
+) -> Ranges {
+    let (mut ranges, accounted) = match checkpoint {
+        Some(Checkpoint { unaccounted, accounted, .. }) => (unaccounted.clone(), *accounted),
+        None => (Ranges::default(), 0),
+    };
+    let mut end = accounted + 1;
+    for part in parts.iter().filter(|part| part.count > 0) {
+        ranges.insert(end, part.first_seq - 1);
+        end = end.max(part.first_seq + u64::from(part.count));
+    }
+    ranges.insert(end, next_seq - 1);
+    let lost = report.damage.iter();
+    let lost =
+        lost.filter(|damage| [DamageKind::Corrupt, DamageKind::Segment].contains(&damage.kind));
+    lost.for_each(|damage| ranges.insert(damage.first, damage.last));
+    ranges
 }

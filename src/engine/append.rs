@@ -24,6 +24,8 @@ pub(crate) struct Append {
     /// No longer pushed to, and not yet synced and sealed; oldest first.
     pub(super) full: VecDeque<Full>,
     pub(super) next_seq: u64,
+    /// The first Seq of this run.
+    first_seq: u64,
     pub(super) is_closed: bool,
     /// The shortest interval that an unsynced message waits for.
     pub(super) sync_within: Option<Duration>,
@@ -41,6 +43,7 @@ impl Append {
             active: None,
             full: VecDeque::new(),
             next_seq: log.next_seq,
+            first_seq: log.next_seq,
             is_closed: false,
             is_over: false,
             sync_within: None,
@@ -52,6 +55,11 @@ impl Append {
 
     pub(super) fn last_seq(&self) -> Option<u64> {
         self.last_seq
+    }
+
+    /// Messages pushed since open.
+    pub(super) fn pushed(&self) -> u64 {
+        self.next_seq - self.first_seq
     }
 
     /// The push time: never before that of an earlier message.
@@ -162,9 +170,10 @@ impl Engine {
         let unsynced = (first_seq - 1).saturating_sub(self.durable.load(Ordering::Relaxed));
         match &mut append.active {
             // What a failed write left behind the tail could be taken for the end of the log.
-            Some(active) if active.is_broken() => {
-                let error = std::io::Error::other("an earlier write could not be undone");
-                return Err(active.segment.error("append", 0, error));
+            Some(active) if active.broken_by().is_some() => {
+                let kind = active.broken_by().unwrap_or(std::io::ErrorKind::Other);
+                let reason = "an earlier write failed and could not be undone; reopen the queue";
+                return Err(active.segment.error("append", 0, std::io::Error::new(kind, reason)));
             }
             Some(active) if active.fits(need.bytes, need.records, now) => {
                 active.append(drafts, unsynced, now)?;

@@ -7,7 +7,7 @@
 
 use super::Engine;
 use super::append::{Append, Full};
-use super::wait::{Soon, WaitList};
+use super::wait::{Look, Soon, WaitList};
 use crate::error::{Error, Result};
 use crate::format::segment::Seal;
 use crate::io::Access;
@@ -136,7 +136,8 @@ impl Engine {
     fn wait_for_leader(&self, is_done: impl Fn() -> bool) {
         let is_worth_it = || is_done() || !self.commit.leading.load(Ordering::SeqCst);
         // SeqCst: pairs with the store in `Lead::drop`. No lock is needed in between.
-        self.commit.waiting.wait_until(Soon::No, None, || (), || is_worth_it().then_some(()));
+        let look = || if is_worth_it() { Look::Found(()) } else { Look::NotYet };
+        self.commit.waiting.wait_until(0, Soon::No, None, || (), look);
     }
 
     fn lead_round(&self, scope: Scope) -> Result<()> {

@@ -1,28 +1,84 @@
 //! Handing out and settling, seen from a consumer: what is done under the lock, and what is not.
 //!
 //! Promises: payloads are copied and verified outside of the lock; whoever answers with
-//! `sync_acks` returns after the sync. Relies on `deliver` for everything that needs the lock.
+//! `sync_acks` returns after the sync; whoever waits is woken by what it waits for and polls
+//! nothing. Relies on `deliver` for everything that needs the lock.
 
 use super::Engine;
 use super::deliver::{Answer, Body, Leased, Taken};
+use super::wait::{Look, Soon};
 use crate::error::Result;
 use crate::leases::Ticket;
+use std::time::Instant;
+
+/// What a look for the next message gives.
+pub(super) enum Popped {
+    Taken(Taken),
+    /// Nothing is ready; the first deferred message will be at this time, if there is one.
+    Nothing(Option<Instant>),
+}
 
 impl Engine {
     /// The next message, if there is one.
     pub(crate) fn pop(&self) -> Result<Option<Taken>> {
+        match self.try_pop()? {
+            Popped::Taken(taken) => Ok(Some(taken)),
+            Popped::Nothing(_) => Ok(None),
+        }
+    }
+
+    fn try_pop(&self) -> Result<Popped> {
         loop {
-            let (leased, asks) = {
-                let mut deliver = self.deliver.lock();
-                (deliver.lease_next(self.newest_published())?, deliver.asks_for_sync())
-            };
+            let mut deliver = self.deliver.lock();
+            let lost = deliver.losses.count;
+            let leased = deliver.lease_next(self.newest_published());
+            let found_lost = deliver.losses.count > lost;
+            let asks = deliver.asks_for_sync();
+            let next_time = deliver.deferred.next_time();
+            drop(deliver);
             if asks {
                 self.worker.sync_answers();
             }
-            let Some(leased) = leased else { return Ok(None) };
-            if let Some(taken) = self.copy_out(leased)? {
-                return Ok(Some(taken));
+            if found_lost {
+                self.settled.wake_all();
             }
+            let Some(leased) = leased? else { return Ok(Popped::Nothing(next_time)) };
+            if let Some(taken) = self.copy_out(leased)? {
+                return Ok(Popped::Taken(taken));
+            }
+        }
+    }
+
+    /// Waits until there is a message to pop; `None` once `deadline` has passed.
+    pub(crate) fn pop_until(&self, deadline: Option<Instant>) -> Result<Option<Taken>> {
+        let registered = || self.reader_registered();
+        let look = || self.look_for_message();
+        let found = self.readers.wait_until(0, Soon::Perhaps, deadline, registered, look);
+        self.pass_on();
+        found.transpose()
+    }
+
+    /// To be called between registering with `readers` and looking: pushes ask for waiters under the
+    /// `append` lock, answers under `deliver`, which looking takes.
+    pub(super) fn reader_registered(&self) {
+        drop(self.append.lock());
+    }
+
+    pub(super) fn look_for_message(&self) -> Look<Result<Taken>> {
+        match self.try_pop() {
+            Ok(Popped::Taken(taken)) => Look::Found(Ok(taken)),
+            Ok(Popped::Nothing(None)) => Look::NotYet,
+            Ok(Popped::Nothing(Some(time))) => Look::NotBefore(time),
+            Err(error) => Look::Found(Err(error)),
+        }
+    }
+
+    /// Whoever stops waiting wakes another waiting consumer, if there may be something for it: a
+    /// message, or the time of a deferred one to wait for.
+    pub(super) fn pass_on(&self) {
+        // Whoever is woken looks for itself, so a hint is enough.
+        if self.readers.has_waiters() && self.deliver.lock().has_more(self.newest_published()) {
+            self.readers.wake_one();
         }
     }
 
@@ -30,23 +86,27 @@ impl Engine {
     pub(crate) fn pop_batch(&self, limit: usize) -> Result<Vec<Taken>> {
         let mut batch = Vec::new();
         let mut failed = None;
-        let asks = {
-            let mut deliver = self.deliver.lock();
-            let published = self.newest_published();
-            while batch.len() < limit {
-                match deliver.lease_next(published) {
-                    Ok(Some(leased)) => batch.push(leased),
-                    Ok(None) => break,
-                    Err(error) => {
-                        failed = Some(error);
-                        break;
-                    }
+        let mut deliver = self.deliver.lock();
+        let lost = deliver.losses.count;
+        let published = self.newest_published();
+        while batch.len() < limit {
+            match deliver.lease_next(published) {
+                Ok(Some(leased)) => batch.push(leased),
+                Ok(None) => break,
+                Err(error) => {
+                    failed = Some(error);
+                    break;
                 }
             }
-            deliver.asks_for_sync()
-        };
+        }
+        let found_lost = deliver.losses.count > lost;
+        let asks = deliver.asks_for_sync();
+        drop(deliver);
         if asks {
             self.worker.sync_answers();
+        }
+        if found_lost {
+            self.settled.wake_all();
         }
         let mut taken = Vec::with_capacity(batch.len());
         for leased in batch {
@@ -71,6 +131,7 @@ impl Engine {
         let Some(payload_start) = leased.header.verify(&body) else {
             let lost = self.deliver.lock().lose_leased(&leased);
             self.worker.ask();
+            self.settled.wake_keys(leased.seq..=leased.seq);
             return lost.map(|()| None);
         };
         let Leased { ticket, seq, attempts, pushed_at, .. } = leased;
@@ -85,43 +146,46 @@ impl Engine {
     ) -> Result<()> {
         let mut first_error = None;
         let mut is_done = false;
-        let (asks, number, has_waiters) = {
-            let mut deliver = self.deliver.lock();
-            for ticket in tickets {
-                match deliver.settle(ticket, answer) {
-                    Ok(done) => is_done |= done,
-                    Err(error) => first_error = first_error.or(Some(error)),
+        let mut settled = Vec::new();
+        let mut deliver = self.deliver.lock();
+        let is_waited_for = answer == Answer::Ack && self.settled.has_waiters();
+        for ticket in tickets {
+            match deliver.settle(ticket, answer) {
+                Ok(one) => {
+                    is_done |= one.is_done;
+                    settled.extend(is_waited_for.then_some(one.seq));
                 }
+                Err(error) => first_error = first_error.or(Some(error)),
             }
-            let returns = answer != Answer::Ack || first_error.is_some();
-            let has_waiters = returns && self.readers.has_waiters();
-            (deliver.asks_for_sync(), deliver.change_count(), has_waiters)
-        };
+        }
+        let returns = answer != Answer::Ack || first_error.is_some();
+        let has_readers = returns && self.readers.has_waiters();
+        let (asks, number) = (deliver.asks_for_sync(), deliver.change_count());
+        drop(deliver);
         if is_done {
             self.worker.ask();
         }
         if asks {
             self.worker.sync_answers();
         }
-        if has_waiters {
+        if has_readers {
             self.readers.wake_one();
         }
-        first_error.map_or(Ok(()), Err)?;
-        if self.options.sync_acks && answer == Answer::Ack {
-            self.wait_acks(number)?;
+        for seq in settled {
+            self.settled.wake_keys(seq..=seq);
         }
-        Ok(())
+        first_error.map_or(Ok(()), Err)?;
+        if answer == Answer::Ack { self.wait_answers(number) } else { Ok(()) }
+    }
+
+    /// With `sync_acks`: returns when change number `number`, and all before it, are on the disk.
+    pub(super) fn wait_answers(&self, number: u64) -> Result<()> {
+        if self.options.sync_acks { self.wait_acks(number) } else { Ok(()) }
     }
 
     /// Counts the slots of earlier runs.
     pub(super) fn count_old_tracks(&self) -> Result<()> {
         while self.deliver.lock().count_some()? {}
         Ok(())
-    }
-
-    /// Whether another waiting consumer is worth waking.
-    pub(super) fn readers_may_have_more(&self) -> bool {
-        // Whoever is woken looks for itself, so a hint is enough.
-        self.deliver.lock().has_more(self.newest_published())
     }
 }

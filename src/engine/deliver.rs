@@ -2,46 +2,60 @@
 //!
 //! Promises: first deliveries follow the order of the log, what was returned comes before them, by
 //! Seq; a message is with one consumer at a time; the attempt is stored before the message is
-//! handed out; an answer is one store, after which a kill does not undo it; damage is passed over,
-//! counted and listed. Nothing here grows with the backlog. Relies on the `deliver` lock.
+//! handed out; an answer is one store, after which a kill does not undo it. Nothing here grows with
+//! the backlog. Relies on the `deliver` lock, and on `loss` for what is damaged.
 
 use super::cursor::{Cursor, Seen};
+use super::loss::Losses;
 use super::track::Track;
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::record;
 use crate::format::segment::Seal;
-use crate::format::slot::{self, MAX_ATTEMPTS, Slot, State};
+use crate::format::slot::{MAX_ATTEMPTS, Slot, State};
 use crate::leases::{Leases, Place, Ticket};
 use crate::log::Segment;
 use crate::log::active::Active;
 use crate::log::sealed::Mapped;
 use crate::recovery::Log;
-use crate::report::{Damage, DamageKind};
+use crate::schedule::Schedule;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Bodies up to so many bytes are copied under the lock.
 const COPY_UNDER_LOCK: u32 = 1024;
-/// So much damage is listed; more is only counted.
-const LISTED_DAMAGE: usize = 1000;
 
 /// What comes next, and what is out.
 #[derive(Debug)]
 pub(crate) struct Deliver {
-    tracks: VecDeque<Track>,
-    cursor: Cursor,
+    pub(super) tracks: VecDeque<Track>,
+    pub(super) cursor: Cursor,
     /// Handed out once, and given back.
-    returned: BTreeMap<u64, Place>,
-    leases: Leases,
-    damage: BTreeMap<u64, Damage>,
-    lost: u64,
+    pub(super) returned: BTreeMap<u64, Place>,
+    /// Given back, and not to be handed out before their time.
+    pub(super) deferred: Schedule,
+    pub(super) leases: Leases,
+    pub(super) losses: Losses,
+    pub(super) counts: Counts,
     /// Number of the newest change of a slot.
-    changes: u64,
+    pub(super) changes: u64,
     /// The newest change for which a sync has begun.
     synced_changes: u64,
     /// The worker knows that there are changes to sync.
     is_asked: bool,
     is_closed: bool,
+}
+
+/// What was done since open.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    pub(super) popped: u64,
+    pub(super) redelivered: u64,
+    pub(super) acked: u64,
+    pub(super) nacked: u64,
+    pub(super) released: u64,
+    pub(super) purged: u64,
 }
 
 /// What a consumer says.
@@ -50,6 +64,8 @@ pub(crate) enum Answer {
     Ack,
     /// Back, and the attempt counts.
     Nack,
+    /// The same, but not to be handed out before this time.
+    NackUntil(Instant),
     /// Back, as if it had not been handed out.
     Release,
 }
@@ -68,11 +84,19 @@ pub(crate) struct Taken {
 
 /// A message that can be leased.
 #[derive(Clone, Copy)]
-struct Next {
-    place: Place,
+pub(super) struct Next {
+    pub(super) place: Place,
     header: record::Header,
     /// The position of its track.
-    at: usize,
+    pub(super) at: usize,
+}
+
+/// What an answer did.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settled {
+    pub(super) seq: u64,
+    /// Its segment has nothing left that is owed.
+    pub(super) is_done: bool,
 }
 
 /// A message that is leased and not yet verified.
@@ -94,15 +118,14 @@ pub(super) enum Body {
 
 impl Deliver {
     pub(super) fn new(log: &Log) -> Self {
-        let old = log.parts.iter().map(Track::of_earlier_run);
-        let damage = log.report.damage.iter().map(|damage| (damage.first, damage.clone()));
         Self {
-            tracks: old.collect(),
+            tracks: log.parts.iter().map(Track::of_earlier_run).collect(),
             cursor: Cursor::start_of(0),
             returned: BTreeMap::new(),
+            deferred: Schedule::default(),
             leases: Leases::default(),
-            damage: damage.take(LISTED_DAMAGE).collect(),
-            lost: 0,
+            losses: Losses::new(log),
+            counts: Counts::default(),
             // What a run before this one changed may not be synced yet.
             changes: u64::from(!log.parts.is_empty()),
             synced_changes: 0,
@@ -119,6 +142,14 @@ impl Deliver {
     pub(super) fn let_go(&mut self) {
         self.tracks.clear();
         self.returned.clear();
+        self.deferred.clear();
+    }
+
+    /// # Errors
+    ///
+    /// [`Error::Closed`] once the queue is closed.
+    pub(super) fn check_open(&self) -> Result<()> {
+        if self.is_closed { Err(Error::Closed) } else { Ok(()) }
     }
 
     pub(super) fn add_track(&mut self, active: &Active) {
@@ -142,19 +173,15 @@ impl Deliver {
         crate::format::bytes::wide(self.leases.count())
     }
 
+    pub(super) fn delayed(&self) -> u64 {
+        crate::format::bytes::wide(self.deferred.count())
+    }
+
     /// Messages that can be handed out; reads what is published only under the lock.
     pub(super) fn ready(&self, published: impl Fn() -> u64) -> u64 {
         let published = published();
         let owed: u64 = self.tracks.iter().map(|track| track.owed(published)).sum();
-        owed.saturating_sub(self.in_flight())
-    }
-
-    pub(super) fn damage(&self) -> Vec<Damage> {
-        self.damage.values().cloned().collect()
-    }
-
-    pub(super) fn lost(&self) -> u64 {
-        self.lost
+        owed.saturating_sub(self.in_flight() + self.delayed())
     }
 
     pub(super) fn segments(&self) -> u64 {
@@ -225,7 +252,8 @@ impl Deliver {
             let end_index = newest.end_index(published);
             self.cursor.ordinal < newest.ordinal() || self.cursor.index < end_index
         };
-        !self.returned.is_empty() || self.tracks.back().is_some_and(is_behind)
+        let is_returned = !self.returned.is_empty() || self.deferred.count() > 0;
+        is_returned || self.tracks.back().is_some_and(is_behind)
     }
 
     /// Segments that are not mapped, and of which everything is synced.
@@ -247,7 +275,7 @@ impl Deliver {
     }
 
     /// Where the track of a segment is; most are at one of the ends.
-    fn position(&self, ordinal: u64) -> Option<usize> {
+    pub(super) fn position(&self, ordinal: u64) -> Option<usize> {
         let is = |track: Option<&Track>| track.is_some_and(|track| track.ordinal() == ordinal);
         if is(self.tracks.front()) {
             Some(0)
@@ -265,9 +293,8 @@ impl Deliver {
 
     /// Leases the next message.
     pub(super) fn lease_next(&mut self, published: u64) -> Result<Option<Leased>> {
-        if self.is_closed {
-            return Err(Error::Closed);
-        }
+        self.check_open()?;
+        self.take_back_due();
         while let Some((_, place)) = self.returned.pop_first() {
             let leased = self.look_again(place).and_then(|next| match next {
                 Some(next) => self.lease(next).map(Some),
@@ -283,11 +310,26 @@ impl Deliver {
             }
         }
         let Some(next) = self.find_next(published)? else { return Ok(None) };
-        let offset = next.place.offset + next.header.record_len();
         let leased = self.lease(next)?;
+        self.go_on_behind(&next);
+        Ok(Some(leased))
+    }
+
+    /// Deferred messages whose time has come. No clock is read while there are none.
+    fn take_back_due(&mut self) {
+        if self.deferred.count() > 0 {
+            let now = clock::now();
+            while let Some(place) = self.deferred.take_due(now) {
+                self.returned.insert(place.seq, place);
+            }
+        }
+    }
+
+    /// The message that `find_next` found at the cursor is taken.
+    pub(super) fn go_on_behind(&mut self, next: &Next) {
+        let offset = next.place.offset + next.header.record_len();
         let index = self.cursor.index + 1;
         self.cursor = Cursor { index, offset, previous: None, ..self.cursor };
-        Ok(Some(leased))
     }
 
     /// A message that was given back; `None` if its header got damaged meanwhile.
@@ -301,7 +343,7 @@ impl Deliver {
     }
 
     /// The next message that is owed and was not handed out in this run. Leaves the cursor at it.
-    fn find_next(&mut self, published: u64) -> Result<Option<Next>> {
+    pub(super) fn find_next(&mut self, published: u64) -> Result<Option<Next>> {
         loop {
             let Cursor { ordinal, index, has_skipped, .. } = self.cursor;
             let Some(at) = self.position(ordinal) else {
@@ -351,16 +393,6 @@ impl Deliver {
         self.cursor.index += 1;
     }
 
-    /// A slot that was never written to this place counts as delivered once.
-    fn rebuild_slot(&mut self, at: usize, index: u32) -> Result<()> {
-        let offset = slot::offset(self.tracks[at].segment.header.size, index);
-        self.list_damage(at, index, offset, DamageKind::Slot);
-        self.changes += 1;
-        self.tracks[at].note_change();
-        let rebuilt = Slot { state: State::Delivered, attempts: 1, offset: None };
-        self.tracks[at].map()?.store_slot(index, rebuilt)
-    }
-
     /// Stores the attempt and begins the lease.
     fn lease(&mut self, next: Next) -> Result<Leased> {
         let Next { place, header, at } = next;
@@ -378,96 +410,50 @@ impl Deliver {
         track.leased += 1;
         track.note_change();
         self.changes += 1;
+        self.counts.popped += 1;
+        self.counts.redelivered += u64::from(attempts > 1);
         let ticket = self.leases.begin(place);
         Ok(Leased { ticket, seq, attempts, offset, pushed_at, body, header })
     }
 
-    /// Ends a lease as its holder says; true if its segment has nothing left that is owed.
-    pub(super) fn settle(&mut self, ticket: Ticket, answer: Answer) -> Result<bool> {
-        if self.is_closed {
-            return Err(Error::Closed);
-        }
+    /// Ends a lease as its holder says.
+    pub(super) fn settle(&mut self, ticket: Ticket, answer: Answer) -> Result<Settled> {
+        self.check_open()?;
         // A lease ends only through its own delivery, which is consumed by that.
         let place = self.leases.end(ticket).ok_or(Error::Closed)?;
         self.changes += 1;
         let track = self.track(place.ordinal).ok_or(Error::Closed)?;
         track.leased -= 1;
-        let stored = match answer {
-            Answer::Nack => Ok(()),
-            Answer::Ack => {
-                let dead = Slot { state: State::Dead, ..owed_slot(&place) };
-                track.map().and_then(|mapped| mapped.store_slot(place.index, dead))
-            }
-            Answer::Release => {
-                let place = Place { attempts: place.attempts - 1, ..place };
-                track.map().and_then(|mapped| mapped.store_slot(place.index, owed_slot(&place)))
-            }
-        };
         track.note_change();
-        if answer == Answer::Ack && stored.is_ok() {
+        let mut store = |slot| track.map().and_then(|mapped| mapped.store_slot(place.index, slot));
+        let released = Place { attempts: place.attempts - 1, ..place };
+        let (stored, back) = match answer {
+            Answer::Nack | Answer::NackUntil(_) => (Ok(()), Some(place)),
+            Answer::Ack => match store(Slot { state: State::Dead, ..owed_slot(&place) }) {
+                Ok(()) => (Ok(()), None),
+                error => (error, Some(place)),
+            },
+            Answer::Release => match store(owed_slot(&released)) {
+                Ok(()) => (Ok(()), Some(released)),
+                error => (error, Some(place)),
+            },
+        };
+        if back.is_none() {
             track.settle(place.index);
-            return Ok(track.is_done());
         }
-        let uncounted = u32::from(answer == Answer::Release && stored.is_ok());
-        self.returned.insert(place.seq, Place { attempts: place.attempts - uncounted, ..place });
-        stored.map(|()| false)
-    }
-
-    /// The payload of a leased message turned out to be damaged.
-    pub(super) fn lose_leased(&mut self, leased: &Leased) -> Result<()> {
-        if let Some(place) = self.leases.end(leased.ticket)
-            && let Some(at) = self.position(place.ordinal)
-        {
-            let Place { index, offset, .. } = place;
-            self.tracks[at].leased -= 1;
-            let lost = self.lose(at, index, offset);
-            if lost.is_err() {
-                self.returned.insert(place.seq, place);
-            }
-            lost?;
+        let settled = Settled { seq: place.seq, is_done: back.is_none() && track.is_done() };
+        match (back, answer) {
+            (Some(place), Answer::NackUntil(time)) => self.deferred.put(time, place),
+            (Some(place), _) => drop(self.returned.insert(place.seq, place)),
+            (None, _) => {}
         }
-        Ok(())
-    }
-
-    fn lose_if_owed(&mut self, at: usize, index: u32, offset: u64) -> Result<()> {
-        let track = &mut self.tracks[at];
-        let is_old = track.is_old;
-        let slot = track.map()?.slot(index)?;
-        if slot.is_none_or(|slot| !slot.is_settled(is_old)) {
-            self.lose(at, index, offset)?;
+        stored?;
+        match answer {
+            Answer::Ack => self.counts.acked += 1,
+            Answer::Nack | Answer::NackUntil(_) => self.counts.nacked += 1,
+            Answer::Release => self.counts.released += 1,
         }
-        Ok(())
-    }
-
-    /// A message that is owed is damaged.
-    fn lose(&mut self, at: usize, index: u32, offset: u64) -> Result<()> {
-        self.settle_silently(at, index, offset, State::Lost)?;
-        self.lost += 1;
-        self.list_damage(at, index, offset, DamageKind::Corrupt);
-        Ok(())
-    }
-
-    /// Settles a message that is owed and not leased.
-    fn settle_silently(&mut self, at: usize, index: u32, offset: u64, state: State) -> Result<()> {
-        let track = &mut self.tracks[at];
-        track.map()?.store_slot(index, Slot { state, attempts: 0, offset: Some(offset) })?;
-        track.settle(index);
-        self.changes += 1;
-        Ok(())
-    }
-
-    fn list_damage(&mut self, at: usize, index: u32, offset: u64, kind: DamageKind) {
-        let track = &self.tracks[at];
-        let seq = track.first_seq + u64::from(index);
-        let is_listed = self
-            .damage
-            .range(..=seq)
-            .next_back()
-            .is_some_and(|(_, listed)| listed.last >= seq && listed.kind == kind);
-        if !is_listed && self.damage.len() < LISTED_DAMAGE {
-            let path = track.segment.path.clone();
-            self.damage.insert(seq, Damage { first: seq, last: seq, path, offset, kind });
-        }
+        Ok(settled)
     }
 
     /// Whether the worker has to be asked to sync changed slots some time soon.

@@ -28,6 +28,9 @@ mod consume;
 mod cursor;
 mod deliver;
 mod health;
+mod loss;
+mod purge;
+mod settled;
 mod supply;
 mod track;
 mod upkeep;
@@ -45,17 +48,17 @@ use crate::report::{Damage, RecoveryReport};
 use crate::stats::Stats;
 use append::Append;
 use commit::Commit;
-use deliver::Deliver;
+use deliver::{Counts, Deliver};
 use health::Health;
 use parking_lot::Mutex;
 use std::any::Any;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 use supply::Supply;
 use upkeep::Upkeep;
-use wait::{Soon, WaitList};
+use wait::WaitList;
 use worker::Worker;
 
 /// One open queue.
@@ -76,6 +79,8 @@ pub(crate) struct Engine {
     health: Health,
     /// Consumers that wait for a message.
     readers: WaitList,
+    /// Those who wait for a message to be settled, by its Seq.
+    settled: WaitList,
     worker: Worker,
     /// Taken before all other locks, and held while the queue is closed.
     closing: Mutex<Closing>,
@@ -107,9 +112,14 @@ impl<T> std::ops::Deref for Padded<T> {
 impl Engine {
     /// Opens the queue that `storage` holds.
     pub(crate) fn open(options: Options, storage: Arc<dyn Storage>) -> Result<Arc<Self>> {
+        check_presence(&*storage, &options, name::is_of_a_queue)?;
         let path = storage.path(name::LOCK);
         let lock = storage.lock().map_err(|error| Error::io("lock", &path, 0, error))?;
         let lock = Some(lock.ok_or(Error::Locked { path })?);
+        // Once more: somebody may have made, used and closed it before the lock was ours.
+        if options.create_new {
+            check_presence(&*storage, &options, name::is_of_a_used_queue)?;
+        }
         let log = Found::read(&*storage)?.reconcile()?.into_log()?;
         let engine = Arc::new(Self {
             recovery: log.report.clone(),
@@ -122,6 +132,7 @@ impl Engine {
             commit: Commit::default(),
             health: Health::default(),
             readers: WaitList::default(),
+            settled: WaitList::default(),
             worker: Worker::default(),
             closing: Mutex::new(Closing::Open),
             lock: Mutex::new(lock),
@@ -145,6 +156,7 @@ impl Engine {
         self.append.lock().is_closed = true;
         self.deliver.lock().close();
         self.readers.wake_all();
+        self.settled.wake_all();
         self.worker.stop();
         let synced = self.sync();
         // Whatever the result: nothing is stored from here on, and the directory is free.
@@ -186,7 +198,7 @@ impl Engine {
     }
 
     pub(crate) fn damage(&self) -> Vec<Damage> {
-        self.deliver.lock().damage()
+        self.deliver.lock().losses.damage()
     }
 
     pub(crate) fn last_seq(&self) -> Option<u64> {
@@ -195,6 +207,10 @@ impl Engine {
 
     pub(crate) fn in_flight(&self) -> u64 {
         self.deliver.lock().in_flight()
+    }
+
+    pub(crate) fn delayed(&self) -> u64 {
+        self.deliver.lock().delayed()
     }
 
     /// The number of the newest published message.
@@ -212,12 +228,21 @@ impl Engine {
 
     pub(crate) fn stats(&self) -> Result<Stats> {
         self.count_old_tracks()?;
+        let pushed = self.append.lock().pushed();
         let deliver = self.deliver.lock();
-        let ready = deliver.ready(|| self.newest_published());
+        let Counts { popped, redelivered, acked, nacked, released, purged } = deliver.counts;
         Ok(Stats {
-            ready,
+            ready: deliver.ready(|| self.newest_published()),
             in_flight: deliver.in_flight(),
-            lost: deliver.lost(),
+            delayed: deliver.delayed(),
+            lost: deliver.losses.count,
+            pushed,
+            popped,
+            redelivered,
+            acked,
+            nacked,
+            released,
+            purged,
             segments: deliver.segments(),
             segment_bytes: deliver.segment_bytes(),
             background_error: self.health.last_background_error(),
@@ -232,18 +257,6 @@ impl Engine {
         self.storage.path("")
     }
 
-    /// Waits until `pop` gives something; `None` once `deadline` has passed.
-    pub(crate) fn pop_until(self: &Arc<Self>, deadline: Option<Instant>) -> Result<Option<Taken>> {
-        // Pushes ask for waiters under the `append` lock, returns under `deliver`, which `pop` takes.
-        let registered = || drop(self.append.lock());
-        let found =
-            self.readers.wait_until(Soon::Perhaps, deadline, registered, || self.pop().transpose());
-        if self.readers_may_have_more() {
-            self.readers.wake_one();
-        }
-        found.transpose()
-    }
-
     /// The strictest of what is asked for.
     pub(crate) fn durability(&self, of: impl Iterator<Item = Option<Durability>>) -> Durability {
         let strictness = |durability: &Durability| match *durability {
@@ -254,4 +267,26 @@ impl Engine {
         let asked = of.map(|own| own.unwrap_or(self.options.durability));
         asked.min_by_key(strictness).unwrap_or(Durability::Os)
     }
+}
+
+/// Whether a queue is, or is not, there as the options want it.
+fn check_presence(
+    storage: &dyn Storage,
+    options: &Options,
+    is_sign: impl Fn(&str) -> bool,
+) -> Result<()> {
+    if options.create && !options.create_new {
+        return Ok(());
+    }
+    let directory = storage.path("");
+    let entries =
+        storage.list().map_err(|error| Error::io("list directory", &directory, 0, error))?;
+    let is_there = entries.iter().any(|entry| is_sign(&entry.name));
+    let kind = match (is_there, options.create_new) {
+        (true, true) => ErrorKind::AlreadyExists,
+        (false, false) => ErrorKind::NotFound,
+        _ => return Ok(()),
+    };
+    let what = if is_there { "a queue is there (create_new)" } else { "no queue (create(false))" };
+    Err(Error::io("open", &directory, 0, std::io::Error::new(kind, what)))
 }

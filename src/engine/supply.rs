@@ -97,8 +97,13 @@ impl Engine {
             self.discard(ready)?;
         }
         let prepared = self.prepare(supply, bytes)?;
-        if prepared.segment.header.size <= FIRST_SEGMENT {
-            self.warm_up(&prepared).inspect_err(|_| drop(self.discard(prepared.clone())))?;
+        if prepared.segment.header.size <= FIRST_SEGMENT
+            && let Err(error) = self.warm_up(&prepared)
+        {
+            let error = prepared.segment.error("prepare segment", 0, error);
+            // The first error is the one to tell; what stays is let go at the next open.
+            self.discard(prepared).ok();
+            return Err(error);
         }
         Ok(prepared)
     }
@@ -163,13 +168,9 @@ impl Engine {
 
     /// Makes stores into a prepared segment fast: pages resident, and, where the queue syncs, extents
     /// written, so that a commit has no file system metadata to write.
-    pub(super) fn warm_up(&self, prepared: &Prepared) -> Result<()> {
+    fn warm_up(&self, prepared: &Prepared) -> std::io::Result<()> {
         prepared.region.populate();
-        if self.options.durability == Durability::Os {
-            return Ok(());
-        }
-        let synced = prepared.segment.sync();
-        synced.map_err(|error| prepared.segment.error("prepare segment", 0, error))
+        if self.options.durability == Durability::Os { Ok(()) } else { prepared.segment.sync() }
     }
 
     /// Lets a prepared segment go that was never used.
@@ -239,20 +240,21 @@ impl Engine {
         let prepared = self.prepare(&mut supply, 0)?;
         supply.ready = Some(prepared.clone());
         drop(supply);
-        self.warm_up_ready(&prepared)
+        self.warm_up_ready(prepared)
     }
 
     /// Warms a segment up that a push may have taken meanwhile. While it holds nothing, a failed
     /// sync costs the file; after that, the belief in syncs.
-    pub(super) fn warm_up_ready(&self, prepared: &Prepared) -> Result<()> {
-        let Err(error) = self.warm_up(prepared) else { return Ok(()) };
+    pub(super) fn warm_up_ready(&self, prepared: Prepared) -> Result<()> {
+        let Err(error) = self.warm_up(&prepared) else { return Ok(()) };
+        // Only the supply may keep it mapped: some systems remove no file that is.
+        let Prepared { segment, .. } = prepared;
         let mut supply = self.supply.lock();
-        let is_this = |ready: &mut Prepared| Arc::ptr_eq(&ready.segment, &prepared.segment);
+        let is_this = |ready: &mut Prepared| Arc::ptr_eq(&ready.segment, &segment);
         if let Some(unused) = supply.ready.take_if(is_this) {
             self.discard(unused)?;
-            return Err(error);
+            return Err(segment.error("prepare segment", 0, error));
         }
-        let source = std::io::Error::other(error.to_string());
-        Err(self.health.poison("sync segment", &prepared.segment.path, source))
+        Err(self.health.poison("sync segment", &segment.path, error))
     }
 }

@@ -147,13 +147,18 @@ impl Engine {
             0 => u64::MAX,
             count => listed.first_seq + u64::from(count) - 1,
         });
+        // Acquire: pairs with the store in `finish_round`.
+        let durable = self.durable.load(Ordering::Acquire);
         Checkpoint {
             queue_id,
             epoch: supply.epoch,
-            // Acquire: pairs with the store in `finish_round`.
-            watermark: self.durable.load(Ordering::Acquire).min(last_seq).min(last_listed),
+            watermark: durable.min(last_seq).min(last_listed),
             seq_limit: supply.seq_limit,
             segments,
+            // What is durable is in a segment, settled, or was found missing by open; what was let
+            // go is durable.
+            accounted: durable,
+            unaccounted: deliver.losses.unaccounted.clone(),
         }
     }
 
@@ -172,6 +177,6 @@ impl Engine {
         let prepared = self.map_prepared(Arc::new(recycled))?;
         supply.ready = Some(prepared.clone());
         drop(supply);
-        self.warm_up_ready(&prepared)
+        self.warm_up_ready(prepared)
     }
 }

@@ -5,7 +5,8 @@
 
 use crate::clock;
 use parking_lot::Mutex;
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Wake, Waker};
@@ -25,7 +26,16 @@ pub(super) enum Soon {
     No,
 }
 
-/// Who waits.
+/// What somebody who waits sees when looking.
+#[derive(Debug)]
+pub(super) enum Look<T> {
+    Found(T),
+    NotYet,
+    /// Nothing, unless woken, before this time.
+    NotBefore(Instant),
+}
+
+/// Who waits, and for what.
 #[derive(Debug, Default)]
 pub(crate) struct WaitList {
     /// How many there are, so that waking nobody costs one load.
@@ -36,16 +46,17 @@ pub(crate) struct WaitList {
 #[derive(Debug, Default)]
 struct Entries {
     next_id: u64,
-    wakers: VecDeque<(u64, Waker)>,
+    /// By what is waited for, then in the order of coming.
+    wakers: BTreeMap<(u64, u64), Waker>,
 }
 
 impl WaitList {
-    /// Wakes the one that waits longest.
+    /// Wakes the one that waits longest, where all wait for the same.
     pub(super) fn wake_one(&self) {
         // SeqCst: pairs with the increment in `register`; either this sees the waiter, or the
         // waiter, who looks again after it registered, sees the change made before this call.
         if self.waiting.load(Ordering::SeqCst) > 0 {
-            let woken = self.entries.lock().wakers.pop_front();
+            let woken = self.entries.lock().wakers.pop_first();
             if let Some((_, waker)) = woken {
                 self.waiting.fetch_sub(1, Ordering::SeqCst);
                 waker.wake();
@@ -53,16 +64,24 @@ impl WaitList {
         }
     }
 
-    /// Wakes everybody.
-    pub(super) fn wake_all(&self) {
+    /// Wakes everybody who waits for one of `keys`.
+    pub(super) fn wake_keys(&self, keys: RangeInclusive<u64>) {
         // SeqCst: as in `wake_one`.
         if self.waiting.load(Ordering::SeqCst) > 0 {
-            let woken = std::mem::take(&mut self.entries.lock().wakers);
+            let mut entries = self.entries.lock();
+            let concerned = (*keys.start(), 0)..=(*keys.end(), u64::MAX);
+            let places: Vec<_> = entries.wakers.range(concerned).map(|(place, _)| *place).collect();
+            let woken: Vec<_> =
+                places.iter().filter_map(|place| entries.wakers.remove(place)).collect();
+            drop(entries);
             self.waiting.fetch_sub(woken.len(), Ordering::SeqCst);
-            for (_, waker) in woken {
-                waker.wake();
-            }
+            woken.into_iter().for_each(Waker::wake);
         }
+    }
+
+    /// Wakes everybody.
+    pub(super) fn wake_all(&self) {
+        self.wake_keys(0..=u64::MAX);
     }
 
     /// Whether anybody waits. To be asked under a lock that every waiter takes between registering
@@ -72,78 +91,93 @@ impl WaitList {
         self.waiting.load(Ordering::Relaxed) > 0
     }
 
-    fn register(&self, waker: Waker) -> Registration<'_> {
+    /// From here on `waker` is called once for a change that concerns `key`: whoever looks after
+    /// this misses none.
+    pub(super) fn register(&self, key: u64, waker: Waker) -> Registration<'_> {
         let mut entries = self.entries.lock();
         let id = entries.next_id;
         entries.next_id += 1;
-        entries.wakers.push_back((id, waker));
-        // SeqCst: pairs with the load in `wake_one` and `wake_all`.
+        entries.wakers.insert((key, id), waker);
+        // SeqCst: pairs with the load in `wake_one` and `wake_keys`.
         self.waiting.fetch_add(1, Ordering::SeqCst);
-        Registration { list: self, id }
+        Registration { list: self, place: (key, id) }
     }
 
-    /// Calls `look` until it gives something, parked in between; `None` once `deadline` has passed.
+    /// Calls `look` until it finds something, parked in between; `None` once `deadline` has passed.
     /// `registered` is called between registering and looking: the place to take the lock under
     /// which others ask [`WaitList::has_waiters`].
     pub(super) fn wait_until<T>(
         &self,
+        key: u64,
         soon: Soon,
         deadline: Option<Instant>,
         registered: impl Fn(),
-        mut look: impl FnMut() -> Option<T>,
+        mut look: impl FnMut() -> Look<T>,
     ) -> Option<T> {
         let spins = if soon == Soon::Perhaps { SPINS } else { 0 };
         for _ in 0..spins {
-            if let Some(found) = look() {
+            if let Look::Found(found) = look() {
                 return Some(found);
             }
             (0..SPIN_STEPS).for_each(|_| std::hint::spin_loop());
         }
         let parker = Waker::from(Arc::new(Parker(thread::current())));
         loop {
-            let registration = self.register(parker.clone());
+            let registration = self.register(key, parker.clone());
             registered();
-            if let Some(found) = look() {
-                return Some(found);
-            }
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(clock::now()));
-            match left {
-                Some(Duration::ZERO) => {
-                    // Whoever woke this one, in this very moment, has to wake another.
-                    if registration.leave() {
-                        self.wake_one();
-                    }
-                    return look();
+            let until = match look() {
+                Look::Found(found) => {
+                    registration.end();
+                    return Some(found);
                 }
+                Look::NotYet => deadline,
+                Look::NotBefore(time) => Some(deadline.map_or(time, |end| end.min(time))),
+            };
+            match until.map(|until| until.saturating_duration_since(clock::now())) {
+                Some(Duration::ZERO) => {}
                 Some(left) => thread::park_timeout(left),
                 None => thread::park(),
             }
+            if deadline.is_some_and(|end| end <= clock::now()) {
+                // Whoever woke this one, in this very moment, has to wake another.
+                drop(registration);
+                return if let Look::Found(found) = look() { Some(found) } else { None };
+            }
+            registration.end();
         }
     }
 }
 
-/// A place in the list, given up on drop.
-struct Registration<'a> {
+/// A place in the list. Whoever drops it, instead of ending it, after it was woken, and so may
+/// leave undone what it was woken for, wakes another.
+#[derive(Debug)]
+pub(super) struct Registration<'a> {
     list: &'a WaitList,
-    id: u64,
+    place: (u64, u64),
 }
 
 impl Registration<'_> {
+    /// Leaves, having looked or going to look.
+    pub(super) fn end(self) {
+        self.leave();
+        std::mem::forget(self);
+    }
+
     /// Whether it had been woken already.
     fn leave(&self) -> bool {
-        let mut entries = self.list.entries.lock();
-        let place = entries.wakers.iter().position(|(id, _)| *id == self.id);
-        if let Some(place) = place {
-            entries.wakers.remove(place);
+        let left = self.list.entries.lock().wakers.remove(&self.place);
+        if left.is_some() {
             self.list.waiting.fetch_sub(1, Ordering::SeqCst);
         }
-        place.is_none()
+        left.is_none()
     }
 }
 
 impl Drop for Registration<'_> {
     fn drop(&mut self) {
-        self.leave();
+        if self.leave() {
+            self.list.wake_one();
+        }
     }
 }
 
@@ -163,13 +197,16 @@ mod tests {
     #[test]
     fn no_wake_up_is_lost_between_many_waiters() {
         let (list, tokens) = (WaitList::default(), AtomicU64::new(0));
-        let take =
-            || tokens.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).ok();
+        let take = || {
+            let taken =
+                tokens.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+            taken.map_or(Look::NotYet, Look::Found)
+        };
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     (0..500).for_each(|_| {
-                        assert!(list.wait_until(Soon::Perhaps, None, || (), take).is_some());
+                        assert!(list.wait_until(0, Soon::Perhaps, None, || (), take).is_some());
                     });
                 });
             }
@@ -185,8 +222,48 @@ mod tests {
     fn a_deadline_ends_the_wait_and_leaves_nothing_behind() {
         let list = WaitList::default();
         let deadline = clock::now() + Duration::from_millis(5);
-        assert_eq!(list.wait_until(Soon::No, Some(deadline), || (), || None::<()>), None);
+        let nothing = || Look::<()>::NotYet;
+        assert_eq!(list.wait_until(0, Soon::No, Some(deadline), || (), nothing), None);
         assert!(clock::now() >= deadline);
         assert_eq!(list.waiting.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn whoever_looks_too_early_looks_again_in_time() {
+        let list = WaitList::default();
+        let time = clock::now() + Duration::from_millis(5);
+        let look = || if clock::now() < time { Look::NotBefore(time) } else { Look::Found(()) };
+        assert_eq!(list.wait_until(0, Soon::No, None, || (), look), Some(()));
+        assert_eq!(list.waiting.load(Ordering::SeqCst), 0);
+    }
+
+    /// Counts how often it was woken.
+    #[derive(Default)]
+    struct Counter(AtomicU64);
+
+    impl Wake for Counter {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn only_those_are_woken_whom_it_concerns() {
+        let list = WaitList::default();
+        let counters: [Arc<Counter>; 4] = std::array::from_fn(|_| Arc::default());
+        let waker = |of: usize| Waker::from(Arc::clone(&counters[of]));
+        let waiting = [5, 7, 7, 9].into_iter().zip(0..);
+        let places: Vec<_> = waiting.map(|(key, of)| list.register(key, waker(of))).collect();
+        let woken = || counters.each_ref().map(|counter| counter.0.load(Ordering::SeqCst));
+        list.wake_keys(6..=8);
+        assert_eq!((woken(), list.waiting.load(Ordering::SeqCst)), ([0, 1, 1, 0], 2));
+        places.into_iter().for_each(Registration::end);
+        assert_eq!((woken(), list.waiting.load(Ordering::SeqCst)), ([0, 1, 1, 0], 0));
+        let (first, second) = (list.register(0, waker(0)), list.register(0, waker(3)));
+        list.wake_one();
+        drop(first);
+        assert_eq!(woken(), [1, 1, 1, 1], "who leaves without looking wakes another");
+        second.end();
+        assert!(!list.has_waiters());
     }
 }

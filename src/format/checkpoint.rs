@@ -2,6 +2,8 @@
 
 use super::FORMAT_VERSION;
 use super::bytes::{put, take, u16_at, u32_at, u64_at, wide};
+use super::checksum::crc32_of_both;
+use crate::ranges::Ranges;
 use serde::{Deserialize, Serialize};
 
 const MAGIC: [u8; 8] = *b"keepqchk";
@@ -23,6 +25,10 @@ pub(crate) struct Checkpoint {
     pub(crate) seq_limit: u64,
     /// Every segment there was, in order.
     pub(crate) segments: Vec<Listed>,
+    /// Every Seq up to here is in a listed segment, or was settled and let go, or is unaccounted.
+    pub(crate) accounted: u64,
+    /// Numbers that no listed segment has and that were not settled: never given out, or lost.
+    pub(crate) unaccounted: Ranges,
 }
 
 /// A segment in the list.
@@ -63,7 +69,7 @@ impl Checkpoint {
         put(&mut out, VERSION, FORMAT_VERSION.to_le_bytes());
         put(&mut out, BODY_LEN, len.to_le_bytes());
         put(&mut out, GENERATION, generation.to_le_bytes());
-        let check = check(&out[..CHECK], &body);
+        let check = crc32_of_both(&out[..CHECK], &body);
         put(&mut out, CHECK, check.to_le_bytes());
         out.extend(body);
         out
@@ -79,7 +85,7 @@ impl Checkpoint {
             return Decoded::Invalid;
         }
         let body = &rest[..usize::try_from(body_len).unwrap_or(0)];
-        if check(&from[..CHECK], body) != u32_at(from, CHECK) {
+        if crc32_of_both(&from[..CHECK], body) != u32_at(from, CHECK) {
             return Decoded::Invalid;
         }
         match (u16_at(from, VERSION), postcard::take_from_bytes(body)) {
@@ -92,13 +98,6 @@ impl Checkpoint {
     }
 }
 
-fn check(header: &[u8], body: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(header);
-    hasher.update(body);
-    hasher.finalize()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,7 +108,17 @@ mod tests {
             Listed { ordinal: 2, first_seq: 1, count: 10 },
             Listed { ordinal: 5, first_seq: 11, count: 0 },
         ];
-        Checkpoint { queue_id: [1; 16], epoch: 2, watermark: 14, seq_limit: 100, segments }
+        let mut unaccounted = Ranges::default();
+        unaccounted.insert(5, 7);
+        Checkpoint {
+            queue_id: [1; 16],
+            epoch: 2,
+            watermark: 14,
+            seq_limit: 100,
+            segments,
+            accounted: 14,
+            unaccounted,
+        }
     }
 
     #[test]

@@ -13,6 +13,17 @@ pub(crate) fn crc32(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }
 
+/// CRC-32 (ISO-HDLC) of two pieces, one after the other.
+pub(crate) fn crc32_of_both(first: &[u8], second: &[u8]) -> u32 {
+    if first.is_empty() {
+        return crc32(second);
+    }
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(first);
+    hasher.update(second);
+    hasher.finalize()
+}
+
 /// One step of the place check: a bijection of `word` for a fixed `state`, and the reverse.
 pub(crate) const fn fold(state: u64, word: u64) -> u64 {
     let mixed = (state ^ word).wrapping_mul(FOLD_FACTOR);
@@ -52,6 +63,8 @@ mod tests {
     #[test]
     fn known_values() {
         assert_eq!(crc32(b"123456789"), 0xCBF4_3926, "CRC-32/ISO-HDLC check value");
+        assert_eq!(crc32_of_both(b"1234", b"56789"), 0xCBF4_3926);
+        assert_eq!(crc32_of_both(b"", b"123456789"), 0xCBF4_3926);
         assert_eq!(fold(0, 0), 0);
         assert_eq!(fold(0, 1), FOLD_FACTOR ^ (FOLD_FACTOR >> 32));
     }

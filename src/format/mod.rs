@@ -5,6 +5,7 @@
 pub(crate) mod bytes;
 pub(crate) mod checkpoint;
 pub(crate) mod checksum;
+pub(crate) mod extension;
 pub(crate) mod name;
 pub(crate) mod record;
 pub(crate) mod segment;

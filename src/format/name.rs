@@ -35,6 +35,16 @@ pub(crate) fn temporary(ordinal: u64) -> String {
     format!("{ordinal:016x}{TEMPORARY}")
 }
 
+/// Whether a directory with this name in it is a queue's.
+pub(crate) fn is_of_a_queue(name: &str) -> bool {
+    [LOCK, CHECKPOINT].contains(&name) || is_of_a_used_queue(name)
+}
+
+/// Whether a directory with this name in it is that of a queue that was pushed to.
+pub(crate) fn is_of_a_used_queue(name: &str) -> bool {
+    kind(name) == Kind::Segment
+}
+
 /// What a name found in the directory says.
 pub(crate) fn kind(name: &str) -> Kind {
     if [LOCK, CHECKPOINT, DEAD].contains(&name) {
@@ -74,5 +84,7 @@ mod tests {
         assert_eq!(kind("notes.tmp"), Kind::Foreign);
         assert_eq!(kind("000000000000001f.seg~"), Kind::Foreign);
         assert_eq!(kind("LOCK"), Kind::Own);
+        assert!(is_of_a_queue("LOCK") && is_of_a_queue("1.seg") && !is_of_a_queue("notes.txt"));
+        assert!(is_of_a_used_queue("1.seg") && !is_of_a_used_queue("LOCK"));
     }
 }

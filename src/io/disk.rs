@@ -19,9 +19,18 @@ pub(crate) struct DiskStorage {
 }
 
 impl DiskStorage {
+    /// The directory, which has to be there.
+    pub(crate) fn existing(path: &Path) -> io::Result<Self> {
+        // Absolute, so that a later change of the working directory moves nothing.
+        let directory = std::path::absolute(path)?;
+        if directory.metadata()?.is_dir() {
+            return Ok(Self { directory });
+        }
+        Err(io::ErrorKind::NotADirectory.into())
+    }
+
     /// Makes the directory, and those above it, if need be.
     pub(crate) fn new(path: &Path) -> io::Result<Self> {
-        // Absolute, so that a later change of the working directory moves nothing.
         let directory = std::path::absolute(path)?;
         let missing: Vec<&Path> =
             directory.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
@@ -31,10 +40,7 @@ impl DiskStorage {
                 result => result?,
             }
         }
-        if !directory.is_dir() {
-            return Err(io::ErrorKind::NotADirectory.into());
-        }
-        Ok(Self { directory })
+        Self::existing(path)
     }
 }
 

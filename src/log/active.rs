@@ -7,16 +7,19 @@ use super::Segment;
 use crate::error::{Error, Result};
 use crate::format::PAGE;
 use crate::format::bytes::wide;
-use crate::format::checksum::crc32;
+use crate::format::checksum::crc32_of_both;
 use crate::format::record::{self, Flags};
 use crate::format::segment::{ACTIVATION, Activation, RECORDS_START, Seal, capacity};
 use crate::format::slot::{self, SLOT, Slot, State};
 use crate::io::Region;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
 /// A message on its way into the log: its checksum taken, its place not yet known.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Draft<'a> {
+    /// What the body starts with, as `format::extension` encodes it.
+    extensions: Vec<u8>,
     payload: &'a [u8],
     body_check: u32,
     body_len: u32,
@@ -24,11 +27,12 @@ pub(crate) struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    /// `None` if no record can hold the payload.
-    pub(crate) fn new(payload: &'a [u8], is_transient: bool) -> Option<Self> {
-        let body_len = u32::try_from(payload.len()).ok()?;
+    /// `None` if no record can hold it.
+    pub(crate) fn new(extensions: Vec<u8>, payload: &'a [u8], is_transient: bool) -> Option<Self> {
+        let body_len = u32::try_from(extensions.len() + payload.len()).ok()?;
+        let body_check = crc32_of_both(&extensions, payload);
         let fits = u64::from(body_len) <= record::MAX_BODY;
-        fits.then(|| Self { payload, body_check: crc32(payload), body_len, is_transient })
+        fits.then_some(Self { extensions, payload, body_check, body_len, is_transient })
     }
 
     /// Bytes that it takes in the log.
@@ -46,8 +50,8 @@ pub(crate) struct Active {
     pub(crate) base_time: u64,
     tail: u64,
     count: u32,
-    /// Bytes of a batch that failed may lie behind the tail.
-    is_broken: bool,
+    /// Why bytes of a batch that failed may lie behind the tail.
+    broken_by: Option<ErrorKind>,
 }
 
 impl Active {
@@ -67,7 +71,7 @@ impl Active {
             base_time: now,
             tail: RECORDS_START,
             count: 0,
-            is_broken: false,
+            broken_by: None,
         })
     }
 
@@ -86,9 +90,9 @@ impl Active {
         capacity((self.segment.header.size - PAGE).saturating_sub(self.used_bytes()))
     }
 
-    /// Whether it must not be pushed to any more, nor anything behind it before it is sealed.
-    pub(crate) fn is_broken(&self) -> bool {
-        self.is_broken
+    /// Why it must not be pushed to any more, nor anything behind it before it is sealed.
+    pub(crate) fn broken_by(&self) -> Option<ErrorKind> {
+        self.broken_by
     }
 
     /// Whether so many records of so many bytes in all fit, pushed now.
@@ -110,12 +114,15 @@ impl Active {
             let header = record::Header {
                 body_check: draft.body_check,
                 body_len: draft.body_len,
-                flags: Flags::default().transient(draft.is_transient).more(position < last),
+                flags: Flags::default()
+                    .transient(draft.is_transient)
+                    .extended(!draft.extensions.is_empty())
+                    .more(position < last),
                 unsynced: record::encode_unsynced(unsynced),
                 index,
                 age,
             };
-            if let Err(error) = self.place(&header, draft.payload, tail) {
+            if let Err(error) = self.place(&header, draft, tail) {
                 self.erase(&drafts[..=position])?;
                 return Err(error);
             }
@@ -133,17 +140,21 @@ impl Active {
         let mut offset = self.tail;
         for draft in drafts {
             let erased = self.region.store(offset, &[0; record::HEADER]);
-            self.is_broken |= erased.is_err();
+            self.broken_by = erased.as_ref().err().map(io::Error::kind).or(self.broken_by);
             erased.map_err(|error| Error::io("append", &self.segment.path, offset, error))?;
             offset += draft.record_len();
         }
         Ok(())
     }
 
-    fn place(&self, header: &record::Header, payload: &[u8], offset: u64) -> Result<()> {
+    fn place(&self, header: &record::Header, draft: &Draft<'_>, offset: u64) -> Result<()> {
         let (segment, region) = (&self.segment, &self.region);
         let wrap = |error| Error::io("append", &segment.path, offset, error);
-        region.store(offset + wide(record::HEADER), payload).map_err(wrap)?;
+        let body = offset + wide(record::HEADER);
+        if !draft.extensions.is_empty() {
+            region.store(body, &draft.extensions).map_err(wrap)?;
+        }
+        region.store(body + wide(draft.extensions.len()), draft.payload).map_err(wrap)?;
         if header.flags.is_transient() {
             let slot = Slot { state: State::Transient, attempts: 0, offset: Some(offset) };
             let place = slot::offset(segment.header.size, header.index);

@@ -220,7 +220,8 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
     match getrandom::fill(&mut bytes) {
         Ok(()) => Ok(bytes),
         Err(error) => {
-            let error = std::io::Error::other(error.to_string());
+            let told = error.raw_os_error().map(std::io::Error::from_raw_os_error);
+            let error = told.unwrap_or_else(|| std::io::Error::other(error.to_string()));
             Err(Error::io("read random bytes", "".as_ref(), 0, error))
         }
     }

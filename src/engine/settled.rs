@@ -1,0 +1,58 @@
+//! Whether a message is settled, for whoever pushed it.
+//!
+//! Promises: says that a message is settled only if it was; what became of a number that no segment
+//! has any more is told from the log and CHECKPOINT, and where they do not know, that is the answer.
+
+use super::Engine;
+use super::deliver::Deliver;
+use super::wait::{Look, Soon};
+use crate::error::{Error, Result};
+use crate::format::slot::State;
+use crate::seq::Seq;
+use std::time::Instant;
+
+impl Engine {
+    /// Whether message `seq` will never be handed out again.
+    pub(crate) fn is_settled(&self, seq: u64) -> Result<bool> {
+        let mut deliver = self.deliver.lock();
+        deliver.check_open()?;
+        // Read under the lock, so that the track of the newest message is there.
+        let published = self.newest_published();
+        deliver.is_settled(seq, published)
+    }
+
+    /// Waits until message `seq` will never be handed out again; false once `deadline` has passed.
+    pub(crate) fn wait_settled(&self, seq: u64, deadline: Option<Instant>) -> Result<bool> {
+        let look = || match self.is_settled(seq) {
+            Ok(false) => Look::NotYet,
+            found => Look::Found(found),
+        };
+        // Whoever settles asks for waiters under the `deliver` lock, which looking takes.
+        let found = self.settled.wait_until(seq, Soon::Perhaps, deadline, || (), look);
+        found.unwrap_or(Ok(false))
+    }
+}
+
+impl Deliver {
+    fn is_settled(&mut self, seq: u64, published: u64) -> Result<bool> {
+        let unknown = Err(Error::UnknownSeq { seq: Seq(seq) });
+        if seq == 0 || seq > published {
+            return unknown;
+        }
+        // Newest first: whoever asks has mostly just pushed.
+        let has_it = |track: &&mut super::track::Track| {
+            let end = track.first_seq + u64::from(track.end_index(published));
+            (track.first_seq..end).contains(&seq)
+        };
+        let Some(track) = self.tracks.iter_mut().rev().find(has_it) else {
+            return if self.losses.unaccounted.contains(seq) { unknown } else { Ok(true) };
+        };
+        let index = u32::try_from(seq - track.first_seq).unwrap_or(u32::MAX);
+        let is_old = track.is_old;
+        // A slot that is unreadable is owed.
+        match track.map()?.slot(index)? {
+            Some(slot) if slot.state == State::Lost => unknown,
+            slot => Ok(slot.is_some_and(|slot| slot.is_settled(is_old))),
+        }
+    }
+}
