@@ -124,7 +124,7 @@ pub enum Error {
     },
     /// A value could not be encoded: its `Serialize` gave up, or it holds a sequence of unknown
     /// length. Nothing was pushed.
-    #[error("the value does not encode: {source}")]
+    #[error("push: the value does not encode, nothing was pushed: {source}")]
     Encode {
         /// What the encoder says.
         source: Box<dyn std::error::Error + Send + Sync>,

@@ -1,5 +1,6 @@
 //! The number of a message.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The number of a message: rises in push order and is never given to another message.
@@ -16,12 +17,20 @@ use std::fmt;
 /// assert_eq!(u64::from(second), second.to_string().parse()?);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Seq(pub(crate) u64);
 
 impl fmt::Display for Seq {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// For a number that was kept elsewhere, to ask [`Queue::is_acked`](crate::Queue::is_acked).
+impl From<u64> for Seq {
+    fn from(seq: u64) -> Self {
+        Self(seq)
     }
 }
 

@@ -24,10 +24,10 @@
 mod support;
 
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage};
-use keepq::{Delivery, Durability, Message, Options, Queue};
+use keepq::{Delivery, Durability, Options, Queue};
 use std::sync::Arc;
 use std::time::Duration;
-use support::model::{End, Known, Model};
+use support::model::{End, Known, Model, message};
 use support::{Dice, cases};
 
 const STEPS: u64 = 60;
@@ -80,6 +80,7 @@ impl Leg<'_> {
         }
         assert!(queue.damage().is_empty(), "damage after a mere crash: {:?}", queue.damage());
         self.model.recovered(&found, end);
+        self.model.check_settled(&queue)?;
         // Transient messages of a crashed run whose state was lost count until they are met.
         assert!(len >= found.len() as u64, "len {len}, found {}", found.len());
         for delivery in found {
@@ -121,8 +122,21 @@ impl Leg<'_> {
                 self.model.synced();
                 Ok(())
             }
+            _ if self.dice.one_in(4) => self.purge(queue),
             _ => self.ack_batch(queue),
         }
+    }
+
+    fn purge(&mut self, queue: &Queue) -> Step {
+        self.note("purge");
+        let in_flight: Vec<u64> = self.in_flight.iter().map(|(id, _)| *id).collect();
+        let purged = self.model.begin_purge(&in_flight);
+        assert_eq!(queue.purge()?, purged.len() as u64);
+        assert_eq!(queue.len(), 0);
+        for id in purged {
+            self.model.acked(id, if self.sync_acks { Known::Durable } else { Known::Yes });
+        }
+        Ok(())
     }
 
     fn note(&mut self, what: impl Into<String>) {
@@ -141,7 +155,7 @@ impl Leg<'_> {
         let len = self.len();
         let (id, payload) = self.model.begin_push(&[len], is_transient).remove(0);
         self.note(format!("push {id} len {len} {durability:?} transient {is_transient}"));
-        let message = Message::new(&payload).durability(durability);
+        let message = message(id, &payload).durability(durability);
         if is_transient {
             let seq = queue.push(message.transient())?;
             self.model.end_push(&[id], &[seq.into()], Known::Yes);
@@ -165,7 +179,7 @@ impl Leg<'_> {
         let lens: Vec<usize> = (0..count).map(|_| self.len() / 4).collect();
         let begun = self.model.begin_push(&lens, false);
         self.note(format!("push_batch {:?}", begun.iter().map(|(id, _)| id).collect::<Vec<_>>()));
-        let seqs = queue.push_batch(begun.iter().map(|(_, payload)| payload))?;
+        let seqs = queue.push_batch(begun.iter().map(|(id, payload)| message(*id, payload)))?;
         let ids: Vec<u64> = begun.iter().map(|(id, _)| *id).collect();
         let seqs: Vec<u64> = seqs.into_iter().map(u64::from).collect();
         let is_durable = self.durability == Durability::Always;
@@ -322,10 +336,10 @@ fn drain(disk: &Arc<MemoryStorage>, model: &mut Model, end: End) {
     let found = queue.pop_batch(usize::MAX).unwrap();
     model.recovered(&found, end);
     assert_eq!(queue.in_flight(), found.len() as u64);
+    model.check_settled(&queue).unwrap();
     queue.ack_batch(found).unwrap();
-    assert_eq!((queue.len(), queue.in_flight()), (0, 0));
     let (id, payload) = model.begin_push(&[10], false).remove(0);
-    let seq = queue.push(&payload).unwrap();
+    let seq = queue.push(message(id, &payload)).unwrap();
     model.end_push(&[id], &[seq.into()], Known::Durable);
     queue.close().unwrap();
     let queue = options.open("memory").unwrap();

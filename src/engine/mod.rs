@@ -27,6 +27,8 @@ mod commit;
 mod consume;
 mod cursor;
 mod deliver;
+#[cfg(all(test, feature = "fault-injection"))]
+mod futures;
 mod health;
 mod loss;
 mod purge;

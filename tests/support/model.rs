@@ -3,7 +3,7 @@
 //! The model knows every message that was ever tried, what each call returned, and so what must be
 //! there, what may be there, and what must not.
 
-use keepq::Delivery;
+use keepq::{Delivery, Error, Message, Queue};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How a run ended.
@@ -61,6 +61,17 @@ pub(crate) fn payload(id: u64, len: usize) -> Vec<u8> {
     payload
 }
 
+/// The headers of message `id`: every third one has some.
+pub(crate) fn headers(id: u64) -> Vec<(String, Vec<u8>)> {
+    let count = if id.is_multiple_of(3) { id % 4 } else { 0 };
+    (0..count).map(|n| (format!("header {n}"), payload(id, (n * 40) as usize))).collect()
+}
+
+/// The message `id`, made anew.
+pub(crate) fn message(id: u64, payload: &[u8]) -> Message<'_> {
+    headers(id).iter().fold(Message::new(payload), |made, (name, value)| made.header(name, value))
+}
+
 impl Model {
     /// Notes a batch that is about to be pushed: the numbers and payloads of its messages.
     pub(crate) fn begin_push(&mut self, lens: &[usize], is_transient: bool) -> Vec<(u64, Vec<u8>)> {
@@ -107,7 +118,7 @@ impl Model {
 
     /// A sync of everything returned `Ok`.
     pub(crate) fn synced(&mut self) {
-        for entry in self.entries.values_mut() {
+        for entry in self.entries.values_mut().filter(|entry| !entry.is_gone) {
             if entry.pushed == Known::Yes {
                 entry.pushed = Known::Durable;
             }
@@ -122,6 +133,7 @@ impl Model {
         let id = u64::from_le_bytes(delivery[..8].try_into().unwrap());
         let entry = self.entries.get_mut(&id).expect("a message that was never pushed");
         assert_eq!(&delivery[..], payload(id, entry.len), "message {id} was changed");
+        assert!(delivery.headers().eq(headers(id).iter().map(|(n, v)| (n.as_str(), &v[..]))));
         assert!(!entry.is_gone, "message {id} came back after it was gone");
         assert!(entry.acked < Known::Yes, "message {id} came back after its ack");
         let seq = u64::from(delivery.seq());
@@ -145,6 +157,43 @@ impl Model {
 
     pub(crate) fn acked(&mut self, id: u64, known: Known) {
         self.entries.get_mut(&id).unwrap().acked = known;
+    }
+
+    /// All that waits is about to be purged; gives what is.
+    pub(crate) fn begin_purge(&mut self, in_flight: &[u64]) -> Vec<u64> {
+        let waits = |(id, entry): &(&u64, &mut Entry)| {
+            let is_there = entry.seq.is_some() && !entry.is_gone && entry.acked == Known::No;
+            is_there && !in_flight.contains(id)
+        };
+        let purged = self.entries.iter_mut().filter(waits).map(|(id, entry)| {
+            entry.acked = Known::Perhaps;
+            *id
+        });
+        purged.collect()
+    }
+
+    /// Right after [`Model::recovered`]: what the queue says of each Seq that was told. What is
+    /// settled for sure is, what is owed is not, and what a crash took is not told as settled.
+    pub(crate) fn check_settled(&self, queue: &Queue) -> keepq::Result<()> {
+        let lasting = self.entries.iter().filter(|(_, entry)| !entry.is_transient);
+        for (id, entry) in lasting {
+            let Some(seq) = entry.seq else { continue };
+            let told = match queue.is_acked(seq.into()) {
+                Err(Error::UnknownSeq { seq: named }) => {
+                    assert_eq!(u64::from(named), seq);
+                    None
+                }
+                told => Some(told?),
+            };
+            let right = match (entry.is_gone, entry.acked) {
+                (_, Known::Durable) | (false, Known::Yes) => told == Some(true),
+                (false, Known::No) => told == Some(false),
+                (true, Known::No) => told.is_none(),
+                (true, _) | (_, Known::Perhaps) => told != Some(false),
+            };
+            assert!(right, "is_acked of message {id} is {told:?}: {entry:?}");
+        }
+        Ok(())
     }
 
     /// Checks what a queue holds right after open against what the promise says about how the last
