@@ -86,8 +86,11 @@ impl<'a> Message<'a> {
 
     /// Bytes of its payload and headers.
     pub(crate) fn bytes(&self) -> u64 {
-        let header = |header: &Header| wide(header.name.len() + header.value.len());
-        wide(self.payload.len()) + self.headers.iter().map(header).sum::<u64>()
+        let mut bytes = wide(self.payload.len());
+        for header in &*self.headers {
+            bytes += wide(header.name.len() + header.value.len());
+        }
+        bytes
     }
 
     /// # Errors
@@ -98,10 +101,12 @@ impl<'a> Message<'a> {
             return Err(options::invalid_interval("Message::durability"));
         }
         let within = |len, max| if len > max { Err(Error::TooLarge { len, max }) } else { Ok(()) };
-        let headers = self.headers.iter();
-        headers.clone().try_for_each(|header| within(wide(header.name.len()), MAX_NAME))?;
-        let lens = headers.map(|header| header_len(&header.name, &header.value));
-        within(lens.sum(), MAX_ENTRIES)
+        let mut entries = 0;
+        for header in &*self.headers {
+            within(wide(header.name.len()), MAX_NAME)?;
+            entries += header_len(&header.name, &header.value);
+        }
+        within(entries, MAX_ENTRIES)
     }
 
     fn from_payload(payload: Cow<'a, [u8]>) -> Self {

@@ -27,6 +27,18 @@ pub enum Durability {
     Os,
 }
 
+impl Durability {
+    /// Whichever of the two promises more.
+    pub(crate) fn stricter(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Always, _) | (_, Self::Always) => Self::Always,
+            (Self::Interval(one), Self::Interval(two)) => Self::Interval(one.min(two)),
+            (Self::Os, other) => other,
+            (this, Self::Os) => this,
+        }
+    }
+}
+
 /// How long acks may wait for a sync that nobody asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum AckSync {

@@ -110,7 +110,7 @@ impl Queue {
     pub fn push<'a>(&self, message: impl Into<Message<'a>>) -> Result<Seq> {
         let message = message.into();
         let draft = self.draft(&message)?;
-        let durability = self.durability_of(&[&message]);
+        let durability = self.durability_of(&message);
         let seq = self.engine().append(&[draft], interval(durability))?;
         self.wait(seq, durability)?;
         Ok(Seq(seq))
@@ -125,7 +125,7 @@ impl Queue {
     pub fn submit<'a>(&self, message: impl Into<Message<'a>>) -> Result<Receipt> {
         let message = message.into();
         let draft = self.draft(&message)?;
-        let durability = self.durability_of(&[&message]);
+        let durability = self.durability_of(&message);
         let seq = self.engine().append(&[draft], interval(durability))?;
         Ok(Receipt::new(Arc::clone(self.engine()), seq))
     }
@@ -159,8 +159,8 @@ impl Queue {
         if drafts.is_empty() {
             return Ok(Vec::new());
         }
-        let references: Vec<&Message<'a>> = messages.iter().collect();
-        let durability = self.durability_of(&references);
+        let each = messages.iter().map(|message| self.durability_of(message));
+        let durability = each.reduce(Durability::stricter).unwrap_or(Durability::Os);
         let first = self.engine().append(&drafts, interval(durability))?;
         let seqs: Vec<Seq> = (first..).zip(&drafts).map(|(seq, _)| Seq(seq)).collect();
         self.wait(first + wide(drafts.len()) - 1, durability)?;
@@ -404,10 +404,12 @@ impl Queue {
         draft.ok_or(Error::TooLarge { len, max: record::MAX_BODY })
     }
 
-    /// The strictest of what the messages ask for; what is transient asks for nothing.
-    fn durability_of(&self, messages: &[&Message<'_>]) -> Durability {
-        let lasting = messages.iter().filter(|message| !message.is_transient);
-        self.engine().durability(lasting.map(|message| message.durability))
+    /// What is transient is not waited for.
+    fn durability_of(&self, message: &Message<'_>) -> Durability {
+        if message.is_transient {
+            return Durability::Os;
+        }
+        message.durability.unwrap_or(self.engine().options().durability)
     }
 
     fn wait(&self, seq: u64, durability: Durability) -> Result<()> {

@@ -97,3 +97,10 @@ fn sectors_written(directory: &Path) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")).ok()?;
     stat.split_whitespace().nth(6)?.parse().ok()
 }
+
+/// The value that so many percent of `values` do not exceed. Sorts them.
+pub(crate) fn percentile(values: &mut [Duration], percent: f64) -> Duration {
+    values.sort_unstable();
+    let at = (values.len() as f64 * percent / 100.0).ceil() as usize;
+    values.get(at.saturating_sub(1)).copied().unwrap_or_default()
+}

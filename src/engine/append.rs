@@ -116,7 +116,10 @@ struct Need {
 
 impl Need {
     fn of(drafts: &[Draft<'_>]) -> Self {
-        let bytes = drafts.iter().map(Draft::record_len).sum();
+        let mut bytes = 0;
+        for draft in drafts {
+            bytes += draft.record_len();
+        }
         Self { bytes, records: crate::format::bytes::wide(drafts.len()) }
     }
 }

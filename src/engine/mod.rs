@@ -44,7 +44,7 @@ pub(crate) use deliver::{Answer, Taken};
 use crate::error::{Error, Result};
 use crate::format::name;
 use crate::io::Storage;
-use crate::options::{Durability, Options};
+use crate::options::Options;
 use crate::recovery::Found;
 use crate::report::{Damage, RecoveryReport};
 use crate::stats::Stats;
@@ -257,17 +257,6 @@ impl Engine {
 
     pub(crate) fn directory(&self) -> PathBuf {
         self.storage.path("")
-    }
-
-    /// The strictest of what is asked for.
-    pub(crate) fn durability(&self, of: impl Iterator<Item = Option<Durability>>) -> Durability {
-        let strictness = |durability: &Durability| match *durability {
-            Durability::Always => (0, std::time::Duration::ZERO),
-            Durability::Interval(interval) => (1, interval),
-            Durability::Os => (2, std::time::Duration::ZERO),
-        };
-        let asked = of.map(|own| own.unwrap_or(self.options.durability));
-        asked.min_by_key(strictness).unwrap_or(Durability::Os)
     }
 }
 

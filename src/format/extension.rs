@@ -22,8 +22,10 @@ pub(crate) fn header_len(name: &str, value: &[u8]) -> u64 {
 /// The extensions of a message with these headers, whose entries keep to [`MAX_NAME`] and
 /// [`MAX_ENTRIES`]; empty if there are none.
 pub(crate) fn encode<'h>(headers: impl Iterator<Item = (&'h str, &'h [u8])>) -> Vec<u8> {
-    let mut out = vec![0; LENGTH];
+    // Empty, and so without an allocation, for a message that has none.
+    let mut out = Vec::new();
     for (name, value) in headers {
+        out.resize(out.len().max(LENGTH), 0);
         let name_len = u8::try_from(name.len()).expect("the caller keeps to MAX_NAME");
         out.push(HEADER);
         out.extend(length(1 + name.len() + value.len()));
@@ -31,11 +33,10 @@ pub(crate) fn encode<'h>(headers: impl Iterator<Item = (&'h str, &'h [u8])>) -> 
         out.extend_from_slice(name.as_bytes());
         out.extend_from_slice(value);
     }
-    if out.len() == LENGTH {
-        return Vec::new();
+    let entries = length(out.len().saturating_sub(LENGTH));
+    if let Some(place) = out.first_chunk_mut() {
+        *place = entries;
     }
-    let entries = length(out.len() - LENGTH);
-    out.splice(..LENGTH, entries);
     out
 }
 
