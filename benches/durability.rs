@@ -29,7 +29,7 @@ const TIME: Duration = Duration::from_secs(2);
 const MOST: u64 = 2_000_000;
 
 /// Calls `call` on so many threads for a while; prints the rate, and what a call took.
-fn measure(name: &str, options: Options, threads: u64, messages: u64, call: impl Call) {
+fn measure(name: &str, options: Options, threads: u64, messages: u64, call: &impl Call) {
     let dir = common::directory();
     let queue = options.open(dir.path().join("q")).unwrap();
     if call.needs_backlog() {
@@ -109,13 +109,13 @@ fn main() {
     {
         let options = || Queue::options().durability(durability);
         for threads in [1, 8, 64] {
-            measure(&format!("push, {name}"), options(), threads, 1, Push);
+            measure(&format!("push, {name}"), options(), threads, 1, &Push);
         }
-        measure(&format!("push_batch of 100, {name}"), options(), 1, 100, PushBatch);
+        measure(&format!("push_batch of 100, {name}"), options(), 1, 100, &PushBatch);
     }
     let options = || Queue::options().durability(Durability::Os);
-    measure("pop and ack", options(), 1, 1, PopAck);
+    measure("pop and ack", options(), 1, 1, &PopAck);
     for threads in [1, 8, 64] {
-        measure("pop and ack, sync_acks", options().sync_acks(true), threads, 1, PopAck);
+        measure("pop and ack, sync_acks", options().sync_acks(true), threads, 1, &PopAck);
     }
 }

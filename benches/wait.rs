@@ -86,7 +86,7 @@ impl Side {
         thread::spawn(move || {
             loop {
                 let given_at = waiting.take();
-                let took = start.elapsed() - Duration::from_nanos(given_at);
+                let took = start.elapsed().saturating_sub(Duration::from_nanos(given_at));
                 if tell.send(took).is_err() {
                     return;
                 }

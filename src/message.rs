@@ -156,12 +156,6 @@ impl From<Box<[u8]>> for Message<'_> {
     }
 }
 
-impl<const N: usize> From<[u8; N]> for Message<'_> {
-    fn from(payload: [u8; N]) -> Self {
-        Self::from_payload(Cow::Owned(payload.to_vec()))
-    }
-}
-
 impl From<Vec<u8>> for Message<'_> {
     fn from(payload: Vec<u8>) -> Self {
         Self::from_payload(Cow::Owned(payload))

@@ -101,6 +101,7 @@ fn sectors_written(directory: &Path) -> Option<u64> {
 /// The value that so many percent of `values` do not exceed. Sorts them.
 pub(crate) fn percentile(values: &mut [Duration], percent: f64) -> Duration {
     values.sort_unstable();
-    let at = (values.len() as f64 * percent / 100.0).ceil() as usize;
-    values.get(at.saturating_sub(1)).copied().unwrap_or_default()
+    let is_within = |at: &usize| (*at as f64) < values.len() as f64 * percent / 100.0;
+    let at = (0..values.len()).take_while(is_within).last().unwrap_or(0);
+    values.get(at).copied().unwrap_or_default()
 }

@@ -1,6 +1,8 @@
 //! Futures made of the wait lists as they are: wakers suffice, so an async API needs no second way
 //! of waiting. Tests only.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
 use super::wait::{Look, Registration};
 use super::{Engine, Taken};
 use crate::error::{Error, Result};

@@ -1,0 +1,226 @@
+//! The examples, started, killed and started again: what they promise holds at the end.
+//!
+//! The moments of the kills come from `KEEPQ_EXAMPLES_SEED`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "a test may fail"
+)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use support::{Dice, cases};
+
+/// `cargo test` builds the examples along with the tests, in a directory beside theirs; a test
+/// that runs alone has to ask for it.
+fn example(name: &str) -> PathBuf {
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--example", name]);
+    build.args((!cfg!(debug_assertions)).then_some("--release"));
+    assert!(build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
+    let this = std::env::current_exe().unwrap();
+    let profile = this.parent().and_then(Path::parent).unwrap();
+    let path = profile.join("examples").join(name).with_extension(std::env::consts::EXE_EXTENSION);
+    assert!(path.exists(), "{} is built", path.display());
+    path
+}
+
+fn dice() -> Dice {
+    Dice(cases("KEEPQ_EXAMPLES_SEED", 3))
+}
+
+/// Starts the example, and kills it after this time; whether it was still running.
+fn kill_after(mut example: Command, after: Duration) -> bool {
+    let mut child = example.stdout(Stdio::null()).spawn().unwrap();
+    // The moment of the kill is what this test is about.
+    std::thread::sleep(after);
+    child.kill().unwrap();
+    let status = child.wait().unwrap();
+    assert!(status.success() || status.code().is_none(), "failed by itself: {status}");
+    !status.success()
+}
+
+/// Runs the example to its end, and gives what it says.
+fn finish(mut example: Command) -> String {
+    let output = example.output().unwrap();
+    let [said, errors] =
+        [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(output.status.success(), "{}: {said}{errors}", output.status);
+    said
+}
+
+/// The line that contains this, or a panic.
+fn line<'t>(text: &'t str, part: &str) -> &'t str {
+    let found = text.lines().find(|line| line.contains(part));
+    found.unwrap_or_else(|| panic!("no {part:?} in {text:?}"))
+}
+
+fn numbers(text: &str) -> Vec<u64> {
+    text.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect()
+}
+
+#[test]
+fn orders_add_up_after_any_number_of_kills() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, mut dice) = (example("orders"), dice());
+    let command = || {
+        let mut command = Command::new(&path);
+        command.arg(dir.path()).arg("800");
+        command
+    };
+    let kills =
+        (0..10).filter(|_| kill_after(command(), Duration::from_millis(5 + dice.below(50))));
+    assert!(kills.count() >= 3);
+    let said = finish(command());
+    assert_eq!(numbers(line(&said, "orders ="))[0], 800);
+    // The books themselves: every order once in each that it belongs to, and in no other.
+    let book = |name: &str| {
+        let text = fs::read_to_string(dir.path().join(name)).unwrap();
+        let entries = text.lines().map(|line| numbers(line)[0]).collect::<Vec<u64>>();
+        let distinct: BTreeSet<u64> = entries.iter().copied().collect();
+        assert_eq!(entries.len(), distinct.len(), "{name} has an order twice");
+        distinct
+    };
+    let (reserved, charged) = (book("reserved"), book("charged"));
+    let (shipped, declined) = (book("shipped"), book("declined"));
+    assert_eq!(reserved.len(), 800);
+    assert_eq!(charged, shipped);
+    assert!(charged.is_disjoint(&declined) && !declined.is_empty());
+    assert_eq!(&charged | &declined, reserved);
+    // All that is left in the queues is settled orders that a kill doubled.
+    let again = finish(command());
+    assert!(line(&again, "are done").starts_with("800 of 800"));
+}
+
+#[test]
+fn money_is_conserved_after_any_number_of_kills() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, mut dice) = (example("ledger"), dice());
+    let command = || {
+        let mut command = Command::new(&path);
+        command.arg(dir.path()).arg("2000");
+        command
+    };
+    let kills =
+        (0..15).filter(|_| kill_after(command(), Duration::from_millis(5 + dice.below(60))));
+    assert!(kills.count() >= 3);
+    let said = finish(command());
+    let sums: Vec<_> = said.lines().filter(|line| line.contains("cents in all")).collect();
+    assert_eq!(sums, ["50 accounts, 50000 cents in all"; 2]);
+    let counts = numbers(line(&said, "receipts"));
+    assert!(counts[1] >= counts[0] && counts[0] > 2000, "{counts:?}");
+    // The journal itself, without the example's help.
+    let journal = fs::read_to_string(dir.path().join("journal")).unwrap();
+    let lines: Vec<Vec<u64>> = journal.lines().map(numbers).collect();
+    assert!(lines.is_sorted_by(|a, b| a[0] < b[0]), "a transfer was applied twice");
+    let applied: BTreeSet<u64> = lines.iter().map(|line| line[0]).collect();
+    let receipts = fs::read_to_string(dir.path().join("receipts")).unwrap();
+    let mut accepted = receipts.lines().map(|line| line.parse::<u64>().unwrap());
+    assert!(accepted.all(|seq| applied.contains(&seq)), "an accepted transfer is lost");
+    let mut balances = [1000i64; 50];
+    for line in lines {
+        balances[line[1] as usize] -= line[3].cast_signed();
+        balances[line[2] as usize] += line[3].cast_signed();
+        assert!(balances[line[1] as usize] >= 0, "overdrawn");
+    }
+    assert_eq!(balances.iter().sum::<i64>(), 50_000);
+}
+
+#[test]
+fn the_pipeline_works_on_what_a_kill_left_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, mut dice) = (example("pipeline"), dice());
+    let command = |count: &str| {
+        let mut command = Command::new(&path);
+        command.arg(dir.path()).arg(count);
+        command
+    };
+    for _ in 0..8 {
+        assert!(kill_after(command("90000000"), Duration::from_millis(20 + dice.below(80))));
+    }
+    let said = finish(command("30000"));
+    let left = numbers(line(&said, "are left from the last run"))[0];
+    let summary = line(&said, "worked on");
+    assert_eq!(numbers(summary)[..3], [30_000 + left, 30_000, left], "{summary}");
+    assert!(left <= 10_000, "the backlog is bounded: {left}");
+    let latencies: Vec<u64> = said
+        .lines()
+        .filter(|line| line.contains("took at most"))
+        .map(|line| *numbers(line).last().unwrap())
+        .collect();
+    assert!(latencies.len() == 5 && latencies.is_sorted(), "{said}");
+    assert_eq!(finish(command("3")).lines().next(), Some("0 messages are left from the last run"));
+}
+
+fn log(dice: &mut Dice, bytes: usize) -> Vec<u8> {
+    let mut log = Vec::new();
+    while log.len() < bytes {
+        let len = if dice.one_in(2000) { 3_000_000 } else { dice.below(300) };
+        // Empty lines, line ends of other systems and bytes that are no text are lines, too.
+        log.extend((0..len).map(|_| match dice.next() as u8 {
+            b'\n' => b'\r',
+            byte => byte,
+        }));
+        log.push(b'\n');
+    }
+    log.extend(b"a last line without an end");
+    log
+}
+
+#[test]
+fn killed_again_and_again_the_copy_is_identical() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, out) = (dir.path().join("in.log"), dir.path().join("out.log"));
+    let (path, mut dice) = (example("ship_log"), dice());
+    let content = log(&mut dice, 40 << 20);
+    fs::write(&file, &content).unwrap();
+    let mut kills = 0;
+    loop {
+        let mut child =
+            Command::new(&path).args([&file, &out]).stdout(Stdio::null()).spawn().unwrap();
+        if kills < 25 {
+            // The moment of the kill is what this test is about.
+            std::thread::sleep(Duration::from_millis(5 + dice.below(60)));
+            child.kill().unwrap();
+        }
+        let status = child.wait().unwrap();
+        let copy = fs::read(&out).unwrap_or_default();
+        assert!(content.starts_with(&copy), "a line is lost, doubled or changed");
+        if status.success() {
+            assert_eq!(copy.len(), content.len());
+            break;
+        }
+        assert_eq!(status.code(), None, "failed by itself: {status}");
+        kills += 1;
+    }
+    assert!(kills > 3, "it was killed {kills} times before it was done");
+}
+
+#[test]
+fn refuses_what_is_not_a_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, out) = (dir.path().join("in.log"), dir.path().join("out.log"));
+    fs::write(&file, b"a\nb\n").unwrap();
+    fs::write(&out, b"x\n").unwrap();
+    let path = example("ship_log");
+    let refused = Command::new(&path).args([&file, &out]).output().unwrap();
+    assert!(!refused.status.success());
+    assert_eq!(fs::read(&out).unwrap(), b"x\n");
+    fs::write(&out, b"").unwrap();
+    assert!(Command::new(&path).args([&file, &out]).output().unwrap().status.success());
+    assert_eq!(fs::read(&out).unwrap(), b"a\nb\n");
+}
