@@ -35,10 +35,10 @@ fn measure(name: &str, options: Options, threads: u64, messages: u64, call: &imp
     if call.needs_backlog() {
         let count = MOST / 10;
         for _ in 0..count / 1000 {
-            queue.push_batch((0..1000).map(|_| PAYLOAD)).unwrap();
+            queue.push_batch((0..1000).map(|_| &PAYLOAD)).unwrap();
         }
     }
-    queue.push(PAYLOAD).unwrap();
+    queue.push(&PAYLOAD).unwrap();
     let start = Instant::now();
     let mut took: Vec<Duration> = thread::scope(|scope| {
         let run = || {
@@ -75,7 +75,7 @@ struct Push;
 
 impl Call for Push {
     fn call(&self, queue: &Queue) -> bool {
-        queue.push(PAYLOAD).is_ok()
+        queue.push(&PAYLOAD).is_ok()
     }
 }
 

@@ -59,7 +59,7 @@ impl Handoff for Cond {
 
 impl Handoff for Queue {
     fn give(&self, value: u64) {
-        self.push(value.to_le_bytes()).unwrap();
+        self.push(&value.to_le_bytes()).unwrap();
     }
 
     fn take(&self) -> u64 {

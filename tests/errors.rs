@@ -16,7 +16,7 @@
 )]
 
 use keepq::fault::{FaultPlan, FaultStorage, MemoryStorage};
-use keepq::{Durability, Error, Message, Options, Queue};
+use keepq::{Delivery, Durability, Error, Message, Options, Queue};
 use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::io::{self, ErrorKind};
@@ -151,8 +151,8 @@ fn storage_full() -> Error {
     let small = Arc::new(MemoryStorage::with_capacity(100_000));
     let options = Queue::options().segment_bytes(65_536).background(false).storage(small);
     let queue = options.open("memory").unwrap();
-    queue.push([1; 50_000].as_slice()).unwrap();
-    let error = queue.push([2; 50_000].as_slice()).unwrap_err();
+    queue.push(vec![1; 50_000]).unwrap();
+    let error = queue.push(vec![2; 50_000]).unwrap_err();
     let Error::StorageFull { path, source, .. } = &error else { panic!("{error}") };
     says(&error, &["allocate segment", name(path), "offset 0", "free some"]);
     assert_eq!(source.kind(), ErrorKind::StorageFull);
@@ -280,9 +280,9 @@ fn no_kind_of_an_error_is_swallowed() {
             faults.plan(FaultPlan::FailAt { at, error: ErrorKind::TimedOut, lasting: false });
             match options.open("memory") {
                 Ok(queue) => {
-                    results.extend((0..4).map(|_| queue.push([1; 20_000].as_slice()).map(drop)));
-                    results.push(queue.push_batch([[2; 30_000], [3; 30_000]].iter()).map(drop));
-                    results.push(queue.pop().and_then(|job| job.map_or(Ok(()), |job| job.ack())));
+                    results.extend((0..4).map(|_| queue.push(vec![1; 20_000]).map(drop)));
+                    results.push(queue.push_batch([vec![2; 30_000], vec![3; 30_000]]).map(drop));
+                    results.push(queue.pop().and_then(|job| job.map_or(Ok(()), Delivery::ack)));
                     results.push(queue.maintain());
                     results.push(queue.purge().map(drop));
                     results

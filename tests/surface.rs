@@ -45,7 +45,6 @@ fn everything_that_is_bytes_is_a_message() {
     queue.push(vec).unwrap();
     queue.push(string).unwrap();
     queue.push(message).unwrap();
-    queue.push([5u8, 6]).unwrap();
     queue.push(&[7u8, 8]).unwrap();
     queue.push(Cow::Borrowed(slice)).unwrap();
     queue.push(slice.to_vec().into_boxed_slice()).unwrap();
@@ -55,7 +54,7 @@ fn everything_that_is_bytes_is_a_message() {
     queue.push_batch([Message::new("e"), Message::new(vec![9u8])]).unwrap();
     let all: Vec<Vec<u8>> =
         queue.pop_batch(99).unwrap().iter().map(|delivery| delivery.to_vec()).collect();
-    let expected: [&[u8]; 18] = [
+    let expected: [&[u8]; 17] = [
         &[1],
         b"2",
         b"3",
@@ -63,7 +62,6 @@ fn everything_that_is_bytes_is_a_message() {
         &[1],
         b"2",
         b"4",
-        &[5, 6],
         &[7, 8],
         b"3",
         b"3",
@@ -313,7 +311,9 @@ fn is_acked_tells_settled_from_owed_from_unknown() {
     queue.close().unwrap();
     std::fs::remove_file(dir.path().join("CHECKPOINT")).unwrap();
     let queue = options().open(dir.path()).unwrap();
-    seqs.iter().for_each(|&seq| unknown(&queue, seq.into()));
+    for seq in seqs {
+        unknown(&queue, seq.into());
+    }
 }
 
 /// A message that was lost to damage is not settled: nobody worked on it.
@@ -322,7 +322,7 @@ fn is_acked_does_not_know_what_was_lost() {
     let dir = directory();
     let options = || Queue::options().segment_bytes(65_536).background(false);
     let queue = options().open(dir.path()).unwrap();
-    let seqs = queue.push_batch([[1u8; 100], [2; 100], [3; 100]]).unwrap();
+    let seqs = queue.push_batch([&[1u8; 100], &[2; 100], &[3; 100]]).unwrap();
     queue.close().unwrap();
     let segment = dir.path().join("0000000000000001.seg");
     let mut bytes = std::fs::read(&segment).unwrap();
@@ -413,12 +413,14 @@ fn purge_takes_what_waits_and_nothing_else() {
     drop(rest);
     assert_eq!(queue.purge().unwrap(), 391);
     queue.maintain().unwrap();
-    let segments = names(dir.path()).iter().filter(|name| name.ends_with(".seg")).count();
+    let segments = names(dir.path()).iter().filter(|name| name.contains("seg")).count();
     assert!(segments <= 2, "{:?}", names(dir.path()));
     let clone = queue.clone();
     queue.close().unwrap();
     assert!(matches!(clone.purge(), Err(Error::Closed)));
 }
+
+const MESSAGES: u64 = 60_000;
 
 /// Pushes, pops and acks go on while another thread purges; what was pushed is settled once.
 #[test]
@@ -426,11 +428,10 @@ fn purge_races_with_everybody() {
     let dir = directory();
     let options = Queue::options().segment_bytes(262_144).durability(Durability::Os);
     let queue = options.open(dir.path()).unwrap();
-    const MESSAGES: u64 = 60_000;
     let (mut purged, mut acked) = (0, 0);
     std::thread::scope(|scope| {
         let producer = scope.spawn(|| {
-            (0..MESSAGES).for_each(|n| assert!(queue.push(n.to_le_bytes()).is_ok()));
+            (0..MESSAGES).for_each(|n| assert!(queue.push(&n.to_le_bytes()).is_ok()));
         });
         let consumer = scope.spawn(|| {
             let mut acked = 0u64;
