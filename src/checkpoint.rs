@@ -30,7 +30,7 @@ pub(crate) struct CheckpointFile {
 
 /// What was read.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "made once an open")]
+#[allow(clippy::large_enum_variant, reason = "made once an open")]
 pub(crate) enum Read {
     /// The file with its newest checkpoint, or without a valid one.
     Ok(CheckpointFile, CheckpointState, Option<Checkpoint>),

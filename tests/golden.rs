@@ -26,7 +26,10 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const CASES: [(&str, fn(&Path)); 4] =
+/// A name, and what makes the directory.
+type Case = (&'static str, fn(&Path));
+
+const CASES: [Case; 4] =
     [("closed", closed), ("killed", killed), ("torn", torn), ("damaged", damaged)];
 
 fn golden() -> PathBuf {

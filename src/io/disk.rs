@@ -139,14 +139,14 @@ struct DiskFile {
     region: Mutex<Weak<DiskRegion>>,
     /// The descriptor of the last map, until all that was stored is synced.
     stored_to: Mutex<Option<Arc<File>>>,
-    has_failed_sync: Mutex<bool>,
+    failed_sync: Mutex<Option<io::ErrorKind>>,
 }
 
 impl DiskFile {
     fn new(path: PathBuf, size: u64, mappable: bool, kept: Option<File>) -> Self {
         let (kept, region) = (kept.map(Arc::new), Mutex::new(Weak::new()));
-        let (stored_to, has_failed_sync) = (Mutex::new(None), Mutex::new(false));
-        Self { path, size, mappable, kept, region, stored_to, has_failed_sync }
+        let (stored_to, failed_sync) = (Mutex::new(None), Mutex::new(None));
+        Self { path, size, mappable, kept, region, stored_to, failed_sync }
     }
 
     fn open(&self) -> io::Result<Arc<File>> {
@@ -194,17 +194,14 @@ impl StorageFile for DiskFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        #[cfg(not(target_os = "linux"))]
-        if let Some(region) = self.region.lock().upgrade() {
-            region.map.flush()?;
+        let mut failed = self.failed_sync.lock();
+        if let Some(kind) = *failed {
+            return Err(io::Error::new(kind, "an earlier sync of this file failed"));
         }
-        let mut has_failed = self.has_failed_sync.lock();
-        if *has_failed {
-            return Err(io::Error::other("an earlier sync of this file failed"));
-        }
-        // On Linux fdatasync covers stores through a map; it also makes a new size durable.
+        // On Linux fdatasync covers stores through a map; elsewhere there are none. It also makes a
+        // new size durable. On macOS the standard library asks the drive itself (F_FULLFSYNC).
         let synced = self.open()?.sync_data();
-        *has_failed = synced.is_err();
+        *failed = synced.as_ref().err().map(io::Error::kind);
         synced
     }
 

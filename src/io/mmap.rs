@@ -94,28 +94,18 @@ impl Map {
     }
 
     /// One page at a time: no read-ahead, and no large folios that one store would dirty whole.
-    #[cfg(unix)]
+    #[cfg_attr(not(unix), expect(clippy::unused_self, reason = "there is no such advice"))]
     pub(super) fn advise_random(&self) {
         // Advice that is refused changes nothing but speed.
+        #[cfg(unix)]
         self.raw.advise(memmap2::Advice::Random).ok();
     }
 
-    #[cfg(not(unix))]
-    pub(super) fn advise_random(&self) {}
-
     /// Faults every page in, writable: a store on the hot path then meets no page fault.
-    #[cfg(target_os = "linux")]
+    #[cfg_attr(not(target_os = "linux"), expect(clippy::unused_self, reason = "nothing is stored"))]
     pub(super) fn populate(&self) {
         // Kernels before 5.14 do not know this advice; then the stores fault the pages in.
+        #[cfg(target_os = "linux")]
         self.raw.advise(memmap2::Advice::PopulateWrite).ok();
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    pub(super) fn populate(&self) {}
-
-    /// Where a file's sync does not cover its maps.
-    #[cfg(not(target_os = "linux"))]
-    pub(super) fn flush(&self) -> io::Result<()> {
-        self.raw.flush()
     }
 }
