@@ -53,13 +53,15 @@ impl Delivery {
         self.taken.attempts
     }
 
-    /// Whether it may have been worked on before.
+    /// Whether it was handed out before, as far as is known: a power cut may have undone the last
+    /// count, so false is no promise that nobody worked on it.
     #[must_use]
     pub fn is_redelivered(&self) -> bool {
         self.taken.attempts > 1
     }
 
-    /// When it was pushed, to within a few milliseconds; never earlier than a message before it.
+    /// When it was pushed, by the wall clock of that moment to within a few milliseconds, and never
+    /// earlier than a message before it, also if the clock was set back.
     #[must_use]
     pub fn pushed_at(&self) -> SystemTime {
         clock::system_time(self.taken.pushed_at)
@@ -87,7 +89,7 @@ impl Delivery {
     /// [`Error::Poisoned`](crate::Error::Poisoned) with `sync_acks` if the sync failed: settled in
     /// this run, but it may come back after a power cut. [`Error::Io`](crate::Error::Io) or
     /// [`Error::StorageFull`](crate::Error::StorageFull) if the state could not be stored (only where
-    /// files are copy-on-write): the message comes back.
+    /// stores are writes): the message comes back.
     pub fn ack(self) -> Result<()> {
         self.answer(Answer::Ack)
     }
@@ -107,7 +109,9 @@ impl Delivery {
     ///
     /// # Errors
     ///
-    /// As [`Delivery::ack`].
+    /// [`Error::Closed`](crate::Error::Closed) if the queue was closed.
+    /// [`Error::Io`](crate::Error::Io) or [`Error::StorageFull`](crate::Error::StorageFull) if the state
+    /// could not be stored (only where stores are writes): the message is back, its attempt counted.
     pub fn release(self) -> Result<()> {
         self.answer(Answer::Release)
     }

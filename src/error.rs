@@ -3,7 +3,6 @@
 use crate::seq::Seq;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// The result of every operation of a queue.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -56,7 +55,7 @@ pub enum Error {
     #[error(
         "push: {len} bytes are more than the {max} allowed (Options::max_message_bytes for a \
          message with its headers, Options::max_batch_bytes for a batch, 65535 for all headers of \
-         a message, 255 for the name of one); raise the limit or push less at a time"
+         a message, 255 for the name of one); raise the limit where it is an option, or push less at a time"
     )]
     TooLarge {
         /// The bytes of the message or batch, headers included; or of the headers; or of a header's
@@ -99,7 +98,7 @@ pub enum Error {
         /// Whether this very call may have taken effect all the same.
         indeterminate: bool,
         /// The operating system's error.
-        source: Arc<io::Error>,
+        source: io::Error,
     },
     /// No message with this number can be told of: it was never given out, or the message was lost
     /// in a crash or to damage (then [`Queue::recovery`](crate::Queue::recovery) or
@@ -111,7 +110,8 @@ pub enum Error {
         seq: Seq,
     },
     /// A payload is not a value of the type that the [`TypedQueue`](crate::TypedQueue) has. The
-    /// message went back with its attempt counted, and comes again after a second at the soonest.
+    /// message went back with its attempt counted, and comes again after a second at the soonest (see
+    /// [`TypedQueue`](crate::TypedQueue)).
     #[error(
         "message {seq} does not decode: {source}; read it as what it is with an untyped Queue::pop, \
          or ack it there"
@@ -155,7 +155,8 @@ pub enum Error {
 
 impl Error {
     /// Whether the operation that returned this may have taken effect all the same: a push whose
-    /// sync failed after the message was visible may still be delivered.
+    /// sync failed after the message was visible may still be delivered; an ack whose sync failed
+    /// holds in this run, and perhaps beyond.
     ///
     /// ```
     /// assert!(!keepq::Error::Closed.is_indeterminate());

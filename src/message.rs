@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::bytes::wide;
-use crate::format::extension::{MAX_ENTRIES, MAX_NAME, header_len};
+use crate::format::extension::{LENGTH, MAX_ENTRIES, MAX_NAME, header_len};
 use crate::options::{self, Durability};
 use std::borrow::Cow;
 use std::time::Duration;
@@ -38,7 +38,7 @@ pub(crate) struct Header {
 }
 
 impl<'a> Message<'a> {
-    /// A message with this payload and the queue's settings.
+    /// A message with this payload and the queue's settings; of another message, one like it.
     pub fn new(payload: impl Into<Message<'a>>) -> Self {
         payload.into()
     }
@@ -93,6 +93,15 @@ impl<'a> Message<'a> {
         bytes
     }
 
+    /// Bytes that its headers take in a record besides their own.
+    pub(crate) fn header_overhead(&self) -> u64 {
+        let entries = self.headers.iter().map(|header| header_len(&header.name, &header.value));
+        if self.headers.is_empty() {
+            return 0;
+        }
+        wide(LENGTH) + entries.sum::<u64>() + wide(self.payload.len()) - self.bytes()
+    }
+
     /// # Errors
     ///
     /// [`Error::TooLarge`] and [`Error::InvalidOption`] for what no queue takes.
@@ -129,6 +138,33 @@ impl<'a, const N: usize> From<&'a [u8; N]> for Message<'a> {
 impl<'a> From<&'a str> for Message<'a> {
     fn from(payload: &'a str) -> Self {
         Self::from_payload(Cow::Borrowed(payload.as_bytes()))
+    }
+}
+
+impl<'a> From<&'a &[u8]> for Message<'a> {
+    fn from(payload: &'a &[u8]) -> Self {
+        Self::from_payload(Cow::Borrowed(payload))
+    }
+}
+
+impl<'a, const N: usize> From<&'a &[u8; N]> for Message<'a> {
+    fn from(payload: &'a &[u8; N]) -> Self {
+        Self::from_payload(Cow::Borrowed(*payload))
+    }
+}
+
+impl<'a> From<&'a &str> for Message<'a> {
+    fn from(payload: &'a &str) -> Self {
+        Self::from_payload(Cow::Borrowed(payload.as_bytes()))
+    }
+}
+
+impl<'a> From<Cow<'a, str>> for Message<'a> {
+    fn from(payload: Cow<'a, str>) -> Self {
+        Self::from_payload(match payload {
+            Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+            Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+        })
     }
 }
 

@@ -114,21 +114,21 @@ impl Options {
         self
     }
 
-    /// Largest size of a segment file, 64 KiB to 128 MiB; default 64 MiB. A message or batch that
+    /// Largest size of a segment file, 64 KiB to 128 MiB, a multiple of 4,096; default 64 MiB. A message or batch that
     /// needs more gets a file of its own.
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
         self.segment_bytes = bytes;
         self
     }
 
-    /// Largest payload of a message, 1 byte to 1 GiB; default 16 MiB. Larger ones are refused with
+    /// Largest message, its payload and headers together, 1 byte to 1 GiB; default 16 MiB. Larger ones are refused with
     /// [`Error::TooLarge`](crate::Error::TooLarge).
     pub fn max_message_bytes(mut self, bytes: u64) -> Self {
         self.max_message_bytes = bytes;
         self
     }
 
-    /// Largest sum of the payloads of a batch, 1 byte to 1 GiB; default 64 MiB.
+    /// Largest sum of the messages of a batch, 1 byte to 1 GiB; default 64 MiB.
     pub fn max_batch_bytes(mut self, bytes: u64) -> Self {
         self.max_batch_bytes = bytes;
         self
@@ -157,7 +157,8 @@ impl Options {
 
     /// Whether opening has to make the queue. Default: `false`. With `true`, a queue that is there
     /// already is [`Error::Io`](crate::Error::Io) of kind `AlreadyExists`. An empty directory is no
-    /// queue; one with a file of keepq in it is. Then [`Options::create`] does not matter.
+    /// queue; one with a file of keepq in it is, if only the lock file of an open that failed. Then
+    /// [`Options::create`] does not matter.
     pub fn create_new(mut self, on: bool) -> Self {
         self.create_new = on;
         self

@@ -104,8 +104,9 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// [`Error::TooLarge`], [`Error::StorageFull`], [`Error::Closed`] and [`Error::Io`]: the message
-    /// is not in the queue. [`Error::Poisoned`]: a sync failed; if
+    /// [`Error::TooLarge`], [`Error::StorageFull`], [`Error::Closed`], [`Error::Io`], and
+    /// [`Error::InvalidOption`] for a [`Message::durability`] that cannot be: the message is not in
+    /// the queue. [`Error::Poisoned`]: a sync failed; if
     /// [`Error::is_indeterminate`], the message may be delivered all the same.
     pub fn push<'a>(&self, message: impl Into<Message<'a>>) -> Result<Seq> {
         let message = message.into();
@@ -148,18 +149,22 @@ impl Queue {
         &self,
         messages: impl IntoIterator<Item = M>,
     ) -> Result<Vec<Seq>> {
-        let messages: Vec<Message<'a>> = messages.into_iter().map(Into::into).collect();
-        let bytes: u64 = messages.iter().map(Message::bytes).sum();
         let max = self.engine().options().max_batch_bytes;
-        if bytes > max {
-            return Err(Error::TooLarge { len: bytes, max });
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        for message in messages {
+            let message = message.into();
+            bytes += message.bytes();
+            if bytes > max {
+                return Err(Error::TooLarge { len: bytes, max });
+            }
+            batch.push(message);
         }
         let drafts: Vec<Draft<'_>> =
-            messages.iter().map(|message| self.draft(message)).collect::<Result<_>>()?;
+            batch.iter().map(|message| self.draft(message)).collect::<Result<_>>()?;
         if drafts.is_empty() {
-            return Ok(Vec::new());
+            return self.engine().check_open().map(|()| Vec::new());
         }
-        let each = messages.iter().map(|message| self.durability_of(message));
+        let each = batch.iter().map(|message| self.durability_of(message));
         let durability = each.reduce(Durability::stricter).unwrap_or(Durability::Os);
         let first = self.engine().append(&drafts, interval(durability))?;
         let seqs: Vec<Seq> = (first..).zip(&drafts).map(|(seq, _)| Seq(seq)).collect();
@@ -221,7 +226,10 @@ impl Queue {
     ///
     /// The first error of [`Delivery::ack`]; all of the deliveries are answered as far as possible.
     pub fn ack_batch(&self, deliveries: impl IntoIterator<Item = Delivery>) -> Result<()> {
-        let mut tickets = Vec::new();
+        // All of the caller's code has run before the first delivery counts as answered: should it
+        // panic, they all go back.
+        let deliveries: Vec<Delivery> = deliveries.into_iter().collect();
+        let mut tickets = Vec::with_capacity(deliveries.len());
         let mut first_error = None;
         for mut delivery in deliveries {
             if delivery.belongs_to(self.engine()) {
@@ -236,8 +244,11 @@ impl Queue {
     }
 
     /// Whether a message is settled: acked or purged (or transient and of an earlier run), and so
-    /// never handed out again. False: it is still owed. As durable as the ack is: see
-    /// [`Options::sync_acks`].
+    /// never handed out again. False: it is still owed.
+    ///
+    /// True as soon as the ack is stored, which may be before [`Delivery::ack`] has returned, and no
+    /// more durable than that: see [`Options::sync_acks`]. A transient message whose run ended in a
+    /// power cut may count as owed until [`Queue::pop`] passes it.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -251,9 +262,9 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownSeq`] if the number was never given out, or its message was lost, or more
-    /// than a thousand crashes lie between; [`Error::Closed`]; [`Error::Io`] if the state cannot be
-    /// read.
+    /// [`Error::UnknownSeq`] if the number was never given out, or its message was lost, or nobody
+    /// knows any more: CHECKPOINT is gone, or more than a thousand crashes and damaged places lie
+    /// between; [`Error::Closed`]; [`Error::Io`] if the state cannot be read.
     pub fn is_acked(&self, seq: Seq) -> Result<bool> {
         self.engine().is_settled(seq.0)
     }
@@ -269,7 +280,7 @@ impl Queue {
         self.engine().wait_settled(seq.0, clock::now().checked_add(timeout))
     }
 
-    /// Settles all that waits, ready or delayed, as if it was acked; what is in flight and what is
+    /// Settles all that waits, ready or delayed, as if it was acked and no less durably; what is in flight and what is
     /// pushed meanwhile stays. Tells how many messages there were. The disk space comes back in the
     /// background.
     ///
@@ -289,7 +300,7 @@ impl Queue {
         self.engine().purge()
     }
 
-    /// The queue as one of values of `T`, in [postcard](https://docs.rs/postcard) encoding. It is
+    /// The queue as one of values of `T`, in `postcard` encoding. It is
     /// the same queue: both may be used at a time.
     #[must_use]
     pub fn typed<T: Serialize + DeserializeOwned>(&self) -> TypedQueue<T> {
@@ -325,18 +336,17 @@ impl Queue {
     }
 
     /// The number of the newest message in the log, pushed in this run or an earlier one; `None` if
-    /// there is none.
+    /// there is none. After a kill it may be lower than before, if what was newer is settled and gone;
+    /// numbers go on above it all the same.
     #[must_use]
     pub fn last_seq(&self) -> Option<Seq> {
         self.engine().last_seq().map(Seq)
     }
 
-    /// Numbers about the queue.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Io`] if the states of earlier runs' messages cannot be read to be counted.
-    pub fn stats(&self) -> Result<Stats> {
+    /// Numbers about the queue, all of one moment. The first call after an unclean end may take as
+    /// long as that of [`Queue::len`], and knows as much.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
         self.engine().stats()
     }
 
@@ -358,7 +368,8 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// [`Error::Poisoned`] if a sync failed, now or before; [`Error::Closed`].
+    /// [`Error::Poisoned`] if a sync failed, now or before; [`Error::Closed`]; [`Error::Io`] or
+    /// [`Error::StorageFull`] if what an earlier run left cannot be marked as complete.
     pub fn sync(&self) -> Result<()> {
         self.engine().check_open()?;
         self.engine().sync()
@@ -369,19 +380,20 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// The first error met; what could not be done is tried again by the next call.
+    /// The first error met, any of [`Error::Closed`], [`Error::Poisoned`], [`Error::Io`] and
+    /// [`Error::StorageFull`]; what could not be done is tried again by the next call.
     pub fn maintain(&self) -> Result<()> {
         self.engine().maintain()
     }
 
     /// Ends the queue for every clone, with everything on the disk: waiting consumers get
     /// [`Error::Closed`], unanswered deliveries come back at the next open. When it returns,
-    /// whatever it returns, the directory can be opened again.
+    /// whatever it returns, the directory can be opened again. From then on all counts are zero.
     ///
     /// # Errors
     ///
     /// [`Error::Poisoned`], [`Error::Io`] or [`Error::StorageFull`] if not everything reached the
-    /// disk.
+    /// disk; [`Error::Closed`] if an earlier call said so already.
     pub fn close(self) -> Result<()> {
         self.engine().close()
     }
@@ -401,7 +413,8 @@ impl Queue {
         let extensions =
             extension::encode(headers.map(|header| (header.name.as_str(), &header.value[..])));
         let draft = Draft::new(extensions, &message.payload, message.is_transient);
-        draft.ok_or(Error::TooLarge { len, max: record::MAX_BODY })
+        let body = len + message.header_overhead();
+        draft.ok_or(Error::TooLarge { len: body, max: record::MAX_BODY })
     }
 
     /// What is transient is not waited for.

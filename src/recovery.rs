@@ -119,23 +119,16 @@ impl Found {
 
     /// What CHECKPOINT lists and the directory does not have.
     fn missing_segments(&self) -> Vec<Damage> {
-        let Some(Checkpoint { segments: listed, .. }) = &self.checkpoint else { return Vec::new() };
+        let Some(checkpoint) = &self.checkpoint else { return Vec::new() };
         let is_here = |ordinal| self.segments.iter().any(|here| here.header.ordinal == ordinal);
-        let missing = listed.iter().enumerate().filter(|(_, listed)| !is_here(listed.ordinal));
-        let damage = missing.filter_map(|(position, segment)| {
-            let next = listed.get(position + 1).map_or(segment.first_seq, |next| next.first_seq);
-            let end = match segment.count {
-                0 => next,
-                count => segment.first_seq + u64::from(count),
-            };
-            // One that was prepared and never used lost nothing.
-            (segment.first_seq > 0).then(|| Damage {
-                first: segment.first_seq,
-                last: end.max(segment.first_seq + 1) - 1,
-                path: self.path_of(segment.ordinal),
-                offset: 0,
-                kind: DamageKind::Segment,
-            })
+        // One that was prepared and never used lost nothing.
+        let missing = checkpoint.used().filter(|listed| !is_here(listed.ordinal));
+        let damage = missing.map(|listed| Damage {
+            first: listed.first_seq,
+            last: checkpoint.last_seq_of(listed).max(listed.first_seq),
+            path: self.path_of(listed.ordinal),
+            offset: 0,
+            kind: DamageKind::Segment,
         });
         damage.collect()
     }
@@ -197,6 +190,14 @@ fn unaccounted(
         end = end.max(part.first_seq + u64::from(part.count));
     }
     ranges.insert(end, next_seq - 1);
+    // A segment that has fewer records than when it was listed, or is gone, was damaged since; an
+    // earlier open may have told, and ended before it could note it.
+    for listed in checkpoint.iter().flat_map(|checkpoint| checkpoint.used()) {
+        let part = parts.iter().find(|part| part.segment.header.ordinal == listed.ordinal);
+        let count = part.map_or(0, |part| u64::from(part.count));
+        let last = checkpoint.map_or(0, |checkpoint| checkpoint.last_seq_of(listed));
+        ranges.insert(listed.first_seq + count, last);
+    }
     let lost = report.damage.iter();
     let lost =
         lost.filter(|damage| [DamageKind::Corrupt, DamageKind::Segment].contains(&damage.kind));

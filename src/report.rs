@@ -24,7 +24,8 @@ pub struct RecoveryReport {
 }
 
 impl RecoveryReport {
-    /// Whether nothing was dropped, damaged or ignored. A crash alone does not make it false.
+    /// Whether nothing was dropped, damaged or ignored. A crash makes it false only if it left an
+    /// unconfirmed push unfinished that is now cut off.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.cut.is_none() && self.damage.is_empty() && self.ignored.is_empty()
@@ -75,7 +76,8 @@ impl RecoveryReport {
     }
 }
 
-/// What became of the checkpoint. It holds hints: nothing is lost without it.
+/// What became of the checkpoint. It holds hints: no message is lost without it, but
+/// [`Queue::is_acked`](crate::Queue::is_acked) knows no more of those that are long gone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum CheckpointState {

@@ -35,10 +35,10 @@ impl Schedule {
         Some(entry.remove())
     }
 
-    /// One with at most this Seq, due or not.
-    pub(crate) fn first_up_to(&self, seq: u64) -> Option<(Instant, Place)> {
-        let mut all = self.by_time.iter();
-        all.find(|(_, place)| place.seq <= seq).map(|(&(time, _), place)| (time, *place))
+    /// Some with at most this Seq, due or not.
+    pub(crate) fn up_to(&self, seq: u64, limit: usize) -> Vec<(Instant, Place)> {
+        let all = self.by_time.iter().map(|(&(time, _), place)| (time, *place));
+        all.filter(|(_, place)| place.seq <= seq).take(limit).collect()
     }
 
     /// Takes out what was put in for this time.
@@ -73,10 +73,11 @@ mod tests {
             [due(start + second), due(start + second), due(start + second)],
             [Some(2), Some(3), None]
         );
-        assert_eq!(schedule.first_up_to(0), None);
-        let (time, last) = schedule.first_up_to(1).unwrap();
-        assert_eq!((time, last.seq), (start + 2 * second, 1));
-        schedule.remove(time, 1);
+        assert!(schedule.up_to(0, 9).is_empty() && schedule.up_to(1, 0).is_empty());
+        let found: Vec<_> =
+            schedule.up_to(1, 9).iter().map(|(at, place)| (*at, place.seq)).collect();
+        assert_eq!(found, [(start + 2 * second, 1)]);
+        schedule.remove(start + 2 * second, 1);
         assert_eq!((schedule.count(), schedule.next_time()), (0, None));
     }
 }

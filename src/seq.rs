@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::num::ParseIntError;
+use std::str::FromStr;
 
 /// The number of a message: rises in push order and is never given to another message.
 ///
@@ -14,7 +16,8 @@ use std::fmt;
 /// let first = queue.push(b"a")?;
 /// let second = queue.push(b"b")?;
 /// assert!(first < second);
-/// assert_eq!(u64::from(second), second.to_string().parse()?);
+/// assert_eq!(second, second.to_string().parse()?);
+/// assert_eq!(second, u64::from(second).into());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -31,6 +34,15 @@ impl fmt::Display for Seq {
 impl From<u64> for Seq {
     fn from(seq: u64) -> Self {
         Self(seq)
+    }
+}
+
+/// For a number that was kept as text.
+impl FromStr for Seq {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        text.parse().map(Self)
     }
 }
 

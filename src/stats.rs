@@ -6,7 +6,7 @@
 /// # let dir = tempfile::tempdir()?;
 /// let queue = keepq::Queue::open(dir.path().join("orders"))?;
 /// queue.push(b"a")?;
-/// assert_eq!(queue.stats()?.ready(), 1);
+/// assert_eq!(queue.stats().ready(), 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -13,13 +13,14 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-/// How long a message that does not decode stays away.
+/// How long a message that does not decode stays away: at first, and doubled each time this often.
 const UNDECODED_DELAY: Duration = Duration::from_secs(1);
+const UNDECODED_DOUBLINGS: u32 = 6;
 
 /// A queue of values of `T`, from [`Queue::typed`]: what any `Serialize` and `Deserialize` says, in
-/// [postcard](https://docs.rs/postcard) encoding. The bytes do not tell their type: a queue is
+/// `postcard` encoding. The bytes do not tell their type: a queue is
 /// read as what it was written as. An enum that only grows at its end, and structs inside its
 /// variants that never change, let old messages and new programs live together.
 ///
@@ -42,8 +43,9 @@ const UNDECODED_DELAY: Duration = Duration::from_secs(1);
 /// # What does not decode
 ///
 /// A payload that is not a `T`, or has bytes behind it, is [`Error::Decode`] with the message's
-/// [`Seq`]. The message goes back with its attempt counted, and not before a second has passed (or
-/// the queue was opened again), so that the messages behind it are reached meanwhile.
+/// [`Seq`]. The message goes back with its attempt counted, and not before a second has passed, then
+/// two, and so on up to a minute (or the queue was opened again), so that the messages behind it
+/// are reached meanwhile.
 pub struct TypedQueue<T> {
     queue: Queue,
     values: PhantomData<fn(T) -> T>,
@@ -145,7 +147,7 @@ impl<T: Serialize + DeserializeOwned> TypedQueue<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Decode`] if one of them does not decode: that one goes back as the type's
+    /// [`Error::Decode`] of the first one that does not decode: all such go back as the type's
     /// documentation says, and the others are at the front again as if they had not been handed
     /// out. Else as [`Queue::pop_batch`].
     pub fn pop_batch(&self, limit: usize) -> Result<Vec<TypedDelivery<T>>> {
@@ -158,7 +160,8 @@ impl<T: Serialize + DeserializeOwned> TypedQueue<T> {
         }
         let Some(error) = first_error else { return Ok(decoded) };
         for delivery in decoded {
-            delivery.release()?;
+            // One that cannot be released goes back with its attempt counted; `error` matters more.
+            delivery.release().ok();
         }
         Err(error)
     }
@@ -189,7 +192,8 @@ impl<T: Serialize + DeserializeOwned> TypedQueue<T> {
             Err(error) => error.into(),
         };
         let seq = delivery.seq();
-        let again = clock::now() + UNDECODED_DELAY;
+        let doublings = (delivery.attempts() - 1).min(UNDECODED_DOUBLINGS);
+        let again = clock::now() + UNDECODED_DELAY * 2u32.pow(doublings);
         // It fails only if the queue was closed; then the message comes back at the next open.
         delivery.answer(Answer::NackUntil(again)).ok();
         Err(Error::Decode { seq, source })
@@ -248,6 +252,24 @@ impl<T> TypedDelivery<T> {
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.delivery.attempts()
+    }
+
+    /// Whether it may have been worked on before: see [`Delivery::is_redelivered`].
+    #[must_use]
+    pub fn is_redelivered(&self) -> bool {
+        self.delivery.is_redelivered()
+    }
+
+    /// When it was pushed: see [`Delivery::pushed_at`].
+    #[must_use]
+    pub fn pushed_at(&self) -> SystemTime {
+        self.delivery.pushed_at()
+    }
+
+    /// The value of the header with this name: see [`Delivery::header`].
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        self.delivery.header(name)
     }
 
     /// Settles the message: see [`Delivery::ack`].

@@ -37,8 +37,7 @@ fn says(error: &Error, parts: &[&str]) {
 fn system_error(error: &Error) -> Option<&io::Error> {
     let mut source = error.source();
     while let Some(error) = source {
-        let shared = error.downcast_ref::<Arc<io::Error>>().map(|shared| &**shared);
-        if let Some(found) = error.downcast_ref::<io::Error>().or(shared) {
+        if let Some(found) = error.downcast_ref() {
             return Some(found);
         }
         source = error.source();

@@ -83,7 +83,7 @@ fn what_does_not_decode_goes_back_for_a_second() {
     assert!(error.to_string().contains("4 bytes too many"), "{error}");
     assert!(events.pop().unwrap().is_none());
     assert_eq!((queue.len(), queue.delayed(), queue.in_flight()), (0, 2, 1));
-    let stats = queue.stats().unwrap();
+    let stats = queue.stats();
     assert_eq!((stats.delayed(), stats.nacked(), stats.ready()), (2, 2, 0));
     job.ack().unwrap();
     assert!(events.pop_timeout(Duration::from_millis(50)).unwrap().is_none());

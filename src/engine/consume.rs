@@ -30,17 +30,18 @@ impl Engine {
     fn try_pop(&self) -> Result<Popped> {
         loop {
             let mut deliver = self.deliver.lock();
-            let lost = deliver.losses.count;
+            let settled = deliver.silently_settled;
             let leased = deliver.lease_next(self.newest_published());
-            let found_lost = deliver.losses.count > lost;
+            let settled_some = deliver.silently_settled > settled;
             let asks = deliver.asks_for_sync();
             let next_time = deliver.deferred.next_time();
             drop(deliver);
             if asks {
                 self.worker.sync_answers();
             }
-            if found_lost {
+            if settled_some {
                 self.settled.wake_all();
+                self.worker.ask();
             }
             let Some(leased) = leased? else { return Ok(Popped::Nothing(next_time)) };
             if let Some(taken) = self.copy_out(leased)? {
@@ -87,7 +88,8 @@ impl Engine {
         let mut batch = Vec::new();
         let mut failed = None;
         let mut deliver = self.deliver.lock();
-        let lost = deliver.losses.count;
+        deliver.check_open()?;
+        let settled = deliver.silently_settled;
         let published = self.newest_published();
         while batch.len() < limit {
             match deliver.lease_next(published) {
@@ -99,14 +101,15 @@ impl Engine {
                 }
             }
         }
-        let found_lost = deliver.losses.count > lost;
+        let settled_some = deliver.silently_settled > settled;
         let asks = deliver.asks_for_sync();
         drop(deliver);
         if asks {
             self.worker.sync_answers();
         }
-        if found_lost {
+        if settled_some {
             self.settled.wake_all();
+            self.worker.ask();
         }
         let mut taken = Vec::with_capacity(batch.len());
         for leased in batch {

@@ -38,6 +38,8 @@ pub(crate) struct Deliver {
     pub(super) leases: Leases,
     pub(super) losses: Losses,
     pub(super) counts: Counts,
+    /// How many were settled by nobody's answer: lost, outlived, purged.
+    pub(super) silently_settled: u64,
     /// Number of the newest change of a slot.
     pub(super) changes: u64,
     /// The newest change for which a sync has begun.
@@ -126,6 +128,7 @@ impl Deliver {
             leases: Leases::default(),
             losses: Losses::new(log),
             counts: Counts::default(),
+            silently_settled: 0,
             // What a run before this one changed may not be synced yet.
             changes: u64::from(!log.parts.is_empty()),
             synced_changes: 0,
@@ -268,10 +271,13 @@ impl Deliver {
 
     /// Counts some slots of earlier runs; false once all are counted.
     pub(super) fn count_some(&mut self) -> Result<bool> {
-        match self.tracks.iter_mut().find(|track| track.can_be_counted()) {
-            Some(track) => track.count_some(),
-            None => Ok(false),
+        let Some(track) = self.tracks.iter_mut().find(|track| track.can_be_counted()) else {
+            return Ok(false);
+        };
+        for lost in track.count_some()? {
+            self.losses.unaccounted.insert(lost, lost);
         }
+        Ok(true)
     }
 
     /// Where the track of a segment is; most are at one of the ends.

@@ -50,7 +50,12 @@ impl Health {
 
 impl Cause {
     fn error(&self, indeterminate: bool) -> Error {
-        let (path, source) = (self.path.clone(), Arc::clone(&self.source));
+        // Each caller gets an error of its own, of the same kind.
+        let source = match self.source.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::new(self.source.kind(), Arc::clone(&self.source)),
+        };
+        let path = self.path.clone();
         Error::Poisoned { operation: self.operation, path, indeterminate, source }
     }
 }

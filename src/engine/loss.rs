@@ -103,6 +103,7 @@ impl Deliver {
         track.map()?.store_slot(index, Slot { state, attempts: 0, offset: Some(offset) })?;
         track.settle(index);
         self.changes += 1;
+        self.silently_settled += 1;
         Ok(())
     }
 

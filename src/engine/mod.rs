@@ -228,12 +228,12 @@ impl Engine {
         self.deliver.lock().ready(|| self.newest_published())
     }
 
-    pub(crate) fn stats(&self) -> Result<Stats> {
-        self.count_old_tracks()?;
+    pub(crate) fn stats(&self) -> Stats {
+        self.health.note_background(self.count_old_tracks());
         let pushed = self.append.lock().pushed();
         let deliver = self.deliver.lock();
         let Counts { popped, redelivered, acked, nacked, released, purged } = deliver.counts;
-        Ok(Stats {
+        Stats {
             ready: deliver.ready(|| self.newest_published()),
             in_flight: deliver.in_flight(),
             delayed: deliver.delayed(),
@@ -248,7 +248,7 @@ impl Engine {
             segments: deliver.segments(),
             segment_bytes: deliver.segment_bytes(),
             background_error: self.health.last_background_error(),
-        })
+        }
     }
 
     pub(crate) fn options(&self) -> &Options {

@@ -1,7 +1,7 @@
 //! Settling all that waits.
 //!
 //! Promises: takes what was published before the call and is neither in flight nor settled; what
-//! is pushed meanwhile stays. Holds the `deliver` lock for a few microseconds at a time, and no
+//! is pushed meanwhile stays. Holds the `deliver` lock for a few hundred messages at a time, and no
 //! other, so that pushes go on.
 
 use super::Engine;
@@ -11,7 +11,7 @@ use crate::format::slot::State;
 use crate::leases::Place;
 
 /// Messages settled under one lock.
-const STEP: u64 = 256;
+const STEP: usize = 256;
 
 impl Engine {
     /// Settles all that waits, ready or deferred; tells how many there were.
@@ -23,11 +23,15 @@ impl Engine {
             let before = deliver.counts.purged;
             let step = deliver.check_open().and_then(|()| deliver.purge_some(newest));
             // A step that failed may have settled some all the same.
-            purged += deliver.counts.purged - before;
+            let count = deliver.counts.purged - before;
             let (asks, number) = (deliver.asks_for_sync(), deliver.change_count());
             drop(deliver);
             if asks {
                 self.worker.sync_answers();
+            }
+            if count > 0 {
+                purged += count;
+                self.settled.wake_all();
             }
             match step {
                 Ok(true) => {}
@@ -36,7 +40,6 @@ impl Engine {
             }
         };
         self.worker.ask();
-        self.settled.wake_all();
         self.wait_answers(result?)?;
         Ok(purged)
     }
@@ -47,7 +50,7 @@ impl Deliver {
     fn purge_some(&mut self, newest: u64) -> Result<bool> {
         for _ in 0..STEP {
             if !self.purge_returned(newest)? && !self.purge_next(newest)? {
-                return Ok(false);
+                return self.purge_deferred(newest);
             }
         }
         Ok(true)
@@ -55,22 +58,28 @@ impl Deliver {
 
     /// Settles one that was given back; false if there is none.
     fn purge_returned(&mut self, newest: u64) -> Result<bool> {
-        let returned = self.returned.range(..=newest).next().map(|(_, place)| (None, *place));
-        let deferred = || {
-            let (time, place) = self.deferred.first_up_to(newest)?;
-            Some((Some(time), place))
-        };
-        let Some((time, place)) = returned.or_else(deferred) else { return Ok(false) };
-        let Place { seq, ordinal, index, offset, .. } = place;
-        if let Some(at) = self.position(ordinal) {
-            self.settle_silently(at, index, offset, State::Dead)?;
+        let Some((_, &place)) = self.returned.range(..=newest).next() else { return Ok(false) };
+        self.purge_place(&place)?;
+        self.returned.remove(&place.seq);
+        Ok(true)
+    }
+
+    /// Settles some that wait for their time; false if there is none.
+    fn purge_deferred(&mut self, newest: u64) -> Result<bool> {
+        let deferred = self.deferred.up_to(newest, STEP);
+        for (time, place) in &deferred {
+            self.purge_place(place)?;
+            self.deferred.remove(*time, place.seq);
+        }
+        Ok(!deferred.is_empty())
+    }
+
+    fn purge_place(&mut self, place: &Place) -> Result<()> {
+        if let Some(at) = self.position(place.ordinal) {
+            self.settle_silently(at, place.index, place.offset, State::Dead)?;
             self.counts.purged += 1;
         }
-        match time {
-            None => drop(self.returned.remove(&seq)),
-            Some(time) => self.deferred.remove(time, seq),
-        }
-        Ok(true)
+        Ok(())
     }
 
     /// Settles the next one that was never handed out in this run; false if there is none.

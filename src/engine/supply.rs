@@ -247,14 +247,21 @@ impl Engine {
     /// sync costs the file; after that, the belief in syncs.
     pub(super) fn warm_up_ready(&self, prepared: Prepared) -> Result<()> {
         let Err(error) = self.warm_up(&prepared) else { return Ok(()) };
+        let Prepared { segment, region } = prepared;
         // Only the supply may keep it mapped: some systems remove no file that is.
-        let Prepared { segment, .. } = prepared;
+        drop(region);
         let mut supply = self.supply.lock();
-        let is_this = |ready: &mut Prepared| Arc::ptr_eq(&ready.segment, &segment);
-        if let Some(unused) = supply.ready.take_if(is_this) {
-            self.discard(unused)?;
-            return Err(segment.error("prepare segment", 0, error));
+        let is_this = |other: &Arc<Segment>| Arc::ptr_eq(other, &segment);
+        if let Some(unused) = supply.ready.take_if(|ready| is_this(&ready.segment)) {
+            // The first error is the one to tell; what stays is let go at the next open.
+            self.discard(unused).ok();
+        } else {
+            let append = self.append.lock();
+            let is_active = append.active.as_ref().is_some_and(|active| is_this(&active.segment));
+            if is_active || append.full.iter().any(|full| is_this(&full.segment)) {
+                return Err(self.health.poison("sync segment", &segment.path, error));
+            }
         }
-        Err(self.health.poison("sync segment", &segment.path, error))
+        Err(segment.error("prepare segment", 0, error))
     }
 }

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::format::bytes::{u64_at, wide};
 use crate::format::record;
 use crate::format::segment::RECORDS_START;
-use crate::format::slot::{self, SLOT, Slot};
+use crate::format::slot::{self, SLOT, Slot, State};
 use crate::io::Access;
 use crate::log::Segment;
 use crate::log::sealed::Mapped;
@@ -195,10 +195,10 @@ impl Track {
         Ok((index, previous))
     }
 
-    /// Counts some more slots; false once all are counted.
-    pub(super) fn count_some(&mut self) -> Result<bool> {
+    /// Counts some more slots, and gives the numbers of messages that earlier runs found damaged.
+    pub(super) fn count_some(&mut self) -> Result<Vec<u64>> {
         let Some(count) = self.count.filter(|&count| self.counted < count) else {
-            return Ok(false);
+            return Ok(Vec::new());
         };
         let step = COUNT_STEP.min(count - self.counted);
         let slots = self.read_slots(self.counted, step);
@@ -206,15 +206,17 @@ impl Track {
         let slots = slots?;
         let is_old = self.is_old;
         let is_settled = |slot: Option<Slot>| slot.is_some_and(|slot| slot.is_settled(is_old));
-        let mut settled = 0;
-        for (_, slot) in slots {
+        let (mut settled, mut lost) = (0, Vec::new());
+        for (index, slot) in slots {
             settled += u32::from(is_settled(slot));
             self.was_touched |= slot != Some(Slot::UNTOUCHED);
+            let is_lost = slot.is_some_and(|slot| slot.state == State::Lost);
+            lost.extend(is_lost.then_some(self.first_seq + u64::from(index)));
         }
         self.settled += settled;
         self.counted += step;
         self.is_dirty &= self.was_touched || self.counted < count;
-        Ok(true)
+        Ok(lost)
     }
 
     /// Slots `first..first + number`, in order.

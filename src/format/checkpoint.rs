@@ -55,10 +55,23 @@ impl Checkpoint {
         ordinal <= last && !self.segments.iter().any(|listed| listed.ordinal == ordinal)
     }
 
+    /// The segments that had records.
+    pub(crate) fn used(&self) -> impl DoubleEndedIterator<Item = &Listed> {
+        self.segments.iter().filter(|listed| listed.first_seq > 0)
+    }
+
     /// The newest segment that had records.
     pub(crate) fn last_used_ordinal(&self) -> u64 {
-        let used = self.segments.iter().rev().find(|listed| listed.first_seq > 0);
-        used.map_or(0, |listed| listed.ordinal)
+        self.used().next_back().map_or(0, |listed| listed.ordinal)
+    }
+
+    /// The last Seq that a listed segment had for sure when the list was written: only the newest
+    /// one was in use.
+    pub(crate) fn last_seq_of(&self, listed: &Listed) -> u64 {
+        match listed.count {
+            0 => self.accounted,
+            count => listed.first_seq + u64::from(count) - 1,
+        }
     }
 
     pub(crate) fn encode(&self, generation: u64) -> Vec<u8> {

@@ -7,7 +7,7 @@ const HEADER: u8 = 0x01;
 /// Tags from here on must be understood.
 const MUST_KNOW: u8 = 0x80;
 /// Bytes before the first entry, and before the content of each.
-const LENGTH: usize = 2;
+pub(crate) const LENGTH: usize = 2;
 const ENTRY: usize = 1 + LENGTH;
 /// The longest name of a header.
 pub(crate) const MAX_NAME: u64 = 0xFF;

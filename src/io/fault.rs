@@ -33,6 +33,12 @@ pub enum FaultPlan {
         /// How it fails.
         error: io::ErrorKind,
     },
+    /// Everything that only looks fails: to list and to lock the directory, to open, read and map a
+    /// file. What is mapped already can be read. These are not counted as operations.
+    FailReads {
+        /// How it fails.
+        error: io::ErrorKind,
+    },
 }
 
 /// Counts the operations on another storage that change something, and makes some of them fail.
@@ -91,6 +97,14 @@ impl FaultStorage {
 }
 
 impl Faults {
+    /// Fails if the plan says so of what only looks.
+    fn before_read(&self) -> io::Result<()> {
+        match self.state.lock().plan {
+            FaultPlan::FailReads { error } => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
     /// Counts an operation; fails if the plan says so.
     fn before(&self, operation: Operation) -> io::Result<()> {
         let mut state = self.state.lock();
@@ -112,10 +126,12 @@ impl Faults {
 
 impl Storage for FaultStorage {
     fn lock(&self) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
+        self.faults.before_read()?;
         self.inner.lock()
     }
 
     fn list(&self) -> io::Result<Vec<Entry>> {
+        self.faults.before_read()?;
         self.inner.list()
     }
 
@@ -126,6 +142,7 @@ impl Storage for FaultStorage {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        self.faults.before_read()?;
         let inner = self.inner.open(name)?;
         Ok(Arc::new(FaultFile { inner, faults: Arc::clone(&self.faults) }))
     }
@@ -167,6 +184,7 @@ impl StorageFile for FaultFile {
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.faults.before_read()?;
         self.inner.read_at(offset, into)
     }
 
@@ -181,6 +199,7 @@ impl StorageFile for FaultFile {
     }
 
     fn map(&self, access: Access) -> io::Result<Arc<dyn Region>> {
+        self.faults.before_read()?;
         let inner = self.inner.map(access)?;
         Ok(Arc::new(FaultRegion { inner, faults: Arc::clone(&self.faults) }))
     }

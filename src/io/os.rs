@@ -98,7 +98,7 @@ pub(super) fn allocate(file: &File, size: u64) -> io::Result<bool> {
 }
 
 /// Whether a store into the map of this existing, allocated file can never run out of room. Known
-/// of some file systems of Linux alone: APFS copies blocks that a snapshot holds, and `ReFS` all.
+/// of some file systems of Linux alone: APFS copies blocks that a snapshot holds, and ReFS all.
 #[cfg_attr(
     not(target_os = "linux"),
     expect(clippy::unnecessary_wraps, reason = "other systems can refuse")

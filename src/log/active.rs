@@ -134,12 +134,17 @@ impl Active {
         Ok(())
     }
 
-    /// Makes sure that nothing of a batch that failed is ever taken for a record. If that fails, too,
-    /// the segment is broken.
+    /// Makes sure that nothing of a batch that failed is ever taken for a record, or for the state of
+    /// one that comes to the same place. If that fails, too, the segment is broken.
     fn erase(&mut self, drafts: &[Draft<'_>]) -> Result<()> {
         let mut offset = self.tail;
-        for draft in drafts {
-            let erased = self.region.store(offset, &[0; record::HEADER]);
+        for (index, draft) in (self.count..).zip(drafts) {
+            let slot = slot::offset(self.segment.header.size, index);
+            let clear_slot = || {
+                if draft.is_transient { self.region.store_word(slot, 0) } else { Ok(()) }
+            };
+            let header = self.region.store(offset, &[0; record::HEADER]);
+            let erased = header.and_then(|()| clear_slot());
             self.broken_by = erased.as_ref().err().map(io::Error::kind).or(self.broken_by);
             erased.map_err(|error| Error::io("append", &self.segment.path, offset, error))?;
             offset += draft.record_len();
