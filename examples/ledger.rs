@@ -5,7 +5,9 @@
 //!
 //! How, in three parts that are worth copying:
 //!
-//! 1. A teller's `push` returns when the transfer is on the disk (`Durability::Always`).
+//! 1. A teller's `push` returns when the transfer is on the disk (`Durability::Always`), and the
+//!    customer gets a receipt. A transfer whose teller was cut off before that may be applied as
+//!    well: a customer who asks again needs a key of his own in the transfer.
 //! 2. The bookkeeper appends transfers to a journal under their `Seq`, syncs it, and acks after
 //!    that. A crash in between delivers them again; what the journal has is skipped.
 //! 3. `sync_acks`: once an ack returns, not even a power cut brings the transfer back.
@@ -27,119 +29,108 @@
     reason = "an example talks to people"
 )]
 
+mod common;
+
+use common::Lines;
 use keepq::{Durability, Queue, TypedDelivery, TypedQueue};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-const ACCOUNTS: u64 = 50;
+const ACCOUNTS: usize = 50;
 const OPENING_BALANCE: u64 = 1000;
 const TELLERS: u64 = 8;
 const BATCH: usize = 256;
 
 #[derive(Serialize, Deserialize, Clone)]
 struct Transfer {
-    from: u64,
-    to: u64,
+    from: usize,
+    to: usize,
     cents: u64,
 }
 
-/// What was applied: lines of Seq, from, to, cents. The balances follow from it.
+/// What was applied, a line for each transfer: Seq, from, to, cents, and what the two accounts hold
+/// then.
 struct Journal {
-    file: File,
+    lines: Lines,
     seqs: BTreeSet<u64>,
-    last: u64,
-    balances: Vec<u64>,
+    balances: [u64; ACCOUNTS],
     refused: u64,
 }
 
 impl Journal {
     fn open(path: &Path) -> Result<Self> {
-        let mut text = fs::read_to_string(path).unwrap_or_default();
-        // A crash may have left half a line. Its transfer was not acked and comes again.
-        text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-        file.set_len(text.len() as u64)?;
-        file.sync_all()?;
-        let file = OpenOptions::new().append(true).open(path)?;
-        let balances = vec![OPENING_BALANCE; ACCOUNTS as usize];
-        let mut journal = Self { file, seqs: BTreeSet::new(), last: 0, balances, refused: 0 };
-        for line in text.lines() {
-            let numbers =
-                line.split(' ').map(str::parse).collect::<std::result::Result<Vec<_>, _>>();
-            let [seq, from, to, cents] = numbers?[..] else {
-                return Err(format!("{}: {line:?} is no transfer", path.display()).into());
+        let (mut seqs, mut balances) = (BTreeSet::new(), [OPENING_BALANCE; ACCOUNTS]);
+        let (mut refused, mut wrong) = (0, None);
+        let lines = Lines::open(path, |numbers| {
+            let &[seq, from, to, cents, from_holds, to_holds] = numbers else {
+                wrong = wrong.or(Some(0));
+                return;
             };
-            if seq <= journal.last {
-                return Err(format!("transfer {seq} is in the journal twice").into());
+            let is_next = seqs.last().is_none_or(|&last| last < seq);
+            let transfer = Transfer { from: from as usize, to: to as usize, cents };
+            let held = post(&mut balances, &transfer);
+            if !is_next || held != Some((from_holds, to_holds)) {
+                wrong = wrong.or(Some(seq));
             }
-            journal.post(seq, &Transfer { from, to, cents })?;
+            seqs.insert(seq);
+            refused += u64::from(cents == 0);
+        })?;
+        match wrong {
+            Some(seq) => Err(format!("{}: wrong at transfer {seq}", path.display()).into()),
+            None => Ok(Self { lines, seqs, balances, refused }),
         }
-        Ok(journal)
     }
 
-    /// Moves the money in memory.
-    fn post(&mut self, seq: u64, transfer: &Transfer) -> Result<()> {
-        let Transfer { from, to, cents } = *transfer;
-        let account = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
-        let left = self.balances.get(account(from)).and_then(|balance| balance.checked_sub(cents));
-        match (left, self.balances.get(account(to))) {
-            (Some(left), Some(_)) => {
-                self.balances[account(from)] = left;
-                self.balances[account(to)] += cents;
-            }
-            _ => return Err(format!("transfer {seq} is impossible").into()),
-        }
-        self.refused += u64::from(cents == 0);
-        self.seqs.insert(seq);
-        self.last = seq;
-        Ok(())
+    fn last(&self) -> u64 {
+        self.seqs.last().copied().unwrap_or(0)
     }
 
-    /// Applies what is not in the journal yet. When it returns, all of it is, durably.
+    /// Applies what is not in the journal yet; tells how many that were. When it returns, all of
+    /// it is in the journal, durably.
     fn apply(&mut self, jobs: &[TypedDelivery<Transfer>]) -> Result<u64> {
         let mut lines = Vec::new();
-        let mut applied = 0;
         for job in jobs {
             let seq = u64::from(job.seq());
-            if seq <= self.last {
+            if seq <= self.last() {
                 continue;
             }
-            let Transfer { from, to, cents } = **job;
-            let covered = self.balances.get(from as usize).is_some_and(|&balance| balance >= cents);
-            // A transfer that is not covered is noted as one of nothing: that settles it, too.
-            let cents = if covered { cents } else { 0 };
-            writeln!(lines, "{seq} {from} {to} {cents}")?;
-            self.post(seq, &Transfer { from, to, cents })?;
-            applied += 1;
+            let mut transfer = Transfer::clone(job);
+            let is_covered =
+                self.balances.get(transfer.from).is_some_and(|&has| has >= transfer.cents);
+            if !is_covered {
+                // It is noted as one of nothing: that settles it, too.
+                transfer.cents = 0;
+                self.refused += 1;
+            }
+            let holds = post(&mut self.balances, &transfer);
+            let (from_holds, to_holds) = holds.ok_or("a transfer between accounts that are not")?;
+            let [from, to] = [transfer.from as u64, transfer.to as u64];
+            lines.push([seq, from, to, transfer.cents, from_holds, to_holds]);
+            self.seqs.insert(seq);
         }
-        self.file.write_all(&lines)?;
-        self.file.sync_data()?;
-        Ok(applied)
+        self.lines.append_synced(&lines)?;
+        Ok(lines.len() as u64)
     }
 
     /// No cent has appeared or disappeared.
     fn check_sum(&self) -> Result<()> {
         let sum: u64 = self.balances.iter().sum();
         println!("{ACCOUNTS} accounts, {sum} cents in all");
-        if sum == ACCOUNTS * OPENING_BALANCE {
-            Ok(())
-        } else {
-            Err("money is not conserved".into())
-        }
+        let expected = ACCOUNTS as u64 * OPENING_BALANCE;
+        if sum == expected { Ok(()) } else { Err("money is not conserved".into()) }
     }
 
     /// Every transfer that a teller said was accepted is in the journal.
     fn check_receipts(&self, path: &Path) -> Result<()> {
-        let text = fs::read_to_string(path)?;
-        let complete = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
-        let receipts = complete.map(str::parse).collect::<std::result::Result<Vec<u64>, _>>()?;
+        let mut receipts = Vec::new();
+        Lines::open(path, |numbers| receipts.extend(numbers))?;
         println!("{} receipts, {} transfers in the journal", receipts.len(), self.seqs.len());
         match receipts.iter().find(|seq| !self.seqs.contains(seq)) {
             Some(seq) => Err(format!("transfer {seq} was accepted and is lost").into()),
@@ -148,46 +139,75 @@ impl Journal {
     }
 }
 
-/// Applies transfers until the last one that was accepted is.
+/// Moves the money; tells what the two accounts hold then.
+fn post(balances: &mut [u64; ACCOUNTS], transfer: &Transfer) -> Option<(u64, u64)> {
+    let left = balances.get(transfer.from)?.checked_sub(transfer.cents)?;
+    let more = balances.get(transfer.to)?.checked_add(transfer.cents)?;
+    if transfer.from == transfer.to {
+        return None;
+    }
+    balances[transfer.from] = left;
+    balances[transfer.to] = more;
+    Some((left, more))
+}
+
+/// Applies transfers until the tellers have gone home and nothing is left; tells how many messages
+/// that took, and how many of them were new.
 fn keep_books(
     transfers: &TypedQueue<Transfer>,
     journal: &mut Journal,
-    last_accepted: &AtomicU64,
-) -> Result<u64> {
-    let mut applied = 0;
-    while journal.last < last_accepted.load(Relaxed) || !transfers.queue().is_empty() {
-        let Some(first) = transfers.pop_timeout(Duration::from_millis(50))? else { continue };
+    tellers: &AtomicU64,
+) -> Result<(u64, u64)> {
+    let (mut taken, mut applied) = (0, 0);
+    loop {
+        let are_gone = tellers.load(SeqCst) == 0;
+        let Some(first) = transfers.pop_timeout(Duration::from_millis(20))? else {
+            if are_gone {
+                return Ok((taken, applied));
+            }
+            continue;
+        };
         let mut jobs = vec![first];
         jobs.extend(transfers.pop_batch(BATCH)?);
+        taken += jobs.len() as u64;
         applied += journal.apply(&jobs)?;
         transfers.ack_batch(jobs)?;
     }
-    Ok(applied)
 }
 
-/// Pushes transfers one by one; each is safe when `push` returns, and the customer gets a receipt.
-/// Gives the last one's Seq.
-fn tell(
-    transfers: &TypedQueue<Transfer>,
-    mut receipts: &File,
-    teller: u64,
-    count: u64,
-) -> Result<u64> {
-    let mut random = u64::from(UNIX_EPOCH.elapsed()?.subsec_nanos()) ^ teller << 32;
-    let mut below = |end: u64| {
-        // A linear congruential generator with MMIX's constants (Knuth, TAOCP volume 2, 3.3.4).
-        random = random.wrapping_mul(6_364_136_223_846_793_005);
-        random = random.wrapping_add(1_442_695_040_888_963_407);
-        (random >> 33) % end
-    };
-    let mut last = 0;
-    for _ in 0..count {
-        let from = below(ACCOUNTS);
-        let to = (from + 1 + below(ACCOUNTS - 1)) % ACCOUNTS;
-        last = transfers.push(&Transfer { from, to, cents: 1 + below(300) })?.into();
-        receipts.write_all(format!("{last}\n").as_bytes())?;
+/// A teller at work: leaves also if something goes wrong.
+struct Teller<'a> {
+    transfers: &'a TypedQueue<Transfer>,
+    receipts: &'a Mutex<Lines>,
+    at_work: &'a AtomicU64,
+    random: u64,
+}
+
+impl Drop for Teller<'_> {
+    fn drop(&mut self) {
+        self.at_work.fetch_sub(1, SeqCst);
     }
-    Ok(last)
+}
+
+impl Teller<'_> {
+    /// Pushes transfers one by one; each is safe when `push` returns.
+    fn work(mut self, count: u64) -> Result<u64> {
+        for _ in 0..count {
+            let from = self.below(ACCOUNTS as u64) as usize;
+            let to = (from + 1 + self.below(ACCOUNTS as u64 - 1) as usize) % ACCOUNTS;
+            let cents = 1 + self.below(300);
+            let seq = self.transfers.push(&Transfer { from, to, cents })?;
+            self.receipts.lock().unwrap().append(&[[seq.into()]])?;
+        }
+        Ok(count)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        // A linear congruential generator with MMIX's constants (Knuth, TAOCP volume 2, 3.3.4).
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005);
+        self.random = self.random.wrapping_add(1_442_695_040_888_963_407);
+        (self.random >> 33) % end
+    }
 }
 
 fn main() -> Result<()> {
@@ -197,31 +217,40 @@ fn main() -> Result<()> {
     fs::create_dir_all(&dir)?;
     let (journal_path, receipts_path) = (dir.join("journal"), dir.join("receipts"));
     let mut journal = Journal::open(&journal_path)?;
-    let receipts = OpenOptions::new().create(true).append(true).open(&receipts_path)?;
-    println!("the journal ends with transfer {}", journal.last);
+    let receipts = Mutex::new(Lines::open(&receipts_path, |_| ())?);
+    println!("the journal ends with transfer {}", journal.last());
     journal.check_sum()?;
     let options = Queue::options().durability(Durability::Always).sync_acks(true);
     let transfers = options.open(dir.join("transfers"))?.typed::<Transfer>();
-    println!("{} accepted transfers are not applied yet", transfers.queue().len());
-    let start = Instant::now();
-    let last_accepted = AtomicU64::new(u64::MAX);
-    let applied = std::thread::scope(|scope| {
-        let books = scope.spawn(|| keep_books(&transfers, &mut journal, &last_accepted));
-        let (transfers, receipts) = (&transfers, &receipts);
-        let tell = |teller| move || tell(transfers, receipts, teller, count / TELLERS);
-        let tellers: Vec<_> = (0..TELLERS).map(|teller| scope.spawn(tell(teller))).collect();
+    let waiting = transfers.queue().len();
+    println!("{waiting} accepted transfers are not acked yet");
+    let (start, at_work) = (Instant::now(), AtomicU64::new(TELLERS));
+    let seed = u64::from(UNIX_EPOCH.elapsed()?.subsec_nanos());
+    let (told, kept) = std::thread::scope(|scope| {
+        let books = scope.spawn(|| keep_books(&transfers, &mut journal, &at_work));
+        let (transfers, receipts, at_work) = (&transfers, &receipts, &at_work);
+        let tellers: Vec<_> = (0..TELLERS)
+            .map(|n| {
+                let teller = Teller { transfers, receipts, at_work, random: seed ^ n << 32 };
+                scope.spawn(move || teller.work(count / TELLERS + u64::from(n < count % TELLERS)))
+            })
+            .collect();
         let told = tellers.into_iter().map(|teller| teller.join().expect("no panic"));
-        let told: Vec<Result<u64>> = told.collect();
-        let newest = told.iter().flatten().copied().max().unwrap_or(0);
-        last_accepted.store(newest, Relaxed);
-        told.into_iter().collect::<Result<Vec<u64>>>()?;
-        books.join().expect("no panic")
-    })?;
+        (told.collect::<Result<Vec<u64>>>(), books.join().expect("no panic"))
+    });
+    let (accepted, (taken, applied)) = (told?.iter().sum::<u64>(), kept?);
     let seconds = start.elapsed().as_secs_f64();
-    let rate = applied as f64 / seconds;
-    println!("{applied} transfers applied in {seconds:.2} s, {rate:.0} a second");
-    println!("{} of all so far were not covered, and refused", journal.refused);
+    println!("{taken} taken = {waiting} left over + {accepted} accepted; {applied} were new");
+    println!(
+        "{:.0} a second; {} of all so far were not covered",
+        applied as f64 / seconds,
+        journal.refused
+    );
+    if taken != waiting + accepted {
+        return Err("a transfer is missing, or came twice".into());
+    }
     transfers.close()?;
+    drop((journal, receipts));
     let journal = Journal::open(&journal_path)?;
     journal.check_sum()?;
     journal.check_receipts(&receipts_path)

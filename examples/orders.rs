@@ -7,7 +7,7 @@
 //!
 //! 1. An order's number is the `Seq` under which the first queue took it. It travels with the order,
 //!    and each step does its work once for each number: it looks into its book, works, writes the
-//!    book, and only then goes on.
+//!    book, and only then goes on. Nobody else looks at the same number meanwhile.
 //! 2. An order is pushed to the next queue before it is acked in this one. A crash in between
 //!    delivers it again, and the next step's book shows that it is there already.
 //! 3. What may succeed later is given back (`nack`); what never will is ended in a book of its own.
@@ -26,15 +26,17 @@
     reason = "an example talks to people"
 )]
 
+mod common;
+
+use common::Lines;
 use keepq::{Queue, TypedDelivery, TypedQueue};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -59,50 +61,40 @@ struct Numbered {
     order: Order,
 }
 
-/// What one step has done, by order number: a file of lines, written before the step goes on.
+/// What one step has done: an amount for each order number, durable before the step goes on.
 struct Book {
-    inner: Mutex<(File, BTreeMap<u64, u64>)>,
+    done: Mutex<BTreeMap<u64, u64>>,
+    lines: Mutex<Lines>,
 }
 
 impl Book {
     fn open(path: &Path) -> Result<Self> {
-        let mut text = fs::read_to_string(path).unwrap_or_default();
-        // A crash may have left half a line. Its order was not told that it is done.
-        text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-        file.set_len(text.len() as u64)?;
-        drop(file);
-        let mut entries = BTreeMap::new();
-        for line in text.lines() {
-            let (number, amount) = line.split_once(' ').ok_or("a line that is none of ours")?;
-            entries.insert(number.parse()?, amount.parse()?);
-        }
-        let file = OpenOptions::new().append(true).open(path)?;
-        Ok(Self { inner: Mutex::new((file, entries)) })
+        let mut done = BTreeMap::new();
+        let lines = Lines::open(path, |numbers| {
+            done.extend(
+                numbers.first().zip(numbers.get(1)).map(|(number, amount)| (*number, *amount)),
+            );
+        })?;
+        Ok(Self { done: Mutex::new(done), lines: Mutex::new(lines) })
     }
 
-    /// Notes that an order is done, durably; once, however often it is called.
+    /// Notes that an order is done. The caller knows that it is not in the book.
     fn note(&self, number: u64, amount: u64) -> io::Result<()> {
-        let mut inner = self.inner.lock().unwrap();
-        let (file, entries) = &mut *inner;
-        if let Entry::Vacant(entry) = entries.entry(number) {
-            file.write_all(format!("{number} {amount}\n").as_bytes())?;
-            file.sync_data()?;
-            entry.insert(amount);
-        }
+        self.lines.lock().unwrap().append_synced(&[[number, amount]])?;
+        self.done.lock().unwrap().insert(number, amount);
         Ok(())
     }
 
     fn has(&self, number: u64) -> bool {
-        self.inner.lock().unwrap().1.contains_key(&number)
+        self.done.lock().unwrap().contains_key(&number)
     }
 
     fn count(&self) -> u64 {
-        self.inner.lock().unwrap().1.len() as u64
+        self.done.lock().unwrap().len() as u64
     }
 
     fn sum(&self) -> u64 {
-        self.inner.lock().unwrap().1.values().sum()
+        self.done.lock().unwrap().values().sum()
     }
 }
 
@@ -114,12 +106,30 @@ struct Shop {
     charged: Book,
     shipped: Book,
     declined: Book,
+    /// A crash may leave an order twice in a queue, and two workers may have one each: whoever works
+    /// on a number holds its desk.
+    desks: [Mutex<()>; 16],
     retries: AtomicU64,
+    has_failed: AtomicBool,
     orders: u64,
 }
 
 impl Shop {
-    fn open(dir: &Path, orders: u64) -> Result<Self> {
+    fn open(dir: &Path, orders: Option<u64>) -> Result<Self> {
+        // How many orders there are is settled by the first run.
+        let mut known = None;
+        let mut count =
+            Lines::open(&dir.join("count"), |numbers| known = numbers.first().copied())?;
+        let orders = match (known, orders) {
+            (Some(known), Some(other)) if known != other => {
+                return Err(format!("{} is a shop of {known} orders", dir.display()).into());
+            }
+            (Some(known), _) => known,
+            (None, orders) => orders.unwrap_or(1000),
+        };
+        if known.is_none() {
+            count.append_synced(&[[orders]])?;
+        }
         let book = |name: &str| Book::open(&dir.join(name));
         let shop = Self {
             accepted: Queue::open(dir.join("accepted"))?.typed(),
@@ -129,7 +139,9 @@ impl Shop {
             charged: book("charged")?,
             shipped: book("shipped")?,
             declined: book("declined")?,
+            desks: Default::default(),
             retries: AtomicU64::new(0),
+            has_failed: AtomicBool::new(false),
             orders,
         };
         // A batch is there as a whole or not at all, so a run that was killed here changes nothing.
@@ -151,32 +163,37 @@ impl Shop {
         self.shipped.count() + self.declined.count() == self.orders
     }
 
-    /// Runs one step until all orders are done.
-    fn work<T>(
+    /// Runs one step until all orders are done, or a worker anywhere has failed.
+    fn work<T: Serialize + for<'de> Deserialize<'de>>(
         &self,
         queue: &TypedQueue<T>,
         step: impl Fn(TypedDelivery<T>) -> Result<()>,
-    ) -> Result<()>
-    where
-        T: Serialize + for<'de> Deserialize<'de>,
-    {
-        while !self.is_done() {
-            if let Some(job) = queue.pop_timeout(Duration::from_millis(50))? {
-                step(job)?;
-            }
+    ) -> Result<()> {
+        while !self.is_done() && !self.has_failed.load(Relaxed) {
+            let job = queue.pop_timeout(Duration::from_millis(50));
+            let worked = job.map_err(Into::into).and_then(|job| job.map_or(Ok(()), &step));
+            worked.inspect_err(|_| self.has_failed.store(true, Relaxed))?;
         }
         Ok(())
     }
 
+    fn desk(&self, number: u64) -> &Mutex<()> {
+        &self.desks[number as usize % self.desks.len()]
+    }
+
     fn reserve(&self, job: TypedDelivery<Order>) -> Result<()> {
+        // One message, one number: it is with one worker at a time.
         let number = job.seq().into();
-        self.reserved.note(number, job.pieces)?;
+        if !self.reserved.has(number) {
+            self.reserved.note(number, job.pieces)?;
+        }
         self.to_charge.push(&Numbered { number, order: job.clone() })?;
         Ok(job.ack()?)
     }
 
     fn charge(&self, job: TypedDelivery<Numbered>) -> Result<()> {
         let number = job.number;
+        let desk = self.desk(number).lock().unwrap();
         if !self.charged.has(number) && !self.declined.has(number) {
             // What the bank says of this order, this time. A real one is given the number as its
             // idempotency key: a crash right here makes us ask again.
@@ -185,12 +202,10 @@ impl Shop {
                 self.retries.fetch_add(1, Relaxed);
                 return Ok(job.nack()?);
             }
-            if said % DECLINES == 1 {
-                self.declined.note(number, job.order.cents)?;
-            } else {
-                self.charged.note(number, job.order.cents)?;
-            }
+            let book = if said % DECLINES == 1 { &self.declined } else { &self.charged };
+            book.note(number, job.order.cents)?;
         }
+        drop(desk);
         if self.charged.has(number) {
             self.to_ship.push(&job)?;
         }
@@ -198,7 +213,11 @@ impl Shop {
     }
 
     fn ship(&self, job: TypedDelivery<Numbered>) -> Result<()> {
-        self.shipped.note(job.number, job.order.cents)?;
+        let desk = self.desk(job.number).lock().unwrap();
+        if !self.shipped.has(job.number) {
+            self.shipped.note(job.number, job.order.cents)?;
+        }
+        drop(desk);
         Ok(job.ack()?)
     }
 
@@ -214,13 +233,9 @@ impl Shop {
     }
 }
 
-fn main() -> Result<()> {
-    let mut args = std::env::args_os().skip(1);
-    let dir = args.next().map_or_else(|| PathBuf::from("target/orders"), PathBuf::from);
-    let orders = args.next().map_or(Ok(1000), |arg| arg.to_string_lossy().parse())?;
-    let is_demo = std::env::args_os().len() == 1;
-    fs::create_dir_all(&dir)?;
-    let shop = Shop::open(&dir, orders)?;
+fn run(dir: &Path, orders: Option<u64>) -> Result<()> {
+    fs::create_dir_all(dir)?;
+    let shop = Shop::open(dir, orders)?;
     let mut results = Vec::new();
     std::thread::scope(|scope| {
         let shop = &shop;
@@ -236,9 +251,21 @@ fn main() -> Result<()> {
     shop.print_summary()?;
     shop.accepted.close()?;
     shop.to_charge.close()?;
-    shop.to_ship.close()?;
-    if is_demo {
-        fs::remove_dir_all(&dir)?;
-    }
-    Ok(())
+    Ok(shop.to_ship.close()?)
+}
+
+fn main() -> Result<()> {
+    let mut args = std::env::args_os().skip(1);
+    let Some(dir) = args.next().map(PathBuf::from) else {
+        // Without arguments a shop that is done makes room for a new one, all at once.
+        let (dir, old) = (Path::new("target/orders"), Path::new("target/orders.old"));
+        run(dir, None)?;
+        fs::remove_dir_all(old).or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        })?;
+        return Ok(fs::rename(dir, old)?);
+    };
+    let orders = args.next().map(|arg| arg.to_string_lossy().parse()).transpose()?;
+    run(&dir, orders)
 }

@@ -49,12 +49,18 @@ impl Credits {
         Self { left: Mutex::new(left), more: Condvar::new(), has_failed: AtomicBool::new(false) }
     }
 
-    /// Waits until there are so many, and takes one if asked to; false if a worker has failed.
-    fn wait_for(&self, count: i64, taken: i64) -> bool {
+    /// Waits for one and takes it; false if somebody has failed.
+    fn take(&self) -> bool {
         let has_failed = || self.has_failed.load(Relaxed);
         let left = self.left.lock().unwrap();
-        *self.more.wait_while(left, |left| *left < count && !has_failed()).unwrap() -= taken;
+        *self.more.wait_while(left, |left| *left <= 0 && !has_failed()).unwrap() -= 1;
         !has_failed()
+    }
+
+    /// Waits until some are given back, or for a moment.
+    fn wait(&self) {
+        let left = self.left.lock().unwrap();
+        drop(self.more.wait_timeout(left, Duration::from_millis(20)).unwrap());
     }
 
     fn give_back(&self, count: i64) {
@@ -62,7 +68,7 @@ impl Credits {
         self.more.notify_all();
     }
 
-    /// Nobody gives back any more.
+    /// Somebody gives back no more.
     fn fail(&self) {
         let _left = self.left.lock().unwrap();
         self.has_failed.store(true, Relaxed);
@@ -88,10 +94,24 @@ fn now() -> Duration {
 }
 
 impl Pipeline {
+    /// Runs a producer or a worker; when it fails, or panics, the others hear of it.
+    fn run(&self, act: impl FnOnce() -> Result<()>) -> Result<()> {
+        struct Failing<'a>(&'a Credits);
+        impl Drop for Failing<'_> {
+            fn drop(&mut self) {
+                self.0.fail();
+            }
+        }
+        let failing = Failing(&self.credits);
+        act()?;
+        std::mem::forget(failing);
+        Ok(())
+    }
+
     /// A message tells when it was made, and holds something to work on.
     fn produce(&self, count: u64) -> Result<()> {
         for number in 0..count {
-            if !self.credits.wait_for(1, 1) {
+            if !self.credits.take() {
                 break;
             }
             let mut payload = Vec::with_capacity(PAYLOAD_BYTES);
@@ -104,14 +124,6 @@ impl Pipeline {
     }
 
     fn work(&self) -> Result<()> {
-        let result = self.work_until_closed();
-        if result.is_err() {
-            self.credits.fail();
-        }
-        result
-    }
-
-    fn work_until_closed(&self) -> Result<()> {
         loop {
             let first = match self.queue.pop_wait() {
                 Err(Error::Closed) => return Ok(()),
@@ -175,7 +187,7 @@ fn main() -> Result<()> {
     let mut args = std::env::args_os().skip(1);
     let dir = args.next().map_or_else(|| PathBuf::from("target/pipeline"), PathBuf::from);
     let count: u64 = args.next().map_or(Ok(600_000), |arg| arg.to_string_lossy().parse())?;
-    // A power cut may take the last 100 ms; a kill takes nothing.
+    // A power cut may take the last 100 ms and one sync; a kill takes nothing.
     let durability = Durability::Interval(Duration::from_millis(100));
     let queue = Queue::options().durability(durability).open(dir)?;
     let waiting = queue.len();
@@ -194,13 +206,16 @@ fn main() -> Result<()> {
     let mut results = Vec::new();
     std::thread::scope(|scope| {
         let pipeline = &pipeline;
-        let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(|| pipeline.work())).collect();
-        let producers: Vec<_> =
-            (0..PRODUCERS).map(|_| scope.spawn(|| pipeline.produce(count / PRODUCERS))).collect();
+        let workers: Vec<_> =
+            (0..WORKERS).map(|_| scope.spawn(|| pipeline.run(|| pipeline.work()))).collect();
+        let producers: Vec<_> = (0..PRODUCERS)
+            .map(|_| scope.spawn(|| pipeline.run(|| pipeline.produce(count / PRODUCERS))))
+            .collect();
         scope.spawn(|| pipeline.show());
         results.extend(producers.into_iter().map(|thread| thread.join().expect("no panic")));
-        // All credits are back when all is acked.
-        pipeline.credits.wait_for(MAX_BACKLOG, 0);
+        while queue.len() + queue.in_flight() > 0 && !pipeline.credits.has_failed.load(Relaxed) {
+            pipeline.credits.wait();
+        }
         pipeline.is_over.store(true, Relaxed);
         results.push(queue.close().map_err(Into::into));
         results.extend(workers.into_iter().map(|thread| thread.join().expect("no panic")));

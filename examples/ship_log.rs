@@ -92,6 +92,8 @@ struct Out {
 struct Shared<'a> {
     queue: &'a Queue,
     out: Mutex<Out>,
+    /// The same file, to be synced while others append.
+    synced: File,
     turn: Condvar,
     total: u64,
     delivered_lines: AtomicU64,
@@ -110,6 +112,7 @@ fn ship(file: &Path, out: &Path) -> Result<()> {
     let queue = Queue::open(out.with_file_name(queue_name))?;
     let shared = Shared {
         queue: &queue,
+        synced: copy.try_clone()?,
         out: Mutex::new(Out { file: copy, len }),
         turn: Condvar::new(),
         total,
@@ -118,12 +121,19 @@ fn ship(file: &Path, out: &Path) -> Result<()> {
     };
     let start = Instant::now();
     shared.finish_last_run()?;
+    {
+        // What the last run had read may be of a log that is there no more.
+        let out_now = shared.out.lock().unwrap();
+        check_prefix(&source, &out_now.file, out_now.len, out)?;
+    }
     let mut results = Vec::new();
     std::thread::scope(|scope| {
         let shared = &shared;
-        let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(|| shared.work())).collect();
+        let workers: Vec<_> = (0..WORKERS)
+            .map(|_| scope.spawn(|| shared.work().inspect_err(|_| shared.end())))
+            .collect();
         scope.spawn(|| shared.show_progress(start));
-        results.push(shared.read(source));
+        results.push(shared.read(source).inspect_err(|_| shared.end()));
         results.extend(workers.into_iter().map(|worker| worker.join().expect("no panic")));
         shared.is_over.store(true, Relaxed);
     });
@@ -167,6 +177,7 @@ impl Shared<'_> {
                 }
             }
             drop(out);
+            self.synced.sync_data()?;
             self.queue.ack_batch(lines)?;
         }
     }
@@ -189,9 +200,9 @@ impl Shared<'_> {
                 batch.push(message);
             }
             if batch.is_empty() {
-                return self.stop("the log became shorter while it was read");
+                return Err("the log became shorter while it was read".into());
             }
-            self.queue.push_batch(&batch).inspect_err(|_| self.is_over.store(true, Relaxed))?;
+            self.queue.push_batch(&batch)?;
             while self.queue.len() > MAX_BACKLOG && !self.is_over.load(Relaxed) {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -199,10 +210,11 @@ impl Shared<'_> {
         Ok(())
     }
 
-    fn stop(&self, why: &str) -> Result<()> {
+    /// Whoever waits for a turn that will not come goes home.
+    fn end(&self) {
+        let _out = self.out.lock().unwrap();
         self.is_over.store(true, Relaxed);
         self.turn.notify_all();
-        Err(why.into())
     }
 
     /// Takes lines and appends them to OUT when it is their turn, until all of FILE is there.
@@ -213,9 +225,9 @@ impl Shared<'_> {
             let mut lines = vec![first];
             lines.extend(self.queue.pop_batch(BATCH_LINES)?);
             lines.sort_by_key(Delivery::seq);
-            if let Err(error) = self.deliver(&lines) {
-                return self.stop(&format!("delivery failed: {error}"));
-            }
+            self.deliver(&lines)?;
+            // A line that is acked is gone from the queue: it must be on the disk here.
+            self.synced.sync_data()?;
             self.queue.ack_batch(lines)?;
         }
         Ok(())
@@ -228,6 +240,9 @@ impl Shared<'_> {
             let out = self.out.lock().unwrap();
             let not_yet = |out: &mut Out| out.len < start && !self.is_over.load(Relaxed);
             let mut out = self.turn.wait_while(out, not_yet).unwrap();
+            if out.len < start {
+                return Err(io::Error::new(io::ErrorKind::Interrupted, "stopped before its turn"));
+            }
             Self::append(&mut out, start, &bytes)?;
             self.turn.notify_all();
             self.delivered_lines.fetch_add(run.len() as u64, Relaxed);

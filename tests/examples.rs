@@ -22,8 +22,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::{Dice, cases};
+
+/// Nothing here takes so long on any machine; what does hangs.
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// `cargo test` builds the examples along with the tests, in a directory beside theirs; a test
 /// that runs alone has to ask for it.
@@ -43,24 +46,51 @@ fn dice() -> Dice {
     Dice(cases("KEEPQ_EXAMPLES_SEED", 3))
 }
 
-/// Starts the example, and kills it after this time; whether it was still running.
-fn kill_after(mut example: Command, after: Duration) -> bool {
-    let mut child = example.stdout(Stdio::null()).spawn().unwrap();
-    // The moment of the kill is what this test is about.
-    std::thread::sleep(after);
+/// Starts the example, and kills it once `is_time`; tells the first line that it said, and whether
+/// it was still running.
+fn kill_when(mut example: Command, mut is_time: impl FnMut() -> bool) -> (String, bool) {
+    let mut child = example.stdout(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    while !is_time() && child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "no progress: {example:?}");
+        std::thread::sleep(Duration::from_micros(300));
+    }
     child.kill().unwrap();
-    let status = child.wait().unwrap();
+    let output = child.wait_with_output().unwrap();
+    let status = output.status;
     assert!(status.success() || status.code().is_none(), "failed by itself: {status}");
-    !status.success()
+    let said = String::from_utf8_lossy(&output.stdout);
+    (said.lines().next().unwrap_or_default().to_string(), !status.success())
 }
 
 /// Runs the example to its end, and gives what it says.
 fn finish(mut example: Command) -> String {
-    let output = example.output().unwrap();
+    let pipes = example.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = pipes.spawn().unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            panic!("it hangs: {example:?}: {:?}", child.wait_with_output());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let output = child.wait_with_output().unwrap();
     let [said, errors] =
         [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
     assert!(output.status.success(), "{}: {said}{errors}", output.status);
     said
+}
+
+fn bytes(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
+/// The lines of a file that an example keeps, each without its checksum.
+fn lines(path: &Path) -> Vec<Vec<u64>> {
+    let text = fs::read_to_string(path).unwrap();
+    let numbers = |line: &str| numbers(line.rsplit_once(' ').unwrap().0);
+    text.lines().map(numbers).collect()
 }
 
 /// The line that contains this, or a panic.
@@ -82,15 +112,20 @@ fn orders_add_up_after_any_number_of_kills() {
         command.arg(dir.path()).arg("800");
         command
     };
-    let kills =
-        (0..10).filter(|_| kill_after(command(), Duration::from_millis(5 + dice.below(50))));
-    assert!(kills.count() >= 3);
+    let book = |name: &str| dir.path().join(name);
+    let progress =
+        || ["reserved", "charged", "shipped"].map(|name| bytes(&book(name))).iter().sum::<u64>();
+    let mut kills = 0;
+    for _ in 0..10 {
+        let enough: u64 = progress() + 1 + dice.below(2000);
+        kills += u32::from(kill_when(command(), || progress() >= enough).1);
+    }
+    assert!(kills >= 3, "it was killed {kills} times before it was done");
     let said = finish(command());
     assert_eq!(numbers(line(&said, "orders ="))[0], 800);
     // The books themselves: every order once in each that it belongs to, and in no other.
     let book = |name: &str| {
-        let text = fs::read_to_string(dir.path().join(name)).unwrap();
-        let entries = text.lines().map(|line| numbers(line)[0]).collect::<Vec<u64>>();
+        let entries: Vec<u64> = lines(&book(name)).iter().map(|line| line[0]).collect();
         let distinct: BTreeSet<u64> = entries.iter().copied().collect();
         assert_eq!(entries.len(), distinct.len(), "{name} has an order twice");
         distinct
@@ -101,43 +136,48 @@ fn orders_add_up_after_any_number_of_kills() {
     assert_eq!(charged, shipped);
     assert!(charged.is_disjoint(&declined) && !declined.is_empty());
     assert_eq!(&charged | &declined, reserved);
-    // All that is left in the queues is settled orders that a kill doubled.
     let again = finish(command());
     assert!(line(&again, "are done").starts_with("800 of 800"));
+    let mut other = Command::new(&path);
+    assert!(!other.arg(dir.path()).arg("801").output().unwrap().status.success(), "another count");
 }
 
 #[test]
 fn money_is_conserved_after_any_number_of_kills() {
     let dir = tempfile::tempdir().unwrap();
     let (path, mut dice) = (example("ledger"), dice());
-    let command = || {
+    let command = |count: &str| {
         let mut command = Command::new(&path);
-        command.arg(dir.path()).arg("2000");
+        command.arg(dir.path()).arg(count);
         command
     };
-    let kills =
-        (0..15).filter(|_| kill_after(command(), Duration::from_millis(5 + dice.below(60))));
-    assert!(kills.count() >= 3);
-    let said = finish(command());
+    let (journal, receipts) = (dir.path().join("journal"), dir.path().join("receipts"));
+    for round in 0..15 {
+        // Some die before the first new line, some later.
+        let enough = bytes(&journal) + dice.below(2) * (1 + dice.below(20_000));
+        let (_, was_killed) = kill_when(command("90000000"), || bytes(&journal) >= enough);
+        assert!(was_killed, "round {round}");
+    }
+    let said = finish(command("1999"));
     let sums: Vec<_> = said.lines().filter(|line| line.contains("cents in all")).collect();
     assert_eq!(sums, ["50 accounts, 50000 cents in all"; 2]);
     let counts = numbers(line(&said, "receipts"));
-    assert!(counts[1] >= counts[0] && counts[0] > 2000, "{counts:?}");
+    assert!(counts[1] >= counts[0] && counts[0] > 1999, "{counts:?}");
+    assert_eq!(numbers(line(&said, "accepted;"))[2], 1999);
     // The journal itself, without the example's help.
-    let journal = fs::read_to_string(dir.path().join("journal")).unwrap();
-    let lines: Vec<Vec<u64>> = journal.lines().map(numbers).collect();
-    assert!(lines.is_sorted_by(|a, b| a[0] < b[0]), "a transfer was applied twice");
-    let applied: BTreeSet<u64> = lines.iter().map(|line| line[0]).collect();
-    let receipts = fs::read_to_string(dir.path().join("receipts")).unwrap();
-    let mut accepted = receipts.lines().map(|line| line.parse::<u64>().unwrap());
+    let journal = lines(&journal);
+    assert!(journal.is_sorted_by(|a, b| a[0] < b[0]), "a transfer was applied twice");
+    let applied: BTreeSet<u64> = journal.iter().map(|line| line[0]).collect();
+    let mut accepted = lines(&receipts).into_iter().map(|line| line[0]);
     assert!(accepted.all(|seq| applied.contains(&seq)), "an accepted transfer is lost");
-    let mut balances = [1000i64; 50];
-    for line in lines {
-        balances[line[1] as usize] -= line[3].cast_signed();
-        balances[line[2] as usize] += line[3].cast_signed();
-        assert!(balances[line[1] as usize] >= 0, "overdrawn");
+    let mut balances = [1000u64; 50];
+    for line in journal {
+        let [from, to] = [line[1] as usize, line[2] as usize];
+        balances[from] = balances[from].checked_sub(line[3]).expect("overdrawn");
+        balances[to] += line[3];
+        assert_eq!([balances[from], balances[to]], line[4..], "after transfer {}", line[0]);
     }
-    assert_eq!(balances.iter().sum::<i64>(), 50_000);
+    assert_eq!(balances.iter().sum::<u64>(), 50_000);
 }
 
 #[test]
@@ -149,9 +189,14 @@ fn the_pipeline_works_on_what_a_kill_left_over() {
         command.arg(dir.path()).arg(count);
         command
     };
+    let mut left_over = Vec::new();
     for _ in 0..8 {
-        assert!(kill_after(command("90000000"), Duration::from_millis(20 + dice.below(80))));
+        let moment = Instant::now() + Duration::from_millis(60 + dice.below(80));
+        let (first, was_killed) = kill_when(command("90000000"), || Instant::now() > moment);
+        assert!(was_killed);
+        left_over.extend(numbers(&first));
     }
+    assert!(left_over.iter().any(|&left| left > 0), "a kill leaves something: {left_over:?}");
     let said = finish(command("30000"));
     let left = numbers(line(&said, "are left from the last run"))[0];
     let summary = line(&said, "worked on");
@@ -164,6 +209,23 @@ fn the_pipeline_works_on_what_a_kill_left_over() {
         .collect();
     assert!(latencies.len() == 5 && latencies.is_sorted(), "{said}");
     assert_eq!(finish(command("3")).lines().next(), Some("0 messages are left from the last run"));
+}
+
+/// A log that was replaced while the queue still held lines of the old one must not be mixed up
+/// with it.
+#[test]
+fn lines_of_another_log_are_not_shipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, out) = (dir.path().join("in.log"), dir.path().join("out.log"));
+    let queue = keepq::Queue::open(dir.path().join("out.log.queue")).unwrap();
+    queue.push([&0u64.to_le_bytes()[..], b"a line of the old log\n"].concat()).unwrap();
+    drop(queue);
+    fs::write(&file, b"the new log\nhas other lines\n").unwrap();
+    let path = example("ship_log");
+    let refused = Command::new(path).args([&file, &out]).output().unwrap();
+    assert!(!refused.status.success());
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("is not the beginning of the log"), "{said}");
 }
 
 fn log(dice: &mut Dice, bytes: usize) -> Vec<u8> {
