@@ -24,17 +24,26 @@ mod seq;
 mod stats;
 mod typed;
 
-/// How keepq is built, why, and the bytes it writes.
+/// The pages: how to use keepq, what to choose, how it is built, and why it can be believed.
 pub mod docs {
+    /// A tour: open, push, pop, ack, wait, headers, values, errors, testing.
+    #[doc = include_str!("docs/guide.md")]
+    pub mod guide {}
+    /// Which durability, how many queues, what in one message, how to do things once.
+    #[doc = include_str!("docs/choosing.md")]
+    pub mod choosing {}
     /// The bytes on disk: enough to write a reader from.
     #[doc = include_str!("docs/format.md")]
     pub mod format {}
     /// Where keepq stands against the limits of disk and memory, and how to measure it.
     #[doc = include_str!("docs/performance.md")]
     pub mod performance {}
-    /// The promise, the invariants that keep it, and the argument crash by crash.
+    /// How the parts work together, and which other ways were rejected.
     #[doc = include_str!("docs/design.md")]
     pub mod design {}
+    /// The assumptions, the invariants, the argument crash by crash, and the tests that attack it.
+    #[doc = include_str!("docs/proof.md")]
+    pub mod proof {}
 }
 
 /// The door to the operating system, and others to put in its place: memory that forgets like a
