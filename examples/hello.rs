@@ -1,11 +1,16 @@
 //! A durable push, pop and ack.
-#[allow(clippy::print_stdout, reason = "an example")]
+
+#![allow(clippy::print_stdout, reason = "an example")]
+
+use keepq::Queue;
+
 fn main() -> keepq::Result<()> {
-    let queue = keepq::Queue::open("target/hello")?;
+    let queue = Queue::open("target/hello")?; // a directory; made if it is not there
     queue.push(b"pay 42")?; // on the disk when this returns
+    queue.push_batch(["pay 43", "pay 44"])?; // all or none, one sync
     while let Some(job) = queue.pop()? {
-        println!("{}: {}", job.seq(), String::from_utf8_lossy(&job));
-        job.ack()?; // never comes back
+        println!("attempt {}: {}", job.attempts(), String::from_utf8_lossy(&job));
+        job.ack()?; // never comes back; nack() or drop: comes back
     }
     queue.close()
 }

@@ -197,3 +197,12 @@ fn nothing_is_unfinished() {
         assert!(name == "tidy.rs" || !text.contains("#[ignore"), "{name} ignores a test");
     }
 }
+
+/// What the crate page shows first is a program that CI runs.
+#[test]
+fn the_readme_shows_the_example_hello() {
+    let read = |name: &str| fs::read_to_string(root().join(name)).unwrap();
+    let (readme, hello) = (read("README.md"), read("examples/hello.rs"));
+    let shown = readme.split("```rust\n").nth(1).unwrap().split("```").next().unwrap();
+    assert_eq!(shown, &hello[hello.find("use keepq").unwrap()..]);
+}
