@@ -95,27 +95,30 @@ impl Journal {
     /// Applies what is not in the journal yet; tells how many that were. When it returns, all of
     /// it is in the journal, durably.
     fn apply(&mut self, jobs: &[TypedDelivery<Transfer>]) -> Result<u64> {
-        let mut lines = Vec::new();
+        let (mut balances, mut refused) = (self.balances, self.refused);
+        let mut lines: Vec<[u64; 6]> = Vec::new();
         for job in jobs {
             let seq = u64::from(job.seq());
-            if seq <= self.last() {
+            if seq <= lines.last().map_or(self.last(), |line| line[0]) {
                 continue;
             }
             let mut transfer = Transfer::clone(job);
-            let is_covered =
-                self.balances.get(transfer.from).is_some_and(|&has| has >= transfer.cents);
-            if !is_covered {
-                // It is noted as one of nothing: that settles it, too.
-                transfer.cents = 0;
-                self.refused += 1;
+            let mut holds = post(&mut balances, &transfer);
+            if holds.is_none() {
+                // Not covered, or between accounts that are not: it is noted as one of nothing between
+                // the first two. That settles it, too.
+                transfer = Transfer { from: 0, to: 1, cents: 0 };
+                refused += 1;
+                holds = post(&mut balances, &transfer);
             }
-            let holds = post(&mut self.balances, &transfer);
-            let (from_holds, to_holds) = holds.ok_or("a transfer between accounts that are not")?;
+            let (from_holds, to_holds) = holds.ok_or("nothing can always be moved")?;
             let [from, to] = [transfer.from as u64, transfer.to as u64];
             lines.push([seq, from, to, transfer.cents, from_holds, to_holds]);
-            self.seqs.insert(seq);
         }
         self.lines.append_synced(&lines)?;
+        // Only what is in the journal counts: whoever goes on after an error finds all as it was.
+        self.seqs.extend(lines.iter().map(|line| line[0]));
+        (self.balances, self.refused) = (balances, refused);
         Ok(lines.len() as u64)
     }
 

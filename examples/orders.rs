@@ -10,7 +10,8 @@
 //!    book, and only then goes on. Nobody else looks at the same number meanwhile.
 //! 2. An order is pushed to the next queue before it is acked in this one. A crash in between
 //!    delivers it again, and the next step's book shows that it is there already.
-//! 3. What may succeed later is given back (`nack`); what never will is ended in a book of its own.
+//! 3. What may succeed later is given back (`nack`), after a pause that grows with its attempts, since
+//!    it comes again at once; what never will is ended in a book of its own.
 
 #![allow(
     clippy::unwrap_used,
@@ -45,6 +46,8 @@ const WORKERS_PER_STEP: usize = 2;
 /// One in so many charges fails for now, and one in so many for good.
 const TIMEOUTS: u64 = 10;
 const DECLINES: u64 = 25;
+/// A worker leaves the bank alone for so long after a failure, times the attempts.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// What the customer wants.
 #[derive(Serialize, Deserialize, Clone)]
@@ -169,11 +172,20 @@ impl Shop {
         queue: &TypedQueue<T>,
         step: impl Fn(TypedDelivery<T>) -> Result<()>,
     ) -> Result<()> {
-        while !self.is_done() && !self.has_failed.load(Relaxed) {
-            let job = queue.pop_timeout(Duration::from_millis(50));
-            let worked = job.map_err(Into::into).and_then(|job| job.map_or(Ok(()), &step));
-            worked.inspect_err(|_| self.has_failed.store(true, Relaxed))?;
+        /// Whoever leaves early, by an error or a panic, ends the work of all.
+        struct Failing<'a>(&'a AtomicBool);
+        impl Drop for Failing<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Relaxed);
+            }
         }
+        let failing = Failing(&self.has_failed);
+        while !self.is_done() && !self.has_failed.load(Relaxed) {
+            if let Some(job) = queue.pop_timeout(Duration::from_millis(50))? {
+                step(job)?;
+            }
+        }
+        std::mem::forget(failing);
         Ok(())
     }
 
@@ -200,6 +212,8 @@ impl Shop {
             let said = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
             if said.is_multiple_of(TIMEOUTS) && job.attempts() == 1 {
                 self.retries.fetch_add(1, Relaxed);
+                drop(desk);
+                std::thread::sleep(PAUSE * job.attempts().min(100));
                 return Ok(job.nack()?);
             }
             let book = if said % DECLINES == 1 { &self.declined } else { &self.charged };

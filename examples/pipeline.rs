@@ -27,6 +27,7 @@ use keepq::{Delivery, Durability, Error, Queue, Seq};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -209,16 +210,21 @@ fn main() -> Result<()> {
         let workers: Vec<_> =
             (0..WORKERS).map(|_| scope.spawn(|| pipeline.run(|| pipeline.work()))).collect();
         let producers: Vec<_> = (0..PRODUCERS)
-            .map(|_| scope.spawn(|| pipeline.run(|| pipeline.produce(count / PRODUCERS))))
+            .map(|n| {
+                let share = count / PRODUCERS + u64::from(n < count % PRODUCERS);
+                scope.spawn(move || pipeline.run(|| pipeline.produce(share)))
+            })
             .collect();
         scope.spawn(|| pipeline.show());
-        results.extend(producers.into_iter().map(|thread| thread.join().expect("no panic")));
+        // The queue is closed before anything is made of a panic: workers wait for that.
+        let produced: Vec<_> = producers.into_iter().map(ScopedJoinHandle::join).collect();
         while queue.len() + queue.in_flight() > 0 && !pipeline.credits.has_failed.load(Relaxed) {
             pipeline.credits.wait();
         }
         pipeline.is_over.store(true, Relaxed);
         results.push(queue.close().map_err(Into::into));
-        results.extend(workers.into_iter().map(|thread| thread.join().expect("no panic")));
+        let worked = workers.into_iter().map(ScopedJoinHandle::join);
+        results.extend(produced.into_iter().chain(worked).map(|thread| thread.expect("no panic")));
     });
     results.into_iter().collect::<Result<()>>()?;
     summary(&pipeline, waiting, start.elapsed())

@@ -166,6 +166,14 @@ impl Error {
         matches!(self, Self::Poisoned { indeterminate: true, .. })
     }
 
+    /// This error, met before the operation changed anything.
+    pub(crate) fn before_anything(mut self) -> Self {
+        if let Self::Poisoned { indeterminate, .. } = &mut self {
+            *indeterminate = false;
+        }
+        self
+    }
+
     /// Wraps an error of the operating system with what keepq knows about it.
     pub(crate) fn io(operation: &'static str, path: &Path, offset: u64, source: io::Error) -> Self {
         let path = path.to_path_buf();

@@ -309,8 +309,8 @@ impl Queue {
 
     /// How many messages are ready: neither in flight, delayed nor settled.
     ///
-    /// The first call after an unclean end may take as long as reading 16 bytes for each message of
-    /// earlier runs. If even that fails, the count is of what could be read.
+    /// The first call after open may take as long as reading 16 bytes for each message of earlier runs, unless
+    /// the background was faster. What cannot be read counts as ready, and is read by a later call.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.engine().ready()
@@ -343,8 +343,8 @@ impl Queue {
         self.engine().last_seq().map(Seq)
     }
 
-    /// Numbers about the queue, all of one moment. The first call after an unclean end may take as
-    /// long as that of [`Queue::len`], and knows as much.
+    /// Numbers about the queue, all of one moment. The first call after open may take as long as that
+    /// of [`Queue::len`], and knows as much.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.engine().stats()
@@ -388,7 +388,8 @@ impl Queue {
 
     /// Ends the queue for every clone, with everything on the disk: waiting consumers get
     /// [`Error::Closed`], unanswered deliveries come back at the next open. When it returns,
-    /// whatever it returns, the directory can be opened again. From then on all counts are zero.
+    /// whatever it returns, the directory can be opened again. From then on [`Queue::len`], [`Queue::in_flight`] and
+    /// [`Queue::delayed`] are zero.
     ///
     /// # Errors
     ///

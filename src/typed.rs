@@ -24,6 +24,10 @@ const UNDECODED_DOUBLINGS: u32 = 6;
 /// read as what it was written as. An enum that only grows at its end, and structs inside its
 /// variants that never change, let old messages and new programs live together.
 ///
+/// What has to look at the data to know what it is encodes, and then never decodes: enums that are
+/// `untagged` or `tag`ged, `flatten`, `skip_serializing_if`, `serde_json::Value`. A test that decodes what it
+/// encoded finds that out before a queue does.
+///
 /// ```
 /// # use serde::{Deserialize, Serialize};
 /// #[derive(Serialize, Deserialize, PartialEq, Debug)]
@@ -44,7 +48,7 @@ const UNDECODED_DOUBLINGS: u32 = 6;
 ///
 /// A payload that is not a `T`, or has bytes behind it, is [`Error::Decode`] with the message's
 /// [`Seq`]. The message goes back with its attempt counted, and not before a second has passed, then
-/// two, and so on up to a minute (or the queue was opened again), so that the messages behind it
+/// two, and so on up to 64 (or the queue was opened again), so that the messages behind it
 /// are reached meanwhile.
 pub struct TypedQueue<T> {
     queue: Queue,

@@ -321,3 +321,32 @@ fn reads_that_fail_are_errors_and_not_damage() {
     assert_eq!(seen, (0..30).collect::<Vec<u8>>());
     assert!(queue.damage().is_empty() && memory.read("CHECKPOINT").is_some());
 }
+
+/// A disk that is full while a record is written, and still while what it left is erased: push works
+/// again once there is room, and nothing of the failed ones is ever seen.
+#[test]
+fn push_works_again_after_an_erasing_that_failed() {
+    for at in 0..6 {
+        let (memory, storage) = storage();
+        storage.stores_can_fail(true);
+        let queue = options(storage.clone()).durability(Durability::Os).open("queue").unwrap();
+        queue.push(b"before").unwrap();
+        storage.plan(FaultPlan::FailAt { at, error: ErrorKind::StorageFull, lasting: true });
+        let batch =
+            || [Message::new("failed").transient(), Message::new("failed").header("a", b"b")];
+        for _ in 0..3 {
+            let failed = queue.push_batch(batch());
+            assert!(matches!(failed, Err(Error::StorageFull { .. })) || at > 4, "{failed:?}");
+        }
+        storage.plan(FaultPlan::None);
+        queue.push(b"after").unwrap();
+        drop(queue);
+        let queue = options(Arc::new(memory.killed())).open("queue").unwrap();
+        let found: Vec<Vec<u8>> =
+            queue.pop_batch(99).unwrap().iter().map(|job| job.to_vec()).collect();
+        let failed = found.iter().filter(|payload| payload[..] == *b"failed").count();
+        assert!(failed == 0 || at > 4, "{at}: {failed} of those that failed are here");
+        assert_eq!((&found[0][..], &found[found.len() - 1][..]), (&b"before"[..], &b"after"[..]));
+        assert!(queue.damage().is_empty() && queue.recovery().is_clean());
+    }
+}

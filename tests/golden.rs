@@ -268,8 +268,20 @@ fn the_page_is_enough_to_read_a_checkpoint_by() {
     for name in ["closed", "killed"] {
         let (checkpoint, queue_id, segments) = reader::read_checkpoint(&golden().join(name));
         assert_eq!(checkpoint.queue_id, queue_id, "{name}");
-        let listed: Vec<u64> = checkpoint.segments.iter().map(|(ordinal, ..)| *ordinal).collect();
-        assert!(listed.iter().all(|ordinal| segments.contains(ordinal)), "{name}: {checkpoint:?}");
+        assert!(!checkpoint.segments.is_empty(), "{name}");
+        for &(ordinal, first_seq, count) in &checkpoint.segments {
+            let used = segments.iter().find(|used| used.ordinal == ordinal);
+            let used = used.unwrap_or_else(|| panic!("{name}: {ordinal} is not there"));
+            if first_seq > 0 {
+                assert_eq!(used.first_seq, Some(first_seq), "{name}: {ordinal}");
+            }
+            if count > 0 {
+                assert_eq!(used.count, Some(u64::from(count)), "{name}: {ordinal}");
+            }
+            assert!(first_seq <= checkpoint.accounted, "{name}: {ordinal}");
+        }
+        let last = checkpoint.segments.iter().rev().find(|(_, first_seq, _)| *first_seq > 0);
+        assert!(last.is_some_and(|(_, first, _)| *first <= checkpoint.watermark), "{name}");
         assert!(checkpoint.watermark <= checkpoint.accounted, "{name}: {checkpoint:?}");
         assert!(checkpoint.accounted < checkpoint.seq_limit, "{name}: {checkpoint:?}");
         assert!(checkpoint.epoch >= 1 && checkpoint.unaccounted.is_sorted(), "{checkpoint:?}");

@@ -413,3 +413,45 @@ fn a_message_with_an_impossible_interval_is_refused() {
     assert!(named, "{refused:?}");
     assert!(queue.is_empty());
 }
+
+/// A purge that only meets what is damaged settles it all the same, and says so to who waits for it.
+#[test]
+fn purge_wakes_who_waits_for_what_it_finds_lost() {
+    let dir = directory();
+    let options = || Queue::options().segment_bytes(65_536).background(false);
+    let queue = options().open(dir.path()).unwrap();
+    let seq = queue.push([1u8; 100].as_slice()).unwrap();
+    queue.close().unwrap();
+    let segment = dir.path().join("0000000000000001.seg");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[4096 + 8] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    let queue = options().open(dir.path()).unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| queue.wait_acked(seq, Duration::from_secs(60)));
+        // Long enough to be parked, mostly; it must not matter.
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(queue.purge().unwrap(), 0);
+        assert!(matches!(waiting.join().unwrap(), Err(Error::UnknownSeq { .. })));
+    });
+    assert_eq!((queue.len(), queue.stats().lost()), (0, 1));
+}
+
+#[test]
+fn what_is_due_counts_as_ready_before_anybody_pops() {
+    let dir = directory();
+    let queue = Queue::open(dir.path()).unwrap();
+    queue.push(b"no number").unwrap();
+    assert!(matches!(queue.typed::<u64>().pop(), Err(Error::Decode { .. })));
+    assert_eq!((queue.len(), queue.delayed()), (0, 1));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while queue.is_empty() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!((queue.len(), queue.delayed(), queue.stats().ready()), (1, 0, 1));
+    let held = queue.pop().unwrap().unwrap();
+    let other = queue.clone();
+    queue.close().unwrap();
+    assert_eq!((other.len(), other.in_flight(), other.delayed()), (0, 0, 0));
+    assert!(matches!(held.ack(), Err(Error::Closed)));
+}

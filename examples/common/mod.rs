@@ -6,8 +6,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::Path;
 
-/// Lines of numbers, each with a checksum. What a crash left behind the last whole line is cut off;
-/// after a write that failed nothing more is appended.
+/// Lines of numbers, each with a checksum. What a crash left behind the last whole line is cut off; if
+/// there are whole lines behind it, it was no crash, and nothing is touched. After a write that failed nothing
+/// more is appended.
 pub(crate) struct Lines {
     file: File,
     has_failed: bool,
@@ -21,11 +22,15 @@ impl Lines {
         let mut file = options.open(path)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
+        let mut lines = bytes.split_inclusive(|&byte| byte == b'\n');
         let mut whole = 0;
-        for line in bytes.split_inclusive(|&byte| byte == b'\n') {
-            let Some(numbers) = decode(line) else { break };
+        while let Some(numbers) = lines.next().and_then(decode) {
             each(&numbers);
-            whole += line.len() as u64;
+            whole += encode(&numbers).len() as u64;
+        }
+        if lines.any(|line| decode(line).is_some()) {
+            let reason = format!("{}: damaged at byte {whole}", path.display());
+            return Err(io::Error::new(ErrorKind::InvalidData, reason));
         }
         file.set_len(whole)?;
         file.sync_all()?;

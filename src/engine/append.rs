@@ -148,14 +148,20 @@ impl Engine {
             match self.rotate(need) {
                 Err(Error::StorageFull { .. }) if may_make_room => {
                     may_make_room = false;
-                    self.finish_old_tail()?;
-                    while self.sync_oldest_full()? {}
-                    self.count_old_tracks()?;
-                    self.let_segments_go()?;
+                    // Whatever fails here, nothing has been placed.
+                    self.make_room().map_err(Error::before_anything)?;
                 }
                 result => result?,
             }
         }
+    }
+
+    /// Lets go of all that is in use for nothing.
+    fn make_room(&self) -> Result<()> {
+        self.finish_old_tail()?;
+        while self.sync_oldest_full()? {}
+        self.count_old_tracks()?;
+        self.let_segments_go()
     }
 
     /// The first Seq and whether a consumer waits; `None` if the active segment has no room.
@@ -171,13 +177,11 @@ impl Engine {
         let first_seq = append.next_seq;
         // Relaxed: an older value only says less than is true.
         let unsynced = (first_seq - 1).saturating_sub(self.durable.load(Ordering::Relaxed));
-        match &mut append.active {
+        if let Some(active) = &mut append.active {
             // What a failed write left behind the tail could be taken for the end of the log.
-            Some(active) if active.broken_by().is_some() => {
-                let kind = active.broken_by().unwrap_or(std::io::ErrorKind::Other);
-                let reason = "an earlier write failed and could not be undone; reopen the queue";
-                return Err(active.segment.error("append", 0, std::io::Error::new(kind, reason)));
-            }
+            active.erase_remains()?;
+        }
+        match &mut append.active {
             Some(active) if active.fits(need.bytes, need.records, now) => {
                 active.append(drafts, unsynced, now)?;
             }

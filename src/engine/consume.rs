@@ -186,9 +186,17 @@ impl Engine {
         if self.options.sync_acks { self.wait_acks(number) } else { Ok(()) }
     }
 
-    /// Counts the slots of earlier runs.
+    /// Counts the slots of earlier runs, as far as they can be read; tells the first error.
     pub(super) fn count_old_tracks(&self) -> Result<()> {
-        while self.deliver.lock().count_some()? {}
-        Ok(())
+        self.deliver.lock().count_again();
+        let mut result = Ok(());
+        loop {
+            let counted = self.deliver.lock().count_some();
+            match counted {
+                Ok(true) => {}
+                Ok(false) => return result,
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
     }
 }

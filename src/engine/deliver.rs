@@ -146,6 +146,7 @@ impl Deliver {
         self.tracks.clear();
         self.returned.clear();
         self.deferred.clear();
+        self.leases = Leases::default();
     }
 
     /// # Errors
@@ -176,12 +177,13 @@ impl Deliver {
         crate::format::bytes::wide(self.leases.count())
     }
 
-    pub(super) fn delayed(&self) -> u64 {
+    pub(super) fn delayed(&mut self) -> u64 {
+        self.take_back_due();
         crate::format::bytes::wide(self.deferred.count())
     }
 
     /// Messages that can be handed out; reads what is published only under the lock.
-    pub(super) fn ready(&self, published: impl Fn() -> u64) -> u64 {
+    pub(super) fn ready(&mut self, published: impl Fn() -> u64) -> u64 {
         let published = published();
         let owed: u64 = self.tracks.iter().map(|track| track.owed(published)).sum();
         owed.saturating_sub(self.in_flight() + self.delayed())
@@ -267,6 +269,11 @@ impl Deliver {
             track.mapped.is_none() && !track.is_dirty && is_synced
         });
         clean.map(|track| Arc::clone(&track.segment)).collect()
+    }
+
+    /// What could not be read may be readable now.
+    pub(super) fn count_again(&mut self) {
+        self.tracks.iter_mut().for_each(Track::count_again);
     }
 
     /// Counts some slots of earlier runs; false once all are counted.

@@ -230,15 +230,15 @@ impl Engine {
 
     pub(crate) fn stats(&self) -> Stats {
         self.health.note_background(self.count_old_tracks());
-        let pushed = self.append.lock().pushed();
-        let deliver = self.deliver.lock();
+        let append = self.append.lock();
+        let mut deliver = self.deliver.lock();
         let Counts { popped, redelivered, acked, nacked, released, purged } = deliver.counts;
         Stats {
             ready: deliver.ready(|| self.newest_published()),
             in_flight: deliver.in_flight(),
             delayed: deliver.delayed(),
+            pushed: append.pushed(),
             lost: deliver.losses.count,
-            pushed,
             popped,
             redelivered,
             acked,

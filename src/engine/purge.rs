@@ -20,17 +20,17 @@ impl Engine {
         let mut purged = 0;
         let result = loop {
             let mut deliver = self.deliver.lock();
-            let before = deliver.counts.purged;
+            let (before, settled) = (deliver.counts.purged, deliver.silently_settled);
             let step = deliver.check_open().and_then(|()| deliver.purge_some(newest));
             // A step that failed may have settled some all the same.
-            let count = deliver.counts.purged - before;
+            purged += deliver.counts.purged - before;
+            let settled_some = deliver.silently_settled > settled;
             let (asks, number) = (deliver.asks_for_sync(), deliver.change_count());
             drop(deliver);
             if asks {
                 self.worker.sync_answers();
             }
-            if count > 0 {
-                purged += count;
+            if settled_some {
                 self.settled.wake_all();
             }
             match step {

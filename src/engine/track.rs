@@ -36,7 +36,7 @@ pub(super) struct Track {
     /// Written by an earlier run.
     pub(super) is_old: bool,
     was_touched: bool,
-    /// Its slots cannot be read to be counted: it is kept, whatever they say.
+    /// Its slots could not be read to be counted: until they can, it is kept, whatever they say.
     is_unreadable: bool,
     /// Has answers that no sync has covered.
     pub(super) is_dirty: bool,
@@ -114,6 +114,10 @@ impl Track {
     /// Whether there are slots to count, and no reading of them has failed.
     pub(super) fn can_be_counted(&self) -> bool {
         !self.is_counted() && !self.is_unreadable
+    }
+
+    pub(super) fn count_again(&mut self) {
+        self.is_unreadable = false;
     }
 
     /// Whether nothing in it is owed, and nothing will be.

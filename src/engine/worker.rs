@@ -169,6 +169,10 @@ impl Engine {
         self.drop_idle_maps();
         let has_more = self.sync_oldest_full();
         let can_count = self.deliver.lock().count_some();
+        if matches!(can_count, Ok(false)) {
+            // What could not be read is tried again the next time.
+            self.deliver.lock().count_again();
+        }
         if matches!(has_more, Ok(true)) || matches!(can_count, Ok(true)) {
             self.worker.ask();
         }

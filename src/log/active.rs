@@ -12,7 +12,6 @@ use crate::format::record::{self, Flags};
 use crate::format::segment::{ACTIVATION, Activation, RECORDS_START, Seal, capacity};
 use crate::format::slot::{self, SLOT, Slot, State};
 use crate::io::Region;
-use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
 /// A message on its way into the log: its checksum taken, its place not yet known.
@@ -41,6 +40,13 @@ impl<'a> Draft<'a> {
     }
 }
 
+/// A record that a batch which failed may have left, and the slot it may have stored.
+#[derive(Clone, Copy, Debug)]
+struct Remains {
+    offset: u64,
+    slot: Option<u64>,
+}
+
 /// The segment that pushes go to.
 #[derive(Debug)]
 pub(crate) struct Active {
@@ -50,8 +56,8 @@ pub(crate) struct Active {
     pub(crate) base_time: u64,
     tail: u64,
     count: u32,
-    /// Why bytes of a batch that failed may lie behind the tail.
-    broken_by: Option<ErrorKind>,
+    /// What a batch that failed left behind the tail, and could not be erased yet.
+    remains: Vec<Remains>,
 }
 
 impl Active {
@@ -71,7 +77,7 @@ impl Active {
             base_time: now,
             tail: RECORDS_START,
             count: 0,
-            broken_by: None,
+            remains: Vec::new(),
         })
     }
 
@@ -88,11 +94,6 @@ impl Active {
     /// At most so many records can still be placed in it.
     pub(crate) fn room_in_records(&self) -> u64 {
         capacity((self.segment.header.size - PAGE).saturating_sub(self.used_bytes()))
-    }
-
-    /// Why it must not be pushed to any more, nor anything behind it before it is sealed.
-    pub(crate) fn broken_by(&self) -> Option<ErrorKind> {
-        self.broken_by
     }
 
     /// Whether so many records of so many bytes in all fit, pushed now.
@@ -123,7 +124,9 @@ impl Active {
                 age,
             };
             if let Err(error) = self.place(&header, draft, tail) {
-                self.erase(&drafts[..=position])?;
+                self.note_remains(&drafts[..=position]);
+                // The first error is the one to tell; the next push tries again.
+                self.erase_remains().ok();
                 return Err(error);
             }
             tail += header.record_len();
@@ -134,20 +137,24 @@ impl Active {
         Ok(())
     }
 
-    /// Makes sure that nothing of a batch that failed is ever taken for a record, or for the state of
-    /// one that comes to the same place. If that fails, too, the segment is broken.
-    fn erase(&mut self, drafts: &[Draft<'_>]) -> Result<()> {
+    fn note_remains(&mut self, drafts: &[Draft<'_>]) {
         let mut offset = self.tail;
         for (index, draft) in (self.count..).zip(drafts) {
             let slot = slot::offset(self.segment.header.size, index);
-            let clear_slot = || {
-                if draft.is_transient { self.region.store_word(slot, 0) } else { Ok(()) }
-            };
-            let header = self.region.store(offset, &[0; record::HEADER]);
-            let erased = header.and_then(|()| clear_slot());
-            self.broken_by = erased.as_ref().err().map(io::Error::kind).or(self.broken_by);
-            erased.map_err(|error| Error::io("append", &self.segment.path, offset, error))?;
+            self.remains.push(Remains { offset, slot: draft.is_transient.then_some(slot) });
             offset += draft.record_len();
+        }
+    }
+
+    /// Makes sure that nothing of a batch that failed is ever taken for a record, or for the state of
+    /// one that comes to the same place. Until that is done nothing may be pushed, here or behind.
+    pub(crate) fn erase_remains(&mut self) -> Result<()> {
+        while let Some(&Remains { offset, slot }) = self.remains.last() {
+            let header = self.region.store(offset, &[0; record::HEADER]);
+            let erased =
+                header.and_then(|()| slot.map_or(Ok(()), |slot| self.region.store_word(slot, 0)));
+            erased.map_err(|error| Error::io("append", &self.segment.path, offset, error))?;
+            self.remains.pop();
         }
         Ok(())
     }

@@ -188,8 +188,16 @@ pub(crate) fn read(directory: &Path) -> Vec<Owed> {
     owed
 }
 
+/// What a segment's marks say.
+#[derive(Debug)]
+pub(crate) struct Used {
+    pub(crate) ordinal: u64,
+    pub(crate) first_seq: Option<u64>,
+    pub(crate) count: Option<u64>,
+}
+
 /// The newest valid checkpoint, and the queue that the segments belong to.
-pub(crate) fn read_checkpoint(directory: &Path) -> (Checkpoint, [u8; 16], Vec<u64>) {
+pub(crate) fn read_checkpoint(directory: &Path) -> (Checkpoint, [u8; 16], Vec<Used>) {
     let bytes = fs::read(directory.join("CHECKPOINT")).unwrap();
     let slots = [&bytes[..bytes.len() / 2], &bytes[bytes.len() / 2..]];
     let valid = slots.into_iter().filter_map(|slot| {
@@ -208,9 +216,11 @@ pub(crate) fn read_checkpoint(directory: &Path) -> (Checkpoint, [u8; 16], Vec<u6
         if path.extension().is_some_and(|extension| extension == "seg") {
             let segment = Segment::read(fs::read(path).unwrap());
             queue_id = segment.queue_id;
-            segments.push(segment.ordinal);
+            let first_seq = segment.mark(512).map(|(first_seq, _)| first_seq);
+            let count = segment.mark(1024).map(|(_, second)| second & 0xFFFF_FFFF);
+            segments.push(Used { ordinal: segment.ordinal, first_seq, count });
         }
     }
-    segments.sort_unstable();
+    segments.sort_by_key(|used| used.ordinal);
     (checkpoint, queue_id, segments)
 }
