@@ -79,6 +79,11 @@ impl CheckpointFile {
         Ok(Read::Ok(this, state, newest))
     }
 
+    /// Bytes that it takes.
+    pub(crate) fn size(&self) -> u64 {
+        self.file.as_ref().map_or(0, |file| file.size())
+    }
+
     /// Whether there is a file that may name segments.
     pub(crate) fn exists(&self) -> bool {
         self.file.is_some()

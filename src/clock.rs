@@ -1,23 +1,21 @@
 //! Where time comes in. Nothing else reads a clock.
+//!
+//! A queue's time is milliseconds since 1970 UTC: what the wall clock says at open, or the newest time
+//! in the log if that is later, and from there on as the monotonic clock goes. So it never goes back, and
+//! a wall clock that is set while the queue is open does not matter.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Milliseconds since 1970 UTC, a few milliseconds behind at most: for the push time, read on the
-/// hot path (2 ns where the precise clock takes 23).
-pub(crate) fn wall_millis() -> u64 {
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
-        let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-        seconds * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
-    }
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    {
-        #[expect(clippy::disallowed_methods, reason = "this is the clock")]
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    }
-}
+#[cfg(feature = "fault-injection")]
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+/// The coarse clock is behind by no more milliseconds than this: a tick of the kernel, at most 10 ms,
+/// and what rounding takes off.
+pub(crate) const TICK: u64 =
+    if cfg!(any(target_os = "linux", target_os = "android")) { 11 } else { 0 };
 
 /// The monotonic clock, for timeouts.
 pub(crate) fn now() -> Instant {
@@ -28,4 +26,203 @@ pub(crate) fn now() -> Instant {
 /// The moment `millis` after 1970 UTC.
 pub(crate) fn system_time(millis: u64) -> SystemTime {
     UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(UNIX_EPOCH)
+}
+
+/// So many whole milliseconds, rounded up: nothing is ever early.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+/// The time of one open queue.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    source: Source,
+    /// The queue's time at open.
+    start: u64,
+    /// What the monotonic clock said then.
+    start_elapsed: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Source {
+    #[default]
+    System,
+    #[cfg(feature = "fault-injection")]
+    Manual(Arc<ManualClock>),
+}
+
+impl Clock {
+    /// Starts now; never before `newest_time`.
+    pub(crate) fn start(source: Source, newest_time: u64) -> Self {
+        let start = source.wall().max(newest_time);
+        let start_elapsed = source.elapsed();
+        Self { source, start, start_elapsed }
+    }
+
+    /// The queue's time at open.
+    pub(crate) fn start_time(&self) -> u64 {
+        self.start
+    }
+
+    /// The queue's time.
+    pub(crate) fn now(&self) -> u64 {
+        self.start + self.source.elapsed().saturating_sub(self.start_elapsed)
+    }
+
+    /// The queue's time or up to [`TICK`] less: 2 ns where the precise clock takes 23.
+    pub(crate) fn coarse(&self) -> u64 {
+        self.start + self.source.coarse_elapsed().saturating_sub(self.start_elapsed)
+    }
+
+    /// So much later than now, and up to 2 [`TICK`]s more.
+    pub(crate) fn after(&self, millis: u64) -> u64 {
+        let tick = if matches!(self.source, Source::System) { TICK } else { 0 };
+        self.coarse().saturating_add(tick).saturating_add(millis)
+    }
+
+    /// Whether `time` has come.
+    pub(crate) fn is_past(&self, time: u64) -> bool {
+        let coarse = self.coarse();
+        time <= coarse || time <= coarse + TICK && time <= self.now()
+    }
+
+    /// When `time` will come.
+    pub(crate) fn instant(&self, time: u64) -> Option<Instant> {
+        now().checked_add(Duration::from_millis(time.saturating_sub(self.now())))
+    }
+
+    /// What the queue's time will be, or was, when the wall clock as it goes now shows `moment`.
+    pub(crate) fn at(&self, moment: SystemTime) -> u64 {
+        let wall = self.source.wall();
+        let moment = moment.duration_since(UNIX_EPOCH).map_or(0, millis);
+        (self.now() + moment).saturating_sub(wall)
+    }
+}
+
+impl Source {
+    fn wall(&self) -> u64 {
+        match self {
+            Self::System => {
+                #[expect(clippy::disallowed_methods, reason = "this is the clock")]
+                let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+            }
+            // Relaxed here and below: a test that sets the clock orders what it does by itself.
+            #[cfg(feature = "fault-injection")]
+            Self::Manual(clock) => clock.wall.load(Ordering::Relaxed),
+        }
+    }
+
+    fn elapsed(&self) -> u64 {
+        match self {
+            Self::System => monotonic(false),
+            #[cfg(feature = "fault-injection")]
+            Self::Manual(clock) => clock.elapsed.load(Ordering::Relaxed),
+        }
+    }
+
+    fn coarse_elapsed(&self) -> u64 {
+        match self {
+            Self::System => monotonic(true),
+            #[cfg(feature = "fault-injection")]
+            Self::Manual(clock) => clock.elapsed.load(Ordering::Relaxed),
+        }
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn monotonic(is_coarse: bool) -> u64 {
+    use rustix::time::{ClockId, clock_gettime};
+    let clock = if is_coarse { ClockId::MonotonicCoarse } else { ClockId::Monotonic };
+    let now = clock_gettime(clock);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1000
+        + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn monotonic(_is_coarse: bool) -> u64 {
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    let since = now().saturating_duration_since(*START.get_or_init(now));
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A clock that goes when it is told to, for tests of what takes time: delays, leases, expiry. To be
+/// given to [`Options::clock`](crate::Options::clock). Calls that wait do so by the real one.
+///
+/// ```
+/// use keepq::{Message, Queue, fault::ManualClock};
+/// use std::{sync::Arc, time::{Duration, UNIX_EPOCH}};
+/// # let dir = tempfile::tempdir()?;
+/// let clock = Arc::new(ManualClock::new(UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
+/// let queue = Queue::options().clock(clock.clone()).open(dir.path().join("orders"))?;
+/// queue.push(Message::new("later").delay(Duration::from_secs(60)))?;
+/// clock.advance(Duration::from_millis(59_999));
+/// assert!(queue.pop()?.is_none());
+/// clock.advance(Duration::from_millis(1));
+/// assert!(queue.pop()?.is_some());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[cfg(feature = "fault-injection")]
+#[derive(Debug)]
+pub struct ManualClock {
+    wall: AtomicU64,
+    elapsed: AtomicU64,
+}
+
+#[cfg(feature = "fault-injection")]
+impl ManualClock {
+    /// A clock that shows `wall` until it is moved.
+    #[must_use]
+    pub fn new(wall: SystemTime) -> Self {
+        let clock = Self { wall: AtomicU64::new(0), elapsed: AtomicU64::new(1) };
+        clock.set_wall(wall);
+        clock
+    }
+
+    /// Lets time pass, in whole milliseconds.
+    pub fn advance(&self, time: Duration) {
+        self.wall.fetch_add(millis(time), Ordering::Relaxed);
+        self.elapsed.fetch_add(millis(time), Ordering::Relaxed);
+    }
+
+    /// Sets the wall clock, as an administrator would: no time passes.
+    pub fn set_wall(&self, wall: SystemTime) {
+        let since = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.wall.store(millis(since), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_coarse_clock_is_behind_by_a_tick_at_most() {
+        let clock = Clock::start(Source::System, 0);
+        for _ in 0..2000 {
+            let (coarse, now) = (clock.coarse(), clock.now());
+            assert!(coarse <= now && now <= clock.coarse() + TICK, "{coarse} {now}");
+        }
+        assert!(clock.is_past(clock.start_time()) && !clock.is_past(clock.now() + 1000));
+    }
+
+    #[cfg(feature = "fault-injection")]
+    #[test]
+    fn a_wall_clock_that_is_set_does_not_matter() {
+        let day = Duration::from_secs(86_400);
+        let manual = Arc::new(ManualClock::new(UNIX_EPOCH + 10 * day));
+        let start = || Clock::start(Source::Manual(Arc::clone(&manual)), 0);
+        let clock = start();
+        assert_eq!(clock.now(), millis(10 * day));
+        manual.advance(day);
+        manual.set_wall(UNIX_EPOCH + 2 * day);
+        assert_eq!(clock.now(), millis(11 * day));
+        assert_eq!(clock.at(UNIX_EPOCH + 3 * day), millis(12 * day), "a day from now");
+        assert_eq!(clock.at(UNIX_EPOCH), millis(9 * day));
+        assert_eq!(start().now(), millis(2 * day));
+        let source = Source::Manual(Arc::clone(&manual));
+        assert_eq!(Clock::start(source, 5).now(), millis(2 * day));
+        let source = Source::Manual(manual);
+        assert_eq!(Clock::start(source, millis(7 * day)).now(), millis(7 * day), "never goes back");
+    }
 }

@@ -1,15 +1,16 @@
 //! A message that is handed out, and the wait for one that is on its way in.
 
 use crate::clock;
-use crate::engine::{Answer, Engine, Taken};
+use crate::engine::{Answer, Cause, Engine, Given, Taken};
 use crate::error::Result;
-use crate::format::extension;
-use crate::leases::Ticket;
+use crate::format::extension::{self, Origin};
+use crate::message::MAX_DELAY;
+use crate::options;
 use crate::seq::Seq;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// A message that is handed out, and owes an answer. Derefs to its payload.
 ///
@@ -43,7 +44,7 @@ impl Delivery {
     /// The message's number: the same at every delivery of it, and no other message's ever.
     #[must_use]
     pub fn seq(&self) -> Seq {
-        Seq(self.taken.seq)
+        Seq(self.taken.given.seq)
     }
 
     /// How often it was handed out, this time included. Survives a crash of the consumer.
@@ -60,8 +61,9 @@ impl Delivery {
         self.taken.attempts > 1
     }
 
-    /// When it was pushed, by the wall clock of that moment to within a few milliseconds, and never
-    /// earlier than a message before it, also if the clock was set back.
+    /// When it was pushed, to within some 10 ms, and never earlier than a message before it. The queue's clock
+    /// goes by the wall clock of when it was opened, or by the newest message if that is later, and evenly
+    /// from there: a wall clock that is set meanwhile does not matter.
     #[must_use]
     pub fn pushed_at(&self) -> SystemTime {
         clock::system_time(self.taken.pushed_at)
@@ -76,7 +78,18 @@ impl Delivery {
 
     /// All headers, in the order in which they were given.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        extension::headers(self.taken.body.get(..self.taken.payload_start).unwrap_or_default())
+        extension::headers(self.start())
+    }
+
+    /// Where it comes from and why it died, if this is a delivery of
+    /// [`Queue::dead_letters`](crate::Queue::dead_letters).
+    #[must_use]
+    pub fn dead_letter(&self) -> Option<DeadLetter<'_>> {
+        dead_letter(self.start())
+    }
+
+    fn start(&self) -> &[u8] {
+        self.taken.body.get(..self.taken.payload_start).unwrap_or_default()
     }
 
     /// Settles the message: it never comes back. Survives a kill of the process at once, and a
@@ -86,22 +99,90 @@ impl Delivery {
     /// # Errors
     ///
     /// [`Error::Closed`](crate::Error::Closed) if the queue was closed: the message comes back.
+    /// [`Error::LeaseExpired`](crate::Error::LeaseExpired) if the lease ran out
+    /// ([`Options::visibility_timeout`](crate::Options::visibility_timeout)) and somebody else has the message since.
     /// [`Error::Poisoned`](crate::Error::Poisoned) with `sync_acks` if the sync failed: settled in
     /// this run, but it may come back after a power cut. [`Error::Io`](crate::Error::Io) or
     /// [`Error::StorageFull`](crate::Error::StorageFull) if the state could not be stored (only where
     /// stores are writes): the message comes back.
     pub fn ack(self) -> Result<()> {
-        self.answer(Answer::Ack)
+        self.answer(&Answer::Ack)
     }
 
-    /// Gives the message back, to be handed out again before all that was never handed out. The
-    /// attempt stays counted.
+    /// It failed: gives the message back, to be handed out again before all that was never handed out, at once
+    /// or after the queue's [`Options::backoff`](crate::Options::backoff). The attempt stays counted; if it was the
+    /// last ([`Options::max_attempts`](crate::Options::max_attempts)), the message becomes a dead letter.
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`](crate::Error::Closed) if the queue was closed.
+    /// [`Error::Closed`](crate::Error::Closed) if the queue was closed;
+    /// [`Error::LeaseExpired`](crate::Error::LeaseExpired) if somebody else has the message since.
+    /// [`Error::Io`](crate::Error::Io) or [`Error::StorageFull`](crate::Error::StorageFull) if the backoff or the
+    /// death could not be stored (only where stores are writes): the message is back all the same.
     pub fn nack(self) -> Result<()> {
-        self.answer(Answer::Nack)
+        self.answer(&Answer::Nack)
+    }
+
+    /// Like [`Delivery::nack`], but the message stays away for this time, up to 8 years, in place of the queue's
+    /// backoff: also across a restart, as of [`Message::delay`](crate::Message::delay).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// # let dir = tempfile::tempdir()?;
+    /// let queue = keepq::Queue::open(dir.path().join("orders"))?;
+    /// queue.push(b"pay 42")?;
+    /// queue.pop()?.expect("one is waiting").nack_after(Duration::from_millis(20))?;
+    /// assert_eq!((queue.len(), queue.delayed()), (0, 1));
+    /// assert_eq!(queue.pop_wait()?.attempts(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Delivery::nack`]; [`Error::InvalidOption`](crate::Error::InvalidOption) for a longer time: then the
+    /// message is back at once.
+    pub fn nack_after(self, delay: Duration) -> Result<()> {
+        if delay > MAX_DELAY {
+            let given = format!("{delay:?}");
+            return Err(options::invalid("Delivery::nack_after", given, "up to 8 years"));
+        }
+        self.answer(&Answer::NackAfter(delay))
+    }
+
+    /// It will never succeed: the message becomes a dead letter, with this reason (kept up to 1,024 bytes), and
+    /// is not handed out again. Survives a kill and a power cut like [`Delivery::ack`]; the background makes the
+    /// dead letter durable before it forgets the message.
+    ///
+    /// # Errors
+    ///
+    /// As [`Delivery::ack`].
+    pub fn reject(self, reason: impl Into<String>) -> Result<()> {
+        self.answer(&Answer::Reject(reason.into()))
+    }
+
+    /// Gives the work so much more time from now on, where
+    /// [`Options::visibility_timeout`](crate::Options::visibility_timeout) limits it; else does nothing. Also if the
+    /// lease has run out, as long as nobody else was given the message. A time of zero gives it back.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// # let dir = tempfile::tempdir()?;
+    /// let options = keepq::Queue::options().visibility_timeout(Duration::from_millis(30));
+    /// let queue = options.open(dir.path().join("orders"))?;
+    /// queue.push(b"a long job")?;
+    /// let job = queue.pop()?.expect("one is waiting");
+    /// job.extend(Duration::from_secs(60))?;
+    /// assert!(queue.pop_timeout(Duration::from_millis(100))?.is_none());
+    /// job.ack()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LeaseExpired`](crate::Error::LeaseExpired) if somebody else has the message since;
+    /// [`Error::Closed`](crate::Error::Closed) if the queue was closed.
+    pub fn extend(&self, time: Duration) -> Result<()> {
+        self.engine.extend(self.taken.given, time)
     }
 
     /// Gives the message back as if it had not been handed out: for a consumer that took more than
@@ -113,18 +194,18 @@ impl Delivery {
     /// [`Error::Io`](crate::Error::Io) or [`Error::StorageFull`](crate::Error::StorageFull) if the state
     /// could not be stored (only where stores are writes): the message is back, its attempt counted.
     pub fn release(self) -> Result<()> {
-        self.answer(Answer::Release)
+        self.answer(&Answer::Release)
     }
 
-    pub(crate) fn answer(mut self, answer: Answer) -> Result<()> {
-        let ticket = self.begin_answer();
-        self.engine.answer([ticket].into_iter(), answer)
+    pub(crate) fn answer(mut self, answer: &Answer) -> Result<()> {
+        let given = self.begin_answer();
+        self.engine.answer([given].into_iter(), answer)
     }
 
     /// The caller answers from here on.
-    pub(crate) fn begin_answer(&mut self) -> Ticket {
+    pub(crate) fn begin_answer(&mut self) -> Given {
         self.is_answered = true;
-        self.taken.ticket
+        self.taken.given
     }
 
     pub(crate) fn belongs_to(&self, engine: &Arc<Engine>) -> bool {
@@ -150,7 +231,7 @@ impl Drop for Delivery {
     fn drop(&mut self) {
         if !self.is_answered {
             // It fails only if the queue was closed; then the message comes back at the next open.
-            self.engine.answer([self.taken.ticket].into_iter(), Answer::Nack).ok();
+            self.engine.answer([self.taken.given].into_iter(), &Answer::Drop).ok();
         }
     }
 }
@@ -158,11 +239,71 @@ impl Drop for Delivery {
 impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Delivery")
-            .field("seq", &self.taken.seq)
+            .field("seq", &self.taken.given.seq)
             .field("attempts", &self.taken.attempts)
             .field("len", &self.len())
             .finish_non_exhaustive()
     }
+}
+
+/// Where a dead letter comes from and why it died, from [`Delivery::dead_letter`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct DeadLetter<'a> {
+    origin: Origin<'a>,
+}
+
+/// Why a message became a dead letter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum DeathCause {
+    /// A consumer rejected it.
+    Rejected,
+    /// It was handed out [`Options::max_attempts`](crate::Options::max_attempts) times and failed each time.
+    Attempts,
+    /// Its time was over: see [`Message::ttl`](crate::Message::ttl).
+    Expired,
+}
+
+impl<'a> DeadLetter<'a> {
+    /// The number that it had in its queue.
+    #[must_use]
+    pub fn seq(&self) -> Seq {
+        Seq(self.origin.seq)
+    }
+
+    /// When it was pushed there. When it died is [`Delivery::pushed_at`] of the dead letter itself.
+    #[must_use]
+    pub fn pushed_at(&self) -> SystemTime {
+        clock::system_time(self.origin.pushed_at)
+    }
+
+    /// How often it was handed out.
+    #[must_use]
+    pub fn attempts(&self) -> u32 {
+        self.origin.attempts
+    }
+
+    /// Why it died.
+    #[must_use]
+    pub fn cause(&self) -> DeathCause {
+        match self.origin.cause {
+            cause if cause == Cause::Attempts.encode() => DeathCause::Attempts,
+            cause if cause == Cause::Expired.encode() => DeathCause::Expired,
+            _ => DeathCause::Rejected,
+        }
+    }
+
+    /// What [`Delivery::reject`] was given, else empty. Also empty if the power was cut in that moment.
+    #[must_use]
+    pub fn reason(&self) -> &'a str {
+        self.origin.reason
+    }
+}
+
+/// Of the part of a body before its payload.
+pub(crate) fn dead_letter(start: &[u8]) -> Option<DeadLetter<'_>> {
+    extension::notes(start).origin.map(|origin| DeadLetter { origin })
 }
 
 /// A message that is in the queue and was not waited for. Dropping it gives up the wait only.

@@ -54,7 +54,7 @@ pub enum Error {
     /// [`Message::header`](crate::Message::header) allows. Nothing was written.
     #[error(
         "push: {len} bytes are more than the {max} allowed (Options::max_message_bytes for a \
-         message with its headers, Options::max_batch_bytes for a batch, 65535 for all headers of \
+         message with its headers, Options::max_batch_bytes for a batch, 64000 for all headers of \
          a message, 255 for the name of one); raise the limit where it is an option, or push less at a time"
     )]
     TooLarge {
@@ -79,6 +79,36 @@ pub enum Error {
         offset: u64,
         /// The operating system's error.
         source: io::Error,
+    },
+    /// The queue holds as much as its options allow, and [`Overflow`](crate::Overflow) says to refuse more; or the
+    /// time to wait for room is over. Nothing was written.
+    #[error(
+        "push: the queue is full: Options::{limit} is {max}; ack what waits, raise the limit, or \
+         choose another Options::overflow"
+    )]
+    Full {
+        /// The option that sets the limit: `max_messages` or `max_bytes`.
+        limit: &'static str,
+        /// Its value.
+        max: u64,
+    },
+    /// The lease ran out ([`Options::visibility_timeout`](crate::Options::visibility_timeout)), and the message was handed
+    /// out again, settled, or became a dead letter since. The answer did nothing.
+    #[error(
+        "message {seq}: its lease ran out, and somebody else has it since; the answer did nothing; \
+         Delivery::extend the lease of long work, or raise Options::visibility_timeout"
+    )]
+    LeaseExpired {
+        /// The message.
+        seq: Seq,
+    },
+    /// The options switch off what was asked for.
+    #[error("{operation}: switched off by Options::{option}")]
+    Disabled {
+        /// What was asked for.
+        operation: &'static str,
+        /// The option.
+        option: &'static str,
     },
     /// The queue was closed, by this or another handle.
     #[error("the queue is closed: open it again")]

@@ -1,12 +1,16 @@
-//! Who has which message: a slab. Pure: no I/O, no locks, no clock.
+//! Who has which message, and until when: a slab. Pure: no I/O, no locks, no clock.
 //!
-//! Promises: a ticket settles its own lease or nothing, however late it comes. Memory is bounded by
-//! the most leases there ever were at one time.
+//! Promises: a ticket settles its own lease or nothing, however late it comes. A lease that ran out is
+//! remembered until its message is handed out again or settled, so that a late answer can still count.
+//! Memory is bounded by the most leases there ever were at one time. To begin and to end a lease takes a few
+//! steps, however many there are: those that were not extended run out in the order in which they began.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Names a lease; worthless once the lease has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Ticket {
-    place: usize,
+    entry: u32,
     generation: u32,
 }
 
@@ -26,64 +30,262 @@ pub(crate) struct Place {
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     entries: Vec<Entry>,
-    free: Vec<usize>,
+    free: Vec<u32>,
+    /// The ends of the list of those that have the common timeout, by when they began.
+    oldest: Option<u32>,
+    newest: Option<u32>,
+    /// Those with a deadline of their own.
+    extended: BTreeSet<(u64, u32)>,
+    /// Those that ran out: by Seq, with the time before which the message is not handed out again.
+    expired: BTreeMap<u64, (Ticket, u64)>,
 }
 
 #[derive(Debug)]
 struct Entry {
     generation: u32,
-    place: Option<Place>,
+    state: State,
+    older: Option<u32>,
+    newer: Option<u32>,
+    deadline: u64,
+    place: Place,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Free,
+    /// Without a deadline.
+    Held,
+    /// In the list.
+    Timed,
+    /// In `extended`.
+    Extended,
+    /// In `expired`.
+    Expired,
+}
+
+/// A lease that was ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Ended {
+    pub(crate) place: Place,
+    /// If it had run out: the time before which the message is not handed out again, 0 for none.
+    pub(crate) expired: Option<u64>,
 }
 
 impl Leases {
-    /// How many there are.
+    /// How many have not run out.
     pub(crate) fn count(&self) -> usize {
-        self.entries.len() - self.free.len()
+        self.entries.len() - self.free.len() - self.expired.len()
     }
 
-    /// Begins a lease.
-    pub(crate) fn begin(&mut self, place: Place) -> Ticket {
-        if let Some(free) = self.free.pop()
-            && let Some(entry) = self.entries.get_mut(free)
-        {
-            entry.place = Some(place);
-            return Ticket { place: free, generation: entry.generation };
+    /// Begins a lease. Deadlines given here never fall.
+    pub(crate) fn begin(&mut self, place: Place, deadline: Option<u64>) -> Ticket {
+        let state = if deadline.is_some() { State::Timed } else { State::Held };
+        let number = self.free.pop().unwrap_or_else(|| {
+            let (older, newer) = (None, None);
+            let entry =
+                Entry { generation: 0, state: State::Free, older, newer, deadline: 0, place };
+            self.entries.push(entry);
+            u32::try_from(self.entries.len() - 1).expect("fewer than 2^32 deliveries fit in memory")
+        });
+        let entry = self.entry(number);
+        (entry.state, entry.place, entry.deadline) = (state, place, deadline.unwrap_or(0));
+        let ticket = Ticket { entry: number, generation: entry.generation };
+        if state == State::Timed {
+            self.link(number);
         }
-        self.entries.push(Entry { generation: 0, place: Some(place) });
-        Ticket { place: self.entries.len() - 1, generation: 0 }
+        ticket
     }
 
     /// Ends a lease; `None` if it has ended already.
-    pub(crate) fn end(&mut self, ticket: Ticket) -> Option<Place> {
-        let entry = self.entries.get_mut(ticket.place)?;
-        if entry.generation != ticket.generation {
-            return None;
-        }
-        let place = entry.place.take()?;
+    pub(crate) fn end(&mut self, ticket: Ticket) -> Option<Ended> {
+        let (state, place) = self.known(ticket)?;
+        self.leave(ticket.entry);
+        let due = self.expired.remove(&place.seq).filter(|_| state == State::Expired);
+        let entry = self.entry(ticket.entry);
         entry.generation = entry.generation.wrapping_add(1);
-        self.free.push(ticket.place);
-        Some(place)
+        entry.state = State::Free;
+        self.free.push(ticket.entry);
+        Some(Ended { place, expired: due.map(|(_, due)| due) })
     }
+
+    /// Ends the lease of a message that ran out, if there is one: the message is handed out again, or
+    /// settled.
+    pub(crate) fn end_expired(&mut self, seq: u64) {
+        if !self.expired.is_empty()
+            && let Some(&(ticket, _)) = self.expired.get(&seq)
+        {
+            self.end(ticket);
+        }
+    }
+
+    /// Gives a lease another deadline. One that had run out begins again, and what [`Leases::end`] would
+    /// have given is told; `None` if it has ended.
+    pub(crate) fn extend(&mut self, ticket: Ticket, deadline: u64) -> Option<Ended> {
+        let (_, place) = self.known(ticket)?;
+        self.leave(ticket.entry);
+        let expired = self.expired.remove(&place.seq).map(|(_, due)| due);
+        let entry = self.entry(ticket.entry);
+        (entry.state, entry.deadline) = (State::Extended, deadline);
+        self.extended.insert((deadline, ticket.entry));
+        Some(Ended { place, expired })
+    }
+
+    /// The earliest deadline.
+    pub(crate) fn next_deadline(&self) -> Option<u64> {
+        let first = self.extended.first().map(|&(deadline, _)| deadline);
+        match self.oldest {
+            Some(oldest) => {
+                let deadline = self.entries.get(widen(oldest)).map(|entry| entry.deadline);
+                [first, deadline].into_iter().flatten().min()
+            }
+            None => first,
+        }
+    }
+
+    /// A lease whose deadline has come. The caller says with [`Leases::expire`] what becomes of it.
+    pub(crate) fn overdue(&self, now: u64) -> Option<(Ticket, Place)> {
+        let oldest = self
+            .oldest
+            .and_then(|number| self.entries.get(widen(number)).map(|e| (e.deadline, number)));
+        let first = [oldest, self.extended.first().copied()].into_iter().flatten().min();
+        let (_, number) = first.filter(|&(deadline, _)| deadline <= now)?;
+        let entry = self.entries.get(widen(number))?;
+        Some((Ticket { entry: number, generation: entry.generation }, entry.place))
+    }
+
+    /// This lease has run out; its message waits until `due`, or is at the front (0).
+    pub(crate) fn expire(&mut self, ticket: Ticket, due: u64) {
+        if let Some((_, place)) = self.known(ticket) {
+            self.leave(ticket.entry);
+            self.entry(ticket.entry).state = State::Expired;
+            self.expired.insert(place.seq, (ticket, due));
+        }
+    }
+
+    fn known(&self, ticket: Ticket) -> Option<(State, Place)> {
+        let entry = self.entries.get(widen(ticket.entry))?;
+        let is_it = entry.generation == ticket.generation && entry.state != State::Free;
+        is_it.then_some((entry.state, entry.place))
+    }
+
+    fn entry(&mut self, number: u32) -> &mut Entry {
+        &mut self.entries[widen(number)]
+    }
+
+    /// Takes a lease out of the order of deadlines.
+    fn leave(&mut self, number: u32) {
+        let Entry { state, older, newer, deadline, .. } = *self.entry(number);
+        match state {
+            State::Extended => drop(self.extended.remove(&(deadline, number))),
+            State::Timed => {
+                match older {
+                    Some(older) => self.entry(older).newer = newer,
+                    None => self.oldest = newer,
+                }
+                match newer {
+                    Some(newer) => self.entry(newer).older = older,
+                    None => self.newest = older,
+                }
+            }
+            State::Free | State::Held | State::Expired => {}
+        }
+    }
+
+    /// Puts a lease at the end of the list.
+    fn link(&mut self, number: u32) {
+        let older = self.newest.replace(number);
+        let entry = self.entry(number);
+        (entry.older, entry.newer) = (older, None);
+        match older {
+            Some(older) => self.entry(older).newer = Some(number),
+            None => self.oldest = Some(number),
+        }
+    }
+}
+
+fn widen(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn place(seq: u64) -> Place {
         Place { seq, ordinal: 1, index: 0, offset: 4096, attempts: 1, is_transient: false }
     }
 
+    fn held(seq: u64) -> Ended {
+        Ended { place: place(seq), expired: None }
+    }
+
     #[test]
     fn a_late_ticket_ends_nothing() {
         let mut leases = Leases::default();
-        let first = leases.begin(place(1));
-        assert_eq!(leases.end(first), Some(place(1)));
+        let first = leases.begin(place(1), None);
+        assert_eq!(leases.end(first), Some(held(1)));
         assert_eq!(leases.end(first), None, "a second answer");
-        let second = leases.begin(place(2));
+        let second = leases.begin(place(2), None);
         assert_eq!(leases.end(first), None, "the entry is another's now");
         assert_eq!(leases.count(), 1);
-        assert_eq!(leases.end(second), Some(place(2)));
-        assert_eq!(leases.count(), 0);
+        assert_eq!(leases.end(second), Some(held(2)));
+        assert_eq!((leases.count(), leases.next_deadline()), (0, None));
+    }
+
+    #[test]
+    fn what_ran_out_can_be_answered_until_it_is_handed_out_again() {
+        let mut leases = Leases::default();
+        let tickets = [1, 2, 3].map(|seq| leases.begin(place(seq), Some(10 + seq)));
+        assert_eq!(leases.overdue(10), None);
+        assert_eq!(leases.overdue(12), Some((tickets[0], place(1))));
+        for ticket in tickets {
+            leases.expire(ticket, 50);
+        }
+        assert_eq!((leases.count(), leases.next_deadline(), leases.overdue(99)), (0, None, None));
+        leases.end_expired(1);
+        assert_eq!((leases.end(tickets[0]), leases.extend(tickets[0], 9)), (None, None));
+        assert_eq!(leases.end(tickets[1]), Some(Ended { place: place(2), expired: Some(50) }));
+        let again = leases.extend(tickets[2], 70);
+        assert_eq!(again, Some(Ended { place: place(3), expired: Some(50) }));
+        assert_eq!((leases.count(), leases.next_deadline()), (1, Some(70)));
+        assert_eq!(leases.end(tickets[2]), Some(held(3)));
+    }
+
+    proptest! {
+        /// Against a plain list: begin, end, extend, expire in any order.
+        #[test]
+        fn runs_out_in_the_order_of_deadlines(steps in prop::collection::vec((0u8..4, 0usize..9, 0u64..20), 0..60)) {
+            let (mut leases, mut model, mut now) = (Leases::default(), Vec::<(Ticket, u64, u64)>::new(), 0);
+            for (step, (what, which, time)) in (1..).zip(steps) {
+                let which = which % model.len().max(1);
+                match what {
+                    0 => {
+                        now += time;
+                        model.push((leases.begin(place(step), Some(now + 30)), step, now + 30));
+                    }
+                    1 if !model.is_empty() => {
+                        let (ticket, seq, _) = model.remove(which);
+                        prop_assert_eq!(leases.end(ticket), Some(held(seq)));
+                    }
+                    2 if !model.is_empty() => {
+                        model[which].2 = now + time;
+                        prop_assert_eq!(leases.extend(model[which].0, now + time), Some(held(model[which].1)));
+                    }
+                    _ => {
+                        now += time;
+                        while let Some((ticket, place)) = leases.overdue(now) {
+                            let at = model.iter().position(|(_, seq, _)| *seq == place.seq).unwrap();
+                            let (_, seq, deadline) = model.remove(at);
+                            prop_assert!(deadline <= now && model.iter().all(|other| other.2 >= deadline));
+                            leases.expire(ticket, 0);
+                            leases.end_expired(seq);
+                        }
+                    }
+                }
+                prop_assert_eq!(leases.count(), model.len());
+                prop_assert_eq!(leases.next_deadline(), model.iter().map(|(_, _, deadline)| *deadline).min());
+            }
+        }
     }
 }

@@ -1,8 +1,10 @@
 #![doc = include_str!("../README.md")]
 
+mod backoff;
 mod checkpoint;
 mod clock;
 mod delivery;
+mod distribution;
 mod engine;
 mod error;
 mod format;
@@ -15,6 +17,7 @@ mod leases;
 mod log;
 mod message;
 mod options;
+mod peeked;
 mod queue;
 mod ranges;
 mod recovery;
@@ -50,15 +53,19 @@ pub mod docs {
 /// disk without power, and calls that fail. For tests of keepq and of programs that use it.
 #[cfg(feature = "fault-injection")]
 pub mod fault {
+    pub use crate::clock::ManualClock;
     pub use crate::io::fault::{FaultPlan, FaultStorage};
     pub use crate::io::memory::{CrashImage, MemoryStorage};
     pub use crate::io::{Access, Entry, Region, Storage, StorageFile};
 }
 
-pub use delivery::{Delivery, Receipt};
+pub use backoff::Backoff;
+pub use delivery::{DeadLetter, DeathCause, Delivery, Receipt};
+pub use distribution::Distribution;
 pub use error::{Error, Result};
 pub use message::Message;
-pub use options::{Durability, Options};
+pub use options::{Durability, Expired, Options, Overflow};
+pub use peeked::{Messages, Peeked};
 pub use queue::Queue;
 pub use report::{CheckpointState, Damage, DamageKind, RecoveryReport};
 pub use seq::Seq;

@@ -2,10 +2,10 @@
 
 use crate::error::{Error, Result};
 use crate::format::bytes::wide;
-use crate::format::extension::{LENGTH, MAX_ENTRIES, MAX_NAME, header_len};
+use crate::format::extension::{MAX_ENTRIES, MAX_NAME, header_len};
 use crate::options::{self, Durability};
 use std::borrow::Cow;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// What is pushed: a payload, and how it is to be treated.
 ///
@@ -28,7 +28,20 @@ pub struct Message<'a> {
     pub(crate) headers: Cow<'a, [Header]>,
     pub(crate) durability: Option<Durability>,
     pub(crate) is_transient: bool,
+    pub(crate) due: Option<Due>,
+    pub(crate) ttl: Option<Duration>,
 }
+
+/// When a message may first be handed out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Due {
+    After(Duration),
+    At(SystemTime),
+}
+
+/// The longest delay: 8 years of 365 days.
+pub(crate) const MAX_DELAY: Duration = Duration::from_secs(8 * 365 * 86_400);
+const _: () = assert!(MAX_DELAY.as_millis() <= 255 << 30, "a slot can hold it");
 
 /// A name and a value that travel with the payload.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -46,7 +59,7 @@ impl<'a> Message<'a> {
     /// Gives the message a header: a name (up to 255 bytes of UTF-8) and a value, read with
     /// [`Delivery::header`](crate::Delivery::header) without looking into the payload. A name that
     /// it has already gets the new value. All headers of a message together, with 4 bytes more for each,
-    /// take up to 65,535 bytes, and count as bytes of the message; what is larger is refused by
+    /// take up to 64,000 bytes, and count as bytes of the message; what is larger is refused by
     /// `push`, with [`Error::TooLarge`](crate::Error::TooLarge).
     ///
     /// ```
@@ -84,6 +97,57 @@ impl<'a> Message<'a> {
         self
     }
 
+    /// Not to be handed out before so long after the push, up to 8 years; a moment more at most, also
+    /// across restarts. It overtakes nothing and is overtaken by all that comes meanwhile; what is due at
+    /// the same time comes in push order. Until then it counts as [`Queue::delayed`](crate::Queue::delayed).
+    ///
+    /// While the queue is open the wall clock does not matter. After a restart what is left of the delay
+    /// is what the wall clock says, but no more than the whole delay (to within 1 %).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// # let dir = tempfile::tempdir()?;
+    /// let queue = keepq::Queue::open(dir.path().join("orders"))?;
+    /// queue.push(keepq::Message::new("remind me").delay(Duration::from_millis(10)))?;
+    /// assert!(queue.pop()?.is_none());
+    /// assert!(queue.pop_timeout(Duration::from_secs(60))?.is_some());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.due = Some(Due::After(delay));
+        self
+    }
+
+    /// Not to be handed out before this time, by the wall clock as it goes when the message is pushed: at
+    /// once if it has passed, and up to 8 years ahead. Else as [`Message::delay`], and instead of it.
+    #[must_use]
+    pub fn deliver_at(mut self, time: SystemTime) -> Self {
+        self.due = Some(Due::At(time));
+        self
+    }
+
+    /// Worth nothing so long after the push, up to 8 years: not handed out from then on, but dropped and
+    /// counted, or dead-lettered ([`Options::expired`](crate::Options::expired)), when `pop` meets it. Of this and
+    /// [`Options::message_ttl`](crate::Options::message_ttl) the shorter one counts. A message that was handed
+    /// out in time may be answered late.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// # let dir = tempfile::tempdir()?;
+    /// let queue = keepq::Queue::open(dir.path().join("orders"))?;
+    /// queue.push(keepq::Message::new("price: 42").ttl(Duration::from_millis(1)))?;
+    /// std::thread::sleep(Duration::from_millis(20));
+    /// assert!(queue.pop()?.is_none());
+    /// assert_eq!(queue.stats().expired(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
     /// Bytes of its payload and headers.
     pub(crate) fn bytes(&self) -> u64 {
         let mut bytes = wide(self.payload.len());
@@ -93,21 +157,18 @@ impl<'a> Message<'a> {
         bytes
     }
 
-    /// Bytes that its headers take in a record besides their own.
-    pub(crate) fn header_overhead(&self) -> u64 {
-        let entries = self.headers.iter().map(|header| header_len(&header.name, &header.value));
-        if self.headers.is_empty() {
-            return 0;
-        }
-        wide(LENGTH) + entries.sum::<u64>() + wide(self.payload.len()) - self.bytes()
-    }
-
     /// # Errors
     ///
     /// [`Error::TooLarge`] and [`Error::InvalidOption`] for what no queue takes.
     pub(crate) fn check(&self) -> Result<()> {
         if let Some(Durability::Interval(Duration::ZERO)) = self.durability {
             return Err(options::invalid_interval("Message::durability"));
+        }
+        let spans = [("Message::ttl", self.ttl), ("Message::delay", self.after())];
+        for (option, span) in spans {
+            if let Some(span) = span.filter(|&span| span > MAX_DELAY) {
+                return Err(options::invalid(option, format!("{span:?}"), "up to 8 years"));
+            }
         }
         let within = |len, max| if len > max { Err(Error::TooLarge { len, max }) } else { Ok(()) };
         let mut entries = 0;
@@ -118,8 +179,16 @@ impl<'a> Message<'a> {
         within(entries, MAX_ENTRIES)
     }
 
+    fn after(&self) -> Option<Duration> {
+        match self.due {
+            Some(Due::After(delay)) => Some(delay),
+            Some(Due::At(_)) | None => None,
+        }
+    }
+
     fn from_payload(payload: Cow<'a, [u8]>) -> Self {
-        Self { payload, headers: Cow::Borrowed(&[]), durability: None, is_transient: false }
+        let headers = Cow::Borrowed(&[][..]);
+        Self { payload, headers, durability: None, is_transient: false, due: None, ttl: None }
     }
 }
 
@@ -211,6 +280,8 @@ impl<'a> From<&'a Message<'_>> for Message<'a> {
             headers: Cow::Borrowed(&message.headers),
             durability: message.durability,
             is_transient: message.is_transient,
+            due: message.due,
+            ttl: message.ttl,
         }
     }
 }

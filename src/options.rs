@@ -1,8 +1,12 @@
 //! How a queue behaves, and how it is opened.
 
+use crate::backoff::Backoff;
+use crate::clock::Source;
 use crate::error::{Error, Result};
+use crate::format::slot::MAX_ATTEMPTS;
 use crate::format::{PAGE, record};
 use crate::io::Storage;
+use crate::message::MAX_DELAY;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -11,7 +15,9 @@ use std::time::Duration;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const SEGMENT_BYTES: RangeInclusive<u64> = 64 * KIB..=128 * MIB;
-const PAYLOAD_BYTES: RangeInclusive<u64> = 1..=record::MAX_BODY;
+/// Four segments of the smallest size would do; the rest is for the dead letters and CHECKPOINT.
+const MIN_MAX_BYTES: u64 = MIB;
+const PAYLOAD_BYTES: RangeInclusive<u64> = 1..=record::MAX_PAYLOAD;
 
 /// When `push` returns `Ok`, and so what that `Ok` promises. All three survive a kill of the process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -48,6 +54,34 @@ pub(crate) enum AckSync {
     Set(Option<Duration>),
 }
 
+/// What a push does when the queue holds as much as [`Options::max_messages`] or [`Options::max_bytes`] allow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Overflow {
+    /// It fails with [`Error::Full`](crate::Error::Full).
+    #[default]
+    Reject,
+    /// It waits until there is room, up to [`Options::push_timeout`]; then it fails with
+    /// [`Error::Full`](crate::Error::Full).
+    Block,
+    /// The oldest messages that wait make room: they are dropped and counted in
+    /// [`Stats::dropped`](crate::Stats::dropped). One that is in flight is never dropped; if only such are left, it
+    /// fails with [`Error::Full`](crate::Error::Full).
+    DropOldest,
+    /// The message that is pushed is dropped and counted, and `push` returns `Ok` with the number 0, which no
+    /// message ever has: see [`Seq::is_dropped`](crate::Seq::is_dropped).
+    DropNewest,
+}
+
+/// What becomes of a message whose time is over: see [`Message::ttl`](crate::Message::ttl).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Expired {
+    /// It is dropped, and counted in [`Stats::expired`](crate::Stats::expired).
+    #[default]
+    Drop,
+    /// It moves to the dead letters, and is counted the same.
+    DeadLetter,
+}
+
 /// How a queue behaves. Nothing here is fixed when a queue is created: any option may differ at
 /// the next open.
 ///
@@ -71,6 +105,18 @@ pub struct Options {
     pub(crate) background: bool,
     pub(crate) create: bool,
     pub(crate) create_new: bool,
+    pub(crate) visibility_timeout: Option<Duration>,
+    pub(crate) max_attempts: u32,
+    pub(crate) backoff: Backoff,
+    pub(crate) dead_letters: bool,
+    pub(crate) message_ttl: Option<Duration>,
+    pub(crate) expired: Expired,
+    pub(crate) max_bytes: Option<u64>,
+    pub(crate) max_messages: Option<u64>,
+    pub(crate) max_in_flight: Option<u64>,
+    pub(crate) overflow: Overflow,
+    pub(crate) push_timeout: Option<Duration>,
+    pub(crate) clock: Source,
     /// What stands in for the operating system's files.
     pub(crate) storage: Option<Arc<dyn Storage>>,
 }
@@ -87,6 +133,18 @@ impl Default for Options {
             background: true,
             create: true,
             create_new: false,
+            visibility_timeout: None,
+            max_attempts: 20,
+            backoff: Backoff::none(),
+            dead_letters: true,
+            message_ttl: None,
+            expired: Expired::Drop,
+            max_bytes: None,
+            max_messages: None,
+            max_in_flight: None,
+            overflow: Overflow::Reject,
+            push_timeout: None,
+            clock: Source::default(),
             storage: None,
         }
     }
@@ -164,6 +222,119 @@ impl Options {
         self
     }
 
+    /// How long a delivery may go unanswered until its message comes back, to the front, for another
+    /// consumer; `None` (the default): as long as the [`Delivery`](crate::Delivery) lives. Its attempt stays counted.
+    /// At most about 10 ms late. Longer work asks for more time with
+    /// [`Delivery::extend`](crate::Delivery::extend).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// # let dir = tempfile::tempdir()?;
+    /// let options = keepq::Queue::options().visibility_timeout(Duration::from_millis(5));
+    /// let queue = options.open(dir.path().join("orders"))?;
+    /// queue.push(b"pay 42")?;
+    /// let slow = queue.pop()?.expect("one is waiting");
+    /// let again = queue.pop_wait()?; // as soon as the lease has run out
+    /// assert_eq!((again.seq(), again.attempts()), (slow.seq(), 2));
+    /// assert!(matches!(slow.ack(), Err(keepq::Error::LeaseExpired { .. })));
+    /// again.ack()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn visibility_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.visibility_timeout = timeout.into();
+        self
+    }
+
+    /// How often a message is handed out before it moves to the dead letters, up to 32,767; default 20, 0
+    /// for never. The attempt with this number has to fail: by `nack`, by drop, by the end of its lease, or by
+    /// the end of its process.
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.max_attempts = attempts;
+        self
+    }
+
+    /// How long a message stays away that was given back with its attempt counted. Default:
+    /// [`Backoff::none`]. [`Delivery::nack_after`](crate::Delivery::nack_after) has a time of its own.
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// Whether messages that are rejected, or fail too often, are kept in
+    /// [`Queue::dead_letters`](crate::Queue::dead_letters). Default: `true`. With `false` they are dropped and
+    /// counted in [`Stats::dropped`](crate::Stats::dropped).
+    pub fn dead_letters(mut self, on: bool) -> Self {
+        self.dead_letters = on;
+        self
+    }
+
+    /// How long after its push a message is worth anything, up to 8 years; `None` (the default): for ever. See
+    /// [`Message::ttl`](crate::Message::ttl).
+    pub fn message_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
+        self.message_ttl = ttl.into();
+        self
+    }
+
+    /// What becomes of messages whose time is over. Default: [`Expired::Drop`].
+    pub fn expired(mut self, expired: Expired) -> Self {
+        self.expired = expired;
+        self
+    }
+
+    /// The most that the queue takes on the disk, from 1 MiB; `None` (the default): what there is. All files
+    /// count at their full size: segments, also the one that is ready, CHECKPOINT, the dead letters. So a
+    /// push that needs a new segment may be over the limit while there is room for a smaller one; segments
+    /// are at most a quarter of it.
+    pub fn max_bytes(mut self, bytes: impl Into<Option<u64>>) -> Self {
+        self.max_bytes = bytes.into();
+        self
+    }
+
+    /// The most messages that are owed at a time, from 1: ready, delayed, in flight, or on their way to the dead
+    /// letters; `None` (the default): any number.
+    pub fn max_messages(mut self, messages: impl Into<Option<u64>>) -> Self {
+        self.max_messages = messages.into();
+        self
+    }
+
+    /// The most messages that are in flight at a time, from 1; at the limit `pop` gives `None` and `pop_wait` waits.
+    /// `None` (the default): any number.
+    pub fn max_in_flight(mut self, messages: impl Into<Option<u64>>) -> Self {
+        self.max_in_flight = messages.into();
+        self
+    }
+
+    /// What a push does when the queue is full. Default: [`Overflow::Reject`].
+    ///
+    /// ```
+    /// use keepq::{Error, Overflow, Queue};
+    /// # let dir = tempfile::tempdir()?;
+    /// let options = Queue::options().max_messages(2).overflow(Overflow::DropOldest);
+    /// let queue = options.open(dir.path().join("positions"))?;
+    /// queue.push_batch(["first", "second"])?;
+    /// queue.push("third")?;
+    /// assert_eq!(&queue.pop()?.expect("two are waiting")[..], b"second");
+    /// assert_eq!(queue.stats().dropped(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn overflow(mut self, overflow: Overflow) -> Self {
+        self.overflow = overflow;
+        self
+    }
+
+    /// How long a push waits for room under [`Overflow::Block`]; `None` (the default): as long as it takes.
+    pub fn push_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.push_timeout = timeout.into();
+        self
+    }
+
+    /// Replaces the system's clocks by one that goes when it is told to.
+    #[cfg(feature = "fault-injection")]
+    pub fn clock(mut self, clock: Arc<crate::clock::ManualClock>) -> Self {
+        self.clock = Source::Manual(clock);
+        self
+    }
+
     /// Replaces the operating system's files by another [`Storage`](crate::fault::Storage).
     #[cfg(feature = "fault-injection")]
     pub fn storage(mut self, storage: Arc<dyn Storage>) -> Self {
@@ -180,6 +351,13 @@ impl Options {
         }
     }
 
+    /// The largest segment: small enough for `max_bytes`, so that a queue that was full and is empty now
+    /// has room for another.
+    pub(crate) fn segment_limit(&self) -> u64 {
+        let quarter = self.max_bytes.map(|max| max / 4 / PAGE * PAGE);
+        quarter.map_or(self.segment_bytes, |quarter| self.segment_bytes.min(quarter))
+    }
+
     /// # Errors
     ///
     /// [`Error::InvalidOption`] for the first value that is out of bounds.
@@ -187,6 +365,21 @@ impl Options {
         within("segment_bytes", self.segment_bytes, &SEGMENT_BYTES)?;
         within("max_message_bytes", self.max_message_bytes, &PAYLOAD_BYTES)?;
         within("max_batch_bytes", self.max_batch_bytes, &PAYLOAD_BYTES)?;
+        within("max_attempts", self.max_attempts.into(), &(0..=MAX_ATTEMPTS.into()))?;
+        let from = |start| start..=u64::MAX;
+        within("max_bytes", self.max_bytes.unwrap_or(u64::MAX), &from(MIN_MAX_BYTES))?;
+        within("max_messages", self.max_messages.unwrap_or(1), &from(1))?;
+        within("max_in_flight", self.max_in_flight.unwrap_or(1), &from(1))?;
+        if let Some((value, bound)) = self.backoff.fault() {
+            return Err(invalid("backoff", value, bound));
+        }
+        let visibility = self.visibility_timeout.map(|timeout| ("visibility_timeout", timeout));
+        let spans = [visibility, self.message_ttl.map(|ttl| ("message_ttl", ttl))];
+        for (option, span) in spans.into_iter().flatten() {
+            if span.is_zero() || span > MAX_DELAY {
+                return Err(invalid(option, format!("{span:?}"), "above 0 and up to 8 years"));
+            }
+        }
         if !self.segment_bytes.is_multiple_of(PAGE) {
             return Err(invalid("segment_bytes", self.segment_bytes, "a multiple of 4096"));
         }
@@ -211,6 +404,6 @@ fn within(option: &'static str, value: u64, bound: &RangeInclusive<u64>) -> Resu
     Err(invalid(option, value, &format!("{} to {}", bound.start(), bound.end())))
 }
 
-fn invalid(option: &'static str, value: impl Display, bound: &str) -> Error {
+pub(crate) fn invalid(option: &'static str, value: impl Display, bound: &str) -> Error {
     Error::InvalidOption { option, value: value.to_string(), bound: bound.to_string() }
 }

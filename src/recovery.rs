@@ -64,6 +64,8 @@ pub(crate) struct Log {
     pub(crate) leftovers: Vec<String>,
     pub(crate) checkpoint: CheckpointFile,
     pub(crate) is_new: bool,
+    /// There is a directory for dead letters.
+    pub(crate) has_dead_letters: bool,
     /// Numbers below `next_seq` that no part has and that were not settled.
     pub(crate) unaccounted: Ranges,
     pub(crate) report: RecoveryReport,
@@ -167,6 +169,7 @@ impl Reconciled {
             leftovers: found.leftovers,
             checkpoint: found.checkpoint_file,
             is_new,
+            has_dead_letters: found.has_dead_letters,
             report,
         })
     }

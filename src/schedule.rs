@@ -1,83 +1,115 @@
 //! What must not be handed out before its time. Pure: no I/O, no locks, no clock.
 //!
-//! Promises: what is due comes out in the order of its times, and by Seq among equals. Memory is
-//! bounded by what was put in: messages that were handed out before, not the backlog.
+//! Promises: what is due comes out in the order of its times, and by Seq among equals. Keeps two numbers for
+//! each message, about 30 bytes with the tree that they are in; where the message lies its slot says.
 
-use crate::leases::Place;
-use std::collections::BTreeMap;
-use std::time::Instant;
+use std::collections::BTreeSet;
 
-/// Messages that wait for their time.
+/// Messages that wait for their time, and those whose time has come.
 #[derive(Debug, Default)]
 pub(crate) struct Schedule {
-    by_time: BTreeMap<(Instant, u64), Place>,
+    /// Time and Seq.
+    entries: BTreeSet<(u64, u64)>,
+    /// What is due by this time has been counted.
+    counted_until: u64,
+    due: usize,
 }
 
 impl Schedule {
-    /// How many there are.
-    pub(crate) fn count(&self) -> usize {
-        self.by_time.len()
+    /// How many wait for a time that had not come when [`Schedule::advance`] was last called.
+    pub(crate) fn delayed(&self) -> usize {
+        self.entries.len() - self.due
     }
 
-    /// Keeps `place` until `time`.
-    pub(crate) fn put(&mut self, time: Instant, place: Place) {
-        self.by_time.insert((time, place.seq), place);
+    /// Keeps a message until `time`. Once more for the same time is once.
+    pub(crate) fn put(&mut self, time: u64, seq: u64) {
+        if self.entries.insert((time, seq)) && time <= self.counted_until {
+            self.due += 1;
+        }
     }
 
-    /// When the next one is due.
-    pub(crate) fn next_time(&self) -> Option<Instant> {
-        self.by_time.first_key_value().map(|(&(time, _), _)| time)
+    /// It is `now`, and never again earlier.
+    pub(crate) fn advance(&mut self, now: u64) {
+        if now > self.counted_until {
+            self.due += self.entries.range((self.counted_until + 1, 0)..=(now, u64::MAX)).count();
+            self.counted_until = now;
+        }
     }
 
-    /// Takes one that is due at `now`.
-    pub(crate) fn take_due(&mut self, now: Instant) -> Option<Place> {
-        let entry = self.by_time.first_entry().filter(|entry| entry.key().0 <= now)?;
-        Some(entry.remove())
+    /// When the first one is due, or was.
+    pub(crate) fn first_time(&self) -> Option<u64> {
+        self.entries.first().map(|&(time, _)| time)
     }
 
-    /// Some with at most this Seq, due or not.
-    pub(crate) fn up_to(&self, seq: u64, limit: usize) -> Vec<(Instant, Place)> {
-        let all = self.by_time.iter().map(|(&(time, _), place)| (time, *place));
-        all.filter(|(_, place)| place.seq <= seq).take(limit).collect()
+    /// The first one that is due: its time and Seq.
+    pub(crate) fn first_due(&self) -> Option<(u64, u64)> {
+        self.entries.first().copied().filter(|_| self.due > 0)
     }
 
-    /// Takes out what was put in for this time.
-    pub(crate) fn remove(&mut self, time: Instant, seq: u64) {
-        self.by_time.remove(&(time, seq));
+    /// The first with at most this Seq, due or not.
+    pub(crate) fn first_up_to(&self, seq: u64) -> Option<(u64, u64)> {
+        self.entries.iter().copied().find(|entry| entry.1 <= seq)
+    }
+
+    pub(crate) fn contains(&self, time: u64, seq: u64) -> bool {
+        self.entries.contains(&(time, seq))
+    }
+
+    /// Takes out what was put in for this time, if it is there.
+    pub(crate) fn remove(&mut self, time: u64, seq: u64) -> bool {
+        let is_removed = self.entries.remove(&(time, seq));
+        if is_removed && time <= self.counted_until {
+            self.due -= 1;
+        }
+        is_removed
     }
 
     /// Drops them all.
     pub(crate) fn clear(&mut self) {
-        self.by_time.clear();
+        *self = Self::default();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use proptest::prelude::*;
 
     #[test]
-    #[expect(clippy::disallowed_methods, reason = "any moment will do")]
     fn nothing_comes_before_its_time() {
-        let place = |seq| Place { seq, ..Place::default() };
-        let (start, second) = (Instant::now(), Duration::from_secs(1));
         let mut schedule = Schedule::default();
-        schedule.put(start + second, place(3));
-        schedule.put(start + 2 * second, place(1));
-        schedule.put(start + second, place(2));
-        assert_eq!((schedule.count(), schedule.next_time()), (3, Some(start + second)));
-        assert_eq!(schedule.take_due(start), None);
-        let mut due = |at| schedule.take_due(at).map(|place| place.seq);
-        assert_eq!(
-            [due(start + second), due(start + second), due(start + second)],
-            [Some(2), Some(3), None]
-        );
-        assert!(schedule.up_to(0, 9).is_empty() && schedule.up_to(1, 0).is_empty());
-        let found: Vec<_> =
-            schedule.up_to(1, 9).iter().map(|(at, place)| (*at, place.seq)).collect();
-        assert_eq!(found, [(start + 2 * second, 1)]);
-        schedule.remove(start + 2 * second, 1);
-        assert_eq!((schedule.count(), schedule.next_time()), (0, None));
+        for (time, seq) in [(11, 3), (12, 1), (11, 2), (11, 2)] {
+            schedule.put(time, seq);
+        }
+        assert_eq!((schedule.delayed(), schedule.first_time()), (3, Some(11)));
+        schedule.advance(10);
+        assert_eq!(schedule.first_due(), None);
+        schedule.advance(11);
+        assert_eq!((schedule.delayed(), schedule.first_due()), (1, Some((11, 2))));
+        assert!(schedule.remove(11, 2) && !schedule.remove(11, 2));
+        assert_eq!(schedule.first_due(), Some((11, 3)));
+        assert_eq!((schedule.first_up_to(2), schedule.first_up_to(0)), (Some((12, 1)), None));
+        assert!(schedule.remove(11, 3));
+        assert_eq!((schedule.first_due(), schedule.delayed()), (None, 1));
+    }
+
+    proptest! {
+        #[test]
+        fn counts_what_is_due(steps in prop::collection::vec((0u8..3, 0u64..30, 0u64..5), 0..60)) {
+            let (mut schedule, mut now) = (Schedule::default(), 0);
+            for (what, time, seq) in steps {
+                match what {
+                    0 => schedule.put(time, seq),
+                    1 => drop(schedule.remove(time, seq)),
+                    _ => {
+                        now = now.max(time);
+                        schedule.advance(now);
+                    }
+                }
+                let delayed = schedule.entries.iter().filter(|entry| entry.0 > now).count();
+                prop_assert_eq!(schedule.delayed(), delayed);
+                prop_assert_eq!(schedule.first_due(), schedule.entries.first().copied().filter(|e| e.0 <= now));
+            }
+        }
     }
 }

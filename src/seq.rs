@@ -24,6 +24,15 @@ use std::str::FromStr;
 #[serde(transparent)]
 pub struct Seq(pub(crate) u64);
 
+impl Seq {
+    /// Whether this is the number 0, which no message has: what a push gives that
+    /// [`Overflow::DropNewest`](crate::Overflow::DropNewest) dropped.
+    #[must_use]
+    pub fn is_dropped(self) -> bool {
+        self.0 == 0
+    }
+}
+
 impl fmt::Display for Seq {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

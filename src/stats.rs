@@ -1,12 +1,18 @@
 //! Numbers about an open queue.
 
-/// Numbers about an open queue, from [`Queue::stats`](crate::Queue::stats).
+use crate::distribution::Distribution;
+use std::time::Duration;
+
+/// Numbers about an open queue, all of one moment, from [`Queue::stats`](crate::Queue::stats). What is
+/// said to count *since open* starts at zero with each open; everything else is of the queue as it is, also
+/// right after a crash.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
 /// let queue = keepq::Queue::open(dir.path().join("orders"))?;
 /// queue.push(b"a")?;
 /// assert_eq!(queue.stats().ready(), 1);
+/// assert_eq!(queue.stats().reliability(), 1.0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -15,19 +21,39 @@ pub struct Stats {
     pub(crate) ready: u64,
     pub(crate) in_flight: u64,
     pub(crate) delayed: u64,
-    pub(crate) lost: u64,
+    pub(crate) dying: u64,
+    pub(crate) dead_letters: u64,
     pub(crate) pushed: u64,
+    pub(crate) failed_pushes: u64,
     pub(crate) popped: u64,
     pub(crate) redelivered: u64,
     pub(crate) acked: u64,
     pub(crate) nacked: u64,
     pub(crate) released: u64,
+    pub(crate) rejected: u64,
+    pub(crate) lease_expired: u64,
     pub(crate) purged: u64,
+    pub(crate) expired: u64,
+    pub(crate) dropped: u64,
+    pub(crate) dead_lettered: u64,
+    pub(crate) lost: u64,
+    pub(crate) duplicated: u64,
+    pub(crate) out_of_order: u64,
     pub(crate) segments: u64,
     pub(crate) segment_bytes: u64,
+    pub(crate) disk_bytes: u64,
+    pub(crate) max_bytes: Option<u64>,
+    pub(crate) live_bytes: u64,
+    pub(crate) reclaimable_bytes: u64,
+    pub(crate) oldest: Option<Duration>,
+    pub(crate) uptime: Duration,
+    pub(crate) push_time: Distribution,
+    pub(crate) waiting_time: Distribution,
+    pub(crate) processing_time: Distribution,
     pub(crate) background_error: Option<String>,
 }
 
+/// What is owed: each message that is not settled is in one of the first four.
 impl Stats {
     /// Messages that can be handed out.
     #[must_use]
@@ -41,19 +67,48 @@ impl Stats {
         self.in_flight
     }
 
-    /// Messages that were given back and wait for their time, such as those that did not decode.
+    /// Messages that wait for their time: pushed with a delay, or given back with one.
     #[must_use]
     pub fn delayed(&self) -> u64 {
         self.delayed
     }
 
-    /// Messages pushed since open.
+    /// Messages on their way to the dead letters. More than a moment only while those refuse them: see
+    /// [`Stats::last_background_error`].
+    #[must_use]
+    pub fn dying(&self) -> u64 {
+        self.dying
+    }
+
+    /// Messages that the queue of dead letters holds, answered or not.
+    #[must_use]
+    pub fn dead_letters(&self) -> u64 {
+        self.dead_letters
+    }
+
+    /// How long ago the oldest message was pushed that is not settled; `None` if there is none, or if it is
+    /// damaged.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Duration> {
+        self.oldest
+    }
+}
+
+/// What happened since open.
+impl Stats {
+    /// Messages pushed.
     #[must_use]
     pub fn pushed(&self) -> u64 {
         self.pushed
     }
 
-    /// Deliveries handed out since open; a message that came back counts again.
+    /// Messages whose push failed, or which [`Overflow::DropNewest`](crate::Overflow::DropNewest) dropped.
+    #[must_use]
+    pub fn failed_pushes(&self) -> u64 {
+        self.failed_pushes
+    }
+
+    /// Deliveries handed out; a message that came back counts again.
     #[must_use]
     pub fn popped(&self) -> u64 {
         self.popped
@@ -66,36 +121,97 @@ impl Stats {
         self.redelivered
     }
 
-    /// Deliveries acked since open.
+    /// Deliveries acked.
     #[must_use]
     pub fn acked(&self) -> u64 {
         self.acked
     }
 
-    /// Deliveries given back since open with their attempt counted: by `nack` or by drop.
+    /// Deliveries given back with their attempt counted: by `nack`, `nack_after` or drop.
     #[must_use]
     pub fn nacked(&self) -> u64 {
         self.nacked
     }
 
-    /// Deliveries given back since open as if they had not been handed out.
+    /// Deliveries given back as if they had not been handed out.
     #[must_use]
     pub fn released(&self) -> u64 {
         self.released
     }
 
-    /// Messages that [`Queue::purge`](crate::Queue::purge) settled since open.
+    /// Deliveries rejected.
+    #[must_use]
+    pub fn rejected(&self) -> u64 {
+        self.rejected
+    }
+
+    /// Deliveries whose lease ran out.
+    #[must_use]
+    pub fn lease_expired(&self) -> u64 {
+        self.lease_expired
+    }
+
+    /// Messages that [`Queue::purge`](crate::Queue::purge) settled.
     #[must_use]
     pub fn purged(&self) -> u64 {
         self.purged
     }
 
-    /// Messages that `pop` found damaged and passed over since open.
+    /// Messages whose time was over when `pop` met them.
+    #[must_use]
+    pub fn expired(&self) -> u64 {
+        self.expired
+    }
+
+    /// Messages dropped for want of room ([`Overflow`](crate::Overflow)), or in place of becoming dead letters
+    /// ([`Options::dead_letters`](crate::Options::dead_letters)).
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Messages that moved to the dead letters.
+    #[must_use]
+    pub fn dead_lettered(&self) -> u64 {
+        self.dead_lettered
+    }
+
+    /// Messages that were found damaged and passed over.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost
     }
 
+    /// Deliveries of messages whose state said that they were settled. Always zero, unless keepq is wrong
+    /// or somebody else writes to its files: it is looked at with each delivery.
+    #[must_use]
+    pub fn duplicated(&self) -> u64 {
+        self.duplicated
+    }
+
+    /// First deliveries of messages that came after one that was pushed later, without a delay. Always zero,
+    /// unless keepq is wrong: it is looked at with each delivery.
+    #[must_use]
+    pub fn out_of_order(&self) -> u64 {
+        self.out_of_order
+    }
+
+    /// The time since open.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        self.uptime
+    }
+
+    /// The last error that the background thread met, such as a full disk while it prepared a
+    /// file ahead of need.
+    #[must_use]
+    pub fn last_background_error(&self) -> Option<&str> {
+        self.background_error.as_deref()
+    }
+}
+
+/// What the disk holds.
+impl Stats {
     /// Segment files in use, without the one that is kept ready for what comes.
     #[must_use]
     pub fn segments(&self) -> u64 {
@@ -108,10 +224,98 @@ impl Stats {
         self.segment_bytes
     }
 
-    /// The last error that the background thread met, such as a full disk while it prepared a
-    /// file ahead of need.
+    /// Bytes of all files: segments, the ready one, CHECKPOINT, and the dead letters' once they are open. What
+    /// [`Options::max_bytes`](crate::Options::max_bytes) limits.
     #[must_use]
-    pub fn last_background_error(&self) -> Option<&str> {
-        self.background_error.as_deref()
+    pub fn disk_bytes(&self) -> u64 {
+        self.disk_bytes
     }
+
+    /// Bytes that messages which are not settled take in those files, by the mean size of each segment's
+    /// messages.
+    #[must_use]
+    pub fn live_bytes(&self) -> u64 {
+        self.live_bytes
+    }
+
+    /// Bytes of segments that are taken by what is settled, or can no longer be used.
+    #[must_use]
+    pub fn reclaimable_bytes(&self) -> u64 {
+        self.reclaimable_bytes
+    }
+}
+
+/// How long things take, since open.
+impl Stats {
+    /// How long pushes took. Those that wait for the disk are all measured, of the others one in 64 of each
+    /// thread.
+    #[must_use]
+    pub fn push_time(&self) -> Distribution {
+        self.push_time
+    }
+
+    /// How long messages waited from push to hand-out, each time they were handed out: one in 64, to within
+    /// some 10 ms.
+    #[must_use]
+    pub fn waiting_time(&self) -> Distribution {
+        self.waiting_time
+    }
+
+    /// How long deliveries took from hand-out to answer: the same ones.
+    #[must_use]
+    pub fn processing_time(&self) -> Distribution {
+        self.processing_time
+    }
+}
+
+/// The field's figures.
+impl Stats {
+    /// Messages acked a second: [`Stats::acked`] / [`Stats::uptime`].
+    #[must_use]
+    pub fn throughput(&self) -> f64 {
+        ratio(self.acked, 1) / self.uptime.as_secs_f64().max(0.001)
+    }
+
+    /// Time consumed less time produced: the mean of [`Stats::waiting_time`].
+    #[must_use]
+    pub fn latency(&self) -> Duration {
+        self.waiting_time.mean()
+    }
+
+    /// Used / allowed: [`Stats::disk_bytes`] / [`Options::max_bytes`](crate::Options::max_bytes); `None` without
+    /// that.
+    #[must_use]
+    pub fn storage_use(&self) -> Option<f64> {
+        self.max_bytes.map(|max| ratio(self.disk_bytes, max))
+    }
+
+    /// Failed / tried: [`Stats::failed_pushes`] / ([`Stats::failed_pushes`] + [`Stats::pushed`]), 0 if none was
+    /// tried.
+    #[must_use]
+    pub fn push_loss_rate(&self) -> f64 {
+        ratio(self.failed_pushes, self.failed_pushes + self.pushed)
+    }
+
+    /// Time to push + waiting + processing: the sum of the means of [`Stats::push_time`],
+    /// [`Stats::waiting_time`] and [`Stats::processing_time`].
+    #[must_use]
+    pub fn processing_delay(&self) -> Duration {
+        self.push_time.mean() + self.waiting_time.mean() + self.processing_time.mean()
+    }
+
+    /// R = 1 - L - F - O: the parts of the messages that came up to be handed out which were lost
+    /// ([`Stats::lost`]), handed out although they were acked ([`Stats::duplicated`]) or handed out before
+    /// their turn ([`Stats::out_of_order`]). Each part is its count / ([`Stats::popped`] + [`Stats::lost`]). 1 if
+    /// none came up; never below 0.
+    #[must_use]
+    pub fn reliability(&self) -> f64 {
+        let wrong = self.lost + self.duplicated + self.out_of_order;
+        (1.0 - ratio(wrong, self.popped + self.lost)).max(0.0)
+    }
+}
+
+/// 0 of nothing is 0.
+#[expect(clippy::as_conversions, clippy::cast_precision_loss, reason = "a figure for people")]
+fn ratio(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }

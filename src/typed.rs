@@ -1,8 +1,6 @@
 //! A queue of values instead of bytes.
 
-use crate::clock;
 use crate::delivery::{Delivery, Receipt};
-use crate::engine::Answer;
 use crate::error::{Error, Result};
 use crate::message::Message;
 use crate::queue::Queue;
@@ -48,8 +46,8 @@ const UNDECODED_DOUBLINGS: u32 = 6;
 ///
 /// A payload that is not a `T`, or has bytes behind it, is [`Error::Decode`] with the message's
 /// [`Seq`]. The message goes back with its attempt counted, and not before a second has passed, then
-/// two, and so on up to 64 (or the queue was opened again), so that the messages behind it
-/// are reached meanwhile.
+/// two, and so on up to 64, so that the messages behind it are reached meanwhile. After
+/// [`Options::max_attempts`](crate::Options::max_attempts) attempts it is a dead letter.
 pub struct TypedQueue<T> {
     queue: Queue,
     values: PhantomData<fn(T) -> T>,
@@ -95,6 +93,15 @@ impl<T: Serialize + DeserializeOwned> TypedQueue<T> {
     /// [`Error::Encode`]: nothing was pushed. Else as [`Queue::push`].
     pub fn push(&self, value: &T) -> Result<Seq> {
         self.queue.push(self.message(value)?)
+    }
+
+    /// Puts a value at the end of the queue without waiting for room: see [`Queue::try_push`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encode`]: nothing was pushed. Else as [`Queue::try_push`].
+    pub fn try_push(&self, value: &T) -> Result<Seq> {
+        self.queue.try_push(self.message(value)?)
     }
 
     /// Puts a value at the end of the queue without waiting for the disk: see [`Queue::submit`].
@@ -197,9 +204,8 @@ impl<T: Serialize + DeserializeOwned> TypedQueue<T> {
         };
         let seq = delivery.seq();
         let doublings = (delivery.attempts() - 1).min(UNDECODED_DOUBLINGS);
-        let again = clock::now() + UNDECODED_DELAY * 2u32.pow(doublings);
-        // It fails only if the queue was closed; then the message comes back at the next open.
-        delivery.answer(Answer::NackUntil(again)).ok();
+        // If it fails, the message is back, or comes back at the next open.
+        delivery.nack_after(UNDECODED_DELAY * 2u32.pow(doublings)).ok();
         Err(Error::Decode { seq, source })
     }
 }
@@ -301,6 +307,33 @@ impl<T> TypedDelivery<T> {
     /// As [`Delivery::release`].
     pub fn release(self) -> Result<()> {
         self.delivery.release()
+    }
+
+    /// Gives the message back after a time: see [`Delivery::nack_after`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Delivery::nack_after`].
+    pub fn nack_after(self, delay: Duration) -> Result<()> {
+        self.delivery.nack_after(delay)
+    }
+
+    /// Makes it a dead letter: see [`Delivery::reject`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Delivery::reject`].
+    pub fn reject(self, reason: impl Into<String>) -> Result<()> {
+        self.delivery.reject(reason)
+    }
+
+    /// Gives the work more time: see [`Delivery::extend`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Delivery::extend`].
+    pub fn extend(&self, time: Duration) -> Result<()> {
+        self.delivery.extend(time)
     }
 }
 

@@ -15,7 +15,7 @@
     reason = "a test may fail"
 )]
 
-use keepq::fault::{FaultPlan, FaultStorage, MemoryStorage};
+use keepq::fault::{FaultPlan, FaultStorage, ManualClock, MemoryStorage};
 use keepq::{Delivery, Durability, Error, Message, Options, Queue};
 use std::collections::BTreeSet;
 use std::error::Error as _;
@@ -62,12 +62,15 @@ fn faulty() -> (Arc<FaultStorage>, Options) {
 /// A variant, and an error that is one, checked.
 type Case = (&'static str, fn() -> Error);
 
-const CASES: [Case; 12] = [
+const CASES: [Case; 15] = [
     ("Locked", locked),
     ("Corrupt", corrupt),
     ("UnsupportedVersion", unsupported_version),
     ("TooLarge", too_large),
     ("StorageFull", storage_full),
+    ("Full", full),
+    ("LeaseExpired", lease_expired),
+    ("Disabled", disabled),
     ("Closed", closed),
     ("Poisoned", poisoned),
     ("UnknownSeq", unknown_seq),
@@ -161,6 +164,44 @@ fn storage_full() -> Error {
     error
 }
 
+fn full() -> Error {
+    let dir = directory();
+    let queue = Queue::options().max_messages(1).open(dir.path()).unwrap();
+    queue.push(b"x").unwrap();
+    let error = queue.push(b"y").unwrap_err();
+    assert!(matches!(error, Error::Full { limit: "max_messages", max: 1 }));
+    says(&error, &["push", "full", "Options::max_messages is 1", "ack", "raise", "overflow"]);
+    assert!(error.source().is_none());
+    error
+}
+
+fn lease_expired() -> Error {
+    let (clock, dir) = (Arc::new(ManualClock::new(std::time::UNIX_EPOCH)), directory());
+    let second = std::time::Duration::from_secs(1);
+    let options = Queue::options().visibility_timeout(second).clock(clock.clone());
+    let queue = options.open(dir.path()).unwrap();
+    let seq = queue.push(b"x").unwrap();
+    let late = queue.pop().unwrap().unwrap();
+    clock.advance(second);
+    let newer = queue.pop().unwrap().unwrap();
+    assert!(matches!(late.extend(second), Err(Error::LeaseExpired { .. })));
+    let error = late.ack().unwrap_err();
+    assert!(matches!(error, Error::LeaseExpired { seq: told } if told == seq));
+    says(&error, &["message 1", "ran out", "did nothing", "extend", "visibility_timeout"]);
+    assert!(!queue.is_acked(seq).unwrap());
+    newer.ack().unwrap();
+    error
+}
+
+fn disabled() -> Error {
+    let dir = directory();
+    let queue = Queue::options().dead_letters(false).open(dir.path()).unwrap();
+    assert!(matches!(queue.redrive(1), Err(Error::Disabled { .. })));
+    let error = queue.dead_letters().unwrap_err();
+    says(&error, &["dead letters", "switched off", "Options::dead_letters(false)"]);
+    error
+}
+
 fn closed() -> Error {
     let dir = directory();
     let queue = Queue::open(dir.path()).unwrap();
@@ -181,6 +222,12 @@ fn closed() -> Error {
     is_closed(queue.is_acked(seq).map(drop));
     is_closed(queue.wait_acked(seq, std::time::Duration::MAX).map(drop));
     is_closed(queue.purge().map(drop));
+    is_closed(queue.peek().map(drop));
+    is_closed(queue.get(seq).map(drop));
+    is_closed(queue.iter().collect::<Result<Vec<_>, _>>().map(drop));
+    is_closed(queue.try_push(b"x").map(drop));
+    is_closed(queue.dead_letters().map(drop));
+    is_closed(queue.redrive(1).map(drop));
     is_closed(queue.sync());
     is_closed(queue.maintain());
     is_closed(typed.push(&1).map(drop));

@@ -4,7 +4,7 @@
 //! batch is published whole. Relies on `supply` for segments. Syncs nothing.
 
 use super::Engine;
-use crate::clock;
+use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::format::segment::Seal;
 use crate::format::segment::size_for;
@@ -63,8 +63,8 @@ impl Append {
     }
 
     /// The push time: never before that of an earlier message.
-    fn now(&mut self) -> u64 {
-        self.newest_time = self.newest_time.max(clock::wall_millis());
+    fn now(&mut self, clock: &Clock) -> u64 {
+        self.newest_time = self.newest_time.max(clock.coarse());
         self.newest_time
     }
 
@@ -138,6 +138,7 @@ impl Engine {
             return Err(Error::TooLarge { len: need.bytes, max: MAX_SEGMENT });
         }
         let mut may_make_room = true;
+        self.count_for_limit();
         loop {
             if let Some((first_seq, has_waiters)) = self.try_append(drafts, need, sync_within)? {
                 if has_waiters {
@@ -146,7 +147,7 @@ impl Engine {
                 return Ok(first_seq);
             }
             match self.rotate(need) {
-                Err(Error::StorageFull { .. }) if may_make_room => {
+                Err(Error::StorageFull { .. } | Error::Full { .. }) if may_make_room => {
                     may_make_room = false;
                     // Whatever fails here, nothing has been placed.
                     self.make_room().map_err(Error::before_anything)?;
@@ -173,7 +174,8 @@ impl Engine {
     ) -> Result<Option<(u64, bool)>> {
         let mut append = self.append.lock();
         append.check_open()?;
-        let now = append.now();
+        let now = append.now(&self.clock);
+        self.check_count(append.pushed(), need.records)?;
         let first_seq = append.next_seq;
         // Relaxed: an older value only says less than is true.
         let unsynced = (first_seq - 1).saturating_sub(self.durable.load(Ordering::Relaxed));
@@ -190,8 +192,24 @@ impl Engine {
         append.next_seq += need.records;
         let last_seq = append.next_seq - 1;
         append.last_seq = Some(last_seq);
-        // Publishes. Release: pairs with the load in `newest_published`.
-        self.published.store(last_seq, Ordering::Release);
+        // What is delayed is known to be so before it can be seen.
+        let delayed =
+            (first_seq..).zip(drafts).filter_map(|(seq, draft)| Some((draft.due()?, seq)));
+        let delayed: Vec<(u64, u64)> = delayed.collect();
+        let deliver = (!delayed.is_empty()).then(|| self.deliver.lock());
+        let publish = || {
+            // Publishes. Release: pairs with the load in `newest_published`.
+            self.published.store(last_seq, Ordering::Release);
+        };
+        match deliver {
+            Some(mut deliver) => {
+                for (due, seq) in delayed {
+                    deliver.schedule.put(due, seq);
+                }
+                publish();
+            }
+            None => publish(),
+        }
         let has_waiters = self.readers.has_waiters();
         let is_sooner =
             sync_within.filter(|&within| append.sync_within.is_none_or(|already| within < already));
@@ -216,7 +234,7 @@ impl Engine {
         {
             let mut append = self.append.lock();
             append.check_open()?;
-            let now = append.now();
+            let now = append.now(&self.clock);
             let fits = |active: &Active| active.fits(need.bytes, need.records, now);
             if append.active.as_ref().is_some_and(fits) {
                 return Ok(());
@@ -226,7 +244,7 @@ impl Engine {
             self.take_supply(&mut supply, size_for(need.bytes, need.records), need.records)?;
         let mut append = self.append.lock();
         append.check_open().inspect_err(|_| supply.put_back(prepared.clone()))?;
-        let now = append.now();
+        let now = append.now(&self.clock);
         let mut deliver = self.deliver.lock();
         let super::supply::Prepared { segment, region } = prepared.clone();
         let active = Active::start(segment, region, append.next_seq, now)

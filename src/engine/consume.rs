@@ -5,44 +5,104 @@
 //! nothing. Relies on `deliver` for everything that needs the lock.
 
 use super::Engine;
-use super::deliver::{Answer, Body, Leased, Taken};
+use super::answer::Answer;
+use super::deliver::Deliver;
+use super::next::Leased;
 use super::wait::{Look, Soon};
+use crate::clock;
 use crate::error::Result;
+use crate::format::extension;
 use crate::leases::Ticket;
-use std::time::Instant;
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// A message that is handed out; its payload was copied outside of the lock.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) given: Given,
+    pub(crate) attempts: u32,
+    /// Milliseconds since 1970 UTC.
+    pub(crate) pushed_at: u64,
+    pub(crate) body: Vec<u8>,
+    pub(crate) payload_start: usize,
+}
+
+/// What it takes to answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Given {
+    pub(crate) ticket: Ticket,
+    pub(crate) seq: u64,
+    /// When it was handed out, if that is measured.
+    pub(crate) at: Option<Instant>,
+}
+
+/// When somebody who waits will look again by himself.
+pub(super) type Watch = Cell<Option<u64>>;
+
+/// Those who wait and will look again by themselves.
+#[derive(Debug, Default)]
+pub(super) struct Watchers {
+    count: usize,
+    /// The earliest time at which one of them will, as far as is known.
+    first: Option<u64>,
+}
+
+impl Watchers {
+    /// One of them would have looked at `before`, and will at `time`.
+    fn change(&mut self, before: Option<u64>, time: Option<u64>) {
+        self.count = self.count + usize::from(time.is_some()) - usize::from(before.is_some());
+        if self.first == before {
+            self.first = None;
+        }
+        self.first = [self.first, time].into_iter().flatten().min();
+    }
+
+    /// Whether somebody will look at `time`, or before.
+    pub(super) fn will_look(&self, time: u64) -> bool {
+        self.count > 0 && self.first.is_some_and(|first| first <= time)
+    }
+}
+
+/// What a look for a message may change besides.
+struct Tally {
+    settled: u64,
+    dying: u64,
+}
+
+impl Tally {
+    fn of(deliver: &Deliver) -> Self {
+        Self { settled: deliver.silently_settled, dying: deliver.dying.count() }
+    }
+}
 
 /// What a look for the next message gives.
 pub(super) enum Popped {
     Taken(Taken),
-    /// Nothing is ready; the first deferred message will be at this time, if there is one.
-    Nothing(Option<Instant>),
+    /// Nothing is ready; something will be at this time, if there is one.
+    Nothing(Option<u64>),
 }
 
 impl Engine {
     /// The next message, if there is one.
     pub(crate) fn pop(&self) -> Result<Option<Taken>> {
-        match self.try_pop()? {
+        match self.try_pop(None)? {
             Popped::Taken(taken) => Ok(Some(taken)),
             Popped::Nothing(_) => Ok(None),
         }
     }
 
-    fn try_pop(&self) -> Result<Popped> {
+    /// `watch`: of somebody who waits, and will look again at the time that is told.
+    fn try_pop(&self, watch: Option<&Watch>) -> Result<Popped> {
         loop {
             let mut deliver = self.deliver.lock();
-            let settled = deliver.silently_settled;
+            let before = Tally::of(&deliver);
             let leased = deliver.lease_next(self.newest_published());
-            let settled_some = deliver.silently_settled > settled;
-            let asks = deliver.asks_for_sync();
-            let next_time = deliver.deferred.next_time();
-            drop(deliver);
-            if asks {
-                self.worker.sync_answers();
+            let next_time = deliver.next_time();
+            if let Some(watch) = watch {
+                let time = next_time.filter(|_| matches!(leased, Ok(None)));
+                deliver.watchers.change(watch.replace(time), time);
             }
-            if settled_some {
-                self.settled.wake_all();
-                self.worker.ask();
-            }
+            self.after_looking(deliver, &before);
             let Some(leased) = leased? else { return Ok(Popped::Nothing(next_time)) };
             if let Some(taken) = self.copy_out(leased)? {
                 return Ok(Popped::Taken(taken));
@@ -50,11 +110,48 @@ impl Engine {
         }
     }
 
+    /// Tells others what changed while somebody looked for a message.
+    fn after_looking(&self, mut deliver: parking_lot::MutexGuard<'_, Deliver>, before: &Tally) {
+        let now = Tally::of(&deliver);
+        let asks = deliver.asks_for_sync();
+        // A lease that runs out before anybody who waits would look by himself.
+        let needs_watch = deliver.needs_watch() && self.readers.has_waiters();
+        drop(deliver);
+        if asks {
+            self.worker.sync_answers();
+        }
+        if needs_watch {
+            self.readers.wake_one();
+        }
+        if now.settled != before.settled {
+            self.settled.wake_all();
+            self.room.wake_all();
+            self.worker.ask();
+        }
+        if now.dying > 0 {
+            self.see_to_the_dying(now.dying != before.dying);
+        }
+    }
+
+    /// Messages that die are moved by the background; without one, here.
+    fn see_to_the_dying(&self, are_new: bool) {
+        if !self.worker.is_running() {
+            // What cannot be moved is parked: not the concern of whoever pops.
+            self.health.note_background(self.bury(true));
+        } else if are_new {
+            self.worker.ask();
+        }
+    }
+
     /// Waits until there is a message to pop; `None` once `deadline` has passed.
     pub(crate) fn pop_until(&self, deadline: Option<Instant>) -> Result<Option<Taken>> {
         let registered = || self.reader_registered();
-        let look = || self.look_for_message();
+        let watch = Watch::default();
+        let look = || self.look_for_message(Some(&watch));
         let found = self.readers.wait_until(0, Soon::Perhaps, deadline, registered, look);
+        if let Some(time) = watch.take() {
+            self.deliver.lock().watchers.change(Some(time), None);
+        }
         self.pass_on();
         found.transpose()
     }
@@ -65,11 +162,13 @@ impl Engine {
         drop(self.append.lock());
     }
 
-    pub(super) fn look_for_message(&self) -> Look<Result<Taken>> {
-        match self.try_pop() {
+    pub(super) fn look_for_message(&self, watch: Option<&Watch>) -> Look<Result<Taken>> {
+        match self.try_pop(watch) {
             Ok(Popped::Taken(taken)) => Look::Found(Ok(taken)),
             Ok(Popped::Nothing(None)) => Look::NotYet,
-            Ok(Popped::Nothing(Some(time))) => Look::NotBefore(time),
+            Ok(Popped::Nothing(Some(time))) => {
+                self.clock.instant(time).map_or(Look::NotYet, Look::NotBefore)
+            }
             Err(error) => Look::Found(Err(error)),
         }
     }
@@ -89,7 +188,7 @@ impl Engine {
         let mut failed = None;
         let mut deliver = self.deliver.lock();
         deliver.check_open()?;
-        let settled = deliver.silently_settled;
+        let before = Tally::of(&deliver);
         let published = self.newest_published();
         while batch.len() < limit {
             match deliver.lease_next(published) {
@@ -101,16 +200,7 @@ impl Engine {
                 }
             }
         }
-        let settled_some = deliver.silently_settled > settled;
-        let asks = deliver.asks_for_sync();
-        drop(deliver);
-        if asks {
-            self.worker.sync_answers();
-        }
-        if settled_some {
-            self.settled.wake_all();
-            self.worker.ask();
-        }
+        self.after_looking(deliver, &before);
         let mut taken = Vec::with_capacity(batch.len());
         for leased in batch {
             match self.copy_out(leased) {
@@ -125,47 +215,78 @@ impl Engine {
         }
     }
 
-    /// `None` if the payload is damaged.
-    fn copy_out(&self, mut leased: Leased) -> Result<Option<Taken>> {
-        let body = match &mut leased.body {
-            Body::Copied(body) => std::mem::take(body),
-            Body::In(mapped) => mapped.body(&leased.header, leased.offset),
-        };
-        let Some(payload_start) = leased.header.verify(&body) else {
+    /// `None` if it is not to be handed out: damaged, over, or not yet due.
+    pub(super) fn copy_out(&self, mut leased: Leased) -> Result<Option<Taken>> {
+        let body = leased.body.take(&leased.header, leased.offset);
+        let Leased { ticket, seq, attempts, pushed_at, header, .. } = leased;
+        let Some(payload_start) = header.verify(&body) else {
             let lost = self.deliver.lock().lose_leased(&leased);
             self.worker.ask();
-            self.settled.wake_keys(leased.seq..=leased.seq);
+            self.settled.wake_keys(seq..=seq);
             return lost.map(|()| None);
         };
-        let Leased { ticket, seq, attempts, pushed_at, .. } = leased;
-        Ok(Some(Taken { ticket, seq, attempts, pushed_at, body, payload_start }))
+        if header.flags.has_extensions() || self.options.message_ttl.is_some() {
+            let expires = self.expires_at(&header, &body, pushed_at);
+            if expires.is_some_and(|time| self.clock.is_past(time)) {
+                let mut deliver = self.deliver.lock();
+                let before = Tally::of(&deliver);
+                let ended = deliver.expire(&leased);
+                self.after_looking(deliver, &before);
+                return ended.map(|()| None);
+            }
+            // Its slot says when it is due. Should that be lost, the record still knows.
+            let due = if attempts == 1 { extension::notes(&body).due } else { None };
+            let at_most =
+                |due: u64| due.min(self.clock.start_time() + due.saturating_sub(pushed_at));
+            let is_old = pushed_at < self.clock.start_time();
+            let due = due.map(|due| if is_old { at_most(due) } else { due });
+            if let Some(due) = due.filter(|&due| !self.clock.is_past(due)) {
+                return self.deliver.lock().put_off(&leased, due).map(|()| None);
+            }
+        }
+        let is_sample = leased.is_sample;
+        let at = is_sample.then(clock::now);
+        if is_sample {
+            let waited = self.clock.coarse().saturating_sub(pushed_at);
+            self.deliver.lock().measure.waited(Duration::from_millis(waited));
+        }
+        let given = Given { ticket, seq, at };
+        Ok(Some(Taken { given, attempts, pushed_at, body, payload_start }))
     }
 
-    /// Settles deliveries as their holder says.
+    /// Ends deliveries as their holder says.
     pub(crate) fn answer(
         &self,
-        tickets: impl Iterator<Item = Ticket>,
-        answer: Answer,
+        deliveries: impl Iterator<Item = Given>,
+        answer: &Answer,
     ) -> Result<()> {
         let mut first_error = None;
-        let mut is_done = false;
+        let (mut is_done, mut is_dying) = (false, false);
         let mut settled = Vec::new();
         let mut deliver = self.deliver.lock();
-        let is_waited_for = answer == Answer::Ack && self.settled.has_waiters();
-        for ticket in tickets {
-            match deliver.settle(ticket, answer) {
+        let is_waited_for = *answer == Answer::Ack && self.settled.has_waiters();
+        let before = deliver.silently_settled;
+        let was_full = deliver.is_full();
+        for Given { ticket, seq, at } in deliveries {
+            if let Some(at) = at {
+                deliver.measure.processed(at.elapsed());
+            }
+            match deliver.settle(ticket, seq, answer) {
                 Ok(one) => {
                     is_done |= one.is_done;
-                    settled.extend(is_waited_for.then_some(one.seq));
+                    is_dying |= one.is_dying;
+                    settled.extend(is_waited_for.then_some(seq));
                 }
                 Err(error) => first_error = first_error.or(Some(error)),
             }
         }
-        let returns = answer != Answer::Ack || first_error.is_some();
+        let settled_silently = deliver.silently_settled != before;
+        let returns = *answer != Answer::Ack || first_error.is_some() || was_full;
         let has_readers = returns && self.readers.has_waiters();
+        let has_pushers = self.room.has_waiters();
         let (asks, number) = (deliver.asks_for_sync(), deliver.change_count());
         drop(deliver);
-        if is_done {
+        if is_done || is_dying {
             self.worker.ask();
         }
         if asks {
@@ -174,11 +295,33 @@ impl Engine {
         if has_readers {
             self.readers.wake_one();
         }
+        if has_pushers {
+            self.room.wake_all();
+        }
         for seq in settled {
             self.settled.wake_keys(seq..=seq);
         }
+        if settled_silently {
+            self.settled.wake_all();
+        }
         first_error.map_or(Ok(()), Err)?;
-        if answer == Answer::Ack { self.wait_answers(number) } else { Ok(()) }
+        match answer {
+            // Now, so that its reason outlives a kill.
+            Answer::Reject(_) if is_dying => {
+                self.health.note_background(self.bury(self.options.sync_acks));
+                self.wait_answers(number)
+            }
+            Answer::Ack | Answer::Reject(_) => self.wait_answers(number),
+            Answer::Nack | Answer::Drop | Answer::NackAfter(_) | Answer::Release => Ok(()),
+        }
+    }
+
+    /// Gives a delivery more time.
+    pub(crate) fn extend(&self, given: Given, time: Duration) -> Result<()> {
+        let extended = self.deliver.lock().extend(given.ticket, given.seq, time);
+        // Whoever waits may wait for an earlier time now.
+        self.readers.wake_one();
+        extended
     }
 
     /// With `sync_acks`: returns when change number `number`, and all before it, are on the disk.

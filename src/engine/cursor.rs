@@ -2,10 +2,11 @@
 //!
 //! Promises: says what is there, and stores nothing. Relies on the `deliver` lock.
 
-use super::track::{Located, Track};
+use super::track::{Located, Track, due_after};
 use crate::error::Result;
 use crate::format::record;
 use crate::format::segment::RECORDS_START;
+use crate::format::slot::State;
 use crate::leases::Place;
 
 /// The first message that was never handed out in this run.
@@ -25,14 +26,25 @@ impl Cursor {
         Self { ordinal, index: 0, offset: RECORDS_START, previous: None, has_skipped: false }
     }
 
-    /// What is at the cursor, in a track whose records are visible up to `end_index`.
-    pub(super) fn look(&self, track: &mut Track, end_index: u32) -> Result<Seen> {
+    /// What is at the cursor, in a track whose records are visible up to `end_index`. `start_time`: of
+    /// this run.
+    pub(super) fn look(&self, track: &mut Track, end_index: u32, start_time: u64) -> Result<Seen> {
         let Self { ordinal, index, offset, previous, .. } = *self;
         let (is_old, seq) = (track.is_old, track.first_seq + u64::from(index));
+        let base_time = track.base_time;
         let mapped = track.map()?;
         let Some(slot) = mapped.slot(index)? else { return Ok(Seen::BadSlot) };
         if slot.is_settled(is_old) {
             return Ok(Seen::Settled(slot.offset));
+        }
+        if slot.state == State::Dying {
+            return Ok(Seen::Elsewhere(slot.offset));
+        }
+        // In this run whatever has a delay was pushed with it. Of an earlier run, what was due before
+        // this one began waits here.
+        let delay = mapped.delay(index, base_time)?;
+        if if is_old { due_after(delay, start_time).is_some() } else { delay.is_some() } {
+            return Ok(Seen::Elsewhere(slot.offset));
         }
         let at_slot = slot.offset.and_then(|at| Some(Located::At(at, mapped.header(at, index)?)));
         let located =
@@ -56,6 +68,8 @@ pub(super) enum Seen {
     Owed(Place, record::Header),
     /// Settled; its offset, if its slot has it.
     Settled(Option<u64>),
+    /// Owed, and kept track of among the delayed or the dying; its offset, if its slot has it.
+    Elsewhere(Option<u64>),
     /// A transient message of an earlier run.
     Outlived(u64),
     BadSlot,

@@ -1,30 +1,30 @@
-//! Handing out and settling messages.
+//! What waits, what is out, and what happened to it: the state under the `deliver` lock.
 //!
-//! Promises: first deliveries follow the order of the log, what was returned comes before them, by
-//! Seq; a message is with one consumer at a time; the attempt is stored before the message is
-//! handed out; an answer is one store, after which a kill does not undo it. Nothing here grows with
-//! the backlog. Relies on the `deliver` lock, and on `loss` for what is damaged.
+//! Promises: every message that is owed is in one place: behind the cursor's position (never handed out in
+//! this run), in `returned` (at the front), in `schedule` (not before its time), leased, or dying. Nothing here
+//! grows with the backlog but the schedule, by two numbers for each delayed message. Who is next is chosen in
+//! `next`, answers are in `answer`, damage in `loss`.
 
-use super::cursor::{Cursor, Seen};
+use super::consume::Watchers;
+use super::cursor::Cursor;
+use super::dying::Dying;
 use super::loss::Losses;
+use super::measure::Measure;
 use super::track::Track;
-use crate::clock;
+use crate::backoff::Backoff;
+use crate::clock::{self, Clock};
 use crate::error::{Error, Result};
-use crate::format::record;
 use crate::format::segment::Seal;
-use crate::format::slot::{MAX_ATTEMPTS, Slot, State};
-use crate::leases::{Leases, Place, Ticket};
+use crate::leases::{Leases, Place};
 use crate::log::Segment;
 use crate::log::active::Active;
 use crate::log::sealed::Mapped;
+use crate::options::{Expired, Options};
 use crate::recovery::Log;
 use crate::schedule::Schedule;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
-
-/// Bodies up to so many bytes are copied under the lock.
-const COPY_UNDER_LOCK: u32 = 1024;
+use std::sync::atomic::AtomicU64;
 
 /// What comes next, and what is out.
 #[derive(Debug)]
@@ -33,13 +33,20 @@ pub(crate) struct Deliver {
     pub(super) cursor: Cursor,
     /// Handed out once, and given back.
     pub(super) returned: BTreeMap<u64, Place>,
-    /// Given back, and not to be handed out before their time.
-    pub(super) deferred: Schedule,
+    /// Not to be handed out before their time: pushed so, or given back.
+    pub(super) schedule: Schedule,
     pub(super) leases: Leases,
+    pub(super) dying: Dying,
     pub(super) losses: Losses,
     pub(super) counts: Counts,
-    /// How many were settled by nobody's answer: lost, outlived, purged.
+    pub(super) policy: Policy,
+    pub(super) clock: Arc<Clock>,
+    pub(super) measure: Measure,
+    pub(super) watchers: Watchers,
+    /// How many were settled by nobody's answer: lost, outlived, purged, dropped, expired.
     pub(super) silently_settled: u64,
+    /// How many were settled in this run, for whoever pushes.
+    pub(super) settled_count: Arc<AtomicU64>,
     /// Number of the newest change of a slot.
     pub(super) changes: u64,
     /// The newest change for which a sync has begun.
@@ -57,74 +64,66 @@ pub(super) struct Counts {
     pub(super) acked: u64,
     pub(super) nacked: u64,
     pub(super) released: u64,
+    pub(super) rejected: u64,
+    pub(super) lease_expired: u64,
     pub(super) purged: u64,
+    pub(super) expired: u64,
+    pub(super) dropped: u64,
+    pub(super) dead_lettered: u64,
+    /// Handed out although their slot said settled.
+    pub(super) duplicated: u64,
+    /// First deliveries of messages behind one that was pushed later.
+    pub(super) out_of_order: u64,
 }
 
-/// What a consumer says.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Answer {
-    Ack,
-    /// Back, and the attempt counts.
-    Nack,
-    /// The same, but not to be handed out before this time.
-    NackUntil(Instant),
-    /// Back, as if it had not been handed out.
-    Release,
-}
-
-/// A message that is handed out; its payload is copied outside of the lock.
-#[derive(Debug)]
-pub(crate) struct Taken {
-    pub(crate) ticket: Ticket,
-    pub(crate) seq: u64,
-    pub(crate) attempts: u32,
-    /// Milliseconds since 1970 UTC.
-    pub(crate) pushed_at: u64,
-    pub(crate) body: Vec<u8>,
-    pub(crate) payload_start: usize,
-}
-
-/// A message that can be leased.
-#[derive(Clone, Copy)]
-pub(super) struct Next {
-    pub(super) place: Place,
-    header: record::Header,
-    /// The position of its track.
-    pub(super) at: usize,
-}
-
-/// What an answer did.
+/// What the options say of deliveries.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Settled {
-    pub(super) seq: u64,
-    /// Its segment has nothing left that is owed.
-    pub(super) is_done: bool,
+pub(super) struct Policy {
+    pub(super) visibility: Option<u64>,
+    pub(super) max_attempts: u32,
+    pub(super) max_in_flight: usize,
+    pub(super) backoff: Backoff,
+    pub(super) has_dead_letters: bool,
+    pub(super) expired: Expired,
 }
 
-/// A message that is leased and not yet verified.
-pub(super) struct Leased {
-    pub(super) ticket: Ticket,
-    pub(super) seq: u64,
-    pub(super) attempts: u32,
-    pub(super) offset: u64,
-    pub(super) pushed_at: u64,
-    pub(super) body: Body,
-    pub(super) header: record::Header,
-}
+impl Policy {
+    pub(super) fn of(options: &Options) -> Self {
+        let max_in_flight = options.max_in_flight.unwrap_or(u64::MAX);
+        Self {
+            visibility: options.visibility_timeout.map(clock::millis),
+            max_attempts: options.max_attempts,
+            max_in_flight: usize::try_from(max_in_flight).unwrap_or(usize::MAX),
+            backoff: options.backoff,
+            has_dead_letters: options.dead_letters,
+            expired: options.expired,
+        }
+    }
 
-/// Where the bytes of a leased message are. A short copy is cheaper than a reference count.
-pub(super) enum Body {
-    Copied(Vec<u8>),
-    In(Arc<Mapped>),
+    /// Whether a message that was handed out so often, and failed, dies.
+    pub(super) fn is_last(&self, attempts: u32) -> bool {
+        self.max_attempts > 0 && attempts >= self.max_attempts
+    }
 }
 
 impl Deliver {
-    pub(super) fn new(log: &Log) -> Self {
+    pub(super) fn new(
+        log: &Log,
+        options: &Options,
+        clock: Arc<Clock>,
+        settled_count: Arc<AtomicU64>,
+    ) -> Self {
         Self {
-            tracks: log.parts.iter().map(Track::of_earlier_run).collect(),
+            tracks: tracks_of(log),
+            policy: Policy::of(options),
+            clock,
+            measure: Measure::default(),
+            watchers: Watchers::default(),
+            settled_count,
+            dying: Dying::default(),
             cursor: Cursor::start_of(0),
             returned: BTreeMap::new(),
-            deferred: Schedule::default(),
+            schedule: Schedule::default(),
             leases: Leases::default(),
             losses: Losses::new(log),
             counts: Counts::default(),
@@ -145,7 +144,8 @@ impl Deliver {
     pub(super) fn let_go(&mut self) {
         self.tracks.clear();
         self.returned.clear();
-        self.deferred.clear();
+        self.schedule.clear();
+        self.dying = Dying::default();
         self.leases = Leases::default();
     }
 
@@ -166,6 +166,7 @@ impl Deliver {
     pub(super) fn seal_track(&mut self, seal: Seal) {
         if let Some(active) = self.tracks.back_mut() {
             active.count = Some(seal.count);
+            active.tail = Some(seal.tail);
         }
     }
 
@@ -177,16 +178,21 @@ impl Deliver {
         crate::format::bytes::wide(self.leases.count())
     }
 
+    /// Messages that wait for their time.
     pub(super) fn delayed(&mut self) -> u64 {
         self.take_back_due();
-        crate::format::bytes::wide(self.deferred.count())
+        crate::format::bytes::wide(self.schedule.delayed())
     }
 
     /// Messages that can be handed out; reads what is published only under the lock.
     pub(super) fn ready(&mut self, published: impl Fn() -> u64) -> u64 {
-        let published = published();
-        let owed: u64 = self.tracks.iter().map(|track| track.owed(published)).sum();
-        owed.saturating_sub(self.in_flight() + self.delayed())
+        let elsewhere = self.delayed() + self.in_flight() + self.dying.count();
+        self.owed(published()).saturating_sub(elsewhere)
+    }
+
+    /// Messages that are not settled.
+    pub(super) fn owed(&self, published: u64) -> u64 {
+        self.tracks.iter().map(|track| track.owed(published)).sum()
     }
 
     pub(super) fn segments(&self) -> u64 {
@@ -257,7 +263,7 @@ impl Deliver {
             let end_index = newest.end_index(published);
             self.cursor.ordinal < newest.ordinal() || self.cursor.index < end_index
         };
-        let is_returned = !self.returned.is_empty() || self.deferred.count() > 0;
+        let is_returned = !self.returned.is_empty() || self.needs_watch();
         is_returned || self.tracks.back().is_some_and(is_behind)
     }
 
@@ -278,13 +284,33 @@ impl Deliver {
 
     /// Counts some slots of earlier runs; false once all are counted.
     pub(super) fn count_some(&mut self) -> Result<bool> {
-        let Some(track) = self.tracks.iter_mut().find(|track| track.can_be_counted()) else {
+        let Some(at) = self.tracks.iter().position(Track::can_be_counted) else {
             return Ok(false);
         };
-        for lost in track.count_some()? {
+        self.count_some_of(at)?;
+        Ok(true)
+    }
+
+    /// Counts some slots of a track, and takes up what they say.
+    fn count_some_of(&mut self, at: usize) -> Result<()> {
+        let special = self.tracks[at].count_some(self.clock.start_time())?;
+        for lost in special.lost {
             self.losses.unaccounted.insert(lost, lost);
         }
-        Ok(true)
+        for (due, seq) in special.delayed {
+            self.schedule.put(due, seq);
+        }
+        special.dying.into_iter().for_each(|seq| self.dying.found(seq));
+        Ok(())
+    }
+
+    /// Counts all slots of a track: before the first of its messages is handed out, so that what is
+    /// delayed or dying is known, and known once.
+    pub(super) fn count_all_of(&mut self, at: usize) -> Result<()> {
+        while !self.tracks[at].is_counted() {
+            self.count_some_of(at)?;
+        }
+        Ok(())
     }
 
     /// Where the track of a segment is; most are at one of the ends.
@@ -299,174 +325,14 @@ impl Deliver {
         }
     }
 
-    fn track(&mut self, ordinal: u64) -> Option<&mut Track> {
+    pub(super) fn track(&mut self, ordinal: u64) -> Option<&mut Track> {
         let at = self.position(ordinal)?;
         self.tracks.get_mut(at)
     }
 
-    /// Leases the next message.
-    pub(super) fn lease_next(&mut self, published: u64) -> Result<Option<Leased>> {
-        self.check_open()?;
-        self.take_back_due();
-        while let Some((_, place)) = self.returned.pop_first() {
-            let leased = self.look_again(place).and_then(|next| match next {
-                Some(next) => self.lease(next).map(Some),
-                None => Ok(None),
-            });
-            match leased {
-                Ok(Some(leased)) => return Ok(Some(leased)),
-                Ok(None) => {}
-                Err(error) => {
-                    self.returned.insert(place.seq, place);
-                    return Err(error);
-                }
-            }
-        }
-        let Some(next) = self.find_next(published)? else { return Ok(None) };
-        let leased = self.lease(next)?;
-        self.go_on_behind(&next);
-        Ok(Some(leased))
-    }
-
-    /// Deferred messages whose time has come. No clock is read while there are none.
-    fn take_back_due(&mut self) {
-        if self.deferred.count() > 0 {
-            let now = clock::now();
-            while let Some(place) = self.deferred.take_due(now) {
-                self.returned.insert(place.seq, place);
-            }
-        }
-    }
-
-    /// The message that `find_next` found at the cursor is taken.
-    pub(super) fn go_on_behind(&mut self, next: &Next) {
-        let offset = next.place.offset + next.header.record_len();
-        let index = self.cursor.index + 1;
-        self.cursor = Cursor { index, offset, previous: None, ..self.cursor };
-    }
-
-    /// A message that was given back; `None` if its header got damaged meanwhile.
-    fn look_again(&mut self, place: Place) -> Result<Option<Next>> {
-        let Some(at) = self.position(place.ordinal) else { return Ok(None) };
-        if let Some(header) = self.tracks[at].map()?.header(place.offset, place.index) {
-            return Ok(Some(Next { place, header, at }));
-        }
-        self.lose(at, place.index, place.offset)?;
-        Ok(None)
-    }
-
-    /// The next message that is owed and was not handed out in this run. Leaves the cursor at it.
-    pub(super) fn find_next(&mut self, published: u64) -> Result<Option<Next>> {
-        loop {
-            let Cursor { ordinal, index, has_skipped, .. } = self.cursor;
-            let Some(at) = self.position(ordinal) else {
-                match self.tracks.iter().map(Track::ordinal).find(|&next| next > ordinal) {
-                    Some(next) => self.cursor = Cursor::start_of(next),
-                    None => return Ok(None),
-                }
-                continue;
-            };
-            let track = &mut self.tracks[at];
-            let end_index = track.end_index(published);
-            if index >= end_index {
-                match self.tracks.get(at + 1) {
-                    Some(next) => self.cursor = Cursor::start_of(next.ordinal()),
-                    None => return Ok(None),
-                }
-                continue;
-            }
-            if track.is_old && !has_skipped {
-                let (index, previous) = track.skip_settled(index)?;
-                self.cursor = Cursor { index, previous, has_skipped: true, ..self.cursor };
-                continue;
-            }
-            match self.cursor.look(track, end_index)? {
-                Seen::Owed(place, header) => return Ok(Some(Next { place, header, at })),
-                Seen::Settled(offset) => self.pass(offset),
-                Seen::Outlived(offset) => {
-                    self.settle_silently(at, index, offset, State::Dead)?;
-                    self.pass(Some(offset));
-                }
-                Seen::BadSlot => self.rebuild_slot(at, index)?,
-                Seen::Lost { end_index, next } => {
-                    for lost in index..end_index {
-                        self.lose_if_owed(at, lost, self.cursor.offset)?;
-                    }
-                    let cursor = Cursor { index: end_index, offset: next, ..self.cursor };
-                    self.cursor = Cursor { previous: None, ..cursor };
-                }
-            }
-        }
-    }
-
-    /// The record at the cursor needs nothing more.
-    fn pass(&mut self, offset: Option<u64>) {
-        let settled = offset.map(|offset| (self.cursor.index, offset));
-        self.cursor.previous = settled.or(self.cursor.previous);
-        self.cursor.index += 1;
-    }
-
-    /// Stores the attempt and begins the lease.
-    fn lease(&mut self, next: Next) -> Result<Leased> {
-        let Next { place, header, at } = next;
-        let place = Place { attempts: MAX_ATTEMPTS.min(place.attempts + 1), ..place };
-        let Place { seq, attempts, offset, .. } = place;
-        let track = &mut self.tracks[at];
-        let pushed_at = track.base_time + u64::from(header.age);
-        let mapped = track.map()?;
-        mapped.store_slot(place.index, owed_slot(&place))?;
-        let body = if header.body_len <= COPY_UNDER_LOCK {
-            Body::Copied(mapped.body(&header, offset))
-        } else {
-            Body::In(Arc::clone(mapped))
-        };
-        track.leased += 1;
-        track.note_change();
-        self.changes += 1;
-        self.counts.popped += 1;
-        self.counts.redelivered += u64::from(attempts > 1);
-        let ticket = self.leases.begin(place);
-        Ok(Leased { ticket, seq, attempts, offset, pushed_at, body, header })
-    }
-
-    /// Ends a lease as its holder says.
-    pub(super) fn settle(&mut self, ticket: Ticket, answer: Answer) -> Result<Settled> {
-        self.check_open()?;
-        // A lease ends only through its own delivery, which is consumed by that.
-        let place = self.leases.end(ticket).ok_or(Error::Closed)?;
-        self.changes += 1;
-        let track = self.track(place.ordinal).ok_or(Error::Closed)?;
-        track.leased -= 1;
-        track.note_change();
-        let mut store = |slot| track.map().and_then(|mapped| mapped.store_slot(place.index, slot));
-        let released = Place { attempts: place.attempts - 1, ..place };
-        let (stored, back) = match answer {
-            Answer::Nack | Answer::NackUntil(_) => (Ok(()), Some(place)),
-            Answer::Ack => match store(Slot { state: State::Dead, ..owed_slot(&place) }) {
-                Ok(()) => (Ok(()), None),
-                error => (error, Some(place)),
-            },
-            Answer::Release => match store(owed_slot(&released)) {
-                Ok(()) => (Ok(()), Some(released)),
-                error => (error, Some(place)),
-            },
-        };
-        if back.is_none() {
-            track.settle(place.index);
-        }
-        let settled = Settled { seq: place.seq, is_done: back.is_none() && track.is_done() };
-        match (back, answer) {
-            (Some(place), Answer::NackUntil(time)) => self.deferred.put(time, place),
-            (Some(place), _) => drop(self.returned.insert(place.seq, place)),
-            (None, _) => {}
-        }
-        stored?;
-        match answer {
-            Answer::Ack => self.counts.acked += 1,
-            Answer::Nack | Answer::NackUntil(_) => self.counts.nacked += 1,
-            Answer::Release => self.counts.released += 1,
-        }
-        Ok(settled)
+    /// Where the track is that has this message.
+    pub(super) fn position_of_seq(&self, seq: u64) -> Option<usize> {
+        self.tracks.partition_point(|track| track.first_seq <= seq).checked_sub(1)
     }
 
     /// Whether the worker has to be asked to sync changed slots some time soon.
@@ -481,12 +347,15 @@ impl Deliver {
     }
 }
 
-/// The slot of a message that is owed again after a crash.
-fn owed_slot(place: &Place) -> Slot {
-    let state = match place {
-        Place { is_transient: true, .. } => State::Transient,
-        Place { attempts: 0, .. } => State::Ready,
-        _ => State::Delivered,
-    };
-    Slot { state, attempts: place.attempts, offset: Some(place.offset) }
+/// Tracks whose first Seqs rise: one without records has that of what follows it.
+fn tracks_of(log: &Log) -> VecDeque<Track> {
+    let mut tracks: VecDeque<Track> = log.parts.iter().map(Track::of_earlier_run).collect();
+    let mut next = log.next_seq;
+    for track in tracks.iter_mut().rev() {
+        if track.count == Some(0) {
+            track.first_seq = next;
+        }
+        next = track.first_seq;
+    }
+    tracks
 }

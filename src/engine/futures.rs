@@ -39,7 +39,7 @@ impl Future for Next<'_> {
         }
         let registration = self.engine.readers.register(0, context.waker().clone());
         self.engine.reader_registered();
-        match self.engine.look_for_message() {
+        match self.engine.look_for_message(None) {
             Look::Found(found) => {
                 registration.end();
                 self.engine.pass_on();
@@ -127,11 +127,11 @@ fn engine() -> Arc<Engine> {
 }
 
 fn push(engine: &Engine, payload: &[u8]) -> u64 {
-    engine.append(&[Draft::new(Vec::new(), payload, false).unwrap()], None).unwrap()
+    engine.append(&[Draft::new(Vec::new(), payload).unwrap()], None).unwrap()
 }
 
 fn ack(engine: &Engine, taken: &Taken) {
-    engine.answer([taken.ticket].into_iter(), super::Answer::Ack).unwrap();
+    engine.answer([taken.given].into_iter(), &super::Answer::Ack).unwrap();
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn many_futures_on_one_thread_share_what_another_pushes() {
             if message.body.is_empty() {
                 return taken;
             }
-            taken.push(message.seq);
+            taken.push(message.given.seq);
         }
     };
     let mut all = thread::scope(|scope| {
@@ -183,7 +183,7 @@ fn a_future_that_is_dropped_after_it_was_woken_wakes_another() {
     else {
         panic!("the message is there");
     };
-    assert_eq!(taken.seq, seq);
+    assert_eq!(taken.given.seq, seq);
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //! Promises: damage is passed over, counted and listed; a message is settled as lost only after it
 //! was seen to be. Relies on the `deliver` lock.
 
-use super::deliver::{Deliver, Leased};
+use super::deliver::Deliver;
+use super::next::Leased;
 use crate::error::Result;
 use crate::format::slot::{self, Slot, State};
 use crate::leases::Place;
@@ -54,14 +55,10 @@ impl Deliver {
 
     /// The payload of a leased message turned out to be damaged.
     pub(super) fn lose_leased(&mut self, leased: &Leased) -> Result<()> {
-        if let Some(place) = self.leases.end(leased.ticket)
+        if let Some(place) = self.take_back_unseen(leased)
             && let Some(at) = self.position(place.ordinal)
         {
             let Place { index, offset, .. } = place;
-            self.tracks[at].leased -= 1;
-            // It was not handed out after all.
-            self.counts.popped -= 1;
-            self.counts.redelivered -= u64::from(place.attempts > 1);
             let lost = self.lose(at, index, offset);
             if lost.is_err() {
                 self.returned.insert(place.seq, place);
@@ -99,9 +96,9 @@ impl Deliver {
         offset: u64,
         state: State,
     ) -> Result<()> {
-        let track = &mut self.tracks[at];
-        track.map()?.store_slot(index, Slot { state, attempts: 0, offset: Some(offset) })?;
-        track.settle(index);
+        let slot = Slot { state, attempts: 0, offset: Some(offset) };
+        self.tracks[at].map()?.store_slot(index, slot)?;
+        self.note_settled(at, index);
         self.changes += 1;
         self.silently_settled += 1;
         Ok(())

@@ -13,24 +13,33 @@
 //! | | lock | guards |
 //! | --- | --- | --- |
 //! | 0 | `closing` | that the queue is closed once |
+//! | 0 | `burial` | who moves what is dying; all locks of the dead letters' engine come behind it |
+//! | 0 | `dead` | the engine of the dead letters, while it is opened |
 //! | 1 | `upkeep` | the checkpoint file, what is to be removed |
 //! | 2 | `supply` | the ready segment, ordinals, the old tail; rotation |
 //! | 3 | `append` | the active segment, the next Seq, full segments that are not synced |
-//! | 4 | `deliver` | tracks, cursor, leases, what was returned |
+//! | 4 | `deliver` | tracks, cursor, leases, what was returned, is delayed or dying |
 //! | 5 | leaves: `worker`, wait lists, `health` | themselves |
 //!
 //! Whoever leads a commit holds no lock while it syncs; `Commit::leading` makes it the only one. The
 //! lead is taken after `upkeep` and `supply` and before `append`, if at all.
 
+mod answer;
 mod append;
 mod commit;
 mod consume;
 mod cursor;
 mod deliver;
+mod dying;
+mod figures;
 #[cfg(all(test, feature = "fault-injection"))]
 mod futures;
 mod health;
+mod limits;
+mod look;
 mod loss;
+mod measure;
+mod next;
 mod purge;
 mod settled;
 mod supply;
@@ -39,25 +48,32 @@ mod upkeep;
 mod wait;
 mod worker;
 
-pub(crate) use deliver::{Answer, Taken};
+pub(crate) use answer::Answer;
+pub(crate) use consume::{Given, Taken};
+pub(crate) use dying::Cause;
+pub(crate) use look::{Viewed, Walk};
+pub(crate) use measure::start_push;
 
+use crate::clock::Clock;
+use crate::distribution::Histogram;
 use crate::error::{Error, Result};
 use crate::format::name;
 use crate::io::Storage;
 use crate::options::Options;
 use crate::recovery::Found;
 use crate::report::{Damage, RecoveryReport};
-use crate::stats::Stats;
 use append::Append;
 use commit::Commit;
-use deliver::{Counts, Deliver};
+use deliver::Deliver;
+use dying::Burial;
 use health::Health;
+use limits::Space;
 use parking_lot::Mutex;
 use std::any::Any;
 use std::io::ErrorKind;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use supply::Supply;
 use upkeep::Upkeep;
 use wait::WaitList;
@@ -83,11 +99,47 @@ pub(crate) struct Engine {
     readers: WaitList,
     /// Those who wait for a message to be settled, by its Seq.
     settled: WaitList,
-    worker: Worker,
+    /// Those who wait for room to push.
+    room: WaitList,
+    clock: Arc<Clock>,
+    /// What files take.
+    space: Arc<Space>,
+    /// How many messages were settled in this run.
+    settled_count: Arc<AtomicU64>,
+    /// How many messages earlier runs left, once somebody has to know.
+    owed_before: OnceLock<u64>,
+    push_times: Mutex<Histogram>,
+    /// Pushes that failed for want of room, of disk, or of size.
+    failed_pushes: AtomicU64,
+    dead: Mutex<Option<Arc<Self>>>,
+    burial: Mutex<Burial>,
+    /// Earlier runs left a directory for dead letters.
+    had_dead_letters: bool,
+    role: Role,
+    worker: Arc<Worker>,
     /// Taken before all other locks, and held while the queue is closed.
     closing: Mutex<Closing>,
     /// The operating system's lock on the directory.
     lock: Mutex<Option<Box<dyn Any + Send + Sync>>>,
+}
+
+/// What an engine is for.
+#[derive(Debug)]
+enum Role {
+    Queue,
+    /// The dead letters of another, whose background thread does the work here, too.
+    DeadLetters(Arc<Worker>),
+}
+
+/// What a push does when the queue is full.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum WhenFull {
+    /// As [`Options::overflow`] says.
+    AsOptions,
+    /// The same, but nothing is waited for.
+    NoWait,
+    /// It fails.
+    Fail,
 }
 
 /// How far `close` has got.
@@ -114,6 +166,20 @@ impl<T> std::ops::Deref for Padded<T> {
 impl Engine {
     /// Opens the queue that `storage` holds.
     pub(crate) fn open(options: Options, storage: Arc<dyn Storage>) -> Result<Arc<Self>> {
+        let space = Arc::new(Space::new(options.max_bytes));
+        let engine = Self::open_as(options, storage, Role::Queue, space)?;
+        if engine.options.background {
+            worker::start(&engine)?;
+        }
+        Ok(engine)
+    }
+
+    fn open_as(
+        options: Options,
+        storage: Arc<dyn Storage>,
+        role: Role,
+        space: Arc<Space>,
+    ) -> Result<Arc<Self>> {
         check_presence(&*storage, &options, name::is_of_a_queue)?;
         let path = storage.path(name::LOCK);
         let lock = storage.lock().map_err(|error| Error::io("lock", &path, 0, error))?;
@@ -123,26 +189,49 @@ impl Engine {
             check_presence(&*storage, &options, name::is_of_a_used_queue)?;
         }
         let log = Found::read(&*storage)?.reconcile()?.into_log()?;
+        let clock = Arc::new(Clock::start(options.clock.clone(), log.newest_time));
+        let had_dead_letters = log.has_dead_letters && options.dead_letters;
+        let settled_count = Arc::new(AtomicU64::new(0));
+        let (for_deliver, counter) = (Arc::clone(&clock), Arc::clone(&settled_count));
+        let deliver = Deliver::new(&log, &options, for_deliver, counter);
+        space.add(log.parts.iter().map(|part| part.segment.header.size).sum());
+        space.add(log.checkpoint.size());
+        let worker = match &role {
+            Role::Queue => Arc::default(),
+            Role::DeadLetters(worker) => Arc::clone(worker),
+        };
         let engine = Arc::new(Self {
             recovery: log.report.clone(),
             published: Padded(AtomicU64::new(log.next_seq - 1)),
             durable: Padded(AtomicU64::new(log.next_seq - 1)),
             append: Padded(Mutex::new(Append::new(&log))),
-            deliver: Padded(Mutex::new(Deliver::new(&log))),
+            deliver: Padded(Mutex::new(deliver)),
             supply: Mutex::new(Supply::new(&log, &options)),
             upkeep: Mutex::new(Upkeep::new(log)),
             commit: Commit::default(),
             health: Health::default(),
             readers: WaitList::default(),
             settled: WaitList::default(),
-            worker: Worker::default(),
+            room: WaitList::default(),
+            clock,
+            space,
+            settled_count,
+            owed_before: OnceLock::new(),
+            push_times: Mutex::default(),
+            failed_pushes: AtomicU64::new(0),
+            dead: Mutex::default(),
+            burial: Mutex::default(),
+            had_dead_letters,
+            role,
+            worker,
             closing: Mutex::new(Closing::Open),
             lock: Mutex::new(lock),
             storage,
             options,
         });
-        if engine.options.background {
-            worker::start(&engine)?;
+        // What the dead letters take counts from the start.
+        if engine.options.max_bytes.is_some() && had_dead_letters {
+            engine.dead_letters()?;
         }
         Ok(engine)
     }
@@ -155,11 +244,21 @@ impl Engine {
             Closing::Done => return Ok(()),
             Closing::Failed => return Err(Error::Closed),
         }
+        // What cannot be moved now is moved by the next run.
+        let buried = self.bury(true);
         self.append.lock().is_closed = true;
         self.deliver.lock().close();
         self.readers.wake_all();
         self.settled.wake_all();
-        self.worker.stop();
+        self.room.wake_all();
+        if let Role::Queue = self.role {
+            self.worker.stop();
+        }
+        let dead = self.open_dead_letters();
+        let buried = buried.and(dead.map_or(Ok(()), |dead| match dead.close() {
+            Err(Error::Closed) => Ok(()),
+            result => result,
+        }));
         let synced = self.sync();
         // Whatever the result: nothing is stored from here on, and the directory is free.
         let finished = self.finish_run(synced.is_ok());
@@ -167,7 +266,7 @@ impl Engine {
         self.deliver.lock().let_go();
         self.commit.wake_all();
         *self.lock.lock() = None;
-        let result = synced.and(finished);
+        let result = synced.and(finished).and(buried);
         *closing = if result.is_ok() { Closing::Done } else { Closing::Failed };
         result
     }
@@ -184,8 +283,12 @@ impl Engine {
     /// What the background does, at once and whether it is due or not.
     pub(crate) fn maintain(&self) -> Result<()> {
         self.check_open()?;
+        self.deliver.lock().take_back_due();
+        let buried = self.bury(true);
         self.sync()?;
-        self.run_upkeep()
+        self.run_upkeep()?;
+        let dead = self.open_dead_letters().filter(|dead| dead.check_open().is_ok());
+        buried.and(dead.map_or(Ok(()), |dead| dead.maintain()))
     }
 
     /// # Errors
@@ -228,27 +331,8 @@ impl Engine {
         self.deliver.lock().ready(|| self.newest_published())
     }
 
-    pub(crate) fn stats(&self) -> Stats {
-        self.health.note_background(self.count_old_tracks());
-        let append = self.append.lock();
-        let mut deliver = self.deliver.lock();
-        let Counts { popped, redelivered, acked, nacked, released, purged } = deliver.counts;
-        Stats {
-            ready: deliver.ready(|| self.newest_published()),
-            in_flight: deliver.in_flight(),
-            delayed: deliver.delayed(),
-            pushed: append.pushed(),
-            lost: deliver.losses.count,
-            popped,
-            redelivered,
-            acked,
-            nacked,
-            released,
-            purged,
-            segments: deliver.segments(),
-            segment_bytes: deliver.segment_bytes(),
-            background_error: self.health.last_background_error(),
-        }
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     pub(crate) fn options(&self) -> &Options {

@@ -8,7 +8,6 @@ use super::Engine;
 use super::deliver::Deliver;
 use crate::error::Result;
 use crate::format::slot::State;
-use crate::leases::Place;
 
 /// Messages settled under one lock.
 const STEP: usize = 256;
@@ -32,6 +31,7 @@ impl Engine {
             }
             if settled_some {
                 self.settled.wake_all();
+                self.room.wake_all();
             }
             match step {
                 Ok(true) => {}
@@ -48,48 +48,41 @@ impl Engine {
 impl Deliver {
     /// Settles some of what waits, up to the message `newest`; false if nothing is left.
     fn purge_some(&mut self, newest: u64) -> Result<bool> {
+        self.take_back_due();
         for _ in 0..STEP {
-            if !self.purge_returned(newest)? && !self.purge_next(newest)? {
-                return self.purge_deferred(newest);
+            let has_purged = self.purge_returned(newest)?
+                || self.purge_next(newest)?
+                || self.drop_delayed(newest)?;
+            if !has_purged {
+                return Ok(false);
             }
+            self.counts.purged += 1;
         }
         Ok(true)
     }
 
     /// Settles one that was given back; false if there is none.
     fn purge_returned(&mut self, newest: u64) -> Result<bool> {
-        let Some((_, &place)) = self.returned.range(..=newest).next() else { return Ok(false) };
-        self.purge_place(&place)?;
-        self.returned.remove(&place.seq);
-        Ok(true)
-    }
-
-    /// Settles some that wait for their time; false if there is none.
-    fn purge_deferred(&mut self, newest: u64) -> Result<bool> {
-        let deferred = self.deferred.up_to(newest, STEP);
-        for (time, place) in &deferred {
-            self.purge_place(place)?;
-            self.deferred.remove(*time, place.seq);
+        while let Some((_, &place)) = self.returned.range(..=newest).next() {
+            let at = self.position(place.ordinal);
+            if let Some(at) = at {
+                self.settle_silently(at, place.index, place.offset, State::Dead)?;
+            }
+            self.returned.remove(&place.seq);
+            self.leases.end_expired(place.seq);
+            if at.is_some() {
+                return Ok(true);
+            }
         }
-        Ok(!deferred.is_empty())
-    }
-
-    fn purge_place(&mut self, place: &Place) -> Result<()> {
-        if let Some(at) = self.position(place.ordinal) {
-            self.settle_silently(at, place.index, place.offset, State::Dead)?;
-            self.counts.purged += 1;
-        }
-        Ok(())
+        Ok(false)
     }
 
     /// Settles the next one that was never handed out in this run; false if there is none.
     fn purge_next(&mut self, newest: u64) -> Result<bool> {
         let next = self.find_next(newest)?.filter(|next| next.place.seq <= newest);
         let Some(next) = next else { return Ok(false) };
-        let Place { index, offset, .. } = next.place;
-        self.settle_silently(next.at, index, offset, State::Dead)?;
-        self.go_on_behind(&next);
-        self.counts.purged += 1;
+        self.settle_silently(next.at, next.place.index, next.place.offset, State::Dead)?;
+        self.leave_queue(&next);
         Ok(true)
     }
 }

@@ -39,12 +39,11 @@ impl Deliver {
         if seq == 0 || seq > published {
             return unknown;
         }
-        // Newest first: whoever asks has mostly just pushed.
         let has_it = |track: &&mut super::track::Track| {
-            let end = track.first_seq + u64::from(track.end_index(published));
-            (track.first_seq..end).contains(&seq)
+            seq < track.first_seq + u64::from(track.end_index(published))
         };
-        let Some(track) = self.tracks.iter_mut().rev().find(has_it) else {
+        let at = self.position_of_seq(seq);
+        let Some(track) = at.and_then(|at| self.tracks.get_mut(at)).filter(has_it) else {
             return if self.losses.unaccounted.contains(seq) { unknown } else { Ok(true) };
         };
         let index = u32::try_from(seq - track.first_seq).unwrap_or(u32::MAX);

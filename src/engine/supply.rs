@@ -17,6 +17,9 @@ use std::sync::Arc;
 /// The first segment of a run; each next one is twice as large, up to `segment_bytes`.
 const FIRST_SEGMENT: u64 = 1 << 20;
 
+/// Where there is no room for more.
+const SMALLEST_SEGMENT: u64 = 64 << 10;
+
 /// A segment that can be pushed to at once.
 #[derive(Clone, Debug)]
 pub(super) struct Prepared {
@@ -33,7 +36,7 @@ pub(super) struct Supply {
     pub(super) has_begun: bool,
     /// The directory itself may not be durable in its parents yet.
     is_new: bool,
-    is_closed: bool,
+    pub(super) is_closed: bool,
     next_ordinal: u64,
     /// The segment that the next one follows.
     predecessor: u64,
@@ -55,7 +58,7 @@ impl Supply {
             is_closed: false,
             next_ordinal: log.next_ordinal,
             predecessor: log.parts.last().map_or(0, |part| part.segment.header.ordinal),
-            next_bytes: FIRST_SEGMENT.min(options.segment_bytes),
+            next_bytes: FIRST_SEGMENT.min(options.segment_limit()),
             seq_limit: log.seq_limit,
             ready: None,
             old_tail: unsealed.collect(),
@@ -118,11 +121,21 @@ impl Engine {
             synced.map_err(|error| self.health.poison("sync parents", &directory, error))?;
             supply.is_new = false;
         }
-        let size = supply.next_bytes.max(bytes);
-        let header = self.next_header(supply, size)?;
-        let segment = Arc::new(Segment::create(&*self.storage, header)?);
-        supply.next_bytes = (supply.next_bytes * 2).min(self.options.segment_bytes);
-        self.map_prepared(segment)
+        let size = self.take_space(supply.next_bytes.max(bytes), bytes)?;
+        let prepared = self.next_header(supply, size).and_then(|header| {
+            let segment = Arc::new(Segment::create(&*self.storage, header)?);
+            supply.next_bytes = (supply.next_bytes * 2).min(self.options.segment_limit());
+            self.map_prepared(segment)
+        });
+        prepared.inspect_err(|_| self.space.give_back(size))
+    }
+
+    /// Room for a segment of this size, or else for one of at least `bytes`; tells which.
+    fn take_space(&self, size: u64, bytes: u64) -> Result<u64> {
+        let smallest = bytes.max(SMALLEST_SEGMENT).min(size);
+        self.space.take(size).map(|()| size).or_else(|full| {
+            if smallest < size { self.space.take(smallest).map(|()| smallest) } else { Err(full) }
+        })
     }
 
     /// A segment that was just made, mapped; or, if it cannot be, removed.
@@ -178,7 +191,9 @@ impl Engine {
         let Prepared { segment, region } = prepared;
         drop(region);
         let removed = self.storage.remove(&segment.name);
-        removed.map_err(|error| segment.error("remove segment", 0, error))
+        removed.map_err(|error| segment.error("remove segment", 0, error))?;
+        self.space.give_back(segment.header.size);
+        Ok(())
     }
 
     /// Makes durable and seals what earlier runs left.
@@ -237,7 +252,11 @@ impl Engine {
         if supply.is_closed || supply.ready.is_some() || !self.append.lock().wants_supply() {
             return Ok(());
         }
-        let prepared = self.prepare(&mut supply, 0)?;
+        let prepared = match self.prepare(&mut supply, 0) {
+            // What is left may do for a smaller one, when it is needed.
+            Err(Error::Full { .. }) => return Ok(()),
+            prepared => prepared?,
+        };
         supply.ready = Some(prepared.clone());
         drop(supply);
         self.warm_up_ready(prepared)

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::format::bytes::{u64_at, wide};
 use crate::format::record;
 use crate::format::segment::RECORDS_START;
-use crate::format::slot::{self, SLOT, Slot, State};
+use crate::format::slot::{self, Delay, SLOT, Slot, State};
 use crate::io::Access;
 use crate::log::Segment;
 use crate::log::sealed::Mapped;
@@ -31,6 +31,10 @@ pub(super) struct Track {
     /// Slots of earlier runs are counted once, in steps: below this they are, and above not yet.
     counted: u32,
     settled: u32,
+    /// All below this are settled, as far as anybody has looked.
+    pub(super) floor: u32,
+    /// Where its records end, once it is no longer pushed to.
+    pub(super) tail: Option<u64>,
     /// Deliveries out of it that are not answered.
     pub(super) leased: u32,
     /// Written by an earlier run.
@@ -64,6 +68,8 @@ impl Track {
             count: None,
             counted: u32::MAX,
             settled: 0,
+            floor: 0,
+            tail: None,
             leased: 0,
             is_old: false,
             was_touched: false,
@@ -82,6 +88,8 @@ impl Track {
             count: Some(part.count),
             counted: 0,
             settled: 0,
+            floor: 0,
+            tail: Some(part.tail),
             leased: 0,
             is_old: true,
             was_touched: false,
@@ -186,7 +194,7 @@ impl Track {
         let end = self.count.unwrap_or(index);
         while index < end {
             let step = COUNT_STEP.min(end - index);
-            for (at, slot) in self.read_slots(index, step)? {
+            for (at, slot, _) in self.read_slots(index, step)? {
                 match slot {
                     Some(slot) if slot.is_settled(self.is_old) => {
                         previous = slot.offset.map(|offset| (at, offset));
@@ -199,10 +207,10 @@ impl Track {
         Ok((index, previous))
     }
 
-    /// Counts some more slots, and gives the numbers of messages that earlier runs found damaged.
-    pub(super) fn count_some(&mut self) -> Result<Vec<u64>> {
+    /// Counts some more slots, and tells which of them are special. `start_time`: of this run.
+    pub(super) fn count_some(&mut self, start_time: u64) -> Result<Special> {
         let Some(count) = self.count.filter(|&count| self.counted < count) else {
-            return Ok(Vec::new());
+            return Ok(Special::default());
         };
         let step = COUNT_STEP.min(count - self.counted);
         let slots = self.read_slots(self.counted, step);
@@ -210,17 +218,23 @@ impl Track {
         let slots = slots?;
         let is_old = self.is_old;
         let is_settled = |slot: Option<Slot>| slot.is_some_and(|slot| slot.is_settled(is_old));
-        let (mut settled, mut lost) = (0, Vec::new());
-        for (index, slot) in slots {
-            settled += u32::from(is_settled(slot));
-            self.was_touched |= slot != Some(Slot::UNTOUCHED);
-            let is_lost = slot.is_some_and(|slot| slot.state == State::Lost);
-            lost.extend(is_lost.then_some(self.first_seq + u64::from(index)));
+        let (mut settled, mut special) = (0, Special::default());
+        for (index, slot, delay) in slots {
+            let (seq, state) = (self.first_seq + u64::from(index), slot.map(|slot| slot.state));
+            self.was_touched |= slot != Some(Slot::UNTOUCHED) || delay.is_some();
+            if is_settled(slot) {
+                settled += 1;
+                special.lost.extend((state == Some(State::Lost)).then_some(seq));
+            } else if state == Some(State::Dying) {
+                special.dying.push(seq);
+            } else if let Some(due) = due_after(delay, start_time) {
+                special.delayed.push((due, seq));
+            }
         }
         self.settled += settled;
         self.counted += step;
         self.is_dirty &= self.was_touched || self.counted < count;
-        Ok(lost)
+        Ok(special)
     }
 
     /// Slots `first..first + number`, in order.
@@ -228,16 +242,35 @@ impl Track {
         &self,
         first: u32,
         number: u32,
-    ) -> Result<impl Iterator<Item = (u32, Option<Slot>)> + use<>> {
+    ) -> Result<impl Iterator<Item = (u32, Option<Slot>, Option<Delay>)> + use<>> {
         let len = usize::try_from(u64::from(number) * SLOT).unwrap_or(0);
         let mut bytes = vec![0; len];
         let lowest = slot::offset(self.segment.header.size, first + (number - 1));
         self.segment.read_at(lowest, &mut bytes)?;
-        let key = self.segment.key;
+        let (key, base_time) = (self.segment.key, self.base_time);
         Ok((first..first + number).map(move |index| {
             let from_end = (u64::from(index - first) + 1) * SLOT;
             let at = usize::try_from(wide(bytes.len()) - from_end).unwrap_or(0);
-            (index, Slot::decode(u64_at(&bytes, at), key, index))
+            let delay = Delay::decode(u64_at(&bytes, at + 8), base_time, key, index);
+            (index, Slot::decode(u64_at(&bytes, at), key, index), delay)
         }))
     }
+}
+
+/// What is special about some slots of an earlier run.
+#[derive(Debug, Default)]
+pub(super) struct Special {
+    /// Found damaged, and settled by that.
+    pub(super) lost: Vec<u64>,
+    /// On their way to the dead letters.
+    pub(super) dying: Vec<u64>,
+    /// Not to be handed out before a time, and which.
+    pub(super) delayed: Vec<(u64, u64)>,
+}
+
+/// When a message of an earlier run may be handed out, if that is after the start of this one: never
+/// later than by the whole delay, whatever became of the wall clock.
+pub(super) fn due_after(delay: Option<Delay>, start_time: u64) -> Option<u64> {
+    let due = delay.map(|Delay { due, given }| due.min(start_time + given))?;
+    (due > start_time).then_some(due)
 }

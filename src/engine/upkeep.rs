@@ -20,8 +20,8 @@ use std::sync::atomic::Ordering;
 #[derive(Debug)]
 pub(super) struct Upkeep {
     checkpoint: CheckpointFile,
-    /// Names that mean nothing any more.
-    leftovers: Vec<String>,
+    /// Names that mean nothing any more, with the bytes that count as used by them.
+    leftovers: Vec<(String, u64)>,
     /// Segments in which nothing is owed, with the number of their slots.
     done: Vec<(Arc<Segment>, u32)>,
     queue_id: [u8; 16],
@@ -31,6 +31,7 @@ pub(super) struct Upkeep {
 impl Upkeep {
     pub(super) fn new(log: Log) -> Self {
         let Log { checkpoint, leftovers, queue_id, .. } = log;
+        let leftovers = leftovers.into_iter().map(|name| (name, 0)).collect();
         Self { checkpoint, leftovers, done: Vec::new(), queue_id, is_closed: false }
     }
 }
@@ -65,19 +66,21 @@ impl Engine {
         self.write_checkpoint(&mut upkeep)?;
         let mut result = Ok(());
         for (segment, count) in std::mem::take(&mut upkeep.done) {
-            if let Err(error) = self.reuse_or_remove(&segment, count) {
-                upkeep.leftovers.push(segment.name.clone());
-                result = result.and(Err(error));
-            }
+            let let_go = self.reuse_or_remove(&mut upkeep, &segment, count);
+            result = result.and(let_go);
         }
         let leftovers = std::mem::take(&mut upkeep.leftovers);
-        for name in leftovers {
-            if let Err(error) = self.storage.remove(&name) {
-                let error = Error::io("remove file", &self.storage.path(&name), 0, error);
-                upkeep.leftovers.push(name);
-                result = result.and(Err(error));
+        for (name, bytes) in leftovers {
+            match self.storage.remove(&name) {
+                Ok(()) => self.space.give_back(bytes),
+                Err(error) => {
+                    let error = Error::io("remove file", &self.storage.path(&name), 0, error);
+                    upkeep.leftovers.push((name, bytes));
+                    result = result.and(Err(error));
+                }
             }
         }
+        self.room.wake_all();
         result
     }
 
@@ -117,7 +120,10 @@ impl Engine {
             return Ok(());
         }
         self.health.check(false)?;
-        match upkeep.checkpoint.write(&*self.storage, &checkpoint) {
+        let size = upkeep.checkpoint.size();
+        let written = upkeep.checkpoint.write(&*self.storage, &checkpoint);
+        self.space.add(upkeep.checkpoint.size().saturating_sub(size));
+        match written {
             // No room for the first one: then no list names a segment, and any may be let go.
             Err(Error::StorageFull { .. }) if !upkeep.checkpoint.exists() => return Ok(()),
             result => result?,
@@ -163,20 +169,40 @@ impl Engine {
     }
 
     /// Makes a segment that no list names the ready one, or removes it.
-    fn reuse_or_remove(&self, segment: &Arc<Segment>, count: u32) -> Result<()> {
+    fn reuse_or_remove(
+        &self,
+        upkeep: &mut Upkeep,
+        segment: &Arc<Segment>,
+        count: u32,
+    ) -> Result<()> {
         let mut supply = self.supply.lock();
-        supply.check_open()?;
-        let is_full_size = segment.header.size == self.options.segment_bytes;
-        if !is_full_size || supply.ready.is_some() || !supply.has_begun {
-            drop(supply);
-            let removed = self.storage.remove(&segment.name);
-            return removed.map_err(|error| segment.error("remove segment", 0, error));
-        }
-        let header = self.next_header(&mut supply, segment.header.size)?;
-        let recycled = segment.recycle(&*self.storage, header, count)?;
-        let prepared = self.map_prepared(Arc::new(recycled))?;
-        supply.ready = Some(prepared.clone());
+        let size = segment.header.size;
+        let is_full_size = size == self.options.segment_limit();
+        let is_of_use = is_full_size && supply.ready.is_none() && supply.has_begun;
+        let prepared = if !is_of_use || supply.is_closed {
+            None
+        } else {
+            let recycled = self
+                .next_header(&mut supply, size)
+                .and_then(|header| segment.recycle(&*self.storage, header, count))
+                .and_then(|recycled| self.map_prepared(Arc::new(recycled)));
+            let left = |_: &Error| upkeep.leftovers.push((segment.name.clone(), size));
+            Some(recycled.inspect_err(left)?)
+        };
+        supply.ready = supply.ready.take().or_else(|| prepared.clone());
         drop(supply);
-        self.warm_up_ready(prepared)
+        if let Some(prepared) = prepared {
+            return self.warm_up_ready(prepared);
+        }
+        match self.storage.remove(&segment.name) {
+            Ok(()) => {
+                self.space.give_back(size);
+                Ok(())
+            }
+            Err(error) => {
+                upkeep.leftovers.push((segment.name.clone(), size));
+                Err(segment.error("remove segment", 0, error))
+            }
+        }
     }
 }

@@ -25,6 +25,7 @@ struct Asked {
     now: bool,
     sync_records_at: Option<Instant>,
     sync_answers_at: Option<Instant>,
+    tidy_at: Option<Instant>,
     /// How long answers may wait; `None` without a thread, or if they are not synced.
     answers_within: Option<Duration>,
     is_running: bool,
@@ -45,6 +46,21 @@ impl Worker {
             asked.now = true;
             self.wake.notify_one();
         }
+    }
+
+    /// There is something to tidy in a while.
+    pub(super) fn ask_within(&self, within: Duration) {
+        let mut asked = self.asked.lock();
+        if asked.is_running {
+            let at = clock::now().checked_add(within);
+            asked.tidy_at = [asked.tidy_at, at].into_iter().flatten().min();
+            self.wake.notify_one();
+        }
+    }
+
+    /// Whether there is a thread.
+    pub(super) fn is_running(&self) -> bool {
+        self.asked.lock().is_running
     }
 
     /// There is a record to be synced within this time.
@@ -93,6 +109,10 @@ impl Worker {
             let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= clock::now());
             let records = is_due(asked.sync_records_at);
             let answers = is_due(asked.sync_answers_at);
+            if is_due(asked.tidy_at) {
+                asked.tidy_at = None;
+                asked.now = true;
+            }
             if records || answers {
                 asked.sync_records_at = None;
             }
@@ -107,8 +127,8 @@ impl Worker {
                 };
                 return Some(Due { upkeep: std::mem::take(&mut asked.now), sync });
             }
-            let next = [asked.sync_records_at, asked.sync_answers_at].into_iter().flatten().min();
-            match next {
+            let times = [asked.sync_records_at, asked.sync_answers_at, asked.tidy_at];
+            match times.into_iter().flatten().min() {
                 Some(at) => {
                     self.wake.wait_until(&mut asked, at);
                 }
@@ -143,6 +163,9 @@ pub(super) fn start(engine: &Arc<Engine>) -> Result<()> {
 fn run(engine: &Engine) {
     while let Some(due) = engine.worker.next() {
         engine.health.note_background(engine.run_due(&due));
+        if let Some(dead) = engine.open_dead_letters() {
+            dead.health.note_background(dead.run_due(&due));
+        }
     }
 }
 
@@ -176,12 +199,14 @@ impl Engine {
         if matches!(has_more, Ok(true)) || matches!(can_count, Ok(true)) {
             self.worker.ask();
         }
+        let buried = self.bury(true);
         let gone = self.let_segments_go();
         let prepared = prepared.or_else(|_| self.prepare_ahead());
         synced
             .and(finished)
             .and(has_more.map(|_| ()))
             .and(can_count.map(|_| ()))
+            .and(buried)
             .and(gone)
             .and(prepared)
     }

@@ -1,9 +1,15 @@
 //! Extensions of a record: tagged entries in its body, before the payload.
 
-use super::bytes::wide;
+use super::bytes::{u32_at, u64_at, wide};
 
 /// A header that the user gave the message: length of the name (1 byte), name, value.
 const HEADER: u8 = 0x01;
+/// Where a dead letter comes from: see [`Origin`].
+const ORIGIN: u8 = 0x05;
+/// Not to be handed out before: milliseconds since 1970 UTC (8 bytes).
+const DUE: u8 = 0x81;
+/// Not to be handed out from then on: milliseconds since 1970 UTC (8 bytes).
+const EXPIRES: u8 = 0x82;
 /// Tags from here on must be understood.
 const MUST_KNOW: u8 = 0x80;
 /// Bytes before the first entry, and before the content of each.
@@ -11,8 +17,36 @@ pub(crate) const LENGTH: usize = 2;
 const ENTRY: usize = 1 + LENGTH;
 /// The longest name of a header.
 pub(crate) const MAX_NAME: u64 = 0xFF;
-/// The largest sum of all entries of a message.
-pub(crate) const MAX_ENTRIES: u64 = 0xFFFF;
+/// The largest sum of the entries of a message's headers.
+pub(crate) const MAX_ENTRIES: u64 = 64_000;
+/// The longest reason that is kept of a dead letter.
+pub(crate) const MAX_REASON: usize = 1024;
+const ORIGIN_FIXED: usize = 8 + 8 + 4 + 1;
+/// The most that all entries of a message take, keepq's own included.
+pub(crate) const MAX_EXTENSIONS: u64 = 65_537;
+const _: () = assert!(MAX_EXTENSIONS == 0xFFFF + 2 && MAX_ENTRIES == 64_000);
+const _: () = assert!(64_000 + 2 * (ENTRY + 8) + ENTRY + ORIGIN_FIXED + MAX_REASON <= 0xFFFF);
+
+/// What keepq itself notes with a message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Notes<'n> {
+    pub(crate) due: Option<u64>,
+    pub(crate) expires: Option<u64>,
+    pub(crate) origin: Option<Origin<'n>>,
+}
+
+/// Where a dead letter comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Origin<'n> {
+    /// Its number in the queue where it died.
+    pub(crate) seq: u64,
+    /// When it was pushed there.
+    pub(crate) pushed_at: u64,
+    pub(crate) attempts: u32,
+    /// 0 rejected, 1 too many attempts, 2 expired.
+    pub(crate) cause: u8,
+    pub(crate) reason: &'n str,
+}
 
 /// Bytes that a header takes among the entries.
 pub(crate) fn header_len(name: &str, value: &[u8]) -> u64 {
@@ -20,18 +54,37 @@ pub(crate) fn header_len(name: &str, value: &[u8]) -> u64 {
 }
 
 /// The extensions of a message with these headers, whose entries keep to [`MAX_NAME`] and
-/// [`MAX_ENTRIES`]; empty if there are none.
-pub(crate) fn encode<'h>(headers: impl Iterator<Item = (&'h str, &'h [u8])>) -> Vec<u8> {
+/// [`MAX_ENTRIES`], and these notes; empty if there are none.
+pub(crate) fn encode<'h>(
+    headers: impl Iterator<Item = (&'h str, &'h [u8])>,
+    notes: &Notes<'_>,
+) -> Vec<u8> {
     // Empty, and so without an allocation, for a message that has none.
     let mut out = Vec::new();
-    for (name, value) in headers {
+    let mut entry = |tag: u8, parts: &[&[u8]]| {
         out.resize(out.len().max(LENGTH), 0);
+        out.push(tag);
+        out.extend(length(parts.iter().map(|part| part.len()).sum()));
+        for part in parts {
+            out.extend_from_slice(part);
+        }
+    };
+    for (name, value) in headers {
         let name_len = u8::try_from(name.len()).expect("the caller keeps to MAX_NAME");
-        out.push(HEADER);
-        out.extend(length(1 + name.len() + value.len()));
-        out.push(name_len);
-        out.extend_from_slice(name.as_bytes());
-        out.extend_from_slice(value);
+        entry(HEADER, &[&[name_len], name.as_bytes(), value]);
+    }
+    if let Some(due) = notes.due {
+        entry(DUE, &[&due.to_le_bytes()]);
+    }
+    if let Some(expires) = notes.expires {
+        entry(EXPIRES, &[&expires.to_le_bytes()]);
+    }
+    if let Some(Origin { seq, pushed_at, attempts, cause, reason }) = notes.origin {
+        let most = reason.len().min(MAX_REASON);
+        let end = (0..=most).rev().find(|&end| reason.is_char_boundary(end)).unwrap_or(0);
+        let reason = &reason.as_bytes()[..end];
+        let (seq, pushed_at) = (seq.to_le_bytes(), pushed_at.to_le_bytes());
+        entry(ORIGIN, &[&seq, &pushed_at, &attempts.to_le_bytes(), &[cause], reason]);
     }
     let entries = length(out.len().saturating_sub(LENGTH));
     if let Some(place) = out.first_chunk_mut() {
@@ -54,12 +107,39 @@ pub(crate) fn headers(body: &[u8]) -> impl Iterator<Item = (&str, &[u8])> {
     })
 }
 
+/// What keepq noted in a body that starts with extensions and passed its check.
+pub(crate) fn notes(body: &[u8]) -> Notes<'_> {
+    let entries = split(body).map_or(&[][..], |(entries, _)| entries);
+    let mut notes = Notes::default();
+    for (tag, content) in Entries(entries) {
+        match tag {
+            DUE => notes.due = content.first_chunk().map(|time| u64::from_le_bytes(*time)),
+            EXPIRES => notes.expires = content.first_chunk().map(|time| u64::from_le_bytes(*time)),
+            ORIGIN => notes.origin = origin(content),
+            _ => {}
+        }
+    }
+    notes
+}
+
+fn origin(content: &[u8]) -> Option<Origin<'_>> {
+    let (fixed, reason) = content.split_first_chunk::<ORIGIN_FIXED>()?;
+    Some(Origin {
+        seq: u64_at(fixed, 0),
+        pushed_at: u64_at(fixed, 8),
+        attempts: u32_at(fixed, 16),
+        cause: fixed[20],
+        reason: str::from_utf8(reason).ok()?,
+    })
+}
+
 /// Where in a body that starts with extensions the payload starts; `None` if it holds what this
 /// version must not ignore.
 pub(crate) fn payload_start(body: &[u8]) -> Option<usize> {
     let (entries, _) = split(body)?;
     let mut rest = Entries(entries);
-    if rest.any(|(tag, _)| tag >= MUST_KNOW) || !rest.0.is_empty() {
+    if rest.any(|(tag, _)| tag >= MUST_KNOW && ![DUE, EXPIRES].contains(&tag)) || !rest.0.is_empty()
+    {
         return None;
     }
     Some(LENGTH + entries.len())
@@ -94,7 +174,7 @@ mod tests {
     fn entries_are_skipped_or_refused_and_never_overrun() {
         assert_eq!(payload_start(b"\x04\x00\x02\x01\x00Axyz"), Some(6), "unknown, may be skipped");
         assert_eq!(payload_start(b"\x00\x00xyz"), Some(2));
-        assert_eq!(payload_start(b"\x04\x00\x81\x01\x00Axyz"), None, "must be known");
+        assert_eq!(payload_start(b"\x04\x00\x83\x01\x00Axyz"), None, "must be known");
         assert_eq!(payload_start(b"\xFF\xFF\x01"), None, "lying length");
         assert_eq!(payload_start(b"\x04\x00\x01\xFF\xFFAxyz"), None, "lying entry");
         assert_eq!(payload_start(b"\x01"), None);
@@ -105,6 +185,23 @@ mod tests {
         assert_eq!(headers(b"\x05\x00\x01\x02\x00\x01\xFF").count(), 0, "a name that is no text");
     }
 
+    #[test]
+    fn notes_come_back_and_a_long_reason_is_cut() {
+        let reason = "\u{e9}".repeat(600);
+        let origin = Origin { seq: 7, pushed_at: 8, attempts: 9, cause: 1, reason: &reason };
+        let given = Notes { due: Some(1), expires: Some(u64::MAX), origin: Some(origin) };
+        let body = encode([("kind", &b"x"[..])].into_iter(), &given);
+        assert_eq!(payload_start(&body), Some(body.len()));
+        let told = notes(&body);
+        assert_eq!((told.due, told.expires), (Some(1), Some(u64::MAX)));
+        let kept = told.origin.unwrap();
+        assert_eq!(Origin { reason: "", ..kept }, Origin { reason: "", ..origin });
+        assert_eq!((kept.reason.len(), &reason[..MAX_REASON]), (MAX_REASON, kept.reason));
+        assert_eq!(headers(&body).count(), 1);
+        assert_eq!(notes(b"\x04\x00\x81\x01\x00Axyz"), Notes::default(), "too short");
+        assert_eq!(notes(b""), Notes::default());
+    }
+
     proptest! {
         #[test]
         fn headers_come_back(
@@ -112,7 +209,7 @@ mod tests {
             payload: Vec<u8>,
         ) {
             let given: Vec<_> = given.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect();
-            let mut body = encode(given.iter().copied());
+            let mut body = encode(given.iter().copied(), &Notes::default());
             if given.is_empty() {
                 prop_assert!(body.is_empty());
                 return Ok(());

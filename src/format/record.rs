@@ -8,8 +8,10 @@ use super::extension;
 pub(crate) const HEADER: usize = 24;
 /// Records start at multiples of this.
 pub(crate) const ALIGN: u64 = 8;
-/// The largest body of one record.
-pub(crate) const MAX_BODY: u64 = 1 << 30;
+/// The largest body of one record: a payload of 1 GiB, and extensions.
+pub(crate) const MAX_BODY: u64 = MAX_PAYLOAD + extension::MAX_EXTENSIONS;
+/// The largest payload.
+pub(crate) const MAX_PAYLOAD: u64 = 1 << 30;
 
 const BODY_CHECK: usize = 4;
 const BODY_LEN: usize = BODY_CHECK + 4;
@@ -64,6 +66,11 @@ impl Flags {
     /// Dropped at the next open.
     pub(crate) fn is_transient(self) -> bool {
         self.0 & TRANSIENT != 0
+    }
+
+    /// The body starts with extensions.
+    pub(crate) fn has_extensions(self) -> bool {
+        self.0 & EXTENSIONS != 0
     }
 
     /// The next record belongs to the same batch.

@@ -1,4 +1,5 @@
-//! A slot: the state of one message, in two words that are each written with one store.
+//! A slot: the state of one message, and the time before which it must not be handed out, in two words
+//! that are each written with one store.
 
 use super::checksum::Key;
 use super::{PAGE, record};
@@ -95,9 +96,70 @@ impl Slot {
     }
 }
 
+/// The second word of a slot, decoded: times are milliseconds since 1970 UTC.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Delay {
+    /// Not before this.
+    pub(crate) due: u64,
+    /// How long the delay was when it was given; decoded up to a 128th too long.
+    pub(crate) given: u64,
+}
+
+const DUE_MASK: u64 = (1 << 40) - 1;
+const GIVEN_SHIFT: u32 = 40;
+const GIVEN_MASK: u64 = (1 << 12) - 1;
+const DELAY_MASK: u64 = (1 << 52) - 1;
+const _: () = assert!(DUE_MASK | GIVEN_MASK << GIVEN_SHIFT == DELAY_MASK);
+/// The longest delay that a slot can hold: 255 * 2^30 ms, more than 8 years.
+pub(crate) const MAX_DELAY: u64 = 255 << 30;
+
+impl Delay {
+    /// `base_time`: of the segment.
+    pub(crate) fn encode(self, base_time: u64, key: Key, index: u32) -> u64 {
+        let due = self.due.saturating_sub(base_time).min(DUE_MASK);
+        // Never 0, or else a delay that ends at the base time would be none.
+        let given = encode_given(self.given.clamp(1, MAX_DELAY));
+        let value = due | given << GIVEN_SHIFT;
+        value | key.slot_check(DELAY_PLACE | u64::from(index), value) & !DELAY_MASK
+    }
+
+    /// `None` if there is none, or if the word is not one that was written to this slot.
+    pub(crate) fn decode(word: u64, base_time: u64, key: Key, index: u32) -> Option<Self> {
+        let value = word & DELAY_MASK;
+        let check = key.slot_check(DELAY_PLACE | u64::from(index), value) & !DELAY_MASK;
+        let given = decode_given(value >> GIVEN_SHIFT);
+        let delay = Self { due: base_time + (value & DUE_MASK), given };
+        (word != 0 && check == word & !DELAY_MASK).then_some(delay)
+    }
+}
+
+/// Keeps the check of the second word apart from that of the first.
+const DELAY_PLACE: u64 = 1 << 32;
+
+/// 5 bits of exponent and 7 of fraction, rounded up: exact below 256.
+fn encode_given(millis: u64) -> u64 {
+    let exponent = u64::BITS.saturating_sub(millis.leading_zeros()).saturating_sub(8);
+    let rounded = millis.div_ceil(1 << exponent);
+    // Rounding up may take one bit more.
+    let (rounded, exponent) = if rounded > 255 { (128, exponent + 1) } else { (rounded, exponent) };
+    if rounded < 128 { rounded } else { (u64::from(exponent) + 1) << 7 | (rounded - 128) }
+}
+
+fn decode_given(encoded: u64) -> u64 {
+    match encoded >> 7 {
+        0 => encoded,
+        exponent => (128 + (encoded & 127)) << (exponent - 1),
+    }
+}
+
 /// Offset of the slot with this index in a segment of this size.
 pub(crate) fn offset(segment_size: u64, index: u32) -> u64 {
     (segment_size - PAGE).saturating_sub(SLOT * (u64::from(index) + 1))
+}
+
+/// Offset of the second word of that slot.
+pub(crate) fn delay_offset(segment_size: u64, index: u32) -> u64 {
+    offset(segment_size, index) + SLOT / 2
 }
 
 #[cfg(test)]
@@ -119,6 +181,35 @@ mod tests {
                 prop_assert_ne!(Slot::decode(word ^ 1 << bit, key, index), Some(slot));
             }
         }
+    }
+
+    proptest! {
+        #[test]
+        fn a_delay_comes_back(base in 0u64..1 << 50, after in 0..=DUE_MASK, given in 1..=MAX_DELAY, index: u32) {
+            let key = Key::new(&[3; 48]);
+            let delay = Delay { due: base + after, given };
+            let word = delay.encode(base, key, index);
+            let told = Delay::decode(word, base, key, index).unwrap();
+            prop_assert_eq!(told.due, delay.due);
+            prop_assert!(told.given >= given && told.given <= given + given / 128 + 1, "{} {}", given, told.given);
+            prop_assert!(given >= 256 || told.given == given);
+            prop_assert_eq!(Delay::decode(word, base, Key::new(&[4; 48]), index), None);
+            for bit in 0..64 {
+                prop_assert_ne!(Delay::decode(word ^ 1 << bit, base, key, index), Some(told));
+            }
+        }
+    }
+
+    #[test]
+    fn no_delay_is_zero_and_none_is_shorter_than_given() {
+        let key = Key::new(&[3; 48]);
+        assert_eq!(Delay::decode(0, 7, key, 5), None);
+        assert_ne!(Delay { due: 7, given: 0 }.encode(7, key, 5), 0);
+        for given in (1..4096).chain((0..8000).map(|n| MAX_DELAY - n * 33_333_333)) {
+            let told = decode_given(encode_given(given));
+            assert!((given..=given + given / 128 + 1).contains(&told), "{given} {told}");
+        }
+        assert_eq!(decode_given(encode_given(MAX_DELAY)), MAX_DELAY);
     }
 
     #[test]

@@ -119,6 +119,15 @@ impl Storage for DiskStorage {
         Ok(())
     }
 
+    fn directory(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
+        let path = self.path(name);
+        // A link is not followed.
+        if path.symlink_metadata().is_ok_and(|metadata| !metadata.is_dir()) {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        Ok(Arc::new(Self::new(&path)?))
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }

@@ -167,6 +167,12 @@ impl Storage for FaultStorage {
         self.inner.sync_parents()
     }
 
+    fn directory(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
+        self.faults.before(Operation::Other)?;
+        let inner = self.inner.directory(name)?;
+        Ok(Arc::new(Self { inner, faults: Arc::clone(&self.faults) }))
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.inner.path(name)
     }

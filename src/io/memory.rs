@@ -8,11 +8,10 @@
 use super::{Access, Entry, Region, Storage, StorageFile, outside};
 use parking_lot::Mutex;
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 const SECTOR: usize = 512;
 
@@ -20,8 +19,11 @@ const SECTOR: usize = 512;
 #[derive(Debug, Default)]
 pub struct MemoryStorage {
     disk: Arc<Mutex<Disk>>,
-    is_locked: Arc<AtomicBool>,
+    /// The directories that are locked.
+    locked: Arc<Mutex<BTreeSet<String>>>,
     capacity: Option<u64>,
+    /// Which directory of the disk this is: empty, or with a slash at its end.
+    prefix: String,
 }
 
 /// What a power cut does to the sectors and names that were not synced.
@@ -102,6 +104,10 @@ impl MemoryStorage {
         Self { disk: Arc::new(Mutex::new(copy)), capacity: self.capacity, ..Self::default() }
     }
 
+    fn full(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
     /// The bytes of a file, for tests that damage them.
     #[must_use]
     pub fn read(&self, name: &str) -> Option<Vec<u8>> {
@@ -174,18 +180,21 @@ impl Disk {
 
 impl Storage for MemoryStorage {
     fn lock(&self) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
-        // SeqCst: plain mutual exclusion, and not on any hot path.
-        let was_locked = self.is_locked.swap(true, Ordering::SeqCst);
-        let lock = (!was_locked).then(|| Unlock(Arc::clone(&self.is_locked)));
-        match lock {
-            Some(lock) => Ok(Some(Box::new(lock))),
-            None => Ok(None),
+        if !self.locked.lock().insert(self.prefix.clone()) {
+            return Ok(None);
         }
+        Ok(Some(Box::new(Unlock(Arc::clone(&self.locked), self.prefix.clone()))))
     }
 
     fn list(&self) -> io::Result<Vec<Entry>> {
         let disk = self.disk.lock();
-        Ok(disk.names.keys().map(|name| Entry::new(name.clone(), true)).collect())
+        let mut entries = BTreeMap::new();
+        for name in disk.names.keys().filter_map(|name| name.strip_prefix(&self.prefix)) {
+            let (first, is_file) =
+                name.split_once('/').map_or((name, true), |(dir, _)| (dir, false));
+            entries.insert(first.to_string(), is_file);
+        }
+        Ok(entries.into_iter().map(|(name, is_file)| Entry::new(name, is_file)).collect())
     }
 
     fn create(&self, name: &str, size: u64) -> io::Result<Arc<dyn StorageFile>> {
@@ -196,34 +205,37 @@ impl Storage for MemoryStorage {
         let bytes = vec![0; usize::try_from(size).map_err(io::Error::other)?];
         disk.files.push(Content { bytes, ..Content::default() });
         let number = disk.files.len() - 1;
-        disk.change(name, Some(number));
+        disk.change(&self.full(name), Some(number));
         drop(disk);
         self.open(name)
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
-        let number = self.disk.lock().number(name)?;
+        let number = self.disk.lock().number(&self.full(name))?;
         Ok(Arc::new(MemoryFile { disk: Arc::clone(&self.disk), number }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut disk = self.disk.lock();
-        let number = disk.number(from)?;
-        disk.change(from, None);
-        disk.change(to, Some(number));
+        let number = disk.number(&self.full(from))?;
+        disk.change(&self.full(from), None);
+        disk.change(&self.full(to), Some(number));
         Ok(())
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut disk = self.disk.lock();
-        if disk.names.contains_key(name) {
-            disk.change(name, None);
+        let name = self.full(name);
+        if disk.names.contains_key(&name) {
+            disk.change(&name, None);
         }
         Ok(())
     }
 
     fn sync_directory(&self) -> io::Result<()> {
-        self.disk.lock().old_names.clear();
+        let is_here =
+            |name: &str| name.strip_prefix(&self.prefix).is_some_and(|name| !name.contains('/'));
+        self.disk.lock().old_names.retain(|name, _| !is_here(name));
         Ok(())
     }
 
@@ -231,17 +243,26 @@ impl Storage for MemoryStorage {
         Ok(())
     }
 
+    /// Directories are durable as soon as something in them is.
+    fn directory(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
+        Ok(Arc::new(Self {
+            disk: Arc::clone(&self.disk),
+            locked: Arc::clone(&self.locked),
+            capacity: self.capacity,
+            prefix: format!("{}{name}/", self.prefix),
+        }))
+    }
+
     fn path(&self, name: &str) -> PathBuf {
-        PathBuf::from("memory").join(name)
+        PathBuf::from("memory").join(self.full(name))
     }
 }
 
-struct Unlock(Arc<AtomicBool>);
+struct Unlock(Arc<Mutex<BTreeSet<String>>>, String);
 
 impl Drop for Unlock {
     fn drop(&mut self) {
-        // SeqCst: as in `lock`.
-        self.0.store(false, Ordering::SeqCst);
+        self.0.lock().remove(&self.1);
     }
 }
 

@@ -72,6 +72,13 @@ pub trait Storage: Debug + Send + Sync {
     /// If the operating system refuses.
     fn sync_directory(&self) -> io::Result<()>;
 
+    /// The directory with this name in this one; made if it is not there, and not yet durable.
+    ///
+    /// # Errors
+    ///
+    /// If the operating system refuses, or something else has the name.
+    fn directory(&self, name: &str) -> io::Result<Arc<dyn Storage>>;
+
     /// Makes the directory itself durable in its parents: once, for a new queue.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use crate::format::bytes::wide;
 use crate::format::checksum::crc32_of_both;
 use crate::format::record::{self, Flags};
 use crate::format::segment::{ACTIVATION, Activation, RECORDS_START, Seal, capacity};
-use crate::format::slot::{self, SLOT, Slot, State};
+use crate::format::slot::{self, Delay, SLOT, Slot, State};
 use crate::io::Region;
 use std::sync::Arc;
 
@@ -23,15 +23,32 @@ pub(crate) struct Draft<'a> {
     body_check: u32,
     body_len: u32,
     is_transient: bool,
+    /// Not to be handed out before.
+    due: Option<u64>,
 }
 
 impl<'a> Draft<'a> {
     /// `None` if no record can hold it.
-    pub(crate) fn new(extensions: Vec<u8>, payload: &'a [u8], is_transient: bool) -> Option<Self> {
+    pub(crate) fn new(extensions: Vec<u8>, payload: &'a [u8]) -> Option<Self> {
         let body_len = u32::try_from(extensions.len() + payload.len()).ok()?;
         let body_check = crc32_of_both(&extensions, payload);
         let fits = u64::from(body_len) <= record::MAX_BODY;
-        fits.then_some(Self { extensions, payload, body_check, body_len, is_transient })
+        let (is_transient, due) = (false, None);
+        fits.then_some(Self { extensions, payload, body_check, body_len, is_transient, due })
+    }
+
+    /// Whether it is dropped at the next open, and when it may be handed out.
+    pub(crate) fn with(self, is_transient: bool, due: Option<u64>) -> Self {
+        Self { is_transient, due, ..self }
+    }
+
+    pub(crate) fn due(&self) -> Option<u64> {
+        self.due
+    }
+
+    /// Whether its slots are stored with it.
+    fn has_slot(&self) -> bool {
+        self.is_transient || self.due.is_some()
     }
 
     /// Bytes that it takes in the log.
@@ -141,7 +158,7 @@ impl Active {
         let mut offset = self.tail;
         for (index, draft) in (self.count..).zip(drafts) {
             let slot = slot::offset(self.segment.header.size, index);
-            self.remains.push(Remains { offset, slot: draft.is_transient.then_some(slot) });
+            self.remains.push(Remains { offset, slot: draft.has_slot().then_some(slot) });
             offset += draft.record_len();
         }
     }
@@ -151,8 +168,11 @@ impl Active {
     pub(crate) fn erase_remains(&mut self) -> Result<()> {
         while let Some(&Remains { offset, slot }) = self.remains.last() {
             let header = self.region.store(offset, &[0; record::HEADER]);
-            let erased =
-                header.and_then(|()| slot.map_or(Ok(()), |slot| self.region.store_word(slot, 0)));
+            let clear = |slot: u64| {
+                let delay = slot + SLOT / 2;
+                self.region.store_word(delay, 0).and_then(|()| self.region.store_word(slot, 0))
+            };
+            let erased = header.and_then(|()| slot.map_or(Ok(()), clear));
             erased.map_err(|error| Error::io("append", &self.segment.path, offset, error))?;
             self.remains.pop();
         }
@@ -167,10 +187,19 @@ impl Active {
             region.store(body, &draft.extensions).map_err(wrap)?;
         }
         region.store(body + wide(draft.extensions.len()), draft.payload).map_err(wrap)?;
-        if header.flags.is_transient() {
-            let slot = Slot { state: State::Transient, attempts: 0, offset: Some(offset) };
-            let place = slot::offset(segment.header.size, header.index);
-            region.store_word(place, slot.encode(segment.key, header.index)).map_err(wrap)?;
+        let index = header.index;
+        if let Some(due) = draft.due {
+            let now = self.base_time + u64::from(header.age);
+            let delay = Delay { due, given: due.saturating_sub(now) };
+            let word = delay.encode(self.base_time, segment.key, index);
+            let place = slot::delay_offset(segment.header.size, index);
+            region.store_word(place, word).map_err(wrap)?;
+        }
+        if draft.has_slot() {
+            let state = if draft.is_transient { State::Transient } else { State::Ready };
+            let slot = Slot { state, attempts: 0, offset: Some(offset) };
+            let place = slot::offset(segment.header.size, index);
+            region.store_word(place, slot.encode(segment.key, index)).map_err(wrap)?;
         }
         // Last: with its header the record is there.
         region.store(offset, &header.encode(segment.key, offset)).map_err(wrap)

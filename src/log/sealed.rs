@@ -7,7 +7,8 @@ use super::Segment;
 use crate::error::Result;
 use crate::format::bytes::wide;
 use crate::format::record::{HEADER, Header};
-use crate::format::slot::{self, Slot};
+use crate::format::segment::RECORDS_START;
+use crate::format::slot::{self, Delay, Slot};
 use crate::io::Region;
 use std::sync::Arc;
 
@@ -62,12 +63,44 @@ impl Mapped {
         None
     }
 
+    /// Where record `index` is, going from the first one, record by record; over what is damaged by
+    /// looking for the next.
+    pub(crate) fn walk_to(&self, index: u32) -> Option<(u64, Header)> {
+        let (mut offset, mut at) = (RECORDS_START, 0);
+        loop {
+            if let Some(header) = self.header(offset, at) {
+                if at == index {
+                    return Some((offset, header));
+                }
+                (offset, at) = (offset + header.record_len(), at + 1);
+            } else {
+                (offset, at) = self.find(offset, at, index + 1)?;
+            }
+        }
+    }
+
     /// The slot of record `index`; `None` if what is there was never written to it.
     pub(crate) fn slot(&self, index: u32) -> Result<Option<Slot>> {
         let place = slot::offset(self.segment.header.size, index);
         let word = self.region.load_word(place);
         let word = word.map_err(|error| self.segment.error("read slot", place, error))?;
         Ok(Slot::decode(word, self.segment.key, index))
+    }
+
+    /// The delay that the slot of record `index` has, if it has one that was written to it.
+    pub(crate) fn delay(&self, index: u32, base_time: u64) -> Result<Option<Delay>> {
+        let place = slot::delay_offset(self.segment.header.size, index);
+        let word = self.region.load_word(place);
+        let word = word.map_err(|error| self.segment.error("read slot", place, error))?;
+        Ok(Delay::decode(word, base_time, self.segment.key, index))
+    }
+
+    /// Stores the delay of record `index`, before the state that needs it.
+    pub(crate) fn store_delay(&self, index: u32, base_time: u64, delay: Delay) -> Result<()> {
+        let place = slot::delay_offset(self.segment.header.size, index);
+        let word = delay.encode(base_time, self.segment.key, index);
+        let stored = self.region.store_word(place, word);
+        stored.map_err(|error| self.segment.error("store slot", place, error))
     }
 
     /// Stores the slot of record `index`: from here on a kill of the process does not undo it.

@@ -25,6 +25,7 @@ pub(crate) struct Found {
     /// How many segments have no readable header.
     pub(super) unreadable: usize,
     pub(super) directory: PathBuf,
+    pub(super) has_dead_letters: bool,
     pub(super) report: RecoveryReport,
     largest_ordinal: u64,
     newest_epoch: u64,
@@ -57,6 +58,7 @@ impl Found {
             leftovers: Vec::new(),
             unreadable: 0,
             directory,
+            has_dead_letters: entries.iter().any(|entry| entry.name == name::DEAD),
             report: RecoveryReport { checkpoint: state, ..RecoveryReport::default() },
             largest_ordinal: 0,
             newest_epoch: 0,

@@ -1,0 +1,322 @@
+//! Messages on their way to the dead letters.
+//!
+//! A message dies in three steps: its slot says *dying*, so that nobody is given it any more; it is pushed to
+//! the queue in `dead/`, with where it comes from; once that is durable, its slot says *dead*. Promises: a
+//! message that is dying is neither handed out nor lost, however long `dead/` refuses it; after a kill it
+//! goes on where it was, and is in `dead/` once. Only one thread moves at a time (the `burial` lock, taken
+//! before all others but `closing`), and nothing here is done by the drop of a delivery.
+
+use super::deliver::Deliver;
+use super::next::Body;
+use super::{Engine, Role};
+use crate::error::{Error, Result};
+use crate::format::extension::{self, Notes, Origin};
+use crate::format::slot::{Slot, State};
+use crate::format::{name, record};
+use crate::leases::Place;
+use crate::log::active::Draft;
+use crate::options::Options;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Messages moved between two looks at what is to be done.
+const STEP: usize = 64;
+/// How soon the background tries again what `dead/` refused.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why a message died.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Cause {
+    Rejected,
+    Attempts,
+    Expired,
+}
+
+impl Cause {
+    pub(crate) fn encode(self) -> u8 {
+        match self {
+            Self::Rejected => 0,
+            Self::Attempts => 1,
+            Self::Expired => 2,
+        }
+    }
+}
+
+/// What is dying: some 40 bytes and the reason for each.
+#[derive(Debug, Default)]
+pub(super) struct Dying {
+    /// Not yet in `dead/`, by Seq.
+    waiting: BTreeMap<u64, Death>,
+    /// There, but not known to be durable: with the Seq that it has there.
+    moved: BTreeMap<u64, u64>,
+}
+
+#[derive(Clone, Debug)]
+struct Death {
+    /// Not known of what an earlier run left: then its attempts tell.
+    cause: Option<Cause>,
+    reason: Option<Box<str>>,
+}
+
+impl Dying {
+    pub(super) fn count(&self) -> u64 {
+        crate::format::bytes::wide(self.waiting.len() + self.moved.len())
+    }
+
+    /// An earlier run left this one.
+    pub(super) fn found(&mut self, seq: u64) {
+        self.waiting.insert(seq, Death { cause: None, reason: None });
+    }
+}
+
+/// What whoever moves messages remembers.
+#[derive(Debug, Default)]
+pub(super) struct Burial {
+    /// Where what `dead/` held at its open comes from, with its number there; read when first needed.
+    origins: Option<BTreeMap<u64, u64>>,
+}
+
+/// A message that is to be moved.
+struct Corpse {
+    place: Place,
+    header: record::Header,
+    pushed_at: u64,
+    body: Body,
+    is_old: bool,
+    death: Death,
+}
+
+impl Deliver {
+    /// A message that is owed, and in no other place, dies; without dead letters it is settled.
+    pub(super) fn die(
+        &mut self,
+        at: usize,
+        place: Place,
+        cause: Cause,
+        reason: Option<&str>,
+    ) -> Result<()> {
+        if !self.policy.has_dead_letters {
+            self.settle_silently(at, place.index, place.offset, State::Dead)?;
+            self.counts.dropped += 1;
+            return Ok(());
+        }
+        let (attempts, offset) = (place.attempts, Some(place.offset));
+        let slot = Slot { state: State::Dying, attempts, offset };
+        self.tracks[at].map()?.store_slot(place.index, slot)?;
+        self.tracks[at].note_change();
+        self.changes += 1;
+        let death = Death { cause: Some(cause), reason: reason.map(Into::into) };
+        self.dying.waiting.insert(place.seq, death);
+        Ok(())
+    }
+
+    /// Some of those that are not in `dead/` yet.
+    fn next_corpses(&mut self) -> Result<Vec<Corpse>> {
+        let mut corpses = Vec::new();
+        let waiting: Vec<u64> = self.dying.waiting.keys().copied().take(STEP).collect();
+        for seq in waiting {
+            // What turns out to be damaged is lost, and nothing is left to be moved.
+            let Some(next) = self.look_up(seq)? else {
+                self.dying.waiting.remove(&seq);
+                continue;
+            };
+            let Some(death) = self.dying.waiting.get(&seq).cloned() else { continue };
+            let track = &mut self.tracks[next.at];
+            let pushed_at = track.base_time + u64::from(next.header.age);
+            let is_old = track.is_old;
+            let body = Body::of(track.map()?, &next.header, next.place.offset);
+            let (place, header) = (next.place, next.header);
+            corpses.push(Corpse { place, header, pushed_at, body, is_old, death });
+        }
+        Ok(corpses)
+    }
+
+    /// All that was moved up to number `there` is durable there, and so settled here.
+    fn settle_moved(&mut self, there: u64) -> Result<()> {
+        let moved: Vec<(u64, u64)> = self.dying.moved.iter().map(|(a, b)| (*a, *b)).collect();
+        for (seq, _) in moved.into_iter().filter(|&(_, number)| number <= there) {
+            if let Some(next) = self.look_up(seq)? {
+                let Place { index, offset, .. } = next.place;
+                self.settle_silently(next.at, index, offset, State::Dead)?;
+                self.counts.dead_lettered += 1;
+            }
+            self.dying.moved.remove(&seq);
+        }
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// Moves all that is dying to `dead/`; with `durably`, returns when it is settled here. What `dead/`
+    /// refuses stays, and is tried again by the next call, and by the background.
+    pub(super) fn bury(&self, durably: bool) -> Result<()> {
+        let is_pending = |deliver: &Deliver| {
+            !deliver.dying.waiting.is_empty() || durably && !deliver.dying.moved.is_empty()
+        };
+        if !is_pending(&self.deliver.lock()) {
+            return Ok(());
+        }
+        let mut burial = self.burial.lock();
+        let moved = self.move_dying(&mut burial, durably);
+        if moved.is_err() {
+            self.worker.ask_within(RETRY);
+        }
+        moved
+    }
+
+    fn move_dying(&self, burial: &mut Burial, durably: bool) -> Result<()> {
+        let dead = self.dead_letters()?;
+        loop {
+            let corpses = self.deliver.lock().next_corpses()?;
+            if corpses.is_empty() {
+                break;
+            }
+            for corpse in corpses {
+                self.move_one(&dead, burial, corpse)?;
+            }
+        }
+        if durably {
+            let there = dead.newest_published();
+            dead.sync()?;
+            let settled = self.deliver.lock().settle_moved(there);
+            self.settled.wake_all();
+            self.room.wake_all();
+            self.worker.ask();
+            settled?;
+        }
+        Ok(())
+    }
+
+    fn move_one(&self, dead: &Arc<Self>, burial: &mut Burial, mut corpse: Corpse) -> Result<()> {
+        let Corpse { place, header, pushed_at, .. } = corpse;
+        let Place { seq, attempts, .. } = place;
+        let body = corpse.body.take(&header, place.offset);
+        let Some(payload_start) = header.verify(&body) else {
+            let mut deliver = self.deliver.lock();
+            if let Some(at) = deliver.position(place.ordinal) {
+                deliver.lose(at, place.index, place.offset)?;
+            }
+            deliver.dying.waiting.remove(&seq);
+            return Ok(());
+        };
+        let known =
+            if corpse.is_old { dead.held_origins(burial)?.get(&seq).copied() } else { None };
+        let there = if let Some(there) = known {
+            there
+        } else {
+            let by_attempts =
+                self.options.max_attempts > 0 && attempts >= self.options.max_attempts;
+            let guessed = if by_attempts { Cause::Attempts } else { Cause::Rejected };
+            let death = &corpse.death;
+            let cause = death.cause.unwrap_or(guessed).encode();
+            let reason = death.reason.as_deref().unwrap_or("");
+            let origin = Some(Origin { seq, pushed_at, attempts, cause, reason });
+            let notes = Notes { origin, ..Notes::default() };
+            let (start, payload) = body.split_at(payload_start);
+            let draft = Draft::new(extension::encode(extension::headers(start), &notes), payload);
+            let max = record::MAX_BODY;
+            dead.append(&[draft.ok_or(Error::TooLarge { len: max, max })?], None)?
+        };
+        let mut deliver = self.deliver.lock();
+        deliver.dying.waiting.remove(&seq);
+        deliver.dying.moved.insert(seq, there);
+        Ok(())
+    }
+
+    /// Where the messages come from that this queue of dead letters holds from earlier runs.
+    fn held_origins<'b>(&self, burial: &'b mut Burial) -> Result<&'b BTreeMap<u64, u64>> {
+        if burial.origins.is_none() {
+            let mut origins = BTreeMap::new();
+            self.for_each_owed(|seq, start| {
+                if let Some(origin) = extension::notes(start).origin {
+                    origins.insert(origin.seq, seq);
+                }
+            })?;
+            burial.origins = Some(origins);
+        }
+        Ok(burial.origins.get_or_insert_default())
+    }
+
+    /// The queue of dead letters: opened, or made, when it is first needed.
+    pub(crate) fn dead_letters(&self) -> Result<Arc<Self>> {
+        if !self.options.dead_letters {
+            return Err(Error::Disabled {
+                operation: "dead letters",
+                option: "dead_letters(false)",
+            });
+        }
+        let mut open = self.dead.lock();
+        self.check_open()?;
+        if let Some(dead) = open.as_ref().filter(|dead| dead.check_open().is_ok()) {
+            return Ok(Arc::clone(dead));
+        }
+        let storage = self.storage.directory(name::DEAD);
+        let storage = storage.map_err(|error| {
+            Error::io("open directory", &self.storage.path(name::DEAD), 0, error)
+        })?;
+        let limit = self.options.segment_limit();
+        let options = Options {
+            sync_acks: self.options.sync_acks,
+            ack_sync: self.options.ack_sync,
+            visibility_timeout: self.options.visibility_timeout,
+            segment_bytes: limit,
+            background: false,
+            dead_letters: false,
+            max_attempts: 0,
+            clock: self.options.clock.clone(),
+            ..Options::default()
+        };
+        let (worker, space) = (Arc::clone(&self.worker), Arc::clone(&self.space));
+        let dead = Self::open_as(options, storage, Role::DeadLetters(worker), space)?;
+        *open = Some(Arc::clone(&dead));
+        Ok(dead)
+    }
+
+    /// The queue of dead letters, if it is open.
+    pub(super) fn open_dead_letters(&self) -> Option<Arc<Self>> {
+        self.dead.lock().clone()
+    }
+
+    /// Pushes up to `limit` dead letters again, as new messages; tells how many.
+    pub(crate) fn redrive(&self, limit: u64) -> Result<u64> {
+        let dead = self.dead_letters()?;
+        // Those on their way count as dead; if they cannot be moved, they are left out.
+        self.bury(true).ok();
+        let mut redriven = 0;
+        while redriven < limit {
+            let step = usize::try_from(limit - redriven).unwrap_or(STEP).min(STEP);
+            let letters = dead.pop_batch(step)?;
+            if letters.is_empty() {
+                break;
+            }
+            redriven += self.redrive_some(&dead, letters)?;
+        }
+        Ok(redriven)
+    }
+
+    fn redrive_some(&self, dead: &Self, letters: Vec<super::Taken>) -> Result<u64> {
+        let (mut done, mut left, mut last_seq) = (Vec::new(), Vec::new(), 0);
+        let mut pushed = Ok(());
+        for letter in letters {
+            let (start, payload) = letter.body.split_at(letter.payload_start);
+            if pushed.is_ok() {
+                let headers = extension::headers(start);
+                let draft = Draft::new(extension::encode(headers, &Notes::default()), payload);
+                let max = record::MAX_BODY;
+                let draft = draft.ok_or(Error::TooLarge { len: max, max });
+                let seq = draft.and_then(|draft| self.push(&[draft], None, super::WhenFull::Fail));
+                pushed = seq.map(|seq| last_seq = seq);
+            }
+            if pushed.is_ok() { &mut done } else { &mut left }.push(letter.given);
+        }
+        let durable = if done.is_empty() { Ok(()) } else { self.wait_durable(last_seq) };
+        if durable.is_err() {
+            left.append(&mut done);
+        }
+        let count = crate::format::bytes::wide(done.len());
+        let released = dead.answer(left.into_iter(), &super::Answer::Release);
+        let acked = dead.answer(done.into_iter(), &super::Answer::Ack);
+        durable.and(pushed).and(released).and(acked).map(|()| count)
+    }
+}

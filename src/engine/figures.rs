@@ -1,0 +1,137 @@
+//! Numbers about a queue, of one moment.
+//!
+//! Promises: what is counted is counted where it happens, under the lock that is held there anyway; what is
+//! told here is derived from that and from the log, so it is right after a crash, and never below zero.
+
+use super::Engine;
+use super::deliver::{Counts, Deliver};
+use super::track::Track;
+use crate::format::bytes::wide;
+use crate::format::segment::RECORDS_START;
+use crate::format::slot::SLOT;
+use crate::stats::Stats;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+impl Engine {
+    pub(crate) fn stats(&self) -> Stats {
+        self.health.note_background(self.count_old_tracks());
+        // Those of earlier runs, too, if there are any.
+        let dead = self.open_dead_letters();
+        let dead = dead.or_else(|| self.dead_letters().ok().filter(|_| self.had_dead_letters));
+        let dead_letters = dead.map_or(0, |dead| {
+            dead.health.note_background(dead.count_old_tracks());
+            dead.deliver.lock().owed(dead.newest_published())
+        });
+        let append = self.append.lock();
+        let mut deliver = self.deliver.lock();
+        let ready = deliver.ready(|| self.newest_published());
+        let published = self.newest_published();
+        let used = append.active.as_ref().map_or(0, |active| active.used_bytes() - RECORDS_START);
+        let (live_bytes, dead_bytes) = deliver.live_and_dead_bytes(published, used);
+        let oldest = deliver.oldest(published);
+        let now = self.clock.now();
+        let Counts { popped, redelivered, acked, nacked, released, rejected, .. } = deliver.counts;
+        let Counts { lease_expired, purged, expired, dropped, dead_lettered, .. } = deliver.counts;
+        let Counts { duplicated, out_of_order, .. } = deliver.counts;
+        Stats {
+            ready,
+            in_flight: deliver.in_flight(),
+            delayed: deliver.delayed(),
+            dying: deliver.dying.count(),
+            dead_letters,
+            pushed: append.pushed(),
+            // Relaxed: a number by itself.
+            failed_pushes: self.failed_pushes.load(Ordering::Relaxed),
+            popped,
+            redelivered,
+            acked,
+            nacked,
+            released,
+            rejected,
+            lease_expired,
+            purged,
+            expired,
+            dropped,
+            dead_lettered,
+            lost: deliver.losses.count,
+            duplicated,
+            out_of_order,
+            segments: deliver.segments(),
+            segment_bytes: deliver.segment_bytes(),
+            disk_bytes: self.space.used(),
+            max_bytes: self.space.max(),
+            live_bytes,
+            reclaimable_bytes: dead_bytes,
+            oldest: oldest.map(|time| Duration::from_millis(now.saturating_sub(time))),
+            uptime: Duration::from_millis(now - self.clock.start_time()),
+            push_time: self.push_times.lock().distribution(),
+            waiting_time: deliver.measure.waiting(),
+            processing_time: deliver.measure.processing(),
+            background_error: self.health.last_background_error(),
+        }
+    }
+
+    /// Counts messages whose push failed.
+    pub(crate) fn note_failed_pushes(&self, messages: usize) {
+        // Relaxed: a number by itself.
+        self.failed_pushes.fetch_add(wide(messages), Ordering::Relaxed);
+    }
+}
+
+impl Deliver {
+    /// Bytes that records and slots of owed messages take, and all others: by the mean size of each
+    /// segment's. `used`: of the active one.
+    fn live_and_dead_bytes(&self, published: u64, used: u64) -> (u64, u64) {
+        let (mut live, mut dead) = (0, 0);
+        for track in &self.tracks {
+            let count = u64::from(track.end_index(published));
+            let bytes = match track.tail {
+                Some(tail) => tail.saturating_sub(RECORDS_START) + count * SLOT,
+                None => used,
+            };
+            let owed = u128::from(bytes) * u128::from(track.owed(published));
+            let owed = owed.checked_div(count.into()).unwrap_or(0);
+            let owed = u64::try_from(owed).unwrap_or(u64::MAX);
+            live += owed;
+            // What is behind the records of a segment that is no longer pushed to is of no use either.
+            let all = if track.tail.is_some() { track.segment.header.size } else { bytes };
+            dead += all.saturating_sub(owed);
+        }
+        (live, dead)
+    }
+
+    /// When the oldest message that is owed was pushed, if it can be read.
+    fn oldest(&mut self, published: u64) -> Option<u64> {
+        let track = self.tracks.iter_mut().find(|track| track.owed(published) > 0)?;
+        track.oldest(published)
+    }
+}
+
+impl Track {
+    /// When the oldest message that is owed was pushed. Goes on from where it last was.
+    fn oldest(&mut self, published: u64) -> Option<u64> {
+        let (is_old, base_time) = (self.is_old, self.base_time);
+        let (end_index, mut floor) = (self.end_index(published), self.floor);
+        let mapped = self.map().ok()?.clone();
+        let mut previous = None;
+        while floor < end_index {
+            let slot = mapped.slot(floor).ok()?;
+            let Some(settled) = slot.filter(|slot| slot.is_settled(is_old)) else { break };
+            previous = settled.offset.map(|offset| (floor, offset)).or(previous);
+            floor += 1;
+        }
+        // One step back, so that the next call knows where it is.
+        self.floor = floor.saturating_sub(1);
+        let known = mapped.slot(floor).ok()??.offset;
+        let known = known.and_then(|offset| mapped.header(offset, floor));
+        let header = known.or_else(|| {
+            let behind = previous.and_then(|(index, offset)| {
+                let before = mapped.header(offset, index).filter(|_| index + 1 == floor)?;
+                mapped.header(offset + before.record_len(), floor)
+            });
+            behind.or_else(|| mapped.walk_to(floor).map(|(_, header)| header))
+        })?;
+        Some(base_time + u64::from(header.age))
+    }
+}

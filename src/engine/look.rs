@@ -1,0 +1,322 @@
+//! Looking at messages without taking them.
+//!
+//! Promises: changes no message's state, but that what is met damaged or expired at the front is passed over
+//! as `pop` would. A walk goes by Seq and holds the `deliver` lock for a few hundred slots at a time, so
+//! it goes on whatever is pushed, answered or let go meanwhile.
+
+use super::Engine;
+use super::cursor::Cursor;
+use super::deliver::Deliver;
+use super::next::{Body, Next};
+use super::track::{Located, Track, due_after};
+use crate::error::{Error, Result};
+use crate::format::extension;
+use crate::format::record;
+use crate::format::slot::{Delay, Slot, State};
+use crate::seq::Seq;
+
+/// Slots looked at under one lock.
+const STEP: u32 = 512;
+
+/// A message that was looked at.
+#[derive(Debug)]
+pub(crate) struct Viewed {
+    pub(crate) seq: u64,
+    pub(crate) attempts: u32,
+    pub(crate) pushed_at: u64,
+    pub(crate) body: Vec<u8>,
+    pub(crate) payload_start: usize,
+    /// Not handed out before this.
+    pub(crate) due: Option<u64>,
+}
+
+/// Which messages a walk shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Which {
+    /// Neither settled, in flight nor dying.
+    Waiting,
+    /// All that are not settled.
+    Owed,
+}
+
+/// Where a walk over messages is.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    cursor: Cursor,
+    which: Which,
+    /// The last message it shows.
+    last_seq: u64,
+    is_over: bool,
+}
+
+/// What a step of a walk found: where it is, and what its slot says.
+struct Sight {
+    seq: u64,
+    slot: Slot,
+    due: Option<u64>,
+    pushed_at: u64,
+    header: record::Header,
+    offset: u64,
+    body: Body,
+}
+
+impl Engine {
+    /// The message that `pop` would hand out now.
+    pub(crate) fn peek(&self) -> Result<Option<Viewed>> {
+        loop {
+            let mut deliver = self.deliver.lock();
+            deliver.check_open()?;
+            deliver.take_back_due();
+            let Some(next) = deliver.choose(self.newest_published())? else { return Ok(None) };
+            let mut sight = deliver.sight_of(&next)?;
+            drop(deliver);
+            match Self::view(&mut sight) {
+                Some(viewed) if !self.is_over(&viewed, sight.header) => return Ok(Some(viewed)),
+                // Damaged, or over: as `pop` would meet it.
+                _ => self.pass_over(sight.seq)?,
+            }
+        }
+    }
+
+    /// A message that is not settled; `None` if it is.
+    pub(crate) fn get(&self, seq: u64) -> Result<Option<Viewed>> {
+        let unknown = || Err(Error::UnknownSeq { seq: Seq(seq) });
+        if self.is_settled(seq)? {
+            return Ok(None);
+        }
+        let mut deliver = self.deliver.lock();
+        // It may have been settled, and let go, in this moment.
+        let Some(at) = deliver.position_of_seq(seq) else { return Ok(None) };
+        let track = &mut deliver.tracks[at];
+        let index = u32::try_from(seq - track.first_seq).unwrap_or(u32::MAX);
+        if index >= track.end_index(self.newest_published()) {
+            return Ok(None);
+        }
+        let (base_time, is_old) = (track.base_time, track.is_old);
+        let mapped = track.map()?.clone();
+        drop(deliver);
+        let slot = mapped.slot(index)?.unwrap_or(Slot::UNTOUCHED);
+        let known = slot.offset.and_then(|at| Some((at, mapped.header(at, index)?)));
+        let Some((offset, header)) = known.or_else(|| mapped.walk_to(index)) else {
+            return unknown();
+        };
+        let delay = mapped.delay(index, base_time)?;
+        let mut sight = Sight {
+            seq,
+            slot,
+            due: self.due_of(delay, is_old).filter(|&due| !self.clock.is_past(due)),
+            pushed_at: base_time + u64::from(header.age),
+            header,
+            offset,
+            body: Body::In(mapped),
+        };
+        Self::view(&mut sight).map_or_else(unknown, |viewed| Ok(Some(viewed)))
+    }
+
+    fn due_of(&self, delay: Option<Delay>, is_old: bool) -> Option<u64> {
+        if is_old {
+            due_after(delay, self.clock.start_time())
+        } else {
+            delay.map(|delay| delay.due)
+        }
+    }
+
+    /// Starts a walk over what waits now.
+    pub(crate) fn walk(&self) -> Walk {
+        self.start_walk(Which::Waiting)
+    }
+
+    fn start_walk(&self, which: Which) -> Walk {
+        let last_seq = self.newest_published();
+        Walk { cursor: Cursor::start_of(0), which, last_seq, is_over: false }
+    }
+
+    /// The next message of a walk; `None` at its end. What is damaged is left out.
+    pub(crate) fn walk_on(&self, walk: &mut Walk) -> Result<Option<Viewed>> {
+        while !walk.is_over {
+            let mut deliver = self.deliver.lock();
+            deliver.check_open()?;
+            deliver.take_back_due();
+            let found = deliver.walk_some(walk)?;
+            drop(deliver);
+            if let Some(mut sight) = found
+                && let Some(viewed) = Self::view(&mut sight)
+                && (walk.which == Which::Owed || !self.is_over(&viewed, sight.header))
+            {
+                return Ok(Some(viewed));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Shows the Seq, and the part before the payload, of all that are owed.
+    pub(super) fn for_each_owed(&self, mut each: impl FnMut(u64, &[u8])) -> Result<()> {
+        let mut walk = self.start_walk(Which::Owed);
+        while let Some(viewed) = self.walk_on(&mut walk)? {
+            each(viewed.seq, viewed.body.get(..viewed.payload_start).unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    /// `None` if it is damaged.
+    fn view(sight: &mut Sight) -> Option<Viewed> {
+        let body = sight.body.take(&sight.header, sight.offset);
+        let payload_start = sight.header.verify(&body)?;
+        let Sight { seq, slot, due, pushed_at, .. } = *sight;
+        Some(Viewed { seq, attempts: slot.attempts, pushed_at, body, payload_start, due })
+    }
+
+    /// Whether its time is over.
+    fn is_over(&self, viewed: &Viewed, header: record::Header) -> bool {
+        let expires = self.expires_at(&header, &viewed.body, viewed.pushed_at);
+        expires.is_some_and(|time| self.clock.is_past(time))
+    }
+
+    /// When a message's time is over, if ever.
+    pub(super) fn expires_at(
+        &self,
+        header: &record::Header,
+        body: &[u8],
+        pushed_at: u64,
+    ) -> Option<u64> {
+        let own = header.flags.has_extensions().then(|| extension::notes(body).expires).flatten();
+        let ttl =
+            self.options.message_ttl.map(|ttl| pushed_at.saturating_add(crate::clock::millis(ttl)));
+        [own, ttl].into_iter().flatten().min()
+    }
+
+    /// Has `pop` meet the message at the front, if it is still this one: it is damaged, or over.
+    fn pass_over(&self, seq: u64) -> Result<()> {
+        let mut deliver = self.deliver.lock();
+        let next = deliver.choose(self.newest_published())?;
+        let leased = match next {
+            Some(next) if next.place.seq == seq => {
+                let leased = deliver.lease(next)?;
+                deliver.leave_queue(&next);
+                leased
+            }
+            _ => return Ok(()),
+        };
+        drop(deliver);
+        // Whatever it is, it is not handed out.
+        if let Some(taken) = self.copy_out(leased)? {
+            self.answer([taken.given].into_iter(), &super::Answer::Release)?;
+        }
+        Ok(())
+    }
+}
+
+impl Deliver {
+    fn sight_of(&mut self, next: &Next) -> Result<Sight> {
+        let track = &mut self.tracks[next.at];
+        let pushed_at = track.base_time + u64::from(next.header.age);
+        let body = Body::of(track.map()?, &next.header, next.place.offset);
+        let (attempts, offset) = (next.place.attempts, next.place.offset);
+        let slot = Slot { state: State::Ready, attempts, offset: Some(offset) };
+        let (seq, header) = (next.place.seq, next.header);
+        Ok(Sight { seq, slot, due: None, pushed_at, header, offset, body })
+    }
+
+    /// Some steps of a walk, up to the next message that it shows.
+    fn walk_some(&mut self, walk: &mut Walk) -> Result<Option<Sight>> {
+        for step in 0.. {
+            if step == STEP {
+                return Ok(None);
+            }
+            let Cursor { ordinal, index, .. } = walk.cursor;
+            let Some(at) = self.position(ordinal) else {
+                match self.tracks.iter().map(Track::ordinal).find(|&next| next > ordinal) {
+                    Some(next) => walk.cursor = Cursor::start_of(next),
+                    None => break,
+                }
+                continue;
+            };
+            let end_index = self.tracks[at].end_index(walk.last_seq);
+            if index >= end_index {
+                match self.tracks.get(at + 1) {
+                    Some(next) => walk.cursor = Cursor::start_of(next.ordinal()),
+                    None => break,
+                }
+                continue;
+            }
+            if self.tracks[at].first_seq + u64::from(index) > walk.last_seq {
+                break;
+            }
+            if let Some(sight) = self.step(walk, at, end_index)? {
+                return Ok(Some(sight));
+            }
+        }
+        walk.is_over = true;
+        Ok(None)
+    }
+
+    /// Looks at one slot, and goes on behind it.
+    fn step(&mut self, walk: &mut Walk, at: usize, end_index: u32) -> Result<Option<Sight>> {
+        let Cursor { index, offset, previous, .. } = walk.cursor;
+        let track = &mut self.tracks[at];
+        let (is_old, base_time) = (track.is_old, track.base_time);
+        let seq = track.first_seq + u64::from(index);
+        let mapped = track.map()?;
+        let slot = mapped.slot(index)?.unwrap_or(Slot { attempts: 1, ..Slot::UNTOUCHED });
+        if slot.is_settled(is_old) {
+            let settled = slot.offset.map(|offset| (index, offset));
+            walk.cursor.previous = settled.or(previous);
+            walk.cursor.index += 1;
+            return Ok(None);
+        }
+        let known = slot.offset.and_then(|at| Some(Located::At(at, mapped.header(at, index)?)));
+        let located =
+            known.unwrap_or_else(|| Track::locate(mapped, index, end_index, offset, previous));
+        let (offset, header) = match located {
+            Located::At(offset, header) => (offset, header),
+            Located::Lost { end_index, next } => {
+                walk.cursor =
+                    Cursor { index: end_index, offset: next, previous: None, ..walk.cursor };
+                return Ok(None);
+            }
+        };
+        let behind = offset + header.record_len();
+        walk.cursor = Cursor { index: index + 1, offset: behind, previous: None, ..walk.cursor };
+        let delay = mapped.delay(index, base_time)?;
+        let pushed_at = base_time + u64::from(header.age);
+        let body = Body::of(mapped, &header, offset);
+        if header.flags.is_transient() && is_old {
+            return Ok(None);
+        }
+        let ordinal = self.tracks[at].ordinal();
+        let due = self.waiting_until(seq, (ordinal, index), slot, delay, is_old);
+        if due.is_none() && walk.which == Which::Waiting {
+            return Ok(None);
+        }
+        let due = due.filter(|&due| due > 0);
+        Ok(Some(Sight { seq, slot, due, pushed_at, header, offset, body }))
+    }
+
+    /// Until when an owed message waits, 0 if it is ready; `None` if it is in flight or dying.
+    fn waiting_until(
+        &self,
+        seq: u64,
+        place: (u64, u32),
+        slot: Slot,
+        delay: Option<Delay>,
+        is_old: bool,
+    ) -> Option<u64> {
+        if slot.state == State::Dying {
+            return None;
+        }
+        if self.returned.contains_key(&seq) {
+            return Some(0);
+        }
+        let start_time = self.clock.start_time();
+        let is_scheduled = |due: u64| self.schedule.contains(due, seq);
+        let first =
+            if is_old { due_after(delay, start_time) } else { delay.map(|delay| delay.due) };
+        let again = delay.map(|delay| delay.due);
+        if let Some(due) = [again, first].into_iter().flatten().find(|&due| is_scheduled(due)) {
+            return Some(if self.clock.is_past(due) { 0 } else { due });
+        }
+        // Behind the cursor's position nobody has met it yet.
+        let is_new = place >= (self.cursor.ordinal, self.cursor.index);
+        is_new.then(|| first.filter(|&due| !self.clock.is_past(due)).unwrap_or(0))
+    }
+}

@@ -1,0 +1,67 @@
+//! How long things take.
+//!
+//! Promises: costs nothing but a counter where nothing is measured. What waits for the disk is measured each
+//! time; of what does not, one in 64.
+
+use super::Engine;
+use crate::distribution::Histogram;
+use crate::{clock, distribution::Distribution};
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// One in so many is measured.
+const ONE_IN: u64 = 64;
+
+/// What is measured under the `deliver` lock.
+#[derive(Debug, Default)]
+pub(super) struct Measure {
+    /// The newest message that was handed out for the first time.
+    pub(super) newest_first: u64,
+    /// From push to hand-out.
+    waiting: Histogram,
+    /// From hand-out to answer.
+    processing: Histogram,
+}
+
+impl Measure {
+    /// Whether number `count` is one of those that are measured.
+    pub(super) fn is_sample(count: u64) -> bool {
+        count % ONE_IN == 1
+    }
+
+    pub(super) fn waited(&mut self, time: Duration) {
+        self.waiting.record(time);
+    }
+
+    pub(super) fn processed(&mut self, time: Duration) {
+        self.processing.record(time);
+    }
+
+    pub(super) fn waiting(&self) -> Distribution {
+        self.waiting.distribution()
+    }
+
+    pub(super) fn processing(&self) -> Distribution {
+        self.processing.distribution()
+    }
+}
+
+thread_local! {
+    static PUSHES: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Starts to measure a push, if it is one to be measured.
+pub(crate) fn start_push(waits: bool) -> Option<Instant> {
+    let number = PUSHES.get().wrapping_add(1);
+    PUSHES.set(number);
+    (waits || Measure::is_sample(number)).then(clock::now)
+}
+
+impl Engine {
+    /// Ends what `start_push` started.
+    pub(crate) fn end_push(&self, start: Option<Instant>) {
+        if let Some(start) = start {
+            self.push_times.lock().record(start.elapsed());
+        }
+    }
+}

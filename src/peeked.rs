@@ -1,0 +1,130 @@
+//! Messages that are looked at and not taken.
+
+use crate::clock;
+use crate::delivery::{DeadLetter, dead_letter};
+use crate::engine::{Engine, Viewed, Walk};
+use crate::error::Result;
+use crate::format::extension;
+use crate::seq::Seq;
+use std::fmt;
+use std::iter::FusedIterator;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// A copy of a message that stays where it is, from [`Queue::peek`](crate::Queue::peek),
+/// [`Queue::iter`](crate::Queue::iter) or [`Queue::get`](crate::Queue::get). Derefs to its payload. It owes no answer,
+/// and it says what was true when it was made.
+pub struct Peeked {
+    viewed: Viewed,
+}
+
+impl Peeked {
+    pub(crate) fn new(viewed: Viewed) -> Self {
+        Self { viewed }
+    }
+
+    /// The message's number.
+    #[must_use]
+    pub fn seq(&self) -> Seq {
+        Seq(self.viewed.seq)
+    }
+
+    /// How often it was handed out so far.
+    #[must_use]
+    pub fn attempts(&self) -> u32 {
+        self.viewed.attempts
+    }
+
+    /// When it was pushed: see [`Delivery::pushed_at`](crate::Delivery::pushed_at).
+    #[must_use]
+    pub fn pushed_at(&self) -> SystemTime {
+        clock::system_time(self.viewed.pushed_at)
+    }
+
+    /// When it will be handed out at the earliest; `None` if that is now.
+    #[must_use]
+    pub fn not_before(&self) -> Option<SystemTime> {
+        self.viewed.due.map(clock::system_time)
+    }
+
+    /// The value of the header with this name, if it has one.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers().find(|(known, _)| *known == name).map(|(_, value)| value)
+    }
+
+    /// All headers, in the order in which they were given.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        extension::headers(self.start())
+    }
+
+    /// Where it comes from, if it is a dead letter.
+    #[must_use]
+    pub fn dead_letter(&self) -> Option<DeadLetter<'_>> {
+        dead_letter(self.start())
+    }
+
+    fn start(&self) -> &[u8] {
+        self.viewed.body.get(..self.viewed.payload_start).unwrap_or_default()
+    }
+}
+
+impl Deref for Peeked {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.viewed.body.get(self.viewed.payload_start..).unwrap_or_default()
+    }
+}
+
+impl AsRef<[u8]> for Peeked {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for Peeked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peeked")
+            .field("seq", &self.viewed.seq)
+            .field("attempts", &self.viewed.attempts)
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A walk over what waits, from [`Queue::iter`](crate::Queue::iter). It does not keep the queue open.
+#[must_use = "a walk does nothing until it is iterated over"]
+pub struct Messages {
+    engine: Arc<Engine>,
+    /// `None` once it is over.
+    walk: Option<Walk>,
+}
+
+impl Messages {
+    pub(crate) fn new(engine: Arc<Engine>) -> Self {
+        let walk = Some(engine.walk());
+        Self { engine, walk }
+    }
+}
+
+impl Iterator for Messages {
+    type Item = Result<Peeked>;
+
+    fn next(&mut self) -> Option<Result<Peeked>> {
+        let found = self.engine.walk_on(self.walk.as_mut()?).transpose();
+        if !matches!(found, Some(Ok(_))) {
+            self.walk = None;
+        }
+        found.map(|viewed| viewed.map(Peeked::new))
+    }
+}
+
+impl FusedIterator for Messages {}
+
+impl fmt::Debug for Messages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Messages").field("walk", &self.walk).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,187 @@
+//! Pushing.
+
+use super::Queue;
+use crate::clock;
+use crate::delivery::Receipt;
+use crate::engine::{WhenFull, start_push};
+use crate::error::{Error, Result};
+use crate::format::bytes::wide;
+use crate::format::extension::Notes;
+use crate::format::{extension, record};
+use crate::log::active::Draft;
+use crate::message::{Due, MAX_DELAY, Message};
+use crate::options::{Durability, invalid};
+use crate::seq::Seq;
+use std::sync::Arc;
+use std::time::Duration;
+
+impl Queue {
+    /// Puts a message at the end of the queue. `Ok` promises what its [`Durability`] says: with the
+    /// default, the message is on the disk. Consumers may see it before this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLarge`], [`Error::StorageFull`], [`Error::Closed`], [`Error::Io`], and
+    /// [`Error::InvalidOption`] for a [`Message::durability`] that cannot be: the message is not in
+    /// the queue. [`Error::Poisoned`]: a sync failed; if
+    /// [`Error::is_indeterminate`], the message may be delivered all the same.
+    pub fn push<'a>(&self, message: impl Into<Message<'a>>) -> Result<Seq> {
+        self.push_one(&message.into(), WhenFull::AsOptions)
+    }
+
+    /// Like [`Queue::push`], but never waits for room: a queue that is full is [`Error::Full`] at once under
+    /// [`Overflow::Block`](crate::Overflow::Block), too. It waits for the disk as the [`Durability`] says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::push`].
+    pub fn try_push<'a>(&self, message: impl Into<Message<'a>>) -> Result<Seq> {
+        self.push_one(&message.into(), WhenFull::NoWait)
+    }
+
+    /// Puts a message at the end of the queue without waiting for the disk. When it returns, the
+    /// message survives a kill of the process; [`Receipt::wait`] makes it survive a power cut.
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::push`]; the message is not in the queue.
+    pub fn submit<'a>(&self, message: impl Into<Message<'a>>) -> Result<Receipt> {
+        let message = message.into();
+        let durability = self.durability_of(&message);
+        let start = start_push(false);
+        let seq = self.noting_failure(1, || {
+            let draft = self.draft(&message)?;
+            self.engine().push(&[draft], interval(durability), WhenFull::AsOptions)
+        })?;
+        self.engine().end_push(start);
+        Ok(Receipt::new(Arc::clone(self.engine()), seq))
+    }
+
+    /// Puts messages at the end of the queue, all or none, side by side, with one sync. After a crash
+    /// the whole batch is there or nothing of it.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// let queue = keepq::Queue::open(dir.path().join("orders"))?;
+    /// let seqs = queue.push_batch([b"a", b"b", b"c"])?;
+    /// assert_eq!(seqs.len(), 3);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::push`], for the batch as a whole.
+    pub fn push_batch<'a, M: Into<Message<'a>>>(
+        &self,
+        messages: impl IntoIterator<Item = M>,
+    ) -> Result<Vec<Seq>> {
+        let max = self.engine().options().max_batch_bytes;
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        for message in messages {
+            let message = message.into();
+            bytes += message.bytes();
+            if bytes > max {
+                let too_large = Error::TooLarge { len: bytes, max };
+                self.engine().note_failed_pushes(batch.len() + 1);
+                return Err(too_large);
+            }
+            batch.push(message);
+        }
+        if batch.is_empty() {
+            return self.engine().check_open().map(|()| Vec::new());
+        }
+        let each = batch.iter().map(|message| self.durability_of(message));
+        let durability = each.reduce(Durability::stricter).unwrap_or(Durability::Os);
+        let start = start_push(durability == Durability::Always);
+        let first = self.noting_failure(batch.len(), || {
+            let drafts = batch.iter().map(|message| self.draft(message));
+            let drafts: Vec<Draft<'_>> = drafts.collect::<Result<_>>()?;
+            self.engine().push(&drafts, interval(durability), WhenFull::AsOptions)
+        })?;
+        if first == 0 {
+            return Ok(vec![Seq(0); batch.len()]);
+        }
+        let seqs: Vec<Seq> = (first..).zip(&batch).map(|(seq, _)| Seq(seq)).collect();
+        let waited = self.wait(first + wide(batch.len()) - 1, durability);
+        self.engine().end_push(start);
+        waited.map(|()| seqs)
+    }
+
+    fn draft<'m>(&self, message: &'m Message<'_>) -> Result<Draft<'m>> {
+        let max = self.engine().options().max_message_bytes;
+        let len = message.bytes();
+        if len > max {
+            return Err(Error::TooLarge { len, max });
+        }
+        message.check()?;
+        let headers = message.headers.iter();
+        let headers = headers.map(|header| (header.name.as_str(), &header.value[..]));
+        let (due, expires) = self.times_of(message)?;
+        let notes = Notes { due, expires, origin: None };
+        let draft = Draft::new(extension::encode(headers, &notes), &message.payload);
+        let draft = draft.ok_or(Error::TooLarge { len, max: record::MAX_PAYLOAD })?;
+        Ok(draft.with(message.is_transient, due))
+    }
+
+    /// When it may be handed out, and when it is over. No clock is read for a message without times.
+    fn times_of(&self, message: &Message<'_>) -> Result<(Option<u64>, Option<u64>)> {
+        if message.due.is_none() && message.ttl.is_none() {
+            return Ok((None, None));
+        }
+        let clock = self.engine().clock();
+        let now = clock.now();
+        let due = message.due.map(|due| match due {
+            Due::After(delay) => now + clock::millis(delay),
+            Due::At(time) => clock.at(time),
+        });
+        let due = due.filter(|&due| due > now);
+        if due.is_some_and(|due| due - now > clock::millis(MAX_DELAY)) {
+            let moment = format!("{:?}", due.map(clock::system_time));
+            return Err(invalid("Message::deliver_at", moment, "at most 8 years ahead"));
+        }
+        Ok((due, message.ttl.map(|ttl| now + clock::millis(ttl))))
+    }
+
+    fn push_one(&self, message: &Message<'_>, when_full: WhenFull) -> Result<Seq> {
+        let durability = self.durability_of(message);
+        let start = start_push(durability == Durability::Always);
+        let seq = self.noting_failure(1, || {
+            let draft = self.draft(message)?;
+            self.engine().push(&[draft], interval(durability), when_full)
+        })?;
+        let waited = if seq == 0 { Ok(()) } else { self.wait(seq, durability) };
+        self.engine().end_push(start);
+        waited.map(|()| Seq(seq))
+    }
+
+    /// Counts messages that did not get into the queue.
+    fn noting_failure(&self, messages: usize, push: impl FnOnce() -> Result<u64>) -> Result<u64> {
+        let pushed = push();
+        if !matches!(pushed, Ok(1..)) {
+            self.engine().note_failed_pushes(messages);
+        }
+        pushed
+    }
+
+    /// What is transient is not waited for.
+    fn durability_of(&self, message: &Message<'_>) -> Durability {
+        if message.is_transient {
+            return Durability::Os;
+        }
+        message.durability.unwrap_or(self.engine().options().durability)
+    }
+
+    fn wait(&self, seq: u64, durability: Durability) -> Result<()> {
+        match durability {
+            Durability::Always => self.engine().wait_durable(seq),
+            Durability::Interval(_) | Durability::Os => Ok(()),
+        }
+    }
+}
+
+fn interval(durability: Durability) -> Option<Duration> {
+    match durability {
+        Durability::Interval(interval) => Some(interval),
+        Durability::Always | Durability::Os => None,
+    }
+}

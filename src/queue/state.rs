@@ -1,0 +1,65 @@
+//! What a queue is like.
+
+use super::Queue;
+use crate::report::{Damage, RecoveryReport};
+use crate::seq::Seq;
+use crate::stats::Stats;
+
+impl Queue {
+    /// How many messages are ready: neither in flight, delayed nor settled.
+    ///
+    /// The first call after open may take as long as reading 16 bytes for each message of earlier runs, unless
+    /// the background was faster. What cannot be read counts as ready, and is read by a later call.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.engine().ready()
+    }
+
+    /// Whether no message is ready.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many messages are handed out and not answered.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        self.engine().in_flight()
+    }
+
+    /// How many messages were given back and wait for their time, such as those that did not decode
+    /// as what a [`TypedQueue`] expects.
+    #[must_use]
+    pub fn delayed(&self) -> u64 {
+        self.engine().delayed()
+    }
+
+    /// The number of the newest message in the log, pushed in this run or an earlier one; `None` if
+    /// there is none. After a kill it may be lower than before, if what was newer is settled and gone;
+    /// numbers go on above it all the same.
+    #[must_use]
+    pub fn last_seq(&self) -> Option<Seq> {
+        self.engine().last_seq().map(Seq)
+    }
+
+    /// Numbers about the queue, all of one moment. The first call after open may take as long as that
+    /// of [`Queue::len`], and knows as much.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.engine().stats()
+    }
+
+    /// What open found: how the last run ended, and what was dropped, skipped or ignored.
+    #[must_use]
+    pub fn recovery(&self) -> &RecoveryReport {
+        self.engine().recovery()
+    }
+
+    /// What was found damaged so far, by open and by `pop`: the first 1,000 places.
+    /// Nothing here concerns a message that can still be delivered, except
+    /// [`DamageKind::Slot`](crate::DamageKind::Slot).
+    #[must_use]
+    pub fn damage(&self) -> Vec<Damage> {
+        self.engine().damage()
+    }
+}
