@@ -133,7 +133,7 @@ impl Queue {
     /// [`Error::Disabled`] with [`Options::dead_letters`](crate::Options::dead_letters)`(false)`, and of a queue of
     /// dead letters; [`Error::Closed`]; else as [`Options::open`](crate::Options::open).
     pub fn dead_letters(&self) -> Result<Self> {
-        let engine = self.engine().dead_letters()?;
+        let engine = self.engine().settled_dead_letters()?;
         Ok(Self { handle: Arc::new(Handle { engine, owner: Some(self.clone()) }) })
     }
 

@@ -74,10 +74,21 @@ impl Deliver {
     /// Takes a message whose lease was ended from where it is.
     fn take_out(&mut self, ended: &Ended) {
         let Ended { place, expired } = ended;
-        match expired {
+        match *expired {
             // It was taken from its track when it ran out.
-            Some(0) => drop(self.returned.remove(&place.seq)),
-            Some(due) => drop(self.schedule.remove(*due, place.seq)),
+            Some(0) => {
+                self.returned.remove(&place.seq);
+            }
+            Some(due) => {
+                self.schedule.remove(due, place.seq);
+                if let Some(at) = self.position(place.ordinal) {
+                    // Over, and still one of this run: else the cursor, should it come by, would take the
+                    // message for one that it has to hand out. If it cannot be stored, the message stays
+                    // away a little after a restart.
+                    let over = Delay { due: self.clock.start_time() + 1, given: 1 };
+                    self.store_delay(at, place.index, over).ok();
+                }
+            }
             None => self.unlease(place),
         }
     }

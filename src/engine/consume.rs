@@ -13,6 +13,7 @@ use crate::clock;
 use crate::error::Result;
 use crate::format::extension;
 use crate::leases::Ticket;
+use parking_lot::MutexGuard;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
@@ -64,13 +65,13 @@ impl Watchers {
 }
 
 /// What a look for a message may change besides.
-struct Tally {
+pub(super) struct Tally {
     settled: u64,
     dying: u64,
 }
 
 impl Tally {
-    fn of(deliver: &Deliver) -> Self {
+    pub(super) fn of(deliver: &Deliver) -> Self {
         Self { settled: deliver.silently_settled, dying: deliver.dying.count() }
     }
 }
@@ -111,7 +112,7 @@ impl Engine {
     }
 
     /// Tells others what changed while somebody looked for a message.
-    fn after_looking(&self, mut deliver: parking_lot::MutexGuard<'_, Deliver>, before: &Tally) {
+    pub(super) fn after_looking(&self, mut deliver: MutexGuard<'_, Deliver>, before: &Tally) {
         let now = Tally::of(&deliver);
         let asks = deliver.asks_for_sync();
         // A lease that runs out before anybody who waits would look by himself.

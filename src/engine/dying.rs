@@ -238,8 +238,21 @@ impl Engine {
         Ok(burial.origins.get_or_insert_default())
     }
 
+    /// The queue of dead letters, to be taken from. What an earlier run moved and had no time to settle here
+    /// is settled before: once it is taken from there, nobody could tell that it was moved.
+    pub(crate) fn settled_dead_letters(&self) -> Result<Arc<Self>> {
+        let dead = self.dead_letters()?;
+        self.count_old_tracks()?;
+        if self.deliver.lock().dying.count() > 0 {
+            dead.held_origins(&mut self.burial.lock())?;
+            // What cannot be moved is moved later.
+            self.health.note_background(self.bury(true));
+        }
+        Ok(dead)
+    }
+
     /// The queue of dead letters: opened, or made, when it is first needed.
-    pub(crate) fn dead_letters(&self) -> Result<Arc<Self>> {
+    pub(super) fn dead_letters(&self) -> Result<Arc<Self>> {
         if !self.options.dead_letters {
             return Err(Error::Disabled {
                 operation: "dead letters",
@@ -280,9 +293,7 @@ impl Engine {
 
     /// Pushes up to `limit` dead letters again, as new messages; tells how many.
     pub(crate) fn redrive(&self, limit: u64) -> Result<u64> {
-        let dead = self.dead_letters()?;
-        // Those on their way count as dead; if they cannot be moved, they are left out.
-        self.bury(true).ok();
+        let dead = self.settled_dead_letters()?;
         let mut redriven = 0;
         while redriven < limit {
             let step = usize::try_from(limit - redriven).unwrap_or(STEP).min(STEP);

@@ -118,11 +118,10 @@ impl Engine {
         sync_within: Option<Duration>,
         mut full: Error,
     ) -> Result<u64> {
-        let records = wide(drafts.len());
         loop {
-            // For messages there is a number; for bytes, until a segment is free.
+            // One by one for messages; for bytes, until a segment is free.
             let by_count = matches!(full, Error::Full { limit: "max_messages", .. });
-            let dropped = self.drop_oldest(if by_count { records } else { STEP })?;
+            let dropped = self.drop_oldest(if by_count { 1 } else { STEP })?;
             if dropped == 0 {
                 return Err(full);
             }

@@ -5,8 +5,10 @@
 //! it goes on whatever is pushed, answered or let go meanwhile.
 
 use super::Engine;
+use super::consume::Tally;
 use super::cursor::Cursor;
 use super::deliver::Deliver;
+use super::dying::Cause;
 use super::next::{Body, Next};
 use super::track::{Located, Track, due_after};
 use crate::error::{Error, Result};
@@ -68,11 +70,12 @@ impl Engine {
             deliver.check_open()?;
             deliver.take_back_due();
             let Some(next) = deliver.choose(self.newest_published())? else { return Ok(None) };
+            let is_dead = deliver.policy.is_last(next.place.attempts);
             let mut sight = deliver.sight_of(&next)?;
             drop(deliver);
-            match Self::view(&mut sight) {
+            match Self::view(&mut sight).filter(|_| !is_dead) {
                 Some(viewed) if !self.is_over(&viewed, sight.header) => return Ok(Some(viewed)),
-                // Damaged, or over: as `pop` would meet it.
+                // Damaged, over, or with its last attempt behind it: as `pop` would meet it.
                 _ => self.pass_over(sight.seq)?,
             }
         }
@@ -188,15 +191,17 @@ impl Engine {
     /// Has `pop` meet the message at the front, if it is still this one: it is damaged, or over.
     fn pass_over(&self, seq: u64) -> Result<()> {
         let mut deliver = self.deliver.lock();
+        let before = Tally::of(&deliver);
         let next = deliver.choose(self.newest_published())?;
-        let leased = match next {
-            Some(next) if next.place.seq == seq => {
-                let leased = deliver.lease(next)?;
-                deliver.leave_queue(&next);
-                leased
-            }
-            _ => return Ok(()),
-        };
+        let Some(next) = next.filter(|next| next.place.seq == seq) else { return Ok(()) };
+        if deliver.policy.is_last(next.place.attempts) {
+            deliver.die(next.at, next.place, Cause::Attempts, None)?;
+            deliver.leave_queue(&next);
+            self.after_looking(deliver, &before);
+            return Ok(());
+        }
+        let leased = deliver.lease(next)?;
+        deliver.leave_queue(&next);
         drop(deliver);
         // Whatever it is, it is not handed out.
         if let Some(taken) = self.copy_out(leased)? {
@@ -242,6 +247,8 @@ impl Deliver {
             if self.tracks[at].first_seq + u64::from(index) > walk.last_seq {
                 break;
             }
+            // So that what is delayed is known.
+            self.count_all_of(at)?;
             if let Some(sight) = self.step(walk, at, end_index)? {
                 return Ok(Some(sight));
             }
@@ -315,8 +322,9 @@ impl Deliver {
         if let Some(due) = [again, first].into_iter().flatten().find(|&due| is_scheduled(due)) {
             return Some(if self.clock.is_past(due) { 0 } else { due });
         }
-        // Behind the cursor's position nobody has met it yet.
+        // What has a delay is nowhere else; of the others, nobody has met what is behind the cursor's
+        // position.
         let is_new = place >= (self.cursor.ordinal, self.cursor.index);
-        is_new.then(|| first.filter(|&due| !self.clock.is_past(due)).unwrap_or(0))
+        (is_new && first.is_none()).then_some(0)
     }
 }

@@ -26,6 +26,19 @@ pub(super) struct Next {
     pub(super) header: record::Header,
     /// The position of its track.
     pub(super) at: usize,
+    source: Source,
+}
+
+/// Where a message waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Source {
+    /// At the cursor: never handed out in this run, and pushed without a delay.
+    Cursor,
+    Returned,
+    /// In the schedule, for this time.
+    Schedule(u64),
+    /// Wherever it may be.
+    Unknown,
 }
 
 /// A message that is leased and not yet verified.
@@ -129,7 +142,7 @@ impl Deliver {
         }
         while let Some((due, seq)) = self.schedule.first_due() {
             if let Some(next) = self.look_up(seq)? {
-                return Ok(Some(next));
+                return Ok(Some(Next { source: Source::Schedule(due), ..next }));
             }
             self.schedule.remove(due, seq);
         }
@@ -141,28 +154,27 @@ impl Deliver {
         let seq = next.place.seq;
         // Whoever had it before has it no more.
         self.leases.end_expired(seq);
-        if self.is_at_cursor(next) {
-            let offset = next.place.offset + next.header.record_len();
-            let index = self.cursor.index + 1;
-            self.cursor = Cursor { index, offset, previous: None, ..self.cursor };
-        } else if self.returned.remove(&seq).is_none()
-            && let Some((due, first)) = self.schedule.first_due()
-            && first == seq
-        {
-            self.schedule.remove(due, seq);
+        match next.source {
+            Source::Cursor => {
+                let offset = next.place.offset + next.header.record_len();
+                let index = self.cursor.index + 1;
+                self.cursor = Cursor { index, offset, previous: None, ..self.cursor };
+            }
+            Source::Returned => {
+                self.returned.remove(&seq);
+            }
+            Source::Schedule(due) => {
+                self.schedule.remove(due, seq);
+            }
+            Source::Unknown => {}
         }
-    }
-
-    /// Whether it was never handed out in this run, and was not pushed with a delay.
-    fn is_at_cursor(&self, next: &Next) -> bool {
-        (next.place.ordinal, next.place.index) == (self.cursor.ordinal, self.cursor.index)
     }
 
     /// A message that was given back; `None` if its header got damaged meanwhile.
     fn look_again(&mut self, place: Place) -> Result<Option<Next>> {
         let Some(at) = self.position(place.ordinal) else { return Ok(None) };
         if let Some(header) = self.tracks[at].map()?.header(place.offset, place.index) {
-            return Ok(Some(Next { place, header, at }));
+            return Ok(Some(Next { place, header, at, source: Source::Returned }));
         }
         self.lose(at, place.index, place.offset)?;
         Ok(None)
@@ -193,7 +205,7 @@ impl Deliver {
             Located::At(offset, header) => {
                 let (attempts, is_transient) = (slot.attempts, header.flags.is_transient());
                 let place = Place { seq, ordinal, index, offset, attempts, is_transient };
-                Ok(Some(Next { place, header, at }))
+                Ok(Some(Next { place, header, at, source: Source::Unknown }))
             }
             Located::Lost { next, .. } => {
                 self.lose(at, index, slot.offset.unwrap_or(next))?;
@@ -229,7 +241,9 @@ impl Deliver {
             }
             let start_time = self.clock.start_time();
             match self.cursor.look(&mut self.tracks[at], end_index, start_time)? {
-                Seen::Owed(place, header) => return Ok(Some(Next { place, header, at })),
+                Seen::Owed(place, header) => {
+                    return Ok(Some(Next { place, header, at, source: Source::Cursor }));
+                }
                 Seen::Settled(offset) | Seen::Elsewhere(offset) => self.pass(offset),
                 Seen::Outlived(offset) => {
                     self.settle_silently(at, index, offset, State::Dead)?;
@@ -256,7 +270,7 @@ impl Deliver {
 
     /// Stores the attempt and begins the lease.
     pub(super) fn lease(&mut self, next: Next) -> Result<Leased> {
-        let Next { place, header, at } = next;
+        let Next { place, header, at, source } = next;
         let place = Place { attempts: MAX_ATTEMPTS.min(place.attempts + 1), ..place };
         let Place { seq, attempts, offset, .. } = place;
         let track = &mut self.tracks[at];
@@ -272,7 +286,7 @@ impl Deliver {
         self.counts.popped += 1;
         self.counts.redelivered += u64::from(attempts > 1);
         self.counts.duplicated += u64::from(was_settled);
-        if self.is_at_cursor(&next) {
+        if source == Source::Cursor {
             self.counts.out_of_order += u64::from(seq < self.measure.newest_first);
             self.measure.newest_first = self.measure.newest_first.max(seq);
         }
