@@ -74,15 +74,19 @@ impl Clock {
         self.start + self.source.coarse_elapsed().saturating_sub(self.start_elapsed)
     }
 
-    /// So much later than now, and up to 2 [`TICK`]s more.
-    pub(crate) fn after(&self, millis: u64) -> u64 {
+    /// So much later than a reading of the coarse clock, and up to 2 [`TICK`]s more.
+    pub(crate) fn after(&self, coarse: u64, millis: u64) -> u64 {
         let tick = if matches!(self.source, Source::System) { TICK } else { 0 };
-        self.coarse().saturating_add(tick).saturating_add(millis)
+        coarse.saturating_add(tick).saturating_add(millis)
     }
 
     /// Whether `time` has come.
     pub(crate) fn is_past(&self, time: u64) -> bool {
-        let coarse = self.coarse();
+        self.is_past_at(self.coarse(), time)
+    }
+
+    /// The same, where the coarse clock has just been read.
+    pub(crate) fn is_past_at(&self, coarse: u64, time: u64) -> bool {
         time <= coarse || time <= coarse + TICK && time <= self.now()
     }
 

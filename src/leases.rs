@@ -98,14 +98,23 @@ impl Leases {
 
     /// Ends a lease; `None` if it has ended already.
     pub(crate) fn end(&mut self, ticket: Ticket) -> Option<Ended> {
-        let (state, place) = self.known(ticket)?;
-        self.leave(ticket.entry);
-        let due = self.expired.remove(&place.seq).filter(|_| state == State::Expired);
-        let entry = self.entry(ticket.entry);
+        let entry = self.entries.get_mut(widen(ticket.entry))?;
+        if entry.generation != ticket.generation || entry.state == State::Free {
+            return None;
+        }
+        let place = entry.place;
         entry.generation = entry.generation.wrapping_add(1);
-        entry.state = State::Free;
+        let state = std::mem::replace(&mut entry.state, State::Free);
+        let expired = match state {
+            State::Expired => self.expired.remove(&place.seq).map(|(_, due)| due),
+            State::Free | State::Held => None,
+            State::Timed | State::Extended => {
+                self.leave(ticket.entry, state);
+                None
+            }
+        };
         self.free.push(ticket.entry);
-        Some(Ended { place, expired: due.map(|(_, due)| due) })
+        Some(Ended { place, expired })
     }
 
     /// Ends the lease of a message that ran out, if there is one: the message is handed out again, or
@@ -121,8 +130,8 @@ impl Leases {
     /// Gives a lease another deadline. One that had run out begins again, and what [`Leases::end`] would
     /// have given is told; `None` if it has ended.
     pub(crate) fn extend(&mut self, ticket: Ticket, deadline: u64) -> Option<Ended> {
-        let (_, place) = self.known(ticket)?;
-        self.leave(ticket.entry);
+        let (state, place) = self.known(ticket)?;
+        self.leave(ticket.entry, state);
         let expired = self.expired.remove(&place.seq).map(|(_, due)| due);
         let entry = self.entry(ticket.entry);
         (entry.state, entry.deadline) = (State::Extended, deadline);
@@ -155,8 +164,8 @@ impl Leases {
 
     /// This lease has run out; its message waits until `due`, or is at the front (0).
     pub(crate) fn expire(&mut self, ticket: Ticket, due: u64) {
-        if let Some((_, place)) = self.known(ticket) {
-            self.leave(ticket.entry);
+        if let Some((state, place)) = self.known(ticket) {
+            self.leave(ticket.entry, state);
             self.entry(ticket.entry).state = State::Expired;
             self.expired.insert(place.seq, (ticket, due));
         }
@@ -172,9 +181,9 @@ impl Leases {
         &mut self.entries[widen(number)]
     }
 
-    /// Takes a lease out of the order of deadlines.
-    fn leave(&mut self, number: u32) {
-        let Entry { state, older, newer, deadline, .. } = *self.entry(number);
+    /// Takes a lease, which is or was in this state, out of the order of deadlines.
+    fn leave(&mut self, number: u32, state: State) {
+        let Entry { older, newer, deadline, .. } = *self.entry(number);
         match state {
             State::Extended => drop(self.extended.remove(&(deadline, number))),
             State::Timed => {

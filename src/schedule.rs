@@ -10,6 +10,8 @@ use std::collections::BTreeSet;
 pub(crate) struct Schedule {
     /// Time and Seq.
     entries: BTreeSet<(u64, u64)>,
+    /// The first of them: asked for all the time.
+    first: Option<(u64, u64)>,
     /// What is due by this time has been counted.
     counted_until: u64,
     due: usize,
@@ -26,6 +28,7 @@ impl Schedule {
         if self.entries.insert((time, seq)) && time <= self.counted_until {
             self.due += 1;
         }
+        self.first = Some(self.first.map_or((time, seq), |first| first.min((time, seq))));
     }
 
     /// It is `now`, and never again earlier.
@@ -38,12 +41,12 @@ impl Schedule {
 
     /// When the first one is due, or was.
     pub(crate) fn first_time(&self) -> Option<u64> {
-        self.entries.first().map(|&(time, _)| time)
+        self.first.map(|(time, _)| time)
     }
 
     /// The first one that is due: its time and Seq.
     pub(crate) fn first_due(&self) -> Option<(u64, u64)> {
-        self.entries.first().copied().filter(|_| self.due > 0)
+        self.first.filter(|_| self.due > 0)
     }
 
     /// The first with at most this Seq, due or not.
@@ -60,6 +63,9 @@ impl Schedule {
         let is_removed = self.entries.remove(&(time, seq));
         if is_removed && time <= self.counted_until {
             self.due -= 1;
+        }
+        if self.first == Some((time, seq)) {
+            self.first = self.entries.first().copied();
         }
         is_removed
     }
@@ -108,6 +114,7 @@ mod tests {
                 }
                 let delayed = schedule.entries.iter().filter(|entry| entry.0 > now).count();
                 prop_assert_eq!(schedule.delayed(), delayed);
+                prop_assert_eq!(schedule.first, schedule.entries.first().copied());
                 prop_assert_eq!(schedule.first_due(), schedule.entries.first().copied().filter(|e| e.0 <= now));
             }
         }

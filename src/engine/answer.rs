@@ -46,8 +46,12 @@ impl Deliver {
         self.check_open()?;
         let ended = self.leases.end(ticket).ok_or(Error::LeaseExpired { seq: Seq(seq) })?;
         let place = ended.place;
-        self.take_out(&ended);
         let Some(at) = self.position(place.ordinal) else { return Err(Error::Closed) };
+        if ended.expired.is_some() {
+            self.take_out(at, &ended);
+        } else {
+            self.tracks[at].leased -= 1;
+        }
         self.changes += 1;
         self.tracks[at].note_change();
         let before = self.dying.count();
@@ -71,25 +75,22 @@ impl Deliver {
         Ok(Settled { is_done, is_dying: self.dying.count() > before })
     }
 
-    /// Takes a message whose lease was ended from where it is.
-    fn take_out(&mut self, ended: &Ended) {
+    /// Takes a message whose lease had run out from where it is.
+    fn take_out(&mut self, at: usize, ended: &Ended) {
         let Ended { place, expired } = ended;
         match *expired {
-            // It was taken from its track when it ran out.
             Some(0) => {
                 self.returned.remove(&place.seq);
             }
             Some(due) => {
                 self.schedule.remove(due, place.seq);
-                if let Some(at) = self.position(place.ordinal) {
-                    // Over, and still one of this run: else the cursor, should it come by, would take the
-                    // message for one that it has to hand out. If it cannot be stored, the message stays
-                    // away a little after a restart.
-                    let over = Delay { due: self.clock.start_time() + 1, given: 1 };
-                    self.store_delay(at, place.index, over).ok();
-                }
+                // Over, and still one of this run: else the cursor, should it come by, would take the
+                // message for one that it has to hand out. If it cannot be stored, the message stays
+                // away a little after a restart.
+                let over = Delay { due: self.clock.start_time() + 1, given: 1 };
+                self.store_delay(at, place.index, over).ok();
             }
-            None => self.unlease(place),
+            None => {}
         }
     }
 
@@ -192,13 +193,13 @@ impl Deliver {
             // Without a timeout nothing runs out.
             return Ok(());
         }
-        let deadline = self.clock.after(clock::millis(time));
+        let deadline = self.clock.after(self.clock.coarse(), clock::millis(time));
         let ended = self.leases.extend(ticket, deadline).ok_or(expired)?;
-        if ended.expired.is_some() {
-            self.take_out(&ended);
-            if let Some(track) = self.track(ended.place.ordinal) {
-                track.leased += 1;
-            }
+        if ended.expired.is_some()
+            && let Some(at) = self.position(ended.place.ordinal)
+        {
+            self.take_out(at, &ended);
+            self.tracks[at].leased += 1;
         }
         Ok(())
     }

@@ -192,23 +192,10 @@ impl Engine {
         append.next_seq += need.records;
         let last_seq = append.next_seq - 1;
         append.last_seq = Some(last_seq);
-        // What is delayed is known to be so before it can be seen.
-        let delayed =
-            (first_seq..).zip(drafts).filter_map(|(seq, draft)| Some((draft.due()?, seq)));
-        let delayed: Vec<(u64, u64)> = delayed.collect();
-        let deliver = (!delayed.is_empty()).then(|| self.deliver.lock());
-        let publish = || {
-            // Publishes. Release: pairs with the load in `newest_published`.
-            self.published.store(last_seq, Ordering::Release);
-        };
-        match deliver {
-            Some(mut deliver) => {
-                for (due, seq) in delayed {
-                    deliver.schedule.put(due, seq);
-                }
-                publish();
-            }
-            None => publish(),
+        if drafts.iter().any(|draft| draft.due().is_some()) {
+            self.publish_delayed(drafts, first_seq, last_seq);
+        } else {
+            self.publish(last_seq);
         }
         let has_waiters = self.readers.has_waiters();
         let is_sooner =
@@ -226,6 +213,22 @@ impl Engine {
             self.worker.ask();
         }
         Ok(Some((first_seq, has_waiters)))
+    }
+
+    fn publish(&self, last_seq: u64) {
+        // Release: pairs with the load in `newest_published`.
+        self.published.store(last_seq, Ordering::Release);
+    }
+
+    /// What is delayed is known to be so before it can be seen.
+    fn publish_delayed(&self, drafts: &[Draft<'_>], first_seq: u64, last_seq: u64) {
+        let mut deliver = self.deliver.lock();
+        for (seq, draft) in (first_seq..).zip(drafts) {
+            if let Some(due) = draft.due() {
+                deliver.schedule.put(due, seq);
+            }
+        }
+        self.publish(last_seq);
     }
 
     /// Goes on to a segment that has room.

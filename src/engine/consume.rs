@@ -9,7 +9,6 @@ use super::answer::Answer;
 use super::deliver::Deliver;
 use super::next::Leased;
 use super::wait::{Look, Soon};
-use crate::clock;
 use crate::error::Result;
 use crate::format::extension;
 use crate::leases::Ticket;
@@ -33,8 +32,8 @@ pub(crate) struct Taken {
 pub(crate) struct Given {
     pub(crate) ticket: Ticket,
     pub(crate) seq: u64,
-    /// When it was handed out, if that is measured.
-    pub(crate) at: Option<Instant>,
+    /// How long it takes is measured.
+    pub(crate) is_sample: bool,
 }
 
 /// When somebody who waits will look again by himself.
@@ -116,7 +115,7 @@ impl Engine {
         let now = Tally::of(&deliver);
         let asks = deliver.asks_for_sync();
         // A lease that runs out before anybody who waits would look by himself.
-        let needs_watch = deliver.needs_watch() && self.readers.has_waiters();
+        let needs_watch = self.readers.has_waiters() && deliver.needs_watch();
         drop(deliver);
         if asks {
             self.worker.sync_answers();
@@ -226,9 +225,10 @@ impl Engine {
             self.settled.wake_keys(seq..=seq);
             return lost.map(|()| None);
         };
-        if header.flags.has_extensions() || self.options.message_ttl.is_some() {
+        if header.flags.has_extensions() || self.ttl_millis.is_some() {
             let expires = self.expires_at(&header, &body, pushed_at);
-            if expires.is_some_and(|time| self.clock.is_past(time)) {
+            let now = leased.now.unwrap_or_else(|| self.clock.coarse());
+            if expires.is_some_and(|time| self.clock.is_past_at(now, time)) {
                 let mut deliver = self.deliver.lock();
                 let before = Tally::of(&deliver);
                 let ended = deliver.expire(&leased);
@@ -241,17 +241,16 @@ impl Engine {
                 |due: u64| due.min(self.clock.start_time() + due.saturating_sub(pushed_at));
             let is_old = pushed_at < self.clock.start_time();
             let due = due.map(|due| if is_old { at_most(due) } else { due });
-            if let Some(due) = due.filter(|&due| !self.clock.is_past(due)) {
+            if let Some(due) = due.filter(|&due| !self.clock.is_past_at(now, due)) {
                 return self.deliver.lock().put_off(&leased, due).map(|()| None);
             }
         }
         let is_sample = leased.is_sample;
-        let at = is_sample.then(clock::now);
         if is_sample {
             let waited = self.clock.coarse().saturating_sub(pushed_at);
-            self.deliver.lock().measure.waited(Duration::from_millis(waited));
+            self.deliver.lock().measure.handed_out(ticket, Duration::from_millis(waited));
         }
-        let given = Given { ticket, seq, at };
+        let given = Given { ticket, seq, is_sample };
         Ok(Some(Taken { given, attempts, pushed_at, body, payload_start }))
     }
 
@@ -265,12 +264,13 @@ impl Engine {
         let (mut is_done, mut is_dying) = (false, false);
         let mut settled = Vec::new();
         let mut deliver = self.deliver.lock();
-        let is_waited_for = *answer == Answer::Ack && self.settled.has_waiters();
+        let is_ack = matches!(answer, Answer::Ack);
+        let is_waited_for = is_ack && self.settled.has_waiters();
         let before = deliver.silently_settled;
         let was_full = deliver.is_full();
-        for Given { ticket, seq, at } in deliveries {
-            if let Some(at) = at {
-                deliver.measure.processed(at.elapsed());
+        for Given { ticket, seq, is_sample } in deliveries {
+            if is_sample {
+                deliver.measure.answered(ticket);
             }
             match deliver.settle(ticket, seq, answer) {
                 Ok(one) => {
@@ -282,7 +282,7 @@ impl Engine {
             }
         }
         let settled_silently = deliver.silently_settled != before;
-        let returns = *answer != Answer::Ack || first_error.is_some() || was_full;
+        let returns = !is_ack || first_error.is_some() || was_full;
         let has_readers = returns && self.readers.has_waiters();
         let has_pushers = self.room.has_waiters();
         let (asks, number) = (deliver.asks_for_sync(), deliver.change_count());

@@ -85,6 +85,8 @@ pub(super) struct Policy {
     pub(super) backoff: Backoff,
     pub(super) has_dead_letters: bool,
     pub(super) expired: Expired,
+    /// The clock is needed for each delivery.
+    pub(super) has_times: bool,
 }
 
 impl Policy {
@@ -97,6 +99,7 @@ impl Policy {
             backoff: options.backoff,
             has_dead_letters: options.dead_letters,
             expired: options.expired,
+            has_times: options.visibility_timeout.is_some() || options.message_ttl.is_some(),
         }
     }
 

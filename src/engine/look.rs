@@ -183,8 +183,7 @@ impl Engine {
         pushed_at: u64,
     ) -> Option<u64> {
         let own = header.flags.has_extensions().then(|| extension::notes(body).expires).flatten();
-        let ttl =
-            self.options.message_ttl.map(|ttl| pushed_at.saturating_add(crate::clock::millis(ttl)));
+        let ttl = self.ttl_millis.map(|ttl| pushed_at.saturating_add(ttl));
         [own, ttl].into_iter().flatten().min()
     }
 
@@ -200,7 +199,8 @@ impl Engine {
             self.after_looking(deliver, &before);
             return Ok(());
         }
-        let leased = deliver.lease(next)?;
+        let now = deliver.coarse_time();
+        let leased = deliver.lease(&next, now)?;
         deliver.leave_queue(&next);
         drop(deliver);
         // Whatever it is, it is not handed out.

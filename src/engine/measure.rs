@@ -5,12 +5,16 @@
 
 use super::Engine;
 use crate::distribution::Histogram;
+use crate::leases::Ticket;
 use crate::{clock, distribution::Distribution};
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// One in so many is measured.
 const ONE_IN: u64 = 64;
+/// So many deliveries are measured at a time.
+const MOST_OUT: usize = 256;
 
 /// What is measured under the `deliver` lock.
 #[derive(Debug, Default)]
@@ -21,6 +25,8 @@ pub(super) struct Measure {
     waiting: Histogram,
     /// From hand-out to answer.
     processing: Histogram,
+    /// When those were handed out that are measured and not answered; of the newest only.
+    out: VecDeque<(Ticket, Instant)>,
 }
 
 impl Measure {
@@ -29,12 +35,22 @@ impl Measure {
         count % ONE_IN == 1
     }
 
-    pub(super) fn waited(&mut self, time: Duration) {
-        self.waiting.record(time);
+    /// A message that waited so long is handed out.
+    pub(super) fn handed_out(&mut self, ticket: Ticket, waited: Duration) {
+        self.waiting.record(waited);
+        // Deliveries that are never answered must not fill the memory.
+        if self.out.len() == MOST_OUT {
+            self.out.pop_front();
+        }
+        self.out.push_back((ticket, clock::now()));
     }
 
-    pub(super) fn processed(&mut self, time: Duration) {
-        self.processing.record(time);
+    pub(super) fn answered(&mut self, ticket: Ticket) {
+        if let Some(at) = self.out.iter().rposition(|(out, _)| *out == ticket)
+            && let Some((_, since)) = self.out.remove(at)
+        {
+            self.processing.record(since.elapsed());
+        }
     }
 
     pub(super) fn waiting(&self) -> Distribution {

@@ -102,6 +102,8 @@ pub(crate) struct Engine {
     /// Those who wait for room to push.
     room: WaitList,
     clock: Arc<Clock>,
+    /// How long after its push a message is worth anything.
+    ttl_millis: Option<u64>,
     /// What files take.
     space: Arc<Space>,
     /// How many messages were settled in this run.
@@ -214,6 +216,7 @@ impl Engine {
             settled: WaitList::default(),
             room: WaitList::default(),
             clock,
+            ttl_millis: options.message_ttl.map(crate::clock::millis),
             space,
             settled_count,
             owed_before: OnceLock::new(),

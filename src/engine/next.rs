@@ -53,6 +53,8 @@ pub(super) struct Leased {
     pub(super) header: record::Header,
     /// How long things take is measured with this one.
     pub(super) is_sample: bool,
+    /// The coarse clock, if it was read.
+    pub(super) now: Option<u64>,
 }
 
 /// Where the bytes of a message are. A short copy is cheaper than a reference count.
@@ -84,7 +86,8 @@ impl Deliver {
     /// Leases the next message; `None` if none is ready, or as many are in flight as may be.
     pub(super) fn lease_next(&mut self, published: u64) -> Result<Option<Leased>> {
         self.check_open()?;
-        self.take_back_due();
+        let now = self.coarse_time();
+        self.take_back_due_at(now);
         if self.is_full() {
             return Ok(None);
         }
@@ -96,7 +99,7 @@ impl Deliver {
                 self.leave_queue(&next);
                 continue;
             }
-            let leased = self.lease(next)?;
+            let leased = self.lease(&next, now)?;
             self.leave_queue(&next);
             return Ok(Some(leased));
         }
@@ -109,13 +112,25 @@ impl Deliver {
 
     /// Leases that have run out, and delays that are over. No clock is read while there are none.
     pub(super) fn take_back_due(&mut self) {
+        self.take_back_due_at(self.coarse_time());
+    }
+
+    /// The coarse clock, if anything here has a time.
+    pub(super) fn coarse_time(&self) -> Option<u64> {
+        let has_times =
+            self.schedule.first_time().is_some() || self.leases.next_deadline().is_some();
+        (has_times || self.policy.has_times).then(|| self.clock.coarse())
+    }
+
+    fn take_back_due_at(&mut self, coarse: Option<u64>) {
+        let Some(coarse) = coarse else { return };
         if let Some(deadline) = self.leases.next_deadline()
-            && self.clock.is_past(deadline)
+            && self.clock.is_past_at(coarse, deadline)
         {
             self.end_overdue_leases();
         }
         if let Some(time) = self.schedule.first_time()
-            && self.clock.is_past(time)
+            && self.clock.is_past_at(coarse, time)
         {
             self.schedule.advance(self.clock.now());
         }
@@ -123,7 +138,7 @@ impl Deliver {
 
     /// When there will be something to hand out that is not there yet: the end of a delay or a lease.
     pub(super) fn next_time(&self) -> Option<u64> {
-        let due = if self.is_full() { None } else { self.schedule.first_time() };
+        let due = self.schedule.first_time().filter(|_| !self.is_full());
         [due, self.leases.next_deadline()].into_iter().flatten().min()
     }
 
@@ -173,7 +188,13 @@ impl Deliver {
     /// A message that was given back; `None` if its header got damaged meanwhile.
     fn look_again(&mut self, place: Place) -> Result<Option<Next>> {
         let Some(at) = self.position(place.ordinal) else { return Ok(None) };
-        if let Some(header) = self.tracks[at].map()?.header(place.offset, place.index) {
+        let is_old = self.tracks[at].is_old;
+        let mapped = self.tracks[at].map()?;
+        if let Some(header) = mapped.header(place.offset, place.index) {
+            // Where a slot was looked at to find the message, it said that it is owed. Here nobody looked.
+            let slot = mapped.slot(place.index)?;
+            let is_settled = slot.is_some_and(|slot| slot.is_settled(is_old));
+            self.counts.duplicated += u64::from(is_settled);
             return Ok(Some(Next { place, header, at, source: Source::Returned }));
         }
         self.lose(at, place.index, place.offset)?;
@@ -269,15 +290,13 @@ impl Deliver {
     }
 
     /// Stores the attempt and begins the lease.
-    pub(super) fn lease(&mut self, next: Next) -> Result<Leased> {
-        let Next { place, header, at, source } = next;
+    pub(super) fn lease(&mut self, next: &Next, now: Option<u64>) -> Result<Leased> {
+        let Next { place, header, at, source } = *next;
         let place = Place { attempts: MAX_ATTEMPTS.min(place.attempts + 1), ..place };
         let Place { seq, attempts, offset, .. } = place;
         let track = &mut self.tracks[at];
         let pushed_at = track.base_time + u64::from(header.age);
-        let is_old = track.is_old;
         let mapped = track.map()?;
-        let was_settled = mapped.slot(place.index)?.is_some_and(|slot| slot.is_settled(is_old));
         mapped.store_slot(place.index, owed_slot(&place))?;
         let body = Body::of(mapped, &header, offset);
         track.leased += 1;
@@ -285,15 +304,15 @@ impl Deliver {
         self.changes += 1;
         self.counts.popped += 1;
         self.counts.redelivered += u64::from(attempts > 1);
-        self.counts.duplicated += u64::from(was_settled);
         if source == Source::Cursor {
             self.counts.out_of_order += u64::from(seq < self.measure.newest_first);
             self.measure.newest_first = self.measure.newest_first.max(seq);
         }
-        let deadline = self.policy.visibility.map(|timeout| self.clock.after(timeout));
+        let deadline = self.policy.visibility.zip(now);
+        let deadline = deadline.map(|(timeout, now)| self.clock.after(now, timeout));
         let ticket = self.leases.begin(place, deadline);
         let is_sample = Measure::is_sample(self.counts.popped);
-        Ok(Leased { ticket, seq, attempts, offset, pushed_at, body, header, is_sample })
+        Ok(Leased { ticket, seq, attempts, offset, pushed_at, body, header, is_sample, now })
     }
 }
 

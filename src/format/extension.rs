@@ -35,6 +35,12 @@ pub(crate) struct Notes<'n> {
     pub(crate) origin: Option<Origin<'n>>,
 }
 
+impl Notes<'_> {
+    fn is_empty(&self) -> bool {
+        self.due.is_none() && self.expires.is_none() && self.origin.is_none()
+    }
+}
+
 /// Where a dead letter comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Origin<'n> {
@@ -59,7 +65,10 @@ pub(crate) fn encode<'h>(
     headers: impl Iterator<Item = (&'h str, &'h [u8])>,
     notes: &Notes<'_>,
 ) -> Vec<u8> {
-    // Empty, and so without an allocation, for a message that has none.
+    let mut headers = headers.peekable();
+    if headers.peek().is_none() && notes.is_empty() {
+        return Vec::new();
+    }
     let mut out = Vec::new();
     let mut entry = |tag: u8, parts: &[&[u8]]| {
         out.resize(out.len().max(LENGTH), 0);

@@ -14,14 +14,13 @@
     reason = "a test may fail"
 )]
 
+mod model;
+#[path = "../support/mod.rs"]
 mod support;
 
-use keepq::fault::{ManualClock, MemoryStorage};
-use keepq::{
-    Backoff, DeathCause, Delivery, Error, Expired, Message, Options, Overflow, Queue, Seq,
-};
+use keepq::{DeathCause, Error, Expired, Overflow, Queue, Seq};
+use model::{At, Counts, Known, Test};
 use proptest::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -114,376 +113,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Where a message is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum At {
-    /// Never handed out in this run.
-    New,
-    Returned,
-    Delayed(u64),
-    /// Out, until a time if there is a limit.
-    Held(Option<u64>),
-    /// On its way to the dead letters.
-    Dying(DeathCause),
-    Settled,
-}
-
-#[derive(Clone, Debug)]
-struct Known {
-    at: At,
-    attempts: u32,
-    expires: Option<u64>,
-    payload: Vec<u8>,
-    /// The newest delivery of it, which a late answer may come from.
-    delivery: u64,
-    /// That delivery's lease ran out.
-    is_late: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-struct Counts {
-    pushed: u64,
-    failed: u64,
-    popped: u64,
-    redelivered: u64,
-    acked: u64,
-    nacked: u64,
-    released: u64,
-    rejected: u64,
-    lease_expired: u64,
-    purged: u64,
-    expired: u64,
-    dropped: u64,
-    dead_lettered: u64,
-}
-
-struct Test {
-    settings: Settings,
-    clock: Arc<ManualClock>,
-    disk: Arc<MemoryStorage>,
-    queue: Option<Queue>,
-    now: u64,
-    known: BTreeMap<u64, Known>,
-    /// Of dead letters: where each comes from, by the order in which they died.
-    dead: Vec<(u64, DeathCause)>,
-    /// Rejected, and so in `dead` already, though their slots are not settled.
-    early: BTreeSet<u64>,
-    held: Vec<(u64, u64, Delivery)>,
-    deliveries: u64,
-    counts: Counts,
-    pushes: u64,
-}
-
 impl Test {
-    fn new(settings: Settings) -> Self {
-        let now = 1_000_000;
-        let mut test = Self {
-            settings,
-            clock: Arc::new(ManualClock::new(UNIX_EPOCH + ms(now))),
-            disk: Arc::new(MemoryStorage::new()),
-            queue: None,
-            now,
-            known: BTreeMap::new(),
-            dead: Vec::new(),
-            early: BTreeSet::new(),
-            held: Vec::new(),
-            deliveries: 0,
-            counts: Counts::default(),
-            pushes: 0,
-        };
-        test.open();
-        test
-    }
-
-    fn options(&self) -> Options {
-        let Settings { visibility, max_attempts, backoff, ttl, .. } = self.settings;
-        let backoff = backoff.map_or(Backoff::none(), |base| Backoff::exponential(ms(base)));
-        Queue::options()
-            .segment_bytes(65_536)
-            .background(false)
-            .storage(self.disk.clone())
-            .clock(self.clock.clone())
-            .visibility_timeout(visibility.map(ms))
-            .max_attempts(max_attempts)
-            .backoff(backoff)
-            .message_ttl(ttl.map(ms))
-            .expired(self.settings.expired)
-            .dead_letters(self.settings.dead_letters)
-            .max_messages(self.settings.max_messages)
-            .overflow(self.settings.overflow)
-            .max_in_flight(self.settings.max_in_flight)
-    }
-
-    fn open(&mut self) {
-        self.queue = Some(self.options().open("queue").unwrap());
-        self.counts = Counts::default();
-        self.held.clear();
-        for known in self.known.values_mut() {
-            known.is_late = false;
-            known.at = match known.at {
-                At::Delayed(due) if due > self.now => At::Delayed(due),
-                At::New | At::Returned | At::Delayed(_) | At::Held(_) => At::New,
-                stays => stays,
-            };
-        }
-    }
-
-    fn queue(&self) -> Queue {
-        self.queue.clone().unwrap()
-    }
-
-    fn owed(&self) -> u64 {
-        self.count(|at| at != At::Settled)
-    }
-
-    fn count(&self, is: impl Fn(At) -> bool) -> u64 {
-        self.known.values().filter(|known| is(known.at)).count() as u64
-    }
-
-    fn is_last(&self, attempts: u32) -> bool {
-        self.settings.max_attempts > 0 && attempts >= self.settings.max_attempts
-    }
-
-    fn die(&mut self, seq: u64, cause: DeathCause) {
-        let settled = if self.settings.dead_letters { At::Dying(cause) } else { At::Settled };
-        self.counts.dropped += u64::from(!self.settings.dead_letters);
-        self.known.get_mut(&seq).unwrap().at = settled;
-    }
-
-    /// What is dying is moved, oldest first.
-    fn bury(&mut self) {
-        for (seq, known) in &mut self.known {
-            if let At::Dying(cause) = known.at {
-                known.at = At::Settled;
-                self.counts.dead_lettered += 1;
-                if !self.early.remove(seq) {
-                    self.dead.push((*seq, cause));
-                }
-            }
-        }
-    }
-
-    fn fail(&mut self, seq: u64, delay: Option<u64>) {
-        let attempts = self.known[&seq].attempts;
-        if self.is_last(attempts) {
-            return self.die(seq, DeathCause::Attempts);
-        }
-        let base = self.settings.backoff.unwrap_or(0);
-        let delay = delay.unwrap_or(base << (attempts - 1).min(20)).min(3_600_000);
-        let at = if delay == 0 { At::Returned } else { At::Delayed(self.now + delay) };
-        self.known.get_mut(&seq).unwrap().at = at;
-    }
-
-    /// Leases that have run out.
-    fn time_passed(&mut self) {
-        let mut over: Vec<(u64, u64)> = Vec::new();
-        for (seq, known) in &self.known {
-            if let At::Held(Some(deadline)) = known.at
-                && deadline <= self.now
-            {
-                over.push((deadline, *seq));
-            }
-        }
-        over.sort_unstable();
-        for (_, seq) in over {
-            self.counts.lease_expired += 1;
-            self.known.get_mut(&seq).unwrap().is_late = true;
-            self.fail(seq, None);
-        }
-    }
-
-    /// The next message, before its expiry is looked at.
-    fn choose(&self) -> Option<u64> {
-        let returned = self.known.iter().find(|(_, known)| known.at == At::Returned);
-        let due = self.known.iter().filter_map(|(seq, known)| match known.at {
-            At::Delayed(due) if due <= self.now => Some((due, *seq)),
-            _ => None,
-        });
-        let new = self.known.iter().find(|(_, known)| known.at == At::New);
-        let returned = returned.map(|(seq, _)| *seq);
-        returned.or(due.min().map(|(_, seq)| seq)).or(new.map(|(seq, _)| *seq))
-    }
-
-    /// The next message, those aside whose last attempt is behind them.
-    fn choose_alive(&mut self) -> Option<u64> {
-        loop {
-            let seq = self.choose()?;
-            if !self.is_last(self.known[&seq].attempts) {
-                return Some(seq);
-            }
-            self.die(seq, DeathCause::Attempts);
-        }
-    }
-
-    /// Whether its time is over; then it is settled, or dies.
-    fn expires(&mut self, seq: u64) -> bool {
-        let known = self.known.get_mut(&seq).unwrap();
-        if known.expires.is_none_or(|time| time > self.now) {
-            return false;
-        }
-        known.is_late = false;
-        self.counts.expired += 1;
-        if self.settings.expired == Expired::DeadLetter && self.settings.dead_letters {
-            self.die(seq, DeathCause::Expired);
-        } else {
-            known.at = At::Settled;
-        }
-        self.bury();
-        true
-    }
-
-    fn expected_lease(&mut self) -> Option<u64> {
-        self.time_passed();
-        let most = self.settings.max_in_flight.unwrap_or(u64::MAX);
-        if self.count(|at| matches!(at, At::Held(_))) >= most {
-            return None;
-        }
-        let seq = self.choose_alive()?;
-        let deadline = self.settings.visibility.map(|timeout| self.now + timeout);
-        self.deliveries += 1;
-        let known = self.known.get_mut(&seq).unwrap();
-        (known.at, known.is_late) = (At::Held(deadline), false);
-        known.attempts += 1;
-        known.delivery = self.deliveries;
-        Some(seq)
-    }
-
-    /// Whether a leased message is handed out.
-    fn expected_out(&mut self, seq: u64) -> bool {
-        let is_out = !self.expires(seq);
-        self.counts.popped += u64::from(is_out);
-        self.counts.redelivered += u64::from(is_out && self.known[&seq].attempts > 1);
-        is_out
-    }
-
-    fn expected_pop(&mut self) -> Option<u64> {
-        loop {
-            let leased = self.expected_lease();
-            self.bury();
-            let seq = leased?;
-            if self.expected_out(seq) {
-                return Some(seq);
-            }
-        }
-    }
-
-    fn expected_batch(&mut self, limit: u8) -> Vec<u64> {
-        let mut leased = Vec::new();
-        while leased.len() < usize::from(limit) {
-            let Some(seq) = self.expected_lease() else { break };
-            leased.push(seq);
-        }
-        self.bury();
-        leased.retain(|seq| self.expected_out(*seq));
-        leased
-    }
-
-    fn expected_peek(&mut self) -> Option<u64> {
-        self.time_passed();
-        loop {
-            let seq = self.choose()?;
-            if self.is_last(self.known[&seq].attempts) {
-                self.die(seq, DeathCause::Attempts);
-                self.bury();
-            } else if !self.expires(seq) {
-                return Some(seq);
-            }
-        }
-    }
-
-    fn took(&mut self, expected: Option<u64>, delivery: Option<Delivery>) {
-        let told = delivery.as_ref().map(|delivery| u64::from(delivery.seq()));
-        assert_eq!(told, expected, "handed out");
-        if let Some(delivery) = delivery {
-            let known = &self.known[&u64::from(delivery.seq())];
-            assert_eq!((&delivery[..], delivery.attempts()), (&known.payload[..], known.attempts));
-            self.held.push((known.delivery, u64::from(delivery.seq()), delivery));
-        }
-    }
-
-    /// A held delivery, and whether its answer still counts.
-    fn pick(&mut self, which: usize) -> Option<(u64, bool, Delivery)> {
-        if self.held.is_empty() {
-            return None;
-        }
-        let (number, seq, delivery) = self.held.swap_remove(which % self.held.len());
-        let known = &self.known[&seq];
-        let is_mine = known.delivery == number
-            && (matches!(known.at, At::Held(_))
-                || known.is_late && matches!(known.at, At::Returned | At::Delayed(_)));
-        Some((seq, is_mine, delivery))
-    }
-
-    fn answered(
-        &mut self,
-        seq: u64,
-        counts: bool,
-        told: keepq::Result<()>,
-        then: impl FnOnce(&mut Self),
-    ) {
-        if counts {
-            told.unwrap();
-            self.known.get_mut(&seq).unwrap().is_late = false;
-            then(self);
-        } else {
-            assert!(matches!(told, Err(Error::LeaseExpired { .. })), "{told:?}");
-        }
-    }
-
-    fn push(&mut self, count: u8, delay: Option<u64>, ttl: Option<u64>) {
-        let payloads: Vec<Vec<u8>> = (0..count)
-            .map(|n| format!("message {} of push {}", n, self.pushes).into_bytes())
-            .collect();
-        self.pushes += 1;
-        let message = |payload: &Vec<u8>| {
-            let message = Message::new(payload.clone()).header("of", b"the model");
-            let message = delay.map_or(message.clone(), |delay| message.delay(ms(delay)));
-            ttl.map_or(message.clone(), |ttl| message.ttl(ms(ttl)))
-        };
-        let count = u64::from(count);
-        let most = self.settings.max_messages.unwrap_or(u64::MAX);
-        let told = self.queue().push_batch(payloads.iter().map(message));
-        if self.owed() + count > most {
-            match self.settings.overflow {
-                Overflow::DropNewest => {
-                    assert!(told.unwrap().iter().all(|seq| seq.is_dropped()));
-                    self.counts.dropped += count;
-                    self.counts.failed += count;
-                    return;
-                }
-                Overflow::DropOldest if count <= most => {
-                    self.time_passed();
-                    while self.owed() + count > most {
-                        let delayed = self.known.iter().filter_map(|(seq, known)| match known.at {
-                            At::Delayed(due) => Some((due, *seq)),
-                            _ => None,
-                        });
-                        let Some(seq) = self.choose().or(delayed.min().map(|(_, seq)| seq)) else {
-                            break;
-                        };
-                        let known = self.known.get_mut(&seq).unwrap();
-                        (known.at, known.is_late) = (At::Settled, false);
-                        self.counts.dropped += 1;
-                    }
-                }
-                _ => {}
-            }
-        }
-        if self.owed() + count > most {
-            assert!(matches!(told, Err(Error::Full { limit: "max_messages", .. })), "{told:?}");
-            self.counts.failed += count;
-            return;
-        }
-        let ttl = [ttl, self.settings.ttl].into_iter().flatten().min();
-        for (seq, payload) in told.unwrap().into_iter().zip(payloads) {
-            let at = delay.map_or(At::New, |delay| At::Delayed(self.now + delay));
-            let expires = ttl.map(|ttl| self.now + ttl);
-            let known = Known { at, attempts: 0, expires, payload, delivery: 0, is_late: false };
-            assert!(self.known.insert(seq.into(), known).is_none(), "a number given twice");
-            self.counts.pushed += 1;
-        }
-    }
-
+    #[expect(clippy::too_many_lines, reason = "one arm for each step")]
     fn run(&mut self, step: &Step) {
         let queue = self.queue();
         match *step {
@@ -514,8 +145,13 @@ impl Test {
                 let (told, delay) = match *step {
                     Step::Nack(_) => (delivery.nack(), None),
                     Step::NackAfter(_, time) => (delivery.nack_after(ms(time)), Some(time)),
-                    _ if counts => (drop_it(delivery), None),
-                    _ => return,
+                    _ => {
+                        drop(delivery);
+                        if !counts {
+                            return;
+                        }
+                        (Ok(()), None)
+                    }
                 };
                 self.answered(seq, counts, told, |test| {
                     test.counts.nacked += 1;
@@ -726,11 +362,6 @@ impl Test {
         assert_eq!(stats.oldest().is_some(), self.owed() > 0, "the oldest");
         assert!(stats.live_bytes() + stats.reclaimable_bytes() <= stats.disk_bytes());
     }
-}
-
-fn drop_it(delivery: Delivery) -> keepq::Result<()> {
-    drop(delivery);
-    Ok(())
 }
 
 #[test]
