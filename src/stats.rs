@@ -224,8 +224,8 @@ impl Stats {
         self.segment_bytes
     }
 
-    /// Bytes of all files: segments, the ready one, CHECKPOINT, and the dead letters' once they are open. What
-    /// [`Options::max_bytes`](crate::Options::max_bytes) limits.
+    /// Bytes of all files: segments, the ready one, CHECKPOINT (or the room that is kept for it), and the dead
+    /// letters' once they are open. What [`Options::max_bytes`](crate::Options::max_bytes) limits.
     #[must_use]
     pub fn disk_bytes(&self) -> u64 {
         self.disk_bytes

@@ -125,6 +125,9 @@ pub(crate) struct Engine {
     lock: Mutex<Option<Box<dyn Any + Send + Sync>>>,
 }
 
+/// What a CHECKPOINT of a few hundred segments takes.
+const CHECKPOINT_ROOM: u64 = 2 * crate::format::PAGE;
+
 /// What an engine is for.
 #[derive(Debug)]
 enum Role {
@@ -197,7 +200,14 @@ impl Engine {
         let (for_deliver, counter) = (Arc::clone(&clock), Arc::clone(&settled_count));
         let deliver = Deliver::new(&log, &options, for_deliver, counter);
         space.add(log.parts.iter().map(|part| part.segment.header.size).sum());
-        space.add(log.checkpoint.size());
+        // Each CHECKPOINT has its room from the start, that of the dead letters before they are opened.
+        let checkpoints = if options.dead_letters { 2 } else { 1 };
+        space.add(match &role {
+            Role::Queue => {
+                log.checkpoint.size().max(CHECKPOINT_ROOM) + (checkpoints - 1) * CHECKPOINT_ROOM
+            }
+            Role::DeadLetters(_) => log.checkpoint.size().saturating_sub(CHECKPOINT_ROOM),
+        });
         let worker = match &role {
             Role::Queue => Arc::default(),
             Role::DeadLetters(worker) => Arc::clone(worker),

@@ -4,9 +4,9 @@
 //! so a listed file that is absent is a loss; nothing is let go before every one of its slots was
 //! seen settled. Relies on the `upkeep` lock; may be called at any time, by anyone.
 
-use super::Engine;
 use super::supply::Supply;
 use super::track::Track;
+use super::{CHECKPOINT_ROOM, Engine};
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
 use crate::format::checkpoint::{Checkpoint, Listed};
@@ -122,7 +122,8 @@ impl Engine {
         self.health.check(false)?;
         let size = upkeep.checkpoint.size();
         let written = upkeep.checkpoint.write(&*self.storage, &checkpoint);
-        self.space.add(upkeep.checkpoint.size().saturating_sub(size));
+        let [before, now] = [size, upkeep.checkpoint.size()].map(|size| size.max(CHECKPOINT_ROOM));
+        self.space.add(now.saturating_sub(before));
         match written {
             // No room for the first one: then no list names a segment, and any may be let go.
             Err(Error::StorageFull { .. }) if !upkeep.checkpoint.exists() => return Ok(()),
