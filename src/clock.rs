@@ -55,7 +55,9 @@ impl Clock {
     /// Starts now; never before `newest_time`.
     pub(crate) fn start(source: Source, newest_time: u64) -> Self {
         let start = source.wall().max(newest_time);
-        let start_elapsed = source.elapsed();
+        // Rounded up, as the start is rounded down: this clock is never ahead of the wall clock.
+        let started = u64::from(matches!(source, Source::System));
+        let start_elapsed = source.elapsed() + started;
         Self { source, start, start_elapsed }
     }
 
@@ -67,6 +69,13 @@ impl Clock {
     /// The queue's time.
     pub(crate) fn now(&self) -> u64 {
         self.start + self.source.elapsed().saturating_sub(self.start_elapsed)
+    }
+
+    /// The first millisecond of the queue's time that has not begun: what is to take some time is counted from
+    /// here, so that it is not over too early.
+    pub(crate) fn next(&self) -> u64 {
+        let now = self.now();
+        if matches!(self.source, Source::System) { now + 1 } else { now }
     }
 
     /// The queue's time or up to [`TICK`] less: 2 ns where the precise clock takes 23.
@@ -99,7 +108,7 @@ impl Clock {
     pub(crate) fn at(&self, moment: SystemTime) -> u64 {
         let wall = self.source.wall();
         let moment = moment.duration_since(UNIX_EPOCH).map_or(0, millis);
-        (self.now() + moment).saturating_sub(wall)
+        (self.next() + moment).saturating_sub(wall)
     }
 }
 

@@ -211,6 +211,33 @@ fn the_pipeline_works_on_what_a_kill_left_over() {
     assert_eq!(finish(command("3")).lines().next(), Some("0 messages are left from the last run"));
 }
 
+#[test]
+fn every_task_is_done_once_and_in_time_after_any_number_of_kills() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, mut dice) = (example("schedule"), dice());
+    let command = || {
+        let mut command = Command::new(&path);
+        command.arg(dir.path()).arg("300");
+        command
+    };
+    let done = dir.path().join("done");
+    let mut kills = 0;
+    for _ in 0..10 {
+        let enough = bytes(&done) + 1 + dice.below(900);
+        kills += u32::from(kill_when(command(), || bytes(&done) >= enough).1);
+    }
+    assert!(kills >= 3, "it was killed {kills} times before it was done");
+    let said = finish(command());
+    assert_eq!(numbers(line(&said, "each once and none too early")), [300, 300]);
+    let ids: Vec<u64> = lines(&done).iter().map(|line| line[0]).collect();
+    assert_eq!(ids.len(), 300);
+    assert_eq!(ids.into_iter().collect::<BTreeSet<u64>>(), (0..300).collect());
+    // Those that could only succeed after the fix, and were given up before.
+    assert!(dir.path().join("fixed").exists());
+    let queue = keepq::Queue::open(dir.path().join("tasks")).unwrap();
+    assert_eq!((queue.len(), queue.delayed(), queue.stats().dead_letters()), (0, 0, 0));
+}
+
 /// A log that was replaced while the queue still held lines of the old one must not be mixed up
 /// with it.
 #[test]

@@ -38,7 +38,7 @@ fn child() {
     let queue = options(kills()).open(Path::new(&path)).unwrap();
     let job = queue.pop().unwrap().unwrap();
     std::io::stdout().write_all(format!("\n@{}\n", job.attempts()).as_bytes()).unwrap();
-    if job.attempts() % 3 == 0 {
+    if job.attempts().is_multiple_of(3) {
         std::process::abort();
     }
     loop {

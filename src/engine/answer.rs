@@ -150,7 +150,7 @@ impl Deliver {
             return (0, Ok(()));
         }
         let given = clock::millis(delay);
-        let due = self.clock.now() + given;
+        let due = self.clock.next() + given;
         self.schedule.put(due, place.seq);
         (due, self.store_delay(at, place.index, Delay { due, given }))
     }

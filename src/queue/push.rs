@@ -129,7 +129,7 @@ impl Queue {
             return Ok((None, None));
         }
         let clock = self.engine().clock();
-        let now = clock.now();
+        let now = clock.next();
         let due = message.due.map(|due| match due {
             Due::After(delay) => now + clock::millis(delay),
             Due::At(time) => clock.at(time),
