@@ -10,8 +10,8 @@
 //!    book, and only then goes on. Nobody else looks at the same number meanwhile.
 //! 2. An order is pushed to the next queue before it is acked in this one. A crash in between
 //!    delivers it again, and the next step's book shows that it is there already.
-//! 3. What may succeed later is given back (`nack`), after a pause that grows with its attempts, since
-//!    it comes again at once; what never will is ended in a book of its own.
+//! 3. What may succeed later is given back (`nack`), and stays away for a while that grows with its attempts
+//!    (`Options::backoff`); what never will is ended in a book of its own.
 
 #![allow(
     clippy::unwrap_used,
@@ -30,7 +30,7 @@
 mod common;
 
 use common::Lines;
-use keepq::{Queue, TypedDelivery, TypedQueue};
+use keepq::{Backoff, Queue, TypedDelivery, TypedQueue};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -46,7 +46,7 @@ const WORKERS_PER_STEP: usize = 2;
 /// One in so many charges fails for now, and one in so many for good.
 const TIMEOUTS: u64 = 10;
 const DECLINES: u64 = 25;
-/// A worker leaves the bank alone for so long after a failure, times the attempts.
+/// An order stays away from the bank for so long after it timed out, and longer each time.
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// What the customer wants.
@@ -134,9 +134,10 @@ impl Shop {
             count.append_synced(&[[orders]])?;
         }
         let book = |name: &str| Book::open(&dir.join(name));
+        let patient = Queue::options().backoff(Backoff::exponential(PAUSE).jitter(0.5));
         let shop = Self {
             accepted: Queue::open(dir.join("accepted"))?.typed(),
-            to_charge: Queue::open(dir.join("to_charge"))?.typed(),
+            to_charge: patient.open(dir.join("to_charge"))?.typed(),
             to_ship: Queue::open(dir.join("to_ship"))?.typed(),
             reserved: book("reserved")?,
             charged: book("charged")?,
@@ -212,8 +213,6 @@ impl Shop {
             let said = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
             if said.is_multiple_of(TIMEOUTS) && job.attempts() == 1 {
                 self.retries.fetch_add(1, Relaxed);
-                drop(desk);
-                std::thread::sleep(PAUSE * job.attempts().min(100));
                 return Ok(job.nack()?);
             }
             let book = if said % DECLINES == 1 { &self.declined } else { &self.charged };

@@ -18,7 +18,7 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`]; [`Error::Io`] or [`Error::StorageFull`] if the operating system refuses to
+    /// [`Error::Closed`](crate::Error::Closed); [`Error::Io`](crate::Error::Io) or [`Error::StorageFull`](crate::Error::StorageFull) if the operating system refuses to
     /// map a file or, where files are copy-on-write, to store the attempt: nothing was handed out.
     pub fn pop(&self) -> Result<Option<Delivery>> {
         Ok(self.engine().pop()?.map(|taken| self.delivery(taken)))
@@ -28,7 +28,7 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// As [`Queue::pop`]; [`Error::Closed`] also when the queue is closed while it waits.
+    /// As [`Queue::pop`]; [`Error::Closed`](crate::Error::Closed) also when the queue is closed while it waits.
     pub fn pop_wait(&self) -> Result<Delivery> {
         loop {
             if let Some(taken) = self.engine().pop_until(None)? {
@@ -58,7 +58,7 @@ impl Queue {
         Ok(taken.into_iter().map(|taken| self.delivery(taken)).collect())
     }
 
-    /// Settles deliveries, with one sync under [`Options::sync_acks`]. Like
+    /// Settles deliveries, with one sync under [`Options::sync_acks`](crate::Options::sync_acks). Like
     /// [`Delivery::ack`] for each of them.
     ///
     /// # Errors
@@ -135,7 +135,7 @@ impl Queue {
     /// never handed out again. False: it is still owed.
     ///
     /// True as soon as the ack is stored, which may be before [`Delivery::ack`] has returned, and no
-    /// more durable than that: see [`Options::sync_acks`]. A transient message whose run ended in a
+    /// more durable than that: see [`Options::sync_acks`](crate::Options::sync_acks). A transient message whose run ended in a
     /// power cut may count as owed until [`Queue::pop`] passes it.
     ///
     /// ```
@@ -150,9 +150,9 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownSeq`] if the number was never given out, or its message was lost, or nobody
+    /// [`Error::UnknownSeq`](crate::Error::UnknownSeq) if the number was never given out, or its message was lost, or nobody
     /// knows any more: CHECKPOINT is gone, or more than a thousand crashes and damaged places lie
-    /// between; [`Error::Closed`]; [`Error::Io`] if the state cannot be read.
+    /// between; [`Error::Closed`](crate::Error::Closed); [`Error::Io`](crate::Error::Io) if the state cannot be read.
     pub fn is_acked(&self, seq: Seq) -> Result<bool> {
         self.engine().is_settled(seq.0)
     }

@@ -27,8 +27,7 @@ impl Queue {
         self.engine().in_flight()
     }
 
-    /// How many messages were given back and wait for their time, such as those that did not decode
-    /// as what a [`TypedQueue`] expects.
+    /// How many messages wait for their time: pushed with a delay, or given back with one.
     #[must_use]
     pub fn delayed(&self) -> u64 {
         self.engine().delayed()
