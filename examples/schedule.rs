@@ -180,14 +180,19 @@ impl Scheduler {
     /// Waits until all are done or dead; fixes what is broken; pushes the dead ones again.
     fn oversee(&self) -> Result<()> {
         let dead = self.tasks.queue().dead_letters()?;
-        while self.done() < self.count {
+        // Done, and acked, too.
+        let owed = || {
+            let stats = self.tasks.queue().stats();
+            stats.ready() + stats.in_flight() + stats.delayed() + stats.dying()
+        };
+        while self.done() < self.count || owed() > 0 {
             if self.has_failed.load(Relaxed) {
                 return Err("a worker failed".into());
             }
             let died = dead.len();
             if self.is_fixed() && died > 0 {
                 println!("{} dead tasks are pushed again", self.tasks.queue().redrive(died)?);
-            } else if died > 0 && self.done() + died >= self.count {
+            } else if died > 0 && owed() == 0 {
                 for letter in &dead {
                     let letter = letter?;
                     let death = letter.dead_letter().ok_or("a dead letter without an origin")?;

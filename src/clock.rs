@@ -108,7 +108,7 @@ impl Clock {
     pub(crate) fn at(&self, moment: SystemTime) -> u64 {
         let wall = self.source.wall();
         let moment = moment.duration_since(UNIX_EPOCH).map_or(0, millis);
-        (self.next() + moment).saturating_sub(wall)
+        self.next().saturating_add(moment).saturating_sub(wall)
     }
 }
 

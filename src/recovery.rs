@@ -83,7 +83,8 @@ impl Found {
         });
         let newest_epoch = self.segments.last().map_or(0, |segment| segment.header.epoch);
         let mut parts: Vec<Part> = Vec::new();
-        let mut newest_time = 0;
+        // Sealed segments tell their first time only.
+        let mut newest_time = self.checkpoint.as_ref().map_or(0, |known| known.newest_time);
         let mut run_ended = None;
         for group in self.segments.chunk_by(|a, b| a.header.epoch == b.header.epoch) {
             let is_last = group.iter().any(|segment| segment.header.epoch == newest_epoch);

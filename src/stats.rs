@@ -182,8 +182,9 @@ impl Stats {
         self.lost
     }
 
-    /// Deliveries of messages whose state said that they were settled. Always zero, unless keepq is wrong
-    /// or somebody else writes to its files: it is looked at with each delivery.
+    /// Messages that came up to be handed out although their state said that they were settled, and were
+    /// passed over. Always zero, unless keepq is wrong or somebody else writes to its files: the state is
+    /// looked at with each delivery.
     #[must_use]
     pub fn duplicated(&self) -> u64 {
         self.duplicated

@@ -68,7 +68,7 @@ fn a_dead_letter_tells_where_it_comes_from() {
     let expected = [
         (2, "rejected", Some("a"), (DeathCause::Rejected, 1, "bad amount: \u{20ac} -1")),
         (3, "failed", Some("b"), (DeathCause::Attempts, 2, "")),
-        (4, "late", None, (DeathCause::Expired, 1, "")),
+        (4, "late", None, (DeathCause::Expired, 0, "")),
     ];
     assert_eq!(
         told,

@@ -223,7 +223,7 @@ fn every_task_is_done_once_and_in_time_after_any_number_of_kills() {
     let done = dir.path().join("done");
     let mut kills = 0;
     for _ in 0..10 {
-        let enough = bytes(&done) + 1 + dice.below(900);
+        let enough = bytes(&done) + 1 + dice.below(400);
         kills += u32::from(kill_when(command(), || bytes(&done) >= enough).1);
     }
     assert!(kills >= 3, "it was killed {kills} times before it was done");

@@ -283,6 +283,7 @@ fn the_page_is_enough_to_read_a_checkpoint_by() {
         let last = checkpoint.segments.iter().rev().find(|(_, first_seq, _)| *first_seq > 0);
         assert!(last.is_some_and(|(_, first, _)| *first <= checkpoint.watermark), "{name}");
         assert!(checkpoint.watermark <= checkpoint.accounted, "{name}: {checkpoint:?}");
+        assert!(checkpoint.newest_time > 1_600_000_000_000, "{name}: {checkpoint:?}");
         assert!(checkpoint.accounted < checkpoint.seq_limit, "{name}: {checkpoint:?}");
         assert!(checkpoint.epoch >= 1 && checkpoint.unaccounted.is_sorted(), "{checkpoint:?}");
     }

@@ -165,6 +165,7 @@ impl Deliver {
         let now = self.clock.now();
         while let Some((ticket, place)) = self.leases.overdue(now) {
             self.unlease(&place);
+            self.news.returned = true;
             self.counts.lease_expired += 1;
             self.changes += 1;
             let Some(at) = self.position(place.ordinal) else {
@@ -223,7 +224,8 @@ impl Deliver {
         let Some(at) = self.position(place.ordinal) else { return Ok(()) };
         let moves = self.policy.expired == crate::options::Expired::DeadLetter;
         let ended = if moves && self.policy.has_dead_letters {
-            self.die(at, place, Cause::Expired, None)
+            // This time it was not handed out.
+            self.die(at, Place { attempts: place.attempts - 1, ..place }, Cause::Expired, None)
         } else {
             self.settle_silently(at, place.index, place.offset, State::Dead)
         };
@@ -233,10 +235,17 @@ impl Deliver {
 
     /// Ends a lease whose message nobody has seen.
     pub(super) fn take_back_unseen(&mut self, leased: &Leased) -> Option<Place> {
-        let place = self.leases.end(leased.ticket)?.place;
-        self.unlease(&place);
+        // It may have run out while its payload was copied, and be back, or somebody else's.
+        let ended = self.leases.end(leased.ticket)?;
+        let place = ended.place;
+        if ended.expired.is_none() {
+            self.unlease(&place);
+        } else if let Some(at) = self.position(place.ordinal) {
+            self.take_out(at, &ended);
+        }
         self.counts.popped -= 1;
         self.counts.redelivered -= u64::from(place.attempts > 1);
+        self.news.returned = true;
         Some(place)
     }
 
@@ -246,5 +255,6 @@ impl Deliver {
         // Relaxed, and stored by whoever has the lock: those who read it only want to know how many.
         let count = self.settled_count.load(std::sync::atomic::Ordering::Relaxed);
         self.settled_count.store(count + 1, std::sync::atomic::Ordering::Relaxed);
+        self.news.settled = true;
     }
 }

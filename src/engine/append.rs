@@ -57,6 +57,10 @@ impl Append {
         self.last_seq
     }
 
+    pub(super) fn newest_time(&self) -> u64 {
+        self.newest_time
+    }
+
     /// Messages pushed since open.
     pub(super) fn pushed(&self) -> u64 {
         self.next_seq - self.first_seq

@@ -9,7 +9,7 @@ use super::answer::Answer;
 use super::deliver::Deliver;
 use super::next::Leased;
 use super::wait::{Look, Soon};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::extension;
 use crate::leases::Ticket;
 use parking_lot::MutexGuard;
@@ -63,16 +63,18 @@ impl Watchers {
     }
 }
 
-/// What a look for a message may change besides.
-pub(super) struct Tally {
-    settled: u64,
-    dying: u64,
-}
-
-impl Tally {
-    pub(super) fn of(deliver: &Deliver) -> Self {
-        Self { settled: deliver.silently_settled, dying: deliver.dying.count() }
-    }
+/// What others have to be told once the lock is given up.
+#[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts")]
+pub(super) struct News {
+    /// Messages were settled.
+    pub(super) settled: bool,
+    /// Some of them by nobody's answer: lost, outlived, purged, dropped, expired.
+    pub(super) silently: bool,
+    /// Messages are on their way to the dead letters.
+    pub(super) died: bool,
+    /// There may be something to hand out that was not, or room for one more in flight.
+    pub(super) returned: bool,
 }
 
 /// What a look for the next message gives.
@@ -95,14 +97,13 @@ impl Engine {
     fn try_pop(&self, watch: Option<&Watch>) -> Result<Popped> {
         loop {
             let mut deliver = self.deliver.lock();
-            let before = Tally::of(&deliver);
-            let leased = deliver.lease_next(self.newest_published());
+            let leased = deliver.lease_next(self.newest_visible());
             let next_time = deliver.next_time();
             if let Some(watch) = watch {
                 let time = next_time.filter(|_| matches!(leased, Ok(None)));
                 deliver.watchers.change(watch.replace(time), time);
             }
-            self.after_looking(deliver, &before);
+            self.unlock_and_bury(deliver);
             let Some(leased) = leased? else { return Ok(Popped::Nothing(next_time)) };
             if let Some(taken) = self.copy_out(leased)? {
                 return Ok(Popped::Taken(taken));
@@ -110,35 +111,38 @@ impl Engine {
         }
     }
 
-    /// Tells others what changed while somebody looked for a message.
-    pub(super) fn after_looking(&self, mut deliver: MutexGuard<'_, Deliver>, before: &Tally) {
-        let now = Tally::of(&deliver);
+    /// Gives up the lock, and tells others what changed under it. Whoever takes messages also moves what is
+    /// dying, where no background does.
+    fn unlock_and_bury(&self, deliver: MutexGuard<'_, Deliver>) {
+        let is_dying = deliver.dying.count() > 0;
+        self.unlock(deliver);
+        if is_dying && !self.worker.is_running() {
+            // What cannot be moved is parked: not the concern of whoever pops.
+            self.health.note_background(self.bury(true));
+        }
+    }
+
+    /// Gives up the lock, and tells others what changed under it.
+    pub(super) fn unlock(&self, mut deliver: MutexGuard<'_, Deliver>) {
+        let news = std::mem::take(&mut deliver.news);
         let asks = deliver.asks_for_sync();
-        // A lease that runs out before anybody who waits would look by himself.
-        let needs_watch = self.readers.has_waiters() && deliver.needs_watch();
+        // A lease, or a delay, that ends before anybody who waits would look by himself counts, too.
+        let has_readers = self.readers.has_waiters() && (news.returned || deliver.needs_watch());
+        let has_pushers = news.settled && self.space.room.has_waiters();
         drop(deliver);
         if asks {
             self.worker.sync_answers();
         }
-        if needs_watch {
+        if has_readers {
             self.readers.wake_one();
         }
-        if now.settled != before.settled {
+        if has_pushers {
+            self.space.room.wake_all();
+        }
+        if news.silently {
             self.settled.wake_all();
-            self.room.wake_all();
-            self.worker.ask();
         }
-        if now.dying > 0 {
-            self.see_to_the_dying(now.dying != before.dying);
-        }
-    }
-
-    /// Messages that die are moved by the background; without one, here.
-    fn see_to_the_dying(&self, are_new: bool) {
-        if !self.worker.is_running() {
-            // What cannot be moved is parked: not the concern of whoever pops.
-            self.health.note_background(self.bury(true));
-        } else if are_new {
+        if news.silently || news.died {
             self.worker.ask();
         }
     }
@@ -177,19 +181,40 @@ impl Engine {
     /// message, or the time of a deferred one to wait for.
     pub(super) fn pass_on(&self) {
         // Whoever is woken looks for itself, so a hint is enough.
-        if self.readers.has_waiters() && self.deliver.lock().has_more(self.newest_published()) {
+        if self.readers.has_waiters() && self.deliver.lock().has_more(self.newest_visible()) {
             self.readers.wake_one();
         }
     }
 
-    /// Up to `limit` messages, under one lock.
+    /// Up to `limit` messages, as many as there are.
     pub(crate) fn pop_batch(&self, limit: usize) -> Result<Vec<Taken>> {
-        let mut batch = Vec::new();
-        let mut failed = None;
+        let mut taken = Vec::new();
+        loop {
+            let (batch, mut failed) = self.lease_batch(limit - taken.len())?;
+            let count = batch.len();
+            taken.reserve(count);
+            for leased in batch {
+                match self.copy_out(leased) {
+                    Ok(more) => taken.extend(more),
+                    Err(error) => failed = Some(error),
+                }
+            }
+            match failed {
+                // What was taken is handed out; the error comes again with the next pop.
+                Some(error) if taken.is_empty() => return Err(error),
+                // Others for those that were not to be handed out.
+                None if count > 0 && taken.len() < limit => {}
+                _ => return Ok(taken),
+            }
+        }
+    }
+
+    /// Leases up to `limit` messages under one lock, and tells what ended that early.
+    fn lease_batch(&self, limit: usize) -> Result<(Vec<Leased>, Option<Error>)> {
+        let (mut batch, mut failed) = (Vec::new(), None);
         let mut deliver = self.deliver.lock();
         deliver.check_open()?;
-        let before = Tally::of(&deliver);
-        let published = self.newest_published();
+        let published = self.newest_visible();
         while batch.len() < limit {
             match deliver.lease_next(published) {
                 Ok(Some(leased)) => batch.push(leased),
@@ -200,19 +225,8 @@ impl Engine {
                 }
             }
         }
-        self.after_looking(deliver, &before);
-        let mut taken = Vec::with_capacity(batch.len());
-        for leased in batch {
-            match self.copy_out(leased) {
-                Ok(more) => taken.extend(more),
-                Err(error) => failed = Some(error),
-            }
-        }
-        // What was taken is handed out; the error comes again with the next pop.
-        match failed {
-            Some(error) if taken.is_empty() => Err(error),
-            _ => Ok(taken),
-        }
+        self.unlock_and_bury(deliver);
+        Ok((batch, failed))
     }
 
     /// `None` if it is not to be handed out: damaged, over, or not yet due.
@@ -220,9 +234,9 @@ impl Engine {
         let body = leased.body.take(&leased.header, leased.offset);
         let Leased { ticket, seq, attempts, pushed_at, header, .. } = leased;
         let Some(payload_start) = header.verify(&body) else {
-            let lost = self.deliver.lock().lose_leased(&leased);
-            self.worker.ask();
-            self.settled.wake_keys(seq..=seq);
+            let mut deliver = self.deliver.lock();
+            let lost = deliver.lose_leased(&leased);
+            self.unlock(deliver);
             return lost.map(|()| None);
         };
         if header.flags.has_extensions() || self.ttl_millis.is_some() {
@@ -230,19 +244,19 @@ impl Engine {
             let now = leased.now.unwrap_or_else(|| self.clock.coarse());
             if expires.is_some_and(|time| self.clock.is_past_at(now, time)) {
                 let mut deliver = self.deliver.lock();
-                let before = Tally::of(&deliver);
                 let ended = deliver.expire(&leased);
-                self.after_looking(deliver, &before);
+                self.unlock_and_bury(deliver);
                 return ended.map(|()| None);
             }
             // Its slot says when it is due. Should that be lost, the record still knows.
             let due = if attempts == 1 { extension::notes(&body).due } else { None };
-            let at_most =
-                |due: u64| due.min(self.clock.start_time() + due.saturating_sub(pushed_at));
-            let is_old = pushed_at < self.clock.start_time();
-            let due = due.map(|due| if is_old { at_most(due) } else { due });
+            let most = |due: u64| self.clock.start_time() + due.saturating_sub(pushed_at);
+            let due = due.map(|due| if leased.is_old { due.min(most(due)) } else { due });
             if let Some(due) = due.filter(|&due| !self.clock.is_past_at(now, due)) {
-                return self.deliver.lock().put_off(&leased, due).map(|()| None);
+                let mut deliver = self.deliver.lock();
+                let put_off = deliver.put_off(&leased, due);
+                self.unlock(deliver);
+                return put_off.map(|()| None);
             }
         }
         let is_sample = leased.is_sample;
@@ -266,7 +280,6 @@ impl Engine {
         let mut deliver = self.deliver.lock();
         let is_ack = matches!(answer, Answer::Ack);
         let is_waited_for = is_ack && self.settled.has_waiters();
-        let before = deliver.silently_settled;
         let was_full = deliver.is_full();
         for Given { ticket, seq, is_sample } in deliveries {
             if is_sample {
@@ -281,29 +294,14 @@ impl Engine {
                 Err(error) => first_error = first_error.or(Some(error)),
             }
         }
-        let settled_silently = deliver.silently_settled != before;
-        let returns = !is_ack || first_error.is_some() || was_full;
-        let has_readers = returns && self.readers.has_waiters();
-        let has_pushers = self.room.has_waiters();
-        let (asks, number) = (deliver.asks_for_sync(), deliver.change_count());
-        drop(deliver);
-        if is_done || is_dying {
+        deliver.news.returned |= !is_ack || first_error.is_some() || was_full;
+        let number = deliver.change_count();
+        self.unlock(deliver);
+        if is_done {
             self.worker.ask();
-        }
-        if asks {
-            self.worker.sync_answers();
-        }
-        if has_readers {
-            self.readers.wake_one();
-        }
-        if has_pushers {
-            self.room.wake_all();
         }
         for seq in settled {
             self.settled.wake_keys(seq..=seq);
-        }
-        if settled_silently {
-            self.settled.wake_all();
         }
         first_error.map_or(Ok(()), Err)?;
         match answer {

@@ -5,7 +5,7 @@
 //! grows with the backlog but the schedule, by two numbers for each delayed message. Who is next is chosen in
 //! `next`, answers are in `answer`, damage in `loss`.
 
-use super::consume::Watchers;
+use super::consume::{News, Watchers};
 use super::cursor::Cursor;
 use super::dying::Dying;
 use super::loss::Losses;
@@ -15,6 +15,7 @@ use crate::backoff::Backoff;
 use crate::clock::{self, Clock};
 use crate::error::{Error, Result};
 use crate::format::segment::Seal;
+use crate::format::slot::State;
 use crate::leases::{Leases, Place};
 use crate::log::Segment;
 use crate::log::active::Active;
@@ -43,8 +44,8 @@ pub(crate) struct Deliver {
     pub(super) clock: Arc<Clock>,
     pub(super) measure: Measure,
     pub(super) watchers: Watchers,
-    /// How many were settled by nobody's answer: lost, outlived, purged, dropped, expired.
-    pub(super) silently_settled: u64,
+    /// What others have to be told once the lock is given up.
+    pub(super) news: News,
     /// How many were settled in this run, for whoever pushes.
     pub(super) settled_count: Arc<AtomicU64>,
     /// Number of the newest change of a slot.
@@ -130,7 +131,7 @@ impl Deliver {
             leases: Leases::default(),
             losses: Losses::new(log),
             counts: Counts::default(),
-            silently_settled: 0,
+            news: News::default(),
             // What a run before this one changed may not be synced yet.
             changes: u64::from(!log.parts.is_empty()),
             synced_changes: 0,
@@ -303,7 +304,16 @@ impl Deliver {
         for (due, seq) in special.delayed {
             self.schedule.put(due, seq);
         }
-        special.dying.into_iter().for_each(|seq| self.dying.found(seq));
+        for seq in special.dying {
+            if self.policy.has_dead_letters {
+                self.dying.found(seq);
+                self.news.died = true;
+            } else if let Some(next) = self.look_up(seq)? {
+                let Place { index, offset, .. } = next.place;
+                self.settle_silently(next.at, index, offset, State::Dead)?;
+                self.counts.dropped += 1;
+            }
+        }
         Ok(())
     }
 

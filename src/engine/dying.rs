@@ -7,6 +7,7 @@
 //! before all others but `closing`), and nothing here is done by the drop of a delivery.
 
 use super::deliver::Deliver;
+use super::limits::Share;
 use super::next::Body;
 use super::{Engine, Role};
 use crate::error::{Error, Result};
@@ -17,7 +18,9 @@ use crate::leases::Place;
 use crate::log::active::Draft;
 use crate::options::Options;
 use std::collections::BTreeMap;
+use std::ops::{Bound, Range};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Messages moved between two looks at what is to be done.
@@ -64,6 +67,11 @@ impl Dying {
         crate::format::bytes::wide(self.waiting.len() + self.moved.len())
     }
 
+    /// Whether one of these is among them.
+    pub(super) fn has_any_in(&self, seqs: Range<u64>) -> bool {
+        self.waiting.range(seqs.clone()).next().is_some() || self.moved.range(seqs).next().is_some()
+    }
+
     /// An earlier run left this one.
     pub(super) fn found(&mut self, seq: u64) {
         self.waiting.insert(seq, Death { cause: None, reason: None });
@@ -108,13 +116,16 @@ impl Deliver {
         self.changes += 1;
         let death = Death { cause: Some(cause), reason: reason.map(Into::into) };
         self.dying.waiting.insert(place.seq, death);
+        self.news.died = true;
         Ok(())
     }
 
-    /// Some of those that are not in `dead/` yet.
-    fn next_corpses(&mut self) -> Result<Vec<Corpse>> {
+    /// Some of those behind `after` that are not in `dead/` yet.
+    fn next_corpses(&mut self, after: u64) -> Result<Vec<Corpse>> {
         let mut corpses = Vec::new();
-        let waiting: Vec<u64> = self.dying.waiting.keys().copied().take(STEP).collect();
+        let behind = (Bound::Excluded(after), Bound::Unbounded);
+        let waiting = self.dying.waiting.range(behind).map(|(seq, _)| *seq).take(STEP);
+        let waiting: Vec<u64> = waiting.collect();
         for seq in waiting {
             // What turns out to be damaged is lost, and nothing is left to be moved.
             let Some(next) = self.look_up(seq)? else {
@@ -167,25 +178,48 @@ impl Engine {
 
     fn move_dying(&self, burial: &mut Burial, durably: bool) -> Result<()> {
         let dead = self.dead_letters()?;
+        let (mut after, mut moved) = (0, Ok(()));
         loop {
-            let corpses = self.deliver.lock().next_corpses()?;
-            if corpses.is_empty() {
-                break;
-            }
+            let corpses = self.deliver.lock().next_corpses(after)?;
+            let Some(last) = corpses.last() else { break };
+            after = last.place.seq;
             for corpse in corpses {
-                self.move_one(&dead, burial, corpse)?;
+                // What cannot be moved does not hold up what is behind it.
+                moved = moved.and(self.move_one(&dead, burial, corpse));
             }
         }
         if durably {
             let there = dead.newest_published();
             dead.sync()?;
-            let settled = self.deliver.lock().settle_moved(there);
-            self.settled.wake_all();
-            self.room.wake_all();
-            self.worker.ask();
+            let mut deliver = self.deliver.lock();
+            let settled = deliver.settle_moved(there);
+            let is_all_settled = deliver.dying.moved.is_empty();
+            self.unlock(deliver);
+            if is_all_settled {
+                dead.show_all();
+            }
             settled?;
         }
-        Ok(())
+        moved
+    }
+
+    /// From here on what is pushed is not shown to consumers: here, a dead letter whose message has not been
+    /// settled in its own queue. Were it taken and acked, and the process killed, nobody could tell that it was
+    /// moved.
+    fn hold_back(&self) {
+        // Relaxed: only whoever has the `burial` lock stores.
+        if self.held_back.load(Ordering::Relaxed) == u64::MAX {
+            // Release: pairs with the load in `newest_visible`.
+            self.held_back.store(self.newest_published() + 1, Ordering::Release);
+        }
+    }
+
+    fn show_all(&self) {
+        // Release: pairs with the load in `newest_visible`.
+        self.held_back.store(u64::MAX, Ordering::Release);
+        // Under this lock whoever waits has looked, or will look.
+        drop(self.deliver.lock());
+        self.readers.wake_one();
     }
 
     fn move_one(&self, dead: &Arc<Self>, burial: &mut Burial, mut corpse: Corpse) -> Result<()> {
@@ -216,6 +250,7 @@ impl Engine {
             let (start, payload) = body.split_at(payload_start);
             let draft = Draft::new(extension::encode(extension::headers(start), &notes), payload);
             let max = record::MAX_BODY;
+            dead.hold_back();
             dead.append(&[draft.ok_or(Error::TooLarge { len: max, max })?], None)?
         };
         let mut deliver = self.deliver.lock();
@@ -280,9 +315,11 @@ impl Engine {
             clock: self.options.clock.clone(),
             ..Options::default()
         };
-        let (worker, space) = (Arc::clone(&self.worker), Arc::clone(&self.space));
+        let (worker, space) = (Arc::clone(&self.worker), Share::of_dead_letters(&self.space));
         let dead = Self::open_as(options, storage, Role::DeadLetters(worker), space)?;
         *open = Some(Arc::clone(&dead));
+        // Relaxed: as in `stats`.
+        self.has_dead.store(true, Ordering::Relaxed);
         Ok(dead)
     }
 

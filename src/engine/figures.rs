@@ -17,15 +17,16 @@ impl Engine {
     pub(crate) fn stats(&self) -> Stats {
         self.health.note_background(self.count_old_tracks());
         // Those of earlier runs, too, if there are any.
-        let dead = self.open_dead_letters();
-        let dead = dead.or_else(|| self.dead_letters().ok().filter(|_| self.had_dead_letters));
+        // Relaxed: whoever makes them the first time comes before or after.
+        let has_dead = self.has_dead.load(Ordering::Relaxed);
+        let dead = if has_dead { self.dead_letters().ok() } else { None };
         let dead_letters = dead.map_or(0, |dead| {
             dead.health.note_background(dead.count_old_tracks());
             dead.deliver.lock().owed(dead.newest_published())
         });
         let append = self.append.lock();
         let mut deliver = self.deliver.lock();
-        let ready = deliver.ready(|| self.newest_published());
+        let ready = deliver.ready(|| self.newest_visible());
         let published = self.newest_published();
         let used = append.active.as_ref().map_or(0, |active| active.used_bytes() - RECORDS_START);
         let (live_bytes, dead_bytes) = deliver.live_and_dead_bytes(published, used);
@@ -34,7 +35,7 @@ impl Engine {
         let Counts { popped, redelivered, acked, nacked, released, rejected, .. } = deliver.counts;
         let Counts { lease_expired, purged, expired, dropped, dead_lettered, .. } = deliver.counts;
         let Counts { duplicated, out_of_order, .. } = deliver.counts;
-        Stats {
+        let stats = Stats {
             ready,
             in_flight: deliver.in_flight(),
             delayed: deliver.delayed(),
@@ -69,7 +70,10 @@ impl Engine {
             waiting_time: deliver.measure.waiting(),
             processing_time: deliver.measure.processing(),
             background_error: self.health.last_background_error(),
-        }
+        };
+        drop(append);
+        self.unlock(deliver);
+        stats
     }
 
     /// Counts messages whose push failed.

@@ -4,37 +4,80 @@
 //! `max_messages` are owed at any moment; of bytes, no more than `max_bytes` are taken by files, but for a
 //! CHECKPOINT that has to grow. Whoever waits for room is woken by what makes some. Relies on `append` to ask.
 
-use super::wait::{Look, Soon};
-use super::{Engine, WhenFull};
+use super::track::{Track, due_after};
+use super::wait::{Look, Soon, WaitList};
+use super::{CHECKPOINT_ROOM, Engine, WhenFull};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::bytes::wide;
-use crate::format::slot::State;
+use crate::format::segment::size_for;
+use crate::format::slot::{Delay, Slot, State};
 use crate::log::active::Draft;
 use crate::options::Overflow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Messages dropped under one lock.
-const STEP: u64 = 256;
+/// Slots looked at under one lock.
+const STEP: u32 = 4096;
 
-/// What files may take, and take: shared by a queue and its dead letters.
-#[derive(Debug)]
+/// What files may take, and take: of a queue and its dead letters together.
+#[derive(Debug, Default)]
 pub(crate) struct Space {
-    max: u64,
+    /// Those who wait for room to push.
+    pub(super) room: WaitList,
+    max: Option<u64>,
     used: AtomicU64,
+}
+
+/// The part of one engine in it.
+#[derive(Debug)]
+pub(crate) struct Share {
+    space: Arc<Space>,
+    own: AtomicU64,
+    /// So much is left for the others.
+    reserve: u64,
+}
+
+impl std::ops::Deref for Share {
+    type Target = Space;
+
+    fn deref(&self) -> &Space {
+        &self.space
+    }
 }
 
 impl Space {
     pub(super) fn new(max: Option<u64>) -> Self {
-        Self { max: max.unwrap_or(u64::MAX), used: AtomicU64::new(0) }
+        Self { max, ..Self::default() }
+    }
+
+    pub(super) fn used(&self) -> u64 {
+        self.used.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn max(&self) -> Option<u64> {
+        self.max
+    }
+}
+
+impl Share {
+    /// Of the queue itself, which leaves so much for its dead letters.
+    pub(super) fn of_queue(space: Arc<Space>, reserve: u64) -> Self {
+        Self { space, own: AtomicU64::new(0), reserve }
+    }
+
+    /// Of its dead letters.
+    pub(super) fn of_dead_letters(of: &Self) -> Self {
+        Self { space: Arc::clone(&of.space), own: AtomicU64::new(0), reserve: 0 }
     }
 
     /// What is there takes its room, over the limit or not.
     pub(super) fn add(&self, bytes: u64) {
+        self.own.fetch_add(bytes, Ordering::SeqCst);
         // SeqCst, here and below: pairs with itself. Whoever waits for room registers and then looks at
         // this; whoever gives some back changes it and then asks who waits.
-        self.used.fetch_add(bytes, Ordering::SeqCst);
+        self.space.used.fetch_add(bytes, Ordering::SeqCst);
     }
 
     /// Takes room for something new.
@@ -43,21 +86,31 @@ impl Space {
     ///
     /// [`Error::Full`] if there is none.
     pub(super) fn take(&self, bytes: u64) -> Result<()> {
-        let add = |used: u64| used.checked_add(bytes).filter(|&used| used <= self.max);
-        let taken = self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add);
-        taken.map_err(|_| Error::Full { limit: "max_bytes", max: self.max }).map(|_| ())
+        let max = self.space.max.unwrap_or(u64::MAX);
+        let fits = |used: &u64| used.saturating_add(self.reserve) <= max;
+        let add = |used: u64| used.checked_add(bytes).filter(fits);
+        let taken = self.space.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add);
+        if taken.is_err() {
+            return Err(Error::Full { limit: "max_bytes", max });
+        }
+        self.own.fetch_add(bytes, Ordering::SeqCst);
+        Ok(())
     }
 
     pub(super) fn give_back(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Ordering::SeqCst);
+        self.own.fetch_sub(bytes, Ordering::SeqCst);
+        self.space.used.fetch_sub(bytes, Ordering::SeqCst);
     }
 
-    pub(super) fn used(&self) -> u64 {
-        self.used.load(Ordering::SeqCst)
+    /// Nobody has the files open any more.
+    pub(super) fn give_all_back(&self) {
+        let own = self.own.swap(0, Ordering::SeqCst);
+        self.space.used.fetch_sub(own, Ordering::SeqCst);
     }
 
-    pub(super) fn max(&self) -> Option<u64> {
-        Some(self.max).filter(|&max| max < u64::MAX)
+    /// Whether a file of this size could be made if all others were gone.
+    fn could_ever_take(&self, bytes: u64, fixed: u64) -> bool {
+        self.space.max.is_none_or(|max| bytes.saturating_add(fixed) <= max)
     }
 }
 
@@ -80,12 +133,12 @@ impl Engine {
         };
         // Where nothing could ever make room enough, nobody is sacrificed or waited for.
         let records = wide(drafts.len());
-        let never_fits = self.options.max_messages.is_some_and(|max| records > max);
+        let bytes = size_for(drafts.iter().map(Draft::record_len).sum(), records);
+        let could_fit = self.options.max_messages.is_none_or(|max| records <= max)
+            && self.space.could_ever_take(bytes, 4 * CHECKPOINT_ROOM + self.space.reserve);
         match overflow {
-            Overflow::Block if !never_fits => {
-                self.push_when_there_is_room(drafts, sync_within, full)
-            }
-            Overflow::DropOldest if !never_fits => self.push_over_oldest(drafts, sync_within, full),
+            Overflow::Block if could_fit => self.push_when_there_is_room(drafts, sync_within, full),
+            Overflow::DropOldest if could_fit => self.push_over_oldest(drafts, sync_within, full),
             Overflow::DropNewest => {
                 self.deliver.lock().counts.dropped += records;
                 Ok(0)
@@ -108,7 +161,7 @@ impl Engine {
         };
         // Whoever settles asks for waiters under this lock.
         let registered = || drop(self.deliver.lock());
-        let pushed = self.room.wait_until(0, Soon::No, deadline, registered, look);
+        let pushed = self.space.room.wait_until(0, Soon::No, deadline, registered, look);
         pushed.unwrap_or(Err(full))
     }
 
@@ -118,11 +171,14 @@ impl Engine {
         sync_within: Option<Duration>,
         mut full: Error,
     ) -> Result<u64> {
+        let records = wide(drafts.len());
         loop {
-            // One by one for messages; for bytes, until a segment is free.
-            let by_count = matches!(full, Error::Full { limit: "max_messages", .. });
-            let dropped = self.drop_oldest(if by_count { 1 } else { STEP })?;
-            if dropped == 0 {
+            // For bytes, those of one segment, which is let go then.
+            let has_dropped = match full {
+                Error::Full { limit: "max_messages", max } => self.drop_oldest(records, max)?,
+                _ => self.drop_segment()?,
+            };
+            if !has_dropped {
                 return Err(full);
             }
             match self.append(drafts, sync_within) {
@@ -132,28 +188,49 @@ impl Engine {
         }
     }
 
-    /// Drops the oldest that wait, ready or delayed; tells how many there were.
-    fn drop_oldest(&self, limit: u64) -> Result<u64> {
+    /// Drops the oldest that wait, ready or delayed, until so many more may be pushed; false, and nothing is
+    /// dropped, if there are too few.
+    fn drop_oldest(&self, records: u64, max: u64) -> Result<bool> {
         let published = self.newest_published();
-        let mut dropped = 0;
         let mut deliver = self.deliver.lock();
+        deliver.check_open()?;
         deliver.take_back_due();
+        let owed = deliver.owed(published);
+        let others = deliver.in_flight() + deliver.dying.count();
         let mut result = Ok(());
-        while dropped < limit {
+        let can_drop = others + records <= max;
+        let mut left = if can_drop { (owed + records).saturating_sub(max).max(1) } else { 0 };
+        while left > 0 && result.is_ok() {
             match deliver.drop_next(published) {
-                Ok(true) => dropped += 1,
-                Ok(false) => break,
-                Err(error) => {
-                    result = Err(error);
-                    break;
+                Ok(true) => {
+                    deliver.counts.dropped += 1;
+                    left -= 1;
                 }
+                Ok(false) => break,
+                Err(error) => result = Err(error),
             }
         }
-        deliver.counts.dropped += dropped;
-        drop(deliver);
-        self.settled.wake_all();
-        self.worker.ask();
-        result.map(|()| dropped)
+        self.unlock(deliver);
+        result.map(|()| can_drop && left == 0)
+    }
+
+    /// Drops all that waits in the oldest segment of which nothing else is owed; false if there is none.
+    fn drop_segment(&self) -> Result<bool> {
+        let mut deliver = self.deliver.lock();
+        deliver.check_open()?;
+        deliver.take_back_due();
+        let Some(ordinal) = deliver.droppable_segment() else { return Ok(false) };
+        let mut from = 0;
+        loop {
+            let dropped = deliver.drop_some_of(ordinal, from);
+            self.unlock(deliver);
+            match dropped? {
+                Some(next) => from = next,
+                None => return Ok(true),
+            }
+            deliver = self.deliver.lock();
+            deliver.check_open()?;
+        }
     }
 
     /// Fails if so many more messages would be too many. Called with the `append` lock, so that nobody
@@ -196,6 +273,56 @@ impl super::deliver::Deliver {
             return Ok(true);
         }
         self.drop_delayed(published)
+    }
+
+    /// The oldest segment that can be let go once what waits in it is dropped: not the newest, and nothing of
+    /// it is in flight or dying.
+    fn droppable_segment(&self) -> Option<u64> {
+        let older = self.tracks.len().saturating_sub(1);
+        let is_free = |track: &&Track| {
+            let end_seq = track.first_seq + u64::from(track.count.unwrap_or(0));
+            track.leased == 0 && !self.dying.has_any_in(track.first_seq..end_seq)
+        };
+        self.tracks.iter().take(older).find(is_free).map(Track::ordinal)
+    }
+
+    /// Settles what waits in some of the slots of a segment, from one on; `None` at its end.
+    fn drop_some_of(&mut self, ordinal: u64, from: u32) -> Result<Option<u32>> {
+        let Some(at) = self.position(ordinal) else { return Ok(None) };
+        self.count_all_of(at)?;
+        let end = self.tracks[at].count.unwrap_or(0);
+        let (first_seq, is_old) = (self.tracks[at].first_seq, self.tracks[at].is_old);
+        let base_time = self.tracks[at].base_time;
+        let start_time = self.clock.start_time();
+        for index in from..end.min(from.saturating_add(STEP)) {
+            let seq = first_seq + u64::from(index);
+            let mapped = self.tracks[at].map()?;
+            let slot = mapped.slot(index)?.unwrap_or(Slot::UNTOUCHED);
+            if slot.is_settled(is_old) || slot.state == State::Dying {
+                continue;
+            }
+            let delay = mapped.delay(index, base_time)?;
+            let dues = [delay.map(|delay| delay.due), due_after(delay, start_time)];
+            let mut waits = self.returned.remove(&seq).is_some();
+            for due in dues.into_iter().flatten() {
+                waits |= self.schedule.remove(due, seq);
+            }
+            // Nobody has met what is behind the cursor's position.
+            let is_new = (ordinal, index) >= (self.cursor.ordinal, self.cursor.index);
+            if waits || is_new && self.is_for_cursor(delay, is_old) {
+                self.settle_silently(at, index, slot.offset.unwrap_or(0), State::Dead)?;
+                self.leases.end_expired(seq);
+                self.counts.dropped += 1;
+            }
+        }
+        let next = from.saturating_add(STEP);
+        Ok((next < end).then_some(next))
+    }
+
+    /// Whether a message that was never handed out waits for the cursor, and not in the schedule.
+    fn is_for_cursor(&self, delay: Option<Delay>, is_old: bool) -> bool {
+        let start_time = self.clock.start_time();
+        if is_old { due_after(delay, start_time).is_none() } else { delay.is_none() }
     }
 
     /// Settles the first delayed message up to this Seq; false if there is none.

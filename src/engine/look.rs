@@ -5,7 +5,6 @@
 //! it goes on whatever is pushed, answered or let go meanwhile.
 
 use super::Engine;
-use super::consume::Tally;
 use super::cursor::Cursor;
 use super::deliver::Deliver;
 use super::dying::Cause;
@@ -69,10 +68,15 @@ impl Engine {
             let mut deliver = self.deliver.lock();
             deliver.check_open()?;
             deliver.take_back_due();
-            let Some(next) = deliver.choose(self.newest_published())? else { return Ok(None) };
+            let chosen = deliver.choose(self.newest_visible());
+            let Some(next) = chosen? else {
+                self.unlock(deliver);
+                return Ok(None);
+            };
             let is_dead = deliver.policy.is_last(next.place.attempts);
-            let mut sight = deliver.sight_of(&next)?;
-            drop(deliver);
+            let sight = deliver.sight_of(&next);
+            self.unlock(deliver);
+            let mut sight = sight?;
             match Self::view(&mut sight).filter(|_| !is_dead) {
                 Some(viewed) if !self.is_over(&viewed, sight.header) => return Ok(Some(viewed)),
                 // Damaged, over, or with its last attempt behind it: as `pop` would meet it.
@@ -83,7 +87,11 @@ impl Engine {
 
     /// A message that is not settled; `None` if it is.
     pub(crate) fn get(&self, seq: u64) -> Result<Option<Viewed>> {
-        let unknown = || Err(Error::UnknownSeq { seq: Seq(seq) });
+        // It may have been settled, and let go, while this looked.
+        let unknown = || match self.is_settled(seq) {
+            Ok(true) => Ok(None),
+            result => result.and(Err(Error::UnknownSeq { seq: Seq(seq) })),
+        };
         if self.is_settled(seq)? {
             return Ok(None);
         }
@@ -130,7 +138,10 @@ impl Engine {
     }
 
     fn start_walk(&self, which: Which) -> Walk {
-        let last_seq = self.newest_published();
+        let last_seq = match which {
+            Which::Waiting => self.newest_visible(),
+            Which::Owed => self.newest_published(),
+        };
         Walk { cursor: Cursor::start_of(0), which, last_seq, is_over: false }
     }
 
@@ -140,9 +151,9 @@ impl Engine {
             let mut deliver = self.deliver.lock();
             deliver.check_open()?;
             deliver.take_back_due();
-            let found = deliver.walk_some(walk)?;
-            drop(deliver);
-            if let Some(mut sight) = found
+            let found = deliver.walk_some(walk);
+            self.unlock(deliver);
+            if let Some(mut sight) = found?
                 && let Some(viewed) = Self::view(&mut sight)
                 && (walk.which == Which::Owed || !self.is_over(&viewed, sight.header))
             {
@@ -190,19 +201,18 @@ impl Engine {
     /// Has `pop` meet the message at the front, if it is still this one: it is damaged, or over.
     fn pass_over(&self, seq: u64) -> Result<()> {
         let mut deliver = self.deliver.lock();
-        let before = Tally::of(&deliver);
-        let next = deliver.choose(self.newest_published())?;
+        let next = deliver.choose(self.newest_visible())?;
         let Some(next) = next.filter(|next| next.place.seq == seq) else { return Ok(()) };
         if deliver.policy.is_last(next.place.attempts) {
             deliver.die(next.at, next.place, Cause::Attempts, None)?;
             deliver.leave_queue(&next);
-            self.after_looking(deliver, &before);
+            self.unlock(deliver);
             return Ok(());
         }
         let now = deliver.coarse_time();
         let leased = deliver.lease(&next, now)?;
         deliver.leave_queue(&next);
-        drop(deliver);
+        self.unlock(deliver);
         // Whatever it is, it is not handed out.
         if let Some(taken) = self.copy_out(leased)? {
             self.answer([taken.given].into_iter(), &super::Answer::Release)?;

@@ -100,7 +100,7 @@ impl Deliver {
         self.tracks[at].map()?.store_slot(index, slot)?;
         self.note_settled(at, index);
         self.changes += 1;
-        self.silently_settled += 1;
+        self.news.silently = true;
         Ok(())
     }
 

@@ -67,12 +67,12 @@ use commit::Commit;
 use deliver::Deliver;
 use dying::Burial;
 use health::Health;
-use limits::Space;
+use limits::{Share, Space};
 use parking_lot::Mutex;
 use std::any::Any;
 use std::io::ErrorKind;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use supply::Supply;
 use upkeep::Upkeep;
@@ -99,13 +99,15 @@ pub(crate) struct Engine {
     readers: WaitList,
     /// Those who wait for a message to be settled, by its Seq.
     settled: WaitList,
-    /// Those who wait for room to push.
-    room: WaitList,
     clock: Arc<Clock>,
     /// How long after its push a message is worth anything.
     ttl_millis: Option<u64>,
     /// What files take.
-    space: Arc<Space>,
+    space: Share,
+    /// The first message that consumers may not see yet.
+    held_back: AtomicU64,
+    /// Whether there are dead letters, open or not.
+    has_dead: AtomicBool,
     /// How many messages were settled in this run.
     settled_count: Arc<AtomicU64>,
     /// How many messages earlier runs left, once somebody has to know.
@@ -115,8 +117,6 @@ pub(crate) struct Engine {
     failed_pushes: AtomicU64,
     dead: Mutex<Option<Arc<Self>>>,
     burial: Mutex<Burial>,
-    /// Earlier runs left a directory for dead letters.
-    had_dead_letters: bool,
     role: Role,
     worker: Arc<Worker>,
     /// Taken before all other locks, and held while the queue is closed.
@@ -127,6 +127,10 @@ pub(crate) struct Engine {
 
 /// What a CHECKPOINT of a few hundred segments takes.
 const CHECKPOINT_ROOM: u64 = 2 * crate::format::PAGE;
+
+/// What is left for the dead letters: two segments of the smallest size, so that there is room for a new one
+/// while the old one is not let go.
+const DEAD_ROOM: u64 = 2 * supply::SMALLEST_SEGMENT;
 
 /// What an engine is for.
 #[derive(Debug)]
@@ -171,7 +175,9 @@ impl<T> std::ops::Deref for Padded<T> {
 impl Engine {
     /// Opens the queue that `storage` holds.
     pub(crate) fn open(options: Options, storage: Arc<dyn Storage>) -> Result<Arc<Self>> {
-        let space = Arc::new(Space::new(options.max_bytes));
+        let reserve =
+            if options.dead_letters && options.max_bytes.is_some() { DEAD_ROOM } else { 0 };
+        let space = Share::of_queue(Arc::new(Space::new(options.max_bytes)), reserve);
         let engine = Self::open_as(options, storage, Role::Queue, space)?;
         if engine.options.background {
             worker::start(&engine)?;
@@ -183,7 +189,7 @@ impl Engine {
         options: Options,
         storage: Arc<dyn Storage>,
         role: Role,
-        space: Arc<Space>,
+        space: Share,
     ) -> Result<Arc<Self>> {
         check_presence(&*storage, &options, name::is_of_a_queue)?;
         let path = storage.path(name::LOCK);
@@ -224,17 +230,17 @@ impl Engine {
             health: Health::default(),
             readers: WaitList::default(),
             settled: WaitList::default(),
-            room: WaitList::default(),
             clock,
             ttl_millis: options.message_ttl.map(crate::clock::millis),
             space,
+            held_back: AtomicU64::new(u64::MAX),
+            has_dead: AtomicBool::new(had_dead_letters),
             settled_count,
             owed_before: OnceLock::new(),
             push_times: Mutex::default(),
             failed_pushes: AtomicU64::new(0),
             dead: Mutex::default(),
             burial: Mutex::default(),
-            had_dead_letters,
             role,
             worker,
             closing: Mutex::new(Closing::Open),
@@ -257,21 +263,22 @@ impl Engine {
             Closing::Done => return Ok(()),
             Closing::Failed => return Err(Error::Closed),
         }
-        // What cannot be moved now is moved by the next run.
-        let buried = self.bury(true);
+        // What cannot be moved now is moved by the next run: its slots say so.
+        self.health.note_background(self.bury(true));
         self.append.lock().is_closed = true;
         self.deliver.lock().close();
         self.readers.wake_all();
         self.settled.wake_all();
-        self.room.wake_all();
+        self.space.room.wake_all();
         if let Role::Queue = self.role {
             self.worker.stop();
         }
         let dead = self.open_dead_letters();
-        let buried = buried.and(dead.map_or(Ok(()), |dead| match dead.close() {
+        let dead = dead.map_or(Ok(()), |dead| match dead.close() {
+            // By its own handle, which was told.
             Err(Error::Closed) => Ok(()),
             result => result,
-        }));
+        });
         let synced = self.sync();
         // Whatever the result: nothing is stored from here on, and the directory is free.
         let finished = self.finish_run(synced.is_ok());
@@ -279,7 +286,8 @@ impl Engine {
         self.deliver.lock().let_go();
         self.commit.wake_all();
         *self.lock.lock() = None;
-        let result = synced.and(finished).and(buried);
+        self.space.give_all_back();
+        let result = synced.and(finished).and(dead);
         *closing = if result.is_ok() { Closing::Done } else { Closing::Failed };
         result
     }
@@ -296,12 +304,15 @@ impl Engine {
     /// What the background does, at once and whether it is due or not.
     pub(crate) fn maintain(&self) -> Result<()> {
         self.check_open()?;
-        self.deliver.lock().take_back_due();
+        let mut deliver = self.deliver.lock();
+        deliver.take_back_due();
+        self.unlock(deliver);
         let buried = self.bury(true);
         self.sync()?;
         self.run_upkeep()?;
-        let dead = self.open_dead_letters().filter(|dead| dead.check_open().is_ok());
-        buried.and(dead.map_or(Ok(()), |dead| dead.maintain()))
+        let dead = self.open_dead_letters().map_or(Ok(()), |dead| dead.maintain());
+        // Its own handle may have closed it.
+        buried.and(if matches!(dead, Err(Error::Closed)) { Ok(()) } else { dead })
     }
 
     /// # Errors
@@ -328,7 +339,10 @@ impl Engine {
     }
 
     pub(crate) fn delayed(&self) -> u64 {
-        self.deliver.lock().delayed()
+        let mut deliver = self.deliver.lock();
+        let delayed = deliver.delayed();
+        self.unlock(deliver);
+        delayed
     }
 
     /// The number of the newest published message.
@@ -337,11 +351,21 @@ impl Engine {
         self.published.load(Ordering::Acquire)
     }
 
+    /// The number of the newest message that consumers may see.
+    fn newest_visible(&self) -> u64 {
+        // Acquire: pairs with the stores of whoever moves dead letters.
+        let held_back = self.held_back.load(Ordering::Acquire);
+        self.newest_published().min(held_back - 1)
+    }
+
     /// Ready messages. Counts the slots of earlier runs first, if nobody has; where they cannot be
     /// read, as far as they can.
     pub(crate) fn ready(&self) -> u64 {
         self.health.note_background(self.count_old_tracks());
-        self.deliver.lock().ready(|| self.newest_published())
+        let mut deliver = self.deliver.lock();
+        let ready = deliver.ready(|| self.newest_visible());
+        self.unlock(deliver);
+        ready
     }
 
     pub(crate) fn clock(&self) -> &Clock {

@@ -53,6 +53,8 @@ pub(super) struct Leased {
     pub(super) header: record::Header,
     /// How long things take is measured with this one.
     pub(super) is_sample: bool,
+    /// Its segment is of an earlier run.
+    pub(super) is_old: bool,
     /// The coarse clock, if it was read.
     pub(super) now: Option<u64>,
 }
@@ -192,9 +194,10 @@ impl Deliver {
         let mapped = self.tracks[at].map()?;
         if let Some(header) = mapped.header(place.offset, place.index) {
             // Where a slot was looked at to find the message, it said that it is owed. Here nobody looked.
-            let slot = mapped.slot(place.index)?;
-            let is_settled = slot.is_some_and(|slot| slot.is_settled(is_old));
-            self.counts.duplicated += u64::from(is_settled);
+            if mapped.slot(place.index)?.is_some_and(|slot| slot.is_settled(is_old)) {
+                self.counts.duplicated += 1;
+                return Ok(None);
+            }
             return Ok(Some(Next { place, header, at, source: Source::Returned }));
         }
         self.lose(at, place.index, place.offset)?;
@@ -296,6 +299,7 @@ impl Deliver {
         let Place { seq, attempts, offset, .. } = place;
         let track = &mut self.tracks[at];
         let pushed_at = track.base_time + u64::from(header.age);
+        let is_old = track.is_old;
         let mapped = track.map()?;
         mapped.store_slot(place.index, owed_slot(&place))?;
         let body = Body::of(mapped, &header, offset);
@@ -312,7 +316,18 @@ impl Deliver {
         let deadline = deadline.map(|(timeout, now)| self.clock.after(now, timeout));
         let ticket = self.leases.begin(place, deadline);
         let is_sample = Measure::is_sample(self.counts.popped);
-        Ok(Leased { ticket, seq, attempts, offset, pushed_at, body, header, is_sample, now })
+        Ok(Leased {
+            ticket,
+            seq,
+            attempts,
+            offset,
+            pushed_at,
+            body,
+            header,
+            is_sample,
+            is_old,
+            now,
+        })
     }
 }
 

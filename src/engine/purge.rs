@@ -15,24 +15,16 @@ const STEP: usize = 256;
 impl Engine {
     /// Settles all that waits, ready or deferred; tells how many there were.
     pub(crate) fn purge(&self) -> Result<u64> {
-        let newest = self.newest_published();
+        let newest = self.newest_visible();
         let mut purged = 0;
         let result = loop {
             let mut deliver = self.deliver.lock();
-            let (before, settled) = (deliver.counts.purged, deliver.silently_settled);
+            let before = deliver.counts.purged;
             let step = deliver.check_open().and_then(|()| deliver.purge_some(newest));
             // A step that failed may have settled some all the same.
             purged += deliver.counts.purged - before;
-            let settled_some = deliver.silently_settled > settled;
-            let (asks, number) = (deliver.asks_for_sync(), deliver.change_count());
-            drop(deliver);
-            if asks {
-                self.worker.sync_answers();
-            }
-            if settled_some {
-                self.settled.wake_all();
-                self.room.wake_all();
-            }
+            let number = deliver.change_count();
+            self.unlock(deliver);
             match step {
                 Ok(true) => {}
                 Ok(false) => break Ok(number),

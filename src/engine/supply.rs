@@ -18,7 +18,7 @@ use std::sync::Arc;
 const FIRST_SEGMENT: u64 = 1 << 20;
 
 /// Where there is no room for more.
-const SMALLEST_SEGMENT: u64 = 64 << 10;
+pub(super) const SMALLEST_SEGMENT: u64 = 64 << 10;
 
 /// A segment that can be pushed to at once.
 #[derive(Clone, Debug)]

@@ -65,9 +65,10 @@ impl Engine {
         self.retire(&mut upkeep)?;
         self.write_checkpoint(&mut upkeep)?;
         let mut result = Ok(());
+        let lets_go = !upkeep.done.is_empty() || !upkeep.leftovers.is_empty();
         for (segment, count) in std::mem::take(&mut upkeep.done) {
-            let let_go = self.reuse_or_remove(&mut upkeep, &segment, count);
-            result = result.and(let_go);
+            let reused = self.reuse_or_remove(&mut upkeep, &segment, count);
+            result = result.and(reused);
         }
         let leftovers = std::mem::take(&mut upkeep.leftovers);
         for (name, bytes) in leftovers {
@@ -80,7 +81,9 @@ impl Engine {
                 }
             }
         }
-        self.room.wake_all();
+        if lets_go {
+            self.space.room.wake_all();
+        }
         result
     }
 
@@ -141,6 +144,7 @@ impl Engine {
             first_seq: 0,
             count: 0,
         });
+        let newest_time = self.append.lock().newest_time();
         let deliver = self.deliver.lock();
         let used = deliver.tracks().map(|track| Listed {
             ordinal: track.ordinal(),
@@ -166,6 +170,7 @@ impl Engine {
             // go is durable.
             accounted: durable,
             unaccounted: deliver.losses.unaccounted.clone(),
+            newest_time,
         }
     }
 

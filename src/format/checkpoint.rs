@@ -29,6 +29,8 @@ pub(crate) struct Checkpoint {
     pub(crate) accounted: u64,
     /// Numbers that no listed segment has and that were not settled: never given out, or lost.
     pub(crate) unaccounted: Ranges,
+    /// The newest time in the log: milliseconds since 1970 UTC.
+    pub(crate) newest_time: u64,
 }
 
 /// A segment in the list.
@@ -131,6 +133,7 @@ mod tests {
             segments,
             accounted: 14,
             unaccounted,
+            newest_time: 1_700_000_000_000,
         }
     }
 

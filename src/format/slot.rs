@@ -105,10 +105,10 @@ pub(crate) struct Delay {
     pub(crate) given: u64,
 }
 
-const DUE_MASK: u64 = (1 << 40) - 1;
-const GIVEN_SHIFT: u32 = 40;
+const DUE_MASK: u64 = (1 << 41) - 1;
+const GIVEN_SHIFT: u32 = 41;
 const GIVEN_MASK: u64 = (1 << 12) - 1;
-const DELAY_MASK: u64 = (1 << 52) - 1;
+const DELAY_MASK: u64 = (1 << 53) - 1;
 const _: () = assert!(DUE_MASK | GIVEN_MASK << GIVEN_SHIFT == DELAY_MASK);
 /// The longest delay that a slot can hold: 255 * 2^30 ms, more than 8 years.
 pub(crate) const MAX_DELAY: u64 = 255 << 30;
@@ -125,11 +125,14 @@ impl Delay {
 
     /// `None` if there is none, or if the word is not one that was written to this slot.
     pub(crate) fn decode(word: u64, base_time: u64, key: Key, index: u32) -> Option<Self> {
+        if word == 0 {
+            return None;
+        }
         let value = word & DELAY_MASK;
         let check = key.slot_check(DELAY_PLACE | u64::from(index), value) & !DELAY_MASK;
         let given = decode_given(value >> GIVEN_SHIFT);
         let delay = Self { due: base_time + (value & DUE_MASK), given };
-        (word != 0 && check == word & !DELAY_MASK).then_some(delay)
+        (check == word & !DELAY_MASK).then_some(delay)
     }
 }
 

@@ -261,14 +261,21 @@ impl Test {
     }
 
     pub(crate) fn expected_batch(&mut self, limit: u8) -> Vec<u64> {
-        let mut leased = Vec::new();
-        while leased.len() < usize::from(limit) {
-            let Some(seq) = self.expected_lease() else { break };
-            leased.push(seq);
+        let mut out = Vec::new();
+        loop {
+            let mut leased = Vec::new();
+            while out.len() + leased.len() < usize::from(limit) {
+                let Some(seq) = self.expected_lease() else { break };
+                leased.push(seq);
+            }
+            self.bury();
+            let is_over = leased.is_empty();
+            leased.retain(|seq| self.expected_out(*seq));
+            out.extend(leased);
+            if is_over || out.len() == usize::from(limit) {
+                return out;
+            }
         }
-        self.bury();
-        leased.retain(|seq| self.expected_out(*seq));
-        leased
     }
 
     pub(crate) fn expected_peek(&mut self) -> Option<u64> {
@@ -277,7 +284,6 @@ impl Test {
             let seq = self.choose()?;
             if self.is_last(self.known[&seq].attempts) {
                 self.die(seq, DeathCause::Attempts);
-                self.bury();
             } else if !self.expires(seq) {
                 return Some(seq);
             }
@@ -346,7 +352,9 @@ impl Test {
                 }
                 Overflow::DropOldest if count <= most => {
                     self.time_passed();
-                    while self.owed() + count > most {
+                    let busy = self.count(|at| matches!(at, At::Held(_) | At::Dying(_)));
+                    // Nobody is dropped if that is not enough.
+                    while busy + count <= most && self.owed() + count > most {
                         let delayed = self.known.iter().filter_map(|(seq, known)| match known.at {
                             At::Delayed(due) => Some((due, *seq)),
                             _ => None,
