@@ -4,9 +4,9 @@
 //!
 //! `cargo run --release --example pipeline [DIRECTORY [MESSAGES]]`
 //!
-//! Worth copying: the credits that bound the backlog (a producer takes one for each message and
-//! waits when there are none; a worker gives one back for each that it acked), workers that take
-//! what waits in small batches, and the end: close the queue, and every worker that waits wakes up.
+//! Worth copying: the limit that bounds the backlog (`max_messages` with `Overflow::Block`: a producer waits
+//! until a worker has acked), workers that take what waits in small batches, and the end: close the
+//! queue, and everybody who waits wakes up.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,10 +23,10 @@
 )]
 
 use hdrhistogram::Histogram;
-use keepq::{Delivery, Durability, Error, Queue, Seq};
+use keepq::{Delivery, Durability, Error, Overflow, Queue, Seq};
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Condvar, Mutex};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -35,51 +35,12 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 const PRODUCERS: u64 = 3;
 const WORKERS: usize = 3;
 const PAYLOAD_BYTES: usize = 256;
-const MAX_BACKLOG: i64 = 10_000;
+const MAX_BACKLOG: u64 = 10_000;
 const BATCH: usize = 32;
-
-/// How many more messages may be on their way; below zero if too many were left over.
-struct Credits {
-    left: Mutex<i64>,
-    more: Condvar,
-    has_failed: AtomicBool,
-}
-
-impl Credits {
-    fn new(left: i64) -> Self {
-        Self { left: Mutex::new(left), more: Condvar::new(), has_failed: AtomicBool::new(false) }
-    }
-
-    /// Waits for one and takes it; false if somebody has failed.
-    fn take(&self) -> bool {
-        let has_failed = || self.has_failed.load(Relaxed);
-        let left = self.left.lock().unwrap();
-        *self.more.wait_while(left, |left| *left <= 0 && !has_failed()).unwrap() -= 1;
-        !has_failed()
-    }
-
-    /// Waits until some are given back, or for a moment.
-    fn wait(&self) {
-        let left = self.left.lock().unwrap();
-        drop(self.more.wait_timeout(left, Duration::from_millis(20)).unwrap());
-    }
-
-    fn give_back(&self, count: i64) {
-        *self.left.lock().unwrap() += count;
-        self.more.notify_all();
-    }
-
-    /// Somebody gives back no more.
-    fn fail(&self) {
-        let _left = self.left.lock().unwrap();
-        self.has_failed.store(true, Relaxed);
-        self.more.notify_all();
-    }
-}
 
 struct Pipeline {
     queue: Queue,
-    credits: Credits,
+    has_failed: AtomicBool,
     /// Microseconds from push to ack.
     latency: Mutex<Histogram<u64>>,
     /// The newest message of earlier runs.
@@ -97,13 +58,15 @@ fn now() -> Duration {
 impl Pipeline {
     /// Runs a producer or a worker; when it fails, or panics, the others hear of it.
     fn run(&self, act: impl FnOnce() -> Result<()>) -> Result<()> {
-        struct Failing<'a>(&'a Credits);
+        struct Failing<'a>(&'a Pipeline);
         impl Drop for Failing<'_> {
             fn drop(&mut self) {
-                self.0.fail();
+                self.0.has_failed.store(true, Relaxed);
+                // Wakes who waits for room, or for a message.
+                self.0.queue.clone().close().ok();
             }
         }
-        let failing = Failing(&self.credits);
+        let failing = Failing(self);
         act()?;
         std::mem::forget(failing);
         Ok(())
@@ -112,13 +75,14 @@ impl Pipeline {
     /// A message tells when it was made, and holds something to work on.
     fn produce(&self, count: u64) -> Result<()> {
         for number in 0..count {
-            if !self.credits.take() {
-                break;
-            }
             let mut payload = Vec::with_capacity(PAYLOAD_BYTES);
             payload.extend((now().as_nanos() as u64).to_le_bytes());
             payload.extend((8..PAYLOAD_BYTES).map(|at| (number as usize + at) as u8));
-            self.queue.push(payload)?;
+            match self.queue.push(payload) {
+                // Somebody else has failed, and tells why.
+                Err(Error::Closed) => return Ok(()),
+                pushed => pushed?,
+            };
             self.pushed.fetch_add(1, Relaxed);
         }
         Ok(())
@@ -138,7 +102,6 @@ impl Pipeline {
                 jobs.iter().map(|job| (work_on(job), is_left_over(job))).collect();
             self.queue.ack_batch(jobs)?;
             self.note(&done);
-            self.credits.give_back(i64::try_from(done.len())?);
         }
     }
 
@@ -190,12 +153,13 @@ fn main() -> Result<()> {
     let count: u64 = args.next().map_or(Ok(600_000), |arg| arg.to_string_lossy().parse())?;
     // A power cut may take the last 100 ms and one sync; a kill takes nothing.
     let durability = Durability::Interval(Duration::from_millis(100));
-    let queue = Queue::options().durability(durability).open(dir)?;
+    let options = Queue::options().durability(durability);
+    let queue = options.max_messages(MAX_BACKLOG).overflow(Overflow::Block).open(dir)?;
     let waiting = queue.len();
     println!("{waiting} messages are left from the last run");
     let pipeline = Pipeline {
         queue: queue.clone(),
-        credits: Credits::new(MAX_BACKLOG - i64::try_from(waiting)?),
+        has_failed: AtomicBool::new(false),
         latency: Mutex::new(Histogram::new_with_bounds(1, 3_600_000_000, 3)?),
         last_before: queue.last_seq(),
         pushed: AtomicU64::new(0),
@@ -218,8 +182,8 @@ fn main() -> Result<()> {
         scope.spawn(|| pipeline.show());
         // The queue is closed before anything is made of a panic: workers wait for that.
         let produced: Vec<_> = producers.into_iter().map(ScopedJoinHandle::join).collect();
-        while queue.len() + queue.in_flight() > 0 && !pipeline.credits.has_failed.load(Relaxed) {
-            pipeline.credits.wait();
+        while queue.len() + queue.in_flight() > 0 && !pipeline.has_failed.load(Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
         }
         pipeline.is_over.store(true, Relaxed);
         results.push(queue.close().map_err(Into::into));
