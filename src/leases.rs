@@ -5,6 +5,7 @@
 //! Memory is bounded by the most leases there ever were at one time. To begin and to end a lease takes a few
 //! steps, however many there are: those that were not extended run out in the order in which they began.
 
+use crate::clock;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Names a lease; worthless once the lease has ended.
@@ -78,15 +79,13 @@ impl Leases {
     }
 
     /// Begins a lease. Deadlines given here never fall.
+    #[inline]
     pub(crate) fn begin(&mut self, place: Place, deadline: Option<u64>) -> Ticket {
         let state = if deadline.is_some() { State::Timed } else { State::Held };
-        let number = self.free.pop().unwrap_or_else(|| {
-            let (older, newer) = (None, None);
-            let entry =
-                Entry { generation: 0, state: State::Free, older, newer, deadline: 0, place };
-            self.entries.push(entry);
-            u32::try_from(self.entries.len() - 1).expect("fewer than 2^32 deliveries fit in memory")
-        });
+        let number = match self.free.pop() {
+            Some(number) => number,
+            None => self.grow(),
+        };
         let entry = self.entry(number);
         (entry.state, entry.place, entry.deadline) = (state, place, deadline.unwrap_or(0));
         let ticket = Ticket { entry: number, generation: entry.generation };
@@ -96,7 +95,16 @@ impl Leases {
         ticket
     }
 
+    #[cold]
+    fn grow(&mut self) -> u32 {
+        let (place, older, newer) = (Place::default(), None, None);
+        let entry = Entry { generation: 0, state: State::Free, older, newer, deadline: 0, place };
+        self.entries.push(entry);
+        u32::try_from(self.entries.len() - 1).expect("fewer than 2^32 deliveries fit in memory")
+    }
+
     /// Ends a lease; `None` if it has ended already.
+    #[inline]
     pub(crate) fn end(&mut self, ticket: Ticket) -> Option<Ended> {
         let entry = self.entries.get_mut(widen(ticket.entry))?;
         if entry.generation != ticket.generation || entry.state == State::Free {
@@ -142,13 +150,8 @@ impl Leases {
     /// The earliest deadline.
     pub(crate) fn next_deadline(&self) -> Option<u64> {
         let first = self.extended.first().map(|&(deadline, _)| deadline);
-        match self.oldest {
-            Some(oldest) => {
-                let deadline = self.entries.get(widen(oldest)).map(|entry| entry.deadline);
-                [first, deadline].into_iter().flatten().min()
-            }
-            None => first,
-        }
+        let oldest = self.oldest.and_then(|oldest| self.entries.get(widen(oldest)));
+        clock::earlier(first, oldest.map(|entry| entry.deadline))
     }
 
     /// A lease whose deadline has come. The caller says with [`Leases::expire`] what becomes of it.

@@ -230,42 +230,64 @@ impl Engine {
     }
 
     /// `None` if it is not to be handed out: damaged, over, or not yet due.
+    #[inline]
     pub(super) fn copy_out(&self, mut leased: Leased) -> Result<Option<Taken>> {
         let body = leased.body.take(&leased.header, leased.offset);
-        let Leased { ticket, seq, attempts, pushed_at, header, .. } = leased;
-        let Some(payload_start) = header.verify(&body) else {
-            let mut deliver = self.deliver.lock();
-            let lost = deliver.lose_leased(&leased);
-            self.unlock(deliver);
-            return lost.map(|()| None);
+        let Some(payload_start) = leased.header.verify(&body) else {
+            return self.pass_over_lost(&leased).map(|()| None);
         };
-        if header.flags.has_extensions() || self.ttl_millis.is_some() {
-            let expires = self.expires_at(&header, &body, pushed_at);
-            let now = leased.now.unwrap_or_else(|| self.clock.coarse());
-            if expires.is_some_and(|time| self.clock.is_past_at(now, time)) {
-                let mut deliver = self.deliver.lock();
-                let ended = deliver.expire(&leased);
-                self.unlock_and_bury(deliver);
-                return ended.map(|()| None);
-            }
-            // Its slot says when it is due. Should that be lost, the record still knows.
-            let due = if attempts == 1 { extension::notes(&body).due } else { None };
-            let most = |due: u64| self.clock.start_time() + due.saturating_sub(pushed_at);
-            let due = due.map(|due| if leased.is_old { due.min(most(due)) } else { due });
-            if let Some(due) = due.filter(|&due| !self.clock.is_past_at(now, due)) {
-                let mut deliver = self.deliver.lock();
-                let put_off = deliver.put_off(&leased, due);
-                self.unlock(deliver);
-                return put_off.map(|()| None);
-            }
+        let has_times = leased.header.flags.has_extensions() || self.ttl_millis.is_some();
+        if has_times && self.pass_over_in_time(&leased, &body)? {
+            return Ok(None);
         }
-        let is_sample = leased.is_sample;
+        let Leased { ticket, seq, attempts, pushed_at, is_sample, .. } = leased;
         if is_sample {
-            let waited = self.clock.coarse().saturating_sub(pushed_at);
-            self.deliver.lock().measure.handed_out(ticket, Duration::from_millis(waited));
+            self.measure(ticket, pushed_at);
         }
         let given = Given { ticket, seq, is_sample };
         Ok(Some(Taken { given, attempts, pushed_at, body, payload_start }))
+    }
+
+    #[cold]
+    fn measure(&self, ticket: Ticket, pushed_at: u64) {
+        let waited = self.clock.coarse().saturating_sub(pushed_at);
+        self.deliver.lock().measure.handed_out(ticket, Duration::from_millis(waited));
+    }
+
+    /// Its payload is damaged.
+    #[cold]
+    fn pass_over_lost(&self, leased: &Leased) -> Result<()> {
+        let mut deliver = self.deliver.lock();
+        let lost = deliver.lose_leased(leased);
+        self.unlock(deliver);
+        lost
+    }
+
+    /// Whether a message with a time is not to be handed out: its time is over, or has not come.
+    fn pass_over_in_time(&self, leased: &Leased, body: &[u8]) -> Result<bool> {
+        let Leased { header, pushed_at, .. } = *leased;
+        let now = leased.now.unwrap_or_else(|| self.clock.coarse());
+        let expires = self.expires_at(&header, body, pushed_at);
+        if expires.is_some_and(|time| self.clock.is_past_at(now, time)) {
+            let mut deliver = self.deliver.lock();
+            let ended = deliver.expire(leased);
+            self.unlock_and_bury(deliver);
+            return ended.map(|()| true);
+        }
+        if !header.flags.has_extensions() || leased.attempts > 1 {
+            return Ok(false);
+        }
+        // Its slot says when it is due. Should that be lost, the record still knows.
+        let most = |due: u64| self.clock.start_time() + due.saturating_sub(pushed_at);
+        let due = extension::notes(body).due;
+        let due = due.map(|due| if leased.is_old { due.min(most(due)) } else { due });
+        let Some(due) = due.filter(|&due| !self.clock.is_past_at(now, due)) else {
+            return Ok(false);
+        };
+        let mut deliver = self.deliver.lock();
+        let put_off = deliver.put_off(leased, due);
+        self.unlock(deliver);
+        put_off.map(|()| true)
     }
 
     /// Ends deliveries as their holder says.

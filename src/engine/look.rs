@@ -10,6 +10,7 @@ use super::deliver::Deliver;
 use super::dying::Cause;
 use super::next::{Body, Next};
 use super::track::{Located, Track, due_after};
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::extension;
 use crate::format::record;
@@ -195,7 +196,7 @@ impl Engine {
     ) -> Option<u64> {
         let own = header.flags.has_extensions().then(|| extension::notes(body).expires).flatten();
         let ttl = self.ttl_millis.map(|ttl| pushed_at.saturating_add(ttl));
-        [own, ttl].into_iter().flatten().min()
+        clock::earlier(own, ttl)
     }
 
     /// Has `pop` meet the message at the front, if it is still this one: it is damaged, or over.

@@ -8,6 +8,7 @@ use super::cursor::{Cursor, Seen};
 use super::deliver::Deliver;
 use super::measure::Measure;
 use super::track::{Located, Track};
+use crate::clock;
 use crate::error::Result;
 use crate::format::record;
 use crate::format::segment::RECORDS_START;
@@ -141,7 +142,7 @@ impl Deliver {
     /// When there will be something to hand out that is not there yet: the end of a delay or a lease.
     pub(super) fn next_time(&self) -> Option<u64> {
         let due = self.schedule.first_time().filter(|_| !self.is_full());
-        [due, self.leases.next_deadline()].into_iter().flatten().min()
+        clock::earlier(due, self.leases.next_deadline())
     }
 
     /// Whether there is such a time, and nobody who waits will look then.
