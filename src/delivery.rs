@@ -14,7 +14,8 @@ use std::time::{Duration, SystemTime};
 
 /// A message that is handed out, and owes an answer. Derefs to its payload.
 ///
-/// Dropping it gives the message back, like [`Delivery::nack`]. It does not keep the queue open:
+/// Dropping it gives the message back, like [`Delivery::nack`]: in memory and in mapped files, without waiting for a
+/// disk (where stores are writes, with a write or two). It does not keep the queue open:
 /// once the queue is closed, answers fail with [`Error::Closed`](crate::Error::Closed) and the
 /// message comes back at the next open.
 ///
@@ -140,7 +141,7 @@ impl Delivery {
     /// # Errors
     ///
     /// As [`Delivery::nack`]; [`Error::InvalidOption`](crate::Error::InvalidOption) for a longer time: then the
-    /// message is back at once.
+    /// delivery is dropped, which is a `nack`.
     pub fn nack_after(self, delay: Duration) -> Result<()> {
         if delay > MAX_DELAY {
             let given = format!("{delay:?}");
@@ -162,7 +163,7 @@ impl Delivery {
 
     /// Gives the work so much more time from now on, where
     /// [`Options::visibility_timeout`](crate::Options::visibility_timeout) limits it; else does nothing. Also if the
-    /// lease has run out, as long as nobody else was given the message. A time of zero gives it back.
+    /// lease has run out, as long as nobody else was given the message. After a time of zero it has run out.
     ///
     /// ```
     /// use std::time::Duration;
@@ -179,8 +180,8 @@ impl Delivery {
     ///
     /// # Errors
     ///
-    /// [`Error::LeaseExpired`](crate::Error::LeaseExpired) if somebody else has the message since;
-    /// [`Error::Closed`](crate::Error::Closed) if the queue was closed.
+    /// [`Error::LeaseExpired`](crate::Error::LeaseExpired) if the lease ran out, and the message was handed out
+    /// again, settled, or given up since; [`Error::Closed`](crate::Error::Closed) if the queue was closed.
     pub fn extend(&self, time: Duration) -> Result<()> {
         self.engine.extend(self.taken.given, time)
     }
@@ -294,7 +295,9 @@ impl<'a> DeadLetter<'a> {
         }
     }
 
-    /// What [`Delivery::reject`] was given, else empty. Also empty if the power was cut in that moment.
+    /// What [`Delivery::reject`] was given, else empty. Also empty if the process ended while `reject` was under
+    /// way, or before the dead letters took the message, or if the power was cut in that moment. Then the cause is
+    /// told from the message's attempts and times.
     #[must_use]
     pub fn reason(&self) -> &'a str {
         self.origin.reason

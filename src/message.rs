@@ -98,7 +98,7 @@ impl<'a> Message<'a> {
     }
 
     /// Not to be handed out before so long after the push, up to 8 years; a moment more at most, also
-    /// across restarts. It overtakes nothing and is overtaken by all that comes meanwhile; what is due at
+    /// across restarts. Once it is due it comes before everything that was never handed out; what is due at
     /// the same time comes in push order. Until then it counts as [`Queue::delayed`](crate::Queue::delayed).
     ///
     /// While the queue is open the wall clock does not matter. After a restart what is left of the delay

@@ -64,8 +64,10 @@ pub enum Overflow {
     /// [`Error::Full`](crate::Error::Full).
     Block,
     /// The oldest messages that wait make room: they are dropped and counted in
-    /// [`Stats::dropped`](crate::Stats::dropped). One that is in flight is never dropped; if only such are left, it
-    /// fails with [`Error::Full`](crate::Error::Full).
+    /// [`Stats::dropped`](crate::Stats::dropped). For `max_messages` those that would be handed out next, and
+    /// delayed ones last. For `max_bytes` all that wait in the oldest segment of which nothing is in flight or
+    /// dying, since only a whole file makes room. One that is in flight is never dropped. If that cannot make
+    /// room enough, it fails with [`Error::Full`](crate::Error::Full).
     DropOldest,
     /// The message that is pushed is dropped and counted, and `push` returns `Ok` with the number 0, which no
     /// message ever has: see [`Seq::is_dropped`](crate::Seq::is_dropped).
@@ -193,7 +195,9 @@ impl Options {
     }
 
     /// Whether the queue has a thread of its own that prepares, syncs and lets go of files ahead
-    /// of need. Default: `true`. Without it call [`Queue::maintain`](crate::Queue::maintain) now and then.
+    /// of need, and moves what is dying. Default: `true`. Without it call
+    /// [`Queue::maintain`](crate::Queue::maintain) now and then; what is dying is then moved by that, and by `pop` of
+    /// this queue, not by one of the dead letters.
     pub fn background(mut self, on: bool) -> Self {
         self.background = on;
         self
@@ -222,9 +226,9 @@ impl Options {
         self
     }
 
-    /// How long a delivery may go unanswered until its message comes back, to the front, for another
-    /// consumer; `None` (the default): as long as the [`Delivery`](crate::Delivery) lives. Its attempt stays counted.
-    /// At most about 10 ms late. Longer work asks for more time with
+    /// How long a delivery may go unanswered until its attempt counts as failed, and its message comes back for
+    /// another consumer, as after a `nack`; `None` (the default): as long as the [`Delivery`](crate::Delivery) lives.
+    /// At most about 20 ms late. Longer work asks for more time with
     /// [`Delivery::extend`](crate::Delivery::extend).
     ///
     /// ```
@@ -246,8 +250,8 @@ impl Options {
     }
 
     /// How often a message is handed out before it moves to the dead letters, up to 32,767; default 20, 0
-    /// for never. The attempt with this number has to fail: by `nack`, by drop, by the end of its lease, or by
-    /// the end of its process.
+    /// for never. The attempt with this number has to fail: by `nack`, by drop, by the end of its lease, of the queue,
+    /// or of its process.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = attempts;
         self
@@ -262,7 +266,7 @@ impl Options {
 
     /// Whether messages that are rejected, or fail too often, are kept in
     /// [`Queue::dead_letters`](crate::Queue::dead_letters). Default: `true`. With `false` they are dropped and
-    /// counted in [`Stats::dropped`](crate::Stats::dropped).
+    /// counted in [`Stats::dropped`](crate::Stats::dropped), expired ones in [`Stats::expired`](crate::Stats::expired) only.
     pub fn dead_letters(mut self, on: bool) -> Self {
         self.dead_letters = on;
         self
@@ -282,9 +286,10 @@ impl Options {
     }
 
     /// The most that the queue takes on the disk, from 1 MiB; `None` (the default): what there is. All files
-    /// count at their full size: segments, also the one that is ready, CHECKPOINT, the dead letters. So a
-    /// push that needs a new segment may be over the limit while there is room for a smaller one; segments
-    /// are at most a quarter of it.
+    /// count at their full size: segments, also the one that is ready, CHECKPOINT, the dead letters. Segments
+    /// are at most a quarter of it, and get smaller when room gets scarce. Some 140 KiB are kept for CHECKPOINT
+    /// and the dead letters, and the newest segment stays until there is a newer one: so a message that needs a file of
+    /// its own needs as much room beside that.
     pub fn max_bytes(mut self, bytes: impl Into<Option<u64>>) -> Self {
         self.max_bytes = bytes.into();
         self

@@ -148,13 +148,14 @@ impl Queue {
         self.engine().sync()
     }
 
-    /// Does at once what the background thread does: syncs, prepares the next file, counts, lets go
-    /// of files in which nothing is owed, writes the checkpoint.
+    /// Does at once what the background thread does: syncs, prepares the next file, counts, ends leases that have
+    /// run out, moves what is dying to the dead letters, lets go of files in which nothing is owed, writes the
+    /// checkpoint; here and in the dead letters.
     ///
     /// # Errors
     ///
-    /// The first error met, any of [`Error::Closed`], [`Error::Poisoned`], [`Error::Io`] and
-    /// [`Error::StorageFull`]; what could not be done is tried again by the next call.
+    /// The first error met, any of [`Error::Closed`], [`Error::Poisoned`], [`Error::Io`], [`Error::StorageFull`],
+    /// and [`Error::Full`] for dead letters; what could not be done is tried again by the next call.
     pub fn maintain(&self) -> Result<()> {
         self.engine().maintain()
     }

@@ -3,7 +3,8 @@
 use crate::distribution::Distribution;
 use std::time::Duration;
 
-/// Numbers about an open queue, all of one moment, from [`Queue::stats`](crate::Queue::stats). What is
+/// Numbers about an open queue, all of one moment but those of its dead letters, which are a moment older; from
+/// [`Queue::stats`](crate::Queue::stats). What is
 /// said to count *since open* starts at zero with each open; everything else is of the queue as it is, also
 /// right after a crash.
 ///
@@ -80,7 +81,8 @@ impl Stats {
         self.dying
     }
 
-    /// Messages that the queue of dead letters holds, answered or not.
+    /// Messages that the queue of dead letters holds, ready or in flight. What has just been moved counts here and as
+    /// [`Stats::dying`] until that is durable.
     #[must_use]
     pub fn dead_letters(&self) -> u64 {
         self.dead_letters

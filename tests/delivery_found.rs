@@ -315,3 +315,83 @@ fn a_batch_reaches_behind_what_has_expired() {
     assert_eq!(queue.pop_batch(70).unwrap().len(), 70);
     assert_eq!(queue.stats().expired(), 100);
 }
+
+/// Dead letters that filled a segment were shown before their messages were settled.
+#[test]
+fn dead_letters_of_a_full_segment_are_not_shown_early() {
+    let memory = Arc::new(MemoryStorage::new());
+    let queue = on(memory).open("queue").unwrap();
+    let dead = queue.dead_letters().unwrap();
+    queue.push_batch([1u8, 2, 3].map(|n| vec![n; 30_000])).unwrap();
+    let jobs = queue.pop_batch(3).unwrap();
+    for job in jobs {
+        job.reject("no").unwrap();
+    }
+    assert!(dead.pop().unwrap().is_none() && dead.peek().unwrap().is_none());
+    assert_eq!((dead.len(), dead.iter().count(), dead.pop_batch(9).unwrap().len()), (0, 0, 0));
+    queue.maintain().unwrap();
+    let shown: Vec<u8> = dead.pop_batch(9).unwrap().iter().map(|letter| letter[0]).collect();
+    assert_eq!((shown, dead.len()), (vec![1, 2, 3], 3), "in order, and given back by the drop");
+}
+
+/// The newest segment is not let go: with what it takes, a push might never find room, however long it waited
+/// and whatever was dropped for it.
+#[test]
+fn a_push_that_the_newest_segment_leaves_no_room_for_fails_at_once() {
+    for overflow in [Overflow::Block, Overflow::DropOldest] {
+        let dir = directory();
+        let options = fast().max_bytes(1 << 20).overflow(overflow).background(false);
+        let queue = options.open(dir.path()).unwrap();
+        queue.push(vec![1; 500_000]).unwrap();
+        queue.pop().unwrap().unwrap().ack().unwrap();
+        let full = queue.push(vec![2; 500_000]);
+        assert!(matches!(full, Err(Error::Full { limit: "max_bytes", .. })), "{full:?}");
+        queue.push("small").unwrap();
+        queue.pop().unwrap().unwrap().ack().unwrap();
+        queue.push(vec![3; 300_000]).unwrap();
+    }
+}
+
+/// A batch without an end took what was pushed meanwhile, and so had none.
+#[test]
+fn a_batch_takes_what_is_there_and_no_more() {
+    let dir = directory();
+    let queue = fast().open(dir.path()).unwrap();
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(std::sync::atomic::Ordering::SeqCst) {
+                queue.push([1u8; 16].as_slice()).unwrap();
+            }
+        });
+        for _ in 0..20 {
+            queue.ack_batch(queue.pop_batch(usize::MAX).unwrap()).unwrap();
+        }
+        is_over.store(true, std::sync::atomic::Ordering::SeqCst);
+    });
+}
+
+/// Redriving until nothing was left had no end while consumers went on to reject.
+#[test]
+fn redrive_takes_what_is_dead_now() {
+    let dir = directory();
+    let queue = fast().open(dir.path()).unwrap();
+    queue.push_batch((0..50).map(|n| n.to_string())).unwrap();
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(std::sync::atomic::Ordering::SeqCst) {
+                if let Some(job) = queue.pop_timeout(ms(5)).unwrap() {
+                    job.reject("again").unwrap();
+                }
+            }
+        });
+        for _ in 0..10 {
+            assert!(queue.redrive(u64::MAX).unwrap() <= 50);
+        }
+        is_over.store(true, std::sync::atomic::Ordering::SeqCst);
+    });
+    queue.maintain().unwrap();
+    let stats = queue.stats();
+    assert_eq!(stats.ready() + stats.dead_letters(), 50, "{stats:?}");
+}

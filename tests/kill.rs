@@ -35,7 +35,9 @@ fn options(dice: &mut Dice) -> Options {
         _ => Durability::Always,
     };
     let segment_bytes = 65_536 << dice.below(3);
-    Queue::options().durability(durability).segment_bytes(segment_bytes).sync_acks(dice.one_in(4))
+    let options = Queue::options().durability(durability).segment_bytes(segment_bytes);
+    // The backlog is handed out in each round, and must not be given up for that.
+    options.sync_acks(dice.one_in(4)).max_attempts(0)
 }
 
 fn payload(number: u64) -> Vec<u8> {
@@ -69,6 +71,13 @@ fn work(path: &Path, first: u64, limit: u64) {
                         0 => job.nack().unwrap_or(()),
                         1 => drop(job),
                         2 => job.release().unwrap_or(()),
+                        3 => job.nack_after(Duration::from_millis(dice.below(4))).unwrap_or(()),
+                        4 if dice.one_in(5) => {
+                            tell("acking", number);
+                            if job.reject(number.to_string()).is_ok() {
+                                tell("rejected", number);
+                            }
+                        }
                         _ => {
                             tell("acking", number);
                             if job.ack().is_ok() {
@@ -113,6 +122,7 @@ struct Told {
     pushed: BTreeSet<u64>,
     acking: BTreeSet<u64>,
     acked: BTreeSet<u64>,
+    rejected: BTreeSet<u64>,
 }
 
 fn life(path: &Path, first: u64, after: Duration) -> Told {
@@ -136,6 +146,7 @@ fn life(path: &Path, first: u64, after: Duration) -> Told {
             match what {
                 "pushed" => told.pushed.insert(number),
                 "acking" => told.acking.insert(number),
+                "rejected" => told.rejected.insert(number),
                 _ => told.acked.insert(number),
             };
         }
@@ -156,7 +167,7 @@ fn killed_at_random_moments() {
     let mut dice = Dice(cases("KEEPQ_KILL_SEED", 7));
     // What must be there, and what must not.
     let mut owed = BTreeSet::new();
-    let mut settled = BTreeSet::new();
+    let (mut settled, mut rejected) = (BTreeSet::new(), BTreeSet::new());
     let mut seqs = BTreeMap::new();
     let mut next = 0;
     for round in 0..cases("KEEPQ_KILL_ROUNDS", 200) {
@@ -166,6 +177,9 @@ fn killed_at_random_moments() {
             owed.remove(number);
         }
         settled.extend(&told.acked);
+        rejected.extend(&told.rejected);
+        // So that what was given back for a while is due.
+        std::thread::sleep(Duration::from_millis(5));
         let queue = options(&mut dice).open(&path).unwrap();
         assert!(queue.recovery().damage().is_empty(), "round {round}: {:?}", queue.recovery());
         let found = queue.pop_batch(usize::MAX).unwrap();
@@ -179,6 +193,20 @@ fn killed_at_random_moments() {
             let seq = job.seq();
             assert_eq!(*seqs.entry(number).or_insert(seq), seq, "round {round}: changed its Seq");
         }
+        let mut dead = BTreeSet::new();
+        for letter in &queue.dead_letters().unwrap() {
+            let letter = letter.unwrap();
+            let number = number(&letter);
+            assert!(letter[..] == payload(number), "round {round}: {number}");
+            // Where the kill came while it was rejected, the reason may be gone.
+            let reason = letter.dead_letter().unwrap().reason().to_string();
+            let is_told = !rejected.contains(&number) && reason.is_empty();
+            assert!(is_told || reason == number.to_string(), "round {round}: {number} {reason}");
+            assert!(dead.insert(number), "round {round}: {number} died twice");
+            assert!(!here.contains(&number), "round {round}: {number} is dead, and is here");
+        }
+        assert!(rejected.is_subset(&dead), "round {round}: one that was rejected is lost");
+        settled.extend(&dead);
         let in_order = found.is_sorted_by(|a, b| a.seq() < b.seq() && number(a) < number(b));
         assert!(in_order, "round {round}: out of order");
         for number in &owed {

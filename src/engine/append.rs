@@ -166,7 +166,9 @@ impl Engine {
         self.finish_old_tail()?;
         while self.sync_oldest_full()? {}
         self.count_old_tracks()?;
-        self.let_segments_go()
+        let dead = self.open_dead_letters();
+        let gone = dead.map_or(Ok(()), |dead| dead.let_segments_go());
+        self.let_segments_go().and(gone)
     }
 
     /// The first Seq and whether a consumer waits; `None` if the active segment has no room.

@@ -116,7 +116,7 @@ impl Engine {
     fn unlock_and_bury(&self, deliver: MutexGuard<'_, Deliver>) {
         let is_dying = deliver.dying.count() > 0;
         self.unlock(deliver);
-        if is_dying && !self.worker.is_running() {
+        if is_dying && !self.worker.is_running() && self.may_bury_again() {
             // What cannot be moved is parked: not the concern of whoever pops.
             self.health.note_background(self.bury(true));
         }
@@ -189,10 +189,11 @@ impl Engine {
     /// Up to `limit` messages, as many as there are.
     pub(crate) fn pop_batch(&self, limit: usize) -> Result<Vec<Taken>> {
         let mut taken = Vec::new();
+        let mut missing = limit;
         loop {
-            let (batch, mut failed) = self.lease_batch(limit - taken.len())?;
-            let count = batch.len();
-            taken.reserve(count);
+            let (batch, mut failed) = self.lease_batch(missing)?;
+            let complete = taken.len() + batch.len();
+            taken.reserve(batch.len());
             for leased in batch {
                 match self.copy_out(leased) {
                     Ok(more) => taken.extend(more),
@@ -203,7 +204,7 @@ impl Engine {
                 // What was taken is handed out; the error comes again with the next pop.
                 Some(error) if taken.is_empty() => return Err(error),
                 // Others for those that were not to be handed out.
-                None if count > 0 && taken.len() < limit => {}
+                None if taken.len() < complete => missing = complete - taken.len(),
                 _ => return Ok(taken),
             }
         }

@@ -7,9 +7,9 @@
 //! before all others but `closing`), and nothing here is done by the drop of a delivery.
 
 use super::deliver::Deliver;
-use super::limits::Share;
 use super::next::Body;
 use super::{Engine, Role};
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::extension::{self, Notes, Origin};
 use crate::format::slot::{Slot, State};
@@ -159,9 +159,14 @@ impl Deliver {
 }
 
 impl Engine {
-    /// Moves all that is dying to `dead/`; with `durably`, returns when it is settled here. What `dead/`
-    /// refuses stays, and is tried again by the next call, and by the background.
+    /// Moves what is dying to `dead/`; with `durably`, returns when it is settled here. What `dead/`
+    /// refuses stays, and is tried again by a later call, and by the background.
     pub(super) fn bury(&self, durably: bool) -> Result<()> {
+        self.bury_some(durably, usize::MAX)
+    }
+
+    /// The same for so many at the most.
+    pub(super) fn bury_some(&self, durably: bool, limit: usize) -> Result<()> {
         let is_pending = |deliver: &Deliver| {
             !deliver.dying.waiting.is_empty() || durably && !deliver.dying.moved.is_empty()
         };
@@ -169,38 +174,81 @@ impl Engine {
             return Ok(());
         }
         let mut burial = self.burial.lock();
-        let moved = self.move_dying(&mut burial, durably);
+        let moved = self.move_dying(&mut burial, durably, limit);
+        let again = if moved.is_err() { self.clock.coarse() + clock::millis(RETRY) } else { 0 };
+        // Relaxed: a hint.
+        self.bury_again_at.store(again, Ordering::Relaxed);
         if moved.is_err() {
             self.worker.ask_within(RETRY);
+        } else if is_pending(&self.deliver.lock()) {
+            self.worker.ask();
         }
         moved
     }
 
-    fn move_dying(&self, burial: &mut Burial, durably: bool) -> Result<()> {
+    /// Whether it is worth trying, for whoever comes by.
+    pub(super) fn may_bury_again(&self) -> bool {
+        // Relaxed: a hint.
+        let at = self.bury_again_at.load(Ordering::Relaxed);
+        at == 0 || self.clock.is_past(at)
+    }
+
+    fn move_dying(&self, burial: &mut Burial, durably: bool, limit: usize) -> Result<()> {
         let dead = self.dead_letters()?;
-        let (mut after, mut moved) = (0, Ok(()));
-        loop {
-            let corpses = self.deliver.lock().next_corpses(after)?;
-            let Some(last) = corpses.last() else { break };
-            after = last.place.seq;
-            for corpse in corpses {
-                // What cannot be moved does not hold up what is behind it.
-                moved = moved.and(self.move_one(&dead, burial, corpse));
-            }
-        }
+        let moved = self.move_some(&dead, burial, limit);
         if durably {
             let there = dead.newest_published();
             dead.sync()?;
             let mut deliver = self.deliver.lock();
             let settled = deliver.settle_moved(there);
             let is_all_settled = deliver.dying.moved.is_empty();
+            if is_all_settled {
+                // Before anybody can see that nothing is dying any more.
+                // Release: pairs with the load in `newest_visible`.
+                dead.held_back.store(u64::MAX, Ordering::Release);
+            }
             self.unlock(deliver);
             if is_all_settled {
-                dead.show_all();
+                // Under this lock whoever waits has looked, or will look.
+                drop(dead.deliver.lock());
+                dead.readers.wake_one();
             }
             settled?;
         }
         moved
+    }
+
+    fn move_some(&self, dead: &Arc<Self>, burial: &mut Burial, limit: usize) -> Result<()> {
+        let (mut after, mut left, mut result) = (0, limit, Ok(()));
+        // What is larger than something that found no room is not tried.
+        let mut too_large = u32::MAX;
+        while left > 0 {
+            let mut deliver = self.deliver.lock();
+            let corpses = deliver.next_corpses(after);
+            self.unlock(deliver);
+            let corpses = match corpses {
+                Ok(corpses) => corpses,
+                Err(error) => return result.and(Err(error)),
+            };
+            let Some(last) = corpses.last() else { break };
+            after = last.place.seq;
+            left = left.saturating_sub(corpses.len());
+            for corpse in corpses {
+                let len = corpse.header.body_len;
+                if len >= too_large {
+                    continue;
+                }
+                match self.move_one(dead, burial, corpse) {
+                    Ok(()) => {}
+                    Err(error @ (Error::Full { .. } | Error::StorageFull { .. })) => {
+                        too_large = len;
+                        result = result.and(Err(error));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        result
     }
 
     /// From here on what is pushed is not shown to consumers: here, a dead letter whose message has not been
@@ -214,36 +262,28 @@ impl Engine {
         }
     }
 
-    fn show_all(&self) {
-        // Release: pairs with the load in `newest_visible`.
-        self.held_back.store(u64::MAX, Ordering::Release);
-        // Under this lock whoever waits has looked, or will look.
-        drop(self.deliver.lock());
-        self.readers.wake_one();
-    }
-
     fn move_one(&self, dead: &Arc<Self>, burial: &mut Burial, mut corpse: Corpse) -> Result<()> {
         let Corpse { place, header, pushed_at, .. } = corpse;
         let Place { seq, attempts, .. } = place;
         let body = corpse.body.take(&header, place.offset);
         let Some(payload_start) = header.verify(&body) else {
             let mut deliver = self.deliver.lock();
-            if let Some(at) = deliver.position(place.ordinal) {
-                deliver.lose(at, place.index, place.offset)?;
+            let at = deliver.position(place.ordinal);
+            let lost = at.map_or(Ok(()), |at| deliver.lose(at, place.index, place.offset));
+            if lost.is_ok() {
+                deliver.dying.waiting.remove(&seq);
             }
-            deliver.dying.waiting.remove(&seq);
-            return Ok(());
+            self.unlock(deliver);
+            return lost;
         };
         let known =
             if corpse.is_old { dead.held_origins(burial)?.get(&seq).copied() } else { None };
         let there = if let Some(there) = known {
             there
         } else {
-            let by_attempts =
-                self.options.max_attempts > 0 && attempts >= self.options.max_attempts;
-            let guessed = if by_attempts { Cause::Attempts } else { Cause::Rejected };
             let death = &corpse.death;
-            let cause = death.cause.unwrap_or(guessed).encode();
+            let guess = || self.guess_cause(&header, &body, pushed_at, attempts);
+            let cause = death.cause.unwrap_or_else(guess).encode();
             let reason = death.reason.as_deref().unwrap_or("");
             let origin = Some(Origin { seq, pushed_at, attempts, cause, reason });
             let notes = Notes { origin, ..Notes::default() };
@@ -257,6 +297,24 @@ impl Engine {
         deliver.dying.waiting.remove(&seq);
         deliver.dying.moved.insert(seq, there);
         Ok(())
+    }
+
+    /// Why a message died of which an earlier run left no more than that.
+    fn guess_cause(
+        &self,
+        header: &record::Header,
+        body: &[u8],
+        pushed_at: u64,
+        attempts: u32,
+    ) -> Cause {
+        let expires = self.expires_at(header, body, pushed_at);
+        if self.options.max_attempts > 0 && attempts >= self.options.max_attempts {
+            Cause::Attempts
+        } else if expires.is_some_and(|time| self.clock.is_past(time)) {
+            Cause::Expired
+        } else {
+            Cause::Rejected
+        }
     }
 
     /// Where the messages come from that this queue of dead letters holds from earlier runs.
@@ -315,7 +373,7 @@ impl Engine {
             clock: self.options.clock.clone(),
             ..Options::default()
         };
-        let (worker, space) = (Arc::clone(&self.worker), Share::of_dead_letters(&self.space));
+        let (worker, space) = (Arc::clone(&self.worker), Arc::clone(&self.dead_space));
         let dead = Self::open_as(options, storage, Role::DeadLetters(worker), space)?;
         *open = Some(Arc::clone(&dead));
         // Relaxed: as in `stats`.
@@ -331,6 +389,8 @@ impl Engine {
     /// Pushes up to `limit` dead letters again, as new messages; tells how many.
     pub(crate) fn redrive(&self, limit: u64) -> Result<u64> {
         let dead = self.settled_dead_letters()?;
+        // Those that come meanwhile are for the next time.
+        let limit = limit.min(dead.ready());
         let mut redriven = 0;
         while redriven < limit {
             let step = usize::try_from(limit - redriven).unwrap_or(STEP).min(STEP);

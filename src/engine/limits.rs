@@ -63,16 +63,23 @@ impl Space {
 
 impl Share {
     /// Of the queue itself, which leaves so much for its dead letters.
-    pub(super) fn of_queue(space: Arc<Space>, reserve: u64) -> Self {
-        Self { space, own: AtomicU64::new(0), reserve }
+    pub(super) fn of_queue(space: Arc<Space>, reserve: u64) -> Arc<Self> {
+        Arc::new(Self { space, own: AtomicU64::new(0), reserve })
     }
 
     /// Of its dead letters.
-    pub(super) fn of_dead_letters(of: &Self) -> Self {
-        Self { space: Arc::clone(&of.space), own: AtomicU64::new(0), reserve: 0 }
+    pub(super) fn of_dead_letters(of: &Self) -> Arc<Self> {
+        Self::of_queue(Arc::clone(&of.space), 0)
     }
 
-    /// What is there takes its room, over the limit or not.
+    /// What is found takes so much in all, over the limit or not.
+    pub(super) fn set(&self, bytes: u64) {
+        let before = self.own.swap(bytes, Ordering::SeqCst);
+        self.space.used.fetch_add(bytes, Ordering::SeqCst);
+        self.space.used.fetch_sub(before, Ordering::SeqCst);
+    }
+
+    /// So much more is there, over the limit or not.
     pub(super) fn add(&self, bytes: u64) {
         self.own.fetch_add(bytes, Ordering::SeqCst);
         // SeqCst, here and below: pairs with itself. Whoever waits for room registers and then looks at
@@ -102,15 +109,15 @@ impl Share {
         self.space.used.fetch_sub(bytes, Ordering::SeqCst);
     }
 
-    /// Nobody has the files open any more.
-    pub(super) fn give_all_back(&self) {
-        let own = self.own.swap(0, Ordering::SeqCst);
-        self.space.used.fetch_sub(own, Ordering::SeqCst);
+    /// What others take.
+    fn of_others(&self) -> u64 {
+        self.space.used().saturating_sub(self.own.load(Ordering::SeqCst))
     }
 
-    /// Whether a file of this size could be made if all others were gone.
+    /// Whether a file of this size could be made if nothing but so much was taken.
     fn could_ever_take(&self, bytes: u64, fixed: u64) -> bool {
-        self.space.max.is_none_or(|max| bytes.saturating_add(fixed) <= max)
+        let all = bytes.saturating_add(fixed).saturating_add(self.reserve);
+        self.space.max.is_none_or(|max| all <= max)
     }
 }
 
@@ -134,8 +141,13 @@ impl Engine {
         // Where nothing could ever make room enough, nobody is sacrificed or waited for.
         let records = wide(drafts.len());
         let bytes = size_for(drafts.iter().map(Draft::record_len).sum(), records);
+        let newest = self.deliver.lock().newest_bytes();
+        // The newest segment is not let go before there is a newer one. What dead letters take is not
+        // theirs to free who drop the oldest.
+        let others = if overflow == Overflow::DropOldest { self.space.of_others() } else { 0 };
+        let fixed = newest + others.max(2 * CHECKPOINT_ROOM);
         let could_fit = self.options.max_messages.is_none_or(|max| records <= max)
-            && self.space.could_ever_take(bytes, 4 * CHECKPOINT_ROOM + self.space.reserve);
+            && self.space.could_ever_take(bytes, fixed);
         match overflow {
             Overflow::Block if could_fit => self.push_when_there_is_room(drafts, sync_within, full),
             Overflow::DropOldest if could_fit => self.push_over_oldest(drafts, sync_within, full),
@@ -216,20 +228,22 @@ impl Engine {
 
     /// Drops all that waits in the oldest segment of which nothing else is owed; false if there is none.
     fn drop_segment(&self) -> Result<bool> {
-        let mut deliver = self.deliver.lock();
-        deliver.check_open()?;
-        deliver.take_back_due();
-        let Some(ordinal) = deliver.droppable_segment() else { return Ok(false) };
-        let mut from = 0;
+        let (mut ordinal, mut from, mut has_dropped) = (None, 0, false);
         loop {
-            let dropped = deliver.drop_some_of(ordinal, from);
-            self.unlock(deliver);
-            match dropped? {
-                Some(next) => from = next,
-                None => return Ok(true),
-            }
-            deliver = self.deliver.lock();
+            let mut deliver = self.deliver.lock();
             deliver.check_open()?;
+            deliver.take_back_due();
+            // One of which nothing could be dropped is left behind.
+            let next = ordinal.filter(|_| from > 0).or_else(|| deliver.droppable_segment(ordinal));
+            let Some(chosen) = next else { return Ok(false) };
+            let before = deliver.counts.dropped;
+            let dropped = deliver.drop_some_of(chosen, from);
+            has_dropped |= deliver.counts.dropped > before;
+            self.unlock(deliver);
+            (ordinal, from) = (Some(chosen), dropped?.unwrap_or(0));
+            if from == 0 && has_dropped {
+                return Ok(true);
+            }
         }
     }
 
@@ -275,15 +289,21 @@ impl super::deliver::Deliver {
         self.drop_delayed(published)
     }
 
-    /// The oldest segment that can be let go once what waits in it is dropped: not the newest, and nothing of
-    /// it is in flight or dying.
-    fn droppable_segment(&self) -> Option<u64> {
+    /// Bytes of the newest segment.
+    fn newest_bytes(&self) -> u64 {
+        self.tracks.back().map_or(0, |track| track.segment.header.size)
+    }
+
+    /// The oldest segment behind `after` that can be let go once what waits in it is dropped: not the newest,
+    /// and nothing of it is in flight or dying.
+    fn droppable_segment(&self, after: Option<u64>) -> Option<u64> {
         let older = self.tracks.len().saturating_sub(1);
         let is_free = |track: &&Track| {
             let end_seq = track.first_seq + u64::from(track.count.unwrap_or(0));
             track.leased == 0 && !self.dying.has_any_in(track.first_seq..end_seq)
         };
-        self.tracks.iter().take(older).find(is_free).map(Track::ordinal)
+        let is_behind = |track: &&Track| after.is_none_or(|after| track.ordinal() > after);
+        self.tracks.iter().take(older).filter(is_behind).find(is_free).map(Track::ordinal)
     }
 
     /// Settles what waits in some of the slots of a segment, from one on; `None` at its end.

@@ -103,7 +103,11 @@ pub(crate) struct Engine {
     /// How long after its push a message is worth anything.
     ttl_millis: Option<u64>,
     /// What files take.
-    space: Share,
+    space: Arc<Share>,
+    /// What those of the dead letters take.
+    dead_space: Arc<Share>,
+    /// When what `dead/` refused is tried again by whoever pops.
+    bury_again_at: AtomicU64,
     /// The first message that consumers may not see yet.
     held_back: AtomicU64,
     /// Whether there are dead letters, open or not.
@@ -189,7 +193,7 @@ impl Engine {
         options: Options,
         storage: Arc<dyn Storage>,
         role: Role,
-        space: Share,
+        space: Arc<Share>,
     ) -> Result<Arc<Self>> {
         check_presence(&*storage, &options, name::is_of_a_queue)?;
         let path = storage.path(name::LOCK);
@@ -205,15 +209,16 @@ impl Engine {
         let settled_count = Arc::new(AtomicU64::new(0));
         let (for_deliver, counter) = (Arc::clone(&clock), Arc::clone(&settled_count));
         let deliver = Deliver::new(&log, &options, for_deliver, counter);
-        space.add(log.parts.iter().map(|part| part.segment.header.size).sum());
+        let segments: u64 = log.parts.iter().map(|part| part.segment.header.size).sum();
         // Each CHECKPOINT has its room from the start, that of the dead letters before they are opened.
-        let checkpoints = if options.dead_letters { 2 } else { 1 };
-        space.add(match &role {
+        let count = if options.dead_letters { 2 } else { 1 };
+        let checkpoints = match &role {
             Role::Queue => {
-                log.checkpoint.size().max(CHECKPOINT_ROOM) + (checkpoints - 1) * CHECKPOINT_ROOM
+                log.checkpoint.size().max(CHECKPOINT_ROOM) + (count - 1) * CHECKPOINT_ROOM
             }
             Role::DeadLetters(_) => log.checkpoint.size().saturating_sub(CHECKPOINT_ROOM),
-        });
+        };
+        space.set(segments + checkpoints);
         let worker = match &role {
             Role::Queue => Arc::default(),
             Role::DeadLetters(worker) => Arc::clone(worker),
@@ -232,7 +237,9 @@ impl Engine {
             settled: WaitList::default(),
             clock,
             ttl_millis: options.message_ttl.map(crate::clock::millis),
+            dead_space: Share::of_dead_letters(&space),
             space,
+            bury_again_at: AtomicU64::new(0),
             held_back: AtomicU64::new(u64::MAX),
             has_dead: AtomicBool::new(had_dead_letters),
             settled_count,
@@ -286,7 +293,6 @@ impl Engine {
         self.deliver.lock().let_go();
         self.commit.wake_all();
         *self.lock.lock() = None;
-        self.space.give_all_back();
         let result = synced.and(finished).and(dead);
         *closing = if result.is_ok() { Closing::Done } else { Closing::Failed };
         result
@@ -307,7 +313,9 @@ impl Engine {
         let mut deliver = self.deliver.lock();
         deliver.take_back_due();
         self.unlock(deliver);
-        let buried = self.bury(true);
+        // What earlier runs left dying is known then.
+        let counted = self.count_old_tracks();
+        let buried = counted.and(self.bury(true));
         self.sync()?;
         self.run_upkeep()?;
         let dead = self.open_dead_letters().map_or(Ok(()), |dead| dead.maintain());

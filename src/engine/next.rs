@@ -258,6 +258,10 @@ impl Deliver {
                 }
                 continue;
             }
+            // Not yet to be shown, though its segment is full already.
+            if self.tracks[at].first_seq + u64::from(index) > published {
+                return Ok(None);
+            }
             if self.tracks[at].is_old && !has_skipped {
                 self.count_all_of(at)?;
                 let (index, previous) = self.tracks[at].skip_settled(index)?;

@@ -103,15 +103,16 @@ impl Track {
         self.segment.header.ordinal
     }
 
-    /// One behind the last index that may be looked at.
+    /// One behind the last index that may be looked at; whether it may be shown, its Seq tells.
     pub(super) fn end_index(&self, published: u64) -> u32 {
         let visible = (published + 1).saturating_sub(self.first_seq);
         self.count.unwrap_or_else(|| u32::try_from(visible).unwrap_or(u32::MAX))
     }
 
-    /// How many are not settled, as far as it is counted.
+    /// How many up to this message are not settled, as far as it is counted.
     pub(super) fn owed(&self, published: u64) -> u64 {
-        u64::from(self.end_index(published).saturating_sub(self.settled))
+        let visible = (published + 1).saturating_sub(self.first_seq);
+        u64::from(self.end_index(published)).min(visible).saturating_sub(self.settled.into())
     }
 
     /// Whether all slots are counted.

@@ -11,6 +11,9 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+/// So many dying messages are moved in one step.
+const BURIED_AT_ONCE: usize = 1024;
+
 /// What the thread is to do next.
 #[derive(Debug, Default)]
 pub(super) struct Worker {
@@ -199,7 +202,7 @@ impl Engine {
         if matches!(has_more, Ok(true)) || matches!(can_count, Ok(true)) {
             self.worker.ask();
         }
-        let buried = self.bury(true);
+        let buried = self.bury_some(true, BURIED_AT_ONCE);
         let gone = self.let_segments_go();
         let prepared = prepared.or_else(|_| self.prepare_ahead());
         synced

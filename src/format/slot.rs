@@ -25,7 +25,7 @@ pub(crate) enum State {
     Ready,
     /// Handed out; owed again after a crash.
     Delivered,
-    /// On its way to the dead letters (not written by this version; owed).
+    /// On its way to the dead letters; owed.
     Dying,
     /// Settled.
     Dead,

@@ -13,7 +13,8 @@ use std::time::Duration;
 impl Queue {
     /// Hands out the next message, if there is one. Never waits for one.
     ///
-    /// First deliveries follow push order; what was given back comes before them. The attempt is
+    /// First deliveries follow push order. Before them comes what was given back, in push order, and what
+    /// has become due, by its time. At [`Options::max_in_flight`](crate::Options::max_in_flight) there is none. The attempt is
     /// stored before this returns, so a message that kills its consumer is found out.
     ///
     /// # Errors
@@ -82,7 +83,8 @@ impl Queue {
         first_error.map_or(result, Err)
     }
 
-    /// The message that [`Queue::pop`] would hand out now, without taking it.
+    /// The message that [`Queue::pop`] would hand out now, were there not too many in flight; without taking
+    /// it.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -131,8 +133,8 @@ impl Queue {
         Ok(self.engine().get(seq.0)?.map(Peeked::new))
     }
 
-    /// Whether a message is settled: acked or purged (or transient and of an earlier run), and so
-    /// never handed out again. False: it is still owed.
+    /// Whether a message is settled, and so never handed out again: acked, purged, dropped, expired, moved to
+    /// the dead letters (or transient and of an earlier run). False: it is still owed.
     ///
     /// True as soon as the ack is stored, which may be before [`Delivery::ack`] has returned, and no
     /// more durable than that: see [`Options::sync_acks`](crate::Options::sync_acks). A transient message whose run ended in a
@@ -206,7 +208,7 @@ impl Queue {
     ///
     /// As [`Queue::dead_letters`] and [`Queue::push`]; [`Error::Full`](crate::Error::Full) whatever
     /// [`Options::overflow`](crate::Options::overflow) says. Those that were pushed before the error are no longer dead
-    /// letters.
+    /// letters; after a failed sync some may be both.
     pub fn redrive(&self, limit: u64) -> Result<u64> {
         self.engine().redrive(limit)
     }

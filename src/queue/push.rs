@@ -21,9 +21,9 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// [`Error::TooLarge`], [`Error::StorageFull`], [`Error::Closed`], [`Error::Io`], and
-    /// [`Error::InvalidOption`] for a [`Message::durability`] that cannot be: the message is not in
-    /// the queue. [`Error::Poisoned`]: a sync failed; if
+    /// [`Error::TooLarge`], [`Error::Full`], [`Error::StorageFull`], [`Error::Closed`], [`Error::Io`], and
+    /// [`Error::InvalidOption`] for a [`Message::durability`], delay, time or ttl that cannot be: the message is
+    /// not in the queue. ([`Overflow::DropNewest`](crate::Overflow::DropNewest) drops it with `Ok`.) [`Error::Poisoned`]: a sync failed; if
     /// [`Error::is_indeterminate`], the message may be delivered all the same.
     pub fn push<'a>(&self, message: impl Into<Message<'a>>) -> Result<Seq> {
         self.push_one(&message.into(), WhenFull::AsOptions)

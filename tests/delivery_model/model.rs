@@ -261,18 +261,19 @@ impl Test {
     }
 
     pub(crate) fn expected_batch(&mut self, limit: u8) -> Vec<u64> {
-        let mut out = Vec::new();
+        let (mut out, mut missing) = (Vec::new(), usize::from(limit));
         loop {
             let mut leased = Vec::new();
-            while out.len() + leased.len() < usize::from(limit) {
+            while leased.len() < missing {
                 let Some(seq) = self.expected_lease() else { break };
                 leased.push(seq);
             }
             self.bury();
-            let is_over = leased.is_empty();
+            missing = leased.len();
             leased.retain(|seq| self.expected_out(*seq));
+            missing -= leased.len();
             out.extend(leased);
-            if is_over || out.len() == usize::from(limit) {
+            if missing == 0 {
                 return out;
             }
         }
