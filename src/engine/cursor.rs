@@ -28,6 +28,8 @@ impl Cursor {
 
     /// What is at the cursor, in a track whose records are visible up to `end_index`. `start_time`: of
     /// this run.
+    #[expect(clippy::inline_always, reason = "measured: see `next`")]
+    #[inline(always)]
     pub(super) fn look(&self, track: &mut Track, end_index: u32, start_time: u64) -> Result<Seen> {
         let Self { ordinal, index, offset, previous, .. } = *self;
         let (is_old, seq) = (track.is_old, track.first_seq + u64::from(index));
