@@ -229,7 +229,10 @@ impl Deliver {
         let located =
             known.unwrap_or_else(|| Track::locate(mapped, index, index + 1, RECORDS_START, None));
         match located {
-            Located::At(offset, header) if header.flags.is_transient() && is_old => {
+            // One that is dying is to be a dead letter, and no longer transient.
+            Located::At(offset, header)
+                if header.flags.is_transient() && is_old && slot.state != State::Dying =>
+            {
                 self.settle_silently(at, index, offset, State::Dead)?;
                 Ok(None)
             }

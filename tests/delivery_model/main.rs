@@ -43,8 +43,8 @@ struct Settings {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// How many, with this delay and time to live.
-    Push(u8, Option<u64>, Option<u64>),
+    /// How many, with this delay and time to live, and whether they are transient.
+    Push(u8, Option<u64>, Option<u64>, bool),
     Pop,
     PopBatch(u8),
     Ack(usize),
@@ -90,7 +90,8 @@ fn settings() -> impl Strategy<Value = Settings> {
 fn step() -> impl Strategy<Value = Step> {
     let time = || prop::option::weighted(0.3, 1u64..200);
     prop_oneof![
-        6 => (1u8..4, time(), time()).prop_map(|(n, delay, ttl)| Step::Push(n, delay, ttl)),
+        6 => (1u8..4, time(), time(), prop::bool::weighted(0.15))
+            .prop_map(|(n, delay, ttl, transient)| Step::Push(n, delay, ttl, transient)),
         8 => Just(Step::Pop),
         1 => (0u8..5).prop_map(Step::PopBatch),
         3 => any::<usize>().prop_map(Step::Ack),
@@ -118,7 +119,7 @@ impl Test {
     fn run(&mut self, step: &Step) {
         let queue = self.queue();
         match *step {
-            Step::Push(count, delay, ttl) => self.push(count, delay, ttl),
+            Step::Push(count, delay, ttl, transient) => self.push(count, delay, ttl, transient),
             Step::Pop => {
                 let told = queue.pop().unwrap();
                 let expected = self.expected_pop();
@@ -299,7 +300,9 @@ impl Test {
             let payload = self.known[&seq].payload.clone();
             let expires = self.settings.ttl.map(|ttl| self.now + ttl);
             let at = At::New;
-            let known = Known { at, attempts: 0, expires, payload, delivery: 0, is_late: false };
+            let (delivery, is_late, is_transient) = (0, false, false);
+            let known =
+                Known { at, attempts: 0, expires, payload, delivery, is_late, is_transient };
             assert!(self.known.insert(last - redriven + number, known).is_none());
             self.counts.pushed += 1;
         }

@@ -31,6 +31,7 @@ pub(crate) struct Known {
     pub(crate) delivery: u64,
     /// That delivery's lease ran out.
     pub(crate) is_late: bool,
+    pub(crate) is_transient: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -114,6 +115,10 @@ impl Test {
         for known in self.known.values_mut() {
             known.is_late = false;
             known.at = match known.at {
+                // Worth nothing after its run; what was dying is a dead letter like others.
+                At::New | At::Returned | At::Delayed(_) | At::Held(_) if known.is_transient => {
+                    At::Settled
+                }
                 At::Delayed(due) if due > self.now => At::Delayed(due),
                 At::New | At::Returned | At::Delayed(_) | At::Held(_) => At::New,
                 stays => stays,
@@ -330,7 +335,13 @@ impl Test {
         }
     }
 
-    pub(crate) fn push(&mut self, count: u8, delay: Option<u64>, ttl: Option<u64>) {
+    pub(crate) fn push(
+        &mut self,
+        count: u8,
+        delay: Option<u64>,
+        ttl: Option<u64>,
+        is_transient: bool,
+    ) {
         let payloads: Vec<Vec<u8>> = (0..count)
             .map(|n| format!("message {} of push {}", n, self.pushes).into_bytes())
             .collect();
@@ -338,6 +349,7 @@ impl Test {
         let message = |payload: &Vec<u8>| {
             let message = Message::new(payload.clone()).header("of", b"the model");
             let message = delay.map_or(message.clone(), |delay| message.delay(ms(delay)));
+            let message = if is_transient { message.transient() } else { message };
             ttl.map_or(message.clone(), |ttl| message.ttl(ms(ttl)))
         };
         let count = u64::from(count);
@@ -380,7 +392,9 @@ impl Test {
         for (seq, payload) in told.unwrap().into_iter().zip(payloads) {
             let at = delay.map_or(At::New, |delay| At::Delayed(self.now + delay));
             let expires = ttl.map(|ttl| self.now + ttl);
-            let known = Known { at, attempts: 0, expires, payload, delivery: 0, is_late: false };
+            let (delivery, is_late) = (0, false);
+            let known =
+                Known { at, attempts: 0, expires, payload, delivery, is_late, is_transient };
             assert!(self.known.insert(seq.into(), known).is_none(), "a number given twice");
             self.counts.pushed += 1;
         }
