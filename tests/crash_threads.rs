@@ -33,6 +33,7 @@ struct Told {
     pushed: BTreeMap<u64, bool>,
     acking: BTreeSet<u64>,
     acked: BTreeSet<u64>,
+    rejected: BTreeSet<u64>,
     seqs: BTreeMap<u64, u64>,
 }
 
@@ -67,11 +68,20 @@ fn produce(queue: &Queue, producer: u64, told: &Mutex<Told>) {
     }
 }
 
-fn consume(queue: &Queue, told: &Mutex<Told>) {
+fn consume(queue: &Queue, told: &Mutex<Told>, seed: u64) {
+    let mut dice = Dice(seed);
     while let Ok(job) = queue.pop_wait() {
         let number = number(&job);
+        if dice.one_in(12) {
+            job.nack_after(Duration::from_millis(dice.below(3))).ok();
+            continue;
+        }
         told.lock().unwrap().acking.insert(number);
-        if job.ack().is_ok() {
+        if dice.one_in(15) {
+            if job.reject(number.to_string()).is_ok() {
+                told.lock().unwrap().rejected.insert(number);
+            }
+        } else if job.ack().is_ok() {
             told.lock().unwrap().acked.insert(number);
         }
     }
@@ -80,7 +90,20 @@ fn consume(queue: &Queue, told: &Mutex<Told>) {
 fn check(disk: MemoryStorage, told: &Told, is_power_cut: bool, sync_acks: bool) {
     let queue = options(Arc::new(disk), sync_acks).background(false).open("memory").unwrap();
     assert!(queue.recovery().damage().is_empty(), "{:?}", queue.recovery());
-    let found = queue.pop_batch(usize::MAX).unwrap();
+    // Ready or delayed, by number.
+    let found: Vec<_> = queue.iter().map(|message| message.unwrap()).collect();
+    let jobs = queue.pop_batch(usize::MAX).unwrap();
+    // Some may have become due meanwhile.
+    let stats = queue.stats();
+    let left = stats.ready() + stats.delayed();
+    assert_eq!(jobs.len() as u64 + left, found.len() as u64);
+    drop(jobs);
+    let mut dead = BTreeSet::new();
+    for letter in &queue.dead_letters().unwrap() {
+        let letter = letter.unwrap();
+        assert_eq!(&letter[..], payload(number(&letter)));
+        assert!(dead.insert(number(&letter)), "{} died twice", number(&letter));
+    }
     assert!(queue.damage().is_empty(), "{:?}", queue.damage());
     let here: BTreeSet<u64> = found.iter().map(|job| number(job)).collect();
     assert_eq!(here.len(), found.len(), "doubled");
@@ -91,7 +114,8 @@ fn check(disk: MemoryStorage, told: &Told, is_power_cut: bool, sync_acks: bool) 
     }
     for (number, &is_durable) in &told.pushed {
         let is_owed = (is_durable || !is_power_cut) && !told.acking.contains(number);
-        assert!(!is_owed || here.contains(number), "{number} was confirmed and is lost");
+        let is_kept = here.contains(number) || dead.contains(number);
+        assert!(!is_owed || is_kept, "{number} was confirmed and is lost");
     }
     if sync_acks || !is_power_cut {
         let back: Vec<_> = here.intersection(&told.acked).collect();
@@ -99,6 +123,10 @@ fn check(disk: MemoryStorage, told: &Told, is_power_cut: bool, sync_acks: bool) 
             back.is_empty(),
             "{back:?} came back after a durable ack; power cut {is_power_cut}, sync_acks {sync_acks}"
         );
+    }
+    if !is_power_cut {
+        assert!(here.is_disjoint(&dead), "one is dead, and is here");
+        assert!(told.rejected.is_subset(&dead), "one that was rejected is lost");
     }
     // What is left is a prefix: nothing missing below the newest that is there.
     let newest = found.last().map_or(0, |job| u64::from(job.seq()));
@@ -128,8 +156,9 @@ fn crashes_under_load_keep_the_promise() {
                         })
                     })
                     .collect();
-                for _ in 0..2 {
-                    scope.spawn(|| consume(&queue, &told));
+                for consumer in 0..2 {
+                    let (queue, told) = (&queue, &told);
+                    scope.spawn(move || consume(queue, told, seed ^ consumer));
                 }
                 for producer in producers {
                     producer.join().unwrap();
