@@ -134,11 +134,13 @@ impl Shop {
             count.append_synced(&[[orders]])?;
         }
         let book = |name: &str| Book::open(&dir.join(name));
-        let patient = Queue::options().backoff(Backoff::exponential(PAUSE).jitter(0.5));
+        // No order is given up, however often this was killed while it had it.
+        let options = || Queue::options().max_attempts(0);
+        let patient = options().backoff(Backoff::exponential(PAUSE).jitter(0.5));
         let shop = Self {
-            accepted: Queue::open(dir.join("accepted"))?.typed(),
+            accepted: options().open(dir.join("accepted"))?.typed(),
             to_charge: patient.open(dir.join("to_charge"))?.typed(),
-            to_ship: Queue::open(dir.join("to_ship"))?.typed(),
+            to_ship: options().open(dir.join("to_ship"))?.typed(),
             reserved: book("reserved")?,
             charged: book("charged")?,
             shipped: book("shipped")?,

@@ -139,6 +139,7 @@ impl Scheduler {
     }
 
     fn run(&self, job: TypedDelivery<Task>) -> Result<()> {
+        // (A wall clock that was set back meanwhile looks the same.)
         if job.due > now() {
             return Err(format!("task {} was handed out too early", job.id).into());
         }

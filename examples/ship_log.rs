@@ -109,7 +109,8 @@ fn ship(file: &Path, out: &Path) -> Result<()> {
     check_prefix(&source, &copy, len, out)?;
     let mut queue_name = out.file_name().unwrap_or_default().to_os_string();
     queue_name.push(".queue");
-    let queue = Queue::open(out.with_file_name(queue_name))?;
+    // No line is given up, however often this was killed while it had it.
+    let queue = Queue::options().max_attempts(0).open(out.with_file_name(queue_name))?;
     let shared = Shared {
         queue: &queue,
         synced: copy.try_clone()?,

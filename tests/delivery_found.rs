@@ -395,3 +395,23 @@ fn redrive_takes_what_is_dead_now() {
     let stats = queue.stats();
     assert_eq!(stats.ready() + stats.dead_letters(), 50, "{stats:?}");
 }
+
+/// Producers that were refused together each dropped a segment, where one was enough.
+#[test]
+fn many_producers_drop_no_more_than_one_would() {
+    let dir = directory();
+    let options = fast().max_bytes(1 << 20).overflow(Overflow::DropOldest);
+    let queue = options.open(dir.path()).unwrap();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for n in 0..600u64 {
+                    queue.push(n.to_le_bytes().repeat(600)).unwrap();
+                }
+            });
+        }
+    });
+    let stats = queue.stats();
+    assert!(stats.ready() * 4800 > (1 << 20) / 3, "{stats:?}");
+    assert_eq!(stats.ready() + stats.dropped(), 2400);
+}

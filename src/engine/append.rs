@@ -166,9 +166,11 @@ impl Engine {
         self.finish_old_tail()?;
         while self.sync_oldest_full()? {}
         self.count_old_tracks()?;
-        let dead = self.open_dead_letters();
-        let gone = dead.map_or(Ok(()), |dead| dead.let_segments_go());
-        self.let_segments_go().and(gone)
+        if let Some(dead) = self.open_dead_letters() {
+            // What fails there is not the concern of who pushes here.
+            self.health.note_background(dead.let_segments_go());
+        }
+        self.let_segments_go()
     }
 
     /// The first Seq and whether a consumer waits; `None` if the active segment has no room.

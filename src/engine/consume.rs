@@ -329,7 +329,7 @@ impl Engine {
         first_error.map_or(Ok(()), Err)?;
         match answer {
             // Now, so that its reason outlives a kill.
-            Answer::Reject(_) if is_dying => {
+            Answer::Reject(_) if is_dying && self.may_bury_again() => {
                 self.health.note_background(self.bury(self.options.sync_acks));
                 self.wait_answers(number)
             }

@@ -72,6 +72,11 @@ impl Dying {
         self.waiting.range(seqs.clone()).next().is_some() || self.moved.range(seqs).next().is_some()
     }
 
+    /// The first number in `dead/` whose message is not settled; `u64::MAX` if there is none.
+    fn first_moved(&self) -> u64 {
+        self.moved.values().copied().min().unwrap_or(u64::MAX)
+    }
+
     /// An earlier run left this one.
     pub(super) fn found(&mut self, seq: u64) {
         self.waiting.insert(seq, Death { cause: None, reason: None });
@@ -143,18 +148,27 @@ impl Deliver {
         Ok(corpses)
     }
 
-    /// All that was moved up to number `there` is durable there, and so settled here.
+    /// All that was moved up to number `there` is durable there, and so settled here. Goes on after an
+    /// error, and tells the first.
     fn settle_moved(&mut self, there: u64) -> Result<()> {
         let moved: Vec<(u64, u64)> = self.dying.moved.iter().map(|(a, b)| (*a, *b)).collect();
+        let mut result = Ok(());
         for (seq, _) in moved.into_iter().filter(|&(_, number)| number <= there) {
-            if let Some(next) = self.look_up(seq)? {
-                let Place { index, offset, .. } = next.place;
-                self.settle_silently(next.at, index, offset, State::Dead)?;
-                self.counts.dead_lettered += 1;
+            let settled = self.look_up(seq).and_then(|next| match next {
+                Some(next) => {
+                    let Place { index, offset, .. } = next.place;
+                    self.settle_silently(next.at, index, offset, State::Dead)?;
+                    self.counts.dead_lettered += 1;
+                    Ok(())
+                }
+                None => Ok(()),
+            });
+            if settled.is_ok() {
+                self.dying.moved.remove(&seq);
             }
-            self.dying.moved.remove(&seq);
+            result = result.and(settled);
         }
-        Ok(())
+        result
     }
 }
 
@@ -201,18 +215,13 @@ impl Engine {
             dead.sync()?;
             let mut deliver = self.deliver.lock();
             let settled = deliver.settle_moved(there);
-            let is_all_settled = deliver.dying.moved.is_empty();
-            if is_all_settled {
-                // Before anybody can see that nothing is dying any more.
-                // Release: pairs with the load in `newest_visible`.
-                dead.held_back.store(u64::MAX, Ordering::Release);
-            }
+            // Before anybody can see that nothing is dying any more.
+            // Release: pairs with the load in `newest_visible`.
+            dead.held_back.store(deliver.dying.first_moved(), Ordering::Release);
             self.unlock(deliver);
-            if is_all_settled {
-                // Under this lock whoever waits has looked, or will look.
-                drop(dead.deliver.lock());
-                dead.readers.wake_one();
-            }
+            // Under this lock whoever waits has looked, or will look.
+            drop(dead.deliver.lock());
+            dead.readers.wake_one();
             settled?;
         }
         moved
@@ -232,19 +241,23 @@ impl Engine {
             };
             let Some(last) = corpses.last() else { break };
             after = last.place.seq;
-            left = left.saturating_sub(corpses.len());
             for corpse in corpses {
                 let len = corpse.header.body_len;
-                if len >= too_large {
+                let known = Self::known_there(dead, burial, &corpse);
+                if len >= too_large && matches!(known, Ok(None)) {
                     continue;
                 }
-                match self.move_one(dead, burial, corpse) {
+                left = left.saturating_sub(1);
+                match known.and_then(|known| self.move_one(dead, known, corpse)) {
                     Ok(()) => {}
-                    Err(error @ (Error::Full { .. } | Error::StorageFull { .. })) => {
-                        too_large = len;
+                    Err(error @ (Error::Closed | Error::Poisoned { .. })) => return Err(error),
+                    // What cannot be moved does not hold up what is behind it.
+                    Err(error) => {
+                        let no_room =
+                            matches!(error, Error::Full { .. } | Error::StorageFull { .. });
+                        too_large = if no_room { len } else { too_large };
                         result = result.and(Err(error));
                     }
-                    Err(error) => return Err(error),
                 }
             }
         }
@@ -262,7 +275,16 @@ impl Engine {
         }
     }
 
-    fn move_one(&self, dead: &Arc<Self>, burial: &mut Burial, mut corpse: Corpse) -> Result<()> {
+    /// The number in `dead/` of a message that an earlier run moved there.
+    fn known_there(dead: &Self, burial: &mut Burial, corpse: &Corpse) -> Result<Option<u64>> {
+        if !corpse.is_old {
+            return Ok(None);
+        }
+        Ok(dead.held_origins(burial)?.get(&corpse.place.seq).copied())
+    }
+
+    /// `known`: its number there, if it is there already.
+    fn move_one(&self, dead: &Arc<Self>, known: Option<u64>, mut corpse: Corpse) -> Result<()> {
         let Corpse { place, header, pushed_at, .. } = corpse;
         let Place { seq, attempts, .. } = place;
         let body = corpse.body.take(&header, place.offset);
@@ -276,8 +298,6 @@ impl Engine {
             self.unlock(deliver);
             return lost;
         };
-        let known =
-            if corpse.is_old { dead.held_origins(burial)?.get(&seq).copied() } else { None };
         let there = if let Some(there) = known {
             there
         } else {
@@ -337,7 +357,8 @@ impl Engine {
         let dead = self.dead_letters()?;
         self.count_old_tracks()?;
         if self.deliver.lock().dying.count() > 0 {
-            dead.held_origins(&mut self.burial.lock())?;
+            let origins = dead.held_origins(&mut self.burial.lock()).map(|_| ());
+            self.health.note_background(origins);
             // What cannot be moved is moved later.
             self.health.note_background(self.bury(true));
         }
@@ -354,8 +375,12 @@ impl Engine {
         }
         let mut open = self.dead.lock();
         self.check_open()?;
-        if let Some(dead) = open.as_ref().filter(|dead| dead.check_open().is_ok()) {
-            return Ok(Arc::clone(dead));
+        if let Some(dead) = open.as_ref() {
+            if dead.check_open().is_ok() {
+                return Ok(Arc::clone(dead));
+            }
+            // After a failed sync nobody knows what is there: not in this run.
+            dead.health.check(false)?;
         }
         let storage = self.storage.directory(name::DEAD);
         let storage = storage.map_err(|error| {
@@ -375,6 +400,9 @@ impl Engine {
         };
         let (worker, space) = (Arc::clone(&self.worker), Arc::clone(&self.dead_space));
         let dead = Self::open_as(options, storage, Role::DeadLetters(worker), space)?;
+        // What was moved, and is not settled, is not shown by this one either.
+        // Release: pairs with the load in `newest_visible`.
+        dead.held_back.store(self.deliver.lock().dying.first_moved(), Ordering::Release);
         *open = Some(Arc::clone(&dead));
         // Relaxed: as in `stats`.
         self.has_dead.store(true, Ordering::Relaxed);

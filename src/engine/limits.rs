@@ -4,6 +4,7 @@
 //! `max_messages` are owed at any moment; of bytes, no more than `max_bytes` are taken by files, but for a
 //! CHECKPOINT that has to grow. Whoever waits for room is woken by what makes some. Relies on `append` to ask.
 
+use super::supply::SMALLEST_SEGMENT;
 use super::track::{Track, due_after};
 use super::wait::{Look, Soon, WaitList};
 use super::{CHECKPOINT_ROOM, Engine, WhenFull};
@@ -145,12 +146,12 @@ impl Engine {
         // The newest segment is not let go before there is a newer one. What dead letters take is not
         // theirs to free who drop the oldest.
         let others = if overflow == Overflow::DropOldest { self.space.of_others() } else { 0 };
-        let fixed = newest + others.max(2 * CHECKPOINT_ROOM);
+        let fixed = newest + others + 2 * CHECKPOINT_ROOM;
         let could_fit = self.options.max_messages.is_none_or(|max| records <= max)
-            && self.space.could_ever_take(bytes, fixed);
+            && self.space.could_ever_take(bytes.max(SMALLEST_SEGMENT), fixed);
         match overflow {
             Overflow::Block if could_fit => self.push_when_there_is_room(drafts, sync_within, full),
-            Overflow::DropOldest if could_fit => self.push_over_oldest(drafts, sync_within, full),
+            Overflow::DropOldest if could_fit => self.push_over_oldest(drafts, sync_within),
             Overflow::DropNewest => {
                 self.deliver.lock().counts.dropped += records;
                 Ok(0)
@@ -177,14 +178,15 @@ impl Engine {
         pushed.unwrap_or(Err(full))
     }
 
-    fn push_over_oldest(
-        &self,
-        drafts: &[Draft<'_>],
-        sync_within: Option<Duration>,
-        mut full: Error,
-    ) -> Result<u64> {
+    fn push_over_oldest(&self, drafts: &[Draft<'_>], sync_within: Option<Duration>) -> Result<u64> {
         let records = wide(drafts.len());
+        // One at a time: what another has dropped may be room enough for this one, too.
+        let _alone = self.dropping.lock();
         loop {
+            let full = match self.append(drafts, sync_within) {
+                Err(full @ Error::Full { .. }) => full,
+                result => return result,
+            };
             // For bytes, those of one segment, which is let go then.
             let has_dropped = match full {
                 Error::Full { limit: "max_messages", max } => self.drop_oldest(records, max)?,
@@ -192,10 +194,6 @@ impl Engine {
             };
             if !has_dropped {
                 return Err(full);
-            }
-            match self.append(drafts, sync_within) {
-                Err(still @ Error::Full { .. }) => full = still,
-                result => return result,
             }
         }
     }

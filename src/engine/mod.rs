@@ -13,6 +13,7 @@
 //! | | lock | guards |
 //! | --- | --- | --- |
 //! | 0 | `closing` | that the queue is closed once |
+//! | 0 | `dropping` | who drops the oldest to make room |
 //! | 0 | `burial` | who moves what is dying; all locks of the dead letters' engine come behind it |
 //! | 0 | `dead` | the engine of the dead letters, while it is opened |
 //! | 1 | `upkeep` | the checkpoint file, what is to be removed |
@@ -119,6 +120,8 @@ pub(crate) struct Engine {
     push_times: Mutex<Histogram>,
     /// Pushes that failed for want of room, of disk, or of size.
     failed_pushes: AtomicU64,
+    /// Taken by who drops the oldest, before all other locks.
+    dropping: Mutex<()>,
     dead: Mutex<Option<Arc<Self>>>,
     burial: Mutex<Burial>,
     role: Role,
@@ -246,6 +249,7 @@ impl Engine {
             owed_before: OnceLock::new(),
             push_times: Mutex::default(),
             failed_pushes: AtomicU64::new(0),
+            dropping: Mutex::default(),
             dead: Mutex::default(),
             burial: Mutex::default(),
             role,
