@@ -31,6 +31,14 @@ impl Ranges {
         }
     }
 
+    /// Takes all numbers from `end` on out.
+    pub(crate) fn cut(&mut self, end: u64) {
+        self.0.retain(|&(start, _)| start < end);
+        if let Some((_, last)) = self.0.last_mut() {
+            *last = (*last).min(end.saturating_sub(1));
+        }
+    }
+
     pub(crate) fn contains(&self, number: u64) -> bool {
         let at = self.0.partition_point(|&(_, end)| end < number);
         self.0.get(at).is_some_and(|&(start, _)| start <= number)
@@ -52,6 +60,10 @@ mod tests {
                 set.extend(first..=first + len);
                 prop_assert!(ranges.0.is_sorted_by(|a, b| a.1 + 1 < b.0), "{ranges:?}");
                 (0..70).for_each(|n| assert_eq!(ranges.contains(n), set.contains(&n), "{n}"));
+                let mut cut = ranges.clone();
+                cut.cut(first);
+                let is_in = |n| set.contains(&n) && n < first;
+                (0..70).for_each(|n| assert_eq!(cut.contains(n), is_in(n), "{n} below {first}"));
             }
         }
     }

@@ -206,5 +206,8 @@ fn unaccounted(
     let lost =
         lost.filter(|damage| [DamageKind::Corrupt, DamageKind::Segment].contains(&damage.kind));
     lost.for_each(|damage| ranges.insert(damage.first, damage.last));
+    // An open may have meant to skip numbers, noted that, and ended before it gave out any behind them; with
+    // what made it skip them gone, they are given out now.
+    ranges.cut(next_seq);
     ranges
 }
