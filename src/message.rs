@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::format::bytes::wide;
 use crate::format::extension::{MAX_ENTRIES, MAX_NAME, header_len};
+use crate::format::slot;
 use crate::options::{self, Durability};
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
@@ -41,7 +42,7 @@ pub(crate) enum Due {
 
 /// The longest delay: 8 years of 365 days.
 pub(crate) const MAX_DELAY: Duration = Duration::from_secs(8 * 365 * 86_400);
-const _: () = assert!(MAX_DELAY.as_millis() <= 255 << 30, "a slot can hold it");
+const _: () = assert!(MAX_DELAY.as_secs() * 1000 <= slot::MAX_DELAY, "a slot can hold it");
 
 /// A name and a value that travel with the payload.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -9,6 +9,7 @@ use super::answer::Answer;
 use super::deliver::Deliver;
 use super::next::Leased;
 use super::wait::{Look, Soon};
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::extension;
 use crate::leases::Ticket;
@@ -54,7 +55,7 @@ impl Watchers {
         if self.first == before {
             self.first = None;
         }
-        self.first = [self.first, time].into_iter().flatten().min();
+        self.first = clock::earlier(self.first, time);
     }
 
     /// Whether somebody will look at `time`, or before.
@@ -178,7 +179,7 @@ impl Engine {
     }
 
     /// Whoever stops waiting wakes another waiting consumer, if there may be something for it: a
-    /// message, or the time of a deferred one to wait for.
+    /// message, or a time to wait for.
     pub(super) fn pass_on(&self) {
         // Whoever is woken looks for itself, so a hint is enough.
         if self.readers.has_waiters() && self.deliver.lock().has_more(self.newest_visible()) {
@@ -340,9 +341,9 @@ impl Engine {
 
     /// Gives a delivery more time.
     pub(crate) fn extend(&self, given: Given, time: Duration) -> Result<()> {
-        let extended = self.deliver.lock().extend(given.ticket, given.seq, time);
-        // Whoever waits may wait for an earlier time now.
-        self.readers.wake_one();
+        let mut deliver = self.deliver.lock();
+        let extended = deliver.extend(given.ticket, given.seq, time);
+        self.unlock(deliver);
         extended
     }
 

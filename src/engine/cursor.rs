@@ -2,7 +2,7 @@
 //!
 //! Promises: says what is there, and stores nothing. Relies on the `deliver` lock.
 
-use super::track::{Located, Track, due_after};
+use super::track::{Located, Track, scheduled_for};
 use crate::error::Result;
 use crate::format::record;
 use crate::format::segment::RECORDS_START;
@@ -42,15 +42,11 @@ impl Cursor {
         if slot.state == State::Dying {
             return Ok(Seen::Elsewhere(slot.offset));
         }
-        // In this run whatever has a delay was pushed with it. Of an earlier run, what was due before
-        // this one began waits here.
         let delay = mapped.delay(index, base_time)?;
-        if if is_old { due_after(delay, start_time).is_some() } else { delay.is_some() } {
+        if scheduled_for(delay, is_old, start_time).is_some() {
             return Ok(Seen::Elsewhere(slot.offset));
         }
-        let at_slot = slot.offset.and_then(|at| Some(Located::At(at, mapped.header(at, index)?)));
-        let located =
-            at_slot.unwrap_or_else(|| Track::locate(mapped, index, end_index, offset, previous));
+        let located = Track::locate(mapped, slot, index, end_index, offset, previous);
         Ok(match located {
             Located::At(offset, header) if header.flags.is_transient() && is_old => {
                 Seen::Outlived(offset)

@@ -30,6 +30,9 @@ impl Engine {
         let published = self.newest_published();
         let used = append.active.as_ref().map_or(0, |active| active.used_bytes() - RECORDS_START);
         let (live_bytes, dead_bytes) = deliver.live_and_dead_bytes(published, used);
+        let pushed = append.pushed();
+        // What follows may take a while: pushes go on.
+        drop(append);
         let oldest = deliver.oldest(published);
         let now = self.clock.now();
         let Counts { popped, redelivered, acked, nacked, released, rejected, .. } = deliver.counts;
@@ -41,7 +44,7 @@ impl Engine {
             delayed: deliver.delayed(),
             dying: deliver.dying.count(),
             dead_letters,
-            pushed: append.pushed(),
+            pushed,
             // Relaxed: a number by itself.
             failed_pushes: self.failed_pushes.load(Ordering::Relaxed),
             popped,
@@ -71,7 +74,6 @@ impl Engine {
             processing_time: deliver.measure.processing(),
             background_error: self.health.last_background_error(),
         };
-        drop(append);
         self.unlock(deliver);
         stats
     }

@@ -1,126 +1,25 @@
-//! How much a queue may hold, and what a push does when that is reached.
+//! What a push does when the queue holds as much as it may.
 //!
-//! Promises: what is over a limit is refused before anything is written; of messages, no more than
-//! `max_messages` are owed at any moment; of bytes, no more than `max_bytes` are taken by files, but for a
-//! CHECKPOINT that has to grow. Whoever waits for room is woken by what makes some. Relies on `append` to ask.
+//! Promises: what is over a limit is refused before anything is written; no more than `max_messages` are owed
+//! at any moment. Nobody is dropped, or waited for, where that could not make room enough. Whoever waits
+//! for room is woken by what makes some. Relies on `append` to ask, and on `space` for bytes.
 
 use super::supply::SMALLEST_SEGMENT;
-use super::track::{Track, due_after};
-use super::wait::{Look, Soon, WaitList};
+use super::track::{Track, scheduled_for};
+use super::wait::{Look, Soon};
 use super::{CHECKPOINT_ROOM, Engine, WhenFull};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::bytes::wide;
 use crate::format::segment::size_for;
-use crate::format::slot::{Delay, Slot, State};
+use crate::format::slot::{Slot, State};
 use crate::log::active::Draft;
 use crate::options::Overflow;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Slots looked at under one lock.
 const STEP: u32 = 4096;
-
-/// What files may take, and take: of a queue and its dead letters together.
-#[derive(Debug, Default)]
-pub(crate) struct Space {
-    /// Those who wait for room to push.
-    pub(super) room: WaitList,
-    max: Option<u64>,
-    used: AtomicU64,
-}
-
-/// The part of one engine in it.
-#[derive(Debug)]
-pub(crate) struct Share {
-    space: Arc<Space>,
-    own: AtomicU64,
-    /// So much is left for the others.
-    reserve: u64,
-}
-
-impl std::ops::Deref for Share {
-    type Target = Space;
-
-    fn deref(&self) -> &Space {
-        &self.space
-    }
-}
-
-impl Space {
-    pub(super) fn new(max: Option<u64>) -> Self {
-        Self { max, ..Self::default() }
-    }
-
-    pub(super) fn used(&self) -> u64 {
-        self.used.load(Ordering::SeqCst)
-    }
-
-    pub(super) fn max(&self) -> Option<u64> {
-        self.max
-    }
-}
-
-impl Share {
-    /// Of the queue itself, which leaves so much for its dead letters.
-    pub(super) fn of_queue(space: Arc<Space>, reserve: u64) -> Arc<Self> {
-        Arc::new(Self { space, own: AtomicU64::new(0), reserve })
-    }
-
-    /// Of its dead letters.
-    pub(super) fn of_dead_letters(of: &Self) -> Arc<Self> {
-        Self::of_queue(Arc::clone(&of.space), 0)
-    }
-
-    /// What is found takes so much in all, over the limit or not.
-    pub(super) fn set(&self, bytes: u64) {
-        let before = self.own.swap(bytes, Ordering::SeqCst);
-        self.space.used.fetch_add(bytes, Ordering::SeqCst);
-        self.space.used.fetch_sub(before, Ordering::SeqCst);
-    }
-
-    /// So much more is there, over the limit or not.
-    pub(super) fn add(&self, bytes: u64) {
-        self.own.fetch_add(bytes, Ordering::SeqCst);
-        // SeqCst, here and below: pairs with itself. Whoever waits for room registers and then looks at
-        // this; whoever gives some back changes it and then asks who waits.
-        self.space.used.fetch_add(bytes, Ordering::SeqCst);
-    }
-
-    /// Takes room for something new.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Full`] if there is none.
-    pub(super) fn take(&self, bytes: u64) -> Result<()> {
-        let max = self.space.max.unwrap_or(u64::MAX);
-        let fits = |used: &u64| used.saturating_add(self.reserve) <= max;
-        let add = |used: u64| used.checked_add(bytes).filter(fits);
-        let taken = self.space.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add);
-        if taken.is_err() {
-            return Err(Error::Full { limit: "max_bytes", max });
-        }
-        self.own.fetch_add(bytes, Ordering::SeqCst);
-        Ok(())
-    }
-
-    pub(super) fn give_back(&self, bytes: u64) {
-        self.own.fetch_sub(bytes, Ordering::SeqCst);
-        self.space.used.fetch_sub(bytes, Ordering::SeqCst);
-    }
-
-    /// What others take.
-    fn of_others(&self) -> u64 {
-        self.space.used().saturating_sub(self.own.load(Ordering::SeqCst))
-    }
-
-    /// Whether a file of this size could be made if nothing but so much was taken.
-    fn could_ever_take(&self, bytes: u64, fixed: u64) -> bool {
-        let all = bytes.saturating_add(fixed).saturating_add(self.reserve);
-        self.space.max.is_none_or(|max| all <= max)
-    }
-}
 
 impl Engine {
     /// Places and publishes `drafts` as one batch, within the limits; gives the Seq of the first, 0 if
@@ -320,14 +219,14 @@ impl super::deliver::Deliver {
                 continue;
             }
             let delay = mapped.delay(index, base_time)?;
-            let dues = [delay.map(|delay| delay.due), due_after(delay, start_time)];
+            let scheduled = scheduled_for(delay, is_old, start_time);
             let mut waits = self.returned.remove(&seq).is_some();
-            for due in dues.into_iter().flatten() {
+            for due in [delay.map(|delay| delay.due), scheduled].into_iter().flatten() {
                 waits |= self.schedule.remove(due, seq);
             }
             // Nobody has met what is behind the cursor's position.
             let is_new = (ordinal, index) >= (self.cursor.ordinal, self.cursor.index);
-            if waits || is_new && self.is_for_cursor(delay, is_old) {
+            if waits || is_new && scheduled.is_none() {
                 self.settle_silently(at, index, slot.offset.unwrap_or(0), State::Dead)?;
                 self.leases.end_expired(seq);
                 self.counts.dropped += 1;
@@ -335,12 +234,6 @@ impl super::deliver::Deliver {
         }
         let next = from.saturating_add(STEP);
         Ok((next < end).then_some(next))
-    }
-
-    /// Whether a message that was never handed out waits for the cursor, and not in the schedule.
-    fn is_for_cursor(&self, delay: Option<Delay>, is_old: bool) -> bool {
-        let start_time = self.clock.start_time();
-        if is_old { due_after(delay, start_time).is_none() } else { delay.is_none() }
     }
 
     /// Settles the first delayed message up to this Seq; false if there is none.

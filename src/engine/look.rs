@@ -9,7 +9,7 @@ use super::cursor::Cursor;
 use super::deliver::Deliver;
 use super::dying::Cause;
 use super::next::{Body, Next};
-use super::track::{Located, Track, due_after};
+use super::track::{Located, Track, scheduled_for};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::extension;
@@ -104,33 +104,28 @@ impl Engine {
         if index >= track.end_index(self.newest_published()) {
             return Ok(None);
         }
-        let (base_time, is_old) = (track.base_time, track.is_old);
+        let (base_time, is_old, ordinal) = (track.base_time, track.is_old, track.ordinal());
         let mapped = track.map()?.clone();
-        drop(deliver);
         let slot = mapped.slot(index)?.unwrap_or(Slot::UNTOUCHED);
+        let delay = mapped.delay(index, base_time)?;
+        deliver.count_all_of(at)?;
+        let due = deliver.waiting_until(seq, (ordinal, index), slot, delay, is_old);
+        // The record may be far from any that is known: nobody waits for that.
+        drop(deliver);
         let known = slot.offset.and_then(|at| Some((at, mapped.header(at, index)?)));
         let Some((offset, header)) = known.or_else(|| mapped.walk_to(index)) else {
             return unknown();
         };
-        let delay = mapped.delay(index, base_time)?;
         let mut sight = Sight {
             seq,
             slot,
-            due: self.due_of(delay, is_old).filter(|&due| !self.clock.is_past(due)),
+            due: due.filter(|&due| due > 0),
             pushed_at: base_time + u64::from(header.age),
             header,
             offset,
             body: Body::In(mapped),
         };
         Self::view(&mut sight).map_or_else(unknown, |viewed| Ok(Some(viewed)))
-    }
-
-    fn due_of(&self, delay: Option<Delay>, is_old: bool) -> Option<u64> {
-        if is_old {
-            due_after(delay, self.clock.start_time())
-        } else {
-            delay.map(|delay| delay.due)
-        }
     }
 
     /// Starts a walk over what waits now.
@@ -282,9 +277,7 @@ impl Deliver {
             walk.cursor.index += 1;
             return Ok(None);
         }
-        let known = slot.offset.and_then(|at| Some(Located::At(at, mapped.header(at, index)?)));
-        let located =
-            known.unwrap_or_else(|| Track::locate(mapped, index, end_index, offset, previous));
+        let located = Track::locate(mapped, slot, index, end_index, offset, previous);
         let (offset, header) = match located {
             Located::At(offset, header) => (offset, header),
             Located::Lost { end_index, next } => {
@@ -327,8 +320,7 @@ impl Deliver {
         }
         let start_time = self.clock.start_time();
         let is_scheduled = |due: u64| self.schedule.contains(due, seq);
-        let first =
-            if is_old { due_after(delay, start_time) } else { delay.map(|delay| delay.due) };
+        let first = scheduled_for(delay, is_old, start_time);
         let again = delay.map(|delay| delay.due);
         if let Some(due) = [again, first].into_iter().flatten().find(|&due| is_scheduled(due)) {
             return Some(if self.clock.is_past(due) { 0 } else { due });

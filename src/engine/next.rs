@@ -225,10 +225,7 @@ impl Deliver {
         if slot.is_settled(is_old) {
             return Ok(None);
         }
-        let known = slot.offset.and_then(|at| Some(Located::At(at, mapped.header(at, index)?)));
-        let located =
-            known.unwrap_or_else(|| Track::locate(mapped, index, index + 1, RECORDS_START, None));
-        match located {
+        match Track::locate(mapped, slot, index, index + 1, RECORDS_START, None) {
             // One that is dying is to be a dead letter, and no longer transient.
             Located::At(offset, header)
                 if header.flags.is_transient() && is_old && slot.state != State::Dying =>

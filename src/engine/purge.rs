@@ -13,7 +13,7 @@ use crate::format::slot::State;
 const STEP: usize = 256;
 
 impl Engine {
-    /// Settles all that waits, ready or deferred; tells how many there were.
+    /// Settles all that waits, ready or delayed; tells how many there were.
     pub(crate) fn purge(&self) -> Result<u64> {
         let newest = self.newest_visible();
         let mut purged = 0;

@@ -160,8 +160,22 @@ impl Track {
         Ok(self.mapped.insert(mapped))
     }
 
-    /// Finds record `index`, looking from `offset` on, where it or an earlier record starts.
+    /// Finds record `index`: where its slot says, or else looking from `offset` on, where it or an earlier
+    /// record starts.
+    #[inline]
     pub(super) fn locate(
+        mapped: &Mapped,
+        slot: Slot,
+        index: u32,
+        end_index: u32,
+        offset: u64,
+        previous: Option<(u32, u64)>,
+    ) -> Located {
+        let told = slot.offset.and_then(|at| Some(Located::At(at, mapped.header(at, index)?)));
+        told.unwrap_or_else(|| Self::search(mapped, index, end_index, offset, previous))
+    }
+
+    fn search(
         mapped: &Mapped,
         index: u32,
         end_index: u32,
@@ -269,9 +283,16 @@ pub(super) struct Special {
     pub(super) delayed: Vec<(u64, u64)>,
 }
 
+/// The time for which a message that was not handed out in this run is in the schedule; `None` if it waits
+/// for the cursor. Whatever was pushed with a delay in this run is scheduled; of an earlier run, what was
+/// not due before this one began.
+pub(super) fn scheduled_for(delay: Option<Delay>, is_old: bool, start_time: u64) -> Option<u64> {
+    if is_old { due_after(delay, start_time) } else { delay.map(|delay| delay.due) }
+}
+
 /// When a message of an earlier run may be handed out, if that is after the start of this one: never
 /// later than by the whole delay, whatever became of the wall clock.
-pub(super) fn due_after(delay: Option<Delay>, start_time: u64) -> Option<u64> {
+fn due_after(delay: Option<Delay>, start_time: u64) -> Option<u64> {
     let due = delay.map(|Delay { due, given }| due.min(start_time + given))?;
     (due > start_time).then_some(due)
 }

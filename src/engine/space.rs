@@ -1,0 +1,109 @@
+//! What files take of the disk, and may take: of a queue and its dead letters together.
+//!
+//! Promises: no more than `max_bytes` are taken, but for a CHECKPOINT that has to grow. Relies on whoever makes or
+//! removes a file to say so.
+
+use super::wait::WaitList;
+use crate::error::{Error, Result};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What files may take, and take: of a queue and its dead letters together.
+#[derive(Debug, Default)]
+pub(crate) struct Space {
+    /// Those who wait for room to push.
+    pub(super) room: WaitList,
+    max: Option<u64>,
+    used: AtomicU64,
+}
+
+/// The part of one engine in it.
+#[derive(Debug)]
+pub(crate) struct Share {
+    space: Arc<Space>,
+    own: AtomicU64,
+    /// So much is left for the others.
+    reserve: u64,
+}
+
+impl std::ops::Deref for Share {
+    type Target = Space;
+
+    fn deref(&self) -> &Space {
+        &self.space
+    }
+}
+
+impl Space {
+    pub(super) fn new(max: Option<u64>) -> Self {
+        Self { max, ..Self::default() }
+    }
+
+    pub(super) fn used(&self) -> u64 {
+        self.used.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn max(&self) -> Option<u64> {
+        self.max
+    }
+}
+
+impl Share {
+    /// Of the queue itself, which leaves so much for its dead letters.
+    pub(super) fn of_queue(space: Arc<Space>, reserve: u64) -> Arc<Self> {
+        Arc::new(Self { space, own: AtomicU64::new(0), reserve })
+    }
+
+    /// Of its dead letters.
+    pub(super) fn of_dead_letters(of: &Self) -> Arc<Self> {
+        Self::of_queue(Arc::clone(&of.space), 0)
+    }
+
+    /// What is found takes so much in all, over the limit or not.
+    pub(super) fn set(&self, bytes: u64) {
+        let before = self.own.swap(bytes, Ordering::SeqCst);
+        self.space.used.fetch_add(bytes, Ordering::SeqCst);
+        self.space.used.fetch_sub(before, Ordering::SeqCst);
+    }
+
+    /// So much more is there, over the limit or not.
+    pub(super) fn add(&self, bytes: u64) {
+        self.own.fetch_add(bytes, Ordering::SeqCst);
+        // SeqCst, here and below: pairs with itself. Whoever waits for room registers and then looks at
+        // this; whoever gives some back changes it and then asks who waits.
+        self.space.used.fetch_add(bytes, Ordering::SeqCst);
+    }
+
+    /// Takes room for something new.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Full`] if there is none.
+    pub(super) fn take(&self, bytes: u64) -> Result<()> {
+        let max = self.space.max.unwrap_or(u64::MAX);
+        let fits = |used: &u64| used.saturating_add(self.reserve) <= max;
+        let add = |used: u64| used.checked_add(bytes).filter(fits);
+        let taken = self.space.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add);
+        if taken.is_err() {
+            return Err(Error::Full { limit: "max_bytes", max });
+        }
+        self.own.fetch_add(bytes, Ordering::SeqCst);
+        Ok(())
+    }
+
+    pub(super) fn give_back(&self, bytes: u64) {
+        self.own.fetch_sub(bytes, Ordering::SeqCst);
+        self.space.used.fetch_sub(bytes, Ordering::SeqCst);
+    }
+
+    /// What others take.
+    pub(super) fn of_others(&self) -> u64 {
+        self.space.used().saturating_sub(self.own.load(Ordering::SeqCst))
+    }
+
+    /// Whether a file of this size could be made if nothing but so much was taken.
+    pub(super) fn could_ever_take(&self, bytes: u64, fixed: u64) -> bool {
+        let all = bytes.saturating_add(fixed).saturating_add(self.reserve);
+        self.space.max.is_none_or(|max| all <= max)
+    }
+}
