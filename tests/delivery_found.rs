@@ -415,3 +415,30 @@ fn many_producers_drop_no_more_than_one_would() {
     assert!(stats.ready() * 4800 > (1 << 20) / 3, "{stats:?}");
     assert_eq!(stats.ready() + stats.dropped(), 2400);
 }
+
+/// What became due between two looks at the clock was neither ready nor delayed in one and the same `Stats`.
+#[test]
+fn what_becomes_due_is_counted_once() {
+    const COUNT: u64 = 4000;
+    let clock = Arc::new(ManualClock::new(UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
+    let storage = Arc::new(MemoryStorage::new());
+    let queue = on(storage).durability(Durability::Os).clock(clock.clone()).open("memory").unwrap();
+    for n in 1..=COUNT {
+        queue.push(Message::new("later").delay(ms(n))).unwrap();
+    }
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..COUNT {
+                clock.advance(ms(1));
+                (0..300).for_each(|_| std::hint::spin_loop());
+            }
+        });
+        loop {
+            let stats = queue.stats();
+            assert_eq!(stats.ready() + stats.delayed(), COUNT, "{stats:?}");
+            if stats.delayed() == 0 {
+                break;
+            }
+        }
+    });
+}

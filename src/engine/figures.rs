@@ -27,6 +27,8 @@ impl Engine {
         let append = self.append.lock();
         let mut deliver = self.deliver.lock();
         let ready = deliver.ready(|| self.newest_visible());
+        // Not asked for again below: what becomes due meanwhile would be in neither.
+        let (in_flight, delayed) = (deliver.in_flight(), wide(deliver.schedule.delayed()));
         let published = self.newest_published();
         let used = append.active.as_ref().map_or(0, |active| active.used_bytes() - RECORDS_START);
         let (live_bytes, dead_bytes) = deliver.live_and_dead_bytes(published, used);
@@ -40,8 +42,8 @@ impl Engine {
         let Counts { duplicated, out_of_order, .. } = deliver.counts;
         let stats = Stats {
             ready,
-            in_flight: deliver.in_flight(),
-            delayed: deliver.delayed(),
+            in_flight,
+            delayed,
             dying: deliver.dying.count(),
             dead_letters,
             pushed,
