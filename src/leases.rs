@@ -14,7 +14,8 @@ pub(crate) struct Ticket {
     generation: u32,
 }
 
-/// Where a message lies: what a lease knows.
+/// What a lease knows of a message: which it is, and where it lay when that was last looked up. Compaction may have
+/// moved it since; its Seq finds it again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub(crate) struct Place {
     pub(crate) seq: u64,
@@ -23,6 +24,8 @@ pub(crate) struct Place {
     pub(crate) offset: u64,
     /// This delivery included, while one is under way.
     pub(crate) attempts: u32,
+    /// Bytes of its record.
+    pub(crate) bytes: u32,
     pub(crate) is_transient: bool,
 }
 
@@ -229,7 +232,15 @@ mod tests {
     use proptest::prelude::*;
 
     fn place(seq: u64) -> Place {
-        Place { seq, ordinal: 1, index: 0, offset: 4096, attempts: 1, is_transient: false }
+        Place {
+            seq,
+            ordinal: 1,
+            index: 0,
+            offset: 4096,
+            attempts: 1,
+            bytes: 0,
+            is_transient: false,
+        }
     }
 
     fn held(seq: u64) -> Ended {

@@ -1,5 +1,9 @@
 //! How a queue behaves, and how it is opened.
 
+mod compaction;
+
+pub use compaction::Compaction;
+
 use crate::backoff::Backoff;
 use crate::clock::Source;
 use crate::error::{Error, Result};
@@ -17,6 +21,8 @@ const MIB: u64 = 1 << 20;
 const SEGMENT_BYTES: RangeInclusive<u64> = 64 * KIB..=128 * MIB;
 /// Four segments of the smallest size would do; the rest is for the dead letters and CHECKPOINT.
 const MIN_MAX_BYTES: u64 = MIB;
+/// Room that compaction always has.
+const SCRATCH: u64 = 64 * KIB;
 const PAYLOAD_BYTES: RangeInclusive<u64> = 1..=record::MAX_PAYLOAD;
 
 /// When `push` returns `Ok`, and so what that `Ok` promises. All three survive a kill of the process.
@@ -118,6 +124,7 @@ pub struct Options {
     pub(crate) max_in_flight: Option<u64>,
     pub(crate) overflow: Overflow,
     pub(crate) push_timeout: Option<Duration>,
+    pub(crate) compaction: Compaction,
     pub(crate) clock: Source,
     /// What stands in for the operating system's files.
     pub(crate) storage: Option<Arc<dyn Storage>>,
@@ -146,6 +153,7 @@ impl Default for Options {
             max_in_flight: None,
             overflow: Overflow::Reject,
             push_timeout: None,
+            compaction: Compaction::default(),
             clock: Source::default(),
             storage: None,
         }
@@ -333,6 +341,13 @@ impl Options {
         self
     }
 
+    /// How the disk is given back that settled messages hold beside others that are owed. Default: in the
+    /// background, so that no more than twice the disk is in use that what is owed takes, and a few files.
+    pub fn compaction(mut self, compaction: Compaction) -> Self {
+        self.compaction = compaction;
+        self
+    }
+
     /// Replaces the system's clocks by one that goes when it is told to.
     #[cfg(feature = "fault-injection")]
     pub fn clock(mut self, clock: Arc<crate::clock::ManualClock>) -> Self {
@@ -363,6 +378,12 @@ impl Options {
         quarter.map_or(self.segment_bytes, |quarter| self.segment_bytes.min(quarter))
     }
 
+    /// What is left of `max_bytes` for files that compaction makes before it removes others.
+    pub(crate) fn scratch(&self) -> u64 {
+        let has_any = self.max_bytes.is_some() && self.compaction.is_on;
+        if has_any { (self.segment_limit() / 4 / PAGE * PAGE).max(SCRATCH) } else { 0 }
+    }
+
     /// # Errors
     ///
     /// [`Error::InvalidOption`] for the first value that is out of bounds.
@@ -375,6 +396,7 @@ impl Options {
         within("max_bytes", self.max_bytes.unwrap_or(u64::MAX), &from(MIN_MAX_BYTES))?;
         within("max_messages", self.max_messages.unwrap_or(1), &from(1))?;
         within("max_in_flight", self.max_in_flight.unwrap_or(1), &from(1))?;
+        self.compaction.validate()?;
         if let Some((value, bound)) = self.backoff.fault() {
             return Err(invalid("backoff", value, bound));
         }

@@ -8,6 +8,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::io::{DiskStorage, Storage};
 use crate::options::Options;
+use crate::report::Compacted;
 use crate::typed::TypedQueue;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -158,6 +159,20 @@ impl Queue {
     /// and [`Error::Full`] for dead letters; what could not be done is tried again by the next call.
     pub fn maintain(&self) -> Result<()> {
         self.engine().maintain()
+    }
+
+    /// Does at once all that there is to do for the disk to hold little more than what is owed: gives back files in
+    /// which nothing is, and copies what is owed in others into smaller ones, also those that the background would
+    /// not touch yet; here and in the dead letters, if those are open. Everything goes on meanwhile.
+    ///
+    /// The newest file stays as it is. See [`Compaction`](crate::Compaction) for what is worth copying.
+    ///
+    /// # Errors
+    ///
+    /// The first error met, any of [`Error::Closed`], [`Error::Poisoned`], [`Error::Io`], [`Error::StorageFull`], or
+    /// [`Error::Corrupt`] for a damaged message that is in flight; nothing is lost, and what was done stays done.
+    pub fn compact(&self) -> Result<Compacted> {
+        self.engine().compact()
     }
 
     /// Ends the queue for every clone, with everything on the disk: waiting consumers get

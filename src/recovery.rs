@@ -8,9 +8,11 @@
 
 #![warn(clippy::indexing_slicing)]
 
+mod compacted;
 mod epoch;
 mod found;
 
+pub(crate) use compacted::Replaced;
 use epoch::Watermark;
 pub(crate) use found::{Found, random};
 
@@ -23,6 +25,7 @@ use crate::format::slot::MAX_SEGMENT;
 use crate::log::Segment;
 use crate::ranges::Ranges;
 use crate::report::{Damage, DamageKind, RecoveryReport};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A segment that counts.
@@ -36,6 +39,14 @@ pub(crate) struct Part {
     pub(crate) tail: u64,
     /// Whether its seal says the same already.
     pub(crate) is_sealed: bool,
+}
+
+impl Part {
+    /// One behind its last Seq.
+    pub(crate) fn end_seq(&self) -> u64 {
+        let sources = self.segment.sources.as_ref();
+        sources.map_or(self.first_seq + u64::from(self.count), |sources| sources.last_seq + 1)
+    }
 }
 
 /// What counts.
@@ -59,7 +70,10 @@ pub(crate) struct Log {
     pub(crate) seq_limit: u64,
     pub(crate) next_ordinal: u64,
     pub(crate) newest_time: u64,
+    /// In the order of the log.
     pub(crate) parts: Vec<Part>,
+    /// Copies whose states have to be merged with those of what they were made from, before anything else.
+    pub(crate) replaced: Vec<Replaced>,
     /// Names to remove: half-made files, and segments that were let go.
     pub(crate) leftovers: Vec<String>,
     pub(crate) checkpoint: CheckpointFile,
@@ -93,6 +107,13 @@ impl Found {
             run_ended = read.run_ended_at;
             parts.extend(read.parts);
         }
+        for compacted in &self.compacted {
+            let part = compacted.part();
+            newest_time = newest_time.max(part.base_time);
+            let is_behind = |other: &Part| other.count > 0 && other.first_seq > part.first_seq;
+            let at = parts.iter().position(is_behind).unwrap_or(parts.len());
+            parts.insert(at, part);
+        }
         report.was_closed = run_ended.is_some() || self.segments.is_empty();
         let next_seq = match run_ended {
             Some(next_seq) if self.unreadable == 0 && !self.lacks_newest() => next_seq,
@@ -103,7 +124,11 @@ impl Found {
 
     /// No Seq at or above it was given out.
     fn seq_limit(&self) -> u64 {
-        let headers = self.segments.iter().map(|segment| segment.header.seq_limit);
+        let compacted = self.compacted.iter().map(|compacted| &compacted.segment);
+        let replaced = self.replaced.iter().flat_map(|replaced| &replaced.sources);
+        let all =
+            self.segments.iter().chain(compacted).chain(replaced.map(|source| &source.segment));
+        let headers = all.map(|segment| segment.header.seq_limit);
         let hint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.seq_limit);
         // Each segment that cannot be read may have raised it by what it and its predecessor held.
         let unknown = wide(self.unreadable) * 2 * capacity(MAX_SEGMENT);
@@ -112,20 +137,18 @@ impl Found {
 
     /// Whether there was a segment newer than all that are here.
     fn lacks_newest(&self) -> bool {
-        let newest = self.segments.last().map(|segment| &segment.header);
-        let (ordinal, epoch) = newest.map_or((0, 0), |newest| (newest.ordinal, newest.epoch));
+        let ordinal = self.ordinals().max().unwrap_or(0);
+        let epoch = self.segments.last().map_or(0, |newest| newest.header.epoch);
         self.checkpoint.as_ref().is_some_and(|checkpoint| {
-            let listed = checkpoint.segments.last().map_or(0, |listed| listed.ordinal);
-            listed > ordinal || checkpoint.epoch > epoch
+            checkpoint.last_ordinal() > ordinal || checkpoint.epoch > epoch
         })
     }
 
     /// What CHECKPOINT lists and the directory does not have.
     fn missing_segments(&self) -> Vec<Damage> {
         let Some(checkpoint) = &self.checkpoint else { return Vec::new() };
-        let is_here = |ordinal| self.segments.iter().any(|here| here.header.ordinal == ordinal);
         // One that was prepared and never used lost nothing.
-        let missing = checkpoint.used().filter(|listed| !is_here(listed.ordinal));
+        let missing = checkpoint.used().filter(|listed| !self.has(listed.ordinal));
         let damage = missing.map(|listed| Damage {
             first: listed.first_seq,
             last: checkpoint.last_seq_of(listed).max(listed.first_seq),
@@ -141,7 +164,7 @@ impl Reconciled {
     /// What the engine goes on from.
     pub(crate) fn into_log(self) -> Result<Log> {
         let Self { found, parts, next_seq, newest_time, report } = self;
-        let is_empty = found.segments.is_empty() && found.checkpoint.is_none();
+        let is_empty = parts.is_empty() && found.checkpoint.is_none();
         if is_empty && found.unreadable > 0 {
             return Err(Error::Corrupt {
                 operation: "open",
@@ -156,17 +179,18 @@ impl Reconciled {
         // durable in its parents.
         let is_new = found.checkpoint.is_none();
         let last = parts.iter().rev().find(|part| part.count > 0);
-        let unaccounted = unaccounted(found.checkpoint.as_ref(), &parts, next_seq, &report);
+        let unaccounted = unaccounted(&found, &parts, next_seq, &report);
         Ok(Log {
             unaccounted,
             queue_id: found.queue_id,
             epoch: found.newest_epoch(),
             next_seq,
-            last_seq: last.map(|part| part.first_seq + u64::from(part.count) - 1),
+            last_seq: last.map(|part| part.end_seq() - 1),
             seq_limit,
             next_ordinal: found.next_ordinal(),
             newest_time,
             parts,
+            replaced: found.replaced,
             leftovers: found.leftovers,
             checkpoint: found.checkpoint_file,
             is_new,
@@ -178,12 +202,8 @@ impl Reconciled {
 
 /// Numbers below `next_seq` that no part has and that were not settled: what CHECKPOINT lists, all
 /// that came after it and is not here, and what is damaged. Without CHECKPOINT, all that is not here.
-fn unaccounted(
-    checkpoint: Option<&Checkpoint>,
-    parts: &[Part],
-    next_seq: u64,
-    report: &RecoveryReport,
-) -> Ranges {
+fn unaccounted(found: &Found, parts: &[Part], next_seq: u64, report: &RecoveryReport) -> Ranges {
+    let checkpoint = found.checkpoint.as_ref();
     let (mut ranges, accounted) = match checkpoint {
         Some(Checkpoint { unaccounted, accounted, .. }) => (unaccounted.clone(), *accounted),
         None => (Ranges::default(), 0),
@@ -191,16 +211,19 @@ fn unaccounted(
     let mut end = accounted + 1;
     for part in parts.iter().filter(|part| part.count > 0) {
         ranges.insert(end, part.first_seq - 1);
-        end = end.max(part.first_seq + u64::from(part.count));
+        end = end.max(part.end_seq());
     }
     ranges.insert(end, next_seq - 1);
     // A segment that has fewer records than when it was listed, or is gone, was damaged since; an
-    // earlier open may have told, and ended before it could note it.
-    for listed in checkpoint.iter().flat_map(|checkpoint| checkpoint.used()) {
+    // earlier open may have told, and ended before it could note it. Of what a copy replaces, all that the copy
+    // does not have was settled, or noted as lost, before the copy got its name.
+    let replaced: BTreeSet<u64> = found.replaced_ordinals().collect();
+    let listed = checkpoint.iter().flat_map(|checkpoint| checkpoint.used());
+    for listed in listed.filter(|listed| !replaced.contains(&listed.ordinal)) {
         let part = parts.iter().find(|part| part.segment.header.ordinal == listed.ordinal);
-        let count = part.map_or(0, |part| u64::from(part.count));
+        let span = part.map_or(0, |part| part.end_seq() - part.first_seq);
         let last = checkpoint.map_or(0, |checkpoint| checkpoint.last_seq_of(listed));
-        ranges.insert(listed.first_seq + count, last);
+        ranges.insert(listed.first_seq + span, last);
     }
     let lost = report.damage.iter();
     let lost =

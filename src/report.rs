@@ -76,6 +76,71 @@ impl RecoveryReport {
     }
 }
 
+/// What [`Queue::compact`](crate::Queue::compact) did, here and in the dead letters.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// let queue = keepq::Queue::open(dir.path().join("orders"))?;
+/// assert_eq!(queue.compact()?.freed_bytes(), 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Compacted {
+    pub(crate) freed_bytes: u64,
+    pub(crate) written_bytes: u64,
+    pub(crate) messages: u64,
+    pub(crate) copies: u64,
+    pub(crate) replaced: u64,
+}
+
+impl Compacted {
+    /// Bytes of the disk that are free now and were not before: of files that were removed, less those that were
+    /// made.
+    #[must_use]
+    pub fn freed_bytes(&self) -> u64 {
+        self.freed_bytes
+    }
+
+    /// Bytes of the files that were made.
+    #[must_use]
+    pub fn written_bytes(&self) -> u64 {
+        self.written_bytes
+    }
+
+    /// Messages that were copied.
+    #[must_use]
+    pub fn messages(&self) -> u64 {
+        self.messages
+    }
+
+    /// Files that were made, each from one or more others.
+    #[must_use]
+    pub fn copies(&self) -> u64 {
+        self.copies
+    }
+
+    /// Files that those replaced.
+    #[must_use]
+    pub fn replaced(&self) -> u64 {
+        self.replaced
+    }
+}
+
+impl std::ops::Add for Compacted {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            freed_bytes: self.freed_bytes + other.freed_bytes,
+            written_bytes: self.written_bytes + other.written_bytes,
+            messages: self.messages + other.messages,
+            copies: self.copies + other.copies,
+            replaced: self.replaced + other.replaced,
+        }
+    }
+}
+
 /// What became of the checkpoint. It holds hints: no message is lost without it, but
 /// [`Queue::is_acked`](crate::Queue::is_acked) knows no more of those that are long gone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -234,8 +234,7 @@ impl Stats {
         self.disk_bytes
     }
 
-    /// Bytes that messages which are not settled take in those files, by the mean size of each segment's
-    /// messages.
+    /// Bytes that messages which are not settled take in those files, with their states.
     #[must_use]
     pub fn live_bytes(&self) -> u64 {
         self.live_bytes

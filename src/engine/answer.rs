@@ -45,15 +45,17 @@ impl Deliver {
     pub(super) fn settle(&mut self, ticket: Ticket, seq: u64, answer: &Answer) -> Result<Settled> {
         self.check_open()?;
         let ended = self.leases.end(ticket).ok_or(Error::LeaseExpired { seq: Seq(seq) })?;
-        let place = ended.place;
-        let Some(at) = self.position(place.ordinal) else { return Err(Error::Closed) };
+        let found = self.find_place(ended.place);
+        let found = found.inspect_err(|_| self.give_back(ended.place))?;
+        let Some((at, place)) = found else { return Err(Error::Closed) };
+        let ended = Ended { place, ..ended };
         if ended.expired.is_some() {
             self.take_out(at, &ended);
         } else {
             self.tracks[at].leased -= 1;
         }
         self.changes += 1;
-        self.tracks[at].note_change();
+        self.tracks[at].note_change(place.index);
         let before = self.dying.count();
         let result = match answer {
             Answer::Ack => self.acked(at, place),
@@ -99,12 +101,6 @@ impl Deliver {
         self.returned.insert(place.seq, place);
     }
 
-    fn unlease(&mut self, place: &Place) {
-        if let Some(track) = self.track(place.ordinal) {
-            track.leased -= 1;
-        }
-    }
-
     fn acked(&mut self, at: usize, place: Place) -> Result<()> {
         let dead = Slot { state: State::Dead, ..owed_slot(&place) };
         let stored = self.tracks[at].map().and_then(|mapped| mapped.store_slot(place.index, dead));
@@ -112,7 +108,7 @@ impl Deliver {
             self.give_back(place);
             return stored;
         }
-        self.note_settled(at, place.index);
+        self.note_settled(at, place.index, place.bytes.into());
         self.counts.acked += 1;
         Ok(())
     }
@@ -156,23 +152,27 @@ impl Deliver {
     }
 
     pub(super) fn store_delay(&mut self, at: usize, index: u32, delay: Delay) -> Result<()> {
-        let base_time = self.tracks[at].base_time;
-        self.tracks[at].map()?.store_delay(index, base_time, delay)
+        let track = &mut self.tracks[at];
+        let base_time = track.base_time;
+        track.note_change(index);
+        track.map()?.store_delay(index, base_time, Some(delay))
     }
 
     /// Leases that have run out: their messages go back, or die.
     pub(super) fn end_overdue_leases(&mut self) {
         let now = self.clock.now();
         while let Some((ticket, place)) = self.leases.overdue(now) {
-            self.unlease(&place);
+            // What cannot be looked up now can be later; until then it is not handed out.
+            let Ok(found) = self.find_place(place) else { break };
             self.news.returned = true;
             self.counts.lease_expired += 1;
             self.changes += 1;
-            let Some(at) = self.position(place.ordinal) else {
+            let Some((at, place)) = found else {
                 self.leases.end(ticket);
                 continue;
             };
-            self.tracks[at].note_change();
+            self.tracks[at].leased -= 1;
+            self.tracks[at].note_change(place.index);
             if self.policy.is_last(place.attempts) {
                 self.leases.end(ticket);
                 let died = self.die(at, place, Cause::Attempts, None);
@@ -197,9 +197,9 @@ impl Deliver {
         let deadline = self.clock.after(self.clock.coarse(), clock::millis(time));
         let ended = self.leases.extend(ticket, deadline).ok_or(expired)?;
         if ended.expired.is_some()
-            && let Some(at) = self.position(ended.place.ordinal)
+            && let Some((at, place)) = self.find_place(ended.place)?
         {
-            self.take_out(at, &ended);
+            self.take_out(at, &Ended { place, ..ended });
             self.tracks[at].leased += 1;
         }
         Ok(())
@@ -207,8 +207,8 @@ impl Deliver {
 
     /// A leased message turned out not to be due: its record says so, and its slot did not.
     pub(super) fn put_off(&mut self, leased: &Leased, due: u64) -> Result<()> {
-        let Some(place) = self.take_back_unseen(leased) else { return Ok(()) };
-        if let Some(at) = self.position(place.ordinal) {
+        let Some(place) = self.take_back_unseen(leased)? else { return Ok(()) };
+        if let Some((at, place)) = self.find_place(place)? {
             let given = due.saturating_sub(leased.pushed_at);
             self.schedule.put(due, place.seq);
             let released = Place { attempts: place.attempts - 1, ..place };
@@ -220,8 +220,8 @@ impl Deliver {
 
     /// The time of a leased message turned out to be over.
     pub(super) fn expire(&mut self, leased: &Leased) -> Result<()> {
-        let Some(place) = self.take_back_unseen(leased) else { return Ok(()) };
-        let Some(at) = self.position(place.ordinal) else { return Ok(()) };
+        let Some(place) = self.take_back_unseen(leased)? else { return Ok(()) };
+        let Some((at, place)) = self.find_place(place)? else { return Ok(()) };
         let moves = self.policy.expired == crate::options::Expired::DeadLetter;
         let ended = if moves && self.policy.has_dead_letters {
             // This time it was not handed out.
@@ -234,24 +234,26 @@ impl Deliver {
     }
 
     /// Ends a lease whose message nobody has seen.
-    pub(super) fn take_back_unseen(&mut self, leased: &Leased) -> Option<Place> {
+    pub(super) fn take_back_unseen(&mut self, leased: &Leased) -> Result<Option<Place>> {
         // It may have run out while its payload was copied, and be back, or somebody else's.
-        let ended = self.leases.end(leased.ticket)?;
+        let Some(ended) = self.leases.end(leased.ticket) else { return Ok(None) };
         let place = ended.place;
-        if ended.expired.is_none() {
-            self.unlease(&place);
-        } else if let Some(at) = self.position(place.ordinal) {
-            self.take_out(at, &ended);
+        let found = self.find_place(place).inspect_err(|_| self.give_back(place))?;
+        if let Some((at, place)) = found {
+            match ended.expired {
+                None => self.tracks[at].leased -= 1,
+                Some(_) => self.take_out(at, &Ended { place, ..ended }),
+            }
         }
         self.counts.popped -= 1;
         self.counts.redelivered -= u64::from(place.attempts > 1);
         self.news.returned = true;
-        Some(place)
+        Ok(Some(place))
     }
 
     /// A slot that was unsettled is settled now.
-    pub(super) fn note_settled(&mut self, at: usize, index: u32) {
-        self.tracks[at].settle(index);
+    pub(super) fn note_settled(&mut self, at: usize, index: u32, bytes: u64) {
+        self.news.reclaims |= self.tracks[at].settle(index, bytes);
         // Relaxed, and stored by whoever has the lock: those who read it only want to know how many.
         let count = self.settled_count.load(std::sync::atomic::Ordering::Relaxed);
         self.settled_count.store(count + 1, std::sync::atomic::Ordering::Relaxed);

@@ -4,6 +4,7 @@
 //! batch is published whole. Relies on `supply` for segments. Syncs nothing.
 
 use super::Engine;
+use super::compact::Haste;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::format::segment::Seal;
@@ -170,7 +171,12 @@ impl Engine {
             // What fails there is not the concern of who pushes here.
             self.health.note_background(dead.let_segments_go());
         }
-        self.let_segments_go()
+        self.let_segments_go()?;
+        if self.options.compaction.is_on {
+            // One copy at the most: whoever pushes waits for it.
+            self.health.note_background(self.compact_now(Haste::Now, 1).map(|_| ()));
+        }
+        Ok(())
     }
 
     /// The first Seq and whether a consumer waits; `None` if the active segment has no room.
@@ -241,6 +247,9 @@ impl Engine {
 
     /// Goes on to a segment that has room.
     fn rotate(&self, need: Need) -> Result<()> {
+        if !self.supply.lock().has_begun {
+            self.health.note_background(self.tidy_small_segments());
+        }
         let mut supply = self.supply.lock();
         {
             let mut append = self.append.lock();

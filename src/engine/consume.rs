@@ -6,6 +6,7 @@
 
 use super::Engine;
 use super::answer::Answer;
+use super::compact::SOON;
 use super::deliver::Deliver;
 use super::next::Leased;
 use super::wait::{Look, Soon};
@@ -74,6 +75,8 @@ pub(super) struct News {
     pub(super) silently: bool,
     /// Messages are on their way to the dead letters.
     pub(super) died: bool,
+    /// There may be something to compact.
+    pub(super) reclaims: bool,
     /// There may be something to hand out that was not, or room for one more in flight.
     pub(super) returned: bool,
 }
@@ -145,6 +148,8 @@ impl Engine {
         }
         if news.silently || news.died {
             self.worker.ask();
+        } else if news.reclaims {
+            self.worker.ask_within(SOON);
         }
     }
 
@@ -282,7 +287,8 @@ impl Engine {
         // Its slot says when it is due. Should that be lost, the record still knows.
         let most = |due: u64| self.clock.start_time() + due.saturating_sub(pushed_at);
         let due = extension::notes(body).due;
-        let due = due.map(|due| if leased.is_old { due.min(most(due)) } else { due });
+        let is_old = self.run.is_old(leased.seq);
+        let due = due.map(|due| if is_old { due.min(most(due)) } else { due });
         let Some(due) = due.filter(|&due| !self.clock.is_past_at(now, due)) else {
             return Ok(false);
         };

@@ -6,7 +6,7 @@
 //! `next`, answers are in `answer`, damage in `loss`.
 
 use super::consume::{News, Watchers};
-use super::cursor::Cursor;
+use super::cursor::{Cursor, Run};
 use super::dying::Dying;
 use super::loss::Losses;
 use super::measure::Measure;
@@ -14,12 +14,12 @@ use super::track::Track;
 use crate::backoff::Backoff;
 use crate::clock::{self, Clock};
 use crate::error::{Error, Result};
-use crate::format::segment::Seal;
-use crate::format::slot::State;
+use crate::format::segment::{RECORDS_START, Seal};
+use crate::format::slot::{Slot, State};
 use crate::leases::{Leases, Place};
 use crate::log::Segment;
 use crate::log::active::Active;
-use crate::log::sealed::Mapped;
+use crate::log::sealed::{Located, Mapped};
 use crate::options::{Expired, Options};
 use crate::recovery::Log;
 use crate::schedule::Schedule;
@@ -42,6 +42,7 @@ pub(crate) struct Deliver {
     pub(super) counts: Counts,
     pub(super) policy: Policy,
     pub(super) clock: Arc<Clock>,
+    pub(super) run: Run,
     pub(super) measure: Measure,
     pub(super) watchers: Watchers,
     /// What others have to be told once the lock is given up.
@@ -120,12 +121,13 @@ impl Deliver {
         Self {
             tracks: tracks_of(log),
             policy: Policy::of(options),
+            run: Run { start_time: clock.start_time(), first_seq: log.next_seq },
             clock,
             measure: Measure::default(),
             watchers: Watchers::default(),
             settled_count,
             dying: Dying::default(),
-            cursor: Cursor::start_of(0),
+            cursor: Cursor::START,
             returned: BTreeMap::new(),
             schedule: Schedule::default(),
             leases: Leases::default(),
@@ -245,7 +247,8 @@ impl Deliver {
         let tracks = std::mem::take(&mut self.tracks).into_iter();
         let can_go = |track: &Track| {
             let is_synced = !track.is_dirty && is_synced(&track.segment);
-            track.is_done() && is_synced && track.ordinal() != newest
+            let is_free = track.changed.is_none() && track.ordinal() != newest;
+            track.is_done() && is_synced && is_free
         };
         let (done, kept): (Vec<Track>, Vec<Track>) = tracks.partition(can_go);
         self.tracks = kept.into();
@@ -263,18 +266,14 @@ impl Deliver {
 
     /// Whether there is, or seems to be, something to hand out.
     pub(super) fn has_more(&self, published: u64) -> bool {
-        let is_behind = |newest: &Track| {
-            let end_index = newest.end_index(published);
-            self.cursor.ordinal < newest.ordinal() || self.cursor.index < end_index
-        };
         let is_returned = !self.returned.is_empty() || self.needs_watch();
-        is_returned || self.tracks.back().is_some_and(is_behind)
+        is_returned || !self.tracks.is_empty() && self.cursor.seq <= published
     }
 
     /// Segments that are not mapped, and of which everything is synced.
     pub(super) fn unmapped_and_clean(&self, is_durable: impl Fn(u64) -> bool) -> Vec<Arc<Segment>> {
         let clean = self.tracks.iter().filter(|track| {
-            let end_seq = track.count.map(|count| track.first_seq + u64::from(count));
+            let end_seq = track.count.map(|_| track.end_seq(0));
             let is_synced = end_seq.is_some_and(|end_seq| is_durable(end_seq.saturating_sub(1)));
             track.mapped.is_none() && !track.is_dirty && is_synced
         });
@@ -297,7 +296,10 @@ impl Deliver {
 
     /// Counts some slots of a track, and takes up what they say.
     fn count_some_of(&mut self, at: usize) -> Result<()> {
-        let special = self.tracks[at].count_some(self.clock.start_time())?;
+        let special = self.tracks[at].count_some(self.run.start_time)?;
+        for index in special.unnumbered {
+            self.lose_if_owed(at, index, 0)?;
+        }
         for lost in special.lost {
             self.losses.unaccounted.insert(lost, lost);
         }
@@ -326,21 +328,65 @@ impl Deliver {
         Ok(())
     }
 
-    /// Where the track of a segment is; most are at one of the ends.
-    pub(super) fn position(&self, ordinal: u64) -> Option<usize> {
+    /// Where the track of a segment is that has message `seq`; most are at one of the ends.
+    #[inline]
+    pub(super) fn position(&self, ordinal: u64, seq: u64) -> Option<usize> {
         let is = |track: Option<&Track>| track.is_some_and(|track| track.ordinal() == ordinal);
         if is(self.tracks.front()) {
             Some(0)
         } else if is(self.tracks.back()) {
             Some(self.tracks.len() - 1)
         } else {
-            self.tracks.binary_search_by_key(&ordinal, Track::ordinal).ok()
+            self.position_of_seq(seq).filter(|&at| is(self.tracks.get(at)))
         }
     }
 
+    /// Where a message is now, and in which track: it may have been moved since.
+    #[inline]
+    pub(super) fn find_place(&mut self, place: Place) -> Result<Option<(usize, Place)>> {
+        match self.position(place.ordinal, place.seq) {
+            Some(at) => Ok(Some((at, place))),
+            None => self.find_moved(place),
+        }
+    }
+
+    #[cold]
+    fn find_moved(&mut self, place: Place) -> Result<Option<(usize, Place)>> {
+        let Some(at) = self.position_of_seq(place.seq) else { return Ok(None) };
+        let track = &mut self.tracks[at];
+        let (Some(index), ordinal) = (track.index_of(place.seq)?, track.ordinal()) else {
+            return Ok(None);
+        };
+        let mapped = track.map()?;
+        let slot = mapped.slot(index)?.unwrap_or(Slot::UNTOUCHED);
+        // Where there is no record any more, whoever looks for it will see.
+        let offset = match mapped.locate(slot, index, index + 1, RECORDS_START, None) {
+            Located::At(offset, _) => offset,
+            Located::Lost { .. } => slot.offset.unwrap_or(0),
+        };
+        Ok(Some((at, Place { ordinal, index, offset, ..place })))
+    }
+
+    /// The track of a segment, if it is still one.
     pub(super) fn track(&mut self, ordinal: u64) -> Option<&mut Track> {
-        let at = self.position(ordinal)?;
-        self.tracks.get_mut(at)
+        self.tracks.iter_mut().find(|track| track.ordinal() == ordinal)
+    }
+
+    /// The track at which a cursor goes on; looks for its place anew if its segment is no more.
+    #[inline]
+    pub(super) fn resume(&mut self, cursor: &mut Cursor) -> Result<Option<usize>> {
+        match self.position(cursor.ordinal, cursor.seq) {
+            Some(at) => Ok(Some(at)),
+            None => self.resume_anew(cursor),
+        }
+    }
+
+    #[cold]
+    fn resume_anew(&mut self, cursor: &mut Cursor) -> Result<Option<usize>> {
+        let at = self.position_of_seq(cursor.seq).unwrap_or(0);
+        let Some(track) = self.tracks.get_mut(at) else { return Ok(None) };
+        *cursor = Cursor::in_track(track, cursor.seq)?;
+        Ok(Some(at))
     }
 
     /// Where the track is that has this message.

@@ -96,7 +96,6 @@ struct Corpse {
     header: record::Header,
     pushed_at: u64,
     body: Body,
-    is_old: bool,
     death: Death,
 }
 
@@ -117,7 +116,7 @@ impl Deliver {
         let (attempts, offset) = (place.attempts, Some(place.offset));
         let slot = Slot { state: State::Dying, attempts, offset };
         self.tracks[at].map()?.store_slot(place.index, slot)?;
-        self.tracks[at].note_change();
+        self.tracks[at].note_change(place.index);
         self.changes += 1;
         let death = Death { cause: Some(cause), reason: reason.map(Into::into) };
         self.dying.waiting.insert(place.seq, death);
@@ -140,10 +139,9 @@ impl Deliver {
             let Some(death) = self.dying.waiting.get(&seq).cloned() else { continue };
             let track = &mut self.tracks[next.at];
             let pushed_at = track.base_time + u64::from(next.header.age);
-            let is_old = track.is_old;
             let body = Body::of(track.map()?, &next.header, next.place.offset);
             let (place, header) = (next.place, next.header);
-            corpses.push(Corpse { place, header, pushed_at, body, is_old, death });
+            corpses.push(Corpse { place, header, pushed_at, body, death });
         }
         Ok(corpses)
     }
@@ -243,7 +241,7 @@ impl Engine {
             after = last.place.seq;
             for corpse in corpses {
                 let len = corpse.header.body_len;
-                let known = Self::known_there(dead, burial, &corpse);
+                let known = self.known_there(dead, burial, &corpse);
                 if len >= too_large && matches!(known, Ok(None)) {
                     continue;
                 }
@@ -276,8 +274,13 @@ impl Engine {
     }
 
     /// The number in `dead/` of a message that an earlier run moved there.
-    fn known_there(dead: &Self, burial: &mut Burial, corpse: &Corpse) -> Result<Option<u64>> {
-        if !corpse.is_old {
+    fn known_there(
+        &self,
+        dead: &Self,
+        burial: &mut Burial,
+        corpse: &Corpse,
+    ) -> Result<Option<u64>> {
+        if !self.run.is_old(corpse.place.seq) {
             return Ok(None);
         }
         Ok(dead.held_origins(burial)?.get(&corpse.place.seq).copied())
@@ -290,8 +293,10 @@ impl Engine {
         let body = corpse.body.take(&header, place.offset);
         let Some(payload_start) = header.verify(&body) else {
             let mut deliver = self.deliver.lock();
-            let at = deliver.position(place.ordinal);
-            let lost = at.map_or(Ok(()), |at| deliver.lose(at, place.index, place.offset));
+            let lost = deliver.find_place(place).and_then(|found| match found {
+                Some((at, place)) => deliver.lose(at, place.index, place.offset),
+                None => Ok(()),
+            });
             if lost.is_ok() {
                 deliver.dying.waiting.remove(&seq);
             }
@@ -395,6 +400,7 @@ impl Engine {
             background: false,
             dead_letters: false,
             max_attempts: 0,
+            compaction: self.options.compaction,
             clock: self.options.clock.clone(),
             ..Options::default()
         };

@@ -88,23 +88,18 @@ impl Engine {
 }
 
 impl Deliver {
-    /// Bytes that records and slots of owed messages take, and all others: by the mean size of each
-    /// segment's. `used`: of the active one.
+    /// Bytes that records and slots of owed messages take, and all others. `used`: of the active segment.
     fn live_and_dead_bytes(&self, published: u64, used: u64) -> (u64, u64) {
         let (mut live, mut dead) = (0, 0);
         for track in &self.tracks {
-            let count = u64::from(track.end_index(published));
-            let bytes = match track.tail {
-                Some(tail) => tail.saturating_sub(RECORDS_START) + count * SLOT,
-                None => used,
-            };
-            let owed = u128::from(bytes) * u128::from(track.owed(published));
-            let owed = owed.checked_div(count.into()).unwrap_or(0);
-            let owed = u64::try_from(owed).unwrap_or(u64::MAX);
-            live += owed;
+            let owed = track.owed(published);
+            let slots = u64::from(track.end_index(published)) * SLOT;
+            let bytes = track.live_record_bytes(used.saturating_sub(slots)) + owed * SLOT;
+            let bytes = if owed == 0 { 0 } else { bytes };
+            live += bytes;
             // What is behind the records of a segment that is no longer pushed to is of no use either.
-            let all = if track.tail.is_some() { track.segment.header.size } else { bytes };
-            dead += all.saturating_sub(owed);
+            let all = if track.tail.is_some() { track.segment.header.size } else { used };
+            dead += all.saturating_sub(bytes);
         }
         (live, dead)
     }

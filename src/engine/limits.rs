@@ -125,20 +125,20 @@ impl Engine {
 
     /// Drops all that waits in the oldest segment of which nothing else is owed; false if there is none.
     fn drop_segment(&self) -> Result<bool> {
-        let (mut ordinal, mut from, mut has_dropped) = (None, 0, false);
+        let (mut after, mut from, mut has_dropped) = (None, None, false);
         loop {
             let mut deliver = self.deliver.lock();
             deliver.check_open()?;
             deliver.take_back_due();
             // One of which nothing could be dropped is left behind.
-            let next = ordinal.filter(|_| from > 0).or_else(|| deliver.droppable_segment(ordinal));
-            let Some(chosen) = next else { return Ok(false) };
+            let next = from.or_else(|| deliver.droppable_segment(after));
+            let Some(seq) = next else { return Ok(false) };
             let before = deliver.counts.dropped;
-            let dropped = deliver.drop_some_of(chosen, from);
+            let dropped = deliver.drop_some_of(seq);
             has_dropped |= deliver.counts.dropped > before;
             self.unlock(deliver);
-            (ordinal, from) = (Some(chosen), dropped?.unwrap_or(0));
-            if from == 0 && has_dropped {
+            (after, from) = (Some(seq), dropped?);
+            if from.is_none() && has_dropped {
                 return Ok(true);
             }
         }
@@ -191,49 +191,58 @@ impl super::deliver::Deliver {
         self.tracks.back().map_or(0, |track| track.segment.header.size)
     }
 
-    /// The oldest segment behind `after` that can be let go once what waits in it is dropped: not the newest,
-    /// and nothing of it is in flight or dying.
+    /// The first Seq of the oldest segment behind message `after` that can be let go once what waits in it is
+    /// dropped: not the newest, and nothing of it is in flight or dying.
     fn droppable_segment(&self, after: Option<u64>) -> Option<u64> {
         let older = self.tracks.len().saturating_sub(1);
         let is_free = |track: &&Track| {
-            let end_seq = track.first_seq + u64::from(track.count.unwrap_or(0));
+            let end_seq = track.end_seq(0);
             track.leased == 0 && !self.dying.has_any_in(track.first_seq..end_seq)
         };
-        let is_behind = |track: &&Track| after.is_none_or(|after| track.ordinal() > after);
-        self.tracks.iter().take(older).filter(is_behind).find(is_free).map(Track::ordinal)
+        let is_behind = |track: &&Track| after.is_none_or(|after| track.first_seq > after);
+        self.tracks.iter().take(older).filter(is_behind).find(is_free).map(|track| track.first_seq)
     }
 
-    /// Settles what waits in some of the slots of a segment, from one on; `None` at its end.
-    fn drop_some_of(&mut self, ordinal: u64, from: u32) -> Result<Option<u32>> {
-        let Some(at) = self.position(ordinal) else { return Ok(None) };
+    /// Settles what waits in some of the slots of the segment that has `seq`, from that on; tells where to go on,
+    /// `None` at its end.
+    fn drop_some_of(&mut self, seq: u64) -> Result<Option<u64>> {
+        let Some(at) = self.position_of_seq(seq) else { return Ok(None) };
         self.count_all_of(at)?;
-        let end = self.tracks[at].count.unwrap_or(0);
-        let (first_seq, is_old) = (self.tracks[at].first_seq, self.tracks[at].is_old);
-        let base_time = self.tracks[at].base_time;
-        let start_time = self.clock.start_time();
+        let (end, end_seq) = (self.tracks[at].count.unwrap_or(0), self.tracks[at].end_seq(0));
+        let from = self.tracks[at].index_from(seq)?;
         for index in from..end.min(from.saturating_add(STEP)) {
-            let seq = first_seq + u64::from(index);
-            let mapped = self.tracks[at].map()?;
-            let slot = mapped.slot(index)?.unwrap_or(Slot::UNTOUCHED);
-            if slot.is_settled(is_old) || slot.state == State::Dying {
-                continue;
-            }
-            let delay = mapped.delay(index, base_time)?;
-            let scheduled = scheduled_for(delay, is_old, start_time);
-            let mut waits = self.returned.remove(&seq).is_some();
-            for due in [delay.map(|delay| delay.due), scheduled].into_iter().flatten() {
-                waits |= self.schedule.remove(due, seq);
-            }
-            // Nobody has met what is behind the cursor's position.
-            let is_new = (ordinal, index) >= (self.cursor.ordinal, self.cursor.index);
-            if waits || is_new && scheduled.is_none() {
-                self.settle_silently(at, index, slot.offset.unwrap_or(0), State::Dead)?;
-                self.leases.end_expired(seq);
-                self.counts.dropped += 1;
+            // One whose Seq is not known was lost when it was counted.
+            if let Some(seq) = self.tracks[at].seq(index)? {
+                self.drop_one(at, index, seq)?;
             }
         }
         let next = from.saturating_add(STEP);
-        Ok((next < end).then_some(next))
+        let next_seq = if next < end { self.tracks[at].seq(next)? } else { None };
+        Ok(next_seq.filter(|&next_seq| next_seq < end_seq))
+    }
+
+    /// Settles a message if it waits.
+    fn drop_one(&mut self, at: usize, index: u32, seq: u64) -> Result<()> {
+        let is_old = self.run.is_old(seq);
+        let base_time = self.tracks[at].base_time;
+        let mapped = self.tracks[at].map()?;
+        let slot = mapped.slot(index)?.unwrap_or(Slot::UNTOUCHED);
+        if slot.is_settled(is_old) || slot.state == State::Dying {
+            return Ok(());
+        }
+        let delay = mapped.delay(index, base_time)?;
+        let scheduled = scheduled_for(delay, is_old, self.run.start_time);
+        let mut waits = self.returned.remove(&seq).is_some();
+        for due in [delay.map(|delay| delay.due), scheduled].into_iter().flatten() {
+            waits |= self.schedule.remove(due, seq);
+        }
+        // Nobody has met what is behind the cursor's position.
+        if waits || seq >= self.cursor.seq && scheduled.is_none() {
+            self.settle_silently(at, index, slot.offset.unwrap_or(0), State::Dead)?;
+            self.leases.end_expired(seq);
+            self.counts.dropped += 1;
+        }
+        Ok(())
     }
 
     /// Settles the first delayed message up to this Seq; false if there is none.

@@ -9,12 +9,13 @@ use super::cursor::Cursor;
 use super::deliver::Deliver;
 use super::dying::Cause;
 use super::next::{Body, Next};
-use super::track::{Located, Track, scheduled_for};
+use super::track::scheduled_for;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::extension;
 use crate::format::record;
 use crate::format::slot::{Delay, Slot, State};
+use crate::log::sealed::Located;
 use crate::seq::Seq;
 
 /// Slots looked at under one lock.
@@ -100,16 +101,16 @@ impl Engine {
         // It may have been settled, and let go, in this moment.
         let Some(at) = deliver.position_of_seq(seq) else { return Ok(None) };
         let track = &mut deliver.tracks[at];
-        let index = u32::try_from(seq - track.first_seq).unwrap_or(u32::MAX);
-        if index >= track.end_index(self.newest_published()) {
+        let end_index = track.end_index(self.newest_published());
+        let Some(index) = track.index_of(seq)?.filter(|&index| index < end_index) else {
             return Ok(None);
-        }
-        let (base_time, is_old, ordinal) = (track.base_time, track.is_old, track.ordinal());
+        };
+        let base_time = track.base_time;
         let mapped = track.map()?.clone();
         let slot = mapped.slot(index)?.unwrap_or(Slot::UNTOUCHED);
         let delay = mapped.delay(index, base_time)?;
         deliver.count_all_of(at)?;
-        let due = deliver.waiting_until(seq, (ordinal, index), slot, delay, is_old);
+        let due = deliver.waiting_until(seq, slot, delay);
         // The record may be far from any that is known: nobody waits for that.
         drop(deliver);
         let known = slot.offset.and_then(|at| Some((at, mapped.header(at, index)?)));
@@ -138,7 +139,7 @@ impl Engine {
             Which::Waiting => self.newest_visible(),
             Which::Owed => self.newest_published(),
         };
-        Walk { cursor: Cursor::start_of(0), which, last_seq, is_over: false }
+        Walk { cursor: Cursor::START, which, last_seq, is_over: false }
     }
 
     /// The next message of a walk; `None` at its end. What is damaged is left out.
@@ -234,18 +235,12 @@ impl Deliver {
             if step == STEP {
                 return Ok(None);
             }
-            let Cursor { ordinal, index, .. } = walk.cursor;
-            let Some(at) = self.position(ordinal) else {
-                match self.tracks.iter().map(Track::ordinal).find(|&next| next > ordinal) {
-                    Some(next) => walk.cursor = Cursor::start_of(next),
-                    None => break,
-                }
-                continue;
-            };
+            let Some(at) = self.resume(&mut walk.cursor)? else { break };
+            let index = walk.cursor.index;
             let end_index = self.tracks[at].end_index(walk.last_seq);
             if index >= end_index {
                 match self.tracks.get(at + 1) {
-                    Some(next) => walk.cursor = Cursor::start_of(next.ordinal()),
+                    Some(next) => walk.cursor = Cursor::start_of(next),
                     None => break,
                 }
                 continue;
@@ -255,8 +250,9 @@ impl Deliver {
             }
             // So that what is delayed is known.
             self.count_all_of(at)?;
-            if let Some(sight) = self.step(walk, at, end_index)? {
-                return Ok(Some(sight));
+            let sight = self.step(walk, at, end_index)?;
+            if sight.is_some() || walk.is_over {
+                return Ok(sight);
             }
         }
         walk.is_over = true;
@@ -267,35 +263,47 @@ impl Deliver {
     fn step(&mut self, walk: &mut Walk, at: usize, end_index: u32) -> Result<Option<Sight>> {
         let Cursor { index, offset, previous, .. } = walk.cursor;
         let track = &mut self.tracks[at];
-        let (is_old, base_time) = (track.is_old, track.base_time);
-        let seq = track.first_seq + u64::from(index);
+        let (base_time, first_seq) = (track.base_time, track.first_seq);
         let mapped = track.map()?;
+        let Some(seq) = mapped.seq(index, first_seq)? else {
+            walk.cursor.index += 1;
+            walk.cursor.seq += 1;
+            return Ok(None);
+        };
+        if seq > walk.last_seq {
+            walk.is_over = true;
+            return Ok(None);
+        }
+        let is_old = self.run.is_old(seq);
         let slot = mapped.slot(index)?.unwrap_or(Slot { attempts: 1, ..Slot::UNTOUCHED });
         if slot.is_settled(is_old) {
             let settled = slot.offset.map(|offset| (index, offset));
             walk.cursor.previous = settled.or(previous);
             walk.cursor.index += 1;
+            walk.cursor.seq = seq + 1;
             return Ok(None);
         }
-        let located = Track::locate(mapped, slot, index, end_index, offset, previous);
+        let located = mapped.locate(slot, index, end_index, offset, previous);
         let (offset, header) = match located {
             Located::At(offset, header) => (offset, header),
             Located::Lost { end_index, next } => {
-                walk.cursor =
-                    Cursor { index: end_index, offset: next, previous: None, ..walk.cursor };
+                let seq = seq + u64::from(end_index - index);
+                let cursor = Cursor { seq, index: end_index, offset: next, ..walk.cursor };
+                walk.cursor = Cursor { previous: None, ..cursor };
                 return Ok(None);
             }
         };
         let behind = offset + header.record_len();
-        walk.cursor = Cursor { index: index + 1, offset: behind, previous: None, ..walk.cursor };
+        let seq_behind = seq + 1;
+        let cursor = Cursor { seq: seq_behind, index: index + 1, ..walk.cursor };
+        walk.cursor = Cursor { offset: behind, previous: None, ..cursor };
         let delay = mapped.delay(index, base_time)?;
         let pushed_at = base_time + u64::from(header.age);
         let body = Body::of(mapped, &header, offset);
         if header.flags.is_transient() && is_old {
             return Ok(None);
         }
-        let ordinal = self.tracks[at].ordinal();
-        let due = self.waiting_until(seq, (ordinal, index), slot, delay, is_old);
+        let due = self.waiting_until(seq, slot, delay);
         if due.is_none() && walk.which == Which::Waiting {
             return Ok(None);
         }
@@ -304,30 +312,21 @@ impl Deliver {
     }
 
     /// Until when an owed message waits, 0 if it is ready; `None` if it is in flight or dying.
-    fn waiting_until(
-        &self,
-        seq: u64,
-        place: (u64, u32),
-        slot: Slot,
-        delay: Option<Delay>,
-        is_old: bool,
-    ) -> Option<u64> {
+    fn waiting_until(&self, seq: u64, slot: Slot, delay: Option<Delay>) -> Option<u64> {
         if slot.state == State::Dying {
             return None;
         }
         if self.returned.contains_key(&seq) {
             return Some(0);
         }
-        let start_time = self.clock.start_time();
         let is_scheduled = |due: u64| self.schedule.contains(due, seq);
-        let first = scheduled_for(delay, is_old, start_time);
+        let first = scheduled_for(delay, self.run.is_old(seq), self.run.start_time);
         let again = delay.map(|delay| delay.due);
         if let Some(due) = [again, first].into_iter().flatten().find(|&due| is_scheduled(due)) {
             return Some(if self.clock.is_past(due) { 0 } else { due });
         }
         // What has a delay is nowhere else; of the others, nobody has met what is behind the cursor's
         // position.
-        let is_new = place >= (self.cursor.ordinal, self.cursor.index);
-        (is_new && first.is_none()).then_some(0)
+        (seq >= self.cursor.seq && first.is_none()).then_some(0)
     }
 }

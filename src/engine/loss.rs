@@ -48,15 +48,15 @@ impl Deliver {
         let offset = slot::offset(self.tracks[at].segment.header.size, index);
         self.list_damage(at, index, offset, DamageKind::Slot);
         self.changes += 1;
-        self.tracks[at].note_change();
+        self.tracks[at].note_change(index);
         let rebuilt = Slot { state: State::Delivered, attempts: 1, offset: None };
         self.tracks[at].map()?.store_slot(index, rebuilt)
     }
 
     /// The payload of a leased message turned out to be damaged.
     pub(super) fn lose_leased(&mut self, leased: &Leased) -> Result<()> {
-        if let Some(place) = self.take_back_unseen(leased)
-            && let Some(at) = self.position(place.ordinal)
+        if let Some(place) = self.take_back_unseen(leased)?
+            && let Some((at, place)) = self.find_place(place)?
         {
             let Place { index, offset, .. } = place;
             let lost = self.lose(at, index, offset);
@@ -70,7 +70,8 @@ impl Deliver {
 
     pub(super) fn lose_if_owed(&mut self, at: usize, index: u32, offset: u64) -> Result<()> {
         let track = &mut self.tracks[at];
-        let is_old = track.is_old;
+        // Where nobody knows which it is: as old as it can be.
+        let is_old = track.seq(index)?.map_or(track.is_old, |seq| self.run.is_old(seq));
         let slot = track.map()?.slot(index)?;
         if slot.is_none_or(|slot| !slot.is_settled(is_old)) {
             self.lose(at, index, offset)?;
@@ -82,8 +83,8 @@ impl Deliver {
     pub(super) fn lose(&mut self, at: usize, index: u32, offset: u64) -> Result<()> {
         self.settle_silently(at, index, offset, State::Lost)?;
         self.losses.count += 1;
-        let seq = self.tracks[at].first_seq + u64::from(index);
-        self.losses.unaccounted.insert(seq, seq);
+        let (first, last) = self.seqs_of(at, index);
+        self.losses.unaccounted.insert(first, last);
         self.list_damage(at, index, offset, DamageKind::Corrupt);
         Ok(())
     }
@@ -97,23 +98,39 @@ impl Deliver {
         state: State,
     ) -> Result<()> {
         let slot = Slot { state, attempts: 0, offset: Some(offset) };
-        self.tracks[at].map()?.store_slot(index, slot)?;
-        self.note_settled(at, index);
+        let mapped = self.tracks[at].map()?;
+        mapped.store_slot(index, slot)?;
+        let bytes = mapped.header(offset, index).map_or(0, |header| header.record_len());
+        self.note_settled(at, index, bytes);
         self.changes += 1;
         self.news.silently = true;
         Ok(())
     }
 
     fn list_damage(&mut self, at: usize, index: u32, offset: u64, kind: DamageKind) {
-        let track = &self.tracks[at];
-        let seq = track.first_seq + u64::from(index);
+        let (seq, last) = self.seqs_of(at, index);
         let listed = &mut self.losses.listed;
         let newest_before = listed.range(..=seq).next_back();
         let is_listed =
             newest_before.is_some_and(|(_, damage)| damage.last >= seq && damage.kind == kind);
         if !is_listed && listed.len() < LISTED_DAMAGE {
-            let path = track.segment.path.clone();
-            listed.insert(seq, Damage { first: seq, last: seq, path, offset, kind });
+            let path = self.tracks[at].segment.path.clone();
+            listed.insert(seq, Damage { first: seq, last, path, offset, kind });
         }
+    }
+
+    /// The Seq of a record; where its segment does not say it any more, all that it can have.
+    fn seqs_of(&mut self, at: usize, index: u32) -> (u64, u64) {
+        let track = &mut self.tracks[at];
+        let (count, mut seq_of) =
+            (track.count.unwrap_or(0), |index| track.seq(index).ok().flatten());
+        if let Some(seq) = seq_of(index) {
+            return (seq, seq);
+        }
+        let before = (0..index).rev().find_map(&mut seq_of);
+        let behind = (index + 1..count).find_map(&mut seq_of);
+        let first = before.map_or(track.first_seq, |seq| seq + 1);
+        let last = behind.unwrap_or_else(|| track.end_seq(0)) - 1;
+        (first, last.max(first))
     }
 }

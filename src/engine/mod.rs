@@ -16,6 +16,7 @@
 //! | 0 | `dropping` | who drops the oldest to make room |
 //! | 0 | `burial` | who moves what is dying; all locks of the dead letters' engine come behind it |
 //! | 0 | `dead` | the engine of the dead letters, while it is opened |
+//! | 0 | `compaction` | what is copied at the moment |
 //! | 1 | `upkeep` | the checkpoint file, what is to be removed |
 //! | 2 | `supply` | the ready segment, ordinals, the old tail; rotation |
 //! | 3 | `append` | the active segment, the next Seq, full segments that are not synced |
@@ -28,6 +29,7 @@
 mod answer;
 mod append;
 mod commit;
+mod compact;
 mod consume;
 mod cursor;
 mod deliver;
@@ -42,6 +44,7 @@ mod loss;
 mod measure;
 mod next;
 mod purge;
+mod replace;
 mod settled;
 mod space;
 mod supply;
@@ -60,12 +63,16 @@ use crate::clock::Clock;
 use crate::distribution::Histogram;
 use crate::error::{Error, Result};
 use crate::format::name;
-use crate::io::Storage;
+use crate::io::{Access, Storage};
+use crate::log::merge::merge;
+use crate::log::sealed::Mapped;
 use crate::options::Options;
-use crate::recovery::Found;
+use crate::recovery::{Found, Log, Replaced};
 use crate::report::{Damage, RecoveryReport};
 use append::Append;
 use commit::Commit;
+use compact::Compaction;
+use cursor::Run;
 use deliver::Deliver;
 use dying::Burial;
 use health::Health;
@@ -91,6 +98,13 @@ pub(crate) struct Engine {
     published: Padded<AtomicU64>,
     /// Every Seq up to here is on the disk.
     durable: Padded<AtomicU64>,
+    /// This run: when it began, and with which number.
+    run: Run,
+    compaction: Mutex<Compaction>,
+    /// Bytes of files that compaction wrote.
+    compacted_bytes: AtomicU64,
+    /// Bytes of files that pushes took.
+    taken_bytes: AtomicU64,
     upkeep: Mutex<Upkeep>,
     supply: Mutex<Supply>,
     append: Padded<Mutex<Append>>,
@@ -185,7 +199,8 @@ impl Engine {
     pub(crate) fn open(options: Options, storage: Arc<dyn Storage>) -> Result<Arc<Self>> {
         let reserve =
             if options.dead_letters && options.max_bytes.is_some() { DEAD_ROOM } else { 0 };
-        let space = Share::of_queue(Arc::new(Space::new(options.max_bytes)), reserve);
+        let space =
+            Share::of_queue(Arc::new(Space::new(options.max_bytes)), reserve, options.scratch());
         let engine = Self::open_as(options, storage, Role::Queue, space)?;
         if engine.options.background {
             worker::start(&engine)?;
@@ -210,10 +225,14 @@ impl Engine {
         let log = Found::read(&*storage)?.reconcile()?.into_log()?;
         let clock = Arc::new(Clock::start(options.clock.clone(), log.newest_time));
         let had_dead_letters = log.has_dead_letters && options.dead_letters;
+        merge_replaced(&log)?;
         let settled_count = Arc::new(AtomicU64::new(0));
         let (for_deliver, counter) = (Arc::clone(&clock), Arc::clone(&settled_count));
         let deliver = Deliver::new(&log, &options, for_deliver, counter);
-        let segments: u64 = log.parts.iter().map(|part| part.segment.header.size).sum();
+        let replaced = log.replaced.iter().flat_map(|replaced| &replaced.sources);
+        let replaced = replaced.map(|source| &source.segment);
+        let all = log.parts.iter().map(|part| &part.segment).chain(replaced);
+        let segments: u64 = all.map(|segment| segment.header.size).sum();
         // Each CHECKPOINT has its room from the start, that of the dead letters before they are opened.
         let count = if options.dead_letters { 2 } else { 1 };
         let checkpoints = match &role {
@@ -229,6 +248,10 @@ impl Engine {
         };
         let engine = Arc::new(Self {
             recovery: log.report.clone(),
+            run: Run { start_time: clock.start_time(), first_seq: log.next_seq },
+            compaction: Mutex::default(),
+            compacted_bytes: AtomicU64::new(0),
+            taken_bytes: AtomicU64::new(0),
             published: Padded(AtomicU64::new(log.next_seq - 1)),
             durable: Padded(AtomicU64::new(log.next_seq - 1)),
             append: Padded(Mutex::new(Append::new(&log))),
@@ -285,6 +308,7 @@ impl Engine {
         if let Role::Queue = self.role {
             self.worker.stop();
         }
+        self.stop_compaction();
         let dead = self.open_dead_letters();
         let dead = dead.map_or(Ok(()), |dead| match dead.close() {
             // By its own handle, which was told.
@@ -323,9 +347,11 @@ impl Engine {
         let buried = counted.and(self.bury(true));
         self.sync()?;
         self.run_upkeep()?;
+        let compacted = self.compact_when_idle();
         let dead = self.open_dead_letters().map_or(Ok(()), |dead| dead.maintain());
         // Its own handle may have closed it.
-        buried.and(if matches!(dead, Err(Error::Closed)) { Ok(()) } else { dead })
+        let dead = if matches!(dead, Err(Error::Closed)) { Ok(()) } else { dead };
+        buried.and(compacted).and(dead)
     }
 
     /// # Errors
@@ -392,6 +418,16 @@ impl Engine {
     pub(crate) fn directory(&self) -> PathBuf {
         self.storage.path("")
     }
+}
+
+/// Gives messages in copies the latest states, where a crash left what they were made from.
+fn merge_replaced(log: &Log) -> Result<()> {
+    for Replaced { copy, sources } in &log.replaced {
+        let segment = Arc::clone(&copy.segment);
+        let region = segment.map(Access::Commits)?;
+        merge(&Mapped { segment, region }, copy.first_seq, copy.base_time, copy.count, sources)?;
+    }
+    Ok(())
 }
 
 /// Whether a queue is, or is not, there as the options want it.

@@ -12,14 +12,13 @@
 use super::cursor::{Cursor, Seen};
 use super::deliver::Deliver;
 use super::measure::Measure;
-use super::track::{Located, Track};
 use crate::clock;
 use crate::error::Result;
 use crate::format::record;
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::{MAX_ATTEMPTS, Slot, State};
 use crate::leases::{Place, Ticket};
-use crate::log::sealed::Mapped;
+use crate::log::sealed::{Located, Mapped};
 use std::sync::Arc;
 
 /// Bodies up to so many bytes are copied under the lock.
@@ -59,8 +58,6 @@ pub(super) struct Leased {
     pub(super) header: record::Header,
     /// How long things take is measured with this one.
     pub(super) is_sample: bool,
-    /// Its segment is of an earlier run.
-    pub(super) is_old: bool,
     /// The coarse clock, if it was read.
     pub(super) now: Option<u64>,
 }
@@ -182,7 +179,7 @@ impl Deliver {
             Source::Cursor => {
                 let offset = next.place.offset + next.header.record_len();
                 let index = self.cursor.index + 1;
-                self.cursor = Cursor { index, offset, previous: None, ..self.cursor };
+                self.cursor = Cursor { seq: seq + 1, index, offset, previous: None, ..self.cursor };
             }
             Source::Returned => {
                 self.returned.remove(&seq);
@@ -196,8 +193,8 @@ impl Deliver {
 
     /// A message that was given back; `None` if its header got damaged meanwhile.
     fn look_again(&mut self, place: Place) -> Result<Option<Next>> {
-        let Some(at) = self.position(place.ordinal) else { return Ok(None) };
-        let is_old = self.tracks[at].is_old;
+        let Some((at, place)) = self.find_place(place)? else { return Ok(None) };
+        let is_old = self.run.is_old(place.seq);
         let mapped = self.tracks[at].map()?;
         if let Some(header) = mapped.header(place.offset, place.index) {
             // Where a slot was looked at to find the message, it said that it is owed. Here nobody looked.
@@ -214,9 +211,10 @@ impl Deliver {
     /// A message by its number, from its slot; `None` if it is settled or damaged.
     pub(super) fn look_up(&mut self, seq: u64) -> Result<Option<Next>> {
         let Some(at) = self.position_of_seq(seq) else { return Ok(None) };
+        let is_old = self.run.is_old(seq);
         let track = &mut self.tracks[at];
-        let index = u32::try_from(seq - track.first_seq).unwrap_or(u32::MAX);
-        let (ordinal, is_old) = (track.ordinal(), track.is_old);
+        let Some(index) = track.index_of(seq)? else { return Ok(None) };
+        let ordinal = track.ordinal();
         let mapped = track.map()?;
         let Some(slot) = mapped.slot(index)? else {
             self.rebuild_slot(at, index)?;
@@ -225,7 +223,7 @@ impl Deliver {
         if slot.is_settled(is_old) {
             return Ok(None);
         }
-        match Track::locate(mapped, slot, index, index + 1, RECORDS_START, None) {
+        match mapped.locate(slot, index, index + 1, RECORDS_START, None) {
             // One that is dying is to be a dead letter, and no longer transient.
             Located::At(offset, header)
                 if header.flags.is_transient() && is_old && slot.state != State::Dying =>
@@ -235,7 +233,8 @@ impl Deliver {
             }
             Located::At(offset, header) => {
                 let (attempts, is_transient) = (slot.attempts, header.flags.is_transient());
-                let place = Place { seq, ordinal, index, offset, attempts, is_transient };
+                let bytes = header.bytes();
+                let place = Place { seq, ordinal, index, offset, attempts, bytes, is_transient };
                 Ok(Some(Next { place, header, at, source: Source::Unknown }))
             }
             Located::Lost { next, .. } => {
@@ -249,34 +248,32 @@ impl Deliver {
     #[inline(always)]
     pub(super) fn find_next(&mut self, published: u64) -> Result<Option<Next>> {
         loop {
-            let Cursor { ordinal, index, has_skipped, .. } = self.cursor;
-            let Some(at) = self.position(ordinal) else {
-                match self.tracks.iter().map(Track::ordinal).find(|&next| next > ordinal) {
-                    Some(next) => self.cursor = Cursor::start_of(next),
-                    None => return Ok(None),
-                }
-                continue;
-            };
+            let mut cursor = self.cursor;
+            let Some(at) = self.resume(&mut cursor)? else { return Ok(None) };
+            self.cursor = cursor;
+            let Cursor { index, has_skipped, .. } = cursor;
             let end_index = self.tracks[at].end_index(published);
             if index >= end_index {
                 match self.tracks.get(at + 1) {
-                    Some(next) => self.cursor = Cursor::start_of(next.ordinal()),
+                    Some(next) => self.cursor = Cursor::start_of(next),
                     None => return Ok(None),
                 }
                 continue;
             }
             // Not yet to be shown, though its segment is full already.
+            // A lower bound, where Seqs have gaps: what is there is looked at again below.
             if self.tracks[at].first_seq + u64::from(index) > published {
                 return Ok(None);
             }
             if self.tracks[at].is_old && !has_skipped {
                 self.count_all_of(at)?;
-                let (index, previous) = self.tracks[at].skip_settled(index)?;
-                self.cursor = Cursor { index, previous, has_skipped: true, ..self.cursor };
+                let (next, previous) = self.tracks[at].skip_settled(index)?;
+                let seq = cursor.seq + u64::from(next - index);
+                self.cursor = Cursor { seq, index: next, previous, has_skipped: true, ..cursor };
                 continue;
             }
-            let start_time = self.clock.start_time();
-            match self.cursor.look(&mut self.tracks[at], end_index, start_time)? {
+            match self.cursor.look(&mut self.tracks[at], end_index, self.run)? {
+                Seen::Owed(place, _) if place.seq > published => return Ok(None),
                 Seen::Owed(place, header) => {
                     return Ok(Some(Next { place, header, at, source: Source::Cursor }));
                 }
@@ -290,7 +287,8 @@ impl Deliver {
                     for lost in index..end_index {
                         self.lose_if_owed(at, lost, self.cursor.offset)?;
                     }
-                    let cursor = Cursor { index: end_index, offset: next, ..self.cursor };
+                    let seq = self.cursor.seq + u64::from(end_index - index);
+                    let cursor = Cursor { seq, index: end_index, offset: next, ..self.cursor };
                     self.cursor = Cursor { previous: None, ..cursor };
                 }
             }
@@ -302,6 +300,8 @@ impl Deliver {
         let settled = offset.map(|offset| (self.cursor.index, offset));
         self.cursor.previous = settled.or(self.cursor.previous);
         self.cursor.index += 1;
+        // Where Seqs have gaps, no more than its own.
+        self.cursor.seq += 1;
     }
 
     /// Stores the attempt and begins the lease.
@@ -312,12 +312,11 @@ impl Deliver {
         let Place { seq, attempts, offset, .. } = place;
         let track = &mut self.tracks[at];
         let pushed_at = track.base_time + u64::from(header.age);
-        let is_old = track.is_old;
         let mapped = track.map()?;
         mapped.store_slot(place.index, owed_slot(&place))?;
         let body = Body::of(mapped, &header, offset);
         track.leased += 1;
-        track.note_change();
+        track.note_change(place.index);
         self.changes += 1;
         self.counts.popped += 1;
         self.counts.redelivered += u64::from(attempts > 1);
@@ -329,18 +328,7 @@ impl Deliver {
         let deadline = deadline.map(|(timeout, now)| self.clock.after(now, timeout));
         let ticket = self.leases.begin(place, deadline);
         let is_sample = Measure::is_sample(self.counts.popped);
-        Ok(Leased {
-            ticket,
-            seq,
-            attempts,
-            offset,
-            pushed_at,
-            body,
-            header,
-            is_sample,
-            is_old,
-            now,
-        })
+        Ok(Leased { ticket, seq, attempts, offset, pushed_at, body, header, is_sample, now })
     }
 }
 

@@ -56,13 +56,13 @@ impl Deliver {
     /// Settles one that was given back; false if there is none.
     fn purge_returned(&mut self, newest: u64) -> Result<bool> {
         while let Some((_, &place)) = self.returned.range(..=newest).next() {
-            let at = self.position(place.ordinal);
-            if let Some(at) = at {
+            let found = self.find_place(place)?;
+            if let Some((at, place)) = found {
                 self.settle_silently(at, place.index, place.offset, State::Dead)?;
             }
             self.returned.remove(&place.seq);
             self.leases.end_expired(place.seq);
-            if at.is_some() {
+            if found.is_some() {
                 return Ok(true);
             }
         }

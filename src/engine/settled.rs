@@ -39,15 +39,16 @@ impl Deliver {
         if seq == 0 || seq > published {
             return unknown;
         }
-        let has_it = |track: &&mut super::track::Track| {
-            seq < track.first_seq + u64::from(track.end_index(published))
-        };
+        let has_it = |track: &&mut super::track::Track| seq < track.end_seq(published);
         let at = self.position_of_seq(seq);
         let Some(track) = at.and_then(|at| self.tracks.get_mut(at)).filter(has_it) else {
             return if self.losses.unaccounted.contains(seq) { unknown } else { Ok(true) };
         };
-        let index = u32::try_from(seq - track.first_seq).unwrap_or(u32::MAX);
-        let is_old = track.is_old;
+        // What a copy does not have was settled before it was made.
+        let Some(index) = track.index_of(seq)? else {
+            return if self.losses.unaccounted.contains(seq) { unknown } else { Ok(true) };
+        };
+        let is_old = self.run.is_old(seq);
         // A slot that is unreadable is owed.
         match track.map()?.slot(index)? {
             Some(slot) if slot.state == State::Lost => unknown,

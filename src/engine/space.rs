@@ -22,8 +22,12 @@ pub(crate) struct Space {
 pub(crate) struct Share {
     space: Arc<Space>,
     own: AtomicU64,
+    /// All that was ever given back.
+    given_back: AtomicU64,
     /// So much is left for the others.
     reserve: u64,
+    /// And so much for compaction.
+    scratch: u64,
 }
 
 impl std::ops::Deref for Share {
@@ -49,14 +53,15 @@ impl Space {
 }
 
 impl Share {
-    /// Of the queue itself, which leaves so much for its dead letters.
-    pub(super) fn of_queue(space: Arc<Space>, reserve: u64) -> Arc<Self> {
-        Arc::new(Self { space, own: AtomicU64::new(0), reserve })
+    /// Of the queue itself, which leaves so much for its dead letters, and so much for compaction.
+    pub(super) fn of_queue(space: Arc<Space>, reserve: u64, scratch: u64) -> Arc<Self> {
+        let (own, given_back) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { space, own, given_back, reserve, scratch })
     }
 
     /// Of its dead letters.
     pub(super) fn of_dead_letters(of: &Self) -> Arc<Self> {
-        Self::of_queue(Arc::clone(&of.space), 0)
+        Self::of_queue(Arc::clone(&of.space), 0, 0)
     }
 
     /// What is found takes so much in all, over the limit or not.
@@ -80,8 +85,27 @@ impl Share {
     ///
     /// [`Error::Full`] if there is none.
     pub(super) fn take(&self, bytes: u64) -> Result<()> {
+        self.take_and_leave(bytes, self.reserve + self.scratch)
+    }
+
+    /// Takes room for a copy of what will be let go.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Full`] if there is none.
+    pub(super) fn take_scratch(&self, bytes: u64) -> Result<()> {
+        self.take_and_leave(bytes, self.reserve)
+    }
+
+    /// How large such a copy may be.
+    pub(super) fn scratch_room(&self) -> u64 {
+        let used = self.space.used().saturating_add(self.reserve);
+        self.space.max.map_or(u64::MAX, |max| max.saturating_sub(used))
+    }
+
+    fn take_and_leave(&self, bytes: u64, reserve: u64) -> Result<()> {
         let max = self.space.max.unwrap_or(u64::MAX);
-        let fits = |used: &u64| used.saturating_add(self.reserve) <= max;
+        let fits = |used: &u64| used.saturating_add(reserve) <= max;
         let add = |used: u64| used.checked_add(bytes).filter(fits);
         let taken = self.space.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add);
         if taken.is_err() {
@@ -94,6 +118,19 @@ impl Share {
     pub(super) fn give_back(&self, bytes: u64) {
         self.own.fetch_sub(bytes, Ordering::SeqCst);
         self.space.used.fetch_sub(bytes, Ordering::SeqCst);
+        // Relaxed: a number by itself.
+        self.given_back.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// What was taken was not needed.
+    pub(super) fn undo(&self, bytes: u64) {
+        self.own.fetch_sub(bytes, Ordering::SeqCst);
+        self.space.used.fetch_sub(bytes, Ordering::SeqCst);
+    }
+
+    /// Bytes that were given back since open.
+    pub(super) fn given_back(&self) -> u64 {
+        self.given_back.load(Ordering::Relaxed)
     }
 
     /// What others take.
@@ -103,7 +140,7 @@ impl Share {
 
     /// Whether a file of this size could be made if nothing but so much was taken.
     pub(super) fn could_ever_take(&self, bytes: u64, fixed: u64) -> bool {
-        let all = bytes.saturating_add(fixed).saturating_add(self.reserve);
+        let all = bytes.saturating_add(fixed).saturating_add(self.reserve + self.scratch);
         self.space.max.is_none_or(|max| all <= max)
     }
 }

@@ -13,9 +13,10 @@ use crate::log::active::Active;
 use crate::options::{Durability, Options};
 use crate::recovery::{Log, Part, random};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// The first segment of a run; each next one is twice as large, up to `segment_bytes`.
-const FIRST_SEGMENT: u64 = 1 << 20;
+pub(super) const FIRST_SEGMENT: u64 = 1 << 20;
 
 /// Where there is no room for more.
 pub(super) const SMALLEST_SEGMENT: u64 = 64 << 10;
@@ -43,6 +44,8 @@ pub(super) struct Supply {
     next_bytes: u64,
     pub(super) seq_limit: u64,
     pub(super) ready: Option<Prepared>,
+    /// The ordinal of a compacted segment in the making: it may have its name before anybody reads it.
+    pub(super) compacting: Option<u64>,
     /// Parts of earlier runs that have no seal yet.
     old_tail: Vec<Part>,
 }
@@ -61,6 +64,7 @@ impl Supply {
             next_bytes: FIRST_SEGMENT.min(options.segment_limit()),
             seq_limit: log.seq_limit,
             ready: None,
+            compacting: None,
             old_tail: unsealed.collect(),
         }
     }
@@ -127,7 +131,13 @@ impl Engine {
             supply.next_bytes = (supply.next_bytes * 2).min(self.options.segment_limit());
             self.map_prepared(segment)
         });
-        prepared.inspect_err(|_| self.space.give_back(size))
+        prepared.inspect_err(|_| self.space.undo(size)).inspect(|_| self.note_taken(size))
+    }
+
+    /// Pushes took so many bytes of the disk.
+    pub(super) fn note_taken(&self, bytes: u64) {
+        // Relaxed: a number by itself.
+        self.taken_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Room for a segment of this size, or else for one of at least `bytes`; tells which.
@@ -176,6 +186,25 @@ impl Engine {
             epoch: supply.epoch,
             size,
             seq_limit: supply.seq_limit,
+            sources: 0,
+        })
+    }
+
+    /// The header of a compacted segment of this size, which belongs to no epoch of its own.
+    pub(super) fn copy_header(&self, supply: &mut Supply, size: u64) -> Result<Header> {
+        supply.check_open()?;
+        let ordinal = supply.next_ordinal;
+        supply.next_ordinal += 1;
+        supply.compacting = Some(ordinal);
+        Ok(Header {
+            queue_id: supply.queue_id,
+            ordinal,
+            predecessor: 0,
+            generation: u64::from_le_bytes(random()?),
+            epoch: supply.epoch,
+            size,
+            seq_limit: supply.seq_limit,
+            sources: 0,
         })
     }
 

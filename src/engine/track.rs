@@ -5,13 +5,12 @@
 //! slot once. Relies on the `deliver` lock.
 
 use crate::error::Result;
-use crate::format::bytes::{u64_at, wide};
-use crate::format::record;
 use crate::format::segment::RECORDS_START;
-use crate::format::slot::{self, Delay, SLOT, Slot, State};
+use crate::format::slot::{Delay, Slot, State};
 use crate::io::Access;
-use crate::log::Segment;
+use crate::log::copy::Finished;
 use crate::log::sealed::Mapped;
+use crate::log::{ReadSlot, Segment};
 use crate::recovery::Part;
 use std::sync::Arc;
 
@@ -30,7 +29,11 @@ pub(super) struct Track {
     pub(super) count: Option<u32>,
     /// Slots of earlier runs are counted once, in steps: below this they are, and above not yet.
     counted: u32,
-    settled: u32,
+    pub(super) settled: u32,
+    /// Bytes of the records that are settled, as far as they are known; 0 for those that are not.
+    settled_bytes: u64,
+    /// A settled record before `counted` whose end is not known yet.
+    counted_from: Option<u64>,
     /// All below this are settled, as far as anybody has looked.
     pub(super) floor: u32,
     /// Where its records end, once it is no longer pushed to.
@@ -44,17 +47,26 @@ pub(super) struct Track {
     is_unreadable: bool,
     /// Has answers that no sync has covered.
     pub(super) is_dirty: bool,
+    /// While it is being copied: the slots that were stored to since.
+    pub(super) changed: Option<Vec<u32>>,
+    /// What compaction remembers of it.
+    pub(super) outlook: Outlook,
+    /// When it was last needed as memory: larger is later.
+    pub(super) used_at: u64,
 }
 
-/// Where record `index` is.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Located {
-    At(u64, record::Header),
-    /// Records up to this index, exclusive, are lost; the next one is at this offset.
-    Lost {
-        end_index: u32,
-        next: u64,
-    },
+/// What compaction remembers of a segment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Outlook {
+    /// How many were settled when it was last looked at, and since when it has been no more than that.
+    pub(super) settled: u32,
+    pub(super) since: u64,
+    /// Not to be copied before this time: that failed.
+    pub(super) not_before: u64,
+    /// Compaction wants to hear when so many are settled.
+    pub(super) tell_at: u32,
+    /// What it was made from may not be gone for good.
+    pub(super) has_sources: bool,
 }
 
 impl Track {
@@ -68,6 +80,8 @@ impl Track {
             count: None,
             counted: u32::MAX,
             settled: 0,
+            settled_bytes: 0,
+            counted_from: None,
             floor: 0,
             tail: None,
             leased: 0,
@@ -75,7 +89,19 @@ impl Track {
             was_touched: false,
             is_unreadable: false,
             is_dirty: false,
+            changed: None,
+            outlook: Outlook::default(),
+            used_at: 0,
         }
+    }
+
+    /// A copy that this run made: whatever it was made from, it is as if this run had pushed it. Its slots are
+    /// stored to before they are synced again.
+    pub(super) fn copied(mapped: Arc<Mapped>, made: &Finished) -> Self {
+        let outlook = Outlook { has_sources: true, ..Outlook::default() };
+        let (count, tail) = (Some(made.count), Some(made.tail));
+        let active = Self::active(mapped, made.first_seq, made.base_time);
+        Self { count, tail, outlook, is_dirty: true, was_touched: true, ..active }
     }
 
     /// A segment of an earlier run.
@@ -88,6 +114,8 @@ impl Track {
             count: Some(part.count),
             counted: 0,
             settled: 0,
+            settled_bytes: 0,
+            counted_from: None,
             floor: 0,
             tail: Some(part.tail),
             leased: 0,
@@ -96,11 +124,19 @@ impl Track {
             is_unreadable: false,
             // Its run may have been killed before it synced them.
             is_dirty: true,
+            changed: None,
+            outlook: Outlook::default(),
+            used_at: 0,
         }
     }
 
     pub(super) fn ordinal(&self) -> u64 {
         self.segment.header.ordinal
+    }
+
+    /// Whether its Seqs have gaps.
+    pub(super) fn is_compacted(&self) -> bool {
+        self.segment.sources.is_some()
     }
 
     /// One behind the last index that may be looked at; whether it may be shown, its Seq tells.
@@ -109,10 +145,67 @@ impl Track {
         self.count.unwrap_or_else(|| u32::try_from(visible).unwrap_or(u32::MAX))
     }
 
+    /// One behind the last Seq that it can have.
+    pub(super) fn end_seq(&self, published: u64) -> u64 {
+        match &self.segment.sources {
+            Some(sources) => sources.last_seq + 1,
+            None => self.first_seq + u64::from(self.end_index(published)),
+        }
+    }
+
     /// How many up to this message are not settled, as far as it is counted.
     pub(super) fn owed(&self, published: u64) -> u64 {
-        let visible = (published + 1).saturating_sub(self.first_seq);
+        let mut visible = (published + 1).saturating_sub(self.first_seq);
+        if self.is_compacted() && published + 1 < self.end_seq(published) {
+            // Where its table cannot be read, all of them.
+            let index = self.mapped.as_ref().map_or(Ok(u32::MAX), |mapped| {
+                mapped.index_from(published + 1, self.end_index(published), self.first_seq)
+            });
+            visible = index.map_or(u64::MAX, u64::from);
+        } else if self.is_compacted() {
+            visible = u64::MAX;
+        }
         u64::from(self.end_index(published)).min(visible).saturating_sub(self.settled.into())
+    }
+
+    /// Bytes of the records that are owed. `used`: of all records, while they are pushed.
+    pub(super) fn live_record_bytes(&self, used: u64) -> u64 {
+        let records = self.tail.map_or(used, |tail| tail.saturating_sub(RECORDS_START));
+        records.saturating_sub(self.settled_bytes)
+    }
+
+    /// Nobody knows any more how long the settled ones are.
+    pub(super) fn forget_settled_bytes(&mut self) {
+        self.settled_bytes = 0;
+    }
+
+    /// The index of a message, if this one has it.
+    pub(super) fn index_of(&mut self, seq: u64) -> Result<Option<u32>> {
+        let (count, first_seq) = (self.count.unwrap_or(u32::MAX), self.first_seq);
+        if !self.is_compacted() {
+            let index = seq.checked_sub(first_seq).and_then(|index| u32::try_from(index).ok());
+            return Ok(index.filter(|&index| index < count));
+        }
+        self.map()?.index_of(seq, count, first_seq)
+    }
+
+    /// The first index from which on its Seqs are not smaller.
+    pub(super) fn index_from(&mut self, seq: u64) -> Result<u32> {
+        let (count, first_seq) = (self.count.unwrap_or(u32::MAX), self.first_seq);
+        if !self.is_compacted() {
+            let index = u32::try_from(seq.saturating_sub(first_seq)).unwrap_or(u32::MAX);
+            return Ok(index.min(count));
+        }
+        self.map()?.index_from(seq, count, first_seq)
+    }
+
+    /// The Seq of record `index`; `None` if it is not known any more.
+    pub(super) fn seq(&mut self, index: u32) -> Result<Option<u64>> {
+        if !self.is_compacted() {
+            return Ok(Some(self.first_seq + u64::from(index)));
+        }
+        let first_seq = self.first_seq;
+        self.map()?.seq(index, first_seq)
     }
 
     /// Whether all slots are counted.
@@ -135,18 +228,26 @@ impl Track {
         self.is_counted() && is_settled && self.leased == 0
     }
 
-    /// The slot of `index` was unsettled and is settled now.
-    pub(super) fn settle(&mut self, index: u32) {
+    /// The slot of `index`, whose record takes so many bytes, was unsettled and is settled now; whether compaction
+    /// wants to hear of it.
+    #[inline]
+    pub(super) fn settle(&mut self, index: u32, bytes: u64) -> bool {
         if index < self.counted {
             self.settled += 1;
+            self.settled_bytes += bytes;
         }
-        self.note_change();
+        self.note_change(index);
+        self.settled == self.outlook.tell_at
     }
 
     /// A slot was stored to that the next sync of answers has to cover.
-    pub(super) fn note_change(&mut self) {
+    #[inline]
+    pub(super) fn note_change(&mut self, index: u32) {
         self.is_dirty = true;
         self.was_touched = true;
+        if let Some(changed) = &mut self.changed {
+            changed.push(index);
+        }
     }
 
     /// The segment as memory.
@@ -160,48 +261,6 @@ impl Track {
         Ok(self.mapped.insert(mapped))
     }
 
-    /// Finds record `index`: where its slot says, or else looking from `offset` on, where it or an earlier
-    /// record starts.
-    #[inline]
-    pub(super) fn locate(
-        mapped: &Mapped,
-        slot: Slot,
-        index: u32,
-        end_index: u32,
-        offset: u64,
-        previous: Option<(u32, u64)>,
-    ) -> Located {
-        let told = slot.offset.and_then(|at| Some(Located::At(at, mapped.header(at, index)?)));
-        told.unwrap_or_else(|| Self::search(mapped, index, end_index, offset, previous))
-    }
-
-    fn search(
-        mapped: &Mapped,
-        index: u32,
-        end_index: u32,
-        offset: u64,
-        previous: Option<(u32, u64)>,
-    ) -> Located {
-        let from = match previous {
-            Some((index, at)) => match mapped.header(at, index) {
-                Some(header) => at + header.record_len(),
-                None => at + record::ALIGN,
-            },
-            None => offset.max(RECORDS_START),
-        };
-        if let Some(header) = mapped.header(from, index) {
-            return Located::At(from, header);
-        }
-        match mapped.find(from, index, end_index) {
-            Some((at, found)) if found == index => match mapped.header(at, index) {
-                Some(header) => Located::At(at, header),
-                None => Located::Lost { end_index, next: from },
-            },
-            Some((at, found)) => Located::Lost { end_index: found, next: at },
-            None => Located::Lost { end_index, next: from },
-        }
-    }
-
     /// The first index from `index` on whose slot is not settled, and the last settled one before
     /// it with its offset. Reads without the map, which would keep the pages.
     pub(super) fn skip_settled(&self, index: u32) -> Result<(u32, Option<(u32, u64)>)> {
@@ -209,7 +268,7 @@ impl Track {
         let end = self.count.unwrap_or(index);
         while index < end {
             let step = COUNT_STEP.min(end - index);
-            for (at, slot, _) in self.read_slots(index, step)? {
+            for (at, slot, _) in self.segment.read_slots(index, step, self.base_time)? {
                 match slot {
                     Some(slot) if slot.is_settled(self.is_old) => {
                         previous = slot.offset.map(|offset| (at, offset));
@@ -228,17 +287,20 @@ impl Track {
             return Ok(Special::default());
         };
         let step = COUNT_STEP.min(count - self.counted);
-        let slots = self.read_slots(self.counted, step);
-        self.is_unreadable = slots.is_err();
-        let slots = slots?;
+        let read = self.read_some(step);
+        self.is_unreadable = read.is_err();
+        let (slots, bytes) = read?;
         let is_old = self.is_old;
-        let is_settled = |slot: Option<Slot>| slot.is_some_and(|slot| slot.is_settled(is_old));
-        let (mut settled, mut special) = (0, Special::default());
-        for (index, slot, delay) in slots {
-            let (seq, state) = (self.first_seq + u64::from(index), slot.map(|slot| slot.state));
+        let mut special = Special::default();
+        for (seq, (index, slot, delay)) in slots {
+            let state = slot.map(|slot| slot.state);
             self.was_touched |= slot != Some(Slot::UNTOUCHED) || delay.is_some();
-            if is_settled(slot) {
-                settled += 1;
+            let Some(seq) = seq else {
+                let is_owed = slot.is_none_or(|slot| !slot.is_settled(is_old));
+                special.unnumbered.extend(is_owed.then_some(index));
+                continue;
+            };
+            if slot.is_some_and(|slot| slot.is_settled(is_old)) {
                 special.lost.extend((state == Some(State::Lost)).then_some(seq));
             } else if state == Some(State::Dying) {
                 special.dying.push(seq);
@@ -246,35 +308,65 @@ impl Track {
                 special.delayed.push((due, seq));
             }
         }
-        self.settled += settled;
+        self.settled += bytes.settled;
+        self.settled_bytes += bytes.bytes;
+        self.counted_from = bytes.open;
         self.counted += step;
         self.is_dirty &= self.was_touched || self.counted < count;
         Ok(special)
     }
 
-    /// Slots `first..first + number`, in order.
-    fn read_slots(
-        &self,
-        first: u32,
-        number: u32,
-    ) -> Result<impl Iterator<Item = (u32, Option<Slot>, Option<Delay>)> + use<>> {
-        let len = usize::try_from(u64::from(number) * SLOT).unwrap_or(0);
-        let mut bytes = vec![0; len];
-        let lowest = slot::offset(self.segment.header.size, first + (number - 1));
-        self.segment.read_at(lowest, &mut bytes)?;
-        let (key, base_time) = (self.segment.key, self.base_time);
-        Ok((first..first + number).map(move |index| {
-            let from_end = (u64::from(index - first) + 1) * SLOT;
-            let at = usize::try_from(wide(bytes.len()) - from_end).unwrap_or(0);
-            let delay = Delay::decode(u64_at(&bytes, at + 8), base_time, key, index);
-            (index, Slot::decode(u64_at(&bytes, at), key, index), delay)
-        }))
+    /// The next slots to be counted, with their Seqs, and what is settled among them.
+    fn read_some(&self, step: u32) -> Result<(Vec<(Option<u64>, ReadSlot)>, Settled)> {
+        let slots = self.segment.read_slots(self.counted, step, self.base_time)?;
+        let seqs = self.segment.read_seqs(self.counted, step, self.first_seq)?;
+        let slots: Vec<(Option<u64>, ReadSlot)> = seqs.zip(slots).collect();
+        let (count, tail) = (self.count.unwrap_or(0), self.tail.unwrap_or(RECORDS_START));
+        let mean = (tail - RECORDS_START).checked_div(count.into()).unwrap_or(0);
+        let mut settled = Settled { open: self.counted_from, ..Settled::default() };
+        for (_, (_, slot, _)) in &slots {
+            let offset = slot.and_then(|slot| slot.offset);
+            settled.end(offset, &self.segment)?;
+            if slot.is_some_and(|slot| slot.is_settled(self.is_old)) {
+                settled.settled += 1;
+                settled.open = offset;
+                settled.bytes += if offset.is_none() { mean } else { 0 };
+            }
+        }
+        if self.counted + step == count {
+            settled.end(Some(tail), &self.segment)?;
+        }
+        Ok((slots, settled))
+    }
+}
+
+/// What is settled among some slots.
+#[derive(Debug, Default)]
+struct Settled {
+    settled: u32,
+    bytes: u64,
+    /// Where the last one starts, if it is not known where it ends.
+    open: Option<u64>,
+}
+
+impl Settled {
+    /// The record behind the last settled one starts at `offset`, if that is known; else its header is read.
+    fn end(&mut self, offset: Option<u64>, segment: &Segment) -> Result<()> {
+        let Some(start) = self.open.take() else { return Ok(()) };
+        let len = match offset.and_then(|offset| offset.checked_sub(start)) {
+            Some(len) => Some(len),
+            None => segment.read_header_at(start)?.map(|header| header.record_len()),
+        };
+        self.bytes += len.unwrap_or(0);
+        Ok(())
     }
 }
 
 /// What is special about some slots of an earlier run.
 #[derive(Debug, Default)]
 pub(super) struct Special {
+    /// Owed, and nobody knows their Seq: lost. By index.
+    pub(super) unnumbered: Vec<u32>,
     /// Found damaged, and settled by that.
     pub(super) lost: Vec<u64>,
     /// On their way to the dead letters.

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::format::checkpoint::{Checkpoint, Listed};
 use crate::format::name;
 use crate::log::Segment;
+use crate::log::merge::Source;
 use crate::recovery::Log;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,15 +25,42 @@ pub(super) struct Upkeep {
     leftovers: Vec<(String, u64)>,
     /// Segments in which nothing is owed, with the number of their slots.
     done: Vec<(Arc<Segment>, u32)>,
+    /// Copies, and what they were made from: to be let go once the copy is synced with the latest states.
+    replaced: Vec<(Arc<Segment>, Vec<(Arc<Segment>, u32)>)>,
+    /// Copies of which all sources are removed, but perhaps not for good.
+    alone: Vec<u64>,
     queue_id: [u8; 16],
     pub(super) is_closed: bool,
 }
 
 impl Upkeep {
     pub(super) fn new(log: Log) -> Self {
-        let Log { checkpoint, leftovers, queue_id, .. } = log;
+        let Log { checkpoint, leftovers, queue_id, replaced, .. } = log;
         let leftovers = leftovers.into_iter().map(|name| (name, 0)).collect();
-        Self { checkpoint, leftovers, done: Vec::new(), queue_id, is_closed: false }
+        let counted = |source: Source| (source.segment, source.count);
+        let replaced = replaced.into_iter().map(|replaced| {
+            let sources = replaced.sources.into_iter().map(counted).collect();
+            (replaced.copy.segment, sources)
+        });
+        Self {
+            checkpoint,
+            leftovers,
+            done: Vec::new(),
+            replaced: replaced.collect(),
+            alone: Vec::new(),
+            queue_id,
+            is_closed: false,
+        }
+    }
+
+    /// This name means nothing any more; so many bytes count as used by it.
+    pub(super) fn leave(&mut self, name: String, bytes: u64) {
+        self.leftovers.push((name, bytes));
+    }
+
+    /// From here on a copy counts, and what it was made from, with the number of their slots, does not.
+    pub(super) fn replace(&mut self, copy: Arc<Segment>, sources: Vec<(Arc<Segment>, u32)>) {
+        self.replaced.push((copy, sources));
     }
 }
 
@@ -62,6 +90,10 @@ impl Engine {
             return Ok(());
         }
         self.health.check(false)?;
+        // What earlier runs left must be sealed before any of it is touched, or its end is lost.
+        if !self.supply.lock().is_old_tail_finished() {
+            return Ok(());
+        }
         self.retire(&mut upkeep)?;
         self.write_checkpoint(&mut upkeep)?;
         let mut result = Ok(());
@@ -84,16 +116,45 @@ impl Engine {
         if lets_go {
             self.space.room.wake_all();
         }
-        result
+        result.and(self.forget_sources(&mut upkeep))
+    }
+
+    /// Makes sure that what copies were made from is gone for good: from then on others can be made from them.
+    fn forget_sources(&self, upkeep: &mut Upkeep) -> Result<()> {
+        let is_removed = upkeep.done.is_empty() && upkeep.leftovers.is_empty();
+        if upkeep.alone.is_empty() || !is_removed {
+            return Ok(());
+        }
+        let synced = self.storage.sync_directory();
+        let directory = self.directory();
+        synced.map_err(|error| Error::io("sync directory", &directory, 0, error))?;
+        let mut deliver = self.deliver.lock();
+        for ordinal in upkeep.alone.drain(..) {
+            if let Some(track) = deliver.track(ordinal) {
+                track.outlook.has_sources = false;
+            }
+        }
+        Ok(())
+    }
+
+    /// Syncs copies with the states that they were given last, so that what they were made from can go.
+    fn sync_copies(&self, upkeep: &mut Upkeep) -> Result<()> {
+        while let Some((copy, _)) = upkeep.replaced.last() {
+            let synced = copy.sync();
+            synced.map_err(|error| self.health.poison("sync segment", &copy.path, error))?;
+            // A round of syncs that began before they were replaced may have one of them in its plan.
+            drop(self.lead_when_free());
+            if let Some((copy, sources)) = upkeep.replaced.pop() {
+                upkeep.alone.push(copy.header.ordinal);
+                upkeep.done.extend(sources);
+            }
+        }
+        Ok(())
     }
 
     /// Takes segments in which nothing is owed out of the log, once all of that is synced: should
     /// such a file come back after a power cut, it shows the same.
     fn retire(&self, upkeep: &mut Upkeep) -> Result<()> {
-        // What earlier runs left must be sealed before any of it is touched, or its end is lost.
-        if !self.supply.lock().is_old_tail_finished() {
-            return Ok(());
-        }
         let unsynced = self.deliver.lock().done_and_dirty();
         for segment in unsynced {
             let synced = segment.sync();
@@ -115,6 +176,8 @@ impl Engine {
 
     /// Writes what open would like to know, if it has changed.
     pub(super) fn write_checkpoint(&self, upkeep: &mut Upkeep) -> Result<()> {
+        // No list goes without a segment whose states are not safe elsewhere.
+        self.sync_copies(upkeep)?;
         let supply = self.supply.lock();
         let last_seq = self.last_seq().unwrap_or(0);
         let checkpoint = self.checkpoint(&supply, last_seq, upkeep.queue_id);
@@ -142,21 +205,24 @@ impl Engine {
         let ready = supply.ready.as_ref().map(|ready| Listed {
             ordinal: ready.segment.header.ordinal,
             first_seq: 0,
-            count: 0,
+            span: 0,
         });
+        let compacting = supply.compacting.map(|ordinal| Listed { ordinal, first_seq: 0, span: 0 });
         let newest_time = self.append.lock().newest_time();
         let deliver = self.deliver.lock();
         let used = deliver.tracks().map(|track| Listed {
             ordinal: track.ordinal(),
             first_seq: if track.count == Some(0) { 0 } else { track.first_seq },
-            count: track.count.unwrap_or(0),
+            span: track.count.map_or(0, |_| track.end_seq(0) - track.first_seq),
         });
-        let segments: Vec<Listed> = used.chain(ready).collect();
+        let is_used = |listed: &Listed| deliver.tracks().any(|of| of.ordinal() == listed.ordinal);
+        let compacting = compacting.filter(|listed| !is_used(listed));
+        let segments: Vec<Listed> = used.chain(ready).chain(compacting).collect();
         // Numbers that an unclean end made open skip are no records, nor are those let go.
         let last_listed = segments.iter().rev().find(|listed| listed.first_seq > 0);
-        let last_listed = last_listed.map_or(0, |listed| match listed.count {
+        let last_listed = last_listed.map_or(0, |listed| match listed.span {
             0 => u64::MAX,
-            count => listed.first_seq + u64::from(count) - 1,
+            span => listed.first_seq + span - 1,
         });
         // Acquire: pairs with the store in `finish_round`.
         let durable = self.durable.load(Ordering::Acquire);
@@ -193,7 +259,9 @@ impl Engine {
                 .and_then(|header| segment.recycle(&*self.storage, header, count))
                 .and_then(|recycled| self.map_prepared(Arc::new(recycled)));
             let left = |_: &Error| upkeep.leftovers.push((segment.name.clone(), size));
-            Some(recycled.inspect_err(left)?)
+            let recycled = recycled.inspect_err(left)?;
+            self.note_taken(size);
+            Some(recycled)
         };
         supply.ready = supply.ready.take().or_else(|| prepared.clone());
         drop(supply);

@@ -3,6 +3,7 @@
 //! Promises: it sleeps until asked or due, and ends with the queue. It holds no handle, so it does
 //! not keep the queue open. What fails here is tried again when next asked, and kept for `stats`.
 
+use super::compact::RETRY;
 use super::{Engine, commit::Scope};
 use crate::clock;
 use crate::error::{Error, Result};
@@ -205,6 +206,13 @@ impl Engine {
         let buried = self.bury_some(true, BURIED_AT_ONCE);
         let gone = self.let_segments_go();
         let prepared = prepared.or_else(|_| self.prepare_ahead());
+        // After everything that a push or an answer may wait for.
+        let compacted = self.compact_in_background();
+        if let Ok(Some(again)) = compacted {
+            self.worker.ask_within(again);
+        } else if compacted.is_err() {
+            self.worker.ask_within(RETRY);
+        }
         synced
             .and(finished)
             .and(has_more.map(|_| ()))
@@ -212,5 +220,6 @@ impl Engine {
             .and(buried)
             .and(gone)
             .and(prepared)
+            .and(compacted.map(|_| ()))
     }
 }

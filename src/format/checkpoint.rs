@@ -23,7 +23,7 @@ pub(crate) struct Checkpoint {
     /// Every Seq up to here was durable.
     pub(crate) watermark: u64,
     pub(crate) seq_limit: u64,
-    /// Every segment there was, in order.
+    /// Every segment there was, in the order of the log, then those being made.
     pub(crate) segments: Vec<Listed>,
     /// Every Seq up to here is in a listed segment, or was settled and let go, or is unaccounted.
     pub(crate) accounted: u64,
@@ -37,9 +37,10 @@ pub(crate) struct Checkpoint {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct Listed {
     pub(crate) ordinal: u64,
+    /// 0 if it holds nothing.
     pub(crate) first_seq: u64,
-    /// 0 while in use.
-    pub(crate) count: u32,
+    /// How many Seqs there are from its first to its last, 0 while in use.
+    pub(crate) span: u64,
 }
 
 /// What the bytes of one slot turn out to be.
@@ -53,8 +54,13 @@ pub(crate) enum Decoded {
 impl Checkpoint {
     /// Whether this segment existed when the list was written and was let go.
     pub(crate) fn let_go(&self, ordinal: u64) -> bool {
-        let last = self.segments.last().map_or(0, |listed| listed.ordinal);
-        ordinal <= last && !self.segments.iter().any(|listed| listed.ordinal == ordinal)
+        ordinal <= self.last_ordinal()
+            && !self.segments.iter().any(|listed| listed.ordinal == ordinal)
+    }
+
+    /// The largest ordinal in the list.
+    pub(crate) fn last_ordinal(&self) -> u64 {
+        self.segments.iter().map(|listed| listed.ordinal).max().unwrap_or(0)
     }
 
     /// The segments that had records.
@@ -70,9 +76,9 @@ impl Checkpoint {
     /// The last Seq that a listed segment had for sure when the list was written: only the newest
     /// one was in use.
     pub(crate) fn last_seq_of(&self, listed: &Listed) -> u64 {
-        match listed.count {
+        match listed.span {
             0 => self.accounted,
-            count => listed.first_seq + u64::from(count) - 1,
+            span => listed.first_seq.saturating_add(span) - 1,
         }
     }
 
@@ -120,8 +126,8 @@ mod tests {
 
     fn checkpoint() -> Checkpoint {
         let segments = vec![
-            Listed { ordinal: 2, first_seq: 1, count: 10 },
-            Listed { ordinal: 5, first_seq: 11, count: 0 },
+            Listed { ordinal: 2, first_seq: 1, span: 10 },
+            Listed { ordinal: 5, first_seq: 11, span: 0 },
         ];
         let mut unaccounted = Ranges::default();
         unaccounted.insert(5, 7);

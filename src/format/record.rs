@@ -121,6 +121,11 @@ impl Header {
         len(u64::from(self.body_len))
     }
 
+    /// The same, of a length that is known to fit.
+    pub(crate) fn bytes(&self) -> u32 {
+        u32::try_from(self.record_len()).unwrap_or(u32::MAX)
+    }
+
     /// Where in `body` the payload starts; `None` if the body is not what was pushed.
     pub(crate) fn verify(&self, body: &[u8]) -> Option<usize> {
         if crc32(body) == self.body_check { self.payload_start(body) } else { None }

@@ -2,7 +2,7 @@
 
 use super::bytes::{high_u32, low_u32, put, take, u16_at, u32_at, u64_at, wide};
 use super::checksum::{CHECKSUM_ID, Key, crc32};
-use super::{FORMAT_VERSION, PAGE, SECTOR, record, slot};
+use super::{FORMAT_VERSION, PAGE, SECTOR, number, record, slot};
 
 const MAGIC: [u8; 8] = *b"keepqseg";
 
@@ -35,7 +35,15 @@ pub(crate) const ACTIVATION: u64 = SECTOR;
 pub(crate) const SEAL: u64 = 2 * SECTOR;
 /// A segment holds at least its two header pages and a page for records and slots.
 pub(crate) const MIN_SEGMENT: u64 = 3 * PAGE;
-const _: () = assert!(ACTIVATION >= 512 && SEAL + 512 <= 1536);
+/// Where in a header page the sources lie.
+pub(crate) const SOURCES_PLACE: u64 = 3 * SECTOR;
+/// No segment is made from more sources than this: their ordinals fit behind [`SOURCES_PLACE`].
+pub(crate) const MAX_SOURCES: usize = 300;
+/// Bytes of encoded sources.
+pub(crate) const SOURCES_LEN: usize = SOURCES_FIXED + 8 * MAX_SOURCES + 4;
+const SOURCES_FIXED: usize = 16;
+const _: () = assert!(ACTIVATION >= 512 && SEAL + 512 <= SOURCES_PLACE);
+const _: () = assert!(SOURCES_LEN <= 2560 && SOURCES_PLACE + 2560 == PAGE);
 
 const SEAL_RUN_ENDED: u32 = 1;
 
@@ -49,6 +57,8 @@ pub(crate) struct Header {
     pub(crate) epoch: u64,
     pub(crate) size: u64,
     pub(crate) seq_limit: u64,
+    /// How many segments it was made from: 0 unless compacted.
+    pub(crate) sources: u32,
 }
 
 /// What the first bytes of a header page turn out to be.
@@ -79,6 +89,7 @@ impl Header {
         put(&mut out, EPOCH, self.epoch.to_le_bytes());
         put(&mut out, SIZE, self.size.to_le_bytes());
         put(&mut out, SEQ_LIMIT, self.seq_limit.to_le_bytes());
+        put(&mut out, SOURCES, self.sources.to_le_bytes());
         let check = crc32(&out[..CHECK]);
         put(&mut out, CHECK, check.to_le_bytes());
         out
@@ -109,6 +120,7 @@ impl Header {
             epoch: u64_at(from, EPOCH),
             size: u64_at(from, SIZE),
             seq_limit: u64_at(from, SEQ_LIMIT),
+            sources: u32_at(from, SOURCES),
         })
     }
 
@@ -136,6 +148,11 @@ pub(crate) fn most_slots(segment_size: u64) -> u32 {
 /// Bytes of the smallest segment that holds these records.
 pub(crate) fn size_for(record_bytes: u64, records: u64) -> u64 {
     (2 * PAGE + record_bytes + records * slot::SLOT).next_multiple_of(PAGE).max(MIN_SEGMENT)
+}
+
+/// Bytes of the smallest compacted segment that holds these records.
+pub(crate) fn size_for_copy(record_bytes: u64, records: u64) -> u64 {
+    size_for(record_bytes + records * number::NUMBER, records)
 }
 
 /// Written when the first record is placed: where its numbers and times start.
@@ -178,6 +195,48 @@ impl Seal {
     }
 }
 
+/// Written before a compacted segment gets its name: what it was made from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Sources {
+    /// The Seq of its last record.
+    pub(crate) last_seq: u64,
+    /// Offset of the Seq table.
+    pub(crate) table: u64,
+    /// In the order of the log.
+    pub(crate) ordinals: Vec<u64>,
+}
+
+impl Sources {
+    /// At most [`MAX_SOURCES`] are encoded.
+    pub(crate) fn encode(&self, key: Key) -> [u8; SOURCES_LEN] {
+        let mut out = [0; SOURCES_LEN];
+        put(&mut out, 0, self.last_seq.to_le_bytes());
+        put(&mut out, 8, self.table.to_le_bytes());
+        let mut end = SOURCES_FIXED;
+        for ordinal in self.ordinals.iter().take(MAX_SOURCES) {
+            put(&mut out, end, ordinal.to_le_bytes());
+            end += 8;
+        }
+        let check = Self::check(&out[..end], key);
+        put(&mut out, end, check.to_le_bytes());
+        out
+    }
+
+    /// `count`: as the segment's header tells.
+    pub(crate) fn decode(from: &[u8; SOURCES_LEN], count: u32, key: Key) -> Option<Self> {
+        let count = usize::try_from(count).ok().filter(|&count| count <= MAX_SOURCES)?;
+        let end = SOURCES_FIXED + 8 * count;
+        let is_valid = u32_at(from, end) == Self::check(&from[..end], key);
+        let ordinals = (SOURCES_FIXED..end).step_by(8).map(|at| u64_at(from, at)).collect();
+        let (last_seq, table) = (u64_at(from, 0), u64_at(from, 8));
+        is_valid.then_some(Self { last_seq, table, ordinals })
+    }
+
+    fn check(bytes: &[u8], key: Key) -> u32 {
+        key.check(SOURCES_PLACE, [crc32(bytes).into(), wide(bytes.len())])
+    }
+}
+
 fn encode_mark(key: Key, place: u64, words: [u64; 2]) -> [u8; MARK] {
     let mut out = [0; MARK];
     put(&mut out, 0, words[0].to_le_bytes());
@@ -205,6 +264,7 @@ mod tests {
             epoch: 5,
             size: 1 << 20,
             seq_limit: 1000,
+            sources: 2,
         }
     }
 
@@ -221,6 +281,23 @@ mod tests {
             }
         }
         assert_eq!(Header::decode(&[0; HEADER]), Decoded::Invalid);
+    }
+
+    #[test]
+    fn sources_come_back_and_no_flipped_bit_passes() {
+        let key = header().key();
+        let sources = Sources { last_seq: 40, table: 8192, ordinals: vec![3, 9] };
+        let bytes = sources.encode(key);
+        assert_eq!(Sources::decode(&bytes, 2, key), Some(sources));
+        assert_eq!(Sources::decode(&bytes, 1, key), None);
+        assert_eq!(Sources::decode(&bytes, u32::MAX, key), None);
+        for bit in 0..(SOURCES_FIXED + 16 + 4) * 8 {
+            let mut damaged = bytes;
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Sources::decode(&damaged, 2, key), None, "bit {bit}");
+        }
+        let many = Sources { last_seq: 1, table: 1, ordinals: (0..300).collect() };
+        assert_eq!(Sources::decode(&many.encode(key), 300, key), Some(many));
     }
 
     #[test]

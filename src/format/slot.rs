@@ -155,6 +155,20 @@ fn decode_given(encoded: u64) -> u64 {
     }
 }
 
+/// Which of two versions of a message's state is the later one, where two copies of it are found after a
+/// crash: settled, then dying, then more attempts, then the later time.
+pub(crate) fn is_later(one: (Slot, Option<Delay>), other: (Slot, Option<Delay>)) -> bool {
+    let rank = |(slot, delay): (Slot, Option<Delay>)| {
+        let state = match slot.state {
+            State::Dead | State::Lost => 2,
+            State::Dying => 1,
+            State::Ready | State::Delivered | State::Transient => 0,
+        };
+        (state, slot.attempts, delay.map_or(0, |delay| delay.due))
+    };
+    rank(one) > rank(other)
+}
+
 /// Offset of the slot with this index in a segment of this size.
 pub(crate) fn offset(segment_size: u64, index: u32) -> u64 {
     (segment_size - PAGE).saturating_sub(SLOT * (u64::from(index) + 1))

@@ -13,6 +13,7 @@ pub(crate) mod fault;
 pub(crate) mod memory;
 mod mmap;
 mod os;
+mod window;
 
 pub(crate) use disk::DiskStorage;
 use std::any::Any;
@@ -20,6 +21,7 @@ use std::fmt::Debug;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+pub(crate) use window::Window;
 
 /// A directory, and the names in it.
 pub trait Storage: Debug + Send + Sync {

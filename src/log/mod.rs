@@ -5,15 +5,20 @@
 //! caller that has just synced what it speaks of. Refuses to decide when any of this happens.
 
 pub(crate) mod active;
+pub(crate) mod copy;
+pub(crate) mod merge;
 pub(crate) mod scan;
 pub(crate) mod sealed;
 
 use crate::error::{Error, Result};
-use crate::format::bytes::wide;
+use crate::format::bytes::{u64_at, wide};
 use crate::format::checksum::Key;
-use crate::format::segment::{ACTIVATION, Activation, HEADER, Header, SEAL, Seal, most_slots};
-use crate::format::{PAGE, name, slot};
-use crate::io::{Access, Region, Storage, StorageFile};
+use crate::format::segment::{
+    ACTIVATION, Activation, HEADER, Header, SEAL, SOURCES_PLACE, Seal, Sources, most_slots,
+};
+use crate::format::slot::{Delay, SLOT, Slot};
+use crate::format::{PAGE, name, number, record, slot};
+use crate::io::{Access, Region, Storage, StorageFile, Window};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -29,8 +34,13 @@ pub(crate) struct Segment {
     pub(crate) path: PathBuf,
     /// So many slots are zero until they are used: all, or those that recycling zeroed.
     pub(crate) slot_limit: u32,
+    /// What it was made from, if it is compacted.
+    pub(crate) sources: Option<Sources>,
     file: Arc<dyn StorageFile>,
 }
+
+/// A slot as it was read: its index, and its two words as far as they were written to it.
+pub(crate) type ReadSlot = (u32, Option<Slot>, Option<Delay>);
 
 impl Segment {
     /// A segment found under `name`.
@@ -42,7 +52,12 @@ impl Segment {
     ) -> Self {
         let (key, path) = (header.key(), storage.path(&name));
         let slot_limit = most_slots(header.size);
-        Self { header, key, name, path, slot_limit, file }
+        Self { header, key, name, path, slot_limit, sources: None, file }
+    }
+
+    /// The same, once it is known what it was made from.
+    pub(crate) fn made_from(self, sources: Sources) -> Self {
+        Self { sources: Some(sources), ..self }
     }
 
     /// Brings a segment into being: blocks, headers, sync, name, directory.
@@ -116,12 +131,17 @@ impl Segment {
         let opened = opened.map_err(|error| Error::io("open segment", &path, 0, error));
         let file = opened.inspect_err(|_| discard(storage, &name))?;
         let slot_limit = most_slots(header.size);
-        Ok(Self { key: header.key(), header, name, path, slot_limit, file })
+        Ok(Self { key: header.key(), header, name, path, slot_limit, sources: None, file })
     }
 
     /// The segment as memory.
     pub(crate) fn map(&self, access: Access) -> Result<Arc<dyn Region>> {
         self.file.map(access).map_err(|error| self.error("map segment", 0, error))
+    }
+
+    /// The segment for whoever reads it once, from end to end or here and there.
+    pub(crate) fn window(&self) -> Arc<Window> {
+        Arc::new(Window::new(Arc::clone(&self.file)))
     }
 
     /// Gives up what is held open, if nothing is mapped. The caller has synced all that was stored.
@@ -147,6 +167,64 @@ impl Segment {
     /// The seal, from whichever header page has it.
     pub(crate) fn seal(&self) -> Result<Option<Seal>> {
         self.mark(SEAL, Seal::decode)
+    }
+
+    /// What it was made from, from whichever header page has it; `None` if neither has.
+    pub(crate) fn read_sources(&self) -> Result<Option<Sources>> {
+        let count = self.header.sources;
+        self.mark(SOURCES_PLACE, |bytes, key| Sources::decode(bytes, count, key))
+    }
+
+    /// The header of the record at `offset`, if there is one.
+    pub(crate) fn read_header_at(&self, offset: u64) -> Result<Option<record::Header>> {
+        let mut bytes = [0; record::HEADER];
+        if offset + wide(record::HEADER) > self.header.size {
+            return Ok(None);
+        }
+        self.read_at(offset, &mut bytes)?;
+        Ok(record::Header::decode(&bytes, self.key, offset))
+    }
+
+    /// Slots `first..first + number`, in order. Reads without the map, which would keep the pages.
+    pub(crate) fn read_slots(
+        &self,
+        first: u32,
+        number: u32,
+        base_time: u64,
+    ) -> Result<impl Iterator<Item = ReadSlot> + use<>> {
+        let len = usize::try_from(u64::from(number) * SLOT).unwrap_or(0);
+        let mut bytes = vec![0; len];
+        let last = (first + number).saturating_sub(1);
+        self.read_at(slot::offset(self.header.size, last), &mut bytes)?;
+        let key = self.key;
+        Ok((first..first + number).map(move |index| {
+            let from_end = (u64::from(index - first) + 1) * SLOT;
+            let at = usize::try_from(wide(bytes.len()) - from_end).unwrap_or(0);
+            let delay = Delay::decode(u64_at(&bytes, at + 8), base_time, key, index);
+            (index, Slot::decode(u64_at(&bytes, at), key, index), delay)
+        }))
+    }
+
+    /// The Seqs of records `first..first + number`, in order; `None` for one that is not known any more.
+    /// `first_seq`: of the first record.
+    pub(crate) fn read_seqs(
+        &self,
+        first: u32,
+        number: u32,
+        first_seq: u64,
+    ) -> Result<impl Iterator<Item = Option<u64>> + use<>> {
+        let mut bytes = Vec::new();
+        if let Some(Sources { table, .. }) = &self.sources {
+            bytes.resize(usize::try_from(u64::from(number) * number::NUMBER).unwrap_or(0), 0);
+            self.read_at(number::offset(*table, first), &mut bytes)?;
+        }
+        let (key, mut at) = (self.key, 0);
+        Ok((first..first + number).map(move |index| {
+            let word = if bytes.is_empty() { None } else { Some(u64_at(&bytes, at)) };
+            at += 8;
+            let after = word.map_or(Some(index.into()), |word| number::decode(word, key, index));
+            Some(first_seq + after?)
+        }))
     }
 
     fn mark<T, const N: usize>(

@@ -6,7 +6,8 @@
 use super::Segment;
 use crate::error::Result;
 use crate::format::bytes::wide;
-use crate::format::record::{HEADER, Header};
+use crate::format::number;
+use crate::format::record::{ALIGN, HEADER, Header};
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::{self, Delay, Slot};
 use crate::io::Region;
@@ -22,7 +23,60 @@ pub(crate) struct Mapped {
     pub(crate) region: Arc<dyn Region>,
 }
 
+/// Where a record is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Located {
+    At(u64, Header),
+    /// Records up to this index, exclusive, are lost; the next one is at this offset.
+    Lost {
+        end_index: u32,
+        next: u64,
+    },
+}
+
 impl Mapped {
+    /// Finds record `index`: where its slot says, or else looking from `offset` on, where it or an earlier
+    /// record starts. `previous`: an earlier record, if its place is known for sure.
+    #[inline]
+    pub(crate) fn locate(
+        &self,
+        slot: Slot,
+        index: u32,
+        end_index: u32,
+        offset: u64,
+        previous: Option<(u32, u64)>,
+    ) -> Located {
+        let told = slot.offset.and_then(|at| Some(Located::At(at, self.header(at, index)?)));
+        told.unwrap_or_else(|| self.search(index, end_index, offset, previous))
+    }
+
+    fn search(
+        &self,
+        index: u32,
+        end_index: u32,
+        offset: u64,
+        previous: Option<(u32, u64)>,
+    ) -> Located {
+        let from = match previous {
+            Some((index, at)) => match self.header(at, index) {
+                Some(header) => at + header.record_len(),
+                None => at + ALIGN,
+            },
+            None => offset.max(RECORDS_START),
+        };
+        if let Some(header) = self.header(from, index) {
+            return Located::At(from, header);
+        }
+        match self.find(from, index, end_index) {
+            Some((at, found)) if found == index => match self.header(at, index) {
+                Some(header) => Located::At(at, header),
+                None => Located::Lost { end_index, next: from },
+            },
+            Some((at, found)) => Located::Lost { end_index: found, next: at },
+            None => Located::Lost { end_index, next: from },
+        }
+    }
+
     /// The header at `offset`, if it is that of record `index`.
     pub(crate) fn header(&self, offset: u64, index: u32) -> Option<Header> {
         let mut bytes = [0; HEADER];
@@ -79,6 +133,56 @@ impl Mapped {
         }
     }
 
+    /// The Seq of record `index`; `None` if it is not known any more. `first_seq`: of the first record.
+    #[inline]
+    pub(crate) fn seq(&self, index: u32, first_seq: u64) -> Result<Option<u64>> {
+        let Some(sources) = &self.segment.sources else {
+            return Ok(Some(first_seq + u64::from(index)));
+        };
+        let place = number::offset(sources.table, index);
+        let word = self.region.load_word(place);
+        let word = word.map_err(|error| self.segment.error("read Seq table", place, error))?;
+        let after = number::decode(word, self.segment.key, index);
+        Ok(after.map(|after| first_seq + after))
+    }
+
+    /// The first of `count` records whose Seq is at least `seq`, as far as Seqs are known; `count` if there
+    /// is none. `first_seq`: of the first record.
+    pub(crate) fn index_from(&self, seq: u64, count: u32, first_seq: u64) -> Result<u32> {
+        if self.segment.sources.is_none() {
+            let index = u32::try_from(seq.saturating_sub(first_seq)).unwrap_or(u32::MAX);
+            return Ok(index.min(count));
+        }
+        let (mut low, mut high) = (0, count);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            // What is not known is passed over.
+            let mut probe = middle;
+            let mut found = None;
+            while probe < high && found.is_none() {
+                found = self.seq(probe, first_seq)?;
+                probe += 1;
+            }
+            match found {
+                Some(found) if found < seq => low = probe,
+                _ => high = middle,
+            }
+        }
+        Ok(low)
+    }
+
+    /// The index of message `seq` among `count` records, if it has it.
+    pub(crate) fn index_of(&self, seq: u64, count: u32, first_seq: u64) -> Result<Option<u32>> {
+        let mut index = self.index_from(seq, count, first_seq)?;
+        while index < count {
+            if let Some(found) = self.seq(index, first_seq)? {
+                return Ok((found == seq).then_some(index));
+            }
+            index += 1;
+        }
+        Ok(None)
+    }
+
     /// The slot of record `index`; `None` if what is there was never written to it.
     pub(crate) fn slot(&self, index: u32) -> Result<Option<Slot>> {
         let place = slot::offset(self.segment.header.size, index);
@@ -95,10 +199,16 @@ impl Mapped {
         Ok(Delay::decode(word, base_time, self.segment.key, index))
     }
 
-    /// Stores the delay of record `index`, before the state that needs it.
-    pub(crate) fn store_delay(&self, index: u32, base_time: u64, delay: Delay) -> Result<()> {
+    /// Stores the delay of record `index`, or that it has none, before the state that needs it.
+    pub(crate) fn store_delay(
+        &self,
+        index: u32,
+        base_time: u64,
+        delay: Option<Delay>,
+    ) -> Result<()> {
         let place = slot::delay_offset(self.segment.header.size, index);
-        let word = delay.encode(base_time, self.segment.key, index);
+        let key = self.segment.key;
+        let word = delay.map_or(0, |delay| delay.encode(base_time, key, index));
         let stored = self.region.store_word(place, word);
         stored.map_err(|error| self.segment.error("store slot", place, error))
     }

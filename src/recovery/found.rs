@@ -1,5 +1,6 @@
 //! What a directory holds, as it was read.
 
+use super::compacted::{self, Compacted, Replaced};
 use crate::checkpoint::{CheckpointFile, Read};
 use crate::error::{Error, Result};
 use crate::format::checkpoint::Checkpoint;
@@ -19,6 +20,10 @@ pub(crate) struct Found {
     pub(super) queue_id: [u8; 16],
     /// Of this queue, one for each ordinal, in order, without those that were let go.
     pub(super) segments: Vec<Arc<Segment>>,
+    /// The same of those that compaction made.
+    pub(super) compacted: Vec<Compacted>,
+    /// What those replace.
+    pub(super) replaced: Vec<Replaced>,
     pub(super) checkpoint: Option<Checkpoint>,
     pub(super) checkpoint_file: CheckpointFile,
     pub(super) leftovers: Vec<String>,
@@ -53,6 +58,8 @@ impl Found {
         let mut found = Self {
             queue_id: [0; 16],
             segments: Vec::new(),
+            compacted: Vec::new(),
+            replaced: Vec::new(),
             checkpoint,
             checkpoint_file,
             leftovers: Vec::new(),
@@ -65,7 +72,7 @@ impl Found {
         };
         let candidates = found.read_entries(storage, entries)?;
         found.choose_queue(&candidates)?;
-        found.keep(storage, candidates);
+        found.keep(storage, candidates)?;
         Ok(found)
     }
 
@@ -167,7 +174,24 @@ impl Found {
         Ok(())
     }
 
-    fn keep(&mut self, storage: &dyn Storage, candidates: Vec<Candidate>) {
+    /// Whether a segment with this ordinal is here, replaced or not.
+    pub(super) fn has(&self, ordinal: u64) -> bool {
+        self.ordinals().any(|here| here == ordinal)
+    }
+
+    /// The ordinals of all segments that are here.
+    pub(super) fn ordinals(&self) -> impl Iterator<Item = u64> {
+        let segments = self.segments.iter().map(|segment| segment.header.ordinal);
+        let compacted = self.compacted.iter().map(|one| one.segment.header.ordinal);
+        segments.chain(compacted).chain(self.replaced_ordinals())
+    }
+
+    pub(super) fn replaced_ordinals(&self) -> impl Iterator<Item = u64> {
+        let sources = self.replaced.iter().flat_map(|replaced| &replaced.sources);
+        sources.map(|source| source.segment.header.ordinal)
+    }
+
+    fn keep(&mut self, storage: &dyn Storage, candidates: Vec<Candidate>) -> Result<()> {
         let mut kept: BTreeMap<u64, Candidate> = BTreeMap::new();
         for (name, header, file) in candidates {
             let ordinal = header.ordinal;
@@ -193,12 +217,21 @@ impl Found {
                 }
             }
         }
-        let segments = kept.into_values();
-        let segments =
-            segments.map(|(name, header, file)| Segment::found(storage, name, header, file));
-        self.segments = segments.map(Arc::new).collect();
+        for (name, header, file) in kept.into_values() {
+            let is_compacted = header.sources > 0;
+            let segment = Segment::found(storage, name.clone(), header, file);
+            if !is_compacted {
+                self.segments.push(Arc::new(segment));
+            } else if let Some(compacted) = Compacted::read(segment)? {
+                self.compacted.push(compacted);
+            } else {
+                self.ignore(&name, "a compacted segment that does not say what it holds");
+            }
+        }
+        self.replaced = compacted::take_replaced(&mut self.segments, &mut self.compacted)?;
         // Epochs rise with ordinals; a header that says otherwise is not one that keepq wrote.
         self.segments.sort_by_key(|segment| (segment.header.epoch, segment.header.ordinal));
+        Ok(())
     }
 }
 

@@ -1,0 +1,6 @@
+//! Giving back the disk that settled messages hold: what to copy (`plan`), and copying it (`run`).
+//!
+//! Neither knows locks or who is told of it: the engine decides when, and switches over.
+
+pub(crate) mod plan;
+pub(crate) mod run;

@@ -1,0 +1,234 @@
+//! Copying what is owed in some segments into one, a step at a time.
+//!
+//! Promises: every message that is owed when it is come by is copied as it was pushed, or is told of as damaged;
+//! an error of reading is an error and not damage. Relies on the caller to note which slots change from before
+//! the first step on, and to bring those up to date at the end. Takes no lock.
+
+use super::plan::Choice;
+use crate::error::Result;
+use crate::format::segment::RECORDS_START;
+use crate::format::slot::{Slot, State};
+use crate::io::{Storage, Window};
+use crate::log::copy::{Copied, Copy, Finished, Progress, Survivor};
+use crate::log::sealed::{Located, Mapped};
+use crate::log::{ReadSlot, Segment};
+use std::sync::Arc;
+
+/// Slots read at once.
+const STEP: u32 = 4096;
+
+/// A segment that is copied.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) first_seq: u64,
+    pub(crate) base_time: u64,
+    pub(crate) count: u32,
+}
+
+/// What was met on the way, and has to be settled by whoever has the lock. Each is of the segment with this
+/// ordinal, and may have been settled meanwhile.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Finding {
+    /// Records `from..to` are damaged, or were sought in vain from this offset on.
+    Lost { ordinal: u64, from: u32, to: u32, offset: u64 },
+    /// A slot was not written to its place.
+    BadSlot { ordinal: u64, index: u32 },
+    /// A transient message of an earlier run.
+    Outlived { ordinal: u64, index: u32, offset: u64 },
+}
+
+/// How a step ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Step {
+    More,
+    /// The first so many sources are copied; there is no room for others.
+    Done(usize),
+}
+
+/// Copying under way.
+#[derive(Debug)]
+pub(crate) struct Run {
+    sources: Vec<Source>,
+    copy: Copy,
+    /// The source at work, and how far.
+    at: usize,
+    reading: Option<Reading>,
+    /// Where the copy stood before this source.
+    before: Progress,
+    /// Messages before this one are of earlier runs.
+    run_start: u64,
+    findings: Vec<Finding>,
+}
+
+/// A source that is read.
+#[derive(Debug)]
+struct Reading {
+    window: Arc<Window>,
+    mapped: Mapped,
+    index: u32,
+    offset: u64,
+    previous: Option<(u32, u64)>,
+}
+
+impl Reading {
+    fn new(source: &Source) -> Self {
+        let window = source.segment.window();
+        let region = Arc::clone(&window);
+        let mapped = Mapped { segment: Arc::clone(&source.segment), region };
+        Self { window, mapped, index: 0, offset: RECORDS_START, previous: None }
+    }
+
+    /// # Errors
+    ///
+    /// If something could not be read since the last call: then nothing that looks like damage is.
+    fn check(&self) -> Result<()> {
+        let failed = self.window.take_error();
+        failed.map_or(Ok(()), |error| Err(self.mapped.segment.error("read segment", 0, error)))
+    }
+}
+
+impl Run {
+    pub(crate) fn new(sources: Vec<Source>, copy: Copy, run_start: u64) -> Self {
+        let before = copy.progress();
+        Self { sources, copy, at: 0, reading: None, before, run_start, findings: Vec::new() }
+    }
+
+    /// What a copy of these takes.
+    pub(crate) fn size_for(choice: &Choice) -> u64 {
+        Copy::size_for(choice.record_bytes, choice.records)
+    }
+
+    pub(crate) fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    pub(crate) fn copy(&self) -> &Copy {
+        &self.copy
+    }
+
+    /// What was met since the last call.
+    pub(crate) fn take_findings(&mut self) -> Vec<Finding> {
+        std::mem::take(&mut self.findings)
+    }
+
+    /// Goes on until about so many bytes were read or written; tells how many were.
+    pub(crate) fn step(&mut self, budget: u64) -> Result<(Step, u64)> {
+        let mut used = 0;
+        while used < budget {
+            let Some(source) = self.sources.get(self.at).cloned() else {
+                return Ok((Step::Done(self.at), used));
+            };
+            let mut reading = self.reading.take().unwrap_or_else(|| Reading::new(&source));
+            let written = self.copy.written();
+            let fits = self.copy_some(&source, &mut reading)?;
+            used += reading.window.take_read() + self.copy.written().saturating_sub(written);
+            used += u64::from(STEP);
+            if !fits {
+                self.copy.rewind(self.before);
+                return Ok((Step::Done(self.at), used));
+            }
+            if reading.index < source.count {
+                self.reading = Some(reading);
+            } else {
+                (self.at, self.before) = (self.at + 1, self.copy.progress());
+            }
+        }
+        Ok((Step::More, used))
+    }
+
+    /// Copies what is owed among some slots; false if there is no room for it.
+    fn copy_some(&mut self, source: &Source, reading: &mut Reading) -> Result<bool> {
+        let number = STEP.min(source.count.saturating_sub(reading.index));
+        if number == 0 {
+            return Ok(true);
+        }
+        let Source { segment, first_seq, base_time, .. } = source;
+        let slots = segment.read_slots(reading.index, number, *base_time)?;
+        let seqs = segment.read_seqs(reading.index, number, *first_seq)?;
+        for (seq, slot) in seqs.zip(slots) {
+            let index = slot.0;
+            if index < reading.index {
+                // Found to be lost with one before it.
+                continue;
+            }
+            if !self.copy_one(source, reading, seq, slot)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Copies a message if it is owed; false if there is no room for it.
+    fn copy_one(
+        &mut self,
+        source: &Source,
+        reading: &mut Reading,
+        seq: Option<u64>,
+        (index, slot, delay): ReadSlot,
+    ) -> Result<bool> {
+        let ordinal = source.segment.header.ordinal;
+        let is_old = seq.is_none_or(|seq| seq < self.run_start);
+        reading.index = index + 1;
+        if let Some(slot) = slot.filter(|slot| slot.is_settled(is_old)) {
+            reading.previous = slot.offset.map(|offset| (index, offset)).or(reading.previous);
+            return Ok(true);
+        }
+        let Some(seq) = seq else {
+            let offset = slot.and_then(|slot| slot.offset).unwrap_or(0);
+            self.findings.push(Finding::Lost { ordinal, from: index, to: index + 1, offset });
+            return Ok(true);
+        };
+        if slot.is_none() {
+            self.findings.push(Finding::BadSlot { ordinal, index });
+        }
+        // As it is rebuilt.
+        let slot = slot.unwrap_or(Slot { state: State::Delivered, attempts: 1, offset: None });
+        let Reading { offset, previous, .. } = *reading;
+        let located = reading.mapped.locate(slot, index, source.count, offset, previous);
+        reading.check()?;
+        let (offset, header) = match located {
+            Located::At(offset, header) => (offset, header),
+            Located::Lost { end_index, next } => {
+                let (from, to) = (index, end_index.max(index + 1));
+                self.findings.push(Finding::Lost { ordinal, from, to, offset: next });
+                (reading.index, reading.offset, reading.previous) = (to, next, None);
+                return Ok(true);
+            }
+        };
+        (reading.offset, reading.previous) = (offset + header.record_len(), None);
+        if header.flags.is_transient() && is_old && slot.state != State::Dying {
+            self.findings.push(Finding::Outlived { ordinal, index, offset });
+            return Ok(true);
+        }
+        let pushed_at = source.base_time + u64::from(header.age);
+        let survivor = Survivor { seq, pushed_at, slot, delay };
+        let copied = self.copy.add(&survivor, &reading.mapped, &header, offset);
+        reading.check()?;
+        match copied? {
+            Copied::Yes => Ok(true),
+            Copied::NoRoom => Ok(false),
+            Copied::Damaged => {
+                self.findings.push(Finding::Lost { ordinal, from: index, to: index + 1, offset });
+                Ok(true)
+            }
+        }
+    }
+
+    /// Gives the copy of the first `count` sources its name. `seq_limit`: that of the whole log.
+    pub(crate) fn finish(
+        self,
+        storage: &dyn Storage,
+        count: usize,
+        seq_limit: u64,
+    ) -> Result<Finished> {
+        let ordinals = self.sources.iter().take(count);
+        let ordinals = ordinals.map(|source| source.segment.header.ordinal).collect();
+        self.copy.finish(storage, ordinals, seq_limit)
+    }
+
+    /// Gives it up: nothing of it stays.
+    pub(crate) fn discard(self, storage: &dyn Storage) -> Result<()> {
+        self.copy.discard(storage)
+    }
+}

@@ -1,0 +1,258 @@
+//! Making a compacted segment: live records of others, with their Seqs, states and times.
+//!
+//! Promises: what is copied has passed its check on the way; the segment has its name only when all of it is
+//! durable, sealed, and tells what it was made from. Relies on one caller, who adds in the order of Seqs.
+
+use super::Segment;
+use super::sealed::Mapped;
+use crate::error::{Error, Result};
+use crate::format::bytes::wide;
+use crate::format::checksum::Key;
+use crate::format::record::{self, Flags};
+use crate::format::segment::{
+    ACTIVATION, Activation, Header, RECORDS_START, SEAL, SOURCES_PLACE, Seal, Sources,
+    size_for_copy,
+};
+use crate::format::slot::{self, Delay, SLOT, Slot};
+use crate::format::{PAGE, name, number};
+use crate::io::{Access, Region, Storage, StorageFile};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Bytes of a body copied at once.
+const CHUNK: usize = 64 << 10;
+
+/// What is kept of a message besides its body.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Survivor {
+    pub(crate) seq: u64,
+    pub(crate) pushed_at: u64,
+    pub(crate) slot: Slot,
+    pub(crate) delay: Option<Delay>,
+}
+
+/// What became of a record that was to be copied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Copied {
+    Yes,
+    /// There is no room for it, or its times or numbers do not fit beside the others.
+    NoRoom,
+    /// Its body is not what was pushed.
+    Damaged,
+}
+
+/// How far a copy has got.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Progress {
+    pub(crate) tail: u64,
+    pub(crate) count: u32,
+    pub(crate) last_seq: u64,
+}
+
+/// A compacted segment in the making.
+#[derive(Debug)]
+pub(crate) struct Copy {
+    header: Header,
+    key: Key,
+    temporary: String,
+    path: PathBuf,
+    file: Arc<dyn StorageFile>,
+    region: Arc<dyn Region>,
+    base_time: u64,
+    first_seq: u64,
+    table: u64,
+    most: u32,
+    progress: Progress,
+}
+
+/// A compacted segment that has its name.
+#[derive(Clone, Debug)]
+pub(crate) struct Finished {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) first_seq: u64,
+    pub(crate) base_time: u64,
+    pub(crate) tail: u64,
+    pub(crate) count: u32,
+}
+
+impl Copy {
+    /// Begins a segment as `header` says, for up to `most` records, none of them pushed before `base_time`.
+    pub(crate) fn create(
+        storage: &dyn Storage,
+        header: Header,
+        most: u32,
+        base_time: u64,
+    ) -> Result<Self> {
+        let temporary = name::temporary(header.ordinal);
+        let path = storage.path(&temporary);
+        let wrap = |error| Error::io("allocate segment", &path, 0, error);
+        let file = storage.create(&temporary, header.size).map_err(wrap)?;
+        let region = file.map(Access::Commits).map_err(|error| {
+            // The first error is the one to tell; what stays is finished off at the next open.
+            storage.remove(&temporary).ok();
+            Error::io("map segment", &path, 0, error)
+        })?;
+        let slots = u64::from(most) * (SLOT + number::NUMBER);
+        let table = (header.size - PAGE).saturating_sub(slots).max(RECORDS_START);
+        let progress = Progress { tail: RECORDS_START, count: 0, last_seq: 0 };
+        let (key, first_seq) = (header.key(), 0);
+        Ok(Self {
+            header,
+            key,
+            temporary,
+            path,
+            file,
+            region,
+            base_time,
+            first_seq,
+            table,
+            most,
+            progress,
+        })
+    }
+
+    /// Bytes that a copy of these records takes.
+    pub(crate) fn size_for(record_bytes: u64, records: u64) -> u64 {
+        size_for_copy(record_bytes, records)
+    }
+
+    pub(crate) fn ordinal(&self) -> u64 {
+        self.header.ordinal
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.header.size
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// Bytes of records that were added.
+    pub(crate) fn written(&self) -> u64 {
+        self.progress.tail
+    }
+
+    /// Forgets what was added since.
+    pub(crate) fn rewind(&mut self, to: Progress) {
+        self.progress = to;
+    }
+
+    /// Adds the record with this header at `offset` of `from`.
+    pub(crate) fn add(
+        &mut self,
+        survivor: &Survivor,
+        from: &Mapped,
+        header: &record::Header,
+        offset: u64,
+    ) -> Result<Copied> {
+        let Survivor { seq, pushed_at, slot, delay } = *survivor;
+        let Progress { tail, count: index, .. } = self.progress;
+        let first_seq = if index == 0 { seq } else { self.first_seq };
+        let age = u32::try_from(pushed_at.saturating_sub(self.base_time));
+        let end = tail + header.record_len();
+        let fits = index < self.most && end <= self.table && seq - first_seq <= number::MAX_SPAN;
+        let (Ok(age), true) = (age, fits) else { return Ok(Copied::NoRoom) };
+        if !self.copy_body(from, header, offset, tail)? {
+            return Ok(Copied::Damaged);
+        }
+        let flags = header.flags;
+        let flags = Flags::default()
+            .transient(flags.is_transient())
+            .extended(flags.has_extensions())
+            .more(false);
+        let new = record::Header { flags, unsynced: 0, index, age, ..*header };
+        let size = self.header.size;
+        // Also where there is none: what was forgotten may have left one.
+        let word = delay.map_or(0, |delay| delay.encode(self.base_time, self.key, index));
+        self.store_word(slot::delay_offset(size, index), word)?;
+        let slot = Slot { offset: Some(tail), ..slot };
+        self.store_word(slot::offset(size, index), slot.encode(self.key, index))?;
+        let word = number::encode(seq - first_seq, self.key, index);
+        self.store_word(number::offset(self.table, index), word)?;
+        self.store(tail, &new.encode(self.key, tail))?;
+        self.first_seq = first_seq;
+        self.progress = Progress { tail: end, count: index + 1, last_seq: seq };
+        Ok(Copied::Yes)
+    }
+
+    /// Copies a body in pieces, and tells whether it is what was pushed.
+    fn copy_body(
+        &self,
+        from: &Mapped,
+        header: &record::Header,
+        offset: u64,
+        tail: u64,
+    ) -> Result<bool> {
+        let mut hasher = crc32fast::Hasher::new();
+        let len = usize::try_from(header.body_len).unwrap_or(usize::MAX);
+        let mut piece = Vec::with_capacity(len.min(CHUNK));
+        let mut done = 0;
+        while done < len {
+            let at = wide(record::HEADER + done);
+            piece.clear();
+            let loaded = from.region.load_into(offset + at, CHUNK.min(len - done), &mut piece);
+            loaded.map_err(|error| from.segment.error("read segment", offset + at, error))?;
+            hasher.update(&piece);
+            self.store(tail + at, &piece)?;
+            done += piece.len();
+        }
+        Ok(hasher.finalize() == header.body_check)
+    }
+
+    fn store(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let stored = self.region.store(offset, bytes);
+        stored.map_err(|error| Error::io("compact", &self.path, offset, error))
+    }
+
+    fn store_word(&self, offset: u64, word: u64) -> Result<()> {
+        let stored = self.region.store_word(offset, word);
+        stored.map_err(|error| Error::io("compact", &self.path, offset, error))
+    }
+
+    /// Makes what was added so far durable, so that the end has less to write.
+    pub(crate) fn sync(&self) -> Result<()> {
+        let synced = self.file.sync();
+        synced.map_err(|error| Error::io("sync segment", &self.path, 0, error))
+    }
+
+    /// Seals it, makes all of it durable, and gives it its name. `seq_limit`: that of the whole log.
+    pub(crate) fn finish(
+        mut self,
+        storage: &dyn Storage,
+        ordinals: Vec<u64>,
+        seq_limit: u64,
+    ) -> Result<Finished> {
+        let Progress { tail, count, last_seq } = self.progress;
+        let (first_seq, base_time, table) = (self.first_seq, self.base_time, self.table);
+        self.header.sources = u32::try_from(ordinals.len()).unwrap_or(u32::MAX);
+        self.header.seq_limit = seq_limit;
+        let sources = Sources { last_seq, table, ordinals };
+        let marked = self.mark(&sources, Seal { tail, count, run_ended: false });
+        let Self { header, temporary, file, region, .. } = self;
+        // Some systems rename no file that is mapped.
+        drop(region);
+        let made = marked.and_then(|()| Segment::finish(storage, &temporary, header, &*file));
+        let segment = made.inspect_err(|_| super::discard(storage, &temporary))?;
+        let segment = Arc::new(segment.made_from(sources));
+        Ok(Finished { segment, first_seq, base_time, tail, count })
+    }
+
+    fn mark(&self, sources: &Sources, seal: Seal) -> Result<()> {
+        let activation = Activation { first_seq: self.first_seq, base_time: self.base_time };
+        for page in [0, self.header.twin_offset()] {
+            self.store(page + ACTIVATION, &activation.encode(self.key))?;
+            self.store(page + SEAL, &seal.encode(self.key))?;
+            self.store(page + SOURCES_PLACE, &sources.encode(self.key))?;
+        }
+        Ok(())
+    }
+
+    /// Gives it up: nothing of it stays.
+    pub(crate) fn discard(self, storage: &dyn Storage) -> Result<()> {
+        let Self { temporary, path, region, .. } = self;
+        drop(region);
+        let removed = storage.remove(&temporary);
+        removed.map_err(|error| Error::io("remove file", &path, 0, error))
+    }
+}

@@ -1,0 +1,102 @@
+//! What a crash between copying and letting go leaves: states in a copy and in what it was made from.
+//!
+//! Promises: each message in the copy has the later of its states; doing it again, or half, changes nothing
+//! else. Relies on the copy being synced before a source is let go.
+
+use super::Segment;
+use super::sealed::Mapped;
+use crate::error::Result;
+use crate::format::segment::most_slots;
+use crate::format::slot::{Delay, Slot, is_later};
+use std::sync::Arc;
+
+/// Slots read at once: a page of them.
+const STEP: u32 = 256;
+
+/// A segment of which a copy has the live messages.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) first_seq: u64,
+    pub(crate) base_time: u64,
+    /// How many records it has.
+    pub(crate) count: u32,
+}
+
+impl Source {
+    fn end_seq(&self) -> u64 {
+        let count = u64::from(self.count);
+        let sources = self.segment.sources.as_ref();
+        sources.map_or(self.first_seq + count, |sources| sources.last_seq + 1)
+    }
+}
+
+/// Gives each of `count` messages in `copy` the later of its states there and in `sources`.
+pub(crate) fn merge(
+    copy: &Mapped,
+    first_seq: u64,
+    base_time: u64,
+    count: u32,
+    sources: &[Source],
+) -> Result<()> {
+    for source in sources {
+        let from = copy.index_from(source.first_seq, count, first_seq)?;
+        let mut reader = Reader::new(source);
+        for index in from..count {
+            let Some(seq) = copy.seq(index, first_seq)? else { continue };
+            if seq >= source.end_seq() {
+                break;
+            }
+            let Some((slot, delay)) = reader.state_of(seq)? else { continue };
+            let known = copy.slot(index)?;
+            let known_delay = copy.delay(index, base_time)?;
+            if known.is_some_and(|known| !is_later((slot, delay), (known, known_delay))) {
+                continue;
+            }
+            let offset = known.and_then(|known| known.offset);
+            copy.store_delay(index, base_time, delay)?;
+            copy.store_slot(index, Slot { offset, ..slot })?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads slots of a source, in the order of their Seqs.
+struct Reader<'a> {
+    source: &'a Source,
+    by_table: Option<Mapped>,
+    first: u32,
+    held: Vec<Option<(Slot, Option<Delay>)>>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(source: &'a Source) -> Self {
+        let segment = &source.segment;
+        let by_table = segment.sources.is_some().then(|| {
+            let (segment, region) = (Arc::clone(segment), segment.window());
+            Mapped { segment, region }
+        });
+        Self { source, by_table, first: 0, held: Vec::new() }
+    }
+
+    /// `None` if the source does not have it, or its slot is unreadable.
+    fn state_of(&mut self, seq: u64) -> Result<Option<(Slot, Option<Delay>)>> {
+        let Source { segment, first_seq, base_time, count } = self.source;
+        let index = match &self.by_table {
+            Some(mapped) => mapped.index_of(seq, *count, *first_seq)?,
+            None => u32::try_from(seq - first_seq).ok().filter(|index| index < count),
+        };
+        let Some(index) = index else { return Ok(None) };
+        let held = |this: &Self| {
+            let skip = usize::try_from(index.checked_sub(this.first)?).ok()?;
+            this.held.get(skip).copied()
+        };
+        if held(self).is_none() {
+            let rest = (*count).min(most_slots(segment.header.size)).saturating_sub(index);
+            let slots = segment.read_slots(index, STEP.min(rest), *base_time)?;
+            self.held = slots.map(|(_, slot, delay)| Some((slot?, delay))).collect();
+            self.first = index;
+        }
+        Ok(held(self).flatten())
+    }
+}

@@ -1,0 +1,101 @@
+//! Which compacted segments count, and what they replace.
+//!
+//! Promises: of a copy and what it was made from, only the copy's records count, and each state is the later of
+//! the two. Relies on a copy having its name only when it is whole, and being made from others only once what it
+//! was made from is gone for good.
+
+use super::Part;
+use crate::error::Result;
+use crate::format::segment::{Activation, Seal, most_slots};
+use crate::log::Segment;
+use crate::log::merge::Source;
+use std::sync::Arc;
+
+/// A compacted segment.
+#[derive(Debug)]
+pub(super) struct Compacted {
+    pub(super) segment: Arc<Segment>,
+    activation: Activation,
+    seal: Seal,
+}
+
+/// A copy, and what it was made from, as far as that is still there.
+#[derive(Clone, Debug)]
+pub(crate) struct Replaced {
+    pub(crate) copy: Part,
+    pub(crate) sources: Vec<Source>,
+}
+
+impl Compacted {
+    /// `None` if it does not say any more what it holds.
+    pub(super) fn read(segment: Segment) -> Result<Option<Self>> {
+        let marks = (segment.read_sources()?, segment.activation()?, segment.seal()?);
+        let (Some(sources), Some(activation), Some(seal)) = marks else { return Ok(None) };
+        let is_possible = sources.last_seq >= activation.first_seq
+            && seal.count > 0
+            && seal.count <= most_slots(segment.header.size)
+            && sources.table < segment.header.size;
+        let segment = Arc::new(segment.made_from(sources));
+        Ok(is_possible.then_some(Self { segment, activation, seal }))
+    }
+
+    pub(super) fn part(&self) -> Part {
+        let Activation { first_seq, base_time } = self.activation;
+        let Seal { tail, count, .. } = self.seal;
+        let segment = Arc::clone(&self.segment);
+        Part { segment, first_seq, base_time, count, tail, is_sealed: true }
+    }
+
+    fn sources(&self) -> &[u64] {
+        self.segment.sources.as_ref().map_or(&[], |sources| &sources.ordinals)
+    }
+
+    /// Whether this one was made from the other, or instead of it.
+    fn replaces(&self, other: &Self) -> bool {
+        let ordinal = other.segment.header.ordinal;
+        let is_newer = self.segment.header.ordinal > ordinal;
+        let shares = other.sources().iter().any(|source| self.sources().contains(source));
+        is_newer && (self.sources().contains(&ordinal) || shares)
+    }
+}
+
+/// Takes what a copy replaces out of both lists.
+pub(super) fn take_replaced(
+    segments: &mut Vec<Arc<Segment>>,
+    compacted: &mut Vec<Compacted>,
+) -> Result<Vec<Replaced>> {
+    let mut all = Vec::new();
+    // Newer ones first: what is replaced itself replaces nothing.
+    compacted.sort_by_key(|one| std::cmp::Reverse(one.segment.header.ordinal));
+    let mut left = std::mem::take(compacted).into_iter();
+    while let Some(copy) = left.next() {
+        let mut sources = Vec::new();
+        let is_source =
+            |segment: &mut Arc<Segment>| copy.sources().contains(&segment.header.ordinal);
+        for segment in segments.extract_if(.., is_source) {
+            sources.push(source_of(segment)?);
+        }
+        let (replaced, kept): (Vec<_>, Vec<_>) = left.partition(|other| copy.replaces(other));
+        left = kept.into_iter();
+        sources.extend(replaced.into_iter().map(|other| {
+            let Part { segment, first_seq, base_time, count, .. } = other.part();
+            Source { segment, first_seq, base_time, count }
+        }));
+        if !sources.is_empty() {
+            all.push(Replaced { copy: copy.part(), sources });
+        }
+        compacted.push(copy);
+    }
+    Ok(all)
+}
+
+/// One that does not say where its numbers start has no states to give.
+fn source_of(segment: Arc<Segment>) -> Result<Source> {
+    let activation = segment.activation()?;
+    let sealed = segment.seal()?.map(|seal| seal.count);
+    let most = most_slots(segment.header.size);
+    let count = if activation.is_some() { sealed.unwrap_or(most).min(most) } else { 0 };
+    let Activation { first_seq, base_time } =
+        activation.unwrap_or(Activation { first_seq: 0, base_time: 0 });
+    Ok(Source { segment, first_seq, base_time, count })
+}
