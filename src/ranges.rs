@@ -33,9 +33,21 @@ impl Ranges {
 
     /// Takes all numbers from `end` on out.
     pub(crate) fn cut(&mut self, end: u64) {
-        self.0.retain(|&(start, _)| start < end);
-        if let Some((_, last)) = self.0.last_mut() {
-            *last = (*last).min(end.saturating_sub(1));
+        self.remove(end, u64::MAX);
+    }
+
+    /// Takes `first..=last` out, if that holds anything.
+    pub(crate) fn remove(&mut self, first: u64, last: u64) {
+        if first > last {
+            return;
+        }
+        let old = std::mem::take(&mut self.0);
+        for (start, end) in old {
+            // What is left of it on either side.
+            let before = first.checked_sub(1).map(|below| (start, end.min(below)));
+            let behind = last.checked_add(1).map(|above| (start.max(above), end));
+            let parts = [before, behind].into_iter().flatten();
+            self.0.extend(parts.filter(|(start, end)| start <= end));
         }
     }
 
@@ -64,6 +76,11 @@ mod tests {
                 cut.cut(first);
                 let is_in = |n| set.contains(&n) && n < first;
                 (0..70).for_each(|n| assert_eq!(cut.contains(n), is_in(n), "{n} below {first}"));
+                let mut less = ranges.clone();
+                less.remove(first + 1, first + 3);
+                let is_in = |n| set.contains(&n) && !(first + 1..=first + 3).contains(&n);
+                (0..70).for_each(|n| assert_eq!(less.contains(n), is_in(n), "{n} without {first}"));
+                prop_assert!(less.0.is_sorted_by(|a, b| a.1 + 1 < b.0), "{less:?}");
             }
         }
     }

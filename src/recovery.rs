@@ -208,6 +208,11 @@ fn unaccounted(found: &Found, parts: &[Part], next_seq: u64, report: &RecoveryRe
         Some(Checkpoint { unaccounted, accounted, .. }) => (unaccounted.clone(), *accounted),
         None => (Ranges::default(), 0),
     };
+    // An open may have meant to skip numbers, noted that, and ended before it gave out any behind them; with
+    // what made it skip them gone, a later run gave them out after all. What is in a segment is not missing.
+    for part in parts.iter().filter(|part| part.count > 0 && part.segment.sources.is_none()) {
+        ranges.remove(part.first_seq, part.end_seq() - 1);
+    }
     let mut end = accounted + 1;
     for part in parts.iter().filter(|part| part.count > 0) {
         ranges.insert(end, part.first_seq - 1);
@@ -229,8 +234,7 @@ fn unaccounted(found: &Found, parts: &[Part], next_seq: u64, report: &RecoveryRe
     let lost =
         lost.filter(|damage| [DamageKind::Corrupt, DamageKind::Segment].contains(&damage.kind));
     lost.for_each(|damage| ranges.insert(damage.first, damage.last));
-    // An open may have meant to skip numbers, noted that, and ended before it gave out any behind them; with
-    // what made it skip them gone, they are given out now.
+    // They are given out now.
     ranges.cut(next_seq);
     ranges
 }

@@ -29,8 +29,13 @@ use std::path::{Path, PathBuf};
 /// A name, and what makes the directory.
 type Case = (&'static str, fn(&Path));
 
-const CASES: [Case; 4] =
-    [("closed", closed), ("killed", killed), ("torn", torn), ("damaged", damaged)];
+const CASES: [Case; 5] = [
+    ("closed", closed),
+    ("killed", killed),
+    ("torn", torn),
+    ("damaged", damaged),
+    ("compacted", compacted),
+];
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
@@ -110,6 +115,28 @@ fn killed(into: &Path) {
         queue.push(Message::new("last").header("where", "at the end")).unwrap();
         queue.sync().unwrap();
     });
+    copy(dir.path(), into);
+}
+
+/// Few messages are left of many, with gaps between their numbers, in a compacted segment.
+fn compacted(into: &Path) {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = options().open(dir.path()).unwrap();
+    for number in 1..=100 {
+        let message = Message::new(text(number).repeat(30));
+        queue.push(message.header("number", number.to_le_bytes())).unwrap();
+    }
+    queue.push("in the newest segment, which stays".repeat(1000)).unwrap();
+    let (left, settled): (Vec<_>, Vec<_>) = queue
+        .pop_batch(100)
+        .unwrap()
+        .into_iter()
+        .partition(|job| u64::from(job.seq()).is_multiple_of(17));
+    queue.ack_batch(settled).unwrap();
+    drop(left);
+    drop(queue.pop().unwrap());
+    assert_eq!(queue.compact().unwrap().copies(), 1);
+    queue.close().unwrap();
     copy(dir.path(), into);
 }
 
@@ -269,14 +296,14 @@ fn the_page_is_enough_to_read_a_checkpoint_by() {
         let (checkpoint, queue_id, segments) = reader::read_checkpoint(&golden().join(name));
         assert_eq!(checkpoint.queue_id, queue_id, "{name}");
         assert!(!checkpoint.segments.is_empty(), "{name}");
-        for &(ordinal, first_seq, count) in &checkpoint.segments {
+        for &(ordinal, first_seq, span) in &checkpoint.segments {
             let used = segments.iter().find(|used| used.ordinal == ordinal);
             let used = used.unwrap_or_else(|| panic!("{name}: {ordinal} is not there"));
             if first_seq > 0 {
                 assert_eq!(used.first_seq, Some(first_seq), "{name}: {ordinal}");
             }
-            if count > 0 {
-                assert_eq!(used.count, Some(u64::from(count)), "{name}: {ordinal}");
+            if span > 0 {
+                assert_eq!(used.span, Some(span), "{name}: {ordinal}");
             }
             assert!(first_seq <= checkpoint.accounted, "{name}: {ordinal}");
         }

@@ -26,8 +26,8 @@ pub(crate) struct Checkpoint {
     pub(crate) epoch: u64,
     pub(crate) watermark: u64,
     pub(crate) seq_limit: u64,
-    /// Ordinal, first Seq, count.
-    pub(crate) segments: Vec<(u64, u64, u32)>,
+    /// Ordinal, first Seq, span.
+    pub(crate) segments: Vec<(u64, u64, u64)>,
     pub(crate) accounted: u64,
     pub(crate) unaccounted: Vec<(u64, u64)>,
     pub(crate) newest_time: u64,
@@ -69,6 +69,15 @@ struct Segment {
     ordinal: u64,
     epoch: u64,
     queue_id: [u8; 16],
+    /// How many segments it was made from.
+    sources: u64,
+}
+
+/// What a compacted segment says of itself.
+struct Sources {
+    last_seq: u64,
+    table: u64,
+    ordinals: Vec<u64>,
 }
 
 impl Segment {
@@ -89,6 +98,7 @@ impl Segment {
             ordinal: u64_at(&bytes, 48),
             epoch: u64_at(&bytes, 72),
             queue_id: bytes[32..48].try_into().unwrap(),
+            sources: u32_at(&bytes, 96),
             bytes,
         }
     }
@@ -101,6 +111,32 @@ impl Segment {
             let check = fold_all(self.key, &[place as u64, first, second]) >> 32;
             (u32_at(at, 16) == check).then_some((first, second))
         })
+    }
+
+    fn sources(&self) -> Option<Sources> {
+        if self.sources == 0 {
+            return None;
+        }
+        [0, self.bytes.len() - 4096].into_iter().find_map(|page| {
+            let end = 16 + 8 * self.sources as usize;
+            let part = &self.bytes[page + 1536..page + 4096];
+            let check = fold_all(self.key, &[1536, crc32(&part[..end]), end as u64]) >> 32;
+            (u32_at(part, end) == check).then(|| Sources {
+                last_seq: u64_at(part, 0),
+                table: u64_at(part, 8),
+                ordinals: (16..end).step_by(8).map(|at| u64_at(part, at)).collect(),
+            })
+        })
+    }
+
+    /// The Seq of a record of a segment with these sources.
+    fn seq(&self, sources: Option<&Sources>, first_seq: u64, index: u64) -> u64 {
+        let Some(sources) = sources else { return first_seq + index };
+        let word = u64_at(&self.bytes, (sources.table + 8 * index) as usize);
+        let value = word & 0xFFFF_FFFF_FFFF;
+        let check = fold_all(self.key, &[1 << 33 | index, value]) >> 48;
+        assert_eq!(word >> 48, check, "the check of Seq {index}");
+        first_seq + value - 1
     }
 
     /// Flags, body and next offset of the record at this offset.
@@ -163,9 +199,16 @@ pub(crate) fn read(directory: &Path) -> Vec<Owed> {
         }
     }
     let newest_epoch = segments.values().map(|segment| segment.epoch).max().unwrap_or(0);
+    let sources: Vec<u64> = segments
+        .values()
+        .filter_map(Segment::sources)
+        .flat_map(|sources| sources.ordinals)
+        .collect();
+    assert!(sources.iter().all(|source| !segments.contains_key(source)), "left in order");
     let mut owed = Vec::new();
     for segment in segments.values() {
         let Some((first_seq, _)) = segment.mark(512) else { continue };
+        let sources = segment.sources();
         let seal = segment.mark(1024).map(|(tail, second)| (tail, second & 0xFFFF_FFFF));
         let (mut offset, mut index) = (4096, 0);
         while let Some((flags, body, next)) = segment.record(offset, index) {
@@ -177,7 +220,8 @@ pub(crate) fn read(directory: &Path) -> Vec<Owed> {
             let (state, attempts) = segment.slot(index);
             if ![3, 4, 5].contains(&state) && flags & 2 == 0 {
                 let (headers, payload) = headers_and_payload(flags, body);
-                owed.push(Owed { seq: first_seq + index, attempts, headers, payload });
+                let seq = segment.seq(sources.as_ref(), first_seq, index);
+                owed.push(Owed { seq, attempts, headers, payload });
             }
             (offset, index) = (next, index + 1);
         }
@@ -186,6 +230,8 @@ pub(crate) fn read(directory: &Path) -> Vec<Owed> {
             None => assert_eq!(segment.epoch, newest_epoch, "older epochs are sealed"),
         }
     }
+    // The ordinal of a compacted segment says nothing of its place in the log.
+    owed.sort_by_key(|owed| owed.seq);
     owed
 }
 
@@ -194,7 +240,8 @@ pub(crate) fn read(directory: &Path) -> Vec<Owed> {
 pub(crate) struct Used {
     pub(crate) ordinal: u64,
     pub(crate) first_seq: Option<u64>,
-    pub(crate) count: Option<u64>,
+    /// From its first Seq to its last.
+    pub(crate) span: Option<u64>,
 }
 
 /// The newest valid checkpoint, and the queue that the segments belong to.
@@ -219,7 +266,11 @@ pub(crate) fn read_checkpoint(directory: &Path) -> (Checkpoint, [u8; 16], Vec<Us
             queue_id = segment.queue_id;
             let first_seq = segment.mark(512).map(|(first_seq, _)| first_seq);
             let count = segment.mark(1024).map(|(_, second)| second & 0xFFFF_FFFF);
-            segments.push(Used { ordinal: segment.ordinal, first_seq, count });
+            let span = match (segment.sources(), first_seq) {
+                (Some(sources), Some(first_seq)) => Some(sources.last_seq + 1 - first_seq),
+                _ => count,
+            };
+            segments.push(Used { ordinal: segment.ordinal, first_seq, span });
         }
     }
     segments.sort_by_key(|used| used.ordinal);
