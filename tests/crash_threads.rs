@@ -20,7 +20,7 @@
 mod support;
 
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage, Storage};
-use keepq::{Durability, Message, Queue};
+use keepq::{Compaction, Durability, Message, Queue};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -39,6 +39,7 @@ struct Told {
 
 fn options(storage: Arc<dyn Storage>, sync_acks: bool) -> keepq::Options {
     let options = Queue::options().segment_bytes(65_536).ack_sync(Duration::from_millis(2));
+    let options = options.compaction(Compaction::default().idle(Duration::from_millis(2)));
     options.durability(Durability::Os).sync_acks(sync_acks).storage(storage)
 }
 

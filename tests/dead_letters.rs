@@ -17,7 +17,7 @@
 mod support;
 
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, ManualClock, MemoryStorage, Storage};
-use keepq::{DeathCause, Error, Expired, Message, Options, Queue};
+use keepq::{Compaction, DeathCause, Error, Expired, Message, Options, Queue};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -28,7 +28,8 @@ fn directory() -> tempfile::TempDir {
 }
 
 fn on(storage: Arc<dyn Storage>) -> Options {
-    Queue::options().segment_bytes(65_536).background(false).storage(storage)
+    let options = Queue::options().segment_bytes(65_536).background(false).storage(storage);
+    options.compaction(Compaction::default().idle(Duration::ZERO))
 }
 
 #[test]

@@ -17,7 +17,7 @@
 mod support;
 
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, ManualClock, MemoryStorage, Storage};
-use keepq::{Error, Message, Options, Queue};
+use keepq::{Compaction, Error, Message, Options, Queue};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -28,7 +28,7 @@ fn ms(millis: u64) -> Duration {
 
 fn on(storage: Arc<dyn Storage>, clock: &Arc<ManualClock>) -> Options {
     let options = Queue::options().segment_bytes(65_536).background(false).storage(storage);
-    options.clock(clock.clone())
+    options.clock(clock.clone()).compaction(Compaction::default().idle(ms(0)))
 }
 
 /// When each message that was confirmed may come at the earliest: by its number, of a run's clock.

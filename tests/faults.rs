@@ -20,10 +20,11 @@
 mod support;
 
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage, Storage};
-use keepq::{Durability, Error, Message, Options, Queue};
+use keepq::{Compaction, Durability, Error, Message, Options, Queue};
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::time::Duration;
 use support::Dice;
 
 fn storage() -> (Arc<MemoryStorage>, Arc<FaultStorage>) {
@@ -32,7 +33,8 @@ fn storage() -> (Arc<MemoryStorage>, Arc<FaultStorage>) {
 }
 
 fn options(storage: Arc<dyn Storage>) -> Options {
-    Queue::options().segment_bytes(65_536).background(false).storage(storage)
+    let options = Queue::options().segment_bytes(65_536).background(false).storage(storage);
+    options.compaction(Compaction::default().idle(Duration::ZERO))
 }
 
 /// What calls returned `Ok` for, and what calls failed in a way that leaves it open.

@@ -20,7 +20,7 @@
 
 mod support;
 
-use keepq::{Durability, Message, Options, Queue};
+use keepq::{Compaction, Durability, Message, Options, Queue};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -36,6 +36,8 @@ fn options(dice: &mut Dice) -> Options {
     };
     let segment_bytes = 65_536 << dice.below(3);
     let options = Queue::options().durability(durability).segment_bytes(segment_bytes);
+    let idle = Duration::from_millis(dice.below(3));
+    let options = options.compaction(Compaction::default().idle(idle));
     // The backlog is handed out in each round, and must not be given up for that.
     options.sync_acks(dice.one_in(4)).max_attempts(0)
 }

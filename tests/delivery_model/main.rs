@@ -62,6 +62,7 @@ enum Step {
     Redrive(u8),
     BuryOne,
     Maintain,
+    Compact,
     Reopen,
     Kill,
 }
@@ -109,6 +110,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0u8..4).prop_map(Step::Redrive),
         1 => Just(Step::BuryOne),
         1 => Just(Step::Maintain),
+        2 => Just(Step::Compact),
         1 => Just(Step::Reopen),
         1 => Just(Step::Kill),
     ]
@@ -226,6 +228,9 @@ impl Test {
                 queue.maintain().unwrap();
                 self.time_passed();
                 self.bury();
+            }
+            Step::Compact => {
+                queue.compact().unwrap();
             }
             Step::Reopen => {
                 self.bury();

@@ -2,10 +2,10 @@
 
 use crate::{Settings, ms};
 use keepq::fault::{ManualClock, MemoryStorage};
-use keepq::{Backoff, DeathCause, Delivery, Error, Expired, Message, Options, Overflow, Queue};
+use keepq::{Backoff, Compaction, DeathCause, Delivery, Error, Expired, Message, Options, Overflow, Queue};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// Where a message is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,6 +95,7 @@ impl Test {
         Queue::options()
             .segment_bytes(65_536)
             .background(false)
+            .compaction(Compaction::default().idle(Duration::ZERO))
             .storage(self.disk.clone())
             .clock(self.clock.clone())
             .visibility_timeout(visibility.map(ms))
@@ -342,8 +343,10 @@ impl Test {
         ttl: Option<u64>,
         is_transient: bool,
     ) {
+        // Some are so large that a few fill a segment.
+        let times = if self.pushes.is_multiple_of(3) { 1000 } else { 1 };
         let payloads: Vec<Vec<u8>> = (0..count)
-            .map(|n| format!("message {} of push {}", n, self.pushes).into_bytes())
+            .map(|n| format!("message {} of push {}", n, self.pushes).repeat(times).into_bytes())
             .collect();
         self.pushes += 1;
         let message = |payload: &Vec<u8>| {
