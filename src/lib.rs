@@ -26,6 +26,7 @@ mod report;
 mod schedule;
 mod seq;
 mod stats;
+mod stuck;
 mod typed;
 
 /// The pages: how to use keepq, what to choose, how it is built, and why it can be believed.
@@ -71,4 +72,5 @@ pub use queue::Queue;
 pub use report::{CheckpointState, Compacted, Damage, DamageKind, RecoveryReport};
 pub use seq::Seq;
 pub use stats::Stats;
+pub use stuck::{MessageState, Stuck};
 pub use typed::{TypedDelivery, TypedQueue};

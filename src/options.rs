@@ -125,6 +125,7 @@ pub struct Options {
     pub(crate) overflow: Overflow,
     pub(crate) push_timeout: Option<Duration>,
     pub(crate) compaction: Compaction,
+    pub(crate) open_segments: u64,
     pub(crate) clock: Source,
     /// What stands in for the operating system's files.
     pub(crate) storage: Option<Arc<dyn Storage>>,
@@ -154,6 +155,7 @@ impl Default for Options {
             overflow: Overflow::Reject,
             push_timeout: None,
             compaction: Compaction::default(),
+            open_segments: 64,
             clock: Source::default(),
             storage: None,
         }
@@ -348,6 +350,15 @@ impl Options {
         self
     }
 
+    /// The most segment files of a backlog that are open and mapped at a time, 1 to 65,536; default 64. The newest,
+    /// the one that is kept ready, the one that is read, and those of the dead letters (the same number again) come
+    /// on top. Whoever takes, or answers, messages in more files than this at a time waits for some of them to be
+    /// synced and closed.
+    pub fn open_segments(mut self, segments: u64) -> Self {
+        self.open_segments = segments;
+        self
+    }
+
     /// Replaces the system's clocks by one that goes when it is told to.
     #[cfg(feature = "fault-injection")]
     pub fn clock(mut self, clock: Arc<crate::clock::ManualClock>) -> Self {
@@ -397,6 +408,7 @@ impl Options {
         within("max_messages", self.max_messages.unwrap_or(1), &from(1))?;
         within("max_in_flight", self.max_in_flight.unwrap_or(1), &from(1))?;
         self.compaction.validate()?;
+        within("open_segments", self.open_segments, &(1..=65_536))?;
         if let Some((value, bound)) = self.backoff.fault() {
             return Err(invalid("backoff", value, bound));
         }

@@ -46,6 +46,8 @@ pub struct Stats {
     pub(crate) max_bytes: Option<u64>,
     pub(crate) live_bytes: u64,
     pub(crate) reclaimable_bytes: u64,
+    pub(crate) taken_bytes: u64,
+    pub(crate) compacted_bytes: u64,
     pub(crate) oldest: Option<Duration>,
     pub(crate) uptime: Duration,
     pub(crate) push_time: Distribution,
@@ -244,6 +246,23 @@ impl Stats {
     #[must_use]
     pub fn reclaimable_bytes(&self) -> u64 {
         self.reclaimable_bytes
+    }
+}
+
+/// What was written to the disk since open.
+impl Stats {
+    /// Bytes of the segment files that pushes took; a file that is used again counts again.
+    #[must_use]
+    pub fn taken_bytes(&self) -> u64 {
+        self.taken_bytes
+    }
+
+    /// Bytes of the segment files that compaction made. Never more than what pushes took, in this run and earlier
+    /// ones, times p / (100 - p), where p is [`Compaction::live_percent`](crate::Compaction::live_percent): once that
+    /// much at 50.
+    #[must_use]
+    pub fn compacted_bytes(&self) -> u64 {
+        self.compacted_bytes
     }
 }
 

@@ -34,7 +34,7 @@ fn layer(path: &str) -> u32 {
         _ if path.starts_with("io/") => 2,
         _ if path.starts_with("format/") => 1,
         "error.rs" | "seq.rs" | "clock.rs" | "options.rs" | "message.rs" | "report.rs"
-        | "ranges.rs" | "stats.rs" | "backoff.rs" | "distribution.rs" => 0,
+        | "ranges.rs" | "stats.rs" | "stuck.rs" | "backoff.rs" | "distribution.rs" => 0,
         _ => panic!("{path} has no layer: name one here"),
     }
 }
@@ -43,7 +43,7 @@ fn layer(path: &str) -> u32 {
 fn layer_of_use(head: &str) -> u32 {
     match head {
         "error" | "seq" | "clock" | "options" | "message" | "report" | "ranges" | "stats"
-        | "backoff" | "distribution" => 0,
+        | "stuck" | "backoff" | "distribution" => 0,
         "format" => 1,
         "io" => 2,
         "log" | "checkpoint" | "leases" | "schedule" => 3,

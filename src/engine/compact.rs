@@ -341,7 +341,8 @@ impl Engine {
         let segment = Arc::clone(&made.segment);
         let switched = segment.map(Access::Commits).and_then(|region| {
             let mapped = Arc::new(Mapped { segment: Arc::clone(&segment), region });
-            let mut copy = Track::copied(mapped, made);
+            let tickets = Arc::clone(&self.deliver.lock().maps.tickets);
+            let mut copy = Track::copied(mapped, made, &tickets);
             for _ in 0..ROUNDS {
                 let changes = self.deliver.lock().take_changes(sources)?;
                 let is_little =

@@ -128,6 +128,7 @@ impl Engine {
 
     /// Gives up the lock, and tells others what changed under it.
     pub(super) fn unlock(&self, mut deliver: MutexGuard<'_, Deliver>) {
+        deliver.mind_maps();
         let news = std::mem::take(&mut deliver.news);
         let asks = deliver.asks_for_sync();
         // A lease, or a delay, that ends before anybody who waits would look by himself counts, too.
@@ -315,6 +316,7 @@ impl Engine {
             if is_sample {
                 deliver.measure.answered(ticket);
             }
+            deliver.mind_maps();
             match deliver.settle(ticket, seq, answer) {
                 Ok(one) => {
                     is_done |= one.is_done;

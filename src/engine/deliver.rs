@@ -9,6 +9,7 @@ use super::consume::{News, Watchers};
 use super::cursor::{Cursor, Run};
 use super::dying::Dying;
 use super::loss::Losses;
+use super::maps::{Maps, Tickets};
 use super::measure::Measure;
 use super::track::Track;
 use crate::backoff::Backoff;
@@ -21,7 +22,7 @@ use crate::log::Segment;
 use crate::log::active::Active;
 use crate::log::sealed::{Located, Mapped};
 use crate::options::{Expired, Options};
-use crate::recovery::Log;
+use crate::recovery::{Log, Replaced};
 use crate::schedule::Schedule;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -42,6 +43,7 @@ pub(crate) struct Deliver {
     pub(super) counts: Counts,
     pub(super) policy: Policy,
     pub(super) clock: Arc<Clock>,
+    pub(super) maps: Maps,
     pub(super) run: Run,
     pub(super) measure: Measure,
     pub(super) watchers: Watchers,
@@ -84,6 +86,7 @@ pub(super) struct Policy {
     pub(super) visibility: Option<u64>,
     pub(super) max_attempts: u32,
     pub(super) max_in_flight: usize,
+    pub(super) most_maps: usize,
     pub(super) backoff: Backoff,
     pub(super) has_dead_letters: bool,
     pub(super) expired: Expired,
@@ -98,6 +101,7 @@ impl Policy {
             visibility: options.visibility_timeout.map(clock::millis),
             max_attempts: options.max_attempts,
             max_in_flight: usize::try_from(max_in_flight).unwrap_or(usize::MAX),
+            most_maps: usize::try_from(options.open_segments).unwrap_or(usize::MAX),
             backoff: options.backoff,
             has_dead_letters: options.dead_letters,
             expired: options.expired,
@@ -118,8 +122,10 @@ impl Deliver {
         clock: Arc<Clock>,
         settled_count: Arc<AtomicU64>,
     ) -> Self {
+        let maps = Maps::default();
         Self {
-            tracks: tracks_of(log),
+            tracks: tracks_of(log, &maps.tickets),
+            maps,
             policy: Policy::of(options),
             run: Run { start_time: clock.start_time(), first_seq: log.next_seq },
             clock,
@@ -165,7 +171,9 @@ impl Deliver {
     pub(super) fn add_track(&mut self, active: &Active) {
         let (segment, region) = (Arc::clone(&active.segment), Arc::clone(&active.region));
         let mapped = Mapped { segment, region };
-        self.tracks.push_back(Track::active(Arc::new(mapped), active.first_seq, active.base_time));
+        let (first_seq, base_time) = (active.first_seq, active.base_time);
+        let tickets = &self.maps.tickets;
+        self.tracks.push_back(Track::active(Arc::new(mapped), first_seq, base_time, tickets));
     }
 
     /// The active segment is no longer pushed to.
@@ -407,8 +415,13 @@ impl Deliver {
 }
 
 /// Tracks whose first Seqs rise: one without records has that of what follows it.
-fn tracks_of(log: &Log) -> VecDeque<Track> {
-    let mut tracks: VecDeque<Track> = log.parts.iter().map(Track::of_earlier_run).collect();
+fn tracks_of(log: &Log, tickets: &Tickets) -> VecDeque<Track> {
+    let mut tracks: VecDeque<Track> =
+        log.parts.iter().map(|part| Track::of_earlier_run(part, tickets)).collect();
+    for track in &mut tracks {
+        let is_copy = |replaced: &Replaced| replaced.copy.segment.header.ordinal == track.ordinal();
+        track.outlook.has_sources = log.replaced.iter().any(is_copy);
+    }
     let mut next = log.next_seq;
     for track in tracks.iter_mut().rev() {
         if track.count == Some(0) {

@@ -401,6 +401,7 @@ impl Engine {
             dead_letters: false,
             max_attempts: 0,
             compaction: self.options.compaction,
+            open_segments: self.options.open_segments,
             clock: self.options.clock.clone(),
             ..Options::default()
         };

@@ -7,8 +7,9 @@ use super::Engine;
 use super::deliver::{Counts, Deliver};
 use super::track::Track;
 use crate::format::bytes::wide;
-use crate::format::segment::RECORDS_START;
-use crate::format::slot::SLOT;
+use crate::format::record;
+use crate::format::slot::{SLOT, Slot};
+use crate::log::active::Active;
 use crate::stats::Stats;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -30,7 +31,7 @@ impl Engine {
         // Not asked for again below: what becomes due meanwhile would be in neither.
         let (in_flight, delayed) = (deliver.in_flight(), wide(deliver.schedule.delayed()));
         let published = self.newest_published();
-        let used = append.active.as_ref().map_or(0, |active| active.used_bytes() - RECORDS_START);
+        let used = append.active.as_ref().map_or(0, Active::record_bytes);
         let (live_bytes, dead_bytes) = deliver.live_and_dead_bytes(published, used);
         let pushed = append.pushed();
         // What follows may take a while: pushes go on.
@@ -69,6 +70,9 @@ impl Engine {
             max_bytes: self.space.max(),
             live_bytes,
             reclaimable_bytes: dead_bytes,
+            // Relaxed: numbers by themselves.
+            taken_bytes: self.taken_bytes.load(Ordering::Relaxed),
+            compacted_bytes: self.compacted_bytes.load(Ordering::Relaxed),
             oldest: oldest.map(|time| Duration::from_millis(now.saturating_sub(time))),
             uptime: Duration::from_millis(now - self.clock.start_time()),
             push_time: self.push_times.lock().distribution(),
@@ -88,17 +92,17 @@ impl Engine {
 }
 
 impl Deliver {
-    /// Bytes that records and slots of owed messages take, and all others. `used`: of the active segment.
+    /// Bytes that records and slots of owed messages take, and all others. `used`: of the records in the active segment.
     fn live_and_dead_bytes(&self, published: u64, used: u64) -> (u64, u64) {
         let (mut live, mut dead) = (0, 0);
         for track in &self.tracks {
             let owed = track.owed(published);
-            let slots = u64::from(track.end_index(published)) * SLOT;
-            let bytes = track.live_record_bytes(used.saturating_sub(slots)) + owed * SLOT;
+            let bytes = track.live_record_bytes(used) + owed * SLOT;
             let bytes = if owed == 0 { 0 } else { bytes };
             live += bytes;
             // What is behind the records of a segment that is no longer pushed to is of no use either.
-            let all = if track.tail.is_some() { track.segment.header.size } else { used };
+            let slots = u64::from(track.end_index(published)) * SLOT;
+            let all = if track.tail.is_some() { track.segment.header.size } else { used + slots };
             dead += all.saturating_sub(bytes);
         }
         (live, dead)
@@ -107,14 +111,16 @@ impl Deliver {
     /// When the oldest message that is owed was pushed, if it can be read.
     fn oldest(&mut self, published: u64) -> Option<u64> {
         let track = self.tracks.iter_mut().find(|track| track.owed(published) > 0)?;
-        track.oldest(published)
+        let base_time = track.base_time;
+        let (_, _, header) = track.oldest(published)?;
+        Some(base_time + u64::from(header.age))
     }
 }
 
 impl Track {
-    /// When the oldest message that is owed was pushed. Goes on from where it last was.
-    fn oldest(&mut self, published: u64) -> Option<u64> {
-        let (is_old, base_time) = (self.is_old, self.base_time);
+    /// The oldest message that is owed: its index and slot, and its record's header. Goes on from where it last was.
+    pub(super) fn oldest(&mut self, published: u64) -> Option<(u32, Slot, record::Header)> {
+        let is_old = self.is_old;
         let (end_index, mut floor) = (self.end_index(published), self.floor);
         let mapped = self.map().ok()?.clone();
         let mut previous = None;
@@ -126,8 +132,8 @@ impl Track {
         }
         // One step back, so that the next call knows where it is.
         self.floor = floor.saturating_sub(1);
-        let known = mapped.slot(floor).ok()??.offset;
-        let known = known.and_then(|offset| mapped.header(offset, floor));
+        let slot = mapped.slot(floor).ok()??;
+        let known = slot.offset.and_then(|offset| mapped.header(offset, floor));
         let header = known.or_else(|| {
             let behind = previous.and_then(|(index, offset)| {
                 let before = mapped.header(offset, index).filter(|_| index + 1 == floor)?;
@@ -135,6 +141,6 @@ impl Track {
             });
             behind.or_else(|| mapped.walk_to(floor).map(|(_, header)| header))
         })?;
-        Some(base_time + u64::from(header.age))
+        Some((floor, slot, header))
     }
 }

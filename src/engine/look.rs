@@ -235,6 +235,7 @@ impl Deliver {
             if step == STEP {
                 return Ok(None);
             }
+            self.mind_maps();
             let Some(at) = self.resume(&mut walk.cursor)? else { break };
             let index = walk.cursor.index;
             let end_index = self.tracks[at].end_index(walk.last_seq);
@@ -312,7 +313,7 @@ impl Deliver {
     }
 
     /// Until when an owed message waits, 0 if it is ready; `None` if it is in flight or dying.
-    fn waiting_until(&self, seq: u64, slot: Slot, delay: Option<Delay>) -> Option<u64> {
+    pub(super) fn waiting_until(&self, seq: u64, slot: Slot, delay: Option<Delay>) -> Option<u64> {
         if slot.state == State::Dying {
             return None;
         }

@@ -91,6 +91,7 @@ impl Deliver {
     /// Leases the next message; `None` if none is ready, or as many are in flight as may be.
     pub(super) fn lease_next(&mut self, published: u64) -> Result<Option<Leased>> {
         self.check_open()?;
+        self.mind_maps();
         let now = self.coarse_time();
         self.take_back_due_at(now);
         if self.is_full() {

@@ -42,6 +42,7 @@ impl Deliver {
     fn purge_some(&mut self, newest: u64) -> Result<bool> {
         self.take_back_due();
         for _ in 0..STEP {
+            self.mind_maps();
             let has_purged = self.purge_returned(newest)?
                 || self.purge_next(newest)?
                 || self.drop_delayed(newest)?;

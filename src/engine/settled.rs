@@ -18,6 +18,7 @@ impl Engine {
         deliver.check_open()?;
         // Read under the lock, so that the track of the newest message is there.
         let published = self.newest_published();
+        deliver.mind_maps();
         deliver.is_settled(seq, published)
     }
 

@@ -4,6 +4,7 @@
 //! Promises: a record is found, or the range of those that are lost is told; `settled` counts a
 //! slot once. Relies on the `deliver` lock.
 
+use super::maps::{Tickets, next_ticket};
 use crate::error::Result;
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::{Delay, Slot, State};
@@ -51,8 +52,9 @@ pub(super) struct Track {
     pub(super) changed: Option<Vec<u32>>,
     /// What compaction remembers of it.
     pub(super) outlook: Outlook,
-    /// When it was last needed as memory: larger is later.
-    pub(super) used_at: u64,
+    /// The number of its map: larger is later.
+    pub(super) mapped_at: u64,
+    tickets: Tickets,
 }
 
 /// What compaction remembers of a segment.
@@ -71,7 +73,12 @@ pub(super) struct Outlook {
 
 impl Track {
     /// A segment of this run.
-    pub(super) fn active(mapped: Arc<Mapped>, first_seq: u64, base_time: u64) -> Self {
+    pub(super) fn active(
+        mapped: Arc<Mapped>,
+        first_seq: u64,
+        base_time: u64,
+        tickets: &Tickets,
+    ) -> Self {
         Self {
             segment: Arc::clone(&mapped.segment),
             mapped: Some(mapped),
@@ -91,21 +98,22 @@ impl Track {
             is_dirty: false,
             changed: None,
             outlook: Outlook::default(),
-            used_at: 0,
+            mapped_at: next_ticket(tickets),
+            tickets: Arc::clone(tickets),
         }
     }
 
     /// A copy that this run made: whatever it was made from, it is as if this run had pushed it. Its slots are
     /// stored to before they are synced again.
-    pub(super) fn copied(mapped: Arc<Mapped>, made: &Finished) -> Self {
+    pub(super) fn copied(mapped: Arc<Mapped>, made: &Finished, tickets: &Tickets) -> Self {
         let outlook = Outlook { has_sources: true, ..Outlook::default() };
         let (count, tail) = (Some(made.count), Some(made.tail));
-        let active = Self::active(mapped, made.first_seq, made.base_time);
+        let active = Self::active(mapped, made.first_seq, made.base_time, tickets);
         Self { count, tail, outlook, is_dirty: true, was_touched: true, ..active }
     }
 
     /// A segment of an earlier run.
-    pub(super) fn of_earlier_run(part: &Part) -> Self {
+    pub(super) fn of_earlier_run(part: &Part, tickets: &Tickets) -> Self {
         Self {
             segment: Arc::clone(&part.segment),
             mapped: None,
@@ -126,7 +134,8 @@ impl Track {
             is_dirty: true,
             changed: None,
             outlook: Outlook::default(),
-            used_at: 0,
+            mapped_at: next_ticket(tickets),
+            tickets: Arc::clone(tickets),
         }
     }
 
@@ -256,6 +265,7 @@ impl Track {
             mapped
         } else {
             let (segment, region) = (Arc::clone(&self.segment), self.segment.map(Access::Commits)?);
+            self.mapped_at = next_ticket(&self.tickets);
             Arc::new(Mapped { segment, region })
         };
         Ok(self.mapped.insert(mapped))

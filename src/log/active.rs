@@ -108,6 +108,11 @@ impl Active {
         self.tail + u64::from(self.count) * SLOT
     }
 
+    /// Bytes that records have taken of it.
+    pub(crate) fn record_bytes(&self) -> u64 {
+        self.tail - RECORDS_START
+    }
+
     /// At most so many records can still be placed in it.
     pub(crate) fn room_in_records(&self) -> u64 {
         capacity((self.segment.header.size - PAGE).saturating_sub(self.used_bytes()))

@@ -1,9 +1,11 @@
 //! What a queue is like.
 
 use super::Queue;
+use crate::error::Result;
 use crate::report::{Damage, RecoveryReport};
 use crate::seq::Seq;
 use crate::stats::Stats;
+use crate::stuck::Stuck;
 
 impl Queue {
     /// How many messages are ready: neither in flight, delayed nor settled.
@@ -46,6 +48,17 @@ impl Queue {
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.engine().stats()
+    }
+
+    /// What holds the disk: the files in which something is owed, oldest first, up to `limit` of them, each with its oldest
+    /// message and what it takes. Sum up [`Stuck::held_bytes`](crate::Stuck::held_bytes) to see what compaction could
+    /// give back; look at [`Stuck::state`](crate::Stuck::state) to see who keeps it from being settled.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`](crate::Error::Closed); [`Error::Io`](crate::Error::Io) if a file cannot be read.
+    pub fn stuck(&self, limit: usize) -> Result<Vec<Stuck>> {
+        self.engine().stuck(limit)
     }
 
     /// What open found: how the last run ended, and what was dropped, skipped or ignored.

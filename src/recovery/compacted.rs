@@ -65,18 +65,21 @@ pub(super) fn take_replaced(
     compacted: &mut Vec<Compacted>,
 ) -> Result<Vec<Replaced>> {
     let mut all = Vec::new();
-    // Newer ones first: what is replaced itself replaces nothing.
+    // Newer ones first: what is replaced itself replaces nothing of its own.
     compacted.sort_by_key(|one| std::cmp::Reverse(one.segment.header.ordinal));
     let mut left = std::mem::take(compacted).into_iter();
     while let Some(copy) = left.next() {
+        let (replaced, kept): (Vec<_>, Vec<_>) = left.partition(|other| copy.replaces(other));
+        left = kept.into_iter();
+        // Also what those were made from, should it have come back.
         let mut sources = Vec::new();
-        let is_source =
-            |segment: &mut Arc<Segment>| copy.sources().contains(&segment.header.ordinal);
+        let is_source = |segment: &mut Arc<Segment>| {
+            let mut copies = replaced.iter().chain([&copy]);
+            copies.any(|copy| copy.sources().contains(&segment.header.ordinal))
+        };
         for segment in segments.extract_if(.., is_source) {
             sources.push(source_of(segment)?);
         }
-        let (replaced, kept): (Vec<_>, Vec<_>) = left.partition(|other| copy.replaces(other));
-        left = kept.into_iter();
         sources.extend(replaced.into_iter().map(|other| {
             let Part { segment, first_seq, base_time, count, .. } = other.part();
             Source { segment, first_seq, base_time, count }

@@ -2,7 +2,9 @@
 
 use crate::{Settings, ms};
 use keepq::fault::{ManualClock, MemoryStorage};
-use keepq::{Backoff, Compaction, DeathCause, Delivery, Error, Expired, Message, Options, Overflow, Queue};
+use keepq::{
+    Backoff, Compaction, DeathCause, Delivery, Error, Expired, Message, Options, Overflow, Queue,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
