@@ -69,9 +69,18 @@ pub(super) fn take_replaced(
     compacted.sort_by_key(|one| std::cmp::Reverse(one.segment.header.ordinal));
     let mut left = std::mem::take(compacted).into_iter();
     while let Some(copy) = left.next() {
-        let (replaced, kept): (Vec<_>, Vec<_>) = left.partition(|other| copy.replaces(other));
-        left = kept.into_iter();
-        // Also what those were made from, should it have come back.
+        // Also what those were made from that are replaced, should it have come back.
+        let mut replaced: Vec<Compacted> = Vec::new();
+        loop {
+            let (more, kept): (Vec<_>, Vec<_>) = left.partition(|other| {
+                copy.replaces(other) || replaced.iter().any(|one| one.replaces(other))
+            });
+            left = kept.into_iter();
+            if more.is_empty() {
+                break;
+            }
+            replaced.extend(more);
+        }
         let mut sources = Vec::new();
         let is_source = |segment: &mut Arc<Segment>| {
             let mut copies = replaced.iter().chain([&copy]);
