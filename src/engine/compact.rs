@@ -207,28 +207,36 @@ impl Engine {
         self.check_open()?;
         self.health.check(false)?;
         self.finish_old_tail()?;
-        let Some((sources, choice)) = self.choose_sources(haste) else { return Ok(None) };
-        let begun = self.begin_with(&sources, &choice);
-        if begun.is_err() {
-            self.release_sources(&sources, true);
-        }
-        match begun {
-            // What can be freed without room is freed elsewhere.
-            Err(Error::Full { .. }) => Ok(None),
-            begun => begun.map(Some),
+        let mut limits = self.limits();
+        loop {
+            let Some((sources, choice)) = self.choose_sources(haste, &limits) else {
+                return Ok(None);
+            };
+            let begun = self.begin_with(&sources, &choice);
+            let no_room = matches!(begun, Err(Error::Full { .. } | Error::StorageFull { .. }));
+            if begun.is_err() {
+                self.release_sources(&sources, !no_room);
+            }
+            match begun {
+                // A smaller copy may have room.
+                Err(error) if no_room => {
+                    self.health.note_background(Err(error));
+                    limits.most_bytes = choice.after / 2;
+                }
+                begun => return begun.map(Some),
+            }
         }
     }
 
-    fn choose_sources(&self, haste: Haste) -> Option<(Vec<Source>, Choice)> {
+    fn choose_sources(&self, haste: Haste, limits: &Limits) -> Option<(Vec<Source>, Choice)> {
         let idle = clock::millis(self.options.compaction.idle);
-        let limits = self.limits();
         let now = self.clock.coarse();
         let append = self.append.lock();
         let mut deliver = self.deliver.lock();
         let is_unsynced =
             |ordinal| append.full.iter().any(|full| full.segment.header.ordinal == ordinal);
         let pieces = deliver.pieces(haste, now, idle, is_unsynced);
-        let choice = plan::choose(&pieces, &limits)?;
+        let choice = plan::choose(&pieces, limits)?;
         let chosen = deliver.tracks.range_mut(choice.pieces.clone());
         let sources = chosen.map(|track| {
             track.changed = Some(Vec::new());
@@ -246,14 +254,24 @@ impl Engine {
         let size = Run::size_for(choice);
         let most = u32::try_from(choice.records).unwrap_or(u32::MAX);
         let base_time = sources.iter().map(|source| source.base_time).min().unwrap_or(0);
+        let copy = match self.create_copy(size, most, base_time) {
+            // Here is what the segment that is kept ready can be given up for.
+            Err(Error::Full { .. } | Error::StorageFull { .. }) if self.give_up_ready()? => {
+                self.create_copy(size, most, base_time)
+            }
+            copy => copy,
+        };
+        Ok(Job { run: Run::new(sources.to_vec(), copy?, self.run.first_seq), synced: 0 })
+    }
+
+    fn create_copy(&self, size: u64, most: u32, base_time: u64) -> Result<Copy> {
         self.space.take_scratch(size)?;
         let header = self.copy_header(&mut self.supply.lock(), size);
         let copy = header.and_then(|header| Copy::create(&*self.storage, header, most, base_time));
-        let copy = copy.inspect_err(|_| {
+        copy.inspect_err(|_| {
             self.supply.lock().compacting = None;
             self.space.undo(size);
-        })?;
-        Ok(Job { run: Run::new(sources.to_vec(), copy, self.run.first_seq), synced: 0 })
+        })
     }
 
     /// The job is no more; its sources can be chosen again, after a while.

@@ -225,6 +225,12 @@ impl Engine {
         Ok(())
     }
 
+    /// Lets the segment that is kept ready go, for its room; false if there is none.
+    pub(super) fn give_up_ready(&self) -> Result<bool> {
+        let ready = self.supply.lock().ready.take();
+        ready.map_or(Ok(false), |ready| self.discard(ready).map(|()| true))
+    }
+
     /// Makes durable and seals what earlier runs left.
     pub(super) fn finish_old_tail(&self) -> Result<()> {
         self.finish_tail(&mut self.supply.lock())

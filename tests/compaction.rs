@@ -1,0 +1,517 @@
+//! Compaction while everything goes on, at every moment at which it can be cut short, and over damage.
+//!
+//! `KEEPQ_COMPACTION_IMAGES` sets how many disks are tried for each operation that can be the last (default 2).
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "a test may fail"
+)]
+
+mod support;
+
+use keepq::fault::{CrashImage, FaultPlan, FaultStorage, ManualClock, MemoryStorage, Storage};
+use keepq::{Compaction, DamageKind, Delivery, Durability, Error, Message, Options, Queue};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::ErrorKind;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, UNIX_EPOCH};
+use support::{Dice, cases};
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn on(storage: Arc<dyn Storage>) -> Options {
+    let options = Queue::options().segment_bytes(65_536).background(false).storage(storage);
+    options.compaction(Compaction::default().idle(ms(0)))
+}
+
+fn payload(number: u64) -> Vec<u8> {
+    let mut payload = number.to_le_bytes().to_vec();
+    payload.resize(1000 + number as usize % 7 * 100, number as u8);
+    payload
+}
+
+fn number(payload: &[u8]) -> u64 {
+    u64::from_le_bytes(payload[..8].try_into().unwrap())
+}
+
+/// Pops `count` messages, and acks all but those whose number is a multiple of `kept`.
+fn ack_most(queue: &Queue, count: usize, kept: u64) -> Vec<Delivery> {
+    let jobs = queue.pop_batch(count).unwrap();
+    let (left, settled): (Vec<_>, Vec<_>) =
+        jobs.into_iter().partition(|job| number(job).is_multiple_of(kept));
+    queue.ack_batch(settled).unwrap();
+    left
+}
+
+#[test]
+fn everything_goes_on_through_it() {
+    let storage = Arc::new(MemoryStorage::new());
+    let clock = Arc::new(ManualClock::new(UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
+    let options = || on(storage.clone()).clock(clock.clone()).visibility_timeout(ms(1000));
+    let queue = options().open("memory").unwrap();
+    for n in 0..300 {
+        let message = Message::new(payload(n)).header("n", n.to_le_bytes());
+        let message = if n % 50 == 7 { message.delay(ms(500 + n)) } else { message };
+        queue.push(message).unwrap();
+    }
+    let mut left: BTreeMap<u64, Delivery> =
+        ack_most(&queue, 280, 20).into_iter().map(|job| (number(&job), job)).collect();
+    assert_eq!(left.len(), 15);
+    // In flight; given back at once, for later, uncounted; rejected; its lease has run out.
+    left.remove(&20).unwrap().nack().unwrap();
+    left.remove(&40).unwrap().nack_after(ms(700)).unwrap();
+    left.remove(&60).unwrap().release().unwrap();
+    left.remove(&80).unwrap().reject("no").unwrap();
+    let mut walk = queue.iter();
+    let first = walk.next().unwrap().unwrap();
+    assert_eq!((number(&first), first.attempts()), (7, 0));
+    let before = queue.stats();
+    let done = queue.compact().unwrap();
+    assert!(
+        done.copies() >= 1 && done.messages() >= 15 && done.freed_bytes() > 100_000,
+        "{done:?}"
+    );
+    let after = queue.stats();
+    assert_eq!(
+        (after.ready(), after.in_flight(), after.delayed(), after.dying()),
+        (before.ready(), before.in_flight(), before.delayed(), before.dying())
+    );
+    assert!(after.disk_bytes() + done.freed_bytes() == before.disk_bytes(), "{before:?} {after:?}");
+    // The walk goes on where it was.
+    let rest: Vec<u64> = walk.map(|message| number(&message.unwrap())).collect();
+    let waiting = [20, 40, 57, 60, 107, 157, 207, 257].into_iter().chain(286..300);
+    assert_eq!(rest, waiting.collect::<Vec<_>>());
+    assert_eq!(number(&queue.get(41.into()).unwrap().unwrap()), 40);
+    assert!(queue.get(42.into()).unwrap().is_none() && queue.is_acked(42.into()).unwrap());
+    assert!(!queue.is_acked(101.into()).unwrap());
+    // Answers find their messages.
+    left.remove(&100).unwrap().ack().unwrap();
+    assert!(queue.is_acked(101.into()).unwrap());
+    left.remove(&120).unwrap().nack().unwrap();
+    left[&140].extend(ms(5000)).unwrap();
+    clock.advance(ms(1100));
+    // 160 and the others ran out, unless they were extended.
+    let late = left.remove(&160).unwrap();
+    let again: Vec<Delivery> = queue.pop_batch(usize::MAX).unwrap();
+    let told: BTreeMap<u64, u32> = again.iter().map(|job| (number(job), job.attempts())).collect();
+    let expected = [20, 40, 120, 160, 180, 200, 220, 240, 260, 280, 0].map(|n| (n, 2));
+    let delayed = [7, 57, 107, 157, 207, 257, 60].into_iter().chain(286..300).map(|n| (n, 1));
+    assert_eq!(told, expected.into_iter().chain(delayed).collect());
+    assert!(matches!(late.ack(), Err(Error::LeaseExpired { .. })));
+    for job in &again {
+        assert_eq!(&job[..], payload(number(job)));
+        assert_eq!(job.header("n"), Some(&number(job).to_le_bytes()[..]));
+        assert_eq!(u64::from(job.seq()), number(job) + 1);
+    }
+    assert_eq!(queue.dead_letters().unwrap().len(), 1);
+    drop((again, left));
+    queue.close().unwrap();
+    let queue = options().open("memory").unwrap();
+    assert_eq!(queue.len(), 32);
+}
+
+#[test]
+fn switched_off_means_off() {
+    let storage = Arc::new(MemoryStorage::new());
+    let queue = on(storage.clone()).compaction(Compaction::off()).open("memory").unwrap();
+    (0..300).for_each(|n| drop(queue.push(payload(n)).unwrap()));
+    let left = ack_most(&queue, 280, 20);
+    (0..3).for_each(|_| queue.maintain().unwrap());
+    let before = queue.stats();
+    assert_eq!(before.compacted_bytes(), 0);
+    // Unless it is asked for.
+    assert!(queue.compact().unwrap().copies() > 0);
+    assert!(queue.stats().disk_bytes() < before.disk_bytes() / 2);
+    drop(left);
+}
+
+#[test]
+fn options_are_checked() {
+    let wrong = [
+        Compaction::default().live_percent(5),
+        Compaction::default().live_percent(81),
+        Compaction::default().max_rate(100),
+        Compaction::default().idle(Duration::from_secs(100_000)),
+    ];
+    for compaction in wrong {
+        let storage = Arc::new(MemoryStorage::new());
+        let error = on(storage).compaction(compaction).open("memory").unwrap_err();
+        assert!(matches!(error, Error::InvalidOption { .. }), "{error}");
+    }
+    let storage = Arc::new(MemoryStorage::new());
+    assert!(on(storage).open_segments(0).open("memory").is_err());
+}
+
+/// A consumer that takes, answers and gives back while segments are moved under its hands.
+#[test]
+fn consumers_and_compaction_at_the_same_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Queue::options().segment_bytes(65_536).durability(Durability::Os);
+    let compaction = Compaction::default().idle(ms(0)).live_percent(80).max_rate(1 << 40);
+    let queue = options.compaction(compaction).max_attempts(0).open(dir.path()).unwrap();
+    const COUNT: u64 = 30_000;
+    let is_over = AtomicBool::new(false);
+    let acked: Mutex<BTreeSet<u64>> = Mutex::default();
+    let counts: Mutex<BTreeMap<u64, u32>> = Mutex::default();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 0..COUNT {
+                queue.push(&payload(n)[..8 + n as usize % 400]).unwrap();
+            }
+        });
+        let consumers: Vec<_> = (0..3u64)
+            .map(|seed| {
+                let (queue, acked, counts) = (&queue, &acked, &counts);
+                scope.spawn(move || {
+                    let mut dice = Dice(seed);
+                    let mut held = Vec::new();
+                    while (acked.lock().unwrap().len() as u64) < COUNT {
+                        let Some(job) = queue.pop_timeout(ms(2)).unwrap() else {
+                            held.clear();
+                            continue;
+                        };
+                        let n = number(&job);
+                        assert_eq!(&job[..], &payload(n)[..8 + n as usize % 400]);
+                        let attempts = {
+                            let mut counts = counts.lock().unwrap();
+                            let count = counts.entry(n).or_default();
+                            *count += 1;
+                            *count
+                        };
+                        assert_eq!(job.attempts(), attempts, "{n}");
+                        match dice.below(30) {
+                            0 => job.nack_after(ms(dice.below(4))).unwrap(),
+                            1 => held.push(job),
+                            2 => job.nack().unwrap(),
+                            3 => {
+                                counts.lock().unwrap().insert(n, attempts - 1);
+                                job.release().unwrap();
+                            }
+                            _ => {
+                                job.ack().unwrap();
+                                assert!(acked.lock().unwrap().insert(n), "{n} twice");
+                            }
+                        }
+                        if held.len() > 50 {
+                            held.drain(..25).for_each(|job| drop(job.nack()));
+                        }
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                queue.compact().unwrap();
+                let numbers: Vec<u64> =
+                    queue.iter().map(|message| u64::from(message.unwrap().seq())).collect();
+                assert!(numbers.is_sorted_by(|a, b| a < b));
+            }
+        });
+        let ended: Vec<_> = consumers.into_iter().map(|consumer| consumer.join()).collect();
+        is_over.store(true, Ordering::Relaxed);
+        ended.into_iter().for_each(|ended| ended.unwrap());
+    });
+    let stats = queue.stats();
+    assert!(stats.compacted_bytes() > 0 && stats.compacted_bytes() <= 4 * stats.taken_bytes());
+    assert_eq!((stats.ready(), stats.in_flight(), stats.delayed()), (0, 0, 0), "{stats:?}");
+    assert_eq!((stats.duplicated(), stats.out_of_order(), stats.lost()), (0, 0, 0), "{stats:?}");
+    assert!(queue.damage().is_empty());
+}
+
+/// What a workload with a compaction in the middle was told.
+#[derive(Clone, Default)]
+struct Told {
+    pushed: BTreeSet<u64>,
+    /// Durable, or about to be.
+    acked: BTreeSet<u64>,
+    acking: BTreeSet<u64>,
+}
+
+/// Pushes, settles, compacts, settles some of what was moved, and goes on; each call that returned is noted.
+fn work(options: Options, told: &mut Told) -> Result<(), Error> {
+    let queue = options.sync_acks(true).open("memory")?;
+    for n in 0..130 {
+        queue.push(payload(n))?;
+        told.pushed.insert(n);
+    }
+    let jobs = queue.pop_batch(120)?;
+    let (left, settled): (Vec<_>, Vec<_>) =
+        jobs.into_iter().partition(|job| number(job).is_multiple_of(12));
+    for job in settled {
+        told.acking.insert(number(&job));
+        let n = number(&job);
+        // Not each one by itself: that would be most of what happens.
+        if n % 10 == 3 {
+            job.ack()?;
+            told.acked.insert(n);
+        } else {
+            queue.ack_batch([job])?;
+            told.acked.insert(n);
+        }
+    }
+    queue.compact()?;
+    for job in left {
+        let n = number(&job);
+        if n % 24 == 0 {
+            told.acking.insert(n);
+            job.ack()?;
+            told.acked.insert(n);
+        }
+    }
+    for n in 130..170 {
+        queue.push(payload(n))?;
+        told.pushed.insert(n);
+    }
+    queue.compact()?;
+    queue.maintain()?;
+    queue.close()
+}
+
+fn check(disk: &Arc<MemoryStorage>, told: &Told, context: &str) {
+    let queue = on(disk.clone()).open("memory").unwrap();
+    let report = queue.recovery();
+    assert!(report.damage().is_empty() && report.ignored().count() == 0, "{context}: {report:?}");
+    let found = queue.pop_batch(usize::MAX).unwrap();
+    let here: BTreeSet<u64> = found.iter().map(|job| number(job)).collect();
+    assert_eq!(here.len(), found.len(), "{context}: twice");
+    assert!(found.is_sorted_by(|a, b| number(a) < number(b)), "{context}: order");
+    for job in &found {
+        assert_eq!(&job[..], payload(number(job)), "{context}");
+        assert_eq!(u64::from(job.seq()), number(job) + 1, "{context}");
+    }
+    let back: Vec<_> = here.intersection(&told.acked).collect();
+    assert!(back.is_empty(), "{context}: {back:?} came back");
+    let lost: Vec<_> =
+        told.pushed.iter().filter(|n| !told.acking.contains(n) && !here.contains(n)).collect();
+    assert!(lost.is_empty(), "{context}: {lost:?} are lost");
+    assert!(queue.damage().is_empty(), "{context}: {:?}", queue.damage());
+    for n in &told.acked {
+        assert!(queue.is_acked((n + 1).into()).unwrap(), "{context}: {n}");
+    }
+    // It goes on from there.
+    queue.ack_batch(found).unwrap();
+    let seq = queue.push("next").unwrap();
+    queue.compact().unwrap();
+    assert_eq!(queue.pop().unwrap().unwrap().seq(), seq, "{context}");
+}
+
+/// Each operation of a compaction is the last one; and then each of the recovery from it.
+#[test]
+fn every_operation_can_be_the_last() {
+    let memory = Arc::new(MemoryStorage::new());
+    let faults = Arc::new(FaultStorage::new(memory));
+    work(on(faults.clone()), &mut Told::default()).unwrap();
+    let operations = faults.operations();
+    assert!(operations > 300, "{operations}");
+    let images = cases("KEEPQ_COMPACTION_IMAGES", 2);
+    for at in 0..=operations {
+        let memory = Arc::new(MemoryStorage::new());
+        let faults = Arc::new(FaultStorage::new(memory.clone()));
+        faults.plan(FaultPlan::CrashAt { at });
+        let mut told = Told::default();
+        work(on(faults), &mut told).ok();
+        let mut disks = vec![memory.killed(), memory.power_cut(CrashImage::Oldest)];
+        disks.extend((0..images).map(|n| memory.power_cut(CrashImage::Mixed(at * 1000 + n))));
+        for (image, disk) in disks.into_iter().enumerate() {
+            let context = format!("operation {at}, disk {image}");
+            let disk = Arc::new(disk);
+            check(&Arc::new(disk.killed()), &told, &context);
+            // The recovery ends early, too.
+            let faults = Arc::new(FaultStorage::new(disk.clone()));
+            faults.plan(FaultPlan::CrashAt { at: at % 31 });
+            let recovered = on(faults).open("memory");
+            recovered.and_then(|queue| queue.compact().map(|_| queue)).map(drop).ok();
+            let context = format!("{context}, and again");
+            check(&Arc::new(disk.killed()), &told, &context);
+            check(&Arc::new(disk.power_cut(CrashImage::Mixed(at))), &told, &context);
+        }
+    }
+}
+
+/// Errors in the middle of it: nothing is lost, nothing comes back, and it works once they are over.
+#[test]
+fn every_operation_can_fail() {
+    for error in [ErrorKind::StorageFull, ErrorKind::Other] {
+        for stores_can_fail in [false, true] {
+            for at in (0..).step_by(3) {
+                let memory = Arc::new(MemoryStorage::new());
+                let faults = Arc::new(FaultStorage::new(memory.clone()));
+                faults.stores_can_fail(stores_can_fail);
+                let queue = on(faults.clone()).sync_acks(true).open("memory").unwrap();
+                let mut told = Told::default();
+                for n in 0..130 {
+                    queue.push(payload(n)).unwrap();
+                    told.pushed.insert(n);
+                }
+                let left = ack_most(&queue, 120, 12);
+                let settled: Vec<u64> = (0..120).filter(|n| n % 12 != 0).collect();
+                told.acked.extend(&settled);
+                told.acking.extend(&settled);
+                faults.plan(FaultPlan::FailAt { at, error, lasting: false });
+                let compacted = queue.compact();
+                let was_reached = faults.operations() > at;
+                faults.plan(FaultPlan::None);
+                let context = format!("{error:?} at {at}, stores {stores_can_fail}: {compacted:?}");
+                let is_poisoned = matches!(queue.sync(), Err(Error::Poisoned { .. }));
+                for job in left {
+                    let n = number(&job);
+                    told.acking.insert(n);
+                    match job.ack() {
+                        Ok(()) => drop(told.acked.insert(n)),
+                        Err(error) => assert!(is_poisoned, "{context}: {error}"),
+                    }
+                }
+                if !is_poisoned {
+                    queue.compact().unwrap();
+                    let stats = queue.stats();
+                    assert!(stats.disk_bytes() <= 4 * 65_536, "{context}: {stats:?}");
+                }
+                let killed = Arc::new(memory.killed());
+                drop(queue);
+                check(&killed, &told, &context);
+                check(&Arc::new(memory.killed()), &told, &context);
+                if !was_reached {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// A full disk: what can be freed without room is freed, and nothing half made stays.
+#[test]
+fn without_room_it_gives_up_cleanly() {
+    let memory = Arc::new(MemoryStorage::with_capacity(10 * 65_536));
+    let queue = on(memory.clone()).durability(Durability::Os).open("memory").unwrap();
+    let mut count = 0;
+    let error = loop {
+        match queue.push(payload(count)) {
+            Ok(_) => count += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, Error::StorageFull { .. }), "{error}");
+    // Half of each segment, but nothing of the first.
+    let jobs = queue.pop_batch(usize::MAX).unwrap();
+    let (left, settled): (Vec<_>, Vec<_>) =
+        jobs.into_iter().partition(|job| number(job) > 60 && number(job).is_multiple_of(3));
+    queue.ack_batch(settled).unwrap();
+    let names = || {
+        let entries = memory.list().unwrap();
+        entries.into_iter().filter(|entry| entry.name.ends_with(".tmp")).count()
+    };
+    let before = queue.stats().disk_bytes();
+    queue.compact().unwrap();
+    assert!(queue.stats().disk_bytes() < before / 2 + 65_536, "{:?}", queue.stats());
+    assert_eq!(names(), 0);
+    assert_eq!(queue.in_flight(), left.len() as u64);
+    queue.push(payload(count)).unwrap();
+    queue.ack_batch(left).unwrap();
+    assert_eq!(queue.pop_batch(usize::MAX).unwrap().len(), 1);
+}
+
+#[test]
+fn what_is_damaged_is_lost_and_told_of_and_the_rest_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = || Queue::options().segment_bytes(65_536).background(false);
+    {
+        let queue = options().durability(Durability::Os).open(dir.path()).unwrap();
+        (0..200).for_each(|n| drop(queue.push(payload(n)).unwrap()));
+        drop(ack_most(&queue, 180, 10));
+        queue.close().unwrap();
+    }
+    // One payload of a message that is left, and one that is settled.
+    let mut hit = 0;
+    for entry in fs::read_dir(dir.path()).unwrap() {
+        let path = entry.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        for n in [30u64, 33] {
+            let payload = payload(n);
+            if let Some(at) = bytes.windows(200).position(|window| window == &payload[..200]) {
+                bytes[at + 100] ^= 1;
+                hit += 1;
+            }
+        }
+        fs::write(&path, bytes).unwrap();
+    }
+    assert_eq!(hit, 2);
+    let queue = options().open(dir.path()).unwrap();
+    assert_eq!(queue.compact().unwrap().copies(), 1);
+    let damage = queue.damage();
+    assert_eq!(damage.len(), 1, "{damage:?}");
+    assert_eq!((damage[0].first_seq(), damage[0].last_seq()), (31.into(), 31.into()));
+    assert_eq!(damage[0].kind(), DamageKind::Corrupt);
+    assert_eq!(queue.stats().lost(), 1);
+    assert!(matches!(queue.is_acked(31.into()), Err(Error::UnknownSeq { .. })));
+    let found: Vec<u64> =
+        queue.pop_batch(usize::MAX).unwrap().iter().map(|job| number(job)).collect();
+    let expected = (0..180).step_by(10).filter(|&n| n != 30).chain(180..200);
+    assert_eq!(found, expected.collect::<Vec<u64>>());
+    queue.close().unwrap();
+    let queue = options().open(dir.path()).unwrap();
+    assert!(matches!(queue.is_acked(31.into()), Err(Error::UnknownSeq { .. })));
+    assert!(queue.is_acked(34.into()).unwrap());
+}
+
+/// A flipped bit anywhere in a compacted segment costs one message at the most.
+#[test]
+fn a_flipped_bit_in_a_compacted_segment_costs_one_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("q");
+    let options = || Queue::options().segment_bytes(65_536).background(false);
+    {
+        let queue = options().durability(Durability::Os).open(&path).unwrap();
+        (0..400).for_each(|n| drop(queue.push(&payload(n)[..100 + n as usize % 9]).unwrap()));
+        (0..60).for_each(|n| drop(queue.push(vec![n; 2000]).unwrap()));
+        let left = ack_most(&queue, 400, 20);
+        assert_eq!(queue.compact().unwrap().messages(), 20);
+        drop(left);
+        queue.close().unwrap();
+    }
+    let files = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path());
+    let copy = files.filter(|path| fs::metadata(path).unwrap().len() == 3 * 4096);
+    let copy = copy.into_iter().next().unwrap();
+    let whole = fs::read(&copy).unwrap();
+    let mut dice = Dice(5);
+    for case in 0..cases("KEEPQ_DAMAGE_CASES", 400) {
+        let work = dir.path().join("work");
+        fs::create_dir_all(&work).unwrap();
+        for entry in fs::read_dir(&path).unwrap() {
+            let from = entry.unwrap().path();
+            if from.is_file() {
+                fs::copy(&from, work.join(from.file_name().unwrap())).unwrap();
+            }
+        }
+        // Where there is something: records, table, slots, header pages.
+        let mut bytes = whole.clone();
+        let places: Vec<usize> = (0..bytes.len()).filter(|&at| whole[at] != 0).collect();
+        let at = places[dice.below(places.len() as u64) as usize];
+        bytes[at] ^= 1 << dice.below(8);
+        fs::write(work.join(copy.file_name().unwrap()), &bytes).unwrap();
+        let queue = options().open(&work).unwrap();
+        let jobs = queue.pop_batch(usize::MAX).unwrap();
+        let found: Vec<u64> =
+            jobs.iter().filter(|job| job.len() < 2000).map(|job| number(job)).collect();
+        let context = format!("case {case}, byte {at}: {found:?} {:?}", queue.damage());
+        assert!(found.len() >= 19 && found.is_sorted_by(|a, b| a < b), "{context}");
+        assert!(found.iter().all(|n| n.is_multiple_of(20)), "{context}");
+        assert!(found.len() == 20 || queue.damage().len() == 1, "{context}");
+        assert_eq!(jobs.len() - found.len(), 60, "{context}");
+        drop(jobs);
+        queue.close().unwrap();
+        fs::remove_dir_all(&work).unwrap();
+    }
+}
