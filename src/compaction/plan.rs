@@ -113,7 +113,7 @@ mod tests {
         assert_eq!(choose(&[copy], &HALF), None);
         assert_eq!(choose(&[copy, copy], &HALF).unwrap().pieces, 0..2);
         assert_eq!(choose(&[copy, tail, tail], &HALF).unwrap().pieces, 0..3);
-        assert_eq!(choose(&[tail; 1000], &HALF).unwrap().pieces.len(), MAX_SOURCES);
+        assert_eq!(choose(&vec![tail; 1000], &HALF).unwrap().pieces.len(), MAX_SOURCES);
     }
 
     #[test]

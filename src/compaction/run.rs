@@ -56,8 +56,8 @@ pub(crate) struct Run {
     reading: Option<Reading>,
     /// Where the copy stood before this source.
     before: Progress,
-    /// Messages before this one are of earlier runs.
-    run_start: u64,
+    /// Messages before this one are of earlier runs of the queue.
+    first_new: u64,
     findings: Vec<Finding>,
 }
 
@@ -89,9 +89,9 @@ impl Reading {
 }
 
 impl Run {
-    pub(crate) fn new(sources: Vec<Source>, copy: Copy, run_start: u64) -> Self {
+    pub(crate) fn new(sources: Vec<Source>, copy: Copy, first_new: u64) -> Self {
         let before = copy.progress();
-        Self { sources, copy, at: 0, reading: None, before, run_start, findings: Vec::new() }
+        Self { sources, copy, at: 0, reading: None, before, first_new, findings: Vec::new() }
     }
 
     /// What a copy of these takes.
@@ -168,7 +168,7 @@ impl Run {
         (index, slot, delay): ReadSlot,
     ) -> Result<bool> {
         let ordinal = source.segment.header.ordinal;
-        let is_old = seq.is_none_or(|seq| seq < self.run_start);
+        let is_old = seq.is_none_or(|seq| seq < self.first_new);
         reading.index = index + 1;
         if let Some(slot) = slot.filter(|slot| slot.is_settled(is_old)) {
             reading.previous = slot.offset.map(|offset| (index, offset)).or(reading.previous);

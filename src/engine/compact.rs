@@ -266,7 +266,7 @@ impl Engine {
 
     fn create_copy(&self, size: u64, most: u32, base_time: u64) -> Result<Copy> {
         self.space.take_scratch(size)?;
-        let header = self.copy_header(&mut self.supply.lock(), size);
+        let header = self.supply.lock().copy_header(size);
         let copy = header.and_then(|header| Copy::create(&*self.storage, header, most, base_time));
         copy.inspect_err(|_| {
             self.supply.lock().compacting = None;

@@ -7,6 +7,7 @@
 
 use super::deliver::Deliver;
 use super::track::Track;
+use crate::log::Segment;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -37,6 +38,20 @@ impl Deliver {
             self.maps.seen = made;
             self.unmap_some();
         }
+    }
+
+    /// Segments beyond those that may be open, of which only answers that no sync has covered keep the descriptor:
+    /// the caller syncs them.
+    pub(super) fn take_held_open(&mut self) -> Vec<Arc<Segment>> {
+        let is_held = |track: &&mut Track| track.is_dirty && track.mapped.is_none();
+        let mut held: Vec<&mut Track> = self.tracks.iter_mut().filter(is_held).collect();
+        let too_many = held.len().saturating_sub(self.policy.most_maps);
+        held.sort_unstable_by_key(|track| track.mapped_at);
+        let held = held.into_iter().take(too_many).map(|track| {
+            track.is_dirty = false;
+            Arc::clone(&track.segment)
+        });
+        held.collect()
     }
 
     #[cold]

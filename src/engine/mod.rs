@@ -164,6 +164,23 @@ enum Role {
     DeadLetters(Arc<Worker>),
 }
 
+impl Role {
+    /// What the files of a log take. Each CHECKPOINT has its room from the start, that of the dead letters before
+    /// they are opened.
+    fn bytes_of(&self, log: &Log, options: &Options) -> u64 {
+        let replaced = log.replaced.iter().flat_map(|replaced| &replaced.sources);
+        let replaced = replaced.map(|source| &source.segment);
+        let all = log.parts.iter().map(|part| &part.segment).chain(replaced);
+        let segments: u64 = all.map(|segment| segment.header.size).sum();
+        let others = if options.dead_letters { CHECKPOINT_ROOM } else { 0 };
+        segments
+            + match self {
+                Self::Queue => log.checkpoint.size().max(CHECKPOINT_ROOM) + others,
+                Self::DeadLetters(_) => log.checkpoint.size().saturating_sub(CHECKPOINT_ROOM),
+            }
+    }
+}
+
 /// What a push does when the queue is full.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum WhenFull {
@@ -231,19 +248,7 @@ impl Engine {
         let settled_count = Arc::new(AtomicU64::new(0));
         let (for_deliver, counter) = (Arc::clone(&clock), Arc::clone(&settled_count));
         let deliver = Deliver::new(&log, &options, for_deliver, counter);
-        let replaced = log.replaced.iter().flat_map(|replaced| &replaced.sources);
-        let replaced = replaced.map(|source| &source.segment);
-        let all = log.parts.iter().map(|part| &part.segment).chain(replaced);
-        let segments: u64 = all.map(|segment| segment.header.size).sum();
-        // Each CHECKPOINT has its room from the start, that of the dead letters before they are opened.
-        let count = if options.dead_letters { 2 } else { 1 };
-        let checkpoints = match &role {
-            Role::Queue => {
-                log.checkpoint.size().max(CHECKPOINT_ROOM) + (count - 1) * CHECKPOINT_ROOM
-            }
-            Role::DeadLetters(_) => log.checkpoint.size().saturating_sub(CHECKPOINT_ROOM),
-        };
-        space.set(segments + checkpoints);
+        space.set(role.bytes_of(&log, &options));
         let worker = match &role {
             Role::Queue => Arc::default(),
             Role::DeadLetters(worker) => Arc::clone(worker),

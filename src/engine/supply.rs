@@ -79,6 +79,24 @@ impl Supply {
         self.old_tail.is_empty()
     }
 
+    /// The header of a compacted segment of this size, which belongs to no epoch of its own.
+    pub(super) fn copy_header(&mut self, size: u64) -> Result<Header> {
+        self.check_open()?;
+        let ordinal = self.next_ordinal;
+        self.next_ordinal += 1;
+        self.compacting = Some(ordinal);
+        Ok(Header {
+            queue_id: self.queue_id,
+            ordinal,
+            predecessor: 0,
+            generation: u64::from_le_bytes(random()?),
+            epoch: self.epoch,
+            size,
+            seq_limit: self.seq_limit,
+            sources: 0,
+        })
+    }
+
     /// # Errors
     ///
     /// [`Error::Closed`] once the queue is closed.
@@ -182,24 +200,6 @@ impl Engine {
             queue_id: supply.queue_id,
             ordinal,
             predecessor: predecessor.unwrap_or(supply.predecessor),
-            generation: u64::from_le_bytes(random()?),
-            epoch: supply.epoch,
-            size,
-            seq_limit: supply.seq_limit,
-            sources: 0,
-        })
-    }
-
-    /// The header of a compacted segment of this size, which belongs to no epoch of its own.
-    pub(super) fn copy_header(&self, supply: &mut Supply, size: u64) -> Result<Header> {
-        supply.check_open()?;
-        let ordinal = supply.next_ordinal;
-        supply.next_ordinal += 1;
-        supply.compacting = Some(ordinal);
-        Ok(Header {
-            queue_id: supply.queue_id,
-            ordinal,
-            predecessor: 0,
             generation: u64::from_le_bytes(random()?),
             epoch: supply.epoch,
             size,

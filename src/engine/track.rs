@@ -299,7 +299,7 @@ impl Track {
         let step = COUNT_STEP.min(count - self.counted);
         let read = self.read_some(step);
         self.is_unreadable = read.is_err();
-        let (slots, bytes) = read?;
+        let (slots, settled) = read?;
         let is_old = self.is_old;
         let mut special = Special::default();
         for (seq, (index, slot, delay)) in slots {
@@ -318,19 +318,19 @@ impl Track {
                 special.delayed.push((due, seq));
             }
         }
-        self.settled += bytes.settled;
-        self.settled_bytes += bytes.bytes;
-        self.counted_from = bytes.open;
+        self.settled += settled.count;
+        self.settled_bytes += settled.bytes;
+        self.counted_from = settled.open;
         self.counted += step;
         self.is_dirty &= self.was_touched || self.counted < count;
         Ok(special)
     }
 
     /// The next slots to be counted, with their Seqs, and what is settled among them.
-    fn read_some(&self, step: u32) -> Result<(Vec<(Option<u64>, ReadSlot)>, Settled)> {
+    fn read_some(&self, step: u32) -> Result<(Vec<Numbered>, Settled)> {
         let slots = self.segment.read_slots(self.counted, step, self.base_time)?;
         let seqs = self.segment.read_seqs(self.counted, step, self.first_seq)?;
-        let slots: Vec<(Option<u64>, ReadSlot)> = seqs.zip(slots).collect();
+        let slots: Vec<Numbered> = seqs.zip(slots).collect();
         let (count, tail) = (self.count.unwrap_or(0), self.tail.unwrap_or(RECORDS_START));
         let mean = (tail - RECORDS_START).checked_div(count.into()).unwrap_or(0);
         let mut settled = Settled { open: self.counted_from, ..Settled::default() };
@@ -338,7 +338,7 @@ impl Track {
             let offset = slot.and_then(|slot| slot.offset);
             settled.end(offset, &self.segment)?;
             if slot.is_some_and(|slot| slot.is_settled(self.is_old)) {
-                settled.settled += 1;
+                settled.count += 1;
                 settled.open = offset;
                 settled.bytes += if offset.is_none() { mean } else { 0 };
             }
@@ -350,10 +350,13 @@ impl Track {
     }
 }
 
+/// A slot with its Seq, if that is known.
+type Numbered = (Option<u64>, ReadSlot);
+
 /// What is settled among some slots.
 #[derive(Debug, Default)]
 struct Settled {
-    settled: u32,
+    count: u32,
     bytes: u64,
     /// Where the last one starts, if it is not known where it ends.
     open: Option<u64>,

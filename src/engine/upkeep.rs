@@ -17,6 +17,9 @@ use crate::recovery::Log;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// A segment that is not needed any more, with the number of its slots.
+type Left = (Arc<Segment>, u32);
+
 /// What is to be tidied.
 #[derive(Debug)]
 pub(super) struct Upkeep {
@@ -24,9 +27,9 @@ pub(super) struct Upkeep {
     /// Names that mean nothing any more, with the bytes that count as used by them.
     leftovers: Vec<(String, u64)>,
     /// Segments in which nothing is owed, with the number of their slots.
-    done: Vec<(Arc<Segment>, u32)>,
+    done: Vec<Left>,
     /// Copies, and what they were made from: to be let go once the copy is synced with the latest states.
-    replaced: Vec<(Arc<Segment>, Vec<(Arc<Segment>, u32)>)>,
+    replaced: Vec<(Arc<Segment>, Vec<Left>)>,
     /// Copies of which all sources are removed, but perhaps not for good.
     alone: Vec<u64>,
     queue_id: [u8; 16],
@@ -59,7 +62,7 @@ impl Upkeep {
     }
 
     /// From here on a copy counts, and what it was made from, with the number of their slots, does not.
-    pub(super) fn replace(&mut self, copy: Arc<Segment>, sources: Vec<(Arc<Segment>, u32)>) {
+    pub(super) fn replace(&mut self, copy: Arc<Segment>, sources: Vec<Left>) {
         self.replaced.push((copy, sources));
     }
 }
@@ -77,6 +80,13 @@ impl Engine {
     pub(super) fn drop_idle_maps(&self) {
         let idle = self.deliver.lock().take_idle_maps();
         drop(idle);
+        let held = self.deliver.lock().take_held_open();
+        for segment in held {
+            if let Err(error) = segment.sync() {
+                self.health.poison("sync segment", &segment.path, error);
+                return;
+            }
+        }
         let clean = self.deliver.lock().unmapped_and_clean(|last_seq| self.is_durable(last_seq));
         for segment in clean {
             segment.release();

@@ -1,0 +1,211 @@
+//! Compaction cut short at every operation, and an error at every operation of it.
+//!
+//! `KEEPQ_COMPACTION_IMAGES` sets how many disks are tried for each operation that can be the last (default 2).
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "a test may fail"
+)]
+
+mod support;
+
+use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage, Storage};
+use keepq::{Compaction, Delivery, Error, Options, Queue};
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::Duration;
+use support::cases;
+
+fn on(storage: Arc<dyn Storage>) -> Options {
+    let options = Queue::options().segment_bytes(65_536).background(false).storage(storage);
+    options.compaction(Compaction::default().idle(Duration::ZERO))
+}
+
+fn payload(number: u64) -> Vec<u8> {
+    let mut payload = number.to_le_bytes().to_vec();
+    payload.resize(1000 + number as usize % 7 * 100, number as u8);
+    payload
+}
+
+fn number(payload: &[u8]) -> u64 {
+    u64::from_le_bytes(payload[..8].try_into().unwrap())
+}
+
+/// Pops `count` messages, and acks all but those whose number is a multiple of `kept`.
+fn ack_most(queue: &Queue, count: usize, kept: u64) -> Vec<Delivery> {
+    let jobs = queue.pop_batch(count).unwrap();
+    let (left, settled): (Vec<_>, Vec<_>) =
+        jobs.into_iter().partition(|job| number(job).is_multiple_of(kept));
+    queue.ack_batch(settled).unwrap();
+    left
+}
+
+/// What a workload with a compaction in the middle was told.
+#[derive(Clone, Default)]
+struct Told {
+    pushed: BTreeSet<u64>,
+    /// Durable, or about to be.
+    acked: BTreeSet<u64>,
+    acking: BTreeSet<u64>,
+}
+
+/// Pushes, settles, compacts, settles some of what was moved, and goes on; each call that returned is noted.
+fn work(options: Options, told: &mut Told) -> Result<(), Error> {
+    let queue = options.sync_acks(true).open("memory")?;
+    for n in 0..130 {
+        queue.push(payload(n))?;
+        told.pushed.insert(n);
+    }
+    let jobs = queue.pop_batch(120)?;
+    let (left, settled): (Vec<_>, Vec<_>) =
+        jobs.into_iter().partition(|job| number(job).is_multiple_of(12));
+    for job in settled {
+        told.acking.insert(number(&job));
+        let n = number(&job);
+        // Not each one by itself: that would be most of what happens.
+        if n % 10 == 3 {
+            job.ack()?;
+            told.acked.insert(n);
+        } else {
+            queue.ack_batch([job])?;
+            told.acked.insert(n);
+        }
+    }
+    queue.compact()?;
+    for job in left {
+        let n = number(&job);
+        if n.is_multiple_of(24) {
+            told.acking.insert(n);
+            job.ack()?;
+            told.acked.insert(n);
+        }
+    }
+    for n in 130..170 {
+        queue.push(payload(n))?;
+        told.pushed.insert(n);
+    }
+    queue.compact()?;
+    queue.maintain()?;
+    queue.close()
+}
+
+fn check(disk: &Arc<MemoryStorage>, told: &Told, context: &str) {
+    let queue = on(disk.clone()).open("memory").unwrap();
+    let report = queue.recovery();
+    assert!(report.damage().is_empty() && report.ignored().count() == 0, "{context}: {report:?}");
+    let found = queue.pop_batch(usize::MAX).unwrap();
+    let here: BTreeSet<u64> = found.iter().map(|job| number(job)).collect();
+    assert_eq!(here.len(), found.len(), "{context}: twice");
+    assert!(found.is_sorted_by(|a, b| number(a) < number(b)), "{context}: order");
+    for job in &found {
+        assert_eq!(&job[..], payload(number(job)), "{context}");
+        assert_eq!(u64::from(job.seq()), number(job) + 1, "{context}");
+    }
+    let back: Vec<_> = here.intersection(&told.acked).collect();
+    assert!(back.is_empty(), "{context}: {back:?} came back");
+    let lost: Vec<_> =
+        told.pushed.iter().filter(|n| !told.acking.contains(n) && !here.contains(n)).collect();
+    assert!(lost.is_empty(), "{context}: {lost:?} are lost");
+    assert!(queue.damage().is_empty(), "{context}: {:?}", queue.damage());
+    for n in &told.acked {
+        assert!(queue.is_acked((n + 1).into()).unwrap(), "{context}: {n}");
+    }
+    // It goes on from there.
+    queue.ack_batch(found).unwrap();
+    let seq = queue.push("next").unwrap();
+    queue.compact().unwrap();
+    assert_eq!(queue.pop().unwrap().unwrap().seq(), seq, "{context}");
+}
+
+/// Each operation of a compaction is the last one; and then each of the recovery from it.
+#[test]
+fn every_operation_can_be_the_last() {
+    let memory = Arc::new(MemoryStorage::new());
+    let faults = Arc::new(FaultStorage::new(memory));
+    work(on(faults.clone()), &mut Told::default()).unwrap();
+    let operations = faults.operations();
+    assert!(operations > 300, "{operations}");
+    let images = cases("KEEPQ_COMPACTION_IMAGES", 2);
+    for at in 0..=operations {
+        let memory = Arc::new(MemoryStorage::new());
+        let faults = Arc::new(FaultStorage::new(memory.clone()));
+        faults.plan(FaultPlan::CrashAt { at });
+        let mut told = Told::default();
+        work(on(faults), &mut told).ok();
+        let mut disks = vec![memory.killed(), memory.power_cut(CrashImage::Oldest)];
+        disks.extend((0..images).map(|n| memory.power_cut(CrashImage::Mixed(at * 1000 + n))));
+        for (image, disk) in disks.into_iter().enumerate() {
+            let context = format!("operation {at}, disk {image}");
+            let disk = Arc::new(disk);
+            check(&Arc::new(disk.killed()), &told, &context);
+            // The recovery ends early, too.
+            let faults = Arc::new(FaultStorage::new(disk.clone()));
+            faults.plan(FaultPlan::CrashAt { at: at % 31 });
+            let recovered = on(faults).open("memory");
+            recovered.and_then(|queue| queue.compact().map(|_| queue)).map(drop).ok();
+            let context = format!("{context}, and again");
+            check(&Arc::new(disk.killed()), &told, &context);
+            check(&Arc::new(disk.power_cut(CrashImage::Mixed(at))), &told, &context);
+        }
+    }
+}
+
+/// Errors in the middle of it: nothing is lost, nothing comes back, and it works once they are over.
+#[test]
+fn every_operation_can_fail() {
+    for error in [ErrorKind::StorageFull, ErrorKind::Other] {
+        for stores_can_fail in [false, true] {
+            for at in (0..).step_by(3) {
+                let memory = Arc::new(MemoryStorage::new());
+                let faults = Arc::new(FaultStorage::new(memory.clone()));
+                faults.stores_can_fail(stores_can_fail);
+                let queue = on(faults.clone()).sync_acks(true).open("memory").unwrap();
+                let mut told = Told::default();
+                for n in 0..130 {
+                    queue.push(payload(n)).unwrap();
+                    told.pushed.insert(n);
+                }
+                let left = ack_most(&queue, 120, 12);
+                let settled: Vec<u64> = (0..120).filter(|n| n % 12 != 0).collect();
+                told.acked.extend(&settled);
+                told.acking.extend(&settled);
+                faults.plan(FaultPlan::FailAt { at, error, lasting: false });
+                let compacted = queue.compact();
+                let was_reached = faults.operations() > at;
+                faults.plan(FaultPlan::None);
+                let context = format!("{error:?} at {at}, stores {stores_can_fail}: {compacted:?}");
+                let is_poisoned = matches!(queue.sync(), Err(Error::Poisoned { .. }));
+                for job in left {
+                    let n = number(&job);
+                    told.acking.insert(n);
+                    match job.ack() {
+                        Ok(()) => drop(told.acked.insert(n)),
+                        Err(error) => assert!(is_poisoned, "{context}: {error}"),
+                    }
+                }
+                if !is_poisoned {
+                    queue.compact().unwrap();
+                    let stats = queue.stats();
+                    assert!(stats.disk_bytes() <= 4 * 65_536, "{context}: {stats:?}");
+                }
+                let killed = Arc::new(memory.killed());
+                drop(queue);
+                check(&killed, &told, &context);
+                check(&Arc::new(memory.killed()), &told, &context);
+                if !was_reached {
+                    break;
+                }
+            }
+        }
+    }
+}
