@@ -88,7 +88,11 @@ impl Storage for DiskStorage {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let mappable = os::is_mappable(&file)?;
-        Ok(Arc::new(DiskFile::new(path, metadata.len(), mappable, None)))
+        os::advise_random(&file);
+        let disk_file = DiskFile::new(path, metadata.len(), mappable, None);
+        // Until it is released.
+        *disk_file.stored_to.lock() = Some(Arc::new(file));
+        Ok(Arc::new(disk_file))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -133,7 +137,7 @@ impl Storage for DiskStorage {
     }
 }
 
-/// A file that is open only from when it is mapped until it is released, and else for the length
+/// A file that is open only from when it is opened or mapped until it is released, and else for the length
 /// of a call: a backlog of thousands of segments needs no more descriptors than a short one. What was
 /// stored is synced through the descriptor it was stored under, which cannot miss an error of writing
 /// back; and the first failed sync of a file is its last.
@@ -146,7 +150,7 @@ struct DiskFile {
     kept: Option<Arc<File>>,
     /// One map for a file, however often it is asked for.
     region: Mutex<Weak<DiskRegion>>,
-    /// The descriptor of the last map, until all that was stored is synced.
+    /// The descriptor that it was opened, or last mapped, with, until all that was stored is synced.
     stored_to: Mutex<Option<Arc<File>>>,
     failed_sync: Mutex<Option<io::ErrorKind>>,
 }

@@ -14,13 +14,17 @@ use crate::error::{Error, Result};
 use crate::format::bytes::{u64_at, wide};
 use crate::format::checksum::Key;
 use crate::format::segment::{
-    ACTIVATION, Activation, HEADER, Header, SEAL, SOURCES_PLACE, Seal, Sources, most_slots,
+    ACTIVATION, Activation, Decoded, Header, SEAL, SOURCES_PLACE, Seal, Sources, most_slots,
 };
 use crate::format::slot::{Delay, SLOT, Slot};
 use crate::format::{PAGE, name, number, record, slot};
 use crate::io::{Access, Region, Storage, StorageFile, Window};
 use std::path::PathBuf;
 use std::sync::Arc;
+
+/// Bytes of a header page.
+const PAGE_LEN: usize = 4096;
+const _: () = assert!(PAGE == 4096);
 
 /// Recycling zeroes a quarter more slots than were used, and so many.
 const SLOT_RESERVE: u32 = 1024;
@@ -36,7 +40,35 @@ pub(crate) struct Segment {
     pub(crate) slot_limit: u32,
     /// What it was made from, if it is compacted.
     pub(crate) sources: Option<Sources>,
+    /// What its first page said when it was found.
+    first_page: Marks,
     file: Arc<dyn StorageFile>,
+}
+
+/// What stands in a header page besides the header.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Marks {
+    activation: Option<Activation>,
+    seal: Option<Seal>,
+    sources: Option<Sources>,
+}
+
+impl Marks {
+    fn decode(page: &[u8; PAGE_LEN], header: &Header) -> Self {
+        let key = header.key();
+        let activation = part(page, ACTIVATION);
+        let (seal, sources) = (part(page, SEAL), part(page, SOURCES_PLACE));
+        Self {
+            activation: activation.and_then(|bytes| Activation::decode(bytes, key)),
+            seal: seal.and_then(|bytes| Seal::decode(bytes, key)),
+            sources: sources.and_then(|bytes| Sources::decode(bytes, header.sources, key)),
+        }
+    }
+}
+
+/// The bytes at a place of a header page.
+fn part<const N: usize>(page: &[u8; PAGE_LEN], place: u64) -> Option<&[u8; N]> {
+    page.get(usize::try_from(place).ok()?..)?.first_chunk()
 }
 
 /// A slot as it was read: its index, and its two words as far as they were written to it.
@@ -48,11 +80,12 @@ impl Segment {
         storage: &dyn Storage,
         name: String,
         header: Header,
+        first_page: Marks,
         file: Arc<dyn StorageFile>,
     ) -> Self {
         let (key, path) = (header.key(), storage.path(&name));
         let slot_limit = most_slots(header.size);
-        Self { header, key, name, path, slot_limit, sources: None, file }
+        Self { header, key, name, path, slot_limit, sources: None, first_page, file }
     }
 
     /// The same, once it is known what it was made from.
@@ -131,7 +164,8 @@ impl Segment {
         let opened = opened.map_err(|error| Error::io("open segment", &path, 0, error));
         let file = opened.inspect_err(|_| discard(storage, &name))?;
         let slot_limit = most_slots(header.size);
-        Ok(Self { key: header.key(), header, name, path, slot_limit, sources: None, file })
+        let (key, first_page) = (header.key(), Marks::default());
+        Ok(Self { key, header, name, path, slot_limit, sources: None, first_page, file })
     }
 
     /// The segment as memory.
@@ -161,18 +195,18 @@ impl Segment {
 
     /// The activation, from whichever header page has it.
     pub(crate) fn activation(&self) -> Result<Option<Activation>> {
-        self.mark(ACTIVATION, Activation::decode)
+        self.mark(self.first_page.activation, ACTIVATION, Activation::decode)
     }
 
     /// The seal, from whichever header page has it.
     pub(crate) fn seal(&self) -> Result<Option<Seal>> {
-        self.mark(SEAL, Seal::decode)
+        self.mark(self.first_page.seal, SEAL, Seal::decode)
     }
 
     /// What it was made from, from whichever header page has it; `None` if neither has.
     pub(crate) fn read_sources(&self) -> Result<Option<Sources>> {
-        let count = self.header.sources;
-        self.mark(SOURCES_PLACE, |bytes, key| Sources::decode(bytes, count, key))
+        let (known, count) = (self.first_page.sources.clone(), self.header.sources);
+        self.mark(known, SOURCES_PLACE, |bytes, key| Sources::decode(bytes, count, key))
     }
 
     /// The header of the record at `offset`, if there is one.
@@ -227,12 +261,17 @@ impl Segment {
         }))
     }
 
+    /// What the page said that was read when it was found, or else what either one does.
     fn mark<T, const N: usize>(
         &self,
+        known: Option<T>,
         place: u64,
         decode: impl Fn(&[u8; N], Key) -> Option<T>,
     ) -> Result<Option<T>> {
-        for page in [0, self.header.twin_offset()] {
+        if known.is_some() {
+            return Ok(known);
+        }
+        for page in [self.header.twin_offset(), 0] {
             let mut bytes = [0; N];
             self.read_at(page + place, &mut bytes)?;
             if let Some(mark) = decode(&bytes, self.key) {
@@ -267,17 +306,24 @@ impl Segment {
     }
 }
 
-/// Reads the header of the file `name` from whichever page has it.
-pub(crate) fn read_header(
-    file: &dyn StorageFile,
-) -> std::io::Result<[crate::format::segment::Decoded; 2]> {
-    let mut first = [0; HEADER];
-    let mut second = [0; HEADER];
-    if file.size() >= 2 * PAGE && file.size() >= 2 * wide(HEADER) {
-        file.read_at(0, &mut first)?;
-        file.read_at(file.size() - PAGE, &mut second)?;
+/// Reads the header of a file, and what else its first page says; the last page only where the first one has no
+/// valid header.
+pub(crate) fn read_header(file: &dyn StorageFile) -> std::io::Result<([Decoded; 2], Marks)> {
+    let mut copies = [Decoded::Invalid, Decoded::Invalid];
+    if file.size() < 2 * PAGE {
+        return Ok((copies, Marks::default()));
     }
-    Ok([Header::decode(&first), Header::decode(&second)])
+    let mut page = [0; PAGE_LEN];
+    for (copy, offset) in copies.iter_mut().zip([0, file.size() - PAGE]) {
+        file.read_at(offset, &mut page)?;
+        *copy = page.first_chunk().map_or(Decoded::Invalid, Header::decode);
+        if let Decoded::Valid(header) = copy {
+            // Those of the first page, or of the last one, where that is the one to go by.
+            let marks = Marks::decode(&page, header);
+            return Ok((copies, marks));
+        }
+    }
+    Ok((copies, Marks::default()))
 }
 
 /// Removes a half-made file. The error that made it half-made is the one to tell; what stays is

@@ -8,7 +8,7 @@ use crate::format::name::{self, Kind};
 use crate::format::segment::{Decoded, Header, MIN_SEGMENT};
 use crate::format::{FORMAT_VERSION, PAGE, slot};
 use crate::io::{Entry, Storage, StorageFile};
-use crate::log::{Segment, read_header};
+use crate::log::{Marks, Segment, read_header};
 use crate::report::{CheckpointState, RecoveryReport};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -40,7 +40,17 @@ pub(crate) struct Found {
 const MAX_ORDINAL: u64 = 1 << 62;
 
 /// A file whose header is readable.
-type Candidate = (String, Header, Arc<dyn StorageFile>);
+#[derive(Debug)]
+struct Candidate {
+    name: String,
+    header: Header,
+    marks: Marks,
+    file: Arc<dyn StorageFile>,
+}
+
+/// Segments are read by several threads where there are more than so many for each.
+const SEGMENTS_PER_THREAD: usize = 32;
+const MOST_THREADS: usize = 8;
 
 impl Found {
     /// Reads headers and checkpoint. Writes nothing.
@@ -99,7 +109,7 @@ impl Found {
         storage: &dyn Storage,
         entries: Vec<Entry>,
     ) -> Result<Vec<Candidate>> {
-        let mut candidates = Vec::new();
+        let mut names = Vec::new();
         for Entry { name, is_file } in entries {
             let ordinal = name::ordinal(&name).filter(|&ordinal| ordinal < MAX_ORDINAL);
             self.largest_ordinal = self.largest_ordinal.max(ordinal.unwrap_or(0));
@@ -107,47 +117,23 @@ impl Found {
                 Kind::Own => {}
                 Kind::Foreign => self.ignore(&name, "not a file of keepq"),
                 Kind::Temporary if is_file => self.leftovers.push(name),
-                Kind::Segment if is_file => {
-                    if let Some((header, file)) = self.read_segment(storage, &name)? {
-                        candidates.push((name, header, file));
-                    }
-                }
+                Kind::Segment if is_file => names.push(name),
                 Kind::Temporary | Kind::Segment => self.ignore(&name, "not a regular file"),
             }
         }
-        Ok(candidates)
-    }
-
-    fn read_segment(
-        &mut self,
-        storage: &dyn Storage,
-        name: &str,
-    ) -> Result<Option<(Header, Arc<dyn StorageFile>)>> {
-        let wrap = |error| Error::io("read header", &storage.path(name), 0, error);
-        let file = storage.open(name).map_err(wrap)?;
-        let copies = read_header(&*file).map_err(wrap)?;
-        for copy in &copies {
-            if let Decoded::Newer { version, sure: true } = copy {
-                return Err(unsupported(*version));
+        let mut candidates = Vec::new();
+        for (name, read) in read_all(storage, names) {
+            match read? {
+                Ok((header, marks, file)) => {
+                    candidates.push(Candidate { name, header, marks, file });
+                }
+                Err(reason) => {
+                    self.unreadable += 1;
+                    self.ignore(&name, reason);
+                }
             }
         }
-        if let [Decoded::Newer { version, .. }, Decoded::Newer { version: other, .. }] = copies
-            && version == other
-        {
-            return Err(unsupported(version));
-        }
-        let valid = copies.into_iter().find_map(|copy| match copy {
-            Decoded::Valid(header) => Some(header),
-            Decoded::Newer { .. } | Decoded::Invalid => None,
-        });
-        let reason = match valid {
-            Some(header) if is_whole(&header, file.size()) => return Ok(Some((header, file))),
-            Some(_) => "its size or number is not possible",
-            None => "no readable header",
-        };
-        self.unreadable += 1;
-        self.ignore(name, reason);
-        Ok(None)
+        Ok(candidates)
     }
 
     /// The queue that CHECKPOINT belongs to, if a segment does, too; else the one that most segments
@@ -155,12 +141,12 @@ impl Found {
     fn choose_queue(&mut self, candidates: &[Candidate]) -> Result<()> {
         let hint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.queue_id);
         let mut counts: BTreeMap<[u8; 16], usize> = BTreeMap::new();
-        for (_, header, _) in candidates {
+        for Candidate { header, .. } in candidates {
             *counts.entry(header.queue_id).or_default() += 1;
         }
         let hinted = hint.filter(|id| counts.contains_key(id));
         let most = counts.values().copied().max().unwrap_or(0);
-        let common = candidates.iter().map(|(_, header, _)| header);
+        let common = candidates.iter().map(|candidate| &candidate.header);
         let common = common.filter(|header| counts.get(&header.queue_id) == Some(&most));
         let oldest = common.min_by_key(|header| header.ordinal).map(|header| header.queue_id);
         self.queue_id = match hinted.or(oldest).or(hint) {
@@ -193,8 +179,9 @@ impl Found {
 
     fn keep(&mut self, storage: &dyn Storage, candidates: Vec<Candidate>) -> Result<()> {
         let mut kept: BTreeMap<u64, Candidate> = BTreeMap::new();
-        for (name, header, file) in candidates {
-            let ordinal = header.ordinal;
+        for candidate in candidates {
+            let Candidate { name, header, .. } = &candidate;
+            let (name, ordinal) = (name.clone(), header.ordinal);
             if header.queue_id != self.queue_id {
                 self.ignore(&name, "a segment of another queue");
                 continue;
@@ -206,20 +193,20 @@ impl Found {
                 continue;
             }
             let right_name = name == name::segment(ordinal);
-            match kept.get(&ordinal).map(|(other, ..)| other.clone()) {
+            match kept.get(&ordinal).map(|other| other.name.clone()) {
                 Some(other) if !right_name => self.ignore(&name, copy_of(&other)),
                 Some(other) => {
                     self.ignore(&other, copy_of(&name));
-                    kept.insert(ordinal, (name, header, file));
+                    kept.insert(ordinal, candidate);
                 }
                 None => {
-                    kept.insert(ordinal, (name, header, file));
+                    kept.insert(ordinal, candidate);
                 }
             }
         }
-        for (name, header, file) in kept.into_values() {
+        for Candidate { name, header, marks, file } in kept.into_values() {
             let is_compacted = header.sources > 0;
-            let segment = Segment::found(storage, name.clone(), header, file);
+            let segment = Segment::found(storage, name.clone(), header, marks, file);
             if !is_compacted {
                 self.segments.push(Arc::new(segment));
             } else if let Some(compacted) = Compacted::read(segment)? {
@@ -233,6 +220,55 @@ impl Found {
         self.segments.sort_by_key(|segment| (segment.header.epoch, segment.header.ordinal));
         Ok(())
     }
+}
+
+/// A segment's header, what else stands beside it, and its file; or why it cannot be used.
+type ReadSegment = std::result::Result<(Header, Marks, Arc<dyn StorageFile>), &'static str>;
+
+/// Reads the headers of all these files, in order; several at a time, because each may have to wait for the disk.
+fn read_all(storage: &dyn Storage, names: Vec<String>) -> Vec<(String, Result<ReadSegment>)> {
+    let read = |names: &[String]| -> Vec<Result<ReadSegment>> {
+        names.iter().map(|name| read_segment(storage, name)).collect()
+    };
+    let per_thread = names.len().div_ceil(MOST_THREADS).max(SEGMENTS_PER_THREAD);
+    let all: Vec<_> = if names.len() <= per_thread {
+        read(&names)
+    } else {
+        std::thread::scope(|scope| {
+            let parts: Vec<_> =
+                names.chunks(per_thread).map(|part| (part, scope.spawn(|| read(part)))).collect();
+            // A thread that could not go on leaves its part to this one.
+            let ended = parts.into_iter().map(|(part, thread)| thread.join().unwrap_or_else(|_| read(part)));
+            ended.flatten().collect()
+        })
+    };
+    names.into_iter().zip(all).collect()
+}
+
+fn read_segment(storage: &dyn Storage, name: &str) -> Result<ReadSegment> {
+    let wrap = |error| Error::io("read header", &storage.path(name), 0, error);
+    let file = storage.open(name).map_err(wrap)?;
+    let (copies, marks) = read_header(&*file).map_err(wrap)?;
+    file.release();
+    for copy in &copies {
+        if let Decoded::Newer { version, sure: true } = copy {
+            return Err(unsupported(*version));
+        }
+    }
+    if let [Decoded::Newer { version, .. }, Decoded::Newer { version: other, .. }] = copies
+        && version == other
+    {
+        return Err(unsupported(version));
+    }
+    let valid = copies.into_iter().find_map(|copy| match copy {
+        Decoded::Valid(header) => Some(header),
+        Decoded::Newer { .. } | Decoded::Invalid => None,
+    });
+    Ok(match valid {
+        Some(header) if is_whole(&header, file.size()) => Ok((header, marks, file)),
+        Some(_) => Err("its size or number is not possible"),
+        None => Err("no readable header"),
+    })
 }
 
 fn copy_of(_kept: &str) -> &'static str {
