@@ -34,50 +34,35 @@ struct Case {
     /// One in so many is not acked; 0: none was handed out.
     kept: u64,
     delayed: u64,
+    is_compacted: bool,
 }
 
+const MIB: u64 = 1 << 20;
+
 const CASES: [Case; 6] = [
-    Case { name: "empty", messages: 0, segment_bytes: 64 << 20, kept: 0, delayed: 0 },
+    case("empty", 0, 64 * MIB, 0, 0),
+    case("10 million waiting", 10_000_000, 64 * MIB, 0, 0),
+    case("1 in 1,000 of them left", 10_000_000, 64 * MIB, 1000, 0),
     Case {
-        name: "10 million waiting",
-        messages: 10_000_000,
-        segment_bytes: 64 << 20,
-        kept: 0,
-        delayed: 0,
+        is_compacted: false,
+        ..case("the same, never compacted", 10_000_000, 64 * MIB, 1000, 0)
     },
-    Case {
-        name: "1 in 1,000 of them left",
-        messages: 10_000_000,
-        segment_bytes: 64 << 20,
-        kept: 1000,
-        delayed: 0,
-    },
-    Case {
-        name: "the same, not compacted",
-        messages: 10_000_000,
-        segment_bytes: 64 << 20,
-        kept: 1000,
-        delayed: 0,
-    },
-    Case {
-        name: "100,000 delayed besides",
-        messages: 10_000_000,
-        segment_bytes: 64 << 20,
-        kept: 0,
-        delayed: 100_000,
-    },
-    Case {
-        name: "1,000 segments",
-        messages: 7_000_000,
-        segment_bytes: 1 << 20,
-        kept: 0,
-        delayed: 0,
-    },
+    case("100,000 delayed before them", 10_000_000, 64 * MIB, 0, 100_000),
+    case("1,000 segments", 7_000_000, MIB, 0, 0),
 ];
 
+const fn case(
+    name: &'static str,
+    messages: u64,
+    segment_bytes: u64,
+    kept: u64,
+    delayed: u64,
+) -> Case {
+    Case { name, messages, segment_bytes, kept, delayed, is_compacted: true }
+}
+
 fn options(case: Case) -> Options {
-    let compaction =
-        if case.name.contains("not compacted") { Compaction::off() } else { Compaction::default() };
+    let compaction = if case.is_compacted { Compaction::default() } else { Compaction::off() };
     Queue::options()
         .segment_bytes(case.segment_bytes)
         .durability(Durability::Os)
@@ -108,7 +93,12 @@ fn fill(case: Case, path: &Path) {
         }
     }
     // Meanwhile the background syncs full segments, and compacts.
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(4));
+    for _ in 0..20 {
+        if case.kept > 0 && case.is_compacted && queue.stats().segments() > 2 {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
     std::process::abort();
 }
 
@@ -156,7 +146,11 @@ fn main() {
         let (case, what) = task.split_once(' ').unwrap();
         let case = CASES[case.parse::<usize>().unwrap()];
         let path = std::env::args_os().nth(1).unwrap();
-        if what == "fill" { fill(case, path.as_ref()) } else { open(case, path.as_ref()) }
+        if what == "fill" {
+            fill(case, path.as_ref())
+        } else {
+            open(case, path.as_ref())
+        }
         return;
     }
     println!("| left by a kill | segments | open, warm | open, cold | first pop | memory |");

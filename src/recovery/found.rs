@@ -238,7 +238,9 @@ fn read_all(storage: &dyn Storage, names: Vec<String>) -> Vec<(String, Result<Re
             let parts: Vec<_> =
                 names.chunks(per_thread).map(|part| (part, scope.spawn(|| read(part)))).collect();
             // A thread that could not go on leaves its part to this one.
-            let ended = parts.into_iter().map(|(part, thread)| thread.join().unwrap_or_else(|_| read(part)));
+            let ended = parts
+                .into_iter()
+                .map(|(part, thread)| thread.join().unwrap_or_else(|_| read(part)));
             ended.flatten().collect()
         })
     };
