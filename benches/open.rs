@@ -147,9 +147,9 @@ fn main() {
         let case = CASES[case.parse::<usize>().unwrap()];
         let path = std::env::args_os().nth(1).unwrap();
         if what == "fill" {
-            fill(case, path.as_ref())
+            fill(case, path.as_ref());
         } else {
-            open(case, path.as_ref())
+            open(case, path.as_ref());
         }
         return;
     }

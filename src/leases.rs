@@ -127,6 +127,12 @@ impl Leases {
         Some(Ended { place, expired })
     }
 
+    /// What a lease knows of its message, and whether it has run out; `None` if it has ended.
+    #[inline]
+    pub(crate) fn place(&self, ticket: Ticket) -> Option<(Place, bool)> {
+        self.known(ticket).map(|(state, place)| (place, state == State::Expired))
+    }
+
     /// Ends the lease of a message that ran out, if there is one: the message is handed out again, or
     /// settled.
     pub(crate) fn end_expired(&mut self, seq: u64) {

@@ -110,8 +110,8 @@ impl Found {
         for compacted in &self.compacted {
             let part = compacted.part();
             newest_time = newest_time.max(part.base_time);
-            let is_behind = |other: &Part| other.count > 0 && other.first_seq > part.first_seq;
-            let at = parts.iter().position(is_behind).unwrap_or(parts.len());
+            let is_before = |other: &Part| other.count > 0 && other.first_seq < part.first_seq;
+            let at = parts.iter().rposition(is_before).map_or(0, |before| before + 1);
             parts.insert(at, part);
         }
         report.was_closed = run_ended.is_some() || self.segments.is_empty();
@@ -179,7 +179,7 @@ impl Reconciled {
         // durable in its parents.
         let is_new = found.checkpoint.is_none();
         let last = parts.iter().rev().find(|part| part.count > 0);
-        let unaccounted = unaccounted(&found, &parts, next_seq, &report);
+        let unaccounted = unaccounted(&found, &parts, next_seq, &report)?;
         Ok(Log {
             unaccounted,
             queue_id: found.queue_id,
@@ -202,7 +202,12 @@ impl Reconciled {
 
 /// Numbers below `next_seq` that no part has and that were not settled: what CHECKPOINT lists, all
 /// that came after it and is not here, and what is damaged. Without CHECKPOINT, all that is not here.
-fn unaccounted(found: &Found, parts: &[Part], next_seq: u64, report: &RecoveryReport) -> Ranges {
+fn unaccounted(
+    found: &Found,
+    parts: &[Part],
+    next_seq: u64,
+    report: &RecoveryReport,
+) -> Result<Ranges> {
     let checkpoint = found.checkpoint.as_ref();
     let (mut ranges, accounted) = match checkpoint {
         Some(Checkpoint { unaccounted, accounted, .. }) => (unaccounted.clone(), *accounted),
@@ -217,6 +222,9 @@ fn unaccounted(found: &Found, parts: &[Part], next_seq: u64, report: &RecoveryRe
     for part in parts.iter().filter(|part| part.count > 0) {
         ranges.insert(end, part.first_seq - 1);
         end = end.max(part.end_seq());
+        if checkpoint.is_none() && part.segment.sources.is_some() {
+            insert_gaps(&mut ranges, part)?;
+        }
     }
     ranges.insert(end, next_seq - 1);
     // A segment that has fewer records than when it was listed, or is gone, was damaged since; an
@@ -236,5 +244,19 @@ fn unaccounted(found: &Found, parts: &[Part], next_seq: u64, report: &RecoveryRe
     lost.for_each(|damage| ranges.insert(damage.first, damage.last));
     // They are given out now.
     ranges.cut(next_seq);
-    ranges
+    Ok(ranges)
+}
+
+/// Puts in the numbers in between those that a compacted segment has: settled or lost, and nothing says which.
+fn insert_gaps(ranges: &mut Ranges, part: &Part) -> Result<()> {
+    const STEP: u32 = 4096;
+    let mut next = part.first_seq;
+    for from in (0..part.count).step_by(4096) {
+        let number = STEP.min(part.count - from);
+        for seq in part.segment.read_seqs(from, number, part.first_seq)?.flatten() {
+            ranges.insert(next, seq.saturating_sub(1));
+            next = seq + 1;
+        }
+    }
+    Ok(())
 }

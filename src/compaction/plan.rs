@@ -18,6 +18,8 @@ pub(crate) struct Piece {
     pub(crate) records: u64,
     /// Whether it may be copied now.
     pub(crate) is_free: bool,
+    /// Whether it cannot be copied behind others.
+    pub(crate) starts: bool,
 }
 
 /// What a copy may be like.
@@ -58,7 +60,9 @@ pub(crate) fn choose(pieces: &[Piece], limits: &Limits) -> Option<Choice> {
     for first in 0..pieces.len() {
         let (mut before, mut record_bytes, mut records) = (0, 0, 0);
         let free = pieces.iter().enumerate().skip(first).take(MAX_SOURCES);
-        for (at, piece) in free.take_while(|(_, piece)| piece.is_free) {
+        for (at, piece) in
+            free.take_while(|(at, piece)| piece.is_free && (!piece.starts || *at == first))
+        {
             before += piece.size;
             record_bytes += piece.record_bytes;
             records += piece.records;
@@ -86,7 +90,7 @@ mod tests {
     const HALF: Limits = Limits { live_percent: 50, most_bytes: 64 * MIB };
 
     fn piece(size: u64, records: u64) -> Piece {
-        Piece { size, record_bytes: records * 128, records, is_free: true }
+        Piece { size, record_bytes: records * 128, records, is_free: true, starts: false }
     }
 
     #[test]
@@ -99,6 +103,8 @@ mod tests {
         let busy = Piece { is_free: false, ..sparse };
         assert_eq!(choose(&[sparse, busy, busy], &HALF).unwrap().pieces, 0..1);
         assert_eq!(choose(&[busy, busy], &HALF), None);
+        let other = Piece { starts: true, ..sparse };
+        assert_eq!(choose(&[sparse, other, sparse, sparse], &HALF).unwrap().pieces, 1..4);
     }
 
     #[test]
@@ -137,7 +143,7 @@ mod tests {
                 match what {
                     0..=2 => {
                         pushed += segment;
-                        pieces.push(Piece { size: segment, record_bytes: 300 * 184, records: 300, is_free: true });
+                        pieces.push(Piece { size: segment, record_bytes: 300 * 184, records: 300, is_free: true, starts: false });
                     }
                     3..=5 if !pieces.is_empty() => {
                         let len = pieces.len();
@@ -151,7 +157,8 @@ mod tests {
                         while let Some(choice) = choose(&pieces, &limits) {
                             written += choice.after;
                             let Choice { after, record_bytes, records, .. } = choice;
-                            let copy = Piece { size: after, record_bytes, records, is_free: true };
+                            let copy =
+                                Piece { size: after, record_bytes, records, is_free: true, starts: false };
                             pieces.splice(choice.pieces, [copy]);
                             prop_assert!(written <= pushed, "{} {}", written, pushed);
                         }

@@ -44,16 +44,8 @@ impl Deliver {
     /// Ends a delivery as its holder says.
     pub(super) fn settle(&mut self, ticket: Ticket, seq: u64, answer: &Answer) -> Result<Settled> {
         self.check_open()?;
-        let ended = self.leases.end(ticket).ok_or(Error::LeaseExpired { seq: Seq(seq) })?;
-        let found = self.find_place(ended.place);
-        let found = found.inspect_err(|_| self.give_back(ended.place))?;
-        let Some((at, place)) = found else { return Err(Error::Closed) };
-        let ended = Ended { place, ..ended };
-        if ended.expired.is_some() {
-            self.take_out(at, &ended);
-        } else {
-            self.tracks[at].leased -= 1;
-        }
+        let ended = self.end_lease(ticket)?;
+        let (at, place) = ended.ok_or(Error::LeaseExpired { seq: Seq(seq) })?;
         self.changes += 1;
         self.tracks[at].note_change(place.index);
         let before = self.dying.count();
@@ -75,6 +67,25 @@ impl Deliver {
         result?;
         let is_done = self.tracks[at].is_done();
         Ok(Settled { is_done, is_dying: self.dying.count() > before })
+    }
+
+    /// Ends a lease; `None` if it has ended already. Tells where its message is now: from here on in no place.
+    fn end_lease(&mut self, ticket: Ticket) -> Result<Option<(usize, Place)>> {
+        let Some((place, has_expired)) = self.leases.place(ticket) else { return Ok(None) };
+        let found = self.find_place(place).inspect_err(|_| {
+            // What was out goes back, to be looked up again; its segment is kept for this run.
+            if !has_expired {
+                self.leases.end(ticket);
+                self.give_back(place);
+            }
+        })?;
+        let Some(ended) = self.leases.end(ticket) else { return Ok(None) };
+        let Some((at, place)) = found else { return Err(Error::Closed) };
+        match ended.expired {
+            None => self.tracks[at].leased -= 1,
+            Some(_) => self.take_out(at, &Ended { place, ..ended }),
+        }
+        Ok(Some((at, place)))
     }
 
     /// Takes a message whose lease had run out from where it is.
@@ -162,11 +173,15 @@ impl Deliver {
     pub(super) fn end_overdue_leases(&mut self) {
         let now = self.clock.now();
         while let Some((ticket, place)) = self.leases.overdue(now) {
-            // What cannot be looked up now can be later; until then it is not handed out.
-            let Ok(found) = self.find_place(place) else { break };
             self.news.returned = true;
             self.counts.lease_expired += 1;
             self.changes += 1;
+            let Ok(found) = self.find_place(place) else {
+                // To be looked up again; its segment is kept for this run.
+                self.give_back(place);
+                self.leases.expire(ticket, 0);
+                continue;
+            };
             let Some((at, place)) = found else {
                 self.leases.end(ticket);
                 continue;
@@ -195,10 +210,10 @@ impl Deliver {
             return Ok(());
         }
         let deadline = self.clock.after(self.clock.coarse(), clock::millis(time));
+        let Some((place, has_expired)) = self.leases.place(ticket) else { return Err(expired) };
+        let found = if has_expired { self.find_place(place)? } else { None };
         let ended = self.leases.extend(ticket, deadline).ok_or(expired)?;
-        if ended.expired.is_some()
-            && let Some((at, place)) = self.find_place(ended.place)?
-        {
+        if let Some((at, place)) = found {
             self.take_out(at, &Ended { place, ..ended });
             self.tracks[at].leased += 1;
         }
@@ -207,21 +222,17 @@ impl Deliver {
 
     /// A leased message turned out not to be due: its record says so, and its slot did not.
     pub(super) fn put_off(&mut self, leased: &Leased, due: u64) -> Result<()> {
-        let Some(place) = self.take_back_unseen(leased)? else { return Ok(()) };
-        if let Some((at, place)) = self.find_place(place)? {
-            let given = due.saturating_sub(leased.pushed_at);
-            self.schedule.put(due, place.seq);
-            let released = Place { attempts: place.attempts - 1, ..place };
-            self.store_delay(at, place.index, Delay { due, given })?;
-            self.tracks[at].map()?.store_slot(place.index, owed_slot(&released))?;
-        }
-        Ok(())
+        let Some((at, place)) = self.take_back_unseen(leased)? else { return Ok(()) };
+        let given = due.saturating_sub(leased.pushed_at);
+        self.schedule.put(due, place.seq);
+        let released = Place { attempts: place.attempts - 1, ..place };
+        self.store_delay(at, place.index, Delay { due, given })?;
+        self.tracks[at].map()?.store_slot(place.index, owed_slot(&released))
     }
 
     /// The time of a leased message turned out to be over.
     pub(super) fn expire(&mut self, leased: &Leased) -> Result<()> {
-        let Some(place) = self.take_back_unseen(leased)? else { return Ok(()) };
-        let Some((at, place)) = self.find_place(place)? else { return Ok(()) };
+        let Some((at, place)) = self.take_back_unseen(leased)? else { return Ok(()) };
         let moves = self.policy.expired == crate::options::Expired::DeadLetter;
         let ended = if moves && self.policy.has_dead_letters {
             // This time it was not handed out.
@@ -234,21 +245,13 @@ impl Deliver {
     }
 
     /// Ends a lease whose message nobody has seen.
-    pub(super) fn take_back_unseen(&mut self, leased: &Leased) -> Result<Option<Place>> {
+    pub(super) fn take_back_unseen(&mut self, leased: &Leased) -> Result<Option<(usize, Place)>> {
         // It may have run out while its payload was copied, and be back, or somebody else's.
-        let Some(ended) = self.leases.end(leased.ticket) else { return Ok(None) };
-        let place = ended.place;
-        let found = self.find_place(place).inspect_err(|_| self.give_back(place))?;
-        if let Some((at, place)) = found {
-            match ended.expired {
-                None => self.tracks[at].leased -= 1,
-                Some(_) => self.take_out(at, &Ended { place, ..ended }),
-            }
-        }
+        let Some(found) = self.end_lease(leased.ticket)? else { return Ok(None) };
         self.counts.popped -= 1;
-        self.counts.redelivered -= u64::from(place.attempts > 1);
+        self.counts.redelivered -= u64::from(leased.attempts > 1);
         self.news.returned = true;
-        Ok(Some(place))
+        Ok(Some(found))
     }
 
     /// A slot that was unsettled is settled now.

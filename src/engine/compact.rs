@@ -81,7 +81,7 @@ pub(crate) struct Done {
 impl Engine {
     /// One step in the background, if it is time for one; tells when the next one may be due.
     pub(super) fn compact_in_background(&self) -> Result<Option<Duration>> {
-        if !self.options.compaction.is_on {
+        if !self.options.compaction.is_on || self.check_open().is_err() {
             return Ok(None);
         }
         // Somebody is at it who will not rest.
@@ -139,7 +139,11 @@ impl Engine {
             replaced: done.replaced,
         };
         let dead = self.open_dead_letters().map_or(Ok(Compacted::default()), |dead| dead.compact());
-        Ok(own + dead?)
+        match dead {
+            // By its own handle.
+            Err(Error::Closed) => Ok(own),
+            dead => dead.map(|dead| own + dead),
+        }
     }
 
     /// Copies what is worth it until nothing is, or so many copies are made.
@@ -189,7 +193,14 @@ impl Engine {
                 self.give_up(job.run, None);
                 Ok(Some(used))
             }
+            Ok((Step::Done(count), used)) if !self.is_worth_it(&job.run, count) => {
+                // Settled meanwhile; or what did not fit makes a difference.
+                self.start_with(job.run.sources().get(count));
+                self.give_up(job.run, None);
+                Ok(Some(used))
+            }
             Ok((Step::Done(count), used)) => {
+                self.start_with(job.run.sources().get(count));
                 self.finish_copy(job.run, count, done)?;
                 // What it was made from goes, as far as it can: what cannot goes later.
                 self.health.note_background(self.let_segments_go());
@@ -199,6 +210,23 @@ impl Engine {
                 self.give_up(job.run, None);
                 Err(error)
             }
+        }
+    }
+
+    /// Whether a copy of the first `count` sources of a run has anything in it, and gives back what it is to.
+    fn is_worth_it(&self, run: &Run, count: usize) -> bool {
+        let before: u64 =
+            run.sources().iter().take(count).map(|source| source.segment.header.size).sum();
+        let percent = self.options.compaction.live_percent;
+        run.copy().progress().count > 0 && run.copy().size() * 100 <= before * percent
+    }
+
+    /// This one does not fit behind others: from here on a copy may start with it, and not go over it.
+    fn start_with(&self, source: Option<&Source>) {
+        let mut deliver = self.deliver.lock();
+        let track = source.and_then(|source| deliver.track(source.segment.header.ordinal));
+        if let Some(track) = track {
+            track.outlook.starts_copy = true;
         }
     }
 
@@ -296,6 +324,7 @@ impl Engine {
         self.supply.lock().compacting = None;
         if discarded.is_ok() {
             self.space.undo(size);
+            self.space.room.wake_all();
             return;
         }
         let name = crate::format::name::temporary(ordinal);
@@ -331,7 +360,17 @@ impl Engine {
         let seq_limit = self.supply.lock().seq_limit;
         let made = run.finish(&*self.storage, count, seq_limit);
         let switched = match made {
-            Ok(made) => self.switch(&sources[..count], &made).map(|messages| (made, messages)),
+            Ok(made) => match self.switch(&sources[..count], &made) {
+                Ok(messages) => Ok((made, messages)),
+                Err(error) => {
+                    // Should it stay, it is merged with its sources, or deleted, at the next open.
+                    match self.storage.remove(&made.segment.name) {
+                        Ok(()) => self.space.undo(size),
+                        Err(_) => upkeep.leave(made.segment.name.clone(), size),
+                    }
+                    Err(error)
+                }
+            },
             Err(error) => {
                 // What has its name is removed again, and else nothing of it is there.
                 self.space.undo(size);
@@ -347,17 +386,15 @@ impl Engine {
         done.replaced += wide(count);
         done.messages += messages;
         done.written += size;
-        let replaced = sources.into_iter().take(count);
-        let replaced = replaced.map(|source| (source.segment, source.count)).collect();
-        upkeep.replace(Arc::clone(&made.segment), replaced);
+        let replaced = sources.into_iter().take(count).map(|source| source.segment);
+        upkeep.replace(Arc::clone(&made.segment), replaced.collect());
         Ok(())
     }
 
-    /// Brings the copy up to date, and lets it take the place of its sources; tells how many messages it has. If
-    /// that fails, the copy is removed.
+    /// Brings the copy up to date, and lets it take the place of its sources; tells how many messages it has.
     fn switch(&self, sources: &[Source], made: &Finished) -> Result<u64> {
         let segment = Arc::clone(&made.segment);
-        let switched = segment.map(Access::Commits).and_then(|region| {
+        segment.map(Access::Commits).and_then(|region| {
             let mapped = Arc::new(Mapped { segment: Arc::clone(&segment), region });
             let tickets = Arc::clone(&self.deliver.lock().maps.tickets);
             let mut copy = Track::copied(mapped, made, &tickets);
@@ -378,14 +415,7 @@ impl Engine {
             // Unmapped outside of the lock.
             drop(replaced);
             Ok(u64::from(made.count))
-        });
-        if switched.is_err() {
-            // The first error is the one to tell. Should the file stay, it is merged at the next open.
-            if self.storage.remove(&segment.name).is_ok() {
-                self.space.undo(segment.header.size);
-            }
-        }
-        switched
+        })
     }
 
     /// Brings some slots of a copy up to date.

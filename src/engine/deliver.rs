@@ -255,7 +255,8 @@ impl Deliver {
         let tracks = std::mem::take(&mut self.tracks).into_iter();
         let can_go = |track: &Track| {
             let is_synced = !track.is_dirty && is_synced(&track.segment);
-            let is_free = track.changed.is_none() && track.ordinal() != newest;
+            let is_free = track.changed.is_none() && !track.outlook.has_sources;
+            let is_free = is_free && track.ordinal() != newest;
             track.is_done() && is_synced && is_free
         };
         let (done, kept): (Vec<Track>, Vec<Track>) = tracks.partition(can_go);

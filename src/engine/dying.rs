@@ -294,7 +294,7 @@ impl Engine {
         let Some(payload_start) = header.verify(&body) else {
             let mut deliver = self.deliver.lock();
             let lost = deliver.find_place(place).and_then(|found| match found {
-                Some((at, place)) => deliver.lose(at, place.index, place.offset),
+                Some((at, place)) => deliver.lose_if_owed(at, place.index, place.offset),
                 None => Ok(()),
             });
             if lost.is_ok() {

@@ -55,11 +55,9 @@ impl Deliver {
 
     /// The payload of a leased message turned out to be damaged.
     pub(super) fn lose_leased(&mut self, leased: &Leased) -> Result<()> {
-        if let Some(place) = self.take_back_unseen(leased)?
-            && let Some((at, place)) = self.find_place(place)?
-        {
+        if let Some((at, place)) = self.take_back_unseen(leased)? {
             let Place { index, offset, .. } = place;
-            let lost = self.lose(at, index, offset);
+            let lost = self.lose_if_owed(at, index, offset);
             if lost.is_err() {
                 self.returned.insert(place.seq, place);
             }

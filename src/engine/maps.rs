@@ -66,8 +66,9 @@ impl Deliver {
         mapped.sort_unstable_by_key(|track| track.mapped_at);
         for track in mapped.into_iter().take(too_many) {
             track.mapped = None;
-            // Should that fail, it stays open, and the next round of syncs tells.
-            if !track.is_dirty || track.segment.sync().is_ok() {
+            // Its records may not be synced either. Should it fail, it stays open, and the next round of syncs
+            // tells.
+            if track.segment.sync().is_ok() {
                 track.is_dirty = false;
                 track.segment.release();
             }

@@ -60,7 +60,7 @@ impl Deliver {
                 && (haste == Haste::Now || track.outlook.not_before <= now)
                 && !is_unsynced(track.ordinal());
             if !is_whole {
-                return Piece { size, record_bytes: 0, records: 0, is_free: false };
+                return Piece { size, record_bytes: 0, records: 0, is_free: false, starts: false };
             }
             track.look(now);
             let records = u64::from(track.count.unwrap_or(0).saturating_sub(track.settled));
@@ -74,7 +74,8 @@ impl Deliver {
                 Haste::Now => true,
                 Haste::Small => size <= FIRST_SEGMENT,
             };
-            Piece { size, record_bytes, records, is_free }
+            let starts = track.outlook.starts_copy;
+            Piece { size, record_bytes, records, is_free, starts }
         });
         pieces.collect()
     }
@@ -146,7 +147,8 @@ impl Deliver {
     /// in somebody's hands, is not.
     fn lose_copied(&mut self, at: usize, index: u32, offset: u64) -> Result<()> {
         let slot = self.tracks[at].map()?.slot(index)?;
-        let is_out = slot.is_some_and(|slot| slot.state == State::Delivered);
+        let is_out =
+            slot.is_some_and(|slot| [State::Delivered, State::Transient].contains(&slot.state));
         if is_out && self.tracks[at].leased > 0 {
             let path = self.tracks[at].segment.path.clone();
             let reason = "a message that may be in flight is damaged; once it is answered, its segment can be \

@@ -41,12 +41,14 @@ impl Deliver {
             return unknown;
         }
         let has_it = |track: &&mut super::track::Track| seq < track.end_seq(published);
-        let at = self.position_of_seq(seq);
-        let Some(track) = at.and_then(|at| self.tracks.get_mut(at)).filter(has_it) else {
+        let at = self.position_of_seq(seq).unwrap_or(0);
+        let has_it = |track: &&mut super::track::Track| track.first_seq <= seq && has_it(track);
+        let Some(track) = self.tracks.get_mut(at).filter(has_it) else {
             return if self.losses.unaccounted.contains(seq) { unknown } else { Ok(true) };
         };
-        // What a copy does not have was settled before it was made.
+        // What a copy does not have was settled before it was made, unless its number is lost.
         let Some(index) = track.index_of(seq)? else {
+            self.count_all_of(at)?;
             return if self.losses.unaccounted.contains(seq) { unknown } else { Ok(true) };
         };
         let is_old = self.run.is_old(seq);

@@ -69,6 +69,8 @@ pub(super) struct Outlook {
     pub(super) tell_at: u32,
     /// What it was made from may not be gone for good.
     pub(super) has_sources: bool,
+    /// It cannot be copied behind others.
+    pub(super) starts_copy: bool,
 }
 
 impl Track {

@@ -17,8 +17,9 @@ use crate::recovery::Log;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// A segment that is not needed any more, with the number of its slots.
-type Left = (Arc<Segment>, u32);
+/// A segment that is not needed any more. With the number of its slots, it can be used again; without, somebody may
+/// still read from it.
+type Left = (Arc<Segment>, Option<u32>);
 
 /// What is to be tidied.
 #[derive(Debug)]
@@ -40,7 +41,7 @@ impl Upkeep {
     pub(super) fn new(log: Log) -> Self {
         let Log { checkpoint, leftovers, queue_id, replaced, .. } = log;
         let leftovers = leftovers.into_iter().map(|name| (name, 0)).collect();
-        let counted = |source: Source| (source.segment, source.count);
+        let counted = |source: Source| (source.segment, None);
         let replaced = replaced.into_iter().map(|replaced| {
             let sources = replaced.sources.into_iter().map(counted).collect();
             (replaced.copy.segment, sources)
@@ -61,9 +62,10 @@ impl Upkeep {
         self.leftovers.push((name, bytes));
     }
 
-    /// From here on a copy counts, and what it was made from, with the number of their slots, does not.
-    pub(super) fn replace(&mut self, copy: Arc<Segment>, sources: Vec<Left>) {
-        self.replaced.push((copy, sources));
+    /// From here on a copy counts, and what it was made from does not. Payloads may still be copied out of that.
+    pub(super) fn replace(&mut self, copy: Arc<Segment>, sources: Vec<Arc<Segment>>) {
+        let sources = sources.into_iter().map(|source| (source, None));
+        self.replaced.push((copy, sources.collect()));
     }
 }
 
@@ -80,6 +82,8 @@ impl Engine {
     pub(super) fn drop_idle_maps(&self) {
         let idle = self.deliver.lock().take_idle_maps();
         drop(idle);
+        // While this leads, nobody takes the answers in them for synced, or lets one of them go.
+        let lead = self.lead_when_free();
         let held = self.deliver.lock().take_held_open();
         for segment in held {
             if let Err(error) = segment.sync() {
@@ -87,6 +91,7 @@ impl Engine {
                 return;
             }
         }
+        drop(lead);
         let clean = self.deliver.lock().unmapped_and_clean(|last_seq| self.is_durable(last_seq));
         for segment in clean {
             segment.release();
@@ -180,7 +185,7 @@ impl Engine {
         let done = self.deliver.lock().take_done(is_synced);
         drop((append, lead));
         let done = done.into_iter().map(|Track { segment, count, .. }| (segment, count));
-        upkeep.done.extend(done.map(|(segment, count)| (segment, count.unwrap_or(0))));
+        upkeep.done.extend(done.map(|(segment, count)| (segment, Some(count.unwrap_or(0)))));
         Ok(())
     }
 
@@ -255,15 +260,14 @@ impl Engine {
         &self,
         upkeep: &mut Upkeep,
         segment: &Arc<Segment>,
-        count: u32,
+        count: Option<u32>,
     ) -> Result<()> {
         let mut supply = self.supply.lock();
         let size = segment.header.size;
         let is_full_size = size == self.options.segment_limit();
         let is_of_use = is_full_size && supply.ready.is_none() && supply.has_begun;
-        let prepared = if !is_of_use || supply.is_closed {
-            None
-        } else {
+        let count = count.filter(|_| is_of_use && !supply.is_closed);
+        let prepared = if let Some(count) = count {
             let recycled = self
                 .next_header(&mut supply, size)
                 .and_then(|header| segment.recycle(&*self.storage, header, count))
@@ -272,6 +276,8 @@ impl Engine {
             let recycled = recycled.inspect_err(left)?;
             self.note_taken(size);
             Some(recycled)
+        } else {
+            None
         };
         supply.ready = supply.ready.take().or_else(|| prepared.clone());
         drop(supply);

@@ -50,6 +50,12 @@ impl Compacted {
         self.segment.sources.as_ref().map_or(&[], |sources| &sources.ordinals)
     }
 
+    /// Whether this one was made from `one`, or from one of `others` that was.
+    fn has_inside(&self, one: &Self, others: &[Self]) -> bool {
+        let has = |by: &Self| by.sources().contains(&one.segment.header.ordinal);
+        has(self) || others.iter().any(|other| has(other) && self.has_inside(other, others))
+    }
+
     /// Whether this one was made from the other, or instead of it.
     fn replaces(&self, other: &Self) -> bool {
         let ordinal = other.segment.header.ordinal;
@@ -82,8 +88,10 @@ pub(super) fn take_replaced(
             replaced.extend(more);
         }
         let mut sources = Vec::new();
+        // A copy that was made instead of this one, and given up, may have others that count.
         let is_source = |segment: &mut Arc<Segment>| {
-            let mut copies = replaced.iter().chain([&copy]);
+            let made = |one: &&Compacted| copy.has_inside(one, &replaced);
+            let mut copies = replaced.iter().filter(made).chain([&copy]);
             copies.any(|copy| copy.sources().contains(&segment.header.ordinal))
         };
         for segment in segments.extract_if(.., is_source) {
@@ -94,11 +102,23 @@ pub(super) fn take_replaced(
             Source { segment, first_seq, base_time, count }
         }));
         if !sources.is_empty() {
+            bound(&mut sources);
             all.push(Replaced { copy: copy.part(), sources });
         }
         compacted.push(copy);
     }
     Ok(all)
+}
+
+/// One that lost its seal could have any number of records: no more than up to the next one.
+fn bound(sources: &mut [Source]) {
+    sources.sort_by_key(|source| source.first_seq);
+    let firsts: Vec<u64> = sources.iter().skip(1).map(|source| source.first_seq).collect();
+    let plain = sources.iter_mut().zip(firsts).filter(|(one, _)| one.segment.sources.is_none());
+    for (source, next) in plain {
+        let most = u32::try_from(next - source.first_seq).unwrap_or(u32::MAX);
+        source.count = source.count.min(most);
+    }
 }
 
 /// One that does not say where its numbers start has no states to give.

@@ -235,12 +235,17 @@ fn read_all(storage: &dyn Storage, names: Vec<String>) -> Vec<(String, Result<Re
         read(&names)
     } else {
         std::thread::scope(|scope| {
-            let parts: Vec<_> =
-                names.chunks(per_thread).map(|part| (part, scope.spawn(|| read(part)))).collect();
-            // A thread that could not go on leaves its part to this one.
-            let ended = parts
-                .into_iter()
-                .map(|(part, thread)| thread.join().unwrap_or_else(|_| read(part)));
+            let read = &read;
+            let begin = |part| {
+                let thread = std::thread::Builder::new().spawn_scoped(scope, move || read(part));
+                (part, thread.ok())
+            };
+            let parts: Vec<_> = names.chunks(per_thread).map(begin).collect();
+            // What no thread could be had for, this one reads.
+            let ended = parts.into_iter().map(|(part, thread)| {
+                let ended = thread.and_then(|thread| thread.join().ok());
+                ended.unwrap_or_else(|| read(part))
+            });
             ended.flatten().collect()
         })
     };

@@ -1,0 +1,136 @@
+//! What reviews of compaction found: each test is a story that once went wrong.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "a test may fail"
+)]
+
+use keepq::fault::{ManualClock, MemoryStorage, Storage};
+use keepq::{Compaction, Delivery, Durability, Error, Options, Queue};
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+fn on(storage: Arc<dyn Storage>) -> Options {
+    let options = Queue::options().segment_bytes(65_536).background(false).storage(storage);
+    options.compaction(Compaction::default().idle(Duration::ZERO)).durability(Durability::Os)
+}
+
+/// Pushes `count` messages of 1,000 bytes, pops them, and acks all but the first; gives that.
+fn leave_one(queue: &Queue, count: u8) -> Delivery {
+    for n in 0..count {
+        queue.push(vec![n; 1000]).unwrap();
+    }
+    let mut jobs = queue.pop_batch(usize::MAX).unwrap();
+    let first = jobs.remove(0);
+    queue.ack_batch(jobs).unwrap();
+    first
+}
+
+/// Push times in one segment are at most 49 days apart. A plan that did not know it was made again and again.
+#[test]
+fn messages_that_are_months_apart_do_not_share_a_segment() {
+    let clock = Arc::new(ManualClock::new(UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
+    let storage = Arc::new(MemoryStorage::new());
+    let queue = on(storage.clone()).clock(clock.clone()).open("memory").unwrap();
+    let mut left = Vec::new();
+    for _ in 0..4 {
+        left.push(leave_one(&queue, 70));
+        clock.advance(Duration::from_secs(60 * 86_400));
+    }
+    queue.push("the newest").unwrap();
+    queue.compact().unwrap();
+    queue.maintain().unwrap();
+    assert!(queue.stats().segment_bytes() < 4 * 65_536, "{:?}", queue.stats());
+    let pushed: Vec<_> = left.iter().map(Delivery::pushed_at).collect();
+    drop(left);
+    queue.close().unwrap();
+    // The first push of a run looks at small segments, too.
+    let queue = on(storage).clock(clock).open("memory").unwrap();
+    queue.push("another run").unwrap();
+    queue.compact().unwrap();
+    let jobs = queue.pop_batch(usize::MAX).unwrap();
+    assert_eq!(jobs.len(), 6);
+    assert!(jobs.iter().zip(pushed).all(|(job, pushed)| job.pushed_at() == pushed));
+}
+
+/// With CHECKPOINT gone, nobody knows what became of a number between those of a copy.
+#[test]
+fn what_was_lost_before_a_copy_was_made_is_not_told_as_settled() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = || Queue::options().segment_bytes(65_536).background(false);
+    {
+        let queue = options().durability(Durability::Os).open(dir.path()).unwrap();
+        for n in 0..100u8 {
+            queue.push(vec![n; 1000]).unwrap();
+        }
+        let jobs = queue.pop_batch(90).unwrap();
+        let (left, settled): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job[0] % 10 == 0);
+        queue.ack_batch(settled).unwrap();
+        drop(left);
+        queue.close().unwrap();
+    }
+    for entry in fs::read_dir(dir.path()).unwrap() {
+        let path = entry.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(1000).position(|window| window == [20; 1000]) {
+            bytes[at] ^= 1;
+        }
+        fs::write(&path, bytes).unwrap();
+    }
+    let queue = options().open(dir.path()).unwrap();
+    assert_eq!(queue.compact().unwrap().copies(), 1);
+    assert_eq!(queue.stats().lost(), 1);
+    queue.close().unwrap();
+    fs::remove_file(dir.path().join("CHECKPOINT")).unwrap();
+    let queue = options().open(dir.path()).unwrap();
+    assert!(matches!(queue.is_acked(21.into()), Err(Error::UnknownSeq { .. })));
+    assert!(!queue.is_acked(31.into()).unwrap());
+}
+
+/// A handle of the dead letters that was closed is not an error of the queue.
+#[test]
+fn closed_dead_letters_need_no_compaction() {
+    let queue = on(Arc::new(MemoryStorage::new())).open("memory").unwrap();
+    queue.push("bad").unwrap();
+    queue.pop().unwrap().unwrap().reject("no").unwrap();
+    let forgotten = leave_one(&queue, 100);
+    queue.push("the newest").unwrap();
+    queue.dead_letters().unwrap().close().unwrap();
+    assert!(queue.compact().unwrap().copies() > 0);
+    forgotten.ack().unwrap();
+}
+
+/// A consumer that had begun to copy a payload out found the file in use for something else, and took the message
+/// for damaged.
+#[test]
+fn a_payload_that_is_being_copied_stays_what_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let compaction = Compaction::default().idle(Duration::ZERO).max_rate(1 << 40);
+    let options = Queue::options().segment_bytes(1 << 20).durability(Durability::Os);
+    let queue = options.compaction(compaction).open(dir.path()).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                for n in 0..300u32 {
+                    queue.push(vec![n as u8; 60_000]).unwrap();
+                    if let Some(job) = queue.pop().unwrap() {
+                        assert!(job.iter().all(|byte| *byte == job[0]));
+                        if n % 7 == 0 { drop(job) } else { job.ack().unwrap() }
+                    }
+                }
+            });
+        }
+        scope.spawn(|| (0..60).for_each(|_| assert!(queue.compact().is_ok())));
+    });
+    assert_eq!((queue.stats().lost(), queue.damage().len()), (0, 0));
+}
