@@ -17,7 +17,7 @@
 )]
 #![cfg(target_os = "linux")]
 
-use keepq::{Durability, Error, Queue};
+use keepq::{Delivery, Durability, Error, Queue};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -106,10 +106,48 @@ fn fill_and_drain(mnt: &Path, durability: Durability) {
     fs::remove_dir_all(path).unwrap();
 }
 
+/// Nothing is free, and most of what the queue has is settled: it gives that back by itself, and goes on.
+fn fill_and_compact(mnt: &Path) {
+    let path = mnt.join("q");
+    let options = || Queue::options().segment_bytes(1 << 20).durability(Durability::Os);
+    let queue = options().open(&path).unwrap();
+    let mut next = 0;
+    let error = push_until_full(&queue, &mut next, 60_000);
+    assert!(matches!(error, Error::StorageFull { .. }), "{error}");
+    fill(&mnt.join("filler"));
+    let jobs = queue.pop_batch(usize::MAX).unwrap();
+    assert_eq!(jobs.len() as u64, next);
+    let is_kept = |job: &Delivery| u64::from_le_bytes(job[..8].try_into().unwrap()) % 20 == 3;
+    let (left, settled): (Vec<_>, Vec<_>) = jobs.into_iter().partition(is_kept);
+    queue.ack_batch(settled).unwrap();
+    let before = queue.stats();
+    queue.compact().unwrap();
+    let after = queue.stats();
+    assert!(after.segment_bytes() < before.segment_bytes() / 2, "{before:?} {after:?}");
+    // There is room for as much again as was settled, but for what a file system keeps for itself.
+    let kept = left.len() as u64;
+    let first = next;
+    let error = push_until_full(&queue, &mut next, 60_000);
+    assert!(matches!(error, Error::StorageFull { .. }), "{error}");
+    assert!(next - first > (first - kept) / 2, "{} again after {}", next - first, first - kept);
+    assert_eq!(queue.in_flight(), kept);
+    drop(left);
+    queue.close().unwrap();
+    let queue = options().open(&path).unwrap();
+    assert!(queue.recovery().is_clean(), "{:?}", queue.recovery());
+    let found = queue.pop_batch(usize::MAX).unwrap();
+    assert_eq!(found.len() as u64, kept + next - first);
+    assert!(queue.damage().is_empty(), "{:?}", queue.damage());
+    drop((found, queue));
+    fs::remove_file(mnt.join("filler")).unwrap();
+    fs::remove_dir_all(path).unwrap();
+}
+
 fn on(kind: &str, mib: u64, force: &str, options: &str) {
     if let Some(mount) = mount(kind, mib, force, options) {
         fill_and_drain(&mount.dir.path().join("mnt"), Durability::Os);
         fill_and_drain(&mount.dir.path().join("mnt"), Durability::Always);
+        fill_and_compact(&mount.dir.path().join("mnt"));
     }
 }
 
