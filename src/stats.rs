@@ -257,9 +257,10 @@ impl Stats {
         self.taken_bytes
     }
 
-    /// Bytes of the segment files that compaction made. Never more than what pushes took, in this run and earlier
-    /// ones, times p / (100 - p), where p is [`Compaction::live_percent`](crate::Compaction::live_percent): once that
-    /// much at 50.
+    /// Bytes of the segment files that compaction made. Copies that are made to free disk are never more than what
+    /// pushes took, in this run and earlier ones, times p / (100 - p), where p is
+    /// [`Compaction::live_percent`](crate::Compaction::live_percent): once that much at 50. Others, that gather small files in
+    /// one, are never more than seven times that, and as a rule next to nothing.
     #[must_use]
     pub fn compacted_bytes(&self) -> u64 {
         self.compacted_bytes

@@ -96,7 +96,7 @@ fn all_acked_leaves_two_segments_at_most() {
 fn one_in_a_thousand_left_takes_twice_the_live_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let queue = options().open(dir.path()).unwrap();
-    push_many(&queue, 60_000);
+    push_many(&queue, 150_000);
     let (left, settled): (Vec<_>, Vec<_>) = queue
         .pop_batch(usize::MAX)
         .unwrap()
@@ -105,17 +105,17 @@ fn one_in_a_thousand_left_takes_twice_the_live_bytes() {
     queue.ack_batch(settled).unwrap();
     shrinks_to(&queue, dir.path(), |queue| twice_live(queue) + 2 * SEGMENT);
     let stats = queue.stats();
-    assert!(stats.compacted_bytes() <= stats.taken_bytes(), "{stats:?}");
+    assert!(stats.compacted_bytes() <= stats.taken_bytes() / 4, "{stats:?}");
     // Those that are left are in flight, can be answered, and come back after a restart.
     let (some, others): (Vec<Delivery>, Vec<Delivery>) =
         left.into_iter().partition(|job| number(job).is_multiple_of(2000));
     queue.ack_batch(some).unwrap();
     drop(others);
-    assert_eq!(queue.len(), 30);
+    assert_eq!(queue.len(), 75);
     queue.close().unwrap();
     let queue = options().open(dir.path()).unwrap();
     let back: Vec<u64> = queue.iter().map(|message| number(&message.unwrap())).collect();
-    assert_eq!(back, (0..30).map(|n| n * 2000 + 1000).collect::<Vec<_>>());
+    assert_eq!(back, (0..75).map(|n| n * 2000 + 1000).collect::<Vec<_>>());
     let jobs = queue.pop_batch(usize::MAX).unwrap();
     assert!(jobs.iter().all(|job| job.attempts() == 2 && job[..] == payload(number(job))));
 }

@@ -1,10 +1,15 @@
 //! Which segments to copy into one. Pure: no I/O, no locks, no clock.
 //!
-//! Promises: what is chosen lies side by side in the log, and its copy takes no more than `live_percent` of what
-//! it frees at the end and holds now. So of each byte that compaction frees, at most
-//! `live_percent / (100 - live_percent)` is written again; and since nothing can be freed that was not
-//! taken by a push before, compaction never writes more than that part of what pushes took (at 50 percent: no
-//! more than pushes took).
+//! Promises: what is chosen lies side by side in the log, and is copied for one of two reasons.
+//!
+//! * To free: the copy takes no more than `live_percent` of what it replaces. For each byte that this frees, at most p / (100
+//!   - p) are written; and since nothing can be freed that no push took before, all such copies together are no
+//!   more than that part of what pushes took: at 50 percent, no more than pushes took.
+//! * To gather: small files become one that is twice as large as each of them and frees an eighth, or eight
+//!   times as large and has sixteen in it. By the first a file gets no larger than some 150 KiB, where its header pages no longer
+//!   matter; by the second, a message is in a file of full size after three more. So a message is
+//!   gathered seven times at the most, and all copies together are eight times the first bound, and as a
+//!   rule next to nothing besides it.
 
 use crate::format::segment::{MAX_SOURCES, size_for_copy};
 use std::ops::Range;
@@ -30,6 +35,13 @@ pub(crate) struct Limits {
     /// It is at most so large.
     pub(crate) most_bytes: u64,
 }
+
+/// A file is gathered with at least one other into one that is so many times as large, and frees so large a part.
+const SMALL_GROWTH: u64 = 2;
+const SMALL_GAIN: u64 = 8;
+/// Or with so many into one that is so many times as large.
+const MANY: usize = 16;
+const MANY_GROWTH: u64 = 8;
 
 /// The syncs of a copy cost about as much as writing so many bytes.
 const FIXED_COST: u64 = 256 << 10;
@@ -58,20 +70,24 @@ impl Choice {
 pub(crate) fn choose(pieces: &[Piece], limits: &Limits) -> Option<Choice> {
     let mut best: Option<Choice> = None;
     for first in 0..pieces.len() {
-        let (mut before, mut record_bytes, mut records) = (0, 0, 0);
+        let (mut before, mut largest, mut record_bytes, mut records) = (0, 0, 0, 0);
         let free = pieces.iter().enumerate().skip(first).take(MAX_SOURCES);
         for (at, piece) in
             free.take_while(|(at, piece)| piece.is_free && (!piece.starts || *at == first))
         {
             before += piece.size;
+            largest = piece.size.max(largest);
             record_bytes += piece.record_bytes;
             records += piece.records;
             let after = size_for_copy(record_bytes, records);
             if after > limits.most_bytes || u32::try_from(records).is_err() {
                 break;
             }
-            let is_worth_it = records > 0
-                && u128::from(after) * 100 <= u128::from(before) * u128::from(limits.live_percent);
+            let frees = after * 100 <= before * limits.live_percent;
+            let gain = before.saturating_sub(after);
+            let gathers = largest * SMALL_GROWTH <= after && gain * SMALL_GAIN >= before
+                || largest * MANY_GROWTH <= after && at + 1 - first >= MANY;
+            let is_worth_it = records > 0 && (frees || gathers);
             let choice = Choice { pieces: first..at + 1, before, after, record_bytes, records };
             if is_worth_it && best.as_ref().is_none_or(|best| choice.is_better_than(best)) {
                 best = Some(choice);
@@ -117,6 +133,10 @@ mod tests {
     fn small_tails_are_merged_and_a_copy_alone_is_left_in_peace() {
         let (tail, copy) = (piece(MIB, 1), piece(12 << 10, 1));
         assert_eq!(choose(&[copy], &HALF), None);
+        // Sixteen of 75 KiB, each as full as can be; fifteen are not worth it.
+        let dense = piece(80 << 10, 470);
+        assert_eq!(choose(&[dense; 15], &HALF), None);
+        assert_eq!(choose(&[dense; 40], &HALF).unwrap().pieces, 0..40);
         assert_eq!(choose(&[copy, copy], &HALF).unwrap().pieces, 0..2);
         assert_eq!(choose(&[copy, tail, tail], &HALF).unwrap().pieces, 0..3);
         assert_eq!(choose(&vec![tail; 1000], &HALF).unwrap().pieces.len(), MAX_SOURCES);
@@ -132,13 +152,14 @@ mod tests {
     }
 
     proptest! {
-        /// Pushes, settling and compaction in any order: what compaction wrote is never more than what pushes
-        /// took, and at rest no more than twice what is live stays, but for what a file takes at least.
+        /// Pushes, settling and compaction in any order: what compaction wrote is never more than its bounds, and at
+        /// rest no more than twice what is live stays, but for what a file takes at least.
         #[test]
         fn amplification_is_bounded(steps in prop::collection::vec((0u8..8, 0usize..40, 1u64..100), 1..150)) {
             let segment = 64 << 10;
             let limits = Limits { live_percent: 50, most_bytes: segment };
-            let (mut pieces, mut pushed, mut written) = (Vec::<Piece>::new(), 0, 0);
+            let (mut pieces, mut pushed) = (Vec::<Piece>::new(), 0);
+            let (mut freeing, mut gathering) = (0, 0);
             for (what, at, percent) in steps {
                 match what {
                     0..=2 => {
@@ -155,12 +176,14 @@ mod tests {
                     _ => {
                         pieces.retain(|piece| piece.records > 0);
                         while let Some(choice) = choose(&pieces, &limits) {
-                            written += choice.after;
+                            let frees = choice.after * 2 <= choice.before;
+                            if frees { freeing += choice.after } else { gathering += choice.after }
                             let Choice { after, record_bytes, records, .. } = choice;
                             let copy =
                                 Piece { size: after, record_bytes, records, is_free: true, starts: false };
                             pieces.splice(choice.pieces, [copy]);
-                            prop_assert!(written <= pushed, "{} {}", written, pushed);
+                            prop_assert!(freeing <= pushed, "{} {}", freeing, pushed);
+                            prop_assert!(gathering <= 7 * pushed, "{} {}", gathering, pushed);
                         }
                         for pair in pieces.windows(2) {
                             let live: u64 = pair.iter().map(|p| p.record_bytes + p.records * 24).sum();

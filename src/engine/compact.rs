@@ -215,10 +215,13 @@ impl Engine {
 
     /// Whether a copy of the first `count` sources of a run has anything in it, and gives back what it is to.
     fn is_worth_it(&self, run: &Run, count: usize) -> bool {
+        if run.copy().progress().count == 0 || count == run.sources().len() {
+            return run.copy().progress().count > 0;
+        }
         let before: u64 =
             run.sources().iter().take(count).map(|source| source.segment.header.size).sum();
         let percent = self.options.compaction.live_percent;
-        run.copy().progress().count > 0 && run.copy().size() * 100 <= before * percent
+        run.copy().size() * 100 <= before * percent
     }
 
     /// This one does not fit behind others: from here on a copy may start with it, and not go over it.

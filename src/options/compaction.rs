@@ -43,7 +43,8 @@ impl Compaction {
 
     /// Files are copied once what is owed in them takes no more than this part of them, 10 to 80; default 50. So
     /// the disk in use is at most 100 / this times what is owed, and for each byte that pushes took at most
-    /// this / (100 - this) bytes are written again: twice and once at 50.
+    /// this / (100 - this) bytes are written again: twice and once at 50. (Small files are gathered besides: see
+    /// [`Stats::compacted_bytes`](crate::Stats::compacted_bytes).)
     pub fn live_percent(mut self, percent: u64) -> Self {
         self.live_percent = percent;
         self
