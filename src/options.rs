@@ -296,9 +296,10 @@ impl Options {
     }
 
     /// The most that the queue takes on the disk, from 1 MiB; `None` (the default): what there is. All files
-    /// count at their full size: segments, also the one that is ready, CHECKPOINT, the dead letters. Segments
+    /// count at their full size: segments, also the one that is ready, CHECKPOINT, the dead letters, and what compaction
+    /// makes before it removes other files. Segments
     /// are at most a quarter of it, and get smaller when room gets scarce. Some 140 KiB are kept for CHECKPOINT
-    /// and the dead letters, and the newest segment stays until there is a newer one: so a message that needs a file of
+    /// and the dead letters, a quarter of a segment (64 KiB at the least) for compaction, and the newest segment stays until there is a newer one: so a message that needs a file of
     /// its own needs as much room beside that.
     pub fn max_bytes(mut self, bytes: impl Into<Option<u64>>) -> Self {
         self.max_bytes = bytes.into();
