@@ -152,10 +152,6 @@ fn a_message_that_is_never_acked_pins_no_disk() {
         if n % 50 == 0 {
             most = most.max(disk(dir.path()).0);
         }
-        if n % 400 == 0 {
-            // About a segment's worth: at full speed files this small are filled faster than the disk can sync them.
-            std::thread::sleep(Duration::from_millis(8));
-        }
     }
     assert!(most <= 3 * SEGMENT + COPY + FIXED, "{most}: {:?}", queue.stats());
     assert_eq!(queue.stuck(1).unwrap()[0].seq(), forgotten.seq());
@@ -314,6 +310,35 @@ fn a_full_queue_can_be_drained_and_pushed_to_again() {
     queue.ack_batch(kept).unwrap();
     queue.compact().unwrap();
     assert!(queue.is_empty() && disk(dir.path()).0 <= 2 * SEGMENT + FIXED);
+}
+
+/// A purge settles a few hundred messages at a time; nobody who pushes waits for all of it.
+#[test]
+fn pushes_go_on_while_many_messages_are_purged() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = options().segment_bytes(4 << 20).open(dir.path()).unwrap();
+    push_many(&queue, 300_000);
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let pushed = std::thread::scope(|scope| {
+        let pusher = scope.spawn(|| {
+            let mut pushed = 0u64;
+            while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                queue.push(payload(pushed)).unwrap();
+                pushed += 1;
+            }
+            pushed
+        });
+        // One push, so that the other thread is at it.
+        while queue.stats().pushed() == 300_000 {
+            std::thread::yield_now();
+        }
+        let purged = queue.purge().unwrap();
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(purged >= 300_000, "{purged}");
+        pusher.join().unwrap()
+    });
+    assert!(pushed > 1000, "{pushed}");
+    shrinks_to(&queue, dir.path(), |queue| twice_live(queue) + 2 * (4 << 20));
 }
 
 #[test]

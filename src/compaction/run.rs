@@ -9,22 +9,14 @@ use crate::error::Result;
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::{Slot, State};
 use crate::io::{Storage, Window};
+use crate::log::ReadSlot;
 use crate::log::copy::{Copied, Copy, Finished, Progress, Survivor};
+use crate::log::merge::Source;
 use crate::log::sealed::{Located, Mapped};
-use crate::log::{ReadSlot, Segment};
 use std::sync::Arc;
 
 /// Slots read at once.
 const STEP: u32 = 4096;
-
-/// A segment that is copied.
-#[derive(Clone, Debug)]
-pub(crate) struct Source {
-    pub(crate) segment: Arc<Segment>,
-    pub(crate) first_seq: u64,
-    pub(crate) base_time: u64,
-    pub(crate) count: u32,
-}
 
 /// What was met on the way, and has to be settled by whoever has the lock. Each is of the segment with this
 /// ordinal, and may have been settled meanwhile.

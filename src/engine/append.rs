@@ -7,6 +7,7 @@ use super::Engine;
 use super::compact::Haste;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
+use crate::format::bytes::wide;
 use crate::format::segment::Seal;
 use crate::format::segment::size_for;
 use crate::format::slot::MAX_SEGMENT;
@@ -17,6 +18,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+/// So many segments may wait to be let go, while another one is ready.
+const MOST_DONE: u64 = 1;
 
 /// Where the next message goes.
 #[derive(Debug)]
@@ -125,7 +129,7 @@ impl Need {
         for draft in drafts {
             bytes += draft.record_len();
         }
-        Self { bytes, records: crate::format::bytes::wide(drafts.len()) }
+        Self { bytes, records: wide(drafts.len()) }
     }
 }
 
@@ -245,10 +249,29 @@ impl Engine {
         self.publish(last_seq);
     }
 
+    /// Whether the background does not keep up: segments in which nothing is owed take the disk, or those that are
+    /// not synced would hold too many files open.
+    fn is_behind(&self) -> bool {
+        let most_done = if self.supply.lock().ready.is_some() { MOST_DONE } else { 0 };
+        let append = self.append.lock();
+        let too_many = wide(append.full.len()) > self.options.open_segments;
+        too_many || self.deliver.lock().done_segments() > most_done
+    }
+
+    /// Does what the background would, so that the queue takes no more disk because it is fast.
+    fn catch_up(&self) -> Result<()> {
+        while self.is_behind() && self.sync_oldest_full()? {}
+        self.let_segments_go()
+    }
+
     /// Goes on to a segment that has room.
     fn rotate(&self, need: Need) -> Result<()> {
         if !self.supply.lock().has_begun {
             self.health.note_background(self.tidy_small_segments());
+        }
+        if self.is_behind() {
+            // Whatever fails here, nothing has been placed, and the push finds out if it matters.
+            self.health.note_background(self.catch_up());
         }
         let mut supply = self.supply.lock();
         {

@@ -235,6 +235,11 @@ impl Deliver {
         (self.changes, answered.map(take).collect())
     }
 
+    /// How many segments there are in which nothing is owed.
+    pub(super) fn done_segments(&self) -> u64 {
+        crate::format::bytes::wide(self.tracks.iter().filter(|track| track.is_done()).count())
+    }
+
     /// Segments in which nothing is owed, but whose slots are not synced yet.
     pub(super) fn done_and_dirty(&self) -> Vec<Arc<Segment>> {
         let done = self.tracks.iter().filter(|track| track.is_done() && track.is_dirty);

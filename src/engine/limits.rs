@@ -123,6 +123,22 @@ impl Engine {
         result.map(|()| can_drop && left == 0)
     }
 
+    /// Makes room for the next segment before a push waits for it, where dropping the oldest does. Else what is
+    /// left may do for a smaller one, when it is needed.
+    pub(super) fn drop_ahead(&self) -> Result<()> {
+        if self.options.overflow != Overflow::DropOldest {
+            return Ok(());
+        }
+        {
+            let _alone = self.dropping.lock();
+            if !self.drop_segment()? {
+                return Ok(());
+            }
+        }
+        // What it leaves is used again as the next one.
+        self.let_segments_go()
+    }
+
     /// Drops all that waits in the oldest segment of which nothing else is owed; false if there is none.
     fn drop_segment(&self) -> Result<bool> {
         let (mut after, mut from, mut has_dropped) = (None, None, false);

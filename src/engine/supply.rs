@@ -287,9 +287,15 @@ impl Engine {
         if supply.is_closed || supply.ready.is_some() || !self.append.lock().wants_supply() {
             return Ok(());
         }
+        // What is let go next is used again.
+        if self.deliver.lock().done_segments() > 0 {
+            return Ok(());
+        }
         let prepared = match self.prepare(&mut supply, 0) {
-            // What is left may do for a smaller one, when it is needed.
-            Err(Error::Full { .. }) => return Ok(()),
+            Err(Error::Full { .. }) => {
+                drop(supply);
+                return self.drop_ahead();
+            }
             prepared => prepared?,
         };
         supply.ready = Some(prepared.clone());

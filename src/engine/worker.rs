@@ -189,9 +189,10 @@ impl Engine {
         if !due.upkeep {
             return synced;
         }
-        // First what a push may soon wait for. If there is no room for it, the rest of the work
-        // may make some.
-        let prepared = self.prepare_ahead();
+        // First what a push may soon wait for. If there is no room for it, or something that is to be let go will
+        // serve, the rest of the work may make it.
+        // Only an error that is met again then is worth telling.
+        self.prepare_ahead().ok();
         let finished = self.finish_old_tail();
         self.drop_idle_maps();
         let has_more = self.sync_oldest_full();
@@ -205,7 +206,7 @@ impl Engine {
         }
         let buried = self.bury_some(true, BURIED_AT_ONCE);
         let gone = self.let_segments_go();
-        let prepared = prepared.or_else(|_| self.prepare_ahead());
+        let prepared = self.prepare_ahead();
         // After everything that a push or an answer may wait for.
         let compacted = self.compact_in_background();
         if let Ok(Some(again)) = compacted {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 /// Slots read at once: a page of them.
 const STEP: u32 = 256;
 
-/// A segment of which a copy has the live messages.
+/// A segment of which a copy has, or will have, what is owed.
 #[derive(Clone, Debug)]
 pub(crate) struct Source {
     pub(crate) segment: Arc<Segment>,
