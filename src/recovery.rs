@@ -74,8 +74,8 @@ pub(crate) struct Log {
     pub(crate) parts: Vec<Part>,
     /// Copies whose states have to be merged with those of what they were made from, before anything else.
     pub(crate) replaced: Vec<Replaced>,
-    /// Names to remove: half-made files, and segments that were let go.
-    pub(crate) leftovers: Vec<String>,
+    /// Names to remove, with their bytes: half-made files, and segments that were let go.
+    pub(crate) leftovers: Vec<(String, u64)>,
     pub(crate) checkpoint: CheckpointFile,
     pub(crate) is_new: bool,
     /// There is a directory for dead letters.

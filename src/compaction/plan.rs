@@ -32,8 +32,10 @@ pub(crate) struct Piece {
 pub(crate) struct Limits {
     /// It takes at most so many of 100 bytes of what it replaces.
     pub(crate) live_percent: u64,
-    /// It is at most so large.
-    pub(crate) most_bytes: u64,
+    /// It is at most so large, or as the largest that it replaces.
+    pub(crate) segment_bytes: u64,
+    /// And there is room for no more than this.
+    pub(crate) room: u64,
 }
 
 /// A file is gathered with at least one other into one that is so many times as large, and frees so large a part.
@@ -80,13 +82,14 @@ pub(crate) fn choose(pieces: &[Piece], limits: &Limits) -> Option<Choice> {
             record_bytes += piece.record_bytes;
             records += piece.records;
             let after = size_for_copy(record_bytes, records);
-            if after > limits.most_bytes || u32::try_from(records).is_err() {
+            let most = limits.segment_bytes.max(largest).min(limits.room);
+            if after > most || u32::try_from(records).is_err() {
                 break;
             }
             let frees = after * 100 <= before * limits.live_percent;
             let gain = before.saturating_sub(after);
             let gathers = largest * SMALL_GROWTH <= after && gain * SMALL_GAIN >= before
-                || largest * MANY_GROWTH <= after && at + 1 - first >= MANY;
+                || largest * MANY_GROWTH <= after && at + 1 - first >= MANY && gain > 0;
             let is_worth_it = records > 0 && (frees || gathers);
             let choice = Choice { pieces: first..at + 1, before, after, record_bytes, records };
             if is_worth_it && best.as_ref().is_none_or(|best| choice.is_better_than(best)) {
@@ -103,7 +106,7 @@ mod tests {
     use proptest::prelude::*;
 
     const MIB: u64 = 1 << 20;
-    const HALF: Limits = Limits { live_percent: 50, most_bytes: 64 * MIB };
+    const HALF: Limits = Limits { live_percent: 50, segment_bytes: 64 * MIB, room: u64::MAX };
 
     fn piece(size: u64, records: u64) -> Piece {
         Piece { size, record_bytes: records * 128, records, is_free: true, starts: false }
@@ -146,8 +149,11 @@ mod tests {
     fn nothing_becomes_larger_than_a_segment() {
         let half = piece(64 * MIB, 180_000);
         let choice = choose(&[half; 5], &HALF).unwrap();
-        assert!(choice.after <= HALF.most_bytes);
-        let none = Limits { most_bytes: MIB, ..HALF };
+        assert!(choice.after <= HALF.segment_bytes);
+        // But for one that was larger itself.
+        let large = choose(&[piece(300 * MIB, 900_000)], &HALF).unwrap();
+        assert!(large.after > HALF.segment_bytes && large.after <= 150 * MIB);
+        let none = Limits { room: MIB, ..HALF };
         assert_eq!(choose(&[half; 5], &none), None);
     }
 
@@ -157,7 +163,7 @@ mod tests {
         #[test]
         fn amplification_is_bounded(steps in prop::collection::vec((0u8..8, 0usize..40, 1u64..100), 1..150)) {
             let segment = 64 << 10;
-            let limits = Limits { live_percent: 50, most_bytes: segment };
+            let limits = Limits { live_percent: 50, segment_bytes: segment, room: u64::MAX };
             let (mut pieces, mut pushed) = (Vec::<Piece>::new(), 0);
             let (mut freeing, mut gathering) = (0, 0);
             for (what, at, percent) in steps {

@@ -113,7 +113,8 @@ impl Run {
             };
             let mut reading = self.reading.take().unwrap_or_else(|| Reading::new(&source));
             let written = self.copy.written();
-            let fits = self.copy_some(&source, &mut reading)?;
+            let most = written.saturating_add(budget - used);
+            let fits = self.copy_some(&source, &mut reading, most)?;
             used += reading.window.take_read() + self.copy.written().saturating_sub(written);
             used += u64::from(STEP);
             if !fits {
@@ -129,8 +130,8 @@ impl Run {
         Ok((Step::More, used))
     }
 
-    /// Copies what is owed among some slots; false if there is no room for it.
-    fn copy_some(&mut self, source: &Source, reading: &mut Reading) -> Result<bool> {
+    /// Copies what is owed among some slots, until so much is written in all; false if there is no room for it.
+    fn copy_some(&mut self, source: &Source, reading: &mut Reading, most: u64) -> Result<bool> {
         let number = STEP.min(source.count.saturating_sub(reading.index));
         if number == 0 {
             return Ok(true);
@@ -146,6 +147,9 @@ impl Run {
             }
             if !self.copy_one(source, reading, seq, slot)? {
                 return Ok(false);
+            }
+            if self.copy.written() >= most {
+                break;
             }
         }
         Ok(true)

@@ -179,6 +179,8 @@ impl Engine {
         if self.options.compaction.is_on {
             // One copy at the most: whoever pushes waits for it.
             self.health.note_background(self.compact_now(Haste::Now, 1).map(|_| ()));
+            // What a copy that was given up has kept.
+            self.let_segments_go()?;
         }
         Ok(())
     }
@@ -255,13 +257,18 @@ impl Engine {
         let most_done = if self.supply.lock().ready.is_some() { MOST_DONE } else { 0 };
         let append = self.append.lock();
         let too_many = wide(append.full.len()) > self.options.open_segments;
-        too_many || self.deliver.lock().done_segments() > most_done
+        let deliver = self.deliver.lock();
+        let too_many = too_many || deliver.mapped_segments() > self.options.open_segments + 2;
+        too_many || deliver.done_segments() > most_done
     }
 
     /// Does what the background would, so that the queue takes no more disk because it is fast.
     fn catch_up(&self) -> Result<()> {
+        self.drop_idle_maps();
         while self.is_behind() && self.sync_oldest_full()? {}
-        self.let_segments_go()
+        self.let_segments_go()?;
+        self.drop_idle_maps();
+        Ok(())
     }
 
     /// Goes on to a segment that has room.

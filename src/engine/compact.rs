@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 const STEP: u64 = 1 << 20;
 /// How soon a copy that failed is tried again.
 pub(super) const RETRY: Duration = Duration::from_secs(10);
-/// How often the background looks again at what is worth it and not idle, in parts of what idle means.
+/// How often the background looks at what changes, in parts of what idle means.
 const LOOKS: u32 = 4;
 /// How soon it looks at the earliest.
 pub(super) const SOON: Duration = Duration::from_millis(50);
@@ -86,7 +86,7 @@ impl Engine {
             return Ok(None);
         }
         // Somebody is at it who will not rest.
-        let Some(mut compaction) = self.compaction.try_lock() else { return Ok(None) };
+        let Some(mut compaction) = self.compaction.try_lock() else { return Ok(Some(SOON)) };
         let now = clock::now();
         if let Some(next) = compaction.next_at.filter(|&next| next > now) {
             return Ok(Some(next - now));
@@ -104,21 +104,30 @@ impl Engine {
     fn next_look(&self) -> Option<Duration> {
         let pieces = self.deliver.lock().pieces(Haste::Now, self.clock.coarse(), 0, |_| false);
         let is_worth_it = plan::choose(&pieces, &self.limits()).is_some();
-        is_worth_it.then(|| (self.options.compaction.idle / LOOKS).max(SOON))
+        is_worth_it.then(|| self.look_interval())
+    }
+
+    /// How soon the background looks again after something was settled.
+    pub(super) fn look_interval(&self) -> Duration {
+        (self.options.compaction.idle / LOOKS).max(SOON)
     }
 
     fn limits(&self) -> Limits {
-        let room = self.space.scratch_room();
-        let most_bytes = self.options.segment_limit().min(room);
-        Limits { live_percent: self.options.compaction.live_percent, most_bytes }
+        // The segment that is kept ready is given up for it.
+        let ready = self.supply.lock().ready.as_ref().map_or(0, |ready| ready.segment.header.size);
+        Limits {
+            live_percent: self.options.compaction.live_percent,
+            segment_bytes: self.options.segment_limit(),
+            room: self.space.scratch_room().saturating_add(ready),
+        }
     }
 
-    /// Copies what has been idle for long enough, at once and to the end.
-    pub(super) fn compact_when_idle(&self) -> Result<()> {
+    /// Copies all that is worth it, if the options want any of it.
+    pub(super) fn compact_by_hand(&self) -> Result<()> {
         if !self.options.compaction.is_on {
             return Ok(());
         }
-        self.compact_now(Haste::WhenIdle, u64::MAX).map(|_| ())
+        self.compact_now(Haste::Now, u64::MAX).map(|_| ())
     }
 
     /// Copies all that is worth it, here and in the dead letters, and lets go of what is in use for nothing.
@@ -253,7 +262,7 @@ impl Engine {
                 // A smaller copy may have room.
                 Err(error) if no_room => {
                     self.health.note_background(Err(error));
-                    limits.most_bytes = choice.after / 2;
+                    limits.room = choice.after / 2;
                 }
                 begun => return begun.map(Some),
             }
@@ -323,6 +332,8 @@ impl Engine {
     /// Ends a job whose copy has no name yet, so that nothing of it stays.
     fn give_up(&self, run: Run, upkeep: Option<&mut Upkeep>) {
         let (ordinal, size) = (run.copy().ordinal(), run.copy().size());
+        // Relaxed: a number by itself. What was written was written.
+        self.compacted_bytes.fetch_add(run.copy().written(), Ordering::Relaxed);
         self.release_sources(run.sources(), true);
         let discarded = run.discard(&*self.storage);
         self.supply.lock().compacting = None;

@@ -6,7 +6,6 @@
 
 use super::Engine;
 use super::answer::Answer;
-use super::compact::SOON;
 use super::deliver::Deliver;
 use super::next::Leased;
 use super::wait::{Look, Soon};
@@ -150,7 +149,7 @@ impl Engine {
         if news.silently || news.died {
             self.worker.ask();
         } else if news.reclaims {
-            self.worker.ask_within(SOON);
+            self.worker.look_within(self.look_interval());
         }
     }
 
@@ -198,7 +197,7 @@ impl Engine {
         let mut taken = Vec::new();
         let mut missing = limit;
         loop {
-            let (batch, mut failed) = self.lease_batch(missing)?;
+            let (batch, mut failed, is_cut) = self.lease_batch(missing)?;
             let complete = taken.len() + batch.len();
             taken.reserve(batch.len());
             for leased in batch {
@@ -210,20 +209,28 @@ impl Engine {
             match failed {
                 // What was taken is handed out; the error comes again with the next pop.
                 Some(error) if taken.is_empty() => return Err(error),
-                // Others for those that were not to be handed out.
-                None if taken.len() < complete => missing = complete - taken.len(),
+                // Others, for those that were not to be handed out, or because there are more.
+                None if is_cut || taken.len() < complete => {
+                    missing = if is_cut { limit } else { complete }.saturating_sub(taken.len());
+                }
                 _ => return Ok(taken),
             }
         }
     }
 
-    /// Leases up to `limit` messages under one lock, and tells what ended that early.
-    fn lease_batch(&self, limit: usize) -> Result<(Vec<Leased>, Option<Error>)> {
-        let (mut batch, mut failed) = (Vec::new(), None);
+    /// Leases up to `limit` messages under one lock, and tells what ended that early: an error, or that they lie in
+    /// too many segments to have all of those mapped.
+    fn lease_batch(&self, limit: usize) -> Result<(Vec<Leased>, Option<Error>, bool)> {
+        let (mut batch, mut failed, mut is_cut) = (Vec::new(), None, false);
         let mut deliver = self.deliver.lock();
         deliver.check_open()?;
         let published = self.newest_visible();
+        let before = deliver.maps.made();
         while batch.len() < limit {
+            is_cut = deliver.maps.made() - before >= self.options.open_segments;
+            if is_cut {
+                break;
+            }
             match deliver.lease_next(published) {
                 Ok(Some(leased)) => batch.push(leased),
                 Ok(None) => break,
@@ -234,7 +241,7 @@ impl Engine {
             }
         }
         self.unlock_and_bury(deliver);
-        Ok((batch, failed))
+        Ok((batch, failed, is_cut))
     }
 
     /// `None` if it is not to be handed out: damaged, over, or not yet due.

@@ -235,9 +235,18 @@ impl Deliver {
         (self.changes, answered.map(take).collect())
     }
 
-    /// How many segments there are in which nothing is owed.
+    /// How many segments there are in which nothing is owed, and which can be let go.
     pub(super) fn done_segments(&self) -> u64 {
-        crate::format::bytes::wide(self.tracks.iter().filter(|track| track.is_done()).count())
+        let stays = |track: &Track| track.changed.is_some() || track.outlook.has_sources;
+        let older = self.tracks.len().saturating_sub(1);
+        let done = self.tracks.iter().take(older).filter(|track| track.is_done() && !stays(track));
+        crate::format::bytes::wide(done.count())
+    }
+
+    /// How many segments of the backlog are mapped.
+    pub(super) fn mapped_segments(&self) -> u64 {
+        let mapped = self.tracks.iter().filter(|track| track.mapped.is_some());
+        crate::format::bytes::wide(mapped.count())
     }
 
     /// Segments in which nothing is owed, but whose slots are not synced yet.

@@ -213,7 +213,8 @@ impl super::deliver::Deliver {
         let older = self.tracks.len().saturating_sub(1);
         let is_free = |track: &&Track| {
             let end_seq = track.end_seq(0);
-            track.leased == 0 && !self.dying.has_any_in(track.first_seq..end_seq)
+            let stays = track.changed.is_some() || track.outlook.has_sources;
+            track.leased == 0 && !stays && !self.dying.has_any_in(track.first_seq..end_seq)
         };
         let is_behind = |track: &&Track| after.is_none_or(|after| track.first_seq > after);
         self.tracks.iter().take(older).filter(is_behind).find(is_free).map(|track| track.first_seq)

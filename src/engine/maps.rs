@@ -22,6 +22,14 @@ pub(super) struct Maps {
     seen: u64,
 }
 
+impl Maps {
+    /// How many maps were made.
+    pub(super) fn made(&self) -> u64 {
+        // Relaxed: as in `next_ticket`.
+        self.tickets.load(Ordering::Relaxed)
+    }
+}
+
 /// The number of a new map.
 pub(super) fn next_ticket(tickets: &Tickets) -> u64 {
     // Relaxed: the `deliver` lock orders it.
@@ -32,8 +40,7 @@ impl Deliver {
     /// Unmaps what was mapped first, if too much is. To be called often: costs a comparison where nothing was mapped.
     #[inline]
     pub(super) fn mind_maps(&mut self) {
-        // Relaxed: as in `next_ticket`.
-        let made = self.maps.tickets.load(Ordering::Relaxed);
+        let made = self.maps.made();
         if made != self.maps.seen {
             self.maps.seen = made;
             self.unmap_some();

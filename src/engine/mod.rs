@@ -8,7 +8,8 @@
 //!
 //! Taken in this order, each guarding what its struct holds; none is held while user code runs,
 //! and only those before `append` are held over slow I/O; besides, `append` at the end of a run,
-//! and `deliver` while a segment of an earlier run is mapped, or some of its slots are read.
+//! and `deliver` while a segment of an earlier run is mapped, or some of its slots are read, or more segments were
+//! mapped than may be, and one of them is synced and unmapped.
 //!
 //! | | lock | guards |
 //! | --- | --- | --- |
@@ -172,6 +173,7 @@ impl Role {
         let replaced = replaced.map(|source| &source.segment);
         let all = log.parts.iter().map(|part| &part.segment).chain(replaced);
         let segments: u64 = all.map(|segment| segment.header.size).sum();
+        let segments = segments + log.leftovers.iter().map(|(_, bytes)| bytes).sum::<u64>();
         let others = if options.dead_letters { CHECKPOINT_ROOM } else { 0 };
         segments
             + match self {
@@ -354,7 +356,7 @@ impl Engine {
         let buried = counted.and(self.bury(true));
         self.sync()?;
         self.run_upkeep()?;
-        let compacted = self.compact_when_idle();
+        let compacted = self.compact_by_hand();
         let dead = self.open_dead_letters().map_or(Ok(()), |dead| dead.maintain());
         // Its own handle may have closed it.
         let dead = if matches!(dead, Err(Error::Closed)) { Ok(()) } else { dead };

@@ -35,8 +35,7 @@ impl Track {
         if self.settled != self.outlook.settled {
             (self.outlook.settled, self.outlook.since) = (self.settled, now);
         }
-        let owed = self.count.unwrap_or(0).saturating_sub(self.settled);
-        self.outlook.tell_at = self.settled + (owed / 4).max(1);
+        self.outlook.tell_at = self.settled + 1;
     }
 }
 

@@ -61,7 +61,7 @@ impl Share {
 
     /// Of its dead letters.
     pub(super) fn of_dead_letters(of: &Self) -> Arc<Self> {
-        Self::of_queue(Arc::clone(&of.space), 0, 0)
+        Self::of_queue(Arc::clone(&of.space), 0, of.scratch)
     }
 
     /// What is found takes so much in all, over the limit or not.
@@ -85,7 +85,7 @@ impl Share {
     ///
     /// [`Error::Full`] if there is none.
     pub(super) fn take(&self, bytes: u64) -> Result<()> {
-        self.take_and_leave(bytes, self.reserve + self.scratch)
+        self.take_and_leave(bytes, self.reserve_left() + self.scratch)
     }
 
     /// Takes room for a copy of what will be let go.
@@ -94,13 +94,18 @@ impl Share {
     ///
     /// [`Error::Full`] if there is none.
     pub(super) fn take_scratch(&self, bytes: u64) -> Result<()> {
-        self.take_and_leave(bytes, self.reserve)
+        self.take_and_leave(bytes, self.reserve_left())
     }
 
     /// How large such a copy may be.
     pub(super) fn scratch_room(&self) -> u64 {
-        let used = self.space.used().saturating_add(self.reserve);
+        let used = self.space.used().saturating_add(self.reserve_left());
         self.space.max.map_or(u64::MAX, |max| max.saturating_sub(used))
+    }
+
+    /// What the others have not taken yet of what is left for them.
+    fn reserve_left(&self) -> u64 {
+        self.reserve.saturating_sub(self.of_others())
     }
 
     fn take_and_leave(&self, bytes: u64, reserve: u64) -> Result<()> {

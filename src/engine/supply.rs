@@ -74,6 +74,11 @@ impl Supply {
         self.ready = Some(prepared);
     }
 
+    /// No ordinal from this one on was given out.
+    pub(super) fn next_ordinal(&self) -> u64 {
+        self.next_ordinal
+    }
+
     /// Whether all of earlier runs is durable and sealed.
     pub(super) fn is_old_tail_finished(&self) -> bool {
         self.old_tail.is_empty()
@@ -253,6 +258,9 @@ impl Engine {
         // The seals decide from here on where those segments end. They must be durable before
         // anything newer is.
         supply.old_tail.iter().try_for_each(sync)?;
+        for part in &supply.old_tail {
+            part.segment.release();
+        }
         supply.old_tail.clear();
         Ok(())
     }

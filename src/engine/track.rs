@@ -65,7 +65,7 @@ pub(super) struct Outlook {
     pub(super) since: u64,
     /// Not to be copied before this time: that failed.
     pub(super) not_before: u64,
-    /// Compaction wants to hear when so many are settled.
+    /// Compaction wants to hear when so many are settled: of the first one after it has looked.
     pub(super) tell_at: u32,
     /// What it was made from may not be gone for good.
     pub(super) has_sources: bool,

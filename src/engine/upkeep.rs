@@ -31,8 +31,8 @@ pub(super) struct Upkeep {
     done: Vec<Left>,
     /// Copies, and what they were made from: to be let go once the copy is synced with the latest states.
     replaced: Vec<(Arc<Segment>, Vec<Left>)>,
-    /// Copies of which all sources are removed, but perhaps not for good.
-    alone: Vec<u64>,
+    /// Copies, and the names of what they were made from, which may not be removed for good.
+    alone: Vec<(u64, Vec<String>)>,
     queue_id: [u8; 16],
     pub(super) is_closed: bool,
 }
@@ -40,7 +40,6 @@ pub(super) struct Upkeep {
 impl Upkeep {
     pub(super) fn new(log: Log) -> Self {
         let Log { checkpoint, leftovers, queue_id, replaced, .. } = log;
-        let leftovers = leftovers.into_iter().map(|name| (name, 0)).collect();
         let counted = |source: Source| (source.segment, None);
         let replaced = replaced.into_iter().map(|replaced| {
             let sources = replaced.sources.into_iter().map(counted).collect();
@@ -136,15 +135,25 @@ impl Engine {
 
     /// Makes sure that what copies were made from is gone for good: from then on others can be made from them.
     fn forget_sources(&self, upkeep: &mut Upkeep) -> Result<()> {
-        let is_removed = upkeep.done.is_empty() && upkeep.leftovers.is_empty();
-        if upkeep.alone.is_empty() || !is_removed {
+        let Upkeep { done, leftovers, alone, .. } = upkeep;
+        let is_there = |name: &String| {
+            done.iter().any(|(segment, _)| segment.name == *name)
+                || leftovers.iter().any(|(left, _)| left == name)
+        };
+        let (removed, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(alone).into_iter().partition(|(_, names)| !names.iter().any(is_there));
+        *alone = kept;
+        if removed.is_empty() {
             return Ok(());
         }
         let synced = self.storage.sync_directory();
         let directory = self.directory();
-        synced.map_err(|error| Error::io("sync directory", &directory, 0, error))?;
+        if let Err(error) = synced {
+            upkeep.alone.extend(removed);
+            return Err(Error::io("sync directory", &directory, 0, error));
+        }
         let mut deliver = self.deliver.lock();
-        for ordinal in upkeep.alone.drain(..) {
+        for (ordinal, _) in removed {
             if let Some(track) = deliver.track(ordinal) {
                 track.outlook.has_sources = false;
             }
@@ -160,7 +169,8 @@ impl Engine {
             // A round of syncs that began before they were replaced may have one of them in its plan.
             drop(self.lead_when_free());
             if let Some((copy, sources)) = upkeep.replaced.pop() {
-                upkeep.alone.push(copy.header.ordinal);
+                let names = sources.iter().map(|(source, _)| source.name.clone()).collect();
+                upkeep.alone.push((copy.header.ordinal, names));
                 upkeep.done.extend(sources);
             }
         }
@@ -252,6 +262,7 @@ impl Engine {
             accounted: durable,
             unaccounted: deliver.losses.unaccounted.clone(),
             newest_time,
+            next_ordinal: supply.next_ordinal(),
         }
     }
 

@@ -30,6 +30,7 @@ struct Asked {
     sync_records_at: Option<Instant>,
     sync_answers_at: Option<Instant>,
     tidy_at: Option<Instant>,
+    look_at: Option<Instant>,
     /// How long answers may wait; `None` without a thread, or if they are not synced.
     answers_within: Option<Duration>,
     is_running: bool,
@@ -39,6 +40,8 @@ struct Asked {
 #[derive(Debug)]
 struct Due {
     upkeep: bool,
+    /// Compaction may have something to do.
+    look: bool,
     sync: Option<Scope>,
 }
 
@@ -58,6 +61,15 @@ impl Worker {
         if asked.is_running {
             let at = clock::now().checked_add(within);
             asked.tidy_at = [asked.tidy_at, at].into_iter().flatten().min();
+            self.wake.notify_one();
+        }
+    }
+
+    /// Compaction may have something to do in a while.
+    pub(super) fn look_within(&self, within: Duration) {
+        let mut asked = self.asked.lock();
+        if asked.is_running && asked.look_at.is_none() {
+            asked.look_at = clock::now().checked_add(within);
             self.wake.notify_one();
         }
     }
@@ -123,15 +135,20 @@ impl Worker {
             if answers {
                 asked.sync_answers_at = None;
             }
-            if asked.now || records || answers {
+            let look = is_due(asked.look_at);
+            if look {
+                asked.look_at = None;
+            }
+            if asked.now || records || answers || look {
                 let sync = match (records, answers) {
                     (_, true) => Some(Scope::Acks),
                     (true, false) => Some(Scope::Records),
                     (false, false) => None,
                 };
-                return Some(Due { upkeep: std::mem::take(&mut asked.now), sync });
+                return Some(Due { upkeep: std::mem::take(&mut asked.now), look, sync });
             }
-            let times = [asked.sync_records_at, asked.sync_answers_at, asked.tidy_at];
+            let times =
+                [asked.sync_records_at, asked.sync_answers_at, asked.tidy_at, asked.look_at];
             match times.into_iter().flatten().min() {
                 Some(at) => {
                     self.wake.wait_until(&mut asked, at);
@@ -187,7 +204,8 @@ impl Engine {
             None => Ok(()),
         };
         if !due.upkeep {
-            return synced;
+            let compacted = if due.look { self.compact_some() } else { Ok(()) };
+            return synced.and(compacted);
         }
         // First what a push may soon wait for. If there is no room for it, or something that is to be let go will
         // serve, the rest of the work may make it.
@@ -208,12 +226,7 @@ impl Engine {
         let gone = self.let_segments_go();
         let prepared = self.prepare_ahead();
         // After everything that a push or an answer may wait for.
-        let compacted = self.compact_in_background();
-        if let Ok(Some(again)) = compacted {
-            self.worker.ask_within(again);
-        } else if compacted.is_err() {
-            self.worker.ask_within(RETRY);
-        }
+        let compacted = self.compact_some();
         synced
             .and(finished)
             .and(has_more.map(|_| ()))
@@ -221,6 +234,17 @@ impl Engine {
             .and(buried)
             .and(gone)
             .and(prepared)
-            .and(compacted.map(|_| ()))
+            .and(compacted)
+    }
+
+    /// A step of compaction, if it is time for one.
+    fn compact_some(&self) -> Result<()> {
+        let compacted = self.compact_in_background();
+        match &compacted {
+            Ok(Some(again)) => self.worker.look_within(*again),
+            Ok(None) => {}
+            Err(_) => self.worker.look_within(RETRY),
+        }
+        compacted.map(|_| ())
     }
 }

@@ -31,6 +31,8 @@ pub(crate) struct Checkpoint {
     pub(crate) unaccounted: Ranges,
     /// The newest time in the log: milliseconds since 1970 UTC.
     pub(crate) newest_time: u64,
+    /// No ordinal from this one on had been given to a segment.
+    pub(crate) next_ordinal: u64,
 }
 
 /// A segment in the list.
@@ -54,8 +56,7 @@ pub(crate) enum Decoded {
 impl Checkpoint {
     /// Whether this segment existed when the list was written and was let go.
     pub(crate) fn let_go(&self, ordinal: u64) -> bool {
-        ordinal <= self.last_ordinal()
-            && !self.segments.iter().any(|listed| listed.ordinal == ordinal)
+        ordinal < self.next_ordinal && !self.segments.iter().any(|listed| listed.ordinal == ordinal)
     }
 
     /// The largest ordinal in the list.
@@ -140,6 +141,7 @@ mod tests {
             accounted: 14,
             unaccounted,
             newest_time: 1_700_000_000_000,
+            next_ordinal: 6,
         }
     }
 

@@ -113,11 +113,12 @@ pub(super) fn take_replaced(
 /// One that lost its seal could have any number of records: no more than up to the next one.
 fn bound(sources: &mut [Source]) {
     sources.sort_by_key(|source| source.first_seq);
-    let firsts: Vec<u64> = sources.iter().skip(1).map(|source| source.first_seq).collect();
-    let plain = sources.iter_mut().zip(firsts).filter(|(one, _)| one.segment.sources.is_none());
-    for (source, next) in plain {
+    let is_plain = |source: &&mut Source| source.segment.sources.is_none() && source.first_seq > 0;
+    let mut next = u64::MAX;
+    for source in sources.iter_mut().rev().filter(is_plain) {
         let most = u32::try_from(next - source.first_seq).unwrap_or(u32::MAX);
         source.count = source.count.min(most);
+        next = source.first_seq;
     }
 }
 

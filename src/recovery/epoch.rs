@@ -149,12 +149,21 @@ fn gap_before(
 ) -> Option<Damage> {
     let end_seq = next.activation.first_seq;
     let mut before = next.segment.header.predecessor;
+    let mut passed: Option<&Arc<Segment>> = None;
     loop {
         if let Some(end) = previous.filter(|end| end.ordinal == before) {
             let is_missing = end.next_seq < end_seq;
             return is_missing.then(|| end.damage(end_seq, DamageKind::Torn));
         }
-        let empty = segments.iter().find(|segment| segment.header.ordinal == before)?;
+        let found = segments.iter().find(|segment| segment.header.ordinal == before);
+        let Some(empty) = found else {
+            // One that was used, is here, and does not say any more with what: what came right before `next` was
+            // in it.
+            let lost = passed.filter(|_| end_seq - 1 > watermark)?;
+            let path = lost.path.clone();
+            let end = End { ordinal: before, next_seq: end_seq - 1, path, tail: 0 };
+            return Some(end.damage(end_seq, DamageKind::Torn));
+        };
         let first_of_epoch = segments.first()?.header.ordinal;
         if empty.header.ordinal == first_of_epoch && previous.is_none() {
             // Where its numbers began, if it still says so. If not, and what came right before
@@ -168,6 +177,7 @@ fn gap_before(
             let end = End { ordinal: before, next_seq, path: empty.path.clone(), tail: 0 };
             return (next_seq < end_seq).then(|| end.damage(end_seq, DamageKind::Torn));
         }
+        passed = Some(empty);
         before = empty.header.predecessor;
     }
 }

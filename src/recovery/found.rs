@@ -26,7 +26,7 @@ pub(crate) struct Found {
     pub(super) replaced: Vec<Replaced>,
     pub(super) checkpoint: Option<Checkpoint>,
     pub(super) checkpoint_file: CheckpointFile,
-    pub(super) leftovers: Vec<String>,
+    pub(super) leftovers: Vec<(String, u64)>,
     /// How many segments have no readable header.
     pub(super) unreadable: usize,
     pub(super) directory: PathBuf,
@@ -89,7 +89,10 @@ impl Found {
     /// Ordinals are never reused, not even those that only a file's name claims.
     pub(super) fn next_ordinal(&self) -> u64 {
         let listed = self.checkpoint.iter().flat_map(|checkpoint| &checkpoint.segments);
-        listed.map(|listed| listed.ordinal).max().unwrap_or(0).max(self.largest_ordinal) + 1
+        let known =
+            listed.map(|listed| listed.ordinal).max().unwrap_or(0).max(self.largest_ordinal);
+        let next = self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.next_ordinal);
+        next.max(known + 1)
     }
 
     pub(super) fn newest_epoch(&self) -> u64 {
@@ -116,7 +119,11 @@ impl Found {
             match name::kind(&name) {
                 Kind::Own => {}
                 Kind::Foreign => self.ignore(&name, "not a file of keepq"),
-                Kind::Temporary if is_file => self.leftovers.push(name),
+                Kind::Temporary if is_file => {
+                    // If that cannot be told, it takes nothing as far as is known.
+                    let bytes = storage.open(&name).map_or(0, |file| file.size());
+                    self.leftovers.push((name, bytes));
+                }
                 Kind::Segment if is_file => names.push(name),
                 Kind::Temporary | Kind::Segment => self.ignore(&name, "not a regular file"),
             }
@@ -189,7 +196,7 @@ impl Found {
             self.largest_ordinal = self.largest_ordinal.max(ordinal);
             self.newest_epoch = self.newest_epoch.max(header.epoch);
             if self.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.let_go(ordinal)) {
-                self.leftovers.push(name);
+                self.leftovers.push((name, candidate.file.size()));
                 continue;
             }
             let right_name = name == name::segment(ordinal);

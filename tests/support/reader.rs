@@ -31,6 +31,7 @@ pub(crate) struct Checkpoint {
     pub(crate) accounted: u64,
     pub(crate) unaccounted: Vec<(u64, u64)>,
     pub(crate) newest_time: u64,
+    pub(crate) next_ordinal: u64,
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> u64 {
