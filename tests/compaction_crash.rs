@@ -198,10 +198,14 @@ fn every_operation_can_fail() {
                     let stats = queue.stats();
                     assert!(stats.disk_bytes() <= 4 * 65_536, "{context}: {stats:?}");
                 }
-                let killed = Arc::new(memory.killed());
+                let cut = |image| Arc::new(memory.power_cut(image));
+                let mut disks = vec![Arc::new(memory.killed()), cut(CrashImage::Oldest)];
+                disks.extend([at, !at].map(|seed| cut(CrashImage::Mixed(seed))));
                 drop(queue);
-                check(&killed, &told, &context);
-                check(&Arc::new(memory.killed()), &told, &context);
+                disks.extend([Arc::new(memory.killed()), cut(CrashImage::Mixed(at))]);
+                for disk in disks {
+                    check(&disk, &told, &context);
+                }
                 if !was_reached {
                     break;
                 }

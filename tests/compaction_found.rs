@@ -134,3 +134,100 @@ fn a_payload_that_is_being_copied_stays_what_it_is() {
     });
     assert_eq!((queue.stats().lost(), queue.damage().len()), (0, 0));
 }
+
+/// Messages that were settled slowly were never looked at again once nothing more was settled.
+#[test]
+fn what_is_settled_slowly_is_given_back_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let compaction = Compaction::default().idle(Duration::from_millis(20));
+    let options = Queue::options().segment_bytes(65_536).durability(Durability::Os);
+    let queue = options.compaction(compaction).open(dir.path()).unwrap();
+    for n in 0..1000u32 {
+        queue.push(n.to_le_bytes().repeat(200)).unwrap();
+    }
+    let jobs = queue.pop_batch(usize::MAX).unwrap();
+    let (settled, left): (Vec<_>, Vec<_>) =
+        jobs.into_iter().partition(|job| u64::from(job.seq()) % 100 < 57);
+    for (n, job) in settled.into_iter().enumerate() {
+        job.ack().unwrap();
+        if n % 20 == 0 {
+            // So that the background looks in between, and finds it not worth while yet.
+            std::thread::sleep(Duration::from_millis(30));
+        }
+    }
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        let stats = queue.stats();
+        if stats.disk_bytes() <= 2 * stats.live_bytes() + 3 * 65_536 {
+            break;
+        }
+        assert!(std::time::Instant::now() < end, "{stats:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    drop(left);
+}
+
+/// A batch that needed a file larger than a segment held it until little was left.
+#[test]
+fn a_large_file_is_copied_into_one_that_is_smaller() {
+    let queue = on(Arc::new(MemoryStorage::new())).open("memory").unwrap();
+    queue.push_batch((0..100u8).map(|n| vec![n; 10_000])).unwrap();
+    queue.push("in the newest segment".repeat(500)).unwrap();
+    let jobs = queue.pop_batch(100).unwrap();
+    let (left, settled): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job[0] % 4 == 0);
+    queue.ack_batch(settled).unwrap();
+    assert_eq!(queue.compact().unwrap().messages(), 25);
+    assert!(queue.stats().segment_bytes() < 450_000, "{:?}", queue.stats());
+    queue.ack_batch(left).unwrap();
+}
+
+/// Dead letters took the room that copies need, and one message in each segment held a full queue for ever.
+#[test]
+fn a_full_queue_with_dead_letters_is_emptied_by_compaction() {
+    let options = on(Arc::new(MemoryStorage::new())).segment_bytes(64 << 20).max_bytes(1 << 20);
+    let queue = options.open("memory").unwrap();
+    for _ in 0..60 {
+        queue.push(vec![1; 4000]).unwrap();
+    }
+    for job in queue.pop_batch(60).unwrap() {
+        job.reject("no").unwrap();
+    }
+    while queue.push(vec![2; 4000]).is_ok() {}
+    assert!(queue.stats().disk_bytes() <= 1 << 20, "{:?}", queue.stats());
+    let jobs = queue.pop_batch(usize::MAX).unwrap();
+    let (left, settled): (Vec<_>, Vec<_>) =
+        jobs.into_iter().partition(|job| u64::from(job.seq()).is_multiple_of(40));
+    assert!(settled.len() > 30, "{}", settled.len());
+    queue.ack_batch(settled).unwrap();
+    for _ in 0..30 {
+        queue.push(vec![3; 4000]).unwrap();
+        assert!(queue.stats().disk_bytes() <= 1 << 20, "{:?}", queue.stats());
+    }
+    assert_eq!(queue.in_flight(), left.len() as u64);
+    assert_eq!(queue.dead_letters().unwrap().len(), 60);
+}
+
+/// One call that takes messages out of many segments had all of them mapped at a time.
+#[cfg(target_os = "linux")]
+#[test]
+fn one_batch_out_of_many_segments_maps_few_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = || {
+        let options = Queue::options().segment_bytes(65_536).durability(Durability::Os);
+        options.open_segments(3).background(false)
+    };
+    let queue = options().open(dir.path()).unwrap();
+    let open = || {
+        let links = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let links = links.filter_map(|entry| fs::read_link(entry.path()).ok());
+        links.filter(|link| link.starts_with(dir.path())).count()
+    };
+    for n in 0..60 {
+        queue.push(vec![n; 40_000]).unwrap();
+        assert!(open() <= 3 + 6, "{}", open());
+    }
+    queue.close().unwrap();
+    let queue = options().open(dir.path()).unwrap();
+    assert_eq!(queue.pop_batch(usize::MAX).unwrap().len(), 60);
+    assert!(open() <= 3 + 4, "{}", open());
+}
