@@ -306,6 +306,7 @@ fn the_page_is_enough_to_read_a_checkpoint_by() {
                 assert_eq!(used.span, Some(span), "{name}: {ordinal}");
             }
             assert!(first_seq <= checkpoint.accounted, "{name}: {ordinal}");
+            assert!(ordinal < checkpoint.next_ordinal, "{name}: {ordinal}");
         }
         let last = checkpoint.segments.iter().rev().find(|(_, first_seq, _)| *first_seq > 0);
         assert!(last.is_some_and(|(_, first, _)| *first <= checkpoint.watermark), "{name}");

@@ -2,12 +2,12 @@
 //!
 //! Promises: what is chosen lies side by side in the log, and is copied for one of two reasons.
 //!
-//! * To free: the copy takes no more than `live_percent` of what it replaces. For each byte that this frees, at most p / (100
-//!   - p) are written; and since nothing can be freed that no push took before, all such copies together are no
-//!   more than that part of what pushes took: at 50 percent, no more than pushes took.
+//! * To free: the copy takes no more than `live_percent` of what it replaces. With p for that, each byte that is freed costs
+//!   at most p / (100 - p) that are written; and since nothing can be freed that no push took before, all such copies
+//!   together are no more than that part of what pushes took: at 50 percent, no more than pushes took.
 //! * To gather: small files become one that is twice as large as each of them and frees an eighth, or eight
-//!   times as large and has sixteen in it. By the first a file gets no larger than some 150 KiB, where its header pages no longer
-//!   matter; by the second, a message is in a file of full size after three more. So a message is
+//!   times as large and has sixteen in it. By the first a file gets no larger than some 150 KiB, where its header
+//!   pages no longer matter; by the second, a message is in a file of full size after three more. So a message is
 //!   gathered seven times at the most, and all copies together are eight times the first bound, and as a
 //!   rule next to nothing besides it.
 
