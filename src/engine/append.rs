@@ -259,7 +259,9 @@ impl Engine {
         let too_many = wide(append.full.len()) > self.options.open_segments;
         let deliver = self.deliver.lock();
         let too_many = too_many || deliver.mapped_segments() > self.options.open_segments + 2;
-        too_many || deliver.done_segments() > most_done
+        // Relaxed: a segment that goes is in one of the two, under the lock that is held here.
+        let going = self.letting_go.load(Ordering::Relaxed);
+        too_many || deliver.done_segments() + going > most_done
     }
 
     /// Does what the background would, so that the queue takes no more disk because it is fast.

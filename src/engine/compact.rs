@@ -401,6 +401,8 @@ impl Engine {
         done.replaced += wide(count);
         done.messages += messages;
         done.written += size;
+        // Relaxed: as in `retire`; a moment late.
+        self.letting_go.fetch_add(wide(count), Ordering::Relaxed);
         let replaced = sources.into_iter().take(count).map(|source| source.segment);
         upkeep.replace(Arc::clone(&made.segment), replaced.collect());
         Ok(())

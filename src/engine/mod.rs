@@ -104,6 +104,8 @@ pub(crate) struct Engine {
     /// This run: when it began, and with which number.
     run: Run,
     compaction: Mutex<Compaction>,
+    /// Segments that are no longer in the log, and not yet removed or used again.
+    letting_go: AtomicU64,
     /// Bytes of files that compaction wrote.
     compacted_bytes: AtomicU64,
     /// Bytes of files that pushes took.
@@ -259,6 +261,7 @@ impl Engine {
             recovery: log.report.clone(),
             run: Run { start_time: clock.start_time(), first_seq: log.next_seq },
             compaction: Mutex::default(),
+            letting_go: AtomicU64::new(0),
             compacted_bytes: AtomicU64::new(0),
             taken_bytes: AtomicU64::new(0),
             published: Padded(AtomicU64::new(log.next_seq - 1)),

@@ -296,7 +296,9 @@ impl Engine {
             return Ok(());
         }
         // What is let go next is used again.
-        if self.deliver.lock().done_segments() > 0 {
+        // Relaxed: a hint.
+        let going = self.letting_go.load(Ordering::Relaxed);
+        if self.deliver.lock().done_segments() + going > 0 {
             return Ok(());
         }
         let prepared = match self.prepare(&mut supply, 0) {

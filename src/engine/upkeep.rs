@@ -9,6 +9,7 @@ use super::track::Track;
 use super::{CHECKPOINT_ROOM, Engine};
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
+use crate::format::bytes::wide;
 use crate::format::checkpoint::{Checkpoint, Listed};
 use crate::format::name;
 use crate::log::Segment;
@@ -128,6 +129,8 @@ impl Engine {
             }
         }
         if lets_go {
+            // Relaxed: whoever waits for it waits for the lock that is held here.
+            self.letting_go.store(0, Ordering::Relaxed);
             self.space.room.wake_all();
         }
         result.and(self.forget_sources(&mut upkeep))
@@ -193,6 +196,8 @@ impl Engine {
             !append.full.iter().any(|full| Arc::ptr_eq(&full.segment, segment))
         };
         let done = self.deliver.lock().take_done(is_synced);
+        // Relaxed: the `append` lock orders it.
+        self.letting_go.fetch_add(wide(done.len()), Ordering::Relaxed);
         drop((append, lead));
         let done = done.into_iter().map(|Track { segment, count, .. }| (segment, count));
         upkeep.done.extend(done.map(|(segment, count)| (segment, Some(count.unwrap_or(0)))));
