@@ -70,6 +70,7 @@ impl Deliver {
     }
 
     /// Ends a lease; `None` if it has ended already. Tells where its message is now: from here on in no place.
+    #[inline]
     fn end_lease(&mut self, ticket: Ticket) -> Result<Option<(usize, Place)>> {
         let Some((place, has_expired)) = self.leases.place(ticket) else { return Ok(None) };
         let found = self.find_place(place).inspect_err(|_| {

@@ -54,9 +54,10 @@ impl Cursor {
     #[inline(always)]
     pub(super) fn look(&self, track: &mut Track, end_index: u32, run: Run) -> Result<Seen> {
         let Self { ordinal, index, offset, previous, .. } = *self;
-        let (base_time, first_seq) = (track.base_time, track.first_seq);
+        let (base_time, first_seq, has_gaps) = (track.base_time, track.first_seq, track.has_gaps);
         let mapped = track.map()?;
-        let seq = mapped.seq(index, first_seq)?;
+        let plain = Some(first_seq + u64::from(index));
+        let seq = if has_gaps { mapped.seq(index, first_seq)? } else { plain };
         let Some(slot) = mapped.slot(index)? else { return Ok(Seen::BadSlot) };
         let Some(seq) = seq else { return Ok(Seen::Lost { end_index: index + 1, next: offset }) };
         let is_old = run.is_old(seq);

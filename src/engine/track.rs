@@ -25,6 +25,8 @@ pub(super) struct Track {
     pub(super) segment: Arc<Segment>,
     pub(super) mapped: Option<Arc<Mapped>>,
     pub(super) first_seq: u64,
+    /// Whether its Seqs have gaps: it is compacted.
+    pub(super) has_gaps: bool,
     pub(super) base_time: u64,
     /// Known once it is no longer pushed to.
     pub(super) count: Option<u32>,
@@ -83,6 +85,7 @@ impl Track {
     ) -> Self {
         Self {
             segment: Arc::clone(&mapped.segment),
+            has_gaps: mapped.segment.sources.is_some(),
             mapped: Some(mapped),
             first_seq,
             base_time,
@@ -118,6 +121,7 @@ impl Track {
     pub(super) fn of_earlier_run(part: &Part, tickets: &Tickets) -> Self {
         Self {
             segment: Arc::clone(&part.segment),
+            has_gaps: part.segment.sources.is_some(),
             mapped: None,
             first_seq: part.first_seq,
             base_time: part.base_time,
@@ -145,11 +149,6 @@ impl Track {
         self.segment.header.ordinal
     }
 
-    /// Whether its Seqs have gaps.
-    pub(super) fn is_compacted(&self) -> bool {
-        self.segment.sources.is_some()
-    }
-
     /// One behind the last index that may be looked at; whether it may be shown, its Seq tells.
     pub(super) fn end_index(&self, published: u64) -> u32 {
         let visible = (published + 1).saturating_sub(self.first_seq);
@@ -167,13 +166,13 @@ impl Track {
     /// How many up to this message are not settled, as far as it is counted.
     pub(super) fn owed(&self, published: u64) -> u64 {
         let mut visible = (published + 1).saturating_sub(self.first_seq);
-        if self.is_compacted() && published + 1 < self.end_seq(published) {
+        if self.has_gaps && published + 1 < self.end_seq(published) {
             // Where its table cannot be read, all of them.
             let index = self.mapped.as_ref().map_or(Ok(u32::MAX), |mapped| {
                 mapped.index_from(published + 1, self.end_index(published), self.first_seq)
             });
             visible = index.map_or(u64::MAX, u64::from);
-        } else if self.is_compacted() {
+        } else if self.has_gaps {
             visible = u64::MAX;
         }
         u64::from(self.end_index(published)).min(visible).saturating_sub(self.settled.into())
@@ -193,7 +192,7 @@ impl Track {
     /// The index of a message, if this one has it.
     pub(super) fn index_of(&mut self, seq: u64) -> Result<Option<u32>> {
         let (count, first_seq) = (self.count.unwrap_or(u32::MAX), self.first_seq);
-        if !self.is_compacted() {
+        if !self.has_gaps {
             let index = seq.checked_sub(first_seq).and_then(|index| u32::try_from(index).ok());
             return Ok(index.filter(|&index| index < count));
         }
@@ -203,7 +202,7 @@ impl Track {
     /// The first index from which on its Seqs are not smaller.
     pub(super) fn index_from(&mut self, seq: u64) -> Result<u32> {
         let (count, first_seq) = (self.count.unwrap_or(u32::MAX), self.first_seq);
-        if !self.is_compacted() {
+        if !self.has_gaps {
             let index = u32::try_from(seq.saturating_sub(first_seq)).unwrap_or(u32::MAX);
             return Ok(index.min(count));
         }
@@ -212,7 +211,7 @@ impl Track {
 
     /// The Seq of record `index`; `None` if it is not known any more.
     pub(super) fn seq(&mut self, index: u32) -> Result<Option<u64>> {
-        if !self.is_compacted() {
+        if !self.has_gaps {
             return Ok(Some(self.first_seq + u64::from(index)));
         }
         let first_seq = self.first_seq;
