@@ -150,8 +150,8 @@ impl Queue {
     }
 
     /// Does at once what the background thread does: syncs, prepares the next file, counts, ends leases that have
-    /// run out, moves what is dying to the dead letters, lets go of files in which nothing is owed, writes the
-    /// checkpoint; here and in the dead letters.
+    /// run out, moves what is dying to the dead letters, lets go of files in which nothing is owed, copies what is owed in
+    /// sparse ones together, writes the checkpoint; here and in the dead letters.
     ///
     /// # Errors
     ///
