@@ -4,6 +4,7 @@
 //! at any moment. Nobody is dropped, or waited for, where that could not make room enough. Whoever waits
 //! for room is woken by what makes some. Relies on `append` to ask, and on `space` for bytes.
 
+use super::compact::Haste;
 use super::supply::SMALLEST_SEGMENT;
 use super::track::{Track, scheduled_for};
 use super::wait::{Look, Soon};
@@ -45,9 +46,9 @@ impl Engine {
         // The newest segment is not let go before there is a newer one. What dead letters take is not
         // theirs to free who drop the oldest.
         let others = if overflow == Overflow::DropOldest { self.space.of_others() } else { 0 };
-        let fixed = newest + others + 2 * CHECKPOINT_ROOM;
+        let fixed = newest + 2 * CHECKPOINT_ROOM;
         let could_fit = self.options.max_messages.is_none_or(|max| records <= max)
-            && self.space.could_ever_take(bytes.max(SMALLEST_SEGMENT), fixed);
+            && self.space.could_ever_take(bytes.max(SMALLEST_SEGMENT), fixed, others);
         match overflow {
             Overflow::Block if could_fit => self.push_when_there_is_room(drafts, sync_within, full),
             Overflow::DropOldest if could_fit => self.push_over_oldest(drafts, sync_within),
@@ -81,6 +82,7 @@ impl Engine {
         let records = wide(drafts.len());
         // One at a time: what another has dropped may be room enough for this one, too.
         let _alone = self.dropping.lock();
+        let mut may_copy = self.options.compaction.is_on;
         loop {
             let full = match self.append(drafts, sync_within) {
                 Err(full @ Error::Full { .. }) => full,
@@ -91,7 +93,12 @@ impl Engine {
                 Error::Full { limit: "max_messages", max } => self.drop_oldest(records, max)?,
                 _ => self.drop_segment()?,
             };
-            if !has_dropped {
+            if !has_dropped && may_copy {
+                // What is being copied cannot be dropped, but will take less.
+                may_copy = false;
+                self.health.note_background(self.compact_now(Haste::Now, 1).map(|_| ()));
+                self.let_segments_go().map_err(Error::before_anything)?;
+            } else if !has_dropped {
                 return Err(full);
             }
         }
@@ -121,22 +128,6 @@ impl Engine {
         }
         self.unlock(deliver);
         result.map(|()| can_drop && left == 0)
-    }
-
-    /// Makes room for the next segment before a push waits for it, where dropping the oldest does. Else what is
-    /// left may do for a smaller one, when it is needed.
-    pub(super) fn drop_ahead(&self) -> Result<()> {
-        if self.options.overflow != Overflow::DropOldest {
-            return Ok(());
-        }
-        {
-            let _alone = self.dropping.lock();
-            if !self.drop_segment()? {
-                return Ok(());
-            }
-        }
-        // What it leaves is used again as the next one.
-        self.let_segments_go()
     }
 
     /// Drops all that waits in the oldest segment of which nothing else is owed; false if there is none.

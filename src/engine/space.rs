@@ -3,6 +3,7 @@
 //! Promises: no more than `max_bytes` are taken, but for a CHECKPOINT that has to grow. Relies on whoever makes or
 //! removes a file to say so.
 
+use super::supply::SMALLEST_SEGMENT;
 use super::wait::WaitList;
 use crate::error::{Error, Result};
 use std::sync::Arc;
@@ -105,7 +106,13 @@ impl Share {
 
     /// What the others have not taken yet of what is left for them.
     fn reserve_left(&self) -> u64 {
-        self.reserve.saturating_sub(self.of_others())
+        self.reserve_beside(self.of_others())
+    }
+
+    /// What is left for the others once they take so much: always a segment of the smallest size, so that they can
+    /// begin another while they cannot let go of the last one.
+    fn reserve_beside(&self, others: u64) -> u64 {
+        self.reserve.saturating_sub(others).max(self.reserve.min(SMALLEST_SEGMENT))
     }
 
     fn take_and_leave(&self, bytes: u64, reserve: u64) -> Result<()> {
@@ -143,9 +150,10 @@ impl Share {
         self.space.used().saturating_sub(self.own.load(Ordering::SeqCst))
     }
 
-    /// Whether a file of this size could be made if nothing but so much was taken.
-    pub(super) fn could_ever_take(&self, bytes: u64, fixed: u64) -> bool {
-        let all = bytes.saturating_add(fixed).saturating_add(self.reserve + self.scratch);
+    /// Whether a file of this size could be made if nothing but so much was taken, here and by the others.
+    pub(super) fn could_ever_take(&self, bytes: u64, fixed: u64, others: u64) -> bool {
+        let left = others + self.reserve_beside(others) + self.scratch;
+        let all = bytes.saturating_add(fixed).saturating_add(left);
         self.space.max.is_none_or(|max| all <= max)
     }
 }

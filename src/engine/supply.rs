@@ -302,10 +302,8 @@ impl Engine {
             return Ok(());
         }
         let prepared = match self.prepare(&mut supply, 0) {
-            Err(Error::Full { .. }) => {
-                drop(supply);
-                return self.drop_ahead();
-            }
+            // What is left may do for a smaller one, when it is needed.
+            Err(Error::Full { .. }) => return Ok(()),
             prepared => prepared?,
         };
         supply.ready = Some(prepared.clone());

@@ -68,8 +68,9 @@ impl Worker {
     /// Compaction may have something to do in a while.
     pub(super) fn look_within(&self, within: Duration) {
         let mut asked = self.asked.lock();
-        if asked.is_running && asked.look_at.is_none() {
-            asked.look_at = clock::now().checked_add(within);
+        if asked.is_running {
+            let at = clock::now().checked_add(within);
+            asked.look_at = [asked.look_at, at].into_iter().flatten().min();
             self.wake.notify_one();
         }
     }

@@ -177,7 +177,11 @@ fn gap_before(
             let end = End { ordinal: before, next_seq, path: empty.path.clone(), tail: 0 };
             return (next_seq < end_seq).then(|| end.damage(end_seq, DamageKind::Torn));
         }
-        passed = Some(empty);
+        // One in which nothing was ever placed has the number of what follows it.
+        let is_empty = |activation: Activation| activation.first_seq == end_seq;
+        if !empty.activation().ok().flatten().is_some_and(is_empty) {
+            passed = Some(empty);
+        }
         before = empty.header.predecessor;
     }
 }
