@@ -249,10 +249,11 @@ fn unaccounted(
 
 /// Puts in the numbers in between those that a compacted segment has: settled or lost, and nothing says which.
 fn insert_gaps(ranges: &mut Ranges, part: &Part) -> Result<()> {
-    const STEP: u32 = 4096;
+    const STEP: usize = 4096;
+    let step = u32::try_from(STEP).unwrap_or(u32::MAX);
     let mut next = part.first_seq;
-    for from in (0..part.count).step_by(4096) {
-        let number = STEP.min(part.count - from);
+    for from in (0..part.count).step_by(STEP) {
+        let number = step.min(part.count - from);
         for seq in part.segment.read_seqs(from, number, part.first_seq)?.flatten() {
             ranges.insert(next, seq.saturating_sub(1));
             next = seq + 1;

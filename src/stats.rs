@@ -257,7 +257,7 @@ impl Stats {
         self.taken_bytes
     }
 
-    /// Bytes of the segment files that compaction made. Copies that are made to free disk are never more than what
+    /// Bytes that compaction wrote, copies that were given up included. Copies that are made to free disk are never more than what
     /// pushes took, in this run and earlier ones, times p / (100 - p), where p is
     /// [`Compaction::live_percent`](crate::Compaction::live_percent): once that much at 50. Others, that gather small files in
     /// one, are never more than seven times that, and as a rule next to nothing.

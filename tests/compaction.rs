@@ -19,40 +19,17 @@
 mod support;
 
 use keepq::fault::{ManualClock, MemoryStorage, Storage};
-use keepq::{Compaction, DamageKind, Delivery, Durability, Error, Message, Options, Queue};
+use keepq::{Compaction, DamageKind, Delivery, Durability, Error, Message, Queue};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
+use support::sparse::{ack_most, number, on, payload};
 use support::{Dice, cases};
 
 fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
-}
-
-fn on(storage: Arc<dyn Storage>) -> Options {
-    let options = Queue::options().segment_bytes(65_536).background(false).storage(storage);
-    options.compaction(Compaction::default().idle(ms(0)))
-}
-
-fn payload(number: u64) -> Vec<u8> {
-    let mut payload = number.to_le_bytes().to_vec();
-    payload.resize(1000 + number as usize % 7 * 100, number as u8);
-    payload
-}
-
-fn number(payload: &[u8]) -> u64 {
-    u64::from_le_bytes(payload[..8].try_into().unwrap())
-}
-
-/// Pops `count` messages, and acks all but those whose number is a multiple of `kept`.
-fn ack_most(queue: &Queue, count: usize, kept: u64) -> Vec<Delivery> {
-    let jobs = queue.pop_batch(count).unwrap();
-    let (left, settled): (Vec<_>, Vec<_>) =
-        jobs.into_iter().partition(|job| number(job).is_multiple_of(kept));
-    queue.ack_batch(settled).unwrap();
-    left
 }
 
 #[test]

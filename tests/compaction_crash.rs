@@ -18,37 +18,13 @@
 
 mod support;
 
-use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage, Storage};
-use keepq::{Compaction, Delivery, Error, Options, Queue};
+use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage};
+use keepq::{Error, Options};
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::time::Duration;
 use support::cases;
-
-fn on(storage: Arc<dyn Storage>) -> Options {
-    let options = Queue::options().segment_bytes(65_536).background(false).storage(storage);
-    options.compaction(Compaction::default().idle(Duration::ZERO))
-}
-
-fn payload(number: u64) -> Vec<u8> {
-    let mut payload = number.to_le_bytes().to_vec();
-    payload.resize(1000 + number as usize % 7 * 100, number as u8);
-    payload
-}
-
-fn number(payload: &[u8]) -> u64 {
-    u64::from_le_bytes(payload[..8].try_into().unwrap())
-}
-
-/// Pops `count` messages, and acks all but those whose number is a multiple of `kept`.
-fn ack_most(queue: &Queue, count: usize, kept: u64) -> Vec<Delivery> {
-    let jobs = queue.pop_batch(count).unwrap();
-    let (left, settled): (Vec<_>, Vec<_>) =
-        jobs.into_iter().partition(|job| number(job).is_multiple_of(kept));
-    queue.ack_batch(settled).unwrap();
-    left
-}
+use support::sparse::{ack_most, number, on, payload};
 
 /// What a workload with a compaction in the middle was told.
 #[derive(Clone, Default)]

@@ -14,6 +14,8 @@
     reason = "a test may fail"
 )]
 
+mod support;
+
 use keepq::fault::{ManualClock, MemoryStorage, Storage};
 use keepq::{Compaction, Delivery, Durability, Error, Options, Queue};
 use std::fs;
@@ -21,8 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 fn on(storage: Arc<dyn Storage>) -> Options {
-    let options = Queue::options().segment_bytes(65_536).background(false).storage(storage);
-    options.compaction(Compaction::default().idle(Duration::ZERO)).durability(Durability::Os)
+    support::sparse::on(storage).durability(Durability::Os)
 }
 
 /// Pushes `count` messages of 1,000 bytes, pops them, and acks all but the first; gives that.

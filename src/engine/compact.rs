@@ -261,7 +261,10 @@ impl Engine {
             match begun {
                 // A smaller copy may have room.
                 Err(error) if no_room => {
-                    self.health.note_background(Err(error));
+                    // That options leave none is nobody's error.
+                    if !matches!(error, Error::Full { .. }) {
+                        self.health.note_background(Err(error));
+                    }
                     limits.room = choice.after / 2;
                 }
                 begun => return begun.map(Some),

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub(crate) mod model;
+pub(crate) mod sparse;
 
 /// Reproducible dice: splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
 /// generators, 2014).
