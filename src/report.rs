@@ -212,4 +212,8 @@ pub enum DamageKind {
     Slot,
     /// Its file is gone or has no readable header: the messages are lost.
     Segment,
+    /// It is whole, but it holds what only a newer keepq knows. It is not lost: it is not handed
+    /// out, nothing is stored for it, and it stays as it was pushed until a keepq that knows it
+    /// opens the queue.
+    Newer,
 }

@@ -228,3 +228,63 @@ impl Run {
         self.copy.discard(storage)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::extension::Verified;
+    use crate::format::segment::{Activation, Header, most_slots};
+    use crate::io::Access;
+    use crate::io::memory::MemoryStorage;
+    use crate::log::Segment;
+    use crate::log::active::{Active, Draft};
+    use crate::log::scan::scan;
+
+    /// What a newer keepq says of a message, and what a reader must not ignore of it.
+    const MUST_BE_KNOWN: &[u8] = b"\x04\x00\x83\x01\x00A";
+
+    fn header(ordinal: u64, size: u64) -> Header {
+        Header {
+            queue_id: [1; 16],
+            ordinal,
+            predecessor: 0,
+            generation: ordinal,
+            epoch: 1,
+            size,
+            seq_limit: 100,
+            sources: 0,
+        }
+    }
+
+    /// A record of a newer keepq is not damaged: it is read over and copied like any other.
+    #[test]
+    fn what_must_be_known_is_copied_as_it_is() {
+        let storage = MemoryStorage::new();
+        let segment = Arc::new(Segment::create(&storage, header(1, 64 << 10)).unwrap());
+        let region = segment.map(Access::Commits).unwrap();
+        let mut active = Active::start(Arc::clone(&segment), region, 7, 1000).unwrap();
+        let drafts = [
+            Draft::new(Vec::new(), b"known").unwrap(),
+            Draft::new(MUST_BE_KNOWN.to_vec(), b"newer").unwrap(),
+        ];
+        active.append(&drafts, 0, 1000).unwrap();
+        let scanned = scan(&segment, Activation { first_seq: 7, base_time: 1000 }).unwrap();
+        assert_eq!((scanned.pieces.len(), scanned.pieces[0].end_index), (1, 2), "no gap");
+
+        let source = Source { segment, first_seq: 7, base_time: 1000, count: 2 };
+        let target = header(2, 16 << 10);
+        let most = most_slots(target.size).min(2);
+        let copy = Copy::create(&storage, target, most, 1000).unwrap();
+        let mut run = Run::new(vec![source], copy, 1);
+        assert_eq!(run.step(u64::MAX).unwrap().0, Step::Done(1));
+        assert_eq!(run.take_findings(), []);
+        let Finished { segment, count, .. } = run.finish(&storage, 1, 100).unwrap();
+        assert_eq!(count, 2);
+        let region = segment.map(Access::Commits).unwrap();
+        let copied = Mapped { segment, region };
+        let (offset, header) = copied.walk_to(1).unwrap();
+        let body = copied.body(&header, offset);
+        assert_eq!(body, [MUST_BE_KNOWN, b"newer"].concat());
+        assert_eq!(header.verify(&body), Verified::Newer);
+    }
+}

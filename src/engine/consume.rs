@@ -11,7 +11,7 @@ use super::next::Leased;
 use super::wait::{Look, Soon};
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::format::extension;
+use crate::format::extension::{self, Verified};
 use crate::leases::Ticket;
 use parking_lot::MutexGuard;
 use std::cell::Cell;
@@ -248,8 +248,11 @@ impl Engine {
     #[inline]
     pub(super) fn copy_out(&self, mut leased: Leased) -> Result<Option<Taken>> {
         let body = leased.body.take(&leased.header, leased.offset);
-        let Some(payload_start) = leased.header.verify(&body) else {
-            return self.pass_over_lost(&leased).map(|()| None);
+        let payload_start = match leased.header.verify(&body) {
+            Verified::Payload(start) => start,
+            Verified::Newer | Verified::Damaged => {
+                return self.pass_over_lost(&leased).map(|()| None);
+            }
         };
         let has_times = leased.header.flags.has_extensions() || self.ttl_millis.is_some();
         if has_times && self.pass_over_in_time(&leased, &body)? {

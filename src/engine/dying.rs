@@ -11,7 +11,7 @@ use super::next::Body;
 use super::{Engine, Role};
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::format::extension::{self, Notes, Origin};
+use crate::format::extension::{self, Notes, Origin, Verified};
 use crate::format::slot::{Slot, State};
 use crate::format::{name, record};
 use crate::leases::Place;
@@ -291,17 +291,9 @@ impl Engine {
         let Corpse { place, header, pushed_at, .. } = corpse;
         let Place { seq, attempts, .. } = place;
         let body = corpse.body.take(&header, place.offset);
-        let Some(payload_start) = header.verify(&body) else {
-            let mut deliver = self.deliver.lock();
-            let lost = deliver.find_place(place).and_then(|found| match found {
-                Some((at, place)) => deliver.lose_if_owed(at, place.index, place.offset),
-                None => Ok(()),
-            });
-            if lost.is_ok() {
-                deliver.dying.waiting.remove(&seq);
-            }
-            self.unlock(deliver);
-            return lost;
+        let payload_start = match header.verify(&body) {
+            Verified::Payload(start) => start,
+            Verified::Newer | Verified::Damaged => return self.lose_dying(place),
         };
         let there = if let Some(there) = known {
             there
@@ -322,6 +314,20 @@ impl Engine {
         deliver.dying.waiting.remove(&seq);
         deliver.dying.moved.insert(seq, there);
         Ok(())
+    }
+
+    /// A dying message turned out to be damaged.
+    fn lose_dying(&self, place: Place) -> Result<()> {
+        let mut deliver = self.deliver.lock();
+        let lost = deliver.find_place(place).and_then(|found| match found {
+            Some((at, place)) => deliver.lose_if_owed(at, place.index, place.offset),
+            None => Ok(()),
+        });
+        if lost.is_ok() {
+            deliver.dying.waiting.remove(&place.seq);
+        }
+        self.unlock(deliver);
+        lost
     }
 
     /// Why a message died of which an earlier run left no more than that.

@@ -12,7 +12,7 @@ use super::next::{Body, Next};
 use super::track::scheduled_for;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::format::extension;
+use crate::format::extension::{self, Verified};
 use crate::format::record;
 use crate::format::slot::{Delay, Slot, State};
 use crate::log::sealed::Located;
@@ -172,7 +172,10 @@ impl Engine {
     /// `None` if it is damaged.
     fn view(sight: &mut Sight) -> Option<Viewed> {
         let body = sight.body.take(&sight.header, sight.offset);
-        let payload_start = sight.header.verify(&body)?;
+        let payload_start = match sight.header.verify(&body) {
+            Verified::Payload(start) => start,
+            Verified::Newer | Verified::Damaged => return None,
+        };
         let Sight { seq, slot, due, pushed_at, .. } = *sight;
         Some(Viewed { seq, attempts: slot.attempts, pushed_at, body, payload_start, due })
     }

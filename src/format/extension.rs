@@ -54,6 +54,18 @@ pub(crate) struct Origin<'n> {
     pub(crate) reason: &'n str,
 }
 
+/// What the body of a record turns out to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Verified {
+    /// What was pushed; the payload starts here.
+    Payload(usize),
+    /// What was pushed, with an entry that a reader must know and this version does not: a newer
+    /// keepq can read it.
+    Newer,
+    /// Not what was pushed: the checksum is wrong, or the entries contradict their own lengths.
+    Damaged,
+}
+
 /// Bytes that a header takes among the entries.
 pub(crate) fn header_len(name: &str, value: &[u8]) -> u64 {
     wide(ENTRY + 1 + name.len() + value.len())
@@ -142,16 +154,14 @@ fn origin(content: &[u8]) -> Option<Origin<'_>> {
     })
 }
 
-/// Where in a body that starts with extensions the payload starts; `None` if it holds what this
-/// version must not ignore.
-pub(crate) fn payload_start(body: &[u8]) -> Option<usize> {
-    let (entries, _) = split(body)?;
+/// What a body that starts with extensions turns out to be; its checksum is right.
+pub(crate) fn verify(body: &[u8]) -> Verified {
+    let Some((entries, _)) = split(body) else { return Verified::Damaged };
     let mut rest = Entries(entries);
-    if rest.any(|(tag, _)| tag >= MUST_KNOW && ![DUE, EXPIRES].contains(&tag)) || !rest.0.is_empty()
-    {
-        return None;
+    if rest.any(|(tag, _)| tag >= MUST_KNOW && ![DUE, EXPIRES].contains(&tag)) {
+        return Verified::Newer;
     }
-    Some(LENGTH + entries.len())
+    if rest.0.is_empty() { Verified::Payload(LENGTH + entries.len()) } else { Verified::Damaged }
 }
 
 /// The entries, and the payload behind them.
@@ -181,14 +191,18 @@ mod tests {
 
     #[test]
     fn entries_are_skipped_or_refused_and_never_overrun() {
-        assert_eq!(payload_start(b"\x04\x00\x02\x01\x00Axyz"), Some(6), "unknown, may be skipped");
-        assert_eq!(payload_start(b"\x00\x00xyz"), Some(2));
-        assert_eq!(payload_start(b"\x04\x00\x83\x01\x00Axyz"), None, "must be known");
-        assert_eq!(payload_start(b"\xFF\xFF\x01"), None, "lying length");
-        assert_eq!(payload_start(b"\x04\x00\x01\xFF\xFFAxyz"), None, "lying entry");
-        assert_eq!(payload_start(b"\x01"), None);
+        assert_eq!(
+            verify(b"\x04\x00\x02\x01\x00Axyz"),
+            Verified::Payload(6),
+            "unknown, may be skipped"
+        );
+        assert_eq!(verify(b"\x00\x00xyz"), Verified::Payload(2));
+        assert_eq!(verify(b"\x04\x00\x83\x01\x00Axyz"), Verified::Newer, "must be known");
+        assert_eq!(verify(b"\xFF\xFF\x01"), Verified::Damaged, "lying length");
+        assert_eq!(verify(b"\x04\x00\x01\xFF\xFFAxyz"), Verified::Damaged, "lying entry");
+        assert_eq!(verify(b"\x01"), Verified::Damaged);
         let mixed = b"\x0D\x00\x02\x01\x00A\x01\x06\x00\x04kindxrest";
-        assert_eq!(payload_start(mixed), Some(15));
+        assert_eq!(verify(mixed), Verified::Payload(15));
         assert_eq!(headers(mixed).collect::<Vec<_>>(), [("kind", &b"x"[..])]);
         assert_eq!(headers(b"\x04\x00\x01\x01\x00\x09").count(), 0, "a name longer than its entry");
         assert_eq!(headers(b"\x05\x00\x01\x02\x00\x01\xFF").count(), 0, "a name that is no text");
@@ -200,7 +214,7 @@ mod tests {
         let origin = Origin { seq: 7, pushed_at: 8, attempts: 9, cause: 1, reason: &reason };
         let given = Notes { due: Some(1), expires: Some(u64::MAX), origin: Some(origin) };
         let body = encode([("kind", &b"x"[..])].into_iter(), &given);
-        assert_eq!(payload_start(&body), Some(body.len()));
+        assert_eq!(verify(&body), Verified::Payload(body.len()));
         let told = notes(&body);
         assert_eq!((told.due, told.expires), (Some(1), Some(u64::MAX)));
         let kept = told.origin.unwrap();
@@ -226,13 +240,15 @@ mod tests {
             let entries: u64 = given.iter().map(|(name, value)| header_len(name, value)).sum();
             prop_assert_eq!(wide(body.len()), entries + 2);
             body.extend(&payload);
-            prop_assert_eq!(payload_start(&body), Some(body.len() - payload.len()));
+            prop_assert_eq!(verify(&body), Verified::Payload(body.len() - payload.len()));
             prop_assert_eq!(headers(&body).collect::<Vec<_>>(), given);
         }
 
         #[test]
         fn garbage_never_panics(body: Vec<u8>) {
-            prop_assert!(payload_start(&body).is_none_or(|start| start <= body.len()));
+            if let Verified::Payload(start) = verify(&body) {
+                prop_assert!(start <= body.len());
+            }
             prop_assert!(headers(&body).count() <= body.len());
         }
     }

@@ -2,7 +2,7 @@
 
 use super::bytes::{put, u16_at, u32_at, u64_at, wide};
 use super::checksum::{Key, crc32};
-use super::extension;
+use super::extension::{self, Verified};
 
 /// Bytes of a record's header.
 pub(crate) const HEADER: usize = 24;
@@ -126,14 +126,12 @@ impl Header {
         u32::try_from(self.record_len()).unwrap_or(u32::MAX)
     }
 
-    /// Where in `body` the payload starts; `None` if the body is not what was pushed.
-    pub(crate) fn verify(&self, body: &[u8]) -> Option<usize> {
-        if crc32(body) == self.body_check { self.payload_start(body) } else { None }
-    }
-
-    /// Where in a body the payload starts; `None` if it holds what this version must not ignore.
-    pub(crate) fn payload_start(&self, body: &[u8]) -> Option<usize> {
-        if self.flags.0 & EXTENSIONS == 0 { Some(0) } else { extension::payload_start(body) }
+    /// What `body`, which was read behind this header, turns out to be.
+    pub(crate) fn verify(&self, body: &[u8]) -> Verified {
+        if crc32(body) != self.body_check {
+            return Verified::Damaged;
+        }
+        if self.flags.has_extensions() { extension::verify(body) } else { Verified::Payload(0) }
     }
 }
 
@@ -192,12 +190,23 @@ mod tests {
         assert_eq!(Header::decode(&[0; HEADER], key, 4096), None);
     }
 
+    /// A header that says `body` is what was pushed.
+    fn header_of(body: &[u8], is_extended: bool) -> Header {
+        let flags = Flags::default().extended(is_extended);
+        let body_len = u32::try_from(body.len()).unwrap();
+        Header { body_check: crc32(body), body_len, flags, ..header() }
+    }
+
     #[test]
     fn only_a_body_that_is_said_to_have_extensions_is_looked_into() {
-        let plain = Header { flags: Flags::default(), ..header() };
-        let extended = Header { flags: Flags::default().extended(true), ..header() };
-        assert_eq!(plain.payload_start(b"\x00\x00xyz"), Some(0));
-        assert_eq!(extended.payload_start(b"\x00\x00xyz"), Some(2));
+        for (body, extended) in [
+            (&b"\x00\x00xyz"[..], Verified::Payload(2)),
+            (b"\x04\x00\x83\x01\x00Axyz", Verified::Newer),
+            (b"\x04\x00\x83\x09\x00Axyz", Verified::Damaged),
+        ] {
+            assert_eq!(header_of(body, false).verify(body), Verified::Payload(0), "{body:?}");
+            assert_eq!(header_of(body, true).verify(body), extended, "{body:?}");
+        }
     }
 
     proptest! {
@@ -207,6 +216,37 @@ mod tests {
                 Some(told) => prop_assert!((count..count + UNSYNCED_UNIT).contains(&told)),
                 None => prop_assert!(count > 100_000_000),
             }
+        }
+
+        /// An entry put between those of a message that this version wrote: one that may be
+        /// skipped changes nothing, one that must be known makes the record newer, and bytes that
+        /// were changed later are damage in either.
+        #[test]
+        fn newer_is_told_from_damaged(
+            values in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 0..4),
+            at in 0usize..5,
+            tag: u8,
+            content in prop::collection::vec(any::<u8>(), 0..20),
+            payload: Vec<u8>,
+            bit: prop::sample::Index,
+        ) {
+            let entry = |tag: u8, content: &[u8]| {
+                let len = u16::try_from(content.len()).unwrap();
+                [&[tag][..], &len.to_le_bytes(), content].concat()
+            };
+            let named = |value: &Vec<u8>| entry(1, &[b"\x01k", &value[..]].concat());
+            let mut entries: Vec<_> = values.iter().map(named).collect();
+            entries.insert(at.min(entries.len()), entry(tag, &content));
+            let entries = entries.concat();
+            let len = u16::try_from(entries.len()).unwrap().to_le_bytes();
+            let mut body = [&len[..], &entries, &payload].concat();
+            let header = header_of(&body, true);
+            let is_known = tag < 0x80 || [0x81, 0x82].contains(&tag);
+            let payload = Verified::Payload(body.len() - payload.len());
+            prop_assert_eq!(header.verify(&body), if is_known { payload } else { Verified::Newer });
+            let bit = bit.index(body.len() * 8);
+            body[bit / 8] ^= 1 << (bit % 8);
+            prop_assert_eq!(header.verify(&body), Verified::Damaged);
         }
 
         #[test]
