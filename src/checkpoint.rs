@@ -48,25 +48,25 @@ impl CheckpointFile {
             Some(false) => return missing(CheckpointState::Damaged),
             Some(true) => {}
         }
-        let wrap = |error| Error::io("read checkpoint", &storage.path(name::CHECKPOINT), 0, error);
+        let wrap = |offset, error| {
+            Error::io("read checkpoint", &storage.path(name::CHECKPOINT), offset, error)
+        };
         let file = match storage.open(name::CHECKPOINT) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 return missing(CheckpointState::Missing);
             }
-            result => result.map_err(wrap)?,
+            result => result.map_err(|error| wrap(0, error))?,
         };
         let half = file.size() / 2;
         if half == 0 || half % PAGE != 0 || file.size() > MAX_FILE {
             return missing(CheckpointState::Damaged);
         }
-        let mut this = Self { file: Some(file), ..Self::default() };
+        let mut this = Self::default();
         let mut newest = None;
         for slot in 0..2 {
             let mut bytes = vec![0; usize::try_from(half).unwrap_or(0)];
-            this.file
-                .as_ref()
-                .map_or(Ok(()), |file| file.read_at(slot * half, &mut bytes))
-                .map_err(wrap)?;
+            let offset = slot * half;
+            file.read_at(offset, &mut bytes).map_err(|error| wrap(offset, error))?;
             match Checkpoint::decode(&bytes) {
                 Decoded::Newer(version) => return Ok(Read::Newer(version)),
                 Decoded::Valid { generation, checkpoint } if generation >= this.generation => {
@@ -75,6 +75,7 @@ impl CheckpointFile {
                 Decoded::Valid { .. } | Decoded::Invalid => {}
             }
         }
+        this.file = Some(file);
         let state = if newest.is_some() { CheckpointState::Used } else { CheckpointState::Damaged };
         Ok(Read::Ok(this, state, newest))
     }

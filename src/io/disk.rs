@@ -32,8 +32,13 @@ impl DiskStorage {
     /// Makes the directory, and those above it, if need be.
     pub(crate) fn new(path: &Path) -> io::Result<Self> {
         let directory = std::path::absolute(path)?;
-        let missing: Vec<&Path> =
-            directory.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
+        let mut missing = Vec::new();
+        for ancestor in directory.ancestors() {
+            if ancestor.try_exists()? {
+                break;
+            }
+            missing.push(ancestor);
+        }
         for path in missing.into_iter().rev() {
             match os::create_directory(path) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -126,10 +131,11 @@ impl Storage for DiskStorage {
     fn directory(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
         let path = self.path(name);
         // A link is not followed.
-        if path.symlink_metadata().is_ok_and(|metadata| !metadata.is_dir()) {
-            return Err(io::ErrorKind::NotADirectory.into());
+        match path.symlink_metadata() {
+            Ok(metadata) if !metadata.is_dir() => Err(io::ErrorKind::NotADirectory.into()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(Arc::new(Self::new(&path)?)),
         }
-        Ok(Arc::new(Self::new(&path)?))
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -307,15 +307,17 @@ impl Segment {
 }
 
 /// Reads the header of a file, and what else its first page says; the last page only where the first one has no
-/// valid header.
-pub(crate) fn read_header(file: &dyn StorageFile) -> std::io::Result<([Decoded; 2], Marks)> {
+/// valid header. An error is told with the offset that could not be read.
+pub(crate) fn read_header(
+    file: &dyn StorageFile,
+) -> std::result::Result<([Decoded; 2], Marks), (u64, std::io::Error)> {
     let mut copies = [Decoded::Invalid, Decoded::Invalid];
     if file.size() < 2 * PAGE {
         return Ok((copies, Marks::default()));
     }
     let mut page = [0; PAGE_LEN];
     for (copy, offset) in copies.iter_mut().zip([0, file.size() - PAGE]) {
-        file.read_at(offset, &mut page)?;
+        file.read_at(offset, &mut page).map_err(|error| (offset, error))?;
         *copy = page.first_chunk().map_or(Decoded::Invalid, Header::decode);
         if let Decoded::Valid(header) = copy {
             // Those of the first page, or of the last one, where that is the one to go by.

@@ -71,7 +71,7 @@ pub(super) fn read(
     let mut previous: Option<End> = None;
     let mut is_cut = false;
     for member in &members {
-        let gap = gap_before(member, previous.as_ref(), segments, watermark);
+        let gap = gap_before(member, previous.as_ref(), segments, watermark)?;
         is_cut = is_cut || gap.is_some_and(|gap| !accept(gap, watermark, report));
         if is_cut {
             report.dropped += member.records();
@@ -146,40 +146,40 @@ fn gap_before(
     previous: Option<&End>,
     segments: &[Arc<Segment>],
     watermark: u64,
-) -> Option<Damage> {
+) -> Result<Option<Damage>> {
     let end_seq = next.activation.first_seq;
     let mut before = next.segment.header.predecessor;
     let mut passed: Option<&Arc<Segment>> = None;
     loop {
         if let Some(end) = previous.filter(|end| end.ordinal == before) {
             let is_missing = end.next_seq < end_seq;
-            return is_missing.then(|| end.damage(end_seq, DamageKind::Torn));
+            return Ok(is_missing.then(|| end.damage(end_seq, DamageKind::Torn)));
         }
         let found = segments.iter().find(|segment| segment.header.ordinal == before);
         let Some(empty) = found else {
             // One that was used, is here, and does not say any more with what: what came right before `next` was
             // in it.
-            let lost = passed.filter(|_| end_seq - 1 > watermark)?;
+            let lost = passed.filter(|_| end_seq - 1 > watermark);
+            let Some(lost) = lost else { return Ok(None) };
             let path = lost.path.clone();
             let end = End { ordinal: before, next_seq: end_seq - 1, path, tail: 0 };
-            return Some(end.damage(end_seq, DamageKind::Torn));
+            return Ok(Some(end.damage(end_seq, DamageKind::Torn)));
         };
-        let first_of_epoch = segments.first()?.header.ordinal;
-        if empty.header.ordinal == first_of_epoch && previous.is_none() {
+        let activation = empty.activation()?;
+        let is_first = segments.first().is_some_and(|first| first.header.ordinal == before);
+        if is_first && previous.is_none() {
             // Where its numbers began, if it still says so. If not, and what came right before
             // `next` was durable, it held nothing.
-            let activation = empty.activation().ok().flatten();
             let next_seq = match activation {
                 Some(activation) => activation.first_seq,
-                None if end_seq - 1 <= watermark => return None,
+                None if end_seq - 1 <= watermark => return Ok(None),
                 None => end_seq - 1,
             };
             let end = End { ordinal: before, next_seq, path: empty.path.clone(), tail: 0 };
-            return (next_seq < end_seq).then(|| end.damage(end_seq, DamageKind::Torn));
+            return Ok((next_seq < end_seq).then(|| end.damage(end_seq, DamageKind::Torn)));
         }
         // One in which nothing was ever placed has the number of what follows it.
-        let is_empty = |activation: Activation| activation.first_seq == end_seq;
-        if !empty.activation().ok().flatten().is_some_and(is_empty) {
+        if activation.is_none_or(|activation| activation.first_seq != end_seq) {
             passed = Some(empty);
         }
         before = empty.header.predecessor;

@@ -120,9 +120,10 @@ impl Found {
                 Kind::Own => {}
                 Kind::Foreign => self.ignore(&name, "not a file of keepq"),
                 Kind::Temporary if is_file => {
-                    // If that cannot be told, it takes nothing as far as is known.
-                    let bytes = storage.open(&name).map_or(0, |file| file.size());
-                    self.leftovers.push((name, bytes));
+                    let opened = storage.open(&name);
+                    let path = storage.path(&name);
+                    let file = opened.map_err(|error| Error::io("open file", &path, 0, error))?;
+                    self.leftovers.push((name, file.size()));
                 }
                 Kind::Segment if is_file => names.push(name),
                 Kind::Temporary | Kind::Segment => self.ignore(&name, "not a regular file"),
@@ -260,8 +261,9 @@ fn read_all(storage: &dyn Storage, names: Vec<String>) -> Vec<(String, Result<Re
 }
 
 fn read_segment(storage: &dyn Storage, name: &str) -> Result<ReadSegment> {
-    let wrap = |error| Error::io("read header", &storage.path(name), 0, error);
-    let file = storage.open(name).map_err(wrap)?;
+    let path = storage.path(name);
+    let file = storage.open(name).map_err(|error| Error::io("open segment", &path, 0, error))?;
+    let wrap = |(offset, error)| Error::io("read header", &path, offset, error);
     let (copies, marks) = read_header(&*file).map_err(wrap)?;
     file.release();
     for copy in &copies {

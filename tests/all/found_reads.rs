@@ -1,0 +1,395 @@
+//! An error while open reads a directory is that error, and nothing else.
+//!
+//! Open once took an activation that could not be read for one that is not there. Whatever fails to
+//! be read is told with operation, path and offset; nothing was written or removed; and once the
+//! disk answers again, open finds everything.
+
+use keepq::fault::{Access, Entry, MemoryStorage, Region, Storage, StorageFile};
+use keepq::{Compaction, Durability, Error, Options, Queue};
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+// From format.md.
+const PAGE: u64 = 4096;
+const ACTIVATION: u64 = 512;
+const SEAL: u64 = 1024;
+const SOURCES: u64 = 1536;
+
+/// How reads fail: like those of bytes that lie outside of a file, which damage can ask for.
+const FAILURE: ErrorKind = ErrorKind::InvalidInput;
+
+/// Which reads fail.
+#[derive(Clone, Debug, Default)]
+enum Plan {
+    #[default]
+    None,
+    /// The one with this number, counted from 0.
+    Number(u64),
+    /// All of these bytes of this file.
+    Place(String, Range<u64>),
+}
+
+/// The reads of a storage, and which of them fail.
+#[derive(Debug, Default)]
+struct Reads {
+    plan: Plan,
+    count: u64,
+    /// What failed: path and offset.
+    failed: Option<(PathBuf, u64)>,
+}
+
+impl Reads {
+    /// Counts a read of `len` bytes at `offset` of `name`; fails if the plan says so.
+    fn before(&mut self, name: &str, path: PathBuf, offset: u64, len: u64) -> io::Result<()> {
+        let number = self.count;
+        self.count += 1;
+        let fails = match &self.plan {
+            Plan::None => false,
+            Plan::Number(at) => number == *at,
+            Plan::Place(file, bytes) => {
+                file == name && offset < bytes.end && bytes.start < offset + len
+            }
+        };
+        if !fails {
+            return Ok(());
+        }
+        self.failed.get_or_insert((path, offset));
+        Err(FAILURE.into())
+    }
+}
+
+/// A storage some of whose reads fail: lists, opens and reads of files. Maps are not reads.
+#[derive(Debug)]
+struct Unreadable {
+    inner: Arc<dyn Storage>,
+    reads: Arc<Mutex<Reads>>,
+}
+
+impl Unreadable {
+    fn new(inner: Arc<dyn Storage>) -> Self {
+        Self { inner, reads: Arc::default() }
+    }
+
+    fn plan(&self, plan: Plan) {
+        *self.reads.lock().unwrap() = Reads { plan, ..Reads::default() };
+    }
+
+    fn before(&self, name: &str) -> io::Result<()> {
+        self.reads.lock().unwrap().before(name, self.inner.path(name), 0, 0)
+    }
+
+    fn file(&self, name: &str, inner: Arc<dyn StorageFile>) -> Arc<dyn StorageFile> {
+        let (name, path) = (name.to_string(), self.inner.path(name));
+        Arc::new(UnreadableFile { inner, name, path, reads: Arc::clone(&self.reads) })
+    }
+}
+
+impl Storage for Unreadable {
+    fn lock(&self) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
+        self.inner.lock()
+    }
+
+    fn list(&self) -> io::Result<Vec<Entry>> {
+        self.before("")?;
+        self.inner.list()
+    }
+
+    fn create(&self, name: &str, size: u64) -> io::Result<Arc<dyn StorageFile>> {
+        Ok(self.file(name, self.inner.create(name, size)?))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        self.before(name)?;
+        Ok(self.file(name, self.inner.open(name)?))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.inner.rename(from, to)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.inner.remove(name)
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        self.inner.sync_directory()
+    }
+
+    fn directory(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
+        self.inner.directory(name)
+    }
+
+    fn sync_parents(&self) -> io::Result<()> {
+        self.inner.sync_parents()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.inner.path(name)
+    }
+}
+
+#[derive(Debug)]
+struct UnreadableFile {
+    inner: Arc<dyn StorageFile>,
+    name: String,
+    path: PathBuf,
+    reads: Arc<Mutex<Reads>>,
+}
+
+impl StorageFile for UnreadableFile {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        let (path, len) = (self.path.clone(), into.len() as u64);
+        self.reads.lock().unwrap().before(&self.name, path, offset, len)?;
+        self.inner.read_at(offset, into)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.inner.write_at(offset, bytes)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.inner.sync()
+    }
+
+    fn map(&self, access: Access) -> io::Result<Arc<dyn Region>> {
+        self.inner.map(access)
+    }
+
+    fn release(&self) {
+        self.inner.release();
+    }
+}
+
+fn options(storage: Arc<dyn Storage>) -> Options {
+    let options = Queue::options().segment_bytes(65_536).background(false).storage(storage);
+    options.durability(Durability::Os).compaction(Compaction::default().idle(Duration::ZERO))
+}
+
+fn payload(number: u64) -> Vec<u8> {
+    let mut payload = number.to_le_bytes().to_vec();
+    payload.resize(1000, 7);
+    payload
+}
+
+/// A queue of 300 messages in six segments, or so.
+fn pushed() -> (MemoryStorage, Queue) {
+    let storage = MemoryStorage::new();
+    // What is stored here is what `killed` copies of it find.
+    let queue = options(storage.directory("q").unwrap()).open("q").unwrap();
+    (0..300).for_each(|number| assert!(queue.push(payload(number)).is_ok()));
+    (storage, queue)
+}
+
+/// The queue in `storage`, as it is found after a kill.
+fn killed(storage: &MemoryStorage) -> Arc<dyn Storage> {
+    storage.killed().directory("q").unwrap()
+}
+
+/// Its segments, in order.
+fn segments(storage: &dyn Storage) -> Vec<String> {
+    let names = storage.list().unwrap().into_iter().map(|entry| entry.name);
+    let is_segment = |name: &String| PathBuf::from(name).extension().is_some_and(|e| e == "seg");
+    let mut names: Vec<_> = names.filter(is_segment).collect();
+    names.sort();
+    names
+}
+
+/// All names, with what is in the files.
+fn content(storage: &dyn Storage) -> BTreeMap<String, Vec<u8>> {
+    let read = |entry: Entry| {
+        let file = storage.open(&entry.name).unwrap();
+        let mut bytes = vec![0; file.size() as usize];
+        file.read_at(0, &mut bytes).unwrap();
+        (entry.name, bytes)
+    };
+    storage.list().unwrap().into_iter().map(read).collect()
+}
+
+/// One of the two header pages of a segment.
+#[derive(Clone, Copy)]
+enum Page {
+    First,
+    Last,
+}
+
+impl Page {
+    /// Where it starts in a file of this size.
+    fn start(self, size: u64) -> u64 {
+        match self {
+            Self::First => 0,
+            Self::Last => size - PAGE,
+        }
+    }
+}
+
+/// Overwrites what stands at a place of these header pages.
+fn overwrite(storage: &dyn Storage, name: &str, place: u64, pages: &[Page]) {
+    let file = storage.open(name).unwrap();
+    for page in pages {
+        file.write_at(page.start(file.size()) + place, &[0xA5; 20]).unwrap();
+    }
+    file.sync().unwrap();
+}
+
+/// What open finds: all messages, what was lost, what was cut, how many were dropped.
+fn found(storage: Arc<dyn Storage>) -> impl PartialEq + std::fmt::Debug {
+    let queue = options(storage).open("q").unwrap();
+    let report = queue.recovery();
+    let reported = (report.cut().cloned(), report.dropped(), report.damage().to_vec());
+    let ignored: Vec<_> = report.ignored().map(|(path, _)| path.to_path_buf()).collect();
+    let jobs = queue.pop_batch(usize::MAX).unwrap();
+    let jobs: Vec<_> = jobs.iter().map(|job| (u64::from(job.seq()), job.to_vec())).collect();
+    (reported, ignored, jobs, queue.damage())
+}
+
+/// Opens what `make` makes with this plan: the error is told and nothing changed, and after it
+/// everything is found. False if nothing failed.
+fn fails_and_is_found(make: &dyn Fn() -> Arc<dyn Storage>, plan: Plan) -> bool {
+    let context = format!("{plan:?}");
+    let inner = make();
+    let before = content(&*inner);
+    let storage = Arc::new(Unreadable::new(Arc::clone(&inner)));
+    storage.plan(plan);
+    let opened = options(storage.clone()).open("q");
+    let Some((failed_path, failed_at)) = storage.reads.lock().unwrap().failed.clone() else {
+        assert!(opened.is_ok(), "{context}: {opened:?}");
+        return false;
+    };
+    match opened {
+        Err(Error::Io { operation, path, offset, source }) => {
+            let told = (path, offset, source.kind());
+            assert_eq!(told, (failed_path, failed_at, FAILURE), "{context}");
+            let words = ["list directory", "open ", "read "];
+            assert!(words.iter().any(|word| operation.starts_with(word)), "{operation}");
+        }
+        other => panic!("{context}: at {failed_at} it could not be read: {other:?}"),
+    }
+    assert!(content(&*inner) == before, "{context}: something was changed");
+    storage.plan(Plan::None);
+    assert!(found(storage) == found(make()), "{context}: another open finds something else");
+    true
+}
+
+/// Makes each read of an open fail in turn, and tells how many there are.
+fn each_read_fails(make: &dyn Fn() -> Arc<dyn Storage>) -> u64 {
+    let mut number = 0;
+    while fails_and_is_found(make, Plan::Number(number)) {
+        number += 1;
+    }
+    number
+}
+
+#[test]
+fn a_closed_queue_with_leftovers() {
+    let (storage, queue) = pushed();
+    queue.close().unwrap();
+    let directory = storage.directory("q").unwrap();
+    directory.create("00000000000000ff.tmp", 4096).unwrap();
+    let reads = each_read_fails(&|| killed(&storage));
+    let least = 2 * segments(&*directory).len() as u64;
+    assert!(reads > least + 3, "the list, the leftover and CHECKPOINT, too: {reads}");
+}
+
+#[test]
+fn a_killed_queue() {
+    let (storage, _queue) = pushed();
+    let reads = each_read_fails(&|| killed(&storage));
+    assert!(reads > 3 * segments(&*storage.directory("q").unwrap()).len() as u64, "{reads}");
+}
+
+/// Open asks each of these for its activation twice: when it collects what was used, and when it
+/// looks for what came before the next one.
+#[test]
+fn segments_that_lost_their_activation() {
+    let (storage, _queue) = pushed();
+    let directory = storage.directory("q").unwrap();
+    let names = segments(&*directory);
+    for name in [&names[0], &names[2]] {
+        overwrite(&*directory, name, ACTIVATION, &[Page::First, Page::Last]);
+    }
+    assert!(each_read_fails(&|| killed(&storage)) > 3 * names.len() as u64);
+}
+
+/// What stands in one header page only and cannot be read there is not missing.
+#[test]
+fn a_mark_that_is_left_in_one_page() {
+    let (storage, queue) = pushed();
+    queue.close().unwrap();
+    let directory = storage.directory("q").unwrap();
+    let names = segments(&*directory);
+    let name = &names[1];
+    let size = directory.open(name).unwrap().size();
+    for place in [ACTIVATION, SEAL] {
+        let (marked, there) = (storage.killed(), size - PAGE + place);
+        overwrite(&*marked.directory("q").unwrap(), name, place, &[Page::First]);
+        let plan = Plan::Place(name.clone(), there..there + 20);
+        assert!(fails_and_is_found(&|| killed(&marked), plan));
+    }
+    // Nor is what stands in a page whose header is the only good one.
+    for (damaged, good) in [(Page::Last, Page::First), (Page::First, Page::Last)] {
+        let (marked, start) = (storage.killed(), good.start(size));
+        overwrite(&*marked.directory("q").unwrap(), name, 0, &[damaged]);
+        let plan = Plan::Place(name.clone(), start..start + PAGE);
+        assert!(fails_and_is_found(&|| killed(&marked), plan));
+    }
+}
+
+/// Both slots of CHECKPOINT are read, and neither is taken for a damaged one.
+#[test]
+fn a_checkpoint() {
+    let (storage, queue) = pushed();
+    queue.close().unwrap();
+    let half = storage.directory("q").unwrap().open("CHECKPOINT").unwrap().size() / 2;
+    for slot in [0..half, half..2 * half] {
+        let plan = Plan::Place("CHECKPOINT".to_string(), slot);
+        assert!(fails_and_is_found(&|| killed(&storage), plan));
+    }
+}
+
+/// A compacted segment beside what it was made from, and one that tells in its last page only what
+/// it was made from.
+#[test]
+fn a_copy_and_its_sources() {
+    let (storage, queue) = pushed();
+    let jobs = queue.pop_batch(250).unwrap();
+    let settled = jobs.into_iter().filter(|job| !u64::from(job.seq()).is_multiple_of(10));
+    queue.ack_batch(settled).unwrap();
+    queue.sync().unwrap();
+    let before = storage.killed();
+    queue.compact().unwrap();
+    let directory = storage.directory("q").unwrap();
+    let names = segments(&*before.directory("q").unwrap());
+    let copies: Vec<_> = segments(&*directory);
+    let copies: Vec<_> = copies.into_iter().filter(|name| !names.contains(name)).collect();
+    assert!(!copies.is_empty());
+    // As if the process had been killed before anything was let go.
+    let both = before.killed();
+    let target = both.directory("q").unwrap();
+    target.remove("CHECKPOINT").unwrap();
+    for (name, bytes) in content(&*directory) {
+        if copies.contains(&name) {
+            let file = target.create(&name, bytes.len() as u64).unwrap();
+            file.write_at(0, &bytes).unwrap();
+            file.sync().unwrap();
+        }
+    }
+    let copy = copies[0].clone();
+    let page = target.open(&copy).unwrap().size() - PAGE;
+    overwrite(&*target, &copy, SOURCES, &[Page::First]);
+    target.sync_directory().unwrap();
+    // Not each read: once the states of a copy are brought up to date, something was written.
+    for place in [0..PAGE, page..page + PAGE] {
+        assert!(fails_and_is_found(&|| killed(&both), Plan::Place(copy.clone(), place)));
+    }
+    let plan = Plan::Place(names[0].clone(), 0..PAGE);
+    assert!(fails_and_is_found(&|| killed(&both), plan));
+}
