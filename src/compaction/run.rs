@@ -76,7 +76,8 @@ impl Reading {
     /// If something could not be read since the last call: then nothing that looks like damage is.
     fn check(&self) -> Result<()> {
         let failed = self.window.take_error();
-        failed.map_or(Ok(()), |error| Err(self.mapped.segment.error("read segment", 0, error)))
+        let error = |(offset, error)| self.mapped.segment.error("read segment", offset, error);
+        failed.map_or(Ok(()), |failed| Err(error(failed)))
     }
 }
 

@@ -25,7 +25,7 @@ struct Held {
     start: u64,
     bytes: Vec<u8>,
     read: u64,
-    failed: Option<io::Error>,
+    failed: Option<(u64, io::Error)>,
 }
 
 impl Window {
@@ -33,14 +33,20 @@ impl Window {
         Self { file, held: Mutex::default() }
     }
 
-    /// The first error since the last call.
-    pub(crate) fn take_error(&self) -> Option<io::Error> {
+    /// The first error since the last call, and the offset that could not be read.
+    pub(crate) fn take_error(&self) -> Option<(u64, io::Error)> {
         self.held.lock().failed.take()
     }
 
     /// Bytes read since the last call.
     pub(crate) fn take_read(&self) -> u64 {
         std::mem::take(&mut self.held.lock().read)
+    }
+
+    fn check(&self, offset: u64, len: usize) -> io::Result<()> {
+        let size = self.file.size();
+        let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
+        if end.is_some_and(|end| end <= size) { Ok(()) } else { Err(outside(offset, len, size)) }
     }
 }
 
@@ -59,9 +65,6 @@ impl Held {
         let wanted = if goes_on { (before * 2).min(LARGEST) } else { SMALLEST };
         let rest = file.size().saturating_sub(offset);
         let rest = usize::try_from(rest).unwrap_or(usize::MAX);
-        if len > rest {
-            return Err(outside(offset, len, file.size()));
-        }
         self.bytes.resize(wanted.max(len).min(rest), 0);
         self.start = offset;
         let result = file.read_at(offset, &mut self.bytes);
@@ -79,15 +82,14 @@ impl Region for Window {
     }
 
     fn load(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        // Asked for by bytes that lie: damage, and no error of reading.
+        self.check(offset, into.len())?;
         let mut held = self.held.lock();
         if held.get(offset, into.len()).is_none()
             && let Err(error) = held.fill(&*self.file, offset, into.len())
         {
-            // What lies outside was asked for by bytes that lie.
-            if error.kind() != io::ErrorKind::InvalidInput {
-                let kept = io::Error::new(error.kind(), error.to_string());
-                held.failed.get_or_insert(kept);
-            }
+            let kept = io::Error::new(error.kind(), error.to_string());
+            held.failed.get_or_insert((offset, kept));
             return Err(error);
         }
         let found = held.get(offset, into.len());
@@ -97,10 +99,7 @@ impl Region for Window {
 
     fn load_into(&self, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
         // Before any memory is taken for it.
-        let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
-        if end.is_none_or(|end| end > self.file.size()) {
-            return Err(outside(offset, len, self.file.size()));
-        }
+        self.check(offset, len)?;
         let start = into.len();
         into.resize(start + len, 0);
         self.load(offset, &mut into[start..])

@@ -2,7 +2,7 @@
 //!
 //! Open once took an activation that could not be read for one that is not there. Whatever fails to
 //! be read is told with operation, path and offset; nothing was written or removed; and once the
-//! disk answers again, open finds everything.
+//! disk answers again, open finds everything. Compaction, too, loses nothing to a failed read.
 
 use keepq::fault::{Access, Entry, MemoryStorage, Region, Storage, StorageFile};
 use keepq::{Compaction, Durability, Error, Options, Queue};
@@ -392,4 +392,41 @@ fn a_copy_and_its_sources() {
     }
     let plan = Plan::Place(names[0].clone(), 0..PAGE);
     assert!(fails_and_is_found(&|| killed(&both), plan));
+}
+
+/// Compaction once took a read that the system refused as invalid for a record that lies outside of
+/// its file, and its message was lost.
+#[test]
+fn compaction_loses_nothing_to_a_failed_read() {
+    let (pushed, _queue) = pushed();
+    for number in 0.. {
+        let inner = killed(&pushed);
+        let storage = Arc::new(Unreadable::new(Arc::clone(&inner)));
+        let queue = options(storage.clone()).open("q").unwrap();
+        let jobs = queue.pop_batch(250).unwrap();
+        let (kept, settled): (Vec<_>, Vec<_>) =
+            jobs.into_iter().partition(|job| u64::from(job.seq()).is_multiple_of(10));
+        queue.ack_batch(settled).unwrap();
+        drop(kept);
+        storage.plan(Plan::Number(number));
+        let compacted = queue.compact();
+        let failed = storage.reads.lock().unwrap().failed.clone();
+        storage.plan(Plan::None);
+        match (compacted, &failed) {
+            (Err(Error::Io { source, path, .. }), Some((failed, _))) => {
+                assert_eq!((source.kind(), &path), (FAILURE, failed), "{number}");
+            }
+            (compacted, None) => assert!(compacted.unwrap().freed_bytes() > 0),
+            (compacted, failed) => panic!("{number}: {failed:?} gave {compacted:?}"),
+        }
+        let left = queue.pop_batch(usize::MAX).unwrap();
+        let left: Vec<u64> = left.iter().map(|job| u64::from(job.seq())).collect();
+        let expected = (1..=300).filter(|seq| *seq > 250 || seq % 10 == 0);
+        assert_eq!(left, expected.collect::<Vec<u64>>(), "{number}: {failed:?}");
+        assert_eq!(queue.damage(), [], "{number}: {failed:?}");
+        if failed.is_none() {
+            assert!(number > 20, "{number}");
+            return;
+        }
+    }
 }
