@@ -5,6 +5,7 @@ use crate::engine::{Answer, Cause, Engine, Given, Taken};
 use crate::error::Result;
 use crate::format::extension::{self, Origin};
 use crate::message::MAX_DELAY;
+use crate::open_queue::OpenQueue;
 use crate::options;
 use crate::seq::Seq;
 use std::fmt;
@@ -32,14 +33,14 @@ use std::time::{Duration, SystemTime};
 /// ```
 #[must_use = "a delivery that is dropped comes back; ack it once the work is done"]
 pub struct Delivery {
-    engine: Arc<Engine>,
+    open: Arc<OpenQueue>,
     taken: Taken,
     is_answered: bool,
 }
 
 impl Delivery {
-    pub(crate) fn new(engine: Arc<Engine>, taken: Taken) -> Self {
-        Self { engine, taken, is_answered: false }
+    pub(crate) fn new(open: Arc<OpenQueue>, taken: Taken) -> Self {
+        Self { open, taken, is_answered: false }
     }
 
     /// The message's number: the same at every delivery of it, and no other message's ever.
@@ -183,7 +184,7 @@ impl Delivery {
     /// [`Error::LeaseExpired`](crate::Error::LeaseExpired) if the lease ran out, and the message was handed out
     /// again, settled, or given up since; [`Error::Closed`](crate::Error::Closed) if the queue was closed.
     pub fn extend(&self, time: Duration) -> Result<()> {
-        self.engine.extend(self.taken.given, time)
+        self.open.engine().consumers().extend(self.taken.given, time)
     }
 
     /// Gives the message back as if it had not been handed out: for a consumer that took more than
@@ -200,7 +201,7 @@ impl Delivery {
 
     pub(crate) fn answer(mut self, answer: &Answer) -> Result<()> {
         let given = self.begin_answer();
-        self.engine.answer([given].into_iter(), answer)
+        self.open.answer([given].into_iter(), answer)
     }
 
     /// The caller answers from here on.
@@ -210,7 +211,7 @@ impl Delivery {
     }
 
     pub(crate) fn belongs_to(&self, engine: &Arc<Engine>) -> bool {
-        Arc::ptr_eq(&self.engine, engine)
+        Arc::ptr_eq(self.open.engine(), engine)
     }
 }
 
@@ -232,7 +233,7 @@ impl Drop for Delivery {
     fn drop(&mut self) {
         if !self.is_answered {
             // It fails only if the queue was closed; then the message comes back at the next open.
-            self.engine.answer([self.taken.given].into_iter(), &Answer::Drop).ok();
+            self.open.answer([self.taken.given].into_iter(), &Answer::Drop).ok();
         }
     }
 }
@@ -340,7 +341,7 @@ impl Receipt {
     /// Whether the message is on the disk already. Does not block.
     #[must_use]
     pub fn is_durable(&self) -> bool {
-        self.engine.is_durable(self.seq)
+        self.engine.commit().is_durable(self.seq)
     }
 
     /// Returns once the message is on the disk, whatever the queue's durability; syncs if nobody
@@ -351,7 +352,7 @@ impl Receipt {
     /// [`Error::Poisoned`](crate::Error::Poisoned) if a sync failed: the message may be delivered all
     /// the same. [`Error::Closed`](crate::Error::Closed) if the queue was closed and could not sync it.
     pub fn wait(self) -> Result<Seq> {
-        self.engine.wait_durable(self.seq)?;
+        self.engine.commit().wait_durable(self.seq)?;
         Ok(Seq(self.seq))
     }
 }

@@ -134,13 +134,14 @@ impl Leases {
     }
 
     /// Ends the lease of a message that ran out, if there is one: the message is handed out again, or
-    /// settled.
-    pub(crate) fn end_expired(&mut self, seq: u64) {
-        if !self.expired.is_empty()
-            && let Some(&(ticket, _)) = self.expired.get(&seq)
-        {
-            self.end(ticket);
+    /// settled. Tells the time before which it was not to be handed out, 0 for none.
+    #[inline]
+    pub(crate) fn end_expired(&mut self, seq: u64) -> Option<u64> {
+        if self.expired.is_empty() {
+            return None;
         }
+        let &(ticket, _) = self.expired.get(&seq)?;
+        self.end(ticket)?.expired
     }
 
     /// Gives a lease another deadline. One that had run out begins again, and what [`Leases::end`] would

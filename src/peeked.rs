@@ -104,7 +104,7 @@ pub struct Messages {
 
 impl Messages {
     pub(crate) fn new(engine: Arc<Engine>) -> Self {
-        let walk = Some(engine.walk());
+        let walk = Some(engine.inspect().walk());
         Self { engine, walk }
     }
 }
@@ -113,7 +113,7 @@ impl Iterator for Messages {
     type Item = Result<Peeked>;
 
     fn next(&mut self) -> Option<Result<Peeked>> {
-        let found = self.engine.walk_on(self.walk.as_mut()?).transpose();
+        let found = self.engine.inspect().walk_on(self.walk.as_mut()?).transpose();
         if !matches!(found, Some(Ok(_))) {
             self.walk = None;
         }

@@ -7,6 +7,7 @@ mod state;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::io::{DiskStorage, Storage};
+use crate::open_queue::OpenQueue;
 use crate::options::Options;
 use crate::report::Compacted;
 use crate::typed::TypedQueue;
@@ -39,7 +40,7 @@ pub struct Queue {
 
 /// Closes the queue when the last clone is gone.
 struct Handle {
-    engine: Arc<Engine>,
+    open: Arc<OpenQueue>,
     /// Whose dead letters these are: they are open as long as that is.
     owner: Option<Queue>,
 }
@@ -48,7 +49,7 @@ impl Drop for Handle {
     fn drop(&mut self) {
         if self.owner.is_none() {
             // `close` is for those who want to know.
-            self.engine.close().ok();
+            self.open.close().ok();
         }
     }
 }
@@ -90,12 +91,16 @@ impl Queue {
     pub(crate) fn open_with(options: Options, path: &Path) -> Result<Self> {
         let may_make = options.create || options.create_new;
         let storage = options.storage.clone().map_or_else(|| disk(path, may_make), Ok)?;
-        let engine = Engine::open(options, storage)?;
-        Ok(Self { handle: Arc::new(Handle { engine, owner: None }) })
+        let open = OpenQueue::open(options, storage)?;
+        Ok(Self { handle: Arc::new(Handle { open, owner: None }) })
+    }
+
+    pub(crate) fn open_queue(&self) -> &Arc<OpenQueue> {
+        &self.handle.open
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {
-        &self.handle.engine
+        self.handle.open.engine()
     }
 
     /// The queue as one of values of `T`, in `postcard` encoding. It is
@@ -134,8 +139,8 @@ impl Queue {
     /// [`Error::Disabled`] with [`Options::dead_letters`](crate::Options::dead_letters)`(false)`, and of a queue of
     /// dead letters; [`Error::Closed`]; else as [`Options::open`](crate::Options::open).
     pub fn dead_letters(&self) -> Result<Self> {
-        let engine = self.engine().settled_dead_letters()?;
-        Ok(Self { handle: Arc::new(Handle { engine, owner: Some(self.clone()) }) })
+        let open = self.open_queue().dead_letters()?;
+        Ok(Self { handle: Arc::new(Handle { open, owner: Some(self.clone()) }) })
     }
 
     /// Makes durable all that was pushed and answered before the call, whatever the options say.
@@ -158,7 +163,7 @@ impl Queue {
     /// The first error met, any of [`Error::Closed`], [`Error::Poisoned`], [`Error::Io`], [`Error::StorageFull`],
     /// and [`Error::Full`] for dead letters; what could not be done is tried again by the next call.
     pub fn maintain(&self) -> Result<()> {
-        self.engine().maintain()
+        self.open_queue().maintain()
     }
 
     /// Does at once all that there is to do for the disk to hold little more than what is owed: gives back files in
@@ -172,7 +177,7 @@ impl Queue {
     /// The first error met, any of [`Error::Closed`], [`Error::Poisoned`], [`Error::Io`], [`Error::StorageFull`], or
     /// [`Error::Corrupt`] for a damaged message that is in flight; nothing is lost, and what was done stays done.
     pub fn compact(&self) -> Result<Compacted> {
-        self.engine().compact()
+        self.open_queue().compact()
     }
 
     /// Ends the queue for every clone, with everything on the disk: waiting consumers get
@@ -185,7 +190,7 @@ impl Queue {
     /// [`Error::Poisoned`], [`Error::Io`] or [`Error::StorageFull`] if not everything reached the
     /// disk; [`Error::Closed`] if an earlier call said so already.
     pub fn close(self) -> Result<()> {
-        self.engine().close()
+        self.open_queue().close()
     }
 }
 
@@ -204,7 +209,7 @@ fn disk(path: &Path, may_make: bool) -> Result<Arc<dyn Storage>> {
 impl fmt::Debug for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Queue")
-            .field("directory", &self.engine().directory())
+            .field("directory", &self.engine().context().directory())
             .finish_non_exhaustive()
     }
 }

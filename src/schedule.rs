@@ -4,6 +4,7 @@
 //! each message, about 30 bytes with the tree that they are in; where the message lies its slot says.
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
 
 /// Messages that wait for their time, and those whose time has come.
 #[derive(Debug, Default)]
@@ -31,12 +32,29 @@ impl Schedule {
         self.first = Some(self.first.map_or((time, seq), |first| first.min((time, seq))));
     }
 
-    /// It is `now`, and never again earlier.
-    pub(crate) fn advance(&mut self, now: u64) {
-        if now > self.counted_until {
-            self.due += self.entries.range((self.counted_until + 1, 0)..=(now, u64::MAX)).count();
-            self.counted_until = now;
+    /// It is `now`, and never again earlier; tells how many became due.
+    pub(crate) fn advance(&mut self, now: u64) -> usize {
+        if now <= self.counted_until {
+            return 0;
         }
+        let more = self.entries.range((self.counted_until + 1, 0)..=(now, u64::MAX)).count();
+        self.due += more;
+        self.counted_until = now;
+        more
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// When the first one becomes due that was not when [`Schedule::advance`] was last called.
+    #[inline]
+    pub(crate) fn first_undue(&self) -> Option<u64> {
+        if self.due == 0 {
+            return self.first_time();
+        }
+        let undue = (self.counted_until + 1, 0)..;
+        self.entries.range(undue).next().map(|(time, _)| *time)
     }
 
     /// When the first one is due, or was.
@@ -44,14 +62,29 @@ impl Schedule {
         self.first.map(|(time, _)| time)
     }
 
+    /// The first one, due or not: its time and Seq.
+    pub(crate) fn first(&self) -> Option<(u64, u64)> {
+        self.first
+    }
+
     /// The first one that is due: its time and Seq.
     pub(crate) fn first_due(&self) -> Option<(u64, u64)> {
         self.first.filter(|_| self.due > 0)
     }
 
-    /// The first with at most this Seq, due or not.
-    pub(crate) fn first_up_to(&self, seq: u64) -> Option<(u64, u64)> {
-        self.entries.iter().copied().find(|entry| entry.1 <= seq)
+    /// The first one behind this entry that is due: its time and Seq.
+    pub(crate) fn next_due(&self, after: (u64, u64)) -> Option<(u64, u64)> {
+        let behind = (Bound::Excluded(after), Bound::Included((self.counted_until, u64::MAX)));
+        if after >= (self.counted_until, u64::MAX) {
+            return None;
+        }
+        self.entries.range(behind).next().copied()
+    }
+
+    /// Takes out a message whose time is not known: looks at all of them.
+    pub(crate) fn remove_seq(&mut self, seq: u64) -> bool {
+        let found = self.entries.iter().copied().find(|entry| entry.1 == seq);
+        found.is_some_and(|(time, seq)| self.remove(time, seq))
     }
 
     pub(crate) fn contains(&self, time: u64, seq: u64) -> bool {
@@ -94,7 +127,8 @@ mod tests {
         assert_eq!((schedule.delayed(), schedule.first_due()), (1, Some((11, 2))));
         assert!(schedule.remove(11, 2) && !schedule.remove(11, 2));
         assert_eq!(schedule.first_due(), Some((11, 3)));
-        assert_eq!((schedule.first_up_to(2), schedule.first_up_to(0)), (Some((12, 1)), None));
+        assert_eq!((schedule.next_due((0, 0)), schedule.next_due((11, 3))), (Some((11, 3)), None));
+        assert_eq!((schedule.first_undue(), schedule.remove_seq(9)), (Some(12), false));
         assert!(schedule.remove(11, 3));
         assert_eq!((schedule.first_due(), schedule.delayed()), (None, 1));
     }

@@ -3,6 +3,26 @@
 use crate::distribution::Distribution;
 use std::time::Duration;
 
+/// What was done with messages since open: the list that is kept and told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) popped: u64,
+    pub(crate) redelivered: u64,
+    pub(crate) acked: u64,
+    pub(crate) nacked: u64,
+    pub(crate) released: u64,
+    pub(crate) rejected: u64,
+    pub(crate) lease_expired: u64,
+    pub(crate) purged: u64,
+    pub(crate) expired: u64,
+    pub(crate) dropped: u64,
+    pub(crate) dead_lettered: u64,
+    /// Settled messages that came up to be handed out, and were passed over.
+    pub(crate) duplicated: u64,
+    /// First deliveries of messages behind one that was pushed later.
+    pub(crate) out_of_order: u64,
+}
+
 /// Numbers about an open queue, all of one moment but those of its dead letters, which are a moment older; from
 /// [`Queue::stats`](crate::Queue::stats). What is
 /// said to count *since open* starts at zero with each open; everything else is of the queue as it is, also
@@ -26,20 +46,8 @@ pub struct Stats {
     pub(crate) dead_letters: u64,
     pub(crate) pushed: u64,
     pub(crate) failed_pushes: u64,
-    pub(crate) popped: u64,
-    pub(crate) redelivered: u64,
-    pub(crate) acked: u64,
-    pub(crate) nacked: u64,
-    pub(crate) released: u64,
-    pub(crate) rejected: u64,
-    pub(crate) lease_expired: u64,
-    pub(crate) purged: u64,
-    pub(crate) expired: u64,
-    pub(crate) dropped: u64,
-    pub(crate) dead_lettered: u64,
+    pub(crate) counts: Counts,
     pub(crate) lost: u64,
-    pub(crate) duplicated: u64,
-    pub(crate) out_of_order: u64,
     pub(crate) segments: u64,
     pub(crate) segment_bytes: u64,
     pub(crate) disk_bytes: u64,
@@ -115,69 +123,69 @@ impl Stats {
     /// Deliveries handed out; a message that came back counts again.
     #[must_use]
     pub fn popped(&self) -> u64 {
-        self.popped
+        self.counts.popped
     }
 
     /// Deliveries among [`Stats::popped`] of messages that had been handed out before, in this run
     /// or an earlier one.
     #[must_use]
     pub fn redelivered(&self) -> u64 {
-        self.redelivered
+        self.counts.redelivered
     }
 
     /// Deliveries acked.
     #[must_use]
     pub fn acked(&self) -> u64 {
-        self.acked
+        self.counts.acked
     }
 
     /// Deliveries given back with their attempt counted: by `nack`, `nack_after` or drop.
     #[must_use]
     pub fn nacked(&self) -> u64 {
-        self.nacked
+        self.counts.nacked
     }
 
     /// Deliveries given back as if they had not been handed out.
     #[must_use]
     pub fn released(&self) -> u64 {
-        self.released
+        self.counts.released
     }
 
     /// Deliveries rejected.
     #[must_use]
     pub fn rejected(&self) -> u64 {
-        self.rejected
+        self.counts.rejected
     }
 
     /// Deliveries whose lease ran out.
     #[must_use]
     pub fn lease_expired(&self) -> u64 {
-        self.lease_expired
+        self.counts.lease_expired
     }
 
     /// Messages that [`Queue::purge`](crate::Queue::purge) settled.
     #[must_use]
     pub fn purged(&self) -> u64 {
-        self.purged
+        self.counts.purged
     }
 
     /// Messages whose time was over when `pop` met them.
     #[must_use]
     pub fn expired(&self) -> u64 {
-        self.expired
+        self.counts.expired
     }
 
     /// Messages dropped for want of room ([`Overflow`](crate::Overflow)), or in place of becoming dead letters
     /// ([`Options::dead_letters`](crate::Options::dead_letters)).
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        self.dropped
+        self.counts.dropped
     }
 
     /// Messages that moved to the dead letters.
     #[must_use]
     pub fn dead_lettered(&self) -> u64 {
-        self.dead_lettered
+        self.counts.dead_lettered
     }
 
     /// Messages that were found damaged and passed over.
@@ -191,14 +199,14 @@ impl Stats {
     /// looked at with each delivery.
     #[must_use]
     pub fn duplicated(&self) -> u64 {
-        self.duplicated
+        self.counts.duplicated
     }
 
     /// First deliveries of messages that came after one that was pushed later, without a delay. Always zero,
     /// unless keepq is wrong: it is looked at with each delivery.
     #[must_use]
     pub fn out_of_order(&self) -> u64 {
-        self.out_of_order
+        self.counts.out_of_order
     }
 
     /// The time since open.
@@ -295,7 +303,7 @@ impl Stats {
     /// Messages acked a second: [`Stats::acked`] / [`Stats::uptime`].
     #[must_use]
     pub fn throughput(&self) -> f64 {
-        ratio(self.acked, 1) / self.uptime.as_secs_f64().max(0.001)
+        ratio(self.counts.acked, 1) / self.uptime.as_secs_f64().max(0.001)
     }
 
     /// Time consumed less time produced: the mean of [`Stats::waiting_time`].
@@ -331,8 +339,8 @@ impl Stats {
     /// none came up; never below 0.
     #[must_use]
     pub fn reliability(&self) -> f64 {
-        let wrong = self.lost + self.duplicated + self.out_of_order;
-        (1.0 - ratio(wrong, self.popped + self.lost)).max(0.0)
+        let wrong = self.lost + self.counts.duplicated + self.counts.out_of_order;
+        (1.0 - ratio(wrong, self.counts.popped + self.lost)).max(0.0)
     }
 }
 

@@ -2,12 +2,14 @@
 //!
 //! Three arms: somebody synced for me, somebody is syncing, I am the one who syncs. Promises: when
 //! a wait returns `Ok`, what it waited for was stored before a sync that succeeded began; when a
-//! sync fails, everybody hears it. Full segments are synced before the active one, oldest first, so
-//! that what survives a power cut is a prefix.
+//! sync fails, every waiter hears it. Full segments are synced before the active one, oldest first,
+//! so that what survives a power cut is a prefix. Holds no lock while it syncs.
 
-use super::Engine;
-use super::append::{Append, Full};
-use super::wait::{Look, Soon, WaitList};
+use super::append::{Appender, Full};
+use super::context::{Context, Padded};
+use super::signal::DispatchLock;
+use super::wait::{Look, Soon};
+use super::worker::Scope;
 use crate::error::{Error, Result};
 use crate::format::segment::Seal;
 use crate::io::Access;
@@ -15,48 +17,53 @@ use crate::log::Segment;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Who syncs, and who waits for it.
-#[derive(Debug, Default)]
+/// Who syncs, and what is durable.
+#[derive(Debug)]
 pub(crate) struct Commit {
+    context: Arc<Context>,
+    appender: Arc<Appender>,
+    dispatch: Arc<DispatchLock>,
     leading: AtomicBool,
+    /// Every Seq up to here is on the disk.
+    durable: Padded<AtomicU64>,
     /// The answer with this number, and all before it, are on the disk.
-    durable_acks: AtomicU64,
-    waiting: WaitList,
-}
-
-/// What a round of syncs covers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Scope {
-    /// The oldest segment that is no longer pushed to.
-    OldestFull,
-    /// All records.
-    Records,
-    /// All records and all answers.
-    Acks,
+    durable_answers: AtomicU64,
 }
 
 /// What a round will have made durable.
 struct Round {
     segments: Vec<Arc<Segment>>,
     published: u64,
-    acks: Option<u64>,
+    answers: Option<u64>,
 }
 
 /// Gives up the lead, come what may, and wakes those who wait for it.
-pub(super) struct Lead<'a>(&'a Commit);
+pub(crate) struct Lead<'a>(&'a Commit);
 
 impl Drop for Lead<'_> {
     fn drop(&mut self) {
         // SeqCst: pairs with the loads in `lead` and `wait_for_leader`. In the one order of such
-        // operations, either who is about to wait sees this, or `wake_all` sees who waits.
+        // operations, either a thread that is about to wait sees this, or `wake_all` sees it.
         self.0.leading.store(false, Ordering::SeqCst);
-        self.0.waiting.wake_all();
+        self.0.context.waiters.commit.wake_all();
     }
 }
 
 impl Commit {
-    pub(super) fn wake_all(&self) {
-        self.waiting.wake_all();
+    pub(super) fn new(
+        context: &Arc<Context>,
+        appender: &Arc<Appender>,
+        dispatch: &Arc<DispatchLock>,
+        durable: u64,
+    ) -> Self {
+        Self {
+            context: Arc::clone(context),
+            appender: Arc::clone(appender),
+            dispatch: Arc::clone(dispatch),
+            leading: AtomicBool::new(false),
+            durable: Padded(AtomicU64::new(durable)),
+            durable_answers: AtomicU64::new(0),
+        }
     }
 
     fn lead(&self) -> Option<Lead<'_>> {
@@ -65,13 +72,17 @@ impl Commit {
         // Lazily: a `Lead` that is made and dropped would end the lead of another.
         (!was_leading).then(|| Lead(self))
     }
-}
 
-impl Engine {
+    /// The newest Seq up to which everything is on the disk.
+    #[inline]
+    pub(crate) fn durable(&self) -> u64 {
+        // Acquire: pairs with the store in `finish_round`.
+        self.durable.load(Ordering::Acquire)
+    }
+
     /// Whether everything up to `seq` is on the disk.
     pub(crate) fn is_durable(&self, seq: u64) -> bool {
-        // Acquire: pairs with the store in `lead_round`.
-        self.durable.load(Ordering::Acquire) >= seq
+        self.durable() >= seq
     }
 
     /// Returns when everything up to `seq` is on the disk.
@@ -80,21 +91,21 @@ impl Engine {
     }
 
     /// Returns when answer number `count`, and all before it, are on the disk.
-    pub(super) fn wait_acks(&self, count: u64) -> Result<()> {
-        // Acquire: pairs with the store in `lead_round`.
-        let done = || self.commit.durable_acks.load(Ordering::Acquire) >= count;
-        self.wait_for(Scope::Acks, done)
+    pub(crate) fn wait_answers(&self, count: u64) -> Result<()> {
+        // Acquire: pairs with the store in `finish_round`.
+        let done = || self.durable_answers.load(Ordering::Acquire) >= count;
+        self.wait_for(Scope::Answers, done)
     }
 
     /// Syncs and seals the oldest segment that is no longer pushed to; false if there is none, or
     /// if it cannot be sealed now.
-    pub(super) fn sync_oldest_full(&self) -> Result<bool> {
-        let oldest = || self.append.lock().full.front().map(Full::last_seq);
+    pub(crate) fn sync_oldest_full(&self) -> Result<bool> {
+        let oldest = || self.appender.unsealed().full().front().map(Full::last_seq);
         let Some(last_seq) = oldest() else { return Ok(false) };
         let is_done = || oldest() != Some(last_seq);
         while !is_done() {
-            self.health.check(false)?;
-            let Some(lead) = self.commit.lead() else {
+            self.context.health.check(false)?;
+            let Some(lead) = self.lead() else {
                 self.wait_for_leader(is_done);
                 continue;
             };
@@ -110,8 +121,8 @@ impl Engine {
             if is_done() {
                 return Ok(());
             }
-            self.health.check(true)?;
-            match self.commit.lead() {
+            self.context.health.check(true)?;
+            match self.lead() {
                 Some(lead) => {
                     let result = self.lead_round(scope);
                     drop(lead);
@@ -123,9 +134,9 @@ impl Engine {
     }
 
     /// Waits until nobody syncs, and keeps it so.
-    pub(super) fn lead_when_free(&self) -> Lead<'_> {
+    pub(crate) fn lead_when_free(&self) -> Lead<'_> {
         loop {
-            match self.commit.lead() {
+            match self.lead() {
                 Some(lead) => return lead,
                 None => self.wait_for_leader(|| false),
             }
@@ -134,20 +145,19 @@ impl Engine {
 
     /// Returns when it is worth looking again.
     fn wait_for_leader(&self, is_done: impl Fn() -> bool) {
-        let is_worth_it = || is_done() || !self.commit.leading.load(Ordering::SeqCst);
+        let is_worth_it = || is_done() || !self.leading.load(Ordering::SeqCst);
         // SeqCst: pairs with the store in `Lead::drop`. No lock is needed in between.
         let look = || if is_worth_it() { Look::Found(()) } else { Look::NotYet };
-        self.commit.waiting.wait_until(0, Soon::No, None, || (), look);
+        self.context.waiters.commit.wait_until(0, Soon::No, None, || (), look);
     }
 
     fn lead_round(&self, scope: Scope) -> Result<()> {
         // Only now: the last leader may have failed since anybody looked.
-        self.health.check(true)?;
+        self.context.health.check(true)?;
         let round = self.plan_round(scope)?;
         for segment in &round.segments {
-            if let Err(error) = segment.sync() {
-                self.health.poison("sync segment", &segment.path, error);
-                return self.health.check(true);
+            if self.context.health.sync(segment).is_err() {
+                return self.context.health.check(true);
             }
         }
         self.finish_round(&round);
@@ -155,45 +165,45 @@ impl Engine {
     }
 
     fn plan_round(&self, scope: Scope) -> Result<Round> {
-        let mut append = self.append.lock();
-        if append.is_over {
+        let mut unsealed = self.appender.unsealed();
+        if unsealed.is_over() {
             return Err(Error::Closed);
         }
         let at_most = if scope == Scope::OldestFull { 1 } else { usize::MAX };
         let mut published = 0;
         let mut segments = Vec::new();
-        for full in append.full.iter().take(at_most) {
+        for full in unsealed.full().iter().take(at_most) {
             published = full.last_seq();
             segments.push(Arc::clone(&full.segment));
         }
         if scope != Scope::OldestFull {
-            published = append.next_seq - 1;
-            append.sync_within = None;
-            let unsynced = append.active.as_ref().filter(|_| !self.is_durable(published));
+            published = unsealed.next_seq() - 1;
+            unsealed.forget_interval();
+            let unsynced = unsealed.active().filter(|_| !self.is_durable(published));
             segments.extend(unsynced.map(|active| Arc::clone(&active.segment)));
         }
-        drop(append);
-        let mut acks = None;
-        if scope == Scope::Acks {
-            let (count, answered) = self.deliver.lock().take_dirty();
-            acks = Some(count);
+        drop(unsealed);
+        let mut answers = None;
+        if scope == Scope::Answers {
+            let (count, answered) = self.dispatch.lock().take_dirty();
+            answers = Some(count);
             let is_new =
                 |segment: &Arc<Segment>| !segments.iter().any(|other| Arc::ptr_eq(other, segment));
             let answered: Vec<_> = answered.into_iter().filter(is_new).collect();
             segments.extend(answered);
         }
-        Ok(Round { segments, published, acks })
+        Ok(Round { segments, published, answers })
     }
 
     fn finish_round(&self, round: &Round) {
-        // Only the leader stores here.
+        // Relaxed: only the leader stores here.
         if round.published > self.durable.load(Ordering::Relaxed) {
-            // Release: pairs with the loads in `is_durable`.
+            // Release: pairs with the loads in `durable`.
             self.durable.store(round.published, Ordering::Release);
         }
-        if let Some(acks) = round.acks {
-            // Release: pairs with the load in `wait_acks`.
-            self.commit.durable_acks.store(acks, Ordering::Release);
+        if let Some(answers) = round.answers {
+            // Release: pairs with the load in `wait_answers`.
+            self.durable_answers.store(answers, Ordering::Release);
         }
         self.seal_durable();
     }
@@ -202,18 +212,18 @@ impl Engine {
     /// stays in the list for the next round.
     fn seal_durable(&self) {
         let is_durable = |full: &&Full| self.is_durable(full.last_seq());
-        let durable = |append: &Append| -> Vec<(Arc<Segment>, Seal)> {
-            let full = append.full.iter().take_while(is_durable);
+        let durable: Vec<(Arc<Segment>, Seal)> = {
+            let unsealed = self.appender.unsealed();
+            let full = unsealed.full().iter().take_while(is_durable);
             full.map(|full| (Arc::clone(&full.segment), full.seal)).collect()
         };
-        let durable = durable(&self.append.lock());
         for (segment, seal) in durable {
             let region = segment.map(Access::Commits);
             if region.and_then(|region| segment.store_seal(&*region, seal)).is_err() {
                 return;
             }
             // Only the leader removes from the list, so this is the one that was sealed.
-            self.append.lock().full.pop_front();
+            self.appender.unsealed().pop_full();
         }
     }
 }

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 use super::wait::{Look, Registration};
-use super::{Engine, Taken};
+use super::{Engine, Need, Setting, Share, Space, Taken};
 use crate::error::{Error, Result};
 use crate::io::memory::MemoryStorage;
 use crate::log::active::Draft;
@@ -37,12 +37,13 @@ impl Future for Next<'_> {
         if let Some(registration) = self.registration.take() {
             registration.end();
         }
-        let registration = self.engine.readers.register(0, context.waker().clone());
-        self.engine.reader_registered();
-        match self.engine.look_for_message(None) {
+        let registration =
+            self.engine.context().waiters.consumers.register(0, context.waker().clone());
+        self.engine.consumers().registered();
+        match self.engine.consumers().look_for_message() {
             Look::Found(found) => {
                 registration.end();
-                self.engine.pass_on();
+                self.engine.consumers().pass_on();
                 Poll::Ready(found)
             }
             Look::NotYet | Look::NotBefore(_) => {
@@ -67,8 +68,9 @@ impl Future for Settled<'_> {
         if let Some(registration) = self.registration.take() {
             registration.end();
         }
-        let registration = self.engine.settled.register(self.seq, context.waker().clone());
-        match self.engine.is_settled(self.seq) {
+        let registration =
+            self.engine.context().waiters.settled.register(self.seq, context.waker().clone());
+        match self.engine.inspect().is_settled(self.seq) {
             Ok(false) => {
                 self.registration = Some(registration);
                 Poll::Pending
@@ -123,15 +125,22 @@ fn run_all<T>(futures: impl IntoIterator<Item = impl Future<Output = T>>) -> Vec
 
 fn engine() -> Arc<Engine> {
     let options = Options::default().durability(Durability::Os).background(false);
-    Engine::open(options, Arc::new(MemoryStorage::new())).unwrap()
+    let setting = Setting {
+        worker: Arc::default(),
+        space: Share::of_queue(Arc::new(Space::new(None)), 0, 0),
+        room: Arc::default(),
+        is_for_dead_letters: false,
+    };
+    Engine::open(options, Arc::new(MemoryStorage::new()), setting).unwrap()
 }
 
 fn push(engine: &Engine, payload: &[u8]) -> u64 {
-    engine.append(&[Draft::new(Vec::new(), payload).unwrap()], None).unwrap()
+    let drafts = [Draft::new(Vec::new(), payload).unwrap()];
+    engine.producers().append(&drafts, Need::of(&drafts).unwrap(), None).unwrap()
 }
 
 fn ack(engine: &Engine, taken: &Taken) {
-    engine.answer([taken.given].into_iter(), &super::Answer::Ack).unwrap();
+    engine.consumers().answer([taken.given].into_iter(), &super::Answer::Ack).unwrap();
 }
 
 #[test]
@@ -163,7 +172,7 @@ fn many_futures_on_one_thread_share_what_another_pushes() {
     });
     all.sort_unstable();
     assert_eq!(all, (1..=MESSAGES).collect::<Vec<_>>());
-    assert!(!engine.readers.has_waiters());
+    assert!(!engine.context().waiters.consumers.has_waiters());
 }
 
 #[test]
@@ -194,19 +203,21 @@ fn futures_hear_of_acks_and_of_the_close() {
     let when_waited_for = |act: fn(&Engine)| {
         let engine = &engine;
         move || {
-            while !engine.settled.has_waiters() {
+            while !engine.context().waiters.settled.has_waiters() {
                 thread::yield_now();
             }
             act(engine);
         }
     };
     let acked = thread::scope(|scope| {
-        scope.spawn(when_waited_for(|engine| ack(engine, &engine.pop().unwrap().unwrap())));
+        scope.spawn(when_waited_for(|engine| {
+            ack(engine, &engine.consumers().pop().unwrap().unwrap())
+        }));
         run_all([settled(one), settled(one)])
     });
     assert!(matches!(acked[..], [Ok(true), Ok(true)]), "{acked:?}");
     let closed = thread::scope(|scope| {
-        scope.spawn(when_waited_for(|engine| engine.close().unwrap()));
+        scope.spawn(when_waited_for(|engine| engine.close(|| Ok(())).unwrap()));
         run_all([settled(two)])
     });
     assert!(matches!(closed[..], [Err(Error::Closed)]), "{closed:?}");

@@ -1,6 +1,12 @@
-//! The poison latch: after the first failed sync nobody believes another one.
+//! The poison latch: after the first failed sync no other is believed.
+//!
+//! Promises: what [`Health::poison`] was told once, every later check says; and everybody who
+//! waits looks again at that moment. `Segment::sync` asks for it, so no result of a sync gets past
+//! it.
 
+use super::waiters::Waiters;
 use crate::error::{Error, Result};
+use crate::log::{OnFailedSync, Segment};
 use parking_lot::Mutex;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,10 +14,11 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 
 /// Whether syncs can still be believed, and what the background met last.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Health {
     cause: OnceLock<Cause>,
     background_error: Mutex<Option<String>>,
+    waiters: Arc<Waiters>,
 }
 
 #[derive(Debug)]
@@ -22,11 +29,31 @@ struct Cause {
 }
 
 impl Health {
-    /// Latches the first failed sync, for ever.
+    pub(super) fn new(waiters: Arc<Waiters>) -> Self {
+        Self { cause: OnceLock::new(), background_error: Mutex::default(), waiters }
+    }
+
+    /// Syncs a segment that holds messages or their states: a failure poisons the queue.
+    pub(super) fn sync(&self, segment: &Segment) -> Result<()> {
+        segment.sync(self)
+    }
+
+    /// Takes the result of a sync of something that the queue relies on.
+    pub(super) fn believe(
+        &self,
+        operation: &'static str,
+        path: &Path,
+        synced: io::Result<()>,
+    ) -> Result<()> {
+        synced.map_err(|error| self.poison(operation, path, error))
+    }
+
+    /// Latches the first failed sync, for the rest of the run.
     pub(super) fn poison(&self, operation: &'static str, path: &Path, source: io::Error) -> Error {
         let cause = Cause { operation, path: path.to_path_buf(), source: Arc::new(source) };
-        let cause = self.cause.get_or_init(|| cause);
-        cause.error(false)
+        let error = self.cause.get_or_init(|| cause).error(false);
+        self.waiters.wake_all();
+        error
     }
 
     /// # Errors
@@ -36,16 +63,33 @@ impl Health {
         self.cause.get().map_or(Ok(()), |cause| Err(cause.error(indeterminate)))
     }
 
-    /// Keeps what nobody was there to be told.
-    pub(super) fn note_background(&self, result: Result<()>) {
+    /// Keeps an error for `stats` that there is no caller to tell.
+    pub(crate) fn note_background(&self, result: Result<()>) {
         if let Err(error) = result {
-            *self.background_error.lock() = Some(error.to_string());
+            *self.background_error.lock() = Some(with_sources(&error));
         }
     }
 
     pub(super) fn last_background_error(&self) -> Option<String> {
         self.background_error.lock().clone()
     }
+}
+
+impl OnFailedSync for Health {
+    fn failed(&self, operation: &'static str, path: &Path, error: io::Error) -> Error {
+        self.poison(operation, path, error)
+    }
+}
+
+/// An error's text, and those of its sources.
+fn with_sources(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
 }
 
 impl Cause {

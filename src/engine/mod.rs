@@ -1,200 +1,167 @@
 //! The engine: one for each open queue, shared by all its handles.
 //!
-//! "Durable, then visible, then tidy" is not this order here: a message is **published** (visible to
+//! It owns the rooms, opens and closes them, and delegates. Arrows between rooms go down only:
+//!
+//! ```text
+//! producers                what a push does, with room and without
+//! consumers    inspect     taking and answering; looking
+//! reclaim                  the way out: letting go, compaction
+//! commit                   group commit
+//! append                   the way in: numbered, stored, published
+//! signal                   the dispatch lock, and its guard that tells
+//! dispatch                 which message is next, who has which
+//! backlog                  what is known of stored messages
+//! context  published       what all rooms share
+//! health  worker  waiters  poison; the background thread; who waits
+//! space  line  wait
+//! ```
+//!
+//! "Durable, then visible, then tidy" is not the order here: a message is **published** (visible to
 //! `pop`) when it is placed, and **durable** when a sync has covered it; the two are separate words
 //! in memory and in this code.
 //!
 //! # Locks
 //!
-//! Taken in this order, each guarding what its struct holds; none is held while user code runs,
-//! and only those before `append` are held over slow I/O; besides, `append` at the end of a run,
-//! and `deliver` while a segment of an earlier run is mapped, or some of its slots are read, or more segments were
-//! mapped than may be, and one of them is synced and unmapped.
+//! Taken in this order, each guarding what its struct holds; none is held while user code runs, and
+//! only those before `unsealed` are held over syncs, and `unsealed` at the end of a run.
 //!
 //! | | lock | guards |
 //! | --- | --- | --- |
 //! | 0 | `closing` | that the queue is closed once |
-//! | 0 | `dropping` | who drops the oldest to make room |
-//! | 0 | `burial` | who moves what is dying; all locks of the dead letters' engine come behind it |
-//! | 0 | `dead` | the engine of the dead letters, while it is opened |
-//! | 0 | `compaction` | what is copied at the moment |
+//! | 0 | `dropping` | the producer that drops the oldest messages |
+//! | 0 | `mover`, then `open` | (`dead_letters`) what moves; the engine of the dead letters |
+//! | 0 | `compaction` | the copy that is made at the moment |
 //! | 1 | `upkeep` | the checkpoint file, what is to be removed |
 //! | 2 | `supply` | the ready segment, ordinals, the old tail; rotation |
-//! | 3 | `append` | the active segment, the next Seq, full segments that are not synced |
-//! | 4 | `deliver` | tracks, cursor, leases, what was returned, is delayed or dying |
-//! | 5 | leaves: `worker`, wait lists, `health` | themselves |
+//! | 3 | `unsealed` | the active segment, the next Seq, full segments that are not synced |
+//! | 4 | dispatch | the backlog, the cursor, leases, what was returned, is delayed or dying |
+//! | 5 | leaves: agenda, wait lists, the line, `health` | themselves |
 //!
-//! Whoever leads a commit holds no lock while it syncs; `Commit::leading` makes it the only one. The
-//! lead is taken after `upkeep` and `supply` and before `append`, if at all.
+//! The thread that leads a commit holds no lock while it syncs; `Commit::leading` makes it the only
+//! one. The lead is taken after `upkeep` and `supply` and before `unsealed`, if at all.
 
-mod answer;
 mod append;
+mod backlog;
 mod commit;
-mod compact;
-mod consume;
-mod cursor;
-mod deliver;
-mod dying;
-mod figures;
+mod consumers;
+mod context;
+mod dispatch;
 #[cfg(all(test, feature = "fault-injection"))]
 mod futures;
 mod health;
-mod limits;
-mod look;
-mod loss;
-mod maps;
-mod measure;
-mod next;
-mod purge;
-mod replace;
-mod settled;
+mod inspect;
+mod letters;
+mod line;
+mod producers;
+mod published;
+mod reclaim;
+mod signal;
 mod space;
-mod stuck;
-mod supply;
-mod track;
-mod upkeep;
 mod wait;
+mod waiters;
 mod worker;
 
-pub(crate) use answer::Answer;
-pub(crate) use consume::{Given, Taken};
-pub(crate) use dying::Cause;
-pub(crate) use look::{Viewed, Walk};
-pub(crate) use measure::start_push;
+pub(crate) use append::Need;
+pub(crate) use commit::Commit;
+pub(crate) use consumers::{Consumers, Given, Taken};
+pub(crate) use context::Context;
+pub(crate) use dispatch::DyingMessage;
+pub(crate) use dispatch::{Answer, Cause, start_push};
+pub(crate) use inspect::{Inspect, Viewed, Walk};
+pub(crate) use letters::DyingMessages;
+pub(crate) use line::Line;
+pub(crate) use producers::{Producers, WhenFull};
+pub(crate) use published::Published;
+pub(crate) use reclaim::Reclaim;
+pub(crate) use space::{DEAD_LETTERS_ROOM, Share, Space};
+pub(crate) use worker::{Due, Worker};
 
 use crate::clock::Clock;
 use crate::distribution::Histogram;
 use crate::error::{Error, Result};
 use crate::format::name;
+use crate::format::standing::Run;
 use crate::io::{Access, Storage};
 use crate::log::merge::merge;
 use crate::log::sealed::Mapped;
 use crate::options::Options;
 use crate::recovery::{Found, Log, Replaced};
-use crate::report::{Damage, RecoveryReport};
-use append::Append;
-use commit::Commit;
-use compact::Compaction;
-use cursor::Run;
-use deliver::Deliver;
-use dying::Burial;
+use crate::report::{Compacted, Damage, RecoveryReport};
+use crate::stats::Stats;
+use append::Appender;
+use context::Hint;
+use dispatch::Dispatch;
 use health::Health;
+use inspect::Others;
 use parking_lot::Mutex;
-use space::{Share, Space};
+use signal::DispatchLock;
+use space::CHECKPOINT_ROOM;
 use std::any::Any;
 use std::io::ErrorKind;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use supply::Supply;
-use upkeep::Upkeep;
-use wait::WaitList;
-use worker::Worker;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use waiters::Waiters;
+use worker::Scope;
 
 /// One open queue.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    storage: Arc<dyn Storage>,
-    options: Options,
+    context: Arc<Context>,
+    dispatch: Arc<DispatchLock>,
+    published: Arc<Published>,
+    appender: Arc<Appender>,
+    commit: Arc<Commit>,
+    reclaim: Arc<Reclaim>,
+    consumers: Arc<Consumers>,
+    producers: Producers,
+    inspect: Inspect,
+    dying: DyingMessages,
     recovery: RecoveryReport,
-    /// The newest Seq that `pop` may see.
-    published: Padded<AtomicU64>,
-    /// Every Seq up to here is on the disk.
-    durable: Padded<AtomicU64>,
-    /// This run: when it began, and with which number.
-    run: Run,
-    compaction: Mutex<Compaction>,
-    /// Segments that are no longer in the log, and not yet removed or used again.
-    letting_go: AtomicU64,
-    /// Bytes of files that compaction wrote.
-    compacted_bytes: AtomicU64,
-    /// Bytes of files that pushes took.
-    taken_bytes: AtomicU64,
-    upkeep: Mutex<Upkeep>,
-    supply: Mutex<Supply>,
-    append: Padded<Mutex<Append>>,
-    deliver: Padded<Mutex<Deliver>>,
-    commit: Commit,
-    health: Health,
-    /// Consumers that wait for a message.
-    readers: WaitList,
-    /// Those who wait for a message to be settled, by its Seq.
-    settled: WaitList,
-    clock: Arc<Clock>,
-    /// How long after its push a message is worth anything.
-    ttl_millis: Option<u64>,
-    /// What files take.
-    space: Arc<Share>,
-    /// What those of the dead letters take.
-    dead_space: Arc<Share>,
-    /// When what `dead/` refused is tried again by whoever pops.
-    bury_again_at: AtomicU64,
-    /// The first message that consumers may not see yet.
-    held_back: AtomicU64,
-    /// Whether there are dead letters, open or not.
-    has_dead: AtomicBool,
-    /// How many messages were settled in this run.
-    settled_count: Arc<AtomicU64>,
-    /// How many messages earlier runs left, once somebody has to know.
-    owed_before: OnceLock<u64>,
+    /// There was a directory for dead letters.
+    had_dead_letters: bool,
     push_times: Mutex<Histogram>,
     /// Pushes that failed for want of room, of disk, or of size.
     failed_pushes: AtomicU64,
-    /// Taken by who drops the oldest, before all other locks.
-    dropping: Mutex<()>,
-    dead: Mutex<Option<Arc<Self>>>,
-    burial: Mutex<Burial>,
-    role: Role,
-    worker: Arc<Worker>,
     /// Taken before all other locks, and held while the queue is closed.
     closing: Mutex<Closing>,
     /// The operating system's lock on the directory.
     lock: Mutex<Option<Box<dyn Any + Send + Sync>>>,
 }
 
-/// What a CHECKPOINT of a few hundred segments takes.
-const CHECKPOINT_ROOM: u64 = 2 * crate::format::PAGE;
-
-/// What is left for the dead letters: two segments of the smallest size, so that there is room for a new one
-/// while the old one is not let go.
-const DEAD_ROOM: u64 = 2 * supply::SMALLEST_SEGMENT;
-
-/// What an engine is for.
+/// What an engine is given besides options and storage.
 #[derive(Debug)]
-enum Role {
-    Queue,
-    /// The dead letters of another, whose background thread does the work here, too.
-    DeadLetters(Arc<Worker>),
+pub(crate) struct Setting {
+    /// The background thread, running or not.
+    pub(crate) worker: Arc<Worker>,
+    /// What its files take.
+    pub(crate) space: Arc<Share>,
+    /// Where its producers wait for room.
+    pub(crate) room: Arc<Line>,
+    /// It is for the dead letters of another queue.
+    pub(crate) is_for_dead_letters: bool,
 }
 
-impl Role {
-    /// What the files of a log take. Each CHECKPOINT has its room from the start, that of the dead letters before
-    /// they are opened.
+impl Setting {
+    /// What the files of a log take. Each CHECKPOINT has its room from the start, that of the dead
+    /// letters before they are opened.
     fn bytes_of(&self, log: &Log, options: &Options) -> u64 {
         let replaced = log.replaced.iter().flat_map(|replaced| &replaced.sources);
         let replaced = replaced.map(|source| &source.segment);
         let all = log.parts.iter().map(|part| &part.segment).chain(replaced);
         let segments: u64 = all.map(|segment| segment.header.size).sum();
         let segments = segments + log.leftovers.iter().map(|(_, bytes)| bytes).sum::<u64>();
+        let checkpoint = log.checkpoint.size();
+        if self.is_for_dead_letters {
+            return segments + checkpoint.saturating_sub(CHECKPOINT_ROOM);
+        }
         let others = if options.dead_letters { CHECKPOINT_ROOM } else { 0 };
-        segments
-            + match self {
-                Self::Queue => log.checkpoint.size().max(CHECKPOINT_ROOM) + others,
-                Self::DeadLetters(_) => log.checkpoint.size().saturating_sub(CHECKPOINT_ROOM),
-            }
+        segments + checkpoint.max(CHECKPOINT_ROOM) + others
     }
 }
 
-/// What a push does when the queue is full.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum WhenFull {
-    /// As [`Options::overflow`] says.
-    AsOptions,
-    /// The same, but nothing is waited for.
-    NoWait,
-    /// It fails.
-    Fail,
-}
+/// How long the background lets go of files before it looks again at what is due.
+const STEP: Duration = Duration::from_millis(20);
 
 /// How far `close` has got.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -204,137 +171,98 @@ enum Closing {
     Failed,
 }
 
-/// On cache lines of its own, so that producers and consumers do not slow each other down.
-#[derive(Debug)]
-#[repr(align(128))]
-struct Padded<T>(T);
-
-impl<T> std::ops::Deref for Padded<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.0
-    }
-}
-
 impl Engine {
     /// Opens the queue that `storage` holds.
-    pub(crate) fn open(options: Options, storage: Arc<dyn Storage>) -> Result<Arc<Self>> {
-        let reserve =
-            if options.dead_letters && options.max_bytes.is_some() { DEAD_ROOM } else { 0 };
-        let space =
-            Share::of_queue(Arc::new(Space::new(options.max_bytes)), reserve, options.scratch());
-        let engine = Self::open_as(options, storage, Role::Queue, space)?;
-        if engine.options.background {
-            worker::start(&engine)?;
-        }
-        Ok(engine)
-    }
-
-    fn open_as(
+    pub(crate) fn open(
         options: Options,
         storage: Arc<dyn Storage>,
-        role: Role,
-        space: Arc<Share>,
+        setting: Setting,
     ) -> Result<Arc<Self>> {
         check_presence(&*storage, &options, name::is_of_a_queue)?;
         let path = storage.path(name::LOCK);
         let lock = storage.lock().map_err(|error| Error::io("lock", &path, 0, error))?;
-        let lock = Some(lock.ok_or(Error::Locked { path })?);
-        // Once more: somebody may have made, used and closed it before the lock was ours.
+        let lock = Mutex::new(Some(lock.ok_or(Error::Locked { path })?));
+        // Once more: another process may have made, used and closed it before the lock was ours.
         if options.create_new {
             check_presence(&*storage, &options, name::is_of_a_used_queue)?;
         }
         let log = Found::read(&*storage)?.reconcile()?.into_log()?;
-        let clock = Arc::new(Clock::start(options.clock.clone(), log.newest_time));
         let had_dead_letters = log.has_dead_letters && options.dead_letters;
         merge_replaced(&log)?;
-        let settled_count = Arc::new(AtomicU64::new(0));
-        let (for_deliver, counter) = (Arc::clone(&clock), Arc::clone(&settled_count));
-        let deliver = Deliver::new(&log, &options, for_deliver, counter);
-        space.set(role.bytes_of(&log, &options));
-        let worker = match &role {
-            Role::Queue => Arc::default(),
-            Role::DeadLetters(worker) => Arc::clone(worker),
-        };
-        let engine = Arc::new(Self {
-            recovery: log.report.clone(),
-            run: Run { start_time: clock.start_time(), first_seq: log.next_seq },
-            compaction: Mutex::default(),
-            letting_go: AtomicU64::new(0),
-            compacted_bytes: AtomicU64::new(0),
-            taken_bytes: AtomicU64::new(0),
-            published: Padded(AtomicU64::new(log.next_seq - 1)),
-            durable: Padded(AtomicU64::new(log.next_seq - 1)),
-            append: Padded(Mutex::new(Append::new(&log))),
-            deliver: Padded(Mutex::new(deliver)),
-            supply: Mutex::new(Supply::new(&log, &options)),
-            upkeep: Mutex::new(Upkeep::new(log)),
-            commit: Commit::default(),
-            health: Health::default(),
-            readers: WaitList::default(),
-            settled: WaitList::default(),
-            clock,
-            ttl_millis: options.message_ttl.map(crate::clock::millis),
-            dead_space: Share::of_dead_letters(&space),
-            space,
-            bury_again_at: AtomicU64::new(0),
-            held_back: AtomicU64::new(u64::MAX),
-            has_dead: AtomicBool::new(had_dead_letters),
-            settled_count,
-            owed_before: OnceLock::new(),
-            push_times: Mutex::default(),
-            failed_pushes: AtomicU64::new(0),
-            dropping: Mutex::default(),
-            dead: Mutex::default(),
-            burial: Mutex::default(),
-            role,
-            worker,
-            closing: Mutex::new(Closing::Open),
-            lock: Mutex::new(lock),
+        setting.space.set(setting.bytes_of(&log, &options));
+        let clock = Arc::new(Clock::start(options.clock.clone(), log.newest_time));
+        let run = Run { start_time: clock.start_time(), first_seq: log.next_seq };
+        let waiters = Arc::new(Waiters::beside(&setting.room));
+        let health = Health::new(Arc::clone(&waiters));
+        let Setting { worker, space, .. } = setting;
+        let (surplus, died) = (Hint::default(), Hint::default());
+        let context = Arc::new(Context {
             storage,
             options,
+            clock,
+            run,
+            health,
+            waiters,
+            worker,
+            space,
+            surplus,
+            died,
         });
-        // What the dead letters take counts from the start.
-        if engine.options.max_bytes.is_some() && had_dead_letters {
-            engine.dead_letters()?;
-        }
-        Ok(engine)
+        let dispatch = Dispatch::new(&log, &context);
+        let dispatch = Arc::new(DispatchLock::new(Arc::clone(&context), dispatch));
+        let (recovery, durable) = (log.report.clone(), log.next_seq - 1);
+        let published = Arc::new(Published::new(durable));
+        let appender = Arc::new(Appender::new(&context, &dispatch, &published, &log));
+        let commit = Arc::new(Commit::new(&context, &appender, &dispatch, durable));
+        let reclaim = Arc::new(Reclaim::new(&context, &dispatch, &appender, &commit, log));
+        let consumers = Consumers::new(&context, &dispatch, &published, &appender, &commit);
+        let consumers = Arc::new(consumers);
+        let rooms = (&appender, &commit, &reclaim);
+        let producers = Producers::new(&context, &dispatch, &published, rooms, &consumers);
+        let inspect = Inspect::new(&context, &dispatch, &published, &appender, &reclaim);
+        let dying = DyingMessages::new(&context, &dispatch);
+        Ok(Arc::new(Self {
+            context,
+            dispatch,
+            published,
+            appender,
+            commit,
+            reclaim,
+            consumers,
+            producers,
+            inspect,
+            dying,
+            recovery,
+            had_dead_letters,
+            push_times: Mutex::default(),
+            failed_pushes: AtomicU64::new(0),
+            closing: Mutex::new(Closing::Open),
+            lock,
+        }))
     }
 
-    /// Ends the queue for every handle. Whoever calls it while it is under way waits for the end.
-    pub(crate) fn close(&self) -> Result<()> {
+    /// Ends the queue for every handle; a caller that comes while it is under way waits for the end.
+    /// `stop_others`: called once nothing is pushed, taken or answered any more.
+    pub(crate) fn close(&self, stop_others: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut closing = self.closing.lock();
         match *closing {
             Closing::Open => {}
             Closing::Done => return Ok(()),
             Closing::Failed => return Err(Error::Closed),
         }
-        // What cannot be moved now is moved by the next run: its slots say so.
-        self.health.note_background(self.bury(true));
-        self.append.lock().is_closed = true;
-        self.deliver.lock().close();
-        self.readers.wake_all();
-        self.settled.wake_all();
-        self.space.room.wake_all();
-        if let Role::Queue = self.role {
-            self.worker.stop();
-        }
-        self.stop_compaction();
-        let dead = self.open_dead_letters();
-        let dead = dead.map_or(Ok(()), |dead| match dead.close() {
-            // By its own handle, which was told.
-            Err(Error::Closed) => Ok(()),
-            result => result,
-        });
+        self.appender.close();
+        self.dispatch.lock().close();
+        self.context.waiters.wake_all();
+        self.reclaim.stop_compaction();
+        let others = stop_others();
         let synced = self.sync();
         // Whatever the result: nothing is stored from here on, and the directory is free.
-        let finished = self.finish_run(synced.is_ok());
-        self.append.lock().let_go();
-        self.deliver.lock().let_go();
-        self.commit.wake_all();
+        let finished = self.reclaim.finish_run(synced.is_ok());
+        self.appender.clear();
+        self.dispatch.lock().clear();
+        self.context.waiters.wake_all();
         *self.lock.lock() = None;
-        let result = synced.and(finished).and(dead);
+        let result = synced.and(finished).and(others);
         *closing = if result.is_ok() { Closing::Done } else { Closing::Failed };
         result
     }
@@ -342,35 +270,148 @@ impl Engine {
     /// Makes durable all that was pushed and answered before the call. Does what it can, and tells
     /// the first error.
     pub(crate) fn sync(&self) -> Result<()> {
-        let tail = self.finish_old_tail();
-        let changes = self.deliver.lock().change_count();
-        let records = self.wait_durable(self.newest_published());
-        tail.and(records).and(self.wait_acks(changes))
+        let tail = self.appender.finish_old_tail();
+        let changes = self.dispatch.lock().backlog().change_count();
+        let records = self.commit.wait_durable(self.published.newest());
+        tail.and(records).and(self.commit.wait_answers(changes))
     }
 
-    /// What the background does, at once and whether it is due or not.
+    /// Does all that the background does, but for compaction, at once and whether it is due or not.
     pub(crate) fn maintain(&self) -> Result<()> {
-        self.check_open()?;
-        let mut deliver = self.deliver.lock();
-        deliver.take_back_due();
-        self.unlock(deliver);
-        // What earlier runs left dying is known then.
-        let counted = self.count_old_tracks();
-        let buried = counted.and(self.bury(true));
+        self.look_at_times()?;
+        let counted = self.consumers.count_all();
         self.sync()?;
-        self.run_upkeep()?;
-        let compacted = self.compact_by_hand();
-        let dead = self.open_dead_letters().map_or(Ok(()), |dead| dead.maintain());
-        // Its own handle may have closed it.
-        let dead = if matches!(dead, Err(Error::Closed)) { Ok(()) } else { dead };
-        buried.and(compacted).and(dead)
+        self.reclaim.release_idle_maps();
+        let gone = self.reclaim.let_go(usize::MAX).map(|_| ());
+        counted.and(gone).and(self.reclaim.prepare_ahead())
+    }
+
+    /// Gives back what is in use for nothing, and copies what is worth it.
+    pub(crate) fn compact(&self) -> Result<Compacted> {
+        self.check_open()?;
+        self.consumers.count_all()?;
+        self.reclaim.compact_all()
+    }
+
+    /// Does what is due, one step of each kind; asks again for what is left, so that a deadline
+    /// waits for a step at most.
+    pub(crate) fn run_due(&self, due: &Due) -> Result<()> {
+        let timed = self.look_at_times();
+        let synced = match due.sync {
+            Some(Scope::Answers) => {
+                self.sync().inspect_err(|_| self.dispatch.lock().ask_for_sync_again())
+            }
+            Some(Scope::Records | Scope::OldestFull) => {
+                // A push from here on asks again.
+                self.appender.unsealed().forget_interval();
+                self.commit.wait_durable(self.published.newest())
+            }
+            None => Ok(()),
+        };
+        let tidied = if due.upkeep { self.run_upkeep() } else { Ok(()) };
+        // After everything that a push or an answer may wait for.
+        let compacted = if due.upkeep || due.compaction {
+            self.reclaim.compact_in_background()
+        } else {
+            Ok(())
+        };
+        timed.and(synced).and(tidied).and(compacted)
+    }
+
+    fn run_upkeep(&self) -> Result<()> {
+        // First what a push may soon wait for. If there is no room for it, or something that is to
+        // be let go will serve, the rest of the work may make it: only an error that is met again
+        // then is worth telling.
+        self.reclaim.prepare_ahead().ok();
+        let finished = self.appender.finish_old_tail();
+        self.reclaim.release_idle_maps();
+        let has_unsealed = self.commit.sync_oldest_full();
+        let can_count = self.dispatch.lock().count_some();
+        if matches!(can_count, Ok(false)) {
+            // What could not be read is tried again the next time.
+            self.dispatch.lock().count_again();
+        }
+        let can_let_go = self.reclaim.let_go_for(STEP).map(|gone| gone.has_more);
+        if [&has_unsealed, &can_count, &can_let_go].iter().any(|more| matches!(more, Ok(true))) {
+            self.context.worker.ask();
+        }
+        let prepared = self.reclaim.prepare_ahead();
+        let done = [has_unsealed, can_count, can_let_go].into_iter().map(|done| done.map(|_| ()));
+        done.fold(finished, Result::and).and(prepared)
+    }
+
+    /// Ends leases and delays that are over, lets go of messages that have expired at the front, and
+    /// has the next time watched.
+    pub(crate) fn look_at_times(&self) -> Result<()> {
+        self.dispatch.lock().forget_watch();
+        self.consumers.end_due();
+        self.consumers.sweep_expired().map(|_| ())
+    }
+
+    /// Syncs segments that only unsynced answers hold open, if those are too many and the background
+    /// does not keep up, or there is none. To be called by whoever may wait for a disk.
+    #[inline]
+    pub(crate) fn sync_surplus(&self) {
+        if self.context.surplus.take() && self.consumers.holds_too_many_open() {
+            // It is poisoned, if that fails, which the next sync says.
+            self.context.health.note_background(self.reclaim.sync_held_open());
+        }
     }
 
     /// # Errors
     ///
     /// [`Error::Closed`] once the queue is closed.
     pub(crate) fn check_open(&self) -> Result<()> {
-        self.append.lock().check_open()
+        self.appender.unsealed().check_open()
+    }
+
+    /// # Errors
+    ///
+    /// [`Error::Poisoned`] once a sync has failed.
+    pub(crate) fn check_health(&self) -> Result<()> {
+        self.context.health.check(false)
+    }
+
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
+    }
+
+    pub(crate) fn published(&self) -> &Published {
+        &self.published
+    }
+
+    pub(crate) fn commit(&self) -> &Commit {
+        &self.commit
+    }
+
+    pub(crate) fn reclaim(&self) -> &Reclaim {
+        &self.reclaim
+    }
+
+    pub(crate) fn consumers(&self) -> &Consumers {
+        &self.consumers
+    }
+
+    pub(crate) fn producers(&self) -> &Producers {
+        &self.producers
+    }
+
+    pub(crate) fn inspect(&self) -> &Inspect {
+        &self.inspect
+    }
+
+    /// The messages on their way to the dead letters.
+    pub(crate) fn dying(&self) -> &DyingMessages {
+        &self.dying
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.context.options
+    }
+
+    /// Whether there was a directory for dead letters at open.
+    pub(crate) fn had_dead_letters(&self) -> bool {
+        self.had_dead_letters
     }
 
     pub(crate) fn recovery(&self) -> &RecoveryReport {
@@ -378,57 +419,34 @@ impl Engine {
     }
 
     pub(crate) fn damage(&self) -> Vec<Damage> {
-        self.deliver.lock().losses.damage()
+        self.dispatch.lock().backlog().losses().damage()
     }
 
     pub(crate) fn last_seq(&self) -> Option<u64> {
-        self.append.lock().last_seq()
+        self.appender.unsealed().last_seq()
     }
 
-    pub(crate) fn in_flight(&self) -> u64 {
-        self.deliver.lock().in_flight()
+    /// Numbers of one moment. `dead_letters`: how many messages are among them.
+    pub(crate) fn stats(&self, dead_letters: u64) -> Stats {
+        self.context.health.note_background(self.consumers.count_all());
+        self.consumers.end_due();
+        // Relaxed: a number by itself.
+        let failed_pushes = self.failed_pushes.load(Ordering::Relaxed);
+        let push_time = self.push_times.lock().distribution();
+        self.inspect.stats(Others { dead_letters, failed_pushes, push_time })
     }
 
-    pub(crate) fn delayed(&self) -> u64 {
-        let mut deliver = self.deliver.lock();
-        let delayed = deliver.delayed();
-        self.unlock(deliver);
-        delayed
+    /// Counts messages whose push failed.
+    pub(crate) fn note_failed_pushes(&self, messages: u64) {
+        // Relaxed: a number by itself.
+        self.failed_pushes.fetch_add(messages, Ordering::Relaxed);
     }
 
-    /// The number of the newest published message.
-    fn newest_published(&self) -> u64 {
-        // Acquire: pairs with the store in `try_append`.
-        self.published.load(Ordering::Acquire)
-    }
-
-    /// The number of the newest message that consumers may see.
-    fn newest_visible(&self) -> u64 {
-        // Acquire: pairs with the stores of whoever moves dead letters.
-        let held_back = self.held_back.load(Ordering::Acquire);
-        self.newest_published().min(held_back - 1)
-    }
-
-    /// Ready messages. Counts the slots of earlier runs first, if nobody has; where they cannot be
-    /// read, as far as they can.
-    pub(crate) fn ready(&self) -> u64 {
-        self.health.note_background(self.count_old_tracks());
-        let mut deliver = self.deliver.lock();
-        let ready = deliver.ready(|| self.newest_visible());
-        self.unlock(deliver);
-        ready
-    }
-
-    pub(crate) fn clock(&self) -> &Clock {
-        &self.clock
-    }
-
-    pub(crate) fn options(&self) -> &Options {
-        &self.options
-    }
-
-    pub(crate) fn directory(&self) -> PathBuf {
-        self.storage.path("")
+    /// Ends what `start_push` started.
+    pub(crate) fn end_push(&self, start: Option<Instant>) {
+        if let Some(start) = start {
+            self.push_times.lock().record(start.elapsed());
+        }
     }
 }
 

@@ -3,17 +3,23 @@
 //! Promises: no more than `max_bytes` are taken, but for a CHECKPOINT that has to grow. Relies on whoever makes or
 //! removes a file to say so.
 
-use super::supply::SMALLEST_SEGMENT;
-use super::wait::WaitList;
 use crate::error::{Error, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// The smallest segment that is made, where there is no room for a larger one.
+pub(crate) const SMALLEST_SEGMENT: u64 = 64 << 10;
+
+/// What a CHECKPOINT of a few hundred segments takes.
+pub(super) const CHECKPOINT_ROOM: u64 = 2 * crate::format::PAGE;
+
+/// What is left for the dead letters: two segments of the smallest size, so that there is room for a
+/// new one before the old one is gone.
+pub(crate) const DEAD_LETTERS_ROOM: u64 = 2 * SMALLEST_SEGMENT;
+
 /// What files may take, and take: of a queue and its dead letters together.
 #[derive(Debug, Default)]
 pub(crate) struct Space {
-    /// Those who wait for room to push.
-    pub(super) room: WaitList,
     max: Option<u64>,
     used: AtomicU64,
 }
@@ -40,7 +46,7 @@ impl std::ops::Deref for Share {
 }
 
 impl Space {
-    pub(super) fn new(max: Option<u64>) -> Self {
+    pub(crate) fn new(max: Option<u64>) -> Self {
         Self { max, ..Self::default() }
     }
 
@@ -55,13 +61,13 @@ impl Space {
 
 impl Share {
     /// Of the queue itself, which leaves so much for its dead letters, and so much for compaction.
-    pub(super) fn of_queue(space: Arc<Space>, reserve: u64, scratch: u64) -> Arc<Self> {
+    pub(crate) fn of_queue(space: Arc<Space>, reserve: u64, scratch: u64) -> Arc<Self> {
         let (own, given_back) = (AtomicU64::new(0), AtomicU64::new(0));
         Arc::new(Self { space, own, given_back, reserve, scratch })
     }
 
     /// Of its dead letters.
-    pub(super) fn of_dead_letters(of: &Self) -> Arc<Self> {
+    pub(crate) fn of_dead_letters(of: &Self) -> Arc<Self> {
         Self::of_queue(Arc::clone(&of.space), 0, of.scratch)
     }
 
@@ -141,7 +147,7 @@ impl Share {
     }
 
     /// Bytes that were given back since open.
-    pub(super) fn given_back(&self) -> u64 {
+    pub(crate) fn given_back(&self) -> u64 {
         self.given_back.load(Ordering::Relaxed)
     }
 

@@ -1,14 +1,15 @@
 //! Waiting: a list of wakers, and a thread that parks until one of them is called.
 //!
-//! Promises: whoever registers before looking, and is woken after a change, misses no change; a
-//! wake-up given to somebody who left is passed on. Wakers are called outside of all locks.
+//! Promises: a waiter that registers before it looks, and is woken after a change, misses no
+//! change. A thread remembers by itself that it was woken, so a look may park, too. A wake-up that
+//! is given to a waiter that has left is passed on. Wakers are called outside of all locks.
 
 use crate::clock;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -26,7 +27,7 @@ pub(super) enum Soon {
     No,
 }
 
-/// What somebody who waits sees when looking.
+/// What a waiter sees when it looks.
 #[derive(Debug)]
 pub(super) enum Look<T> {
     Found(T),
@@ -35,10 +36,10 @@ pub(super) enum Look<T> {
     NotBefore(Instant),
 }
 
-/// Who waits, and for what.
+/// The waiters for one kind of thing, by key.
 #[derive(Debug, Default)]
 pub(crate) struct WaitList {
-    /// How many there are, so that waking nobody costs one load.
+    /// How many there are, so that it costs one load to wake none.
     waiting: AtomicUsize,
     entries: Mutex<Entries>,
 }
@@ -64,7 +65,7 @@ impl WaitList {
         }
     }
 
-    /// Wakes everybody who waits for one of `keys`.
+    /// Wakes all that wait for one of `keys`.
     pub(super) fn wake_keys(&self, keys: RangeInclusive<u64>) {
         // SeqCst: as in `wake_one`.
         if self.waiting.load(Ordering::SeqCst) > 0 {
@@ -79,20 +80,21 @@ impl WaitList {
         }
     }
 
-    /// Wakes everybody.
+    /// Wakes all.
     pub(super) fn wake_all(&self) {
         self.wake_keys(0..=u64::MAX);
     }
 
-    /// Whether anybody waits. To be asked under a lock that every waiter takes between registering
-    /// and looking: then either this sees the waiter, or the waiter sees what was done before.
+    /// Whether there are waiters. To be asked under a lock that every waiter takes between
+    /// registering and looking: then either this sees the waiter, or the waiter sees what was done
+    /// before.
     pub(super) fn has_waiters(&self) -> bool {
         // Relaxed: the lock orders it.
         self.waiting.load(Ordering::Relaxed) > 0
     }
 
-    /// From here on `waker` is called once for a change that concerns `key`: whoever looks after
-    /// this misses none.
+    /// From here on `waker` is called once for a change that concerns `key`: a look after this
+    /// misses none.
     pub(super) fn register(&self, key: u64, waker: Waker) -> Registration<'_> {
         let mut entries = self.entries.lock();
         let id = entries.next_id;
@@ -121,9 +123,10 @@ impl WaitList {
             }
             (0..SPIN_STEPS).for_each(|_| std::hint::spin_loop());
         }
-        let parker = Waker::from(Arc::new(Parker(thread::current())));
+        let parker = Parker::new();
         loop {
-            let registration = self.register(key, parker.clone());
+            parker.forget();
+            let registration = self.register(key, parker.waker());
             registered();
             let until = match look() {
                 Look::Found(found) => {
@@ -133,13 +136,9 @@ impl WaitList {
                 Look::NotYet => deadline,
                 Look::NotBefore(time) => Some(deadline.map_or(time, |end| end.min(time))),
             };
-            match until.map(|until| until.saturating_duration_since(clock::now())) {
-                Some(Duration::ZERO) => {}
-                Some(left) => thread::park_timeout(left),
-                None => thread::park(),
-            }
+            parker.park(until);
             if deadline.is_some_and(|end| end <= clock::now()) {
-                // Whoever woke this one, in this very moment, has to wake another.
+                // A wake-up that came in this very moment is passed on.
                 drop(registration);
                 return if let Look::Found(found) = look() { Some(found) } else { None };
             }
@@ -148,8 +147,8 @@ impl WaitList {
     }
 }
 
-/// A place in the list. Whoever drops it, instead of ending it, after it was woken, and so may
-/// leave undone what it was woken for, wakes another.
+/// A place in the list. Dropped instead of ended, after it was woken, it wakes another waiter: what
+/// it was woken for may still be undone.
 #[derive(Debug)]
 pub(super) struct Registration<'a> {
     list: &'a WaitList,
@@ -181,11 +180,51 @@ impl Drop for Registration<'_> {
     }
 }
 
-struct Parker(Thread);
+/// A thread that parks until it is woken, and remembers that it was: what else it parks for in
+/// between cannot take the wake-up away.
+#[derive(Debug)]
+pub(super) struct Parker(Arc<Parked>);
 
-impl Wake for Parker {
+#[derive(Debug)]
+struct Parked {
+    thread: Thread,
+    is_woken: AtomicBool,
+}
+
+impl Parker {
+    /// For the thread that calls.
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Parked { thread: thread::current(), is_woken: AtomicBool::new(false) }))
+    }
+
+    pub(super) fn waker(&self) -> Waker {
+        Waker::from(Arc::clone(&self.0))
+    }
+
+    /// Forgets earlier wake-ups. The caller looks after this and before it parks.
+    pub(super) fn forget(&self) {
+        // Acquire: pairs with the store in `wake`.
+        self.0.is_woken.swap(false, Ordering::Acquire);
+    }
+
+    /// Parks until woken, or until this time.
+    pub(super) fn park(&self, until: Option<Instant>) {
+        // Acquire: pairs with the store in `wake`.
+        while !self.0.is_woken.load(Ordering::Acquire) {
+            match until.map(|until| until.saturating_duration_since(clock::now())) {
+                Some(Duration::ZERO) => return,
+                Some(left) => thread::park_timeout(left),
+                None => thread::park(),
+            }
+        }
+    }
+}
+
+impl Wake for Parked {
     fn wake(self: Arc<Self>) {
-        self.0.unpark();
+        // Release: pairs with the loads in `forget` and `park`.
+        self.is_woken.store(true, Ordering::Release);
+        self.thread.unpark();
     }
 }
 
@@ -218,6 +257,46 @@ mod tests {
         assert_eq!(tokens.load(Ordering::SeqCst), 0);
     }
 
+    /// A look may wait for something else: the wake-up that came meanwhile is not lost.
+    #[test]
+    fn a_look_that_parks_does_not_eat_the_wake_up() {
+        let (outer, inner, is_there) =
+            (WaitList::default(), WaitList::default(), AtomicU64::new(0));
+        let looks = AtomicU64::new(0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                outer.wait_until(
+                    0,
+                    Soon::No,
+                    None,
+                    || (),
+                    || {
+                        // The first look waits until both of its wake-ups have come.
+                        if looks.fetch_add(1, Ordering::SeqCst) == 0 {
+                            let seen = || {
+                                if is_there.load(Ordering::SeqCst) == 0 {
+                                    Look::NotYet
+                                } else {
+                                    Look::Found(())
+                                }
+                            };
+                            inner.wait_until(0, Soon::No, None, || (), seen);
+                            return Look::NotYet;
+                        }
+                        Look::Found(())
+                    },
+                )
+            });
+            while !inner.has_waiters() {
+                thread::yield_now();
+            }
+            outer.wake_one();
+            is_there.store(1, Ordering::SeqCst);
+            inner.wake_one();
+        });
+        assert_eq!(looks.load(Ordering::SeqCst), 2);
+    }
+
     #[test]
     fn a_deadline_ends_the_wait_and_leaves_nothing_behind() {
         let list = WaitList::default();
@@ -229,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_looks_too_early_looks_again_in_time() {
+    fn a_look_that_comes_too_early_comes_again_in_time() {
         let list = WaitList::default();
         let time = clock::now() + Duration::from_millis(5);
         let look = || if clock::now() < time { Look::NotBefore(time) } else { Look::Found(()) };
@@ -248,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn only_those_are_woken_whom_it_concerns() {
+    fn only_waiters_for_that_key_are_woken() {
         let list = WaitList::default();
         let counters: [Arc<Counter>; 4] = std::array::from_fn(|_| Arc::default());
         let waker = |of: usize| Waker::from(Arc::clone(&counters[of]));
@@ -262,7 +341,7 @@ mod tests {
         let (first, second) = (list.register(0, waker(0)), list.register(0, waker(3)));
         list.wake_one();
         drop(first);
-        assert_eq!(woken(), [1, 1, 1, 1], "who leaves without looking wakes another");
+        assert_eq!(woken(), [1, 1, 1, 1], "a place that is dropped wakes another");
         second.end();
         assert!(!list.has_waiters());
     }

@@ -1,113 +1,154 @@
 //! The background thread: does ahead of need what a push or an ack would otherwise wait for.
 //!
 //! Promises: it sleeps until asked or due, and ends with the queue. It holds no handle, so it does
-//! not keep the queue open. What fails here is tried again when next asked, and kept for `stats`.
+//! not keep the queue open. A thread that panicked is not taken for running, and `stats` says so.
+//! Refuses to know what the work is: whoever starts it gives that.
 
-use super::compact::RETRY;
-use super::{Engine, commit::Scope};
 use crate::clock;
-use crate::error::{Error, Result};
 use parking_lot::{Condvar, Mutex};
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// So many dying messages are moved in one step.
-const BURIED_AT_ONCE: usize = 1024;
+/// What a round of syncs covers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Scope {
+    /// The oldest segment that is no longer pushed to.
+    OldestFull,
+    /// All records.
+    Records,
+    /// All records and all answers.
+    Answers,
+}
 
-/// What the thread is to do next.
+/// The thread of a queue, and what it is to do next.
 #[derive(Debug, Default)]
-pub(super) struct Worker {
-    asked: Mutex<Asked>,
+pub(crate) struct Worker {
+    agenda: Mutex<Agenda>,
+    /// As the agenda says; asked all the time.
+    is_running: AtomicBool,
     wake: Condvar,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Debug, Default)]
-struct Asked {
+struct Agenda {
     stop: bool,
-    now: bool,
+    upkeep_now: bool,
+    upkeep_at: Option<Instant>,
     sync_records_at: Option<Instant>,
     sync_answers_at: Option<Instant>,
-    tidy_at: Option<Instant>,
-    look_at: Option<Instant>,
+    /// Compaction may have something to do then.
+    compact_at: Option<Instant>,
+    /// The next time of a message: of a lease, a delay, or an expiry.
+    watch_at: Option<Instant>,
     /// How long answers may wait; `None` without a thread, or if they are not synced.
     answers_within: Option<Duration>,
-    is_running: bool,
+    has_panicked: bool,
 }
 
 /// What is due.
-#[derive(Debug)]
-struct Due {
-    upkeep: bool,
+#[derive(Debug, Default)]
+pub(crate) struct Due {
+    pub(crate) upkeep: bool,
     /// Compaction may have something to do.
-    look: bool,
-    sync: Option<Scope>,
+    pub(crate) compaction: bool,
+    /// The time of a message has come.
+    pub(crate) times: bool,
+    pub(crate) sync: Option<Scope>,
 }
 
 impl Worker {
     /// There is something to prepare or to tidy.
-    pub(super) fn ask(&self) {
-        let mut asked = self.asked.lock();
-        if asked.is_running {
-            asked.now = true;
-            self.wake.notify_one();
-        }
+    pub(crate) fn ask(&self) {
+        self.change(|agenda| agenda.upkeep_now = true);
     }
 
-    /// There is something to tidy in a while.
-    pub(super) fn ask_within(&self, within: Duration) {
-        let mut asked = self.asked.lock();
-        if asked.is_running {
-            let at = clock::now().checked_add(within);
-            asked.tidy_at = [asked.tidy_at, at].into_iter().flatten().min();
-            self.wake.notify_one();
-        }
+    /// The same in a while.
+    pub(crate) fn ask_within(&self, within: Duration) {
+        self.change(|agenda| sooner(&mut agenda.upkeep_at, within));
     }
 
     /// Compaction may have something to do in a while.
-    pub(super) fn look_within(&self, within: Duration) {
-        let mut asked = self.asked.lock();
-        if asked.is_running {
-            let at = clock::now().checked_add(within);
-            asked.look_at = [asked.look_at, at].into_iter().flatten().min();
-            self.wake.notify_one();
-        }
+    pub(super) fn compact_within(&self, within: Duration) {
+        self.change(|agenda| sooner(&mut agenda.compact_at, within));
     }
 
-    /// Whether there is a thread.
-    pub(super) fn is_running(&self) -> bool {
-        self.asked.lock().is_running
+    /// A message has a time then.
+    pub(super) fn watch(&self, at: Instant) {
+        self.change(|agenda| {
+            agenda.watch_at = Some(agenda.watch_at.map_or(at, |known| known.min(at)));
+        });
     }
 
     /// There is a record to be synced within this time.
     pub(super) fn sync_within(&self, within: Duration) {
-        let mut asked = self.asked.lock();
-        if asked.is_running {
-            let at = clock::now().checked_add(within);
-            asked.sync_records_at = [asked.sync_records_at, at].into_iter().flatten().min();
-            self.wake.notify_one();
-        }
+        self.change(|agenda| sooner(&mut agenda.sync_records_at, within));
     }
 
     /// There is an answer to be synced.
     pub(super) fn sync_answers(&self) {
-        let mut asked = self.asked.lock();
-        if let Some(within) = asked.answers_within
-            && asked.sync_answers_at.is_none()
-        {
-            asked.sync_answers_at = clock::now().checked_add(within);
+        self.change(|agenda| {
+            if let Some(within) = agenda.answers_within
+                && agenda.sync_answers_at.is_none()
+            {
+                sooner(&mut agenda.sync_answers_at, within);
+            }
+        });
+    }
+
+    /// Whether there is a thread.
+    #[inline]
+    pub(crate) fn is_running(&self) -> bool {
+        // Relaxed: a hint; what is asked of a thread that has ended is not done.
+        self.is_running.load(Ordering::Relaxed)
+    }
+
+    /// Whether there was one, until it panicked.
+    pub(super) fn has_panicked(&self) -> bool {
+        self.agenda.lock().has_panicked
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Agenda)) {
+        if self.is_running() {
+            change(&mut self.agenda.lock());
             self.wake.notify_one();
         }
     }
 
-    /// Ends the thread and waits for it.
-    pub(super) fn stop(&self) {
+    /// Starts the thread, which does `work` whenever something is due; upkeep is due at once.
+    /// `answers_within`: how long answers may wait for a sync.
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        name: String,
+        answers_within: Option<Duration>,
+        work: impl Fn(&Due) + Send + 'static,
+    ) -> io::Result<()> {
+        let running = Running(Arc::clone(self));
         {
-            let mut asked = self.asked.lock();
-            asked.stop = true;
-            asked.is_running = false;
-            asked.answers_within = None;
+            let mut agenda = self.agenda.lock();
+            self.is_running.store(true, Ordering::Relaxed);
+            // What open found is counted and sealed first.
+            agenda.upkeep_now = true;
+            agenda.answers_within = answers_within;
+        }
+        let run = move || {
+            while let Some(due) = running.0.next() {
+                work(&due);
+            }
+        };
+        *self.thread.lock() = Some(thread::Builder::new().name(name).spawn(run)?);
+        Ok(())
+    }
+
+    /// Ends the thread and waits for it.
+    pub(crate) fn stop(&self) {
+        {
+            let mut agenda = self.agenda.lock();
+            agenda.stop = true;
+            self.is_running.store(false, Ordering::Relaxed);
             self.wake.notify_one();
         }
         if let Some(thread) = self.thread.lock().take() {
@@ -118,134 +159,67 @@ impl Worker {
 
     /// Sleeps until something is due; `None` at the end.
     fn next(&self) -> Option<Due> {
-        let mut asked = self.asked.lock();
+        let mut agenda = self.agenda.lock();
         loop {
-            if asked.stop {
+            if agenda.stop {
                 return None;
             }
-            let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= clock::now());
-            let records = is_due(asked.sync_records_at);
-            let answers = is_due(asked.sync_answers_at);
-            if is_due(asked.tidy_at) {
-                asked.tidy_at = None;
-                asked.now = true;
+            if let Some(due) = agenda.take_due(clock::now()) {
+                return Some(due);
             }
-            if records || answers {
-                asked.sync_records_at = None;
-            }
-            if answers {
-                asked.sync_answers_at = None;
-            }
-            let look = is_due(asked.look_at);
-            if look {
-                asked.look_at = None;
-            }
-            if asked.now || records || answers || look {
-                let sync = match (records, answers) {
-                    (_, true) => Some(Scope::Acks),
-                    (true, false) => Some(Scope::Records),
-                    (false, false) => None,
-                };
-                return Some(Due { upkeep: std::mem::take(&mut asked.now), look, sync });
-            }
-            let times =
-                [asked.sync_records_at, asked.sync_answers_at, asked.tidy_at, asked.look_at];
-            match times.into_iter().flatten().min() {
+            match agenda.next_time() {
                 Some(at) => {
-                    self.wake.wait_until(&mut asked, at);
+                    self.wake.wait_until(&mut agenda, at);
                 }
-                None => self.wake.wait(&mut asked),
+                None => self.wake.wait(&mut agenda),
             }
         }
     }
 }
 
-/// Starts the thread of an engine.
-pub(super) fn start(engine: &Arc<Engine>) -> Result<()> {
-    {
-        let mut asked = engine.worker.asked.lock();
-        asked.is_running = true;
-        // What open found is counted and sealed first.
-        asked.now = true;
-        asked.answers_within = engine.options.ack_interval();
-    }
-    if engine.deliver.lock().asks_for_sync() {
-        engine.worker.sync_answers();
-    }
-    let name = engine.directory().file_name().map(|name| name.to_string_lossy().into_owned());
-    let for_thread = Arc::clone(engine);
-    let thread = thread::Builder::new()
-        .name(format!("keepq-{}", name.unwrap_or_default()))
-        .spawn(move || run(&for_thread))
-        .map_err(|error| Error::io("start thread", &engine.directory(), 0, error))?;
-    *engine.worker.thread.lock() = Some(thread);
-    Ok(())
-}
-
-fn run(engine: &Engine) {
-    while let Some(due) = engine.worker.next() {
-        engine.health.note_background(engine.run_due(&due));
-        if let Some(dead) = engine.open_dead_letters() {
-            dead.health.note_background(dead.run_due(&due));
+impl Agenda {
+    fn take_due(&mut self, now: Instant) -> Option<Due> {
+        let take = |at: &mut Option<Instant>| at.take_if(|at| *at <= now).is_some();
+        let answers = take(&mut self.sync_answers_at);
+        let records = take(&mut self.sync_records_at);
+        if answers {
+            self.sync_records_at = None;
         }
-    }
-}
-
-impl Engine {
-    /// Does what is due, one step of each kind; asks again for what is left, so that a deadline
-    /// waits for a step at most. Letting go is one step: it syncs all segments that are done.
-    fn run_due(&self, due: &Due) -> Result<()> {
-        let synced = match due.sync {
-            Some(Scope::Acks) => self.sync().inspect_err(|_| self.deliver.lock().ask_again()),
-            Some(_) => {
-                // Whoever pushes from here on asks again.
-                self.append.lock().sync_within = None;
-                self.wait_durable(self.newest_published())
-            }
-            None => Ok(()),
+        let sync = match (records, answers) {
+            (_, true) => Some(Scope::Answers),
+            (true, false) => Some(Scope::Records),
+            (false, false) => None,
         };
-        if !due.upkeep {
-            let compacted = if due.look { self.compact_some() } else { Ok(()) };
-            return synced.and(compacted);
-        }
-        // First what a push may soon wait for. If there is no room for it, or something that is to be let go will
-        // serve, the rest of the work may make it.
-        // Only an error that is met again then is worth telling.
-        self.prepare_ahead().ok();
-        let finished = self.finish_old_tail();
-        self.drop_idle_maps();
-        let has_more = self.sync_oldest_full();
-        let can_count = self.deliver.lock().count_some();
-        if matches!(can_count, Ok(false)) {
-            // What could not be read is tried again the next time.
-            self.deliver.lock().count_again();
-        }
-        if matches!(has_more, Ok(true)) || matches!(can_count, Ok(true)) {
-            self.worker.ask();
-        }
-        let buried = self.bury_some(true, BURIED_AT_ONCE);
-        let gone = self.let_segments_go();
-        let prepared = self.prepare_ahead();
-        // After everything that a push or an answer may wait for.
-        let compacted = self.compact_some();
-        synced
-            .and(finished)
-            .and(has_more.map(|_| ()))
-            .and(can_count.map(|_| ()))
-            .and(buried)
-            .and(gone)
-            .and(prepared)
-            .and(compacted)
+        let upkeep = take(&mut self.upkeep_at) || std::mem::take(&mut self.upkeep_now);
+        let (compaction, times) = (take(&mut self.compact_at), take(&mut self.watch_at));
+        let is_due = upkeep || compaction || times || sync.is_some();
+        is_due.then_some(Due { upkeep, compaction, times, sync })
     }
 
-    /// A step of compaction, if it is time for one.
-    fn compact_some(&self) -> Result<()> {
-        let compacted = self.compact_in_background();
-        match &compacted {
-            Ok(Some(again)) => self.worker.look_within(*again),
-            Ok(None) => {}
-            Err(_) => self.worker.look_within(RETRY),
-        }
-        compacted.map(|_| ())
+    fn next_time(&self) -> Option<Instant> {
+        let times = [
+            self.upkeep_at,
+            self.sync_records_at,
+            self.sync_answers_at,
+            self.compact_at,
+            self.watch_at,
+        ];
+        times.into_iter().flatten().min()
+    }
+}
+
+fn sooner(at: &mut Option<Instant>, within: Duration) {
+    let new = clock::now().checked_add(within);
+    *at = [*at, new].into_iter().flatten().min();
+}
+
+/// As long as the thread runs.
+struct Running(Arc<Worker>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut agenda = self.0.agenda.lock();
+        agenda.has_panicked = thread::panicking();
+        self.0.is_running.store(false, Ordering::Relaxed);
     }
 }

@@ -114,6 +114,28 @@ pub(crate) fn encode<'h>(
     out
 }
 
+/// The extensions of a message that goes on in another queue: the entries that it had, whatever they
+/// are, but for what keepq itself noted there (its times and its origin), and these notes. `start`: the
+/// part of a verified body before the payload. `None` if they would be too long.
+pub(crate) fn carry_over(start: &[u8], notes: &Notes<'_>) -> Option<Vec<u8>> {
+    let entries = split(start).map_or(&[][..], |(entries, _)| entries);
+    let kept = Entries(entries).filter(|(tag, _)| ![DUE, EXPIRES, ORIGIN].contains(tag));
+    let noted = encode(std::iter::empty(), notes);
+    let mut out = vec![0; LENGTH];
+    for (tag, content) in kept {
+        out.push(tag);
+        out.extend(length(content.len()));
+        out.extend_from_slice(content);
+    }
+    out.extend_from_slice(noted.get(LENGTH..).unwrap_or_default());
+    if out.len() == LENGTH {
+        return Some(Vec::new());
+    }
+    let len = u16::try_from(out.len() - LENGTH).ok()?;
+    *out.first_chunk_mut()? = len.to_le_bytes();
+    Some(out)
+}
+
 fn length(bytes: usize) -> [u8; LENGTH] {
     u16::try_from(bytes).expect("the caller keeps to MAX_ENTRIES").to_le_bytes()
 }
@@ -223,6 +245,29 @@ mod tests {
         assert_eq!(headers(&body).count(), 1);
         assert_eq!(notes(b"\x04\x00\x81\x01\x00Axyz"), Notes::default(), "too short");
         assert_eq!(notes(b""), Notes::default());
+    }
+
+    #[test]
+    fn all_entries_but_the_notes_go_on_to_another_queue() {
+        let origin = Origin { seq: 7, pushed_at: 8, attempts: 9, cause: 1, reason: "r" };
+        let given = Notes { due: Some(1), expires: Some(2), origin: Some(origin) };
+        let mut body = encode([("kind", &b"x"[..])].into_iter(), &given);
+        // An entry of a later version that may be skipped.
+        body.extend(b"\x42\x02\x00ab");
+        let len = u16::try_from(body.len() - LENGTH).unwrap();
+        body[..2].copy_from_slice(&len.to_le_bytes());
+        let other = Origin { seq: 70, reason: "s", ..origin };
+        let notes_there = Notes { origin: Some(other), ..Notes::default() };
+        let moved = carry_over(&body, &notes_there).unwrap();
+        assert_eq!(notes(&moved), notes_there);
+        assert_eq!(headers(&moved).collect::<Vec<_>>(), [("kind", &b"x"[..])]);
+        assert!(moved.windows(5).any(|bytes| bytes == b"\x42\x02\x00ab"));
+        let back = carry_over(&moved, &Notes::default()).unwrap();
+        assert_eq!(notes(&back), Notes::default());
+        assert!(back.ends_with(b"\x42\x02\x00ab") && headers(&back).count() == 1);
+        assert_eq!(carry_over(b"", &Notes::default()), Some(Vec::new()));
+        let long = [&[0xFF, 0xFF, 0x42, 0xFC, 0xFF][..], &[7; 0xFFFC]].concat();
+        assert_eq!(carry_over(&long, &notes_there), None, "no room for the origin");
     }
 
     proptest! {

@@ -11,6 +11,7 @@ pub(crate) mod number;
 pub(crate) mod record;
 pub(crate) mod segment;
 pub(crate) mod slot;
+pub(crate) mod standing;
 
 /// The version that this crate writes, and the newest that it reads.
 pub(crate) const FORMAT_VERSION: u16 = 1;

@@ -25,6 +25,8 @@ pub(crate) struct Draft<'a> {
     is_transient: bool,
     /// Not to be handed out before.
     due: Option<u64>,
+    /// Not to be handed out from then on.
+    expires: Option<u64>,
 }
 
 impl<'a> Draft<'a> {
@@ -33,13 +35,25 @@ impl<'a> Draft<'a> {
         let body_len = u32::try_from(extensions.len() + payload.len()).ok()?;
         let body_check = crc32_of_both(&extensions, payload);
         let fits = u64::from(body_len) <= record::MAX_BODY;
-        let (is_transient, due) = (false, None);
-        fits.then_some(Self { extensions, payload, body_check, body_len, is_transient, due })
+        let draft = Self {
+            extensions,
+            payload,
+            body_check,
+            body_len,
+            is_transient: false,
+            due: None,
+            expires: None,
+        };
+        fits.then_some(draft)
     }
 
-    /// Whether it is dropped at the next open, and when it may be handed out.
-    pub(crate) fn with(self, is_transient: bool, due: Option<u64>) -> Self {
-        Self { is_transient, due, ..self }
+    /// Whether it is dropped at the next open, when it may be handed out, and until when.
+    pub(crate) fn with(self, is_transient: bool, due: Option<u64>, expires: Option<u64>) -> Self {
+        Self { is_transient, due, expires, ..self }
+    }
+
+    pub(crate) fn expires(&self) -> Option<u64> {
+        self.expires
     }
 
     pub(crate) fn due(&self) -> Option<u64> {

@@ -9,6 +9,7 @@ pub(crate) mod copy;
 pub(crate) mod merge;
 pub(crate) mod scan;
 pub(crate) mod sealed;
+pub(crate) mod walk;
 
 use crate::error::{Error, Result};
 use crate::format::bytes::{u64_at, wide};
@@ -19,7 +20,7 @@ use crate::format::segment::{
 use crate::format::slot::{Delay, SLOT, Slot};
 use crate::format::{PAGE, name, number, record, slot};
 use crate::io::{Access, Region, Storage, StorageFile, Window};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Bytes of a header page.
@@ -69,6 +70,12 @@ impl Marks {
 /// The bytes at a place of a header page.
 fn part<const N: usize>(page: &[u8; PAGE_LEN], place: u64) -> Option<&[u8; N]> {
     page.get(usize::try_from(place).ok()?..)?.first_chunk()
+}
+
+/// Takes failed syncs: after one, no later sync of the queue is believed.
+pub(crate) trait OnFailedSync {
+    /// A sync failed; gives the error to tell.
+    fn failed(&self, operation: &'static str, path: &Path, error: std::io::Error) -> Error;
 }
 
 /// A slot as it was read: its index, and its two words as far as they were written to it.
@@ -183,8 +190,14 @@ impl Segment {
         self.file.release();
     }
 
-    /// Makes everything stored in it so far durable.
-    pub(crate) fn sync(&self) -> std::io::Result<()> {
+    /// Makes everything stored in it so far durable. What a failure means `told` knows, and says.
+    pub(crate) fn sync(&self, told: &dyn OnFailedSync) -> Result<()> {
+        let synced = self.file.sync();
+        synced.map_err(|error| told.failed("sync segment", &self.path, error))
+    }
+
+    /// The same for a segment that holds no message yet: a failure costs the file and no trust.
+    pub(crate) fn sync_unused(&self) -> std::io::Result<()> {
         self.file.sync()
     }
 

@@ -9,7 +9,8 @@ use crate::format::bytes::wide;
 use crate::format::number;
 use crate::format::record::{ALIGN, HEADER, Header};
 use crate::format::segment::RECORDS_START;
-use crate::format::slot::{self, Delay, Slot};
+use crate::format::slot::{self, Delay, Slot, State};
+use crate::format::standing::{Run, Standing};
 use crate::io::Region;
 use std::sync::Arc;
 
@@ -21,6 +22,46 @@ const STEP: usize = 4096;
 pub(crate) struct Mapped {
     pub(crate) segment: Arc<Segment>,
     pub(crate) region: Arc<dyn Region>,
+}
+
+/// How the records of a segment are numbered and timed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Numbering {
+    pub(crate) first_seq: u64,
+    /// The time that ages count from.
+    pub(crate) base_time: u64,
+    /// An earlier run made the segment: so a message whose number cannot be read is of one.
+    pub(crate) is_old: bool,
+}
+
+/// What the disk says of a message besides its record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Status {
+    /// `None` if it cannot be read any more.
+    pub(crate) seq: Option<u64>,
+    /// As it is rebuilt, if it cannot be read.
+    pub(crate) slot: Slot,
+    pub(crate) delay: Option<Delay>,
+    pub(crate) standing: Standing,
+}
+
+impl Status {
+    /// What a slot counts as that cannot be read: handed out once.
+    pub(crate) const REBUILT: Slot = Slot { state: State::Delivered, attempts: 1, offset: None };
+
+    /// Puts together what was read.
+    #[inline]
+    pub(crate) fn of(
+        seq: Option<u64>,
+        slot: Option<Slot>,
+        delay: Option<Delay>,
+        run: Run,
+        numbering: Numbering,
+    ) -> Self {
+        let is_old = seq.map_or(numbering.is_old, |seq| run.is_old(seq));
+        let standing = Standing::of(slot, delay, is_old, run);
+        Self { seq, slot: slot.unwrap_or(Self::REBUILT), delay, standing }
+    }
 }
 
 /// Where a record is.
@@ -191,12 +232,30 @@ impl Mapped {
         Ok(Slot::decode(word, self.segment.key, index))
     }
 
+    /// What is said of message `index` besides its record.
+    #[inline]
+    pub(crate) fn status(&self, index: u32, numbering: Numbering, run: Run) -> Result<Status> {
+        let seq = self.seq(index, numbering.first_seq)?;
+        let slot = self.slot(index)?;
+        let delay = self.delay(index, numbering.base_time)?;
+        Ok(Status::of(seq, slot, delay, run, numbering))
+    }
+
     /// The delay that the slot of record `index` has, if it has one that was written to it.
     pub(crate) fn delay(&self, index: u32, base_time: u64) -> Result<Option<Delay>> {
         let place = slot::delay_offset(self.segment.header.size, index);
         let word = self.region.load_word(place);
         let word = word.map_err(|error| self.segment.error("read slot", place, error))?;
         Ok(Delay::decode(word, base_time, self.segment.key, index))
+    }
+
+    /// Whether the slot of record `index` has a delay that cannot be read.
+    pub(crate) fn has_unreadable_delay(&self, index: u32, base_time: u64) -> bool {
+        let place = slot::delay_offset(self.segment.header.size, index);
+        let word = self.region.load_word(place);
+        word.map_or(true, |word| {
+            word != 0 && Delay::decode(word, base_time, self.segment.key, index).is_none()
+        })
     }
 
     /// Stores the delay of record `index`, or that it has none, before the state that needs it.

@@ -22,7 +22,9 @@ impl Queue {
     /// [`Error::Closed`](crate::Error::Closed); [`Error::Io`](crate::Error::Io) or [`Error::StorageFull`](crate::Error::StorageFull) if the operating system refuses to
     /// map a file or, where files are copy-on-write, to store the attempt: nothing was handed out.
     pub fn pop(&self) -> Result<Option<Delivery>> {
-        Ok(self.engine().pop()?.map(|taken| self.delivery(taken)))
+        let popped = self.engine().consumers().pop();
+        self.open_queue().work_without_background();
+        Ok(popped?.map(|taken| self.delivery(taken)))
     }
 
     /// Hands out the next message; waits for one as long as it takes.
@@ -32,7 +34,9 @@ impl Queue {
     /// As [`Queue::pop`]; [`Error::Closed`](crate::Error::Closed) also when the queue is closed while it waits.
     pub fn pop_wait(&self) -> Result<Delivery> {
         loop {
-            if let Some(taken) = self.engine().pop_until(None)? {
+            let popped = self.engine().consumers().pop_until(None);
+            self.open_queue().work_without_background();
+            if let Some(taken) = popped? {
                 return Ok(self.delivery(taken));
             }
         }
@@ -46,7 +50,9 @@ impl Queue {
     pub fn pop_timeout(&self, timeout: Duration) -> Result<Option<Delivery>> {
         // A timeout beyond the end of the clock is none.
         let deadline = clock::now().checked_add(timeout);
-        Ok(self.engine().pop_until(deadline)?.map(|taken| self.delivery(taken)))
+        let popped = self.engine().consumers().pop_until(deadline);
+        self.open_queue().work_without_background();
+        Ok(popped?.map(|taken| self.delivery(taken)))
     }
 
     /// Hands out up to `limit` messages, as many as there are. Never waits.
@@ -55,8 +61,9 @@ impl Queue {
     ///
     /// As [`Queue::pop`].
     pub fn pop_batch(&self, limit: usize) -> Result<Vec<Delivery>> {
-        let taken = self.engine().pop_batch(limit)?;
-        Ok(taken.into_iter().map(|taken| self.delivery(taken)).collect())
+        let taken = self.engine().consumers().pop_batch(limit);
+        self.open_queue().work_without_background();
+        Ok(taken?.into_iter().map(|taken| self.delivery(taken)).collect())
     }
 
     /// Settles deliveries, with one sync under [`Options::sync_acks`](crate::Options::sync_acks). Like
@@ -79,7 +86,7 @@ impl Queue {
                 first_error = first_error.or(Some(error));
             }
         }
-        let result = self.engine().answer(tickets.into_iter(), &Answer::Ack);
+        let result = self.open_queue().answer(tickets.into_iter(), &Answer::Ack);
         first_error.map_or(result, Err)
     }
 
@@ -99,7 +106,7 @@ impl Queue {
     ///
     /// As [`Queue::pop`].
     pub fn peek(&self) -> Result<Option<Peeked>> {
-        Ok(self.engine().peek()?.map(Peeked::new))
+        Ok(self.engine().inspect().peek()?.map(Peeked::new))
     }
 
     /// All that waits, ready or delayed, in the order of `Seq`, without taking anything. What is in flight is
@@ -130,7 +137,7 @@ impl Queue {
     ///
     /// As [`Queue::is_acked`]; [`Error::UnknownSeq`](crate::Error::UnknownSeq) also if it is damaged.
     pub fn get(&self, seq: Seq) -> Result<Option<Peeked>> {
-        Ok(self.engine().get(seq.0)?.map(Peeked::new))
+        Ok(self.engine().inspect().get(seq.0)?.map(Peeked::new))
     }
 
     /// Whether a message is settled, and so never handed out again: acked, purged, dropped, expired, moved to
@@ -156,7 +163,7 @@ impl Queue {
     /// knows any more: CHECKPOINT is gone, or more than a thousand crashes and damaged places lie
     /// between; [`Error::Closed`](crate::Error::Closed); [`Error::Io`](crate::Error::Io) if the state cannot be read.
     pub fn is_acked(&self, seq: Seq) -> Result<bool> {
-        self.engine().is_settled(seq.0)
+        self.engine().inspect().is_settled(seq.0)
     }
 
     /// Waits up to `timeout` until a message is settled as [`Queue::is_acked`] says; false if it is
@@ -167,7 +174,7 @@ impl Queue {
     ///
     /// As [`Queue::is_acked`], also for what happens while it waits.
     pub fn wait_acked(&self, seq: Seq, timeout: Duration) -> Result<bool> {
-        self.engine().wait_settled(seq.0, clock::now().checked_add(timeout))
+        self.engine().inspect().wait_settled(seq.0, clock::now().checked_add(timeout))
     }
 
     /// Settles all that waits, ready or delayed, as if it was acked and no less durably; what is in flight and what is
@@ -187,7 +194,7 @@ impl Queue {
     ///
     /// As [`Delivery::ack`]: some messages may be settled then, and the others wait as before.
     pub fn purge(&self) -> Result<u64> {
-        self.engine().purge()
+        self.engine().consumers().purge()
     }
 
     /// Pushes up to `limit` dead letters again, the oldest first: as new messages at the end of this queue, with
@@ -210,11 +217,11 @@ impl Queue {
     /// [`Options::overflow`](crate::Options::overflow) says. Those that were pushed before the error are no longer dead
     /// letters; after a failed sync some may be both.
     pub fn redrive(&self, limit: u64) -> Result<u64> {
-        self.engine().redrive(limit)
+        self.open_queue().redrive(limit)
     }
 
     fn delivery(&self, taken: Taken) -> Delivery {
-        Delivery::new(Arc::clone(self.engine()), taken)
+        Delivery::new(Arc::clone(self.open_queue()), taken)
     }
 }
 

@@ -51,7 +51,7 @@ impl Queue {
         let start = start_push(false);
         let seq = self.noting_failure(1, || {
             let draft = self.draft(&message)?;
-            self.engine().push(&[draft], interval(durability), WhenFull::AsOptions)
+            self.open_queue().push(&[draft], interval(durability), WhenFull::AsOptions)
         })?;
         self.engine().end_push(start);
         Ok(Receipt::new(Arc::clone(self.engine()), seq))
@@ -82,7 +82,7 @@ impl Queue {
             bytes += message.bytes();
             if bytes > max {
                 let too_large = Error::TooLarge { len: bytes, max };
-                self.engine().note_failed_pushes(batch.len() + 1);
+                self.engine().note_failed_pushes(wide(batch.len()) + 1);
                 return Err(too_large);
             }
             batch.push(message);
@@ -96,7 +96,7 @@ impl Queue {
         let first = self.noting_failure(batch.len(), || {
             let drafts = batch.iter().map(|message| self.draft(message));
             let drafts: Vec<Draft<'_>> = drafts.collect::<Result<_>>()?;
-            self.engine().push(&drafts, interval(durability), WhenFull::AsOptions)
+            self.open_queue().push(&drafts, interval(durability), WhenFull::AsOptions)
         })?;
         if first == 0 {
             return Ok(vec![Seq(0); batch.len()]);
@@ -120,7 +120,7 @@ impl Queue {
         let notes = Notes { due, expires, origin: None };
         let draft = Draft::new(extension::encode(headers, &notes), &message.payload);
         let draft = draft.ok_or(Error::TooLarge { len, max: record::MAX_PAYLOAD })?;
-        Ok(draft.with(message.is_transient, due))
+        Ok(draft.with(message.is_transient, due, expires))
     }
 
     /// When it may be handed out, and when it is over. No clock is read for a message without times.
@@ -128,7 +128,7 @@ impl Queue {
         if message.due.is_none() && message.ttl.is_none() {
             return Ok((None, None));
         }
-        let clock = self.engine().clock();
+        let clock = &self.engine().context().clock;
         let now = clock.next();
         let due = message.due.map(|due| match due {
             Due::After(delay) => now + clock::millis(delay),
@@ -147,7 +147,7 @@ impl Queue {
         let start = start_push(durability == Durability::Always);
         let seq = self.noting_failure(1, || {
             let draft = self.draft(message)?;
-            self.engine().push(&[draft], interval(durability), when_full)
+            self.open_queue().push(&[draft], interval(durability), when_full)
         })?;
         let waited = if seq == 0 { Ok(()) } else { self.wait(seq, durability) };
         self.engine().end_push(start);
@@ -158,7 +158,7 @@ impl Queue {
     fn noting_failure(&self, messages: usize, push: impl FnOnce() -> Result<u64>) -> Result<u64> {
         let pushed = push();
         if !matches!(pushed, Ok(1..)) {
-            self.engine().note_failed_pushes(messages);
+            self.engine().note_failed_pushes(wide(messages));
         }
         pushed
     }
@@ -173,7 +173,7 @@ impl Queue {
 
     fn wait(&self, seq: u64, durability: Durability) -> Result<()> {
         match durability {
-            Durability::Always => self.engine().wait_durable(seq),
+            Durability::Always => self.engine().commit().wait_durable(seq),
             Durability::Interval(_) | Durability::Os => Ok(()),
         }
     }

@@ -14,7 +14,7 @@ impl Queue {
     /// the background was faster. What cannot be read counts as ready, and is read by a later call.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.engine().ready()
+        self.engine().consumers().ready()
     }
 
     /// Whether no message is ready.
@@ -26,13 +26,13 @@ impl Queue {
     /// How many messages are handed out and not answered.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
-        self.engine().in_flight()
+        self.engine().consumers().in_flight()
     }
 
     /// How many messages wait for their time: pushed with a delay, or given back with one.
     #[must_use]
     pub fn delayed(&self) -> u64 {
-        self.engine().delayed()
+        self.engine().consumers().delayed()
     }
 
     /// The number of the newest message in the log, pushed in this run or an earlier one; `None` if
@@ -47,7 +47,7 @@ impl Queue {
     /// of [`Queue::len`], and knows as much.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.engine().stats()
+        self.open_queue().stats()
     }
 
     /// What holds the disk: the files in which something is owed, oldest first, up to `limit` of them, each with its oldest
@@ -58,7 +58,8 @@ impl Queue {
     ///
     /// [`Error::Closed`](crate::Error::Closed); [`Error::Io`](crate::Error::Io) if a file cannot be read.
     pub fn stuck(&self, limit: usize) -> Result<Vec<Stuck>> {
-        self.engine().stuck(limit)
+        self.engine().consumers().count_all()?;
+        self.engine().inspect().stuck(limit)
     }
 
     /// What open found: how the last run ended, and what was dropped, skipped or ignored.

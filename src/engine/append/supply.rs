@@ -4,7 +4,8 @@
 //! durable and sealed, so a dropped record can never come back behind a newer one; `seq_limit`
 //! never falls. Relies on the `supply` lock for everything here.
 
-use super::Engine;
+use super::{Appender, Need};
+use crate::engine::space::SMALLEST_SEGMENT;
 use crate::error::{Error, Result};
 use crate::format::segment::{Header, Seal, capacity};
 use crate::io::{Access, Region};
@@ -16,36 +17,33 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// The first segment of a run; each next one is twice as large, up to `segment_bytes`.
-pub(super) const FIRST_SEGMENT: u64 = 1 << 20;
-
-/// Where there is no room for more.
-pub(super) const SMALLEST_SEGMENT: u64 = 64 << 10;
+pub(crate) const FIRST_SEGMENT: u64 = 1 << 20;
 
 /// A segment that can be pushed to at once.
 #[derive(Clone, Debug)]
-pub(super) struct Prepared {
-    pub(super) segment: Arc<Segment>,
-    pub(super) region: Arc<dyn Region>,
+pub(crate) struct Prepared {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) region: Arc<dyn Region>,
 }
 
 /// What pushes will need.
 #[derive(Debug)]
 pub(super) struct Supply {
     queue_id: [u8; 16],
-    pub(super) epoch: u64,
+    epoch: u64,
     /// Whether this run has a segment.
-    pub(super) has_begun: bool,
+    has_begun: bool,
     /// The directory itself may not be durable in its parents yet.
     is_new: bool,
-    pub(super) is_closed: bool,
+    is_closed: bool,
     next_ordinal: u64,
     /// The segment that the next one follows.
     predecessor: u64,
     next_bytes: u64,
-    pub(super) seq_limit: u64,
-    pub(super) ready: Option<Prepared>,
+    seq_limit: u64,
+    ready: Option<Prepared>,
     /// The ordinal of a compacted segment in the making: it may have its name before anybody reads it.
-    pub(super) compacting: Option<u64>,
+    compacting: Option<u64>,
     /// Parts of earlier runs that have no seal yet.
     old_tail: Vec<Part>,
 }
@@ -74,18 +72,8 @@ impl Supply {
         self.ready = Some(prepared);
     }
 
-    /// No ordinal from this one on was given out.
-    pub(super) fn next_ordinal(&self) -> u64 {
-        self.next_ordinal
-    }
-
-    /// Whether all of earlier runs is durable and sealed.
-    pub(super) fn is_old_tail_finished(&self) -> bool {
-        self.old_tail.is_empty()
-    }
-
     /// The header of a compacted segment of this size, which belongs to no epoch of its own.
-    pub(super) fn copy_header(&mut self, size: u64) -> Result<Header> {
+    fn copy_header(&mut self, size: u64) -> Result<Header> {
         self.check_open()?;
         let ordinal = self.next_ordinal;
         self.next_ordinal += 1;
@@ -105,19 +93,28 @@ impl Supply {
     /// # Errors
     ///
     /// [`Error::Closed`] once the queue is closed.
-    pub(super) fn check_open(&self) -> Result<()> {
+    fn check_open(&self) -> Result<()> {
         if self.is_closed { Err(Error::Closed) } else { Ok(()) }
     }
 }
 
-impl Engine {
-    /// A segment of at least `bytes` for so many records: the ready one, or one that is made now.
-    pub(super) fn take_supply(
-        &self,
-        supply: &mut Supply,
-        bytes: u64,
-        records: u64,
-    ) -> Result<Prepared> {
+/// What CHECKPOINT tells of the supply.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SupplyState {
+    pub(crate) queue_id: [u8; 16],
+    pub(crate) epoch: u64,
+    pub(crate) seq_limit: u64,
+    /// No ordinal from this one on was given out.
+    pub(crate) next_ordinal: u64,
+    /// Of the segment that is ready, and of the copy that is being made.
+    pub(crate) ready: Option<u64>,
+    pub(crate) compacting: Option<u64>,
+}
+
+impl Appender {
+    /// A segment with room: the ready one, or one that is made now.
+    pub(super) fn take_supply(&self, supply: &mut Supply, need: Need) -> Result<Prepared> {
+        let (bytes, records) = (need.segment_bytes(), need.records());
         if let Some(ready) = supply.ready.take() {
             let Segment { header, slot_limit, .. } = &*ready.segment;
             if header.size >= bytes && u64::from(*slot_limit) >= records {
@@ -131,7 +128,7 @@ impl Engine {
             && let Err(error) = self.warm_up(&prepared)
         {
             let error = prepared.segment.error("prepare segment", 0, error);
-            // The first error is the one to tell; what stays is let go at the next open.
+            // The first error is the one to tell; what stays is removed at the next open.
             self.discard(prepared).ok();
             return Err(error);
         }
@@ -139,26 +136,26 @@ impl Engine {
     }
 
     /// Makes a segment of at least `bytes`.
-    pub(super) fn prepare(&self, supply: &mut Supply, bytes: u64) -> Result<Prepared> {
+    fn prepare(&self, supply: &mut Supply, bytes: u64) -> Result<Prepared> {
         supply.check_open()?;
         self.finish_tail(supply)?;
         if supply.is_new {
-            let synced = self.storage.sync_parents();
-            let directory = self.directory();
-            synced.map_err(|error| self.health.poison("sync parents", &directory, error))?;
+            let synced = self.context.storage.sync_parents();
+            self.context.health.believe("sync parents", &self.context.directory(), synced)?;
             supply.is_new = false;
         }
         let size = self.take_space(supply.next_bytes.max(bytes), bytes)?;
         let prepared = self.next_header(supply, size).and_then(|header| {
-            let segment = Arc::new(Segment::create(&*self.storage, header)?);
-            supply.next_bytes = (supply.next_bytes * 2).min(self.options.segment_limit());
+            let segment = Arc::new(Segment::create(&*self.context.storage, header)?);
+            supply.next_bytes = (supply.next_bytes * 2).min(self.context.options.segment_limit());
             self.map_prepared(segment)
         });
-        prepared.inspect_err(|_| self.space.undo(size)).inspect(|_| self.note_taken(size))
+        let prepared = prepared.inspect_err(|_| self.context.space.undo(size))?;
+        self.note_taken(size);
+        Ok(prepared)
     }
 
-    /// Pushes took so many bytes of the disk.
-    pub(super) fn note_taken(&self, bytes: u64) {
+    fn note_taken(&self, bytes: u64) {
         // Relaxed: a number by itself.
         self.taken_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -166,34 +163,36 @@ impl Engine {
     /// Room for a segment of this size, or else for one of at least `bytes`; tells which.
     fn take_space(&self, size: u64, bytes: u64) -> Result<u64> {
         let smallest = bytes.max(SMALLEST_SEGMENT).min(size);
-        self.space.take(size).map(|()| size).or_else(|full| {
-            if smallest < size { self.space.take(smallest).map(|()| smallest) } else { Err(full) }
+        let space = &self.context.space;
+        space.take(size).map(|()| size).or_else(|full| {
+            if smallest < size { space.take(smallest).map(|()| smallest) } else { Err(full) }
         })
     }
 
     /// A segment that was just made, mapped; or, if it cannot be, removed.
-    pub(super) fn map_prepared(&self, segment: Arc<Segment>) -> Result<Prepared> {
-        let access = match self.options.durability {
+    fn map_prepared(&self, segment: Arc<Segment>) -> Result<Prepared> {
+        let access = match self.context.options.durability {
             Durability::Os => Access::Streams,
             Durability::Always | Durability::Interval(_) => Access::Commits,
         };
         match segment.map(access) {
             Ok(region) => Ok(Prepared { segment, region }),
             Err(error) => {
-                // The first error is the one to tell; what stays is finished off at the next open.
-                self.storage.remove(&segment.name).ok();
+                // The first error is the one to tell; what stays is removed at the next open.
+                self.context.storage.remove(&segment.name).ok();
                 Err(error)
             }
         }
     }
 
     /// The header of the next segment. Begins the epoch with the first one.
-    pub(super) fn next_header(&self, supply: &mut Supply, size: u64) -> Result<Header> {
-        let append = self.append.lock();
-        let room = append.active.as_ref().map_or(0, Active::room_in_records);
-        let predecessor = append.active.as_ref().map(|active| active.segment.header.ordinal);
-        let seq_limit = append.next_seq + room + capacity(size);
-        drop(append);
+    fn next_header(&self, supply: &mut Supply, size: u64) -> Result<Header> {
+        let unsealed = self.unsealed();
+        let active = unsealed.active();
+        let room = active.map_or(0, Active::room_in_records);
+        let predecessor = active.map(|active| active.segment.header.ordinal);
+        let seq_limit = unsealed.next_seq() + room + capacity(size);
+        drop(unsealed);
         supply.seq_limit = supply.seq_limit.max(seq_limit);
         if !supply.has_begun {
             supply.epoch += 1;
@@ -217,47 +216,62 @@ impl Engine {
     /// written, so that a commit has no file system metadata to write.
     fn warm_up(&self, prepared: &Prepared) -> std::io::Result<()> {
         prepared.region.populate();
-        if self.options.durability == Durability::Os { Ok(()) } else { prepared.segment.sync() }
+        if self.context.options.durability == Durability::Os {
+            return Ok(());
+        }
+        prepared.segment.sync_unused()
     }
 
-    /// Lets a prepared segment go that was never used.
-    pub(super) fn discard(&self, prepared: Prepared) -> Result<()> {
+    /// Removes a prepared segment that was never used.
+    fn discard(&self, prepared: Prepared) -> Result<()> {
         let Prepared { segment, region } = prepared;
         drop(region);
-        let removed = self.storage.remove(&segment.name);
+        let removed = self.context.storage.remove(&segment.name);
         removed.map_err(|error| segment.error("remove segment", 0, error))?;
-        self.space.give_back(segment.header.size);
+        self.context.space.give_back(segment.header.size);
         Ok(())
     }
 
-    /// Lets the segment that is kept ready go, for its room; false if there is none.
-    pub(super) fn give_up_ready(&self) -> Result<bool> {
+    /// Removes the segment that is kept ready, for its room; false if there is none.
+    pub(crate) fn give_up_ready(&self) -> Result<bool> {
         let ready = self.supply.lock().ready.take();
         ready.map_or(Ok(false), |ready| self.discard(ready).map(|()| true))
     }
 
+    /// Bytes of the segment that is kept ready.
+    pub(crate) fn ready_bytes(&self) -> u64 {
+        self.supply.lock().ready.as_ref().map_or(0, |ready| ready.segment.header.size)
+    }
+
+    /// Whether this run has a segment.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.supply.lock().has_begun
+    }
+
     /// Makes durable and seals what earlier runs left.
-    pub(super) fn finish_old_tail(&self) -> Result<()> {
+    pub(crate) fn finish_old_tail(&self) -> Result<()> {
         self.finish_tail(&mut self.supply.lock())
+    }
+
+    /// Whether all of earlier runs is durable and sealed.
+    pub(crate) fn is_old_tail_finished(&self) -> bool {
+        self.supply.lock().old_tail.is_empty()
     }
 
     fn finish_tail(&self, supply: &mut Supply) -> Result<()> {
         if supply.old_tail.is_empty() {
             return Ok(());
         }
-        self.health.check(false)?;
-        let sync = |part: &Part| {
-            let synced = part.segment.sync();
-            synced.map_err(|error| self.health.poison("sync segment", &part.segment.path, error))
-        };
-        supply.old_tail.iter().try_for_each(sync)?;
+        let health = &self.context.health;
+        health.check(false)?;
+        supply.old_tail.iter().try_for_each(|part| health.sync(&part.segment))?;
         for Part { segment, tail, count, .. } in &supply.old_tail {
             let seal = Seal { tail: *tail, count: *count, run_ended: false };
             segment.store_seal(&*segment.map(Access::Commits)?, seal)?;
         }
         // The seals decide from here on where those segments end. They must be durable before
         // anything newer is.
-        supply.old_tail.iter().try_for_each(sync)?;
+        supply.old_tail.iter().try_for_each(|part| health.sync(&part.segment))?;
         for part in &supply.old_tail {
             part.segment.release();
         }
@@ -265,40 +279,42 @@ impl Engine {
         Ok(())
     }
 
-    /// Ends the run: nothing is prepared, tidied or stored after it. In order, if all is synced.
-    pub(super) fn finish_run(&self, is_synced: bool) -> Result<()> {
-        let mut upkeep = self.upkeep.lock();
+    /// Ends the run: nothing is prepared, appended or stored after it. In order, if all is synced.
+    /// The caller writes a last CHECKPOINT.
+    pub(crate) fn finish_run(&self, is_synced: bool) -> Result<()> {
         let mut supply = self.supply.lock();
-        upkeep.is_closed = true;
         supply.is_closed = true;
         supply.old_tail.clear();
         let unused = supply.ready.take();
         if !is_synced {
             return Ok(());
         }
-        let append = self.append.lock();
-        if let Some(active) = &append.active {
-            let (segment, seal) = (&active.segment, active.seal(true));
-            segment.store_seal(&*active.region, seal)?;
-            let synced = segment.sync();
-            synced.map_err(|error| self.health.poison("sync segment", &segment.path, error))?;
-            self.deliver.lock().seal_track(seal);
-        }
-        drop((append, supply));
-        unused.map_or(Ok(()), |unused| self.discard(unused))?;
-        self.write_checkpoint(&mut upkeep)
+        self.seal_active()?;
+        drop(supply);
+        unused.map_or(Ok(()), |unused| self.discard(unused))
     }
 
-    /// Prepares the next segment if it will be needed soon.
-    pub(super) fn prepare_ahead(&self) -> Result<()> {
+    /// Seals the active segment, which is synced: the run ended here.
+    fn seal_active(&self) -> Result<()> {
+        let unsealed = self.unsealed();
+        let Some(active) = unsealed.active() else { return Ok(()) };
+        let (segment, seal) = (&active.segment, active.seal(true));
+        segment.store_seal(&*active.region, seal)?;
+        self.context.health.sync(segment)?;
+        let mut dispatch = self.dispatch.lock();
+        dispatch.backlog_mut().seal_newest(seal);
+        // In this order, so that wakers are called outside of all locks.
+        drop(unsealed);
+        drop(dispatch);
+        Ok(())
+    }
+
+    /// Prepares the next segment if it will be needed soon. `something_goes`: a segment is about to
+    /// be let go, which is used again.
+    pub(crate) fn prepare_ahead(&self, something_goes: impl Fn() -> bool) -> Result<()> {
         let mut supply = self.supply.lock();
-        if supply.is_closed || supply.ready.is_some() || !self.append.lock().wants_supply() {
-            return Ok(());
-        }
-        // What is let go next is used again.
-        // Relaxed: a hint.
-        let going = self.letting_go.load(Ordering::Relaxed);
-        if self.deliver.lock().done_segments() + going > 0 {
+        let is_wanted = self.unsealed().wants_supply();
+        if supply.is_closed || supply.ready.is_some() || !is_wanted || something_goes() {
             return Ok(());
         }
         let prepared = match self.prepare(&mut supply, 0) {
@@ -311,9 +327,32 @@ impl Engine {
         self.warm_up_ready(prepared)
     }
 
+    /// Makes a segment that no list names the ready one, if there is none and it is of full size;
+    /// `None` if it is of no use. `count`: how many slots it had.
+    pub(crate) fn recycle(&self, segment: &Arc<Segment>, count: u32) -> Option<Result<()>> {
+        let mut supply = self.supply.lock();
+        let size = segment.header.size;
+        let is_full_size = size == self.context.options.segment_limit();
+        if !is_full_size || supply.ready.is_some() || !supply.has_begun || supply.is_closed {
+            return None;
+        }
+        let recycled = self
+            .next_header(&mut supply, size)
+            .and_then(|header| segment.recycle(&*self.context.storage, header, count))
+            .and_then(|recycled| self.map_prepared(Arc::new(recycled)));
+        let prepared = match recycled {
+            Ok(prepared) => prepared,
+            Err(error) => return Some(Err(error)),
+        };
+        self.note_taken(size);
+        supply.ready = Some(prepared.clone());
+        drop(supply);
+        Some(self.warm_up_ready(prepared))
+    }
+
     /// Warms a segment up that a push may have taken meanwhile. While it holds nothing, a failed
     /// sync costs the file; after that, the belief in syncs.
-    pub(super) fn warm_up_ready(&self, prepared: Prepared) -> Result<()> {
+    fn warm_up_ready(&self, prepared: Prepared) -> Result<()> {
         let Err(error) = self.warm_up(&prepared) else { return Ok(()) };
         let Prepared { segment, region } = prepared;
         // Only the supply may keep it mapped: some systems remove no file that is.
@@ -321,15 +360,39 @@ impl Engine {
         let mut supply = self.supply.lock();
         let is_this = |other: &Arc<Segment>| Arc::ptr_eq(other, &segment);
         if let Some(unused) = supply.ready.take_if(|ready| is_this(&ready.segment)) {
-            // The first error is the one to tell; what stays is let go at the next open.
+            // The first error is the one to tell; what stays is removed at the next open.
             self.discard(unused).ok();
         } else {
-            let append = self.append.lock();
-            let is_active = append.active.as_ref().is_some_and(|active| is_this(&active.segment));
-            if is_active || append.full.iter().any(|full| is_this(&full.segment)) {
-                return Err(self.health.poison("sync segment", &segment.path, error));
+            let unsealed = self.unsealed();
+            let is_active = unsealed.active().is_some_and(|active| is_this(&active.segment));
+            if is_active || unsealed.is_full(&segment) {
+                drop((unsealed, supply));
+                return Err(self.context.health.poison("sync segment", &segment.path, error));
             }
         }
         Err(segment.error("prepare segment", 0, error))
+    }
+
+    /// The header of a copy of this size; every CHECKPOINT lists it from here on.
+    pub(crate) fn begin_copy(&self, size: u64) -> Result<Header> {
+        self.supply.lock().copy_header(size)
+    }
+
+    /// The copy counts, or is given up.
+    pub(crate) fn end_copy(&self) {
+        self.supply.lock().compacting = None;
+    }
+
+    /// Shows what CHECKPOINT tells of the supply, which is locked meanwhile.
+    pub(crate) fn with_supply_state<T>(&self, show: impl FnOnce(SupplyState) -> T) -> T {
+        let supply = self.supply.lock();
+        show(SupplyState {
+            queue_id: supply.queue_id,
+            epoch: supply.epoch,
+            seq_limit: supply.seq_limit,
+            next_ordinal: supply.next_ordinal,
+            ready: supply.ready.as_ref().map(|ready| ready.segment.header.ordinal),
+            compacting: supply.compacting,
+        })
     }
 }

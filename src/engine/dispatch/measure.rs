@@ -1,26 +1,23 @@
 //! How long things take.
 //!
-//! Promises: costs nothing but a counter where nothing is measured. What waits for the disk is measured each
-//! time; of what does not, one in 64.
+//! Promises: costs nothing but a counter where nothing is measured. What waits for the disk is
+//! measured each time; of all else, one in 64.
 
-use super::Engine;
-use crate::distribution::Histogram;
+use crate::clock;
+use crate::distribution::{Distribution, Histogram};
 use crate::leases::Ticket;
-use crate::{clock, distribution::Distribution};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// One in so many is measured.
+/// One of this many is measured.
 const ONE_IN: u64 = 64;
-/// So many deliveries are measured at a time.
+/// At most this many deliveries are measured at a time.
 const MOST_OUT: usize = 256;
 
-/// What is measured under the `deliver` lock.
+/// What is measured under the dispatch lock.
 #[derive(Debug, Default)]
-pub(super) struct Measure {
-    /// The newest message that was handed out for the first time.
-    pub(super) newest_first: u64,
+pub(crate) struct Measure {
     /// From push to hand-out.
     waiting: Histogram,
     /// From hand-out to answer.
@@ -36,7 +33,7 @@ impl Measure {
     }
 
     /// A message that waited so long is handed out.
-    pub(super) fn handed_out(&mut self, ticket: Ticket, waited: Duration) {
+    pub(crate) fn handed_out(&mut self, ticket: Ticket, waited: Duration) {
         self.waiting.record(waited);
         // Deliveries that are never answered must not fill the memory.
         if self.out.len() == MOST_OUT {
@@ -45,7 +42,7 @@ impl Measure {
         self.out.push_back((ticket, clock::now()));
     }
 
-    pub(super) fn answered(&mut self, ticket: Ticket) {
+    pub(crate) fn answered(&mut self, ticket: Ticket) {
         if let Some(at) = self.out.iter().rposition(|(out, _)| *out == ticket)
             && let Some((_, since)) = self.out.remove(at)
         {
@@ -53,11 +50,11 @@ impl Measure {
         }
     }
 
-    pub(super) fn waiting(&self) -> Distribution {
+    pub(crate) fn waiting(&self) -> Distribution {
         self.waiting.distribution()
     }
 
-    pub(super) fn processing(&self) -> Distribution {
+    pub(crate) fn processing(&self) -> Distribution {
         self.processing.distribution()
     }
 }
@@ -71,13 +68,4 @@ pub(crate) fn start_push(waits: bool) -> Option<Instant> {
     let number = PUSHES.get().wrapping_add(1);
     PUSHES.set(number);
     (waits || Measure::is_sample(number)).then(clock::now)
-}
-
-impl Engine {
-    /// Ends what `start_push` started.
-    pub(crate) fn end_push(&self, start: Option<Instant>) {
-        if let Some(start) = start {
-            self.push_times.lock().record(start.elapsed());
-        }
-    }
 }

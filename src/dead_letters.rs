@@ -1,0 +1,425 @@
+//! Moving messages between a queue and its dead letters: the only place that knows two engines.
+//!
+//! A message dies in three steps: its slot says *dying*, so that no consumer gets it any more; it is
+//! pushed to the queue in `dead/`, with where it comes from; once that is durable, its slot says
+//! *dead*. Promises: a message that is dying is neither handed out nor lost, however long `dead/`
+//! refuses it; after a kill or a power cut it goes on where it was, and is in `dead/` once. For
+//! that, a dead letter is shown to consumers only once its message is settled here *durably*: were
+//! it taken and acked before, a crash could bring the message back, and it would be moved again.
+//!
+//! One thread moves at a time (the `mover` lock, taken before all locks of both engines but
+//! `closing`), and none of this is done when a delivery is dropped.
+
+use crate::clock;
+use crate::engine::{Answer, Cause, DyingMessage, Engine, Need, Setting, Taken, WhenFull};
+use crate::error::{Error, Result};
+use crate::format::bytes::wide;
+use crate::format::extension::{self, Notes, Origin, Verified};
+use crate::format::{name, record};
+use crate::log::active::Draft;
+use crate::options::Options;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Dead letters pushed again in one step.
+const STEP: usize = 64;
+/// Messages moved by the background between two looks at what is due.
+const MOVED_AT_ONCE: usize = 1024;
+/// How soon what `dead/` refused is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The dead letters of a queue.
+#[derive(Debug)]
+pub(crate) struct DeadLetters {
+    /// The queue where messages die.
+    queue: Arc<Engine>,
+    setting: Setting,
+    /// The queue in `dead/`, once it was needed.
+    open: Mutex<Option<Arc<Engine>>>,
+    mover: Mutex<Mover>,
+    /// When what was refused is tried again, on the queue's clock; 0: at once.
+    again_at: AtomicU64,
+}
+
+/// What the thread that moves messages remembers.
+#[derive(Debug, Default)]
+struct Mover {
+    /// What earlier runs left dying was compared with what `dead/` holds.
+    has_matched: bool,
+    /// Where what `dead/` held comes from, with its number there; read when first needed.
+    origins: Option<BTreeMap<u64, u64>>,
+}
+
+impl Mover {
+    fn origins(&mut self, dead: &Engine) -> Result<&BTreeMap<u64, u64>> {
+        if self.origins.is_none() {
+            let mut origins = BTreeMap::new();
+            dead.inspect().for_each_unsettled(|there, start| {
+                if let Some(origin) = extension::notes(start).origin {
+                    origins.insert(origin.seq, there);
+                }
+            })?;
+            self.origins = Some(origins);
+        }
+        Ok(self.origins.get_or_insert_default())
+    }
+}
+
+impl DeadLetters {
+    pub(crate) fn new(queue: &Arc<Engine>, setting: Setting) -> Self {
+        Self {
+            queue: Arc::clone(queue),
+            setting,
+            open: Mutex::default(),
+            mover: Mutex::default(),
+            again_at: AtomicU64::new(0),
+        }
+    }
+
+    /// The queue of dead letters: opened, or made, when it is first needed.
+    pub(crate) fn engine(&self) -> Result<Arc<Engine>> {
+        let mut open = self.open.lock();
+        self.queue.check_open()?;
+        if let Some(dead) = open.as_ref() {
+            if dead.check_open().is_ok() {
+                return Ok(Arc::clone(dead));
+            }
+            // After a failed sync it is not known what is there: not in this run.
+            dead.check_health()?;
+            // Another handle closes it: its directory is free once that is over.
+            dead.close(|| Ok(())).ok();
+        }
+        let context = self.queue.context();
+        let storage = context.storage.directory(name::DEAD);
+        let storage = storage.map_err(|error| {
+            Error::io("open directory", &context.storage.path(name::DEAD), 0, error)
+        })?;
+        let Setting { worker, space, room, .. } = &self.setting;
+        let setting = Setting {
+            worker: Arc::clone(worker),
+            space: Arc::clone(space),
+            room: Arc::clone(room),
+            is_for_dead_letters: true,
+        };
+        let dead = Engine::open(self.options(), storage, setting)?;
+        // Nothing is shown before it is known which of them still have a message to settle.
+        dead.published().hold_back_from(1);
+        *open = Some(Arc::clone(&dead));
+        Ok(dead)
+    }
+
+    fn options(&self) -> Options {
+        let options = self.queue.options();
+        Options {
+            sync_acks: options.sync_acks,
+            ack_sync: options.ack_sync,
+            visibility_timeout: options.visibility_timeout,
+            segment_bytes: options.segment_limit(),
+            background: false,
+            dead_letters: false,
+            max_attempts: 0,
+            compaction: options.compaction,
+            open_segments: options.open_segments,
+            clock: options.clock.clone(),
+            ..Options::default()
+        }
+    }
+
+    /// The queue of dead letters, if it is open.
+    pub(crate) fn open_engine(&self) -> Option<Arc<Engine>> {
+        self.open.lock().clone()
+    }
+
+    /// The queue of dead letters, if there are any, or were when the queue was opened.
+    pub(crate) fn engine_if_any(&self) -> Option<Arc<Engine>> {
+        match self.open_engine() {
+            Some(dead) if dead.check_open().is_ok() => Some(dead),
+            None if !self.queue.had_dead_letters() => None,
+            _ => self.engine().ok(),
+        }
+    }
+
+    /// The queue of dead letters, to be taken from, once what an earlier run moved and had no time
+    /// to settle here is known.
+    pub(crate) fn shown(&self) -> Result<Arc<Engine>> {
+        let dead = self.engine()?;
+        self.match_earlier(&dead, &mut self.mover.lock())?;
+        // What cannot be moved is moved later.
+        self.note(self.move_all());
+        Ok(dead)
+    }
+
+    /// Whether moving is worth a try, for a caller that comes by: something waits, and the last
+    /// failure is some time ago.
+    fn is_worth_it(&self, durably: bool) -> bool {
+        // Relaxed: a hint.
+        let at = self.again_at.load(Ordering::Relaxed);
+        let may_try = at == 0 || self.queue.context().clock.is_past(at);
+        may_try && self.queue.dying().are_pending(durably)
+    }
+
+    fn note(&self, result: Result<()>) {
+        self.queue.context().health.note_background(result);
+    }
+
+    /// Moves what is dying, if that is worth a try; `durably`: and settles it.
+    pub(crate) fn move_if_worth_it(&self, durably: bool) -> Result<()> {
+        if !self.is_worth_it(durably) {
+            return Ok(());
+        }
+        self.move_up_to(durably, MOVED_AT_ONCE)
+    }
+
+    /// Moves all that is dying, and settles it.
+    pub(crate) fn move_all(&self) -> Result<()> {
+        self.move_up_to(true, usize::MAX)
+    }
+
+    /// A step of that, for the background.
+    pub(crate) fn move_some(&self) -> Result<()> {
+        self.move_up_to(true, MOVED_AT_ONCE)
+    }
+
+    /// A push finds no room: settles what is dying, and gives back what the dead letters have in use
+    /// for nothing. Whether there may be room now.
+    pub(crate) fn make_room(&self) -> bool {
+        let has_moved = self.is_worth_it(true);
+        if has_moved {
+            self.note(self.move_if_worth_it(true));
+        }
+        let Some(dead) = self.open_engine() else { return has_moved };
+        let before = dead.context().space.given_back();
+        // What fails there is not the concern of who pushes here.
+        self.note(dead.reclaim().let_go(usize::MAX).map(|_| ()));
+        has_moved || dead.context().space.given_back() > before
+    }
+
+    /// Moves what is dying to `dead/`, some of it; with `durably`, returns when that is settled
+    /// here, durably, and shown there. What `dead/` refuses stays, and is tried again by a later
+    /// call, and by the background.
+    fn move_up_to(&self, durably: bool, limit: usize) -> Result<()> {
+        if !self.queue.dying().are_pending(durably) {
+            return Ok(());
+        }
+        let mut mover = self.mover.lock();
+        let result = self.move_dying(&mut mover, durably, limit);
+        let context = self.queue.context();
+        let again = if result.is_err() { context.clock.coarse() + clock::millis(RETRY) } else { 0 };
+        // Relaxed: a hint.
+        self.again_at.store(again, Ordering::Relaxed);
+        if result.is_err() {
+            context.worker.ask_within(RETRY);
+        } else if self.queue.dying().are_pending(durably) {
+            context.worker.ask();
+        }
+        result
+    }
+
+    fn move_dying(&self, mover: &mut Mover, durably: bool, limit: usize) -> Result<()> {
+        let dead = self.engine()?;
+        self.match_earlier(&dead, mover)?;
+        let pushed = self.push_dying(&dead, mover, limit);
+        let settled = if durably { self.settle_moved(&dead) } else { Ok(()) };
+        pushed.and(settled)
+    }
+
+    /// Compares what earlier runs left dying with what `dead/` holds: those that were moved then are
+    /// settled, and not moved again. From then on the others are shown.
+    fn match_earlier(&self, dead: &Engine, mover: &mut Mover) -> Result<()> {
+        if !mover.has_matched {
+            self.queue.consumers().count_all()?;
+            if self.queue.dying().count() > 0 {
+                self.queue.dying().note_earlier(mover.origins(dead)?);
+            }
+            mover.has_matched = true;
+        }
+        self.show(dead, false);
+        Ok(())
+    }
+
+    /// Shows the dead letters whose messages are settled here for good.
+    fn show(&self, dead: &Engine, is_durable: bool) {
+        let first_hidden = self.queue.dying().first_hidden(is_durable);
+        if first_hidden != dead.published().held_back() {
+            dead.published().hold_back_from(first_hidden);
+            dead.consumers().wake_for_shown();
+        }
+    }
+
+    fn settle_moved(&self, dead: &Engine) -> Result<()> {
+        if !self.queue.dying().has_moved() {
+            return Ok(());
+        }
+        let there = dead.published().newest();
+        dead.sync()?;
+        let (number, settled) = self.queue.dying().settle_moved(there);
+        self.queue.commit().wait_answers(number)?;
+        self.show(dead, true);
+        settled
+    }
+
+    fn push_dying(&self, dead: &Engine, mover: &mut Mover, limit: usize) -> Result<()> {
+        let (mut after, mut left, mut result) = (0, limit, Ok(()));
+        // What is larger than something that found no room is not tried.
+        let mut too_large = u32::MAX;
+        while left > 0 {
+            let (dying, last) = match self.queue.dying().next(after) {
+                Ok(next) => next,
+                Err(error) => return result.and(Err(error)),
+            };
+            let Some(last) = last else { break };
+            after = last;
+            for message in dying {
+                let len = message.header.body_len;
+                let known = self.known_there(dead, mover, message.place.seq);
+                if len >= too_large && matches!(known, Ok(None)) {
+                    continue;
+                }
+                left = left.saturating_sub(1);
+                match known.and_then(|known| self.move_one(dead, known, message)) {
+                    Ok(()) => {}
+                    Err(error @ (Error::Closed | Error::Poisoned { .. })) => return Err(error),
+                    // What cannot be moved does not hold up what is behind it.
+                    Err(error) => {
+                        let no_room =
+                            matches!(error, Error::Full { .. } | Error::StorageFull { .. });
+                        too_large = if no_room { len } else { too_large };
+                        result = result.and(Err(error));
+                    }
+                }
+            }
+        }
+        result
+    }
+
+    /// The number in `dead/` of a message that an earlier run moved there: a crash may have undone
+    /// what this queue knew of it.
+    fn known_there(&self, dead: &Engine, mover: &mut Mover, seq: u64) -> Result<Option<u64>> {
+        if !self.queue.context().run.is_old(seq) {
+            return Ok(None);
+        }
+        Ok(mover.origins(dead)?.get(&seq).copied())
+    }
+
+    /// `known`: its number there, if it is there already.
+    fn move_one(&self, dead: &Engine, known: Option<u64>, message: DyingMessage) -> Result<()> {
+        let seq = message.place.seq;
+        // From here on it is not shown there.
+        let there = known.unwrap_or_else(|| dead.published().newest() + 1);
+        if dead.published().held_back() > there {
+            dead.published().hold_back_from(there);
+        }
+        let there = match known {
+            Some(there) => Some(there),
+            None => self.push_one(dead, message)?,
+        };
+        if let Some(there) = there {
+            self.queue.dying().note_moved(seq, there);
+        }
+        Ok(())
+    }
+
+    /// Its number there; `None` if it cannot be moved.
+    fn push_one(&self, dead: &Engine, mut message: DyingMessage) -> Result<Option<u64>> {
+        let DyingMessage { place, header, pushed_at, .. } = message;
+        let body = message.body.take(&header, place.offset);
+        let payload_start = match header.verify(&body) {
+            Verified::Payload(start) => start,
+            Verified::Damaged => return self.queue.dying().lose(place).map(|()| None),
+            Verified::Newer => return self.queue.dying().set_aside(place).map(|()| None),
+        };
+        let (seq, attempts) = (place.seq, place.attempts);
+        let death = &message.death;
+        let guess = || self.guess_cause(&header, &body, pushed_at, attempts);
+        let cause = death.cause.unwrap_or_else(guess).encode();
+        let reason = death.reason.as_deref().unwrap_or("");
+        let origin = Some(Origin { seq, pushed_at, attempts, cause, reason });
+        let (start, payload) = body.split_at(payload_start);
+        let draft = carried_over(start, &Notes { origin, ..Notes::default() }, payload)?;
+        let drafts = [draft];
+        dead.producers().append(&drafts, Need::of(&drafts)?, None).map(Some)
+    }
+
+    /// Why a message died of which an earlier run left no more than that.
+    fn guess_cause(
+        &self,
+        header: &record::Header,
+        body: &[u8],
+        pushed_at: u64,
+        attempts: u32,
+    ) -> Cause {
+        let options = self.queue.options();
+        let own = header.flags.has_extensions().then(|| extension::notes(body).expires).flatten();
+        let ttl = options.message_ttl.map(|ttl| pushed_at.saturating_add(clock::millis(ttl)));
+        let expires = clock::earlier(own, ttl);
+        if options.max_attempts > 0 && attempts >= options.max_attempts {
+            Cause::Attempts
+        } else if expires.is_some_and(|time| self.queue.context().clock.is_past(time)) {
+            Cause::Expired
+        } else {
+            Cause::Rejected
+        }
+    }
+
+    /// Pushes up to `limit` dead letters again, as new messages; tells how many.
+    pub(crate) fn redrive(&self, limit: u64) -> Result<u64> {
+        let dead = self.shown()?;
+        // Those that come meanwhile are for the next time.
+        let limit = limit.min(dead.consumers().ready());
+        let mut redriven = 0;
+        while redriven < limit {
+            let step = usize::try_from(limit - redriven).unwrap_or(STEP).min(STEP);
+            let letters = dead.consumers().pop_batch(step)?;
+            if letters.is_empty() {
+                break;
+            }
+            redriven += self.redrive_some(&dead, letters)?;
+        }
+        Ok(redriven)
+    }
+
+    fn redrive_some(&self, dead: &Engine, letters: Vec<Taken>) -> Result<u64> {
+        let (mut done, mut left, mut last_seq) = (Vec::new(), Vec::new(), 0);
+        let mut pushed = Ok(());
+        for letter in letters {
+            let (start, payload) = letter.body.split_at(letter.payload_start);
+            if pushed.is_ok() {
+                let draft = carried_over(start, &Notes::default(), payload);
+                let push =
+                    |draft| self.queue.producers().push(&[draft], None, WhenFull::Fail, &|| false);
+                pushed = draft.and_then(push).map(|seq| last_seq = seq);
+            }
+            if pushed.is_ok() { &mut done } else { &mut left }.push(letter.given);
+        }
+        let durable =
+            if done.is_empty() { Ok(()) } else { self.queue.commit().wait_durable(last_seq) };
+        if durable.is_err() {
+            left.append(&mut done);
+        }
+        let count = wide(done.len());
+        let released = dead.consumers().answer(left.into_iter(), &Answer::Release);
+        let acked = dead.consumers().answer(done.into_iter(), &Answer::Ack);
+        durable.and(pushed).and(released).and(acked).map(|()| count)
+    }
+
+    /// Ends the dead letters with their queue.
+    pub(crate) fn close(&self) -> Result<()> {
+        let Some(dead) = self.open_engine() else { return Ok(()) };
+        match dead.close(|| Ok(())) {
+            // By its own handle, which was told.
+            Err(Error::Closed) => Ok(()),
+            result => result,
+        }
+    }
+}
+
+/// A message as it goes on in another queue: with all that it had but its times and its origin.
+fn carried_over<'p>(start: &[u8], notes: &Notes<'_>, payload: &'p [u8]) -> Result<Draft<'p>> {
+    let max = record::MAX_BODY;
+    let extensions = extension::carry_over(start, notes);
+    let draft = extensions.and_then(|extensions| Draft::new(extensions, payload));
+    draft.ok_or(Error::TooLarge { len: max, max })
+}

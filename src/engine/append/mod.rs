@@ -1,0 +1,408 @@
+//! The way in: messages are numbered, stored and published under one short lock.
+//!
+//! Promises: Seqs ascend without gaps within a run, in the order in which messages are published; a
+//! batch is published whole; what is above a limit is refused before anything is written. Syncs
+//! nothing but what it prepares. Refuses to make room: it says what is missing, and the engine
+//! decides. Segments come from `supply`.
+
+mod supply;
+
+pub(super) use supply::FIRST_SEGMENT;
+pub(crate) use supply::{Prepared, SupplyState};
+
+use super::context::{Context, Padded};
+use super::published::Published;
+use super::signal::{DispatchGuard, DispatchLock};
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::format::bytes::wide;
+use crate::format::segment::{Seal, size_for};
+use crate::format::slot::MAX_SEGMENT;
+use crate::log::Segment;
+use crate::log::active::{Active, Draft};
+use crate::recovery::Log;
+use parking_lot::{Mutex, MutexGuard};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::time::Duration;
+use supply::Supply;
+
+/// Where messages come in.
+#[derive(Debug)]
+pub(crate) struct Appender {
+    context: Arc<Context>,
+    dispatch: Arc<DispatchLock>,
+    published: Arc<Published>,
+    supply: Mutex<Supply>,
+    unsealed: Padded<Mutex<Unsealed>>,
+    /// How many records earlier runs left.
+    records_before: u64,
+    /// How many messages were found or made settled in this run.
+    settled_count: Arc<AtomicU64>,
+    /// Nobody watches whether messages expire.
+    expiry_is_idle: Arc<AtomicBool>,
+    /// Bytes of files that pushes took.
+    taken_bytes: AtomicU64,
+}
+
+/// The segments of this run that have no seal: the active one, and those before it that are not
+/// synced.
+#[derive(Debug)]
+pub(crate) struct Unsealed {
+    active: Option<Active>,
+    /// No longer pushed to; oldest first.
+    full: VecDeque<Full>,
+    next_seq: u64,
+    /// The first Seq of this run.
+    first_seq: u64,
+    is_closed: bool,
+    /// The directory is, or will soon be, another's.
+    is_over: bool,
+    /// The shortest interval that an unsynced message waits for.
+    sync_within: Option<Duration>,
+    last_seq: Option<u64>,
+    newest_time: u64,
+    /// The worker knows that the active segment will be full soon.
+    has_asked_for_supply: bool,
+}
+
+/// A segment that is no longer pushed to. Its map is not kept: with its pages unmapped, a sync
+/// need not write-protect each of them on all processors.
+#[derive(Clone, Debug)]
+pub(crate) struct Full {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) first_seq: u64,
+    pub(crate) seal: Seal,
+}
+
+impl Full {
+    fn of(active: &Active) -> Self {
+        let segment = Arc::clone(&active.segment);
+        Self { segment, first_seq: active.first_seq, seal: active.seal(false) }
+    }
+
+    pub(crate) fn last_seq(&self) -> u64 {
+        self.first_seq + u64::from(self.seal.count) - 1
+    }
+}
+
+/// How much room messages need.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Need {
+    bytes: u64,
+    records: u64,
+}
+
+impl Need {
+    /// # Errors
+    ///
+    /// [`Error::TooLarge`] if no segment can hold them.
+    pub(crate) fn of(drafts: &[Draft<'_>]) -> Result<Self> {
+        let mut bytes = 0;
+        for draft in drafts {
+            bytes += draft.record_len();
+        }
+        let need = Self { bytes, records: wide(drafts.len()) };
+        if need.segment_bytes() > MAX_SEGMENT {
+            return Err(Error::TooLarge { len: bytes, max: MAX_SEGMENT });
+        }
+        Ok(need)
+    }
+
+    pub(crate) fn records(self) -> u64 {
+        self.records
+    }
+
+    /// What a segment of its own takes for them.
+    pub(crate) fn segment_bytes(self) -> u64 {
+        size_for(self.bytes, self.records)
+    }
+}
+
+/// What became of messages that were to be appended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Appended {
+    /// They are published, and this is the Seq of the first.
+    At(u64),
+    /// The active segment has no room for them.
+    NeedsSegment,
+}
+
+impl Unsealed {
+    fn new(log: &Log) -> Self {
+        Self {
+            active: None,
+            full: VecDeque::new(),
+            next_seq: log.next_seq,
+            first_seq: log.next_seq,
+            is_closed: false,
+            is_over: false,
+            sync_within: None,
+            last_seq: log.last_seq,
+            newest_time: log.newest_time,
+            has_asked_for_supply: false,
+        }
+    }
+
+    pub(crate) fn full(&self) -> &VecDeque<Full> {
+        &self.full
+    }
+
+    pub(crate) fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
+    /// The oldest full segment is sealed.
+    pub(super) fn pop_full(&mut self) {
+        self.full.pop_front();
+    }
+
+    /// A round of syncs begins: a later push with an interval asks again.
+    pub(super) fn forget_interval(&mut self) {
+        self.sync_within = None;
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    pub(crate) fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
+    /// Messages pushed since open.
+    pub(crate) fn pushed(&self) -> u64 {
+        self.next_seq - self.first_seq
+    }
+
+    pub(crate) fn last_seq(&self) -> Option<u64> {
+        self.last_seq
+    }
+
+    pub(crate) fn newest_time(&self) -> u64 {
+        self.newest_time
+    }
+
+    /// Bytes of the records in the active segment.
+    pub(crate) fn active_record_bytes(&self) -> u64 {
+        self.active.as_ref().map_or(0, Active::record_bytes)
+    }
+
+    /// The push time: never before that of an earlier message.
+    fn now(&mut self, clock: &Clock) -> u64 {
+        self.newest_time = self.newest_time.max(clock.coarse());
+        self.newest_time
+    }
+
+    #[inline]
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.is_closed { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// Whether a next segment should be at hand: a quarter of the active one is used, or segments
+    /// fill faster than they are synced. Not sooner, so that one may be recycled instead.
+    fn wants_supply(&self) -> bool {
+        let used = |active: &Active| active.used_bytes() * 4 >= active.segment.header.size;
+        self.full.len() > 1 || self.active.as_ref().is_some_and(used)
+    }
+
+    /// Whether this segment has no seal yet, and a sync of it would be the first.
+    pub(crate) fn is_full(&self, segment: &Arc<Segment>) -> bool {
+        self.full.iter().any(|full| Arc::ptr_eq(&full.segment, segment))
+    }
+}
+
+impl Appender {
+    pub(super) fn new(
+        context: &Arc<Context>,
+        dispatch: &Arc<DispatchLock>,
+        published: &Arc<Published>,
+        log: &Log,
+    ) -> Self {
+        let guard = dispatch.lock();
+        Self {
+            context: Arc::clone(context),
+            dispatch: Arc::clone(dispatch),
+            published: Arc::clone(published),
+            supply: Mutex::new(Supply::new(log, &context.options)),
+            unsealed: Padded(Mutex::new(Unsealed::new(log))),
+            records_before: log.parts.iter().map(|part| u64::from(part.count)).sum(),
+            settled_count: Arc::clone(guard.settled_count()),
+            expiry_is_idle: guard.expiry_is_idle(),
+            taken_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// The unsealed segments. While they are locked nothing is pushed.
+    pub(crate) fn unsealed(&self) -> MutexGuard<'_, Unsealed> {
+        self.unsealed.lock()
+    }
+
+    /// Bytes of files that pushes took since open.
+    pub(crate) fn taken_bytes(&self) -> u64 {
+        // Relaxed: a number by itself.
+        self.taken_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Places and publishes `drafts` as one batch, if the active segment has room and no limit is in
+    /// the way. `sync_within`: how soon the background has to sync them; `durable`: the newest Seq
+    /// that a sync has covered.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Full`] if there were too many messages then; [`Error::Closed`]; [`Error::Io`] or
+    /// [`Error::StorageFull`] where stores are writes.
+    pub(crate) fn append(
+        &self,
+        drafts: &[Draft<'_>],
+        need: Need,
+        sync_within: Option<Duration>,
+        durable: u64,
+    ) -> Result<Appended> {
+        let mut unsealed = self.unsealed.lock();
+        unsealed.check_open()?;
+        let now = unsealed.now(&self.context.clock);
+        self.check_count(unsealed.pushed(), need.records)?;
+        let first_seq = unsealed.next_seq;
+        let unsynced = (first_seq - 1).saturating_sub(durable);
+        let Some(active) = &mut unsealed.active else { return Ok(Appended::NeedsSegment) };
+        // What a failed write left behind the tail could be taken for the end of the log.
+        active.erase_remains()?;
+        if !active.fits(need.bytes, need.records, now) {
+            return Ok(Appended::NeedsSegment);
+        }
+        active.append(drafts, unsynced, now)?;
+        unsealed.next_seq += need.records;
+        let last_seq = unsealed.next_seq - 1;
+        unsealed.last_seq = Some(last_seq);
+        let guard = self.publish(drafts, first_seq);
+        let consumers = &self.context.waiters.consumers;
+        // Asked under the lock, which each consumer takes between registering and looking.
+        let has_consumers = consumers.has_waiters();
+        let is_sooner = sync_within
+            .filter(|&within| unsealed.sync_within.is_none_or(|already| within < already));
+        if is_sooner.is_some() {
+            unsealed.sync_within = is_sooner;
+        }
+        let asks = !unsealed.has_asked_for_supply && unsealed.wants_supply();
+        unsealed.has_asked_for_supply |= asks;
+        // In this order, so that wakers are called outside of all locks.
+        drop(unsealed);
+        drop(guard);
+        self.watch_expiry(drafts, now);
+        if has_consumers {
+            (0..need.records).for_each(|_| consumers.wake_one());
+        }
+        if let Some(within) = is_sooner {
+            self.context.worker.sync_within(within);
+        }
+        if asks {
+            self.context.worker.ask();
+        }
+        Ok(Appended::At(first_seq))
+    }
+
+    /// The guard is to be dropped outside of the lock.
+    #[inline]
+    fn publish(&self, drafts: &[Draft<'_>], first_seq: u64) -> Option<DispatchGuard<'_>> {
+        let last_seq = first_seq + wide(drafts.len()) - 1;
+        if drafts.iter().all(|draft| draft.due().is_none()) {
+            self.published.publish(last_seq);
+            return None;
+        }
+        // Messages with a delay are known to have it before they can be seen.
+        let mut dispatch = self.dispatch.lock();
+        let drafts = (first_seq..).zip(drafts);
+        dispatch.schedule_new(drafts.filter_map(|(seq, draft)| Some((draft.due()?, seq))));
+        self.published.publish(last_seq);
+        Some(dispatch)
+    }
+
+    /// Where messages expire, and no look for that is planned, one is from now on.
+    #[inline]
+    fn watch_expiry(&self, drafts: &[Draft<'_>], now: u64) {
+        let ttl = self.context.options.message_ttl;
+        if ttl.is_some() || drafts.iter().any(|draft| draft.expires().is_some()) {
+            self.plan_look(drafts, now);
+        }
+    }
+
+    #[cold]
+    fn plan_look(&self, drafts: &[Draft<'_>], now: u64) {
+        // Pairs with the fence in `Dispatch::look_at_front`.
+        fence(Ordering::SeqCst);
+        if !self.expiry_is_idle.load(Ordering::Relaxed) {
+            return;
+        }
+        let ttl = self.context.options.message_ttl.map(crate::clock::millis);
+        let ttl = ttl.map(|ttl| now.saturating_add(ttl));
+        let own = drafts.iter().filter_map(Draft::expires).min();
+        if let Some(expires) = crate::clock::earlier(ttl, own) {
+            self.dispatch.lock().note_expiring(expires);
+        }
+    }
+
+    /// Fails if there would be too many unsettled messages. Called with the lock, so that nothing is
+    /// pushed meanwhile. `pushed`: in this run.
+    fn check_count(&self, pushed: u64, records: u64) -> Result<()> {
+        let Some(max) = self.context.options.max_messages else { return Ok(()) };
+        if self.unsettled(pushed) + records > max {
+            return Err(Error::Full { limit: "max_messages", max });
+        }
+        Ok(())
+    }
+
+    /// How many messages are not settled, as far as is known: those that nobody has counted yet are
+    /// taken for unsettled.
+    fn unsettled(&self, pushed: u64) -> u64 {
+        // Relaxed: an older value only says more than there are.
+        let settled = self.settled_count.load(Ordering::Relaxed);
+        (self.records_before + pushed).saturating_sub(settled)
+    }
+
+    /// Goes on to a segment that has room: the one that is ready, or one that is made now.
+    pub(crate) fn rotate(&self, need: Need) -> Result<()> {
+        let mut supply = self.supply.lock();
+        {
+            let mut unsealed = self.unsealed.lock();
+            unsealed.check_open()?;
+            let now = unsealed.now(&self.context.clock);
+            let fits = |active: &Active| active.fits(need.bytes, need.records, now);
+            if unsealed.active.as_ref().is_some_and(fits) {
+                return Ok(());
+            }
+        }
+        let prepared = self.take_supply(&mut supply, need)?;
+        let mut unsealed = self.unsealed.lock();
+        unsealed.check_open().inspect_err(|_| supply.put_back(prepared.clone()))?;
+        let now = unsealed.now(&self.context.clock);
+        let Prepared { segment, region } = prepared.clone();
+        let active = Active::start(segment, region, unsealed.next_seq, now)
+            .inspect_err(|_| supply.put_back(prepared.clone()))?;
+        let full = unsealed.active.as_ref().map(Full::of);
+        let mut dispatch = self.dispatch.lock();
+        dispatch.backlog_mut().rotate(full.as_ref().map(|full| full.seal), &active);
+        unsealed.full.extend(full);
+        unsealed.active = Some(active);
+        unsealed.has_asked_for_supply = false;
+        // In this order, so that wakers are called outside of all locks.
+        drop((unsealed, supply));
+        drop(dispatch);
+        self.context.worker.ask();
+        Ok(())
+    }
+
+    /// From here on nothing is pushed.
+    pub(crate) fn close(&self) {
+        self.unsealed.lock().is_closed = true;
+    }
+
+    /// Gives up the maps: the directory may be another's from here on.
+    pub(crate) fn clear(&self) {
+        let mut unsealed = self.unsealed.lock();
+        unsealed.is_over = true;
+        unsealed.active = None;
+        unsealed.full.clear();
+    }
+}

@@ -1,0 +1,76 @@
+//! A place in the log, by Seq: that of the first message that was never handed out in this run, or
+//! that of a walk.
+//!
+//! Where it lies is only a hint: if its segment is no more, its Seq finds it again.
+
+use super::Found;
+use super::track::Track;
+use crate::error::Result;
+use crate::log::walk::Position;
+
+/// A place in the log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cursor {
+    /// No message before this one is meant. What follows is where it lies, while its segment has
+    /// this ordinal.
+    pub(crate) seq: u64,
+    pub(crate) ordinal: u64,
+    pub(crate) position: Position,
+    /// Settled slots at the start of this old segment have been skipped.
+    pub(crate) has_skipped: bool,
+}
+
+impl Cursor {
+    /// Before everything.
+    pub(crate) const START: Self =
+        Self { seq: 0, ordinal: 0, position: Position::START, has_skipped: false };
+
+    /// Before the first message of a segment.
+    pub(crate) fn start_of(track: &Track) -> Self {
+        Self { seq: track.first_seq(), ordinal: track.ordinal(), ..Self::START }
+    }
+
+    /// Before the first message of a segment from `seq` on.
+    pub(super) fn in_track(track: &mut Track, seq: u64) -> Result<Self> {
+        let start = Self::start_of(track);
+        if seq <= start.seq {
+            return Ok(start);
+        }
+        let position = Position::at(track.index_from(seq)?);
+        Ok(Self { seq, position, ..start })
+    }
+
+    #[inline]
+    pub(crate) fn index(&self) -> u32 {
+        self.position.index()
+    }
+
+    /// Passes over a message that needs no look. `offset`: of its record, if its slot tells. Where
+    /// Seqs have gaps, over no more than its own.
+    #[inline]
+    pub(crate) fn pass(&mut self, offset: Option<u64>) {
+        self.position.pass(offset);
+        self.seq += 1;
+    }
+
+    /// Passes over a message that was met.
+    #[inline]
+    pub(crate) fn pass_found(&mut self, found: &Found) {
+        self.position.pass_record(found.place.offset, &found.header);
+        self.seq = found.place.seq + 1;
+    }
+
+    /// Passes over records that were not found. `offset`: where the next one is, or is sought from.
+    pub(crate) fn pass_lost(&mut self, end_index: u32, offset: u64) {
+        self.seq += u64::from(end_index.max(self.index() + 1) - self.index());
+        self.position.pass_lost(end_index, offset);
+    }
+
+    /// On behind settled messages at the start of an old segment. `previous`: the last of them whose
+    /// place is known.
+    pub(super) fn skip_to(&mut self, index: u32, previous: Option<(u32, u64)>) {
+        self.seq += u64::from(index - self.index());
+        self.position.skip_to(index, previous);
+        self.has_skipped = true;
+    }
+}

@@ -1,0 +1,101 @@
+//! How many segments of the log are mapped, and held open, at a time.
+//!
+//! Promises: no more segments are mapped than the options allow, but for the newest one, the one
+//! that is read, and for as long as a payload is being copied. Does no I/O: maps above the limit
+//! are handed out, to be dropped outside of the dispatch lock; what was stored through them is
+//! synced by a later round, until which their descriptors stay open. The segment that was mapped
+//! first goes first; no clock is asked.
+
+use super::track::Track;
+use crate::log::Segment;
+use crate::log::sealed::Mapped;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Numbers the maps that were made for one queue.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct MapNumbers(Arc<AtomicU64>);
+
+impl MapNumbers {
+    /// The number of a new map.
+    pub(super) fn next(&self) -> u64 {
+        // Relaxed: the dispatch lock orders it.
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// How many maps were made.
+    pub(crate) fn made(&self) -> u64 {
+        // Relaxed: as in `next`.
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What is known of the maps.
+#[derive(Debug)]
+pub(super) struct Maps {
+    numbers: MapNumbers,
+    /// How many were made at the last look.
+    seen: u64,
+    /// How many there may be.
+    most: usize,
+}
+
+impl Maps {
+    pub(super) fn new(most: usize) -> Self {
+        Self { numbers: MapNumbers::default(), seen: 0, most }
+    }
+
+    pub(super) fn numbers(&self) -> &MapNumbers {
+        &self.numbers
+    }
+
+    /// Whether maps were made since the last look. Costs a comparison.
+    #[inline]
+    pub(super) fn has_new(&self) -> bool {
+        self.numbers.made() != self.seen
+    }
+
+    /// The maps above the limit. `reading`: the ordinal of the segment that is read.
+    #[cold]
+    pub(super) fn take_surplus(
+        &mut self,
+        tracks: &mut VecDeque<Track>,
+        reading: u64,
+    ) -> Vec<Arc<Mapped>> {
+        self.seen = self.numbers.made();
+        let newest = tracks.back().map(Track::ordinal);
+        let is_free = |track: &&mut Track| {
+            let ordinal = track.ordinal();
+            track.is_mapped() && ordinal != reading && Some(ordinal) != newest
+        };
+        let mut mapped: Vec<&mut Track> = tracks.iter_mut().filter(is_free).collect();
+        let too_many = mapped.len().saturating_sub(self.most);
+        if too_many == 0 {
+            return Vec::new();
+        }
+        mapped.sort_unstable_by_key(|track| track.map_number());
+        mapped.into_iter().take(too_many).filter_map(Track::take_map).collect()
+    }
+
+    /// Segments above the limit whose descriptors are open only because of answers that no sync
+    /// has covered: the caller syncs them.
+    pub(super) fn take_held_open(&self, tracks: &mut VecDeque<Track>) -> Vec<Arc<Segment>> {
+        let is_held = |track: &&mut Track| track.is_dirty() && !track.is_mapped();
+        let mapped = tracks.iter().filter(|track| track.is_mapped()).count();
+        let mut held: Vec<&mut Track> = tracks.iter_mut().filter(is_held).collect();
+        let too_many = (mapped + held.len()).saturating_sub(self.most);
+        held.sort_unstable_by_key(|track| track.map_number());
+        let held = held.into_iter().take(too_many).map(|track| {
+            track.set_clean();
+            Arc::clone(track.segment())
+        });
+        held.collect()
+    }
+
+    /// Whether so many descriptors are held open that they have to be synced soon.
+    pub(super) fn holds_too_many(&self, tracks: &VecDeque<Track>, factor: usize) -> bool {
+        let is_open = |track: &&Track| track.is_dirty() || track.is_mapped();
+        tracks.iter().filter(is_open).count() > self.most.saturating_mul(factor)
+    }
+}

@@ -1,0 +1,493 @@
+//! The backlog: what is known of the messages that are stored, segment by segment.
+//!
+//! Promises: a message is found by its Seq, wherever compaction has moved it; every store of a state
+//! goes through [`Backlog::store`], which counts it and has the next sync of answers cover it;
+//! damage is told, and a record is lost only if it was seen to be. Refuses to know who has a message
+//! or when it may be handed out. Relies on the dispatch lock, under which all of it is used.
+
+pub(crate) mod cursor;
+pub(crate) mod losses;
+pub(crate) mod maps;
+pub(crate) mod track;
+pub(crate) mod walk;
+
+use crate::error::Result;
+use crate::format::bytes::wide;
+use crate::format::record;
+use crate::format::segment::Seal;
+use crate::format::slot::{self, Delay, State};
+use crate::format::standing::{Run, Standing};
+use crate::leases::Place;
+use crate::log::active::Active;
+use crate::log::sealed::{Located, Mapped, Status};
+use crate::log::walk::Position;
+use crate::log::{Segment, merge::Source};
+use crate::recovery::{Log, Replaced};
+use crate::report::{Damage, DamageKind};
+use cursor::Cursor;
+use losses::Losses;
+use maps::{MapNumbers, Maps};
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use track::{Special, Stored, Track};
+
+/// The stored messages.
+#[derive(Debug)]
+pub(crate) struct Backlog {
+    tracks: VecDeque<Track>,
+    maps: Maps,
+    losses: Losses,
+    /// The one that was met last: its ends are sought once.
+    stretch: Option<Stretch>,
+    run: Run,
+    /// Number of the newest change of a slot.
+    changes: u64,
+    /// The newest change for which a sync has begun.
+    synced_changes: u64,
+}
+
+/// A record, by the position of its segment among the tracks and its index: good until tracks come
+/// or go, which they do under the same lock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Spot {
+    pub(crate) at: usize,
+    pub(crate) index: u32,
+}
+
+/// A message that is stored and not settled, with its record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Found {
+    pub(crate) spot: Spot,
+    pub(crate) place: Place,
+    pub(crate) header: record::Header,
+    /// What is said of it, its record included.
+    pub(crate) status: Status,
+}
+
+impl Found {
+    pub(crate) fn standing(&self) -> Standing {
+        self.status.standing
+    }
+}
+
+/// What is stored where a message should be.
+#[derive(Debug)]
+pub(crate) enum Lookup {
+    Found(Found),
+    /// No segment has it, or it is settled.
+    Gone,
+    /// Its slot is unreadable: to be rebuilt first.
+    BadSlot(Spot),
+    /// Its record cannot be found; it was sought from this offset on.
+    Lost(Spot, u64),
+}
+
+impl Backlog {
+    pub(super) fn new(log: &Log, run: Run, most_maps: usize) -> Self {
+        let maps = Maps::new(most_maps);
+        Self {
+            tracks: tracks_of(log, maps.numbers()),
+            maps,
+            losses: Losses::new(log),
+            stretch: None,
+            run,
+            // What a run before this one changed may not be synced yet.
+            changes: u64::from(!log.parts.is_empty()),
+            synced_changes: 0,
+        }
+    }
+
+    /// Gives up all segments.
+    pub(super) fn clear(&mut self) {
+        self.tracks.clear();
+    }
+
+    pub(crate) fn tracks(&self) -> &VecDeque<Track> {
+        &self.tracks
+    }
+
+    /// The track at a position that was found under this lock.
+    #[inline]
+    pub(crate) fn track_at(&mut self, at: usize) -> &mut Track {
+        &mut self.tracks[at]
+    }
+
+    pub(crate) fn tracks_mut(&mut self) -> impl Iterator<Item = &mut Track> {
+        self.tracks.iter_mut()
+    }
+
+    pub(crate) fn losses(&self) -> &Losses {
+        &self.losses
+    }
+
+    pub(crate) fn run(&self) -> Run {
+        self.run
+    }
+
+    pub(crate) fn map_numbers(&self) -> &MapNumbers {
+        self.maps.numbers()
+    }
+
+    /// The segment that pushes go to is sealed, if there is one, and another takes its place.
+    pub(crate) fn rotate(&mut self, seal: Option<Seal>, active: &Active) {
+        if let Some(seal) = seal {
+            self.seal_newest(seal);
+        }
+        self.tracks.push_back(Track::active(active, self.maps.numbers()));
+    }
+
+    /// The newest segment is no longer pushed to.
+    pub(crate) fn seal_newest(&mut self, seal: Seal) {
+        if let Some(newest) = self.tracks.back_mut() {
+            newest.seal(seal);
+        }
+    }
+
+    /// Messages that are not settled.
+    pub(crate) fn unsettled(&self, published: u64) -> u64 {
+        self.tracks.iter().map(|track| track.unsettled(published)).sum()
+    }
+
+    /// Where the track of the segment `ordinal` is that has message `seq`; most are at one end.
+    #[inline]
+    pub(super) fn position(&self, ordinal: u64, seq: u64) -> Option<usize> {
+        let is = |track: Option<&Track>| track.is_some_and(|track| track.ordinal() == ordinal);
+        if is(self.tracks.front()) {
+            Some(0)
+        } else if is(self.tracks.back()) {
+            Some(self.tracks.len() - 1)
+        } else {
+            self.position_of_seq(seq).filter(|&at| is(self.tracks.get(at)))
+        }
+    }
+
+    /// Where the track is that has this message.
+    pub(crate) fn position_of_seq(&self, seq: u64) -> Option<usize> {
+        self.tracks.partition_point(|track| track.first_seq() <= seq).checked_sub(1)
+    }
+
+    /// The track of a segment, if it is still one.
+    pub(crate) fn track(&mut self, ordinal: u64) -> Option<&mut Track> {
+        self.tracks.iter_mut().find(|track| track.ordinal() == ordinal)
+    }
+
+    /// Where a message is now: compaction may have moved it since `place` was noted. `None` if no
+    /// segment has it any more.
+    #[inline]
+    pub(super) fn find_place(&mut self, place: Place) -> Result<Option<(Spot, Place)>> {
+        match self.position(place.ordinal, place.seq) {
+            Some(at) => Ok(Some((Spot { at, index: place.index }, place))),
+            None => self.find_moved(place),
+        }
+    }
+
+    #[cold]
+    fn find_moved(&mut self, place: Place) -> Result<Option<(Spot, Place)>> {
+        let Some(at) = self.position_of_seq(place.seq) else { return Ok(None) };
+        let track = &mut self.tracks[at];
+        let (Some(index), ordinal) = (track.index_of(place.seq)?, track.ordinal()) else {
+            return Ok(None);
+        };
+        let mapped = track.map()?;
+        let slot = mapped.slot(index)?.unwrap_or(Status::REBUILT);
+        // Where there is no record any more, a later look for it will see that.
+        let offset = match Position::at(index).locate(mapped, slot, index + 1) {
+            Located::At(offset, _) => offset,
+            Located::Lost { .. } => slot.offset.unwrap_or(0),
+        };
+        Ok(Some((Spot { at, index }, Place { ordinal, index, offset, ..place })))
+    }
+
+    /// A message by its number.
+    pub(super) fn look_up(&mut self, seq: u64) -> Result<Lookup> {
+        let Some(at) = self.position_of_seq(seq) else { return Ok(Lookup::Gone) };
+        let run = self.run;
+        let track = &mut self.tracks[at];
+        let Some(index) = track.index_of(seq)? else { return Ok(Lookup::Gone) };
+        let spot = Spot { at, index };
+        let status = track.status(index, run)?;
+        match status.standing {
+            standing if standing.is_settled() => return Ok(Lookup::Gone),
+            Standing::Unreadable => return Ok(Lookup::BadSlot(spot)),
+            _ => {}
+        }
+        let located = Position::at(index).locate(track.map()?, status.slot, index + 1);
+        Ok(match located {
+            Located::At(offset, header) => {
+                Lookup::Found(self.found(spot, seq, &status, offset, header))
+            }
+            Located::Lost { next, .. } => Lookup::Lost(spot, status.slot.offset.unwrap_or(next)),
+        })
+    }
+
+    /// What was found: `offset` and `header` are of its own record.
+    #[inline]
+    pub(super) fn found(
+        &self,
+        spot: Spot,
+        seq: u64,
+        status: &Status,
+        offset: u64,
+        header: record::Header,
+    ) -> Found {
+        let Spot { at, index } = spot;
+        let ordinal = self.tracks[at].ordinal();
+        let (attempts, bytes) = (status.slot.attempts, header.bytes());
+        let is_transient = header.flags.is_transient();
+        let standing = status.standing.with_record(header.flags, self.run.is_old(seq));
+        let place = Place { seq, ordinal, index, offset, attempts, bytes, is_transient };
+        Found { spot, place, header, status: Status { standing, ..*status } }
+    }
+
+    /// Stores the state of a message, unless it is settled. `record`: where its own record was
+    /// found, and its length.
+    #[inline]
+    pub(super) fn store(
+        &mut self,
+        spot: Spot,
+        state: (State, u32),
+        record: Option<(u64, u32)>,
+    ) -> Result<Stored> {
+        let stored = self.tracks[spot.at].store(spot.index, state, record, self.run)?;
+        self.changes += u64::from(stored != Stored::WasSettled);
+        Ok(stored)
+    }
+
+    /// Stores the time before which a message is not to be handed out.
+    pub(super) fn store_delay(&mut self, spot: Spot, delay: Delay) -> Result<()> {
+        self.changes += 1;
+        self.tracks[spot.at].store_delay(spot.index, delay)
+    }
+
+    /// A slot that was never written to its place counts as handed out once.
+    pub(super) fn rebuild_slot(&mut self, spot: Spot) -> Result<()> {
+        let Spot { at, index } = spot;
+        let offset = slot::offset(self.tracks[at].size(), index);
+        self.list_damage(spot, offset, DamageKind::Slot);
+        let rebuilt = Status::REBUILT;
+        self.store(spot, (rebuilt.state, rebuilt.attempts), None).map(|_| ())
+    }
+
+    /// A message was found damaged and is settled as lost: tells of it. `offset`: where it was
+    /// sought.
+    pub(super) fn note_loss(&mut self, spot: Spot, offset: u64) {
+        let (first, last) = self.seqs_of(spot);
+        self.losses.lose(first, last);
+        self.list_damage(spot, offset, DamageKind::Corrupt);
+    }
+
+    pub(super) fn note_lost_numbers(&mut self, first: u64, last: u64) {
+        self.losses.note(first, last);
+    }
+
+    /// Tells of damage that settles nothing.
+    pub(super) fn list_damage(&mut self, spot: Spot, offset: u64, kind: DamageKind) {
+        let (first, last) = self.seqs_of(spot);
+        if !self.losses.has(first, kind) {
+            let path = self.tracks[spot.at].segment().path.clone();
+            self.losses.list(Damage { first, last, path, offset, kind });
+        }
+    }
+
+    /// The Seq of a record; where its segment does not say it any more, all that it can have.
+    fn seqs_of(&mut self, spot: Spot) -> (u64, u64) {
+        let Spot { at, index } = spot;
+        let track = &mut self.tracks[at];
+        if let Some(seq) = track.seq(index).ok().flatten() {
+            return (seq, seq);
+        }
+        let ordinal = track.ordinal();
+        if let Some(known) = &self.stretch
+            && known.ordinal == ordinal
+            && known.indexes.contains(&index)
+        {
+            return known.seqs;
+        }
+        let (count, end_seq) = (track.count().unwrap_or(0), track.end_seq(0));
+        let mut seq_of = |index: u32| Some((index, track.seq(index).ok().flatten()?));
+        let before = (0..index).rev().find_map(&mut seq_of);
+        let behind = (index + 1..count).find_map(&mut seq_of);
+        let first = before.map_or(track.first_seq(), |(_, seq)| seq + 1);
+        let last = behind.map_or(end_seq, |(_, seq)| seq) - 1;
+        let seqs = (first, last.max(first));
+        let indexes = before.map_or(0, |(at, _)| at + 1)..behind.map_or(count, |(at, _)| at);
+        self.stretch = Some(Stretch { ordinal, indexes, seqs });
+        seqs
+    }
+
+    /// The track at which a cursor goes on; looks for its place anew if its segment is no more.
+    #[inline]
+    pub(crate) fn resume(&mut self, cursor: &mut Cursor) -> Result<Option<usize>> {
+        match self.position(cursor.ordinal, cursor.seq) {
+            Some(at) => Ok(Some(at)),
+            None => self.resume_anew(cursor),
+        }
+    }
+
+    #[cold]
+    fn resume_anew(&mut self, cursor: &mut Cursor) -> Result<Option<usize>> {
+        let at = self.position_of_seq(cursor.seq).unwrap_or(0);
+        let Some(track) = self.tracks.get_mut(at) else { return Ok(None) };
+        *cursor = Cursor::in_track(track, cursor.seq)?;
+        Ok(Some(at))
+    }
+
+    /// What could not be read may be readable now.
+    pub(super) fn count_again(&mut self) {
+        self.tracks.iter_mut().for_each(Track::count_again);
+    }
+
+    /// The first segment of an earlier run whose slots are not all counted.
+    pub(super) fn first_uncounted(&self) -> Option<usize> {
+        self.tracks.iter().position(Track::can_be_counted)
+    }
+
+    /// Counts some slots of a segment, and tells which are special.
+    pub(super) fn count_some(&mut self, at: usize) -> Result<Special> {
+        self.tracks[at].count_some(self.run)
+    }
+
+    /// The number of the newest change of a slot.
+    pub(crate) fn change_count(&self) -> u64 {
+        self.changes
+    }
+
+    /// Whether there are changes for which no sync has begun.
+    pub(super) fn has_unsynced_changes(&self) -> bool {
+        self.changes > self.synced_changes
+    }
+
+    /// A sync failed, or could not begin.
+    pub(super) fn forget_synced_changes(&mut self) {
+        self.synced_changes = 0;
+    }
+
+    /// The segments with changed slots that no sync has covered, and the number of the newest
+    /// change.
+    pub(super) fn take_dirty(&mut self) -> (u64, Vec<Arc<Segment>>) {
+        self.synced_changes = self.changes;
+        let dirty = self.tracks.iter_mut().filter(|track| track.is_dirty());
+        let take = |track: &mut Track| {
+            track.set_clean();
+            Arc::clone(track.segment())
+        };
+        (self.changes, dirty.map(take).collect())
+    }
+
+    /// Maps above the limit. Costs a comparison where no map was made.
+    #[inline]
+    pub(super) fn take_surplus_maps(&mut self, reading: u64) -> Vec<Arc<Mapped>> {
+        if !self.maps.has_new() {
+            return Vec::new();
+        }
+        self.maps.take_surplus(&mut self.tracks, reading)
+    }
+
+    /// Segments above the limit of open files that only unsynced answers hold open.
+    pub(crate) fn take_held_open(&mut self) -> Vec<Arc<Segment>> {
+        self.maps.take_held_open(&mut self.tracks)
+    }
+
+    /// Whether there are more of those than `factor` times the limit.
+    pub(crate) fn holds_too_many(&self, factor: usize) -> bool {
+        self.maps.holds_too_many(&self.tracks, factor)
+    }
+
+    /// Maps that no delivery needs. The caller drops them outside of the lock. `reading`: the
+    /// ordinal of the segment that is read.
+    pub(crate) fn take_idle_maps(&mut self, reading: u64) -> Vec<Arc<Mapped>> {
+        let newest = self.tracks.back().map_or(0, Track::ordinal);
+        let is_idle = |track: &&mut Track| {
+            track.leased() == 0 && ![reading, newest].contains(&track.ordinal())
+        };
+        self.tracks.iter_mut().filter(is_idle).filter_map(Track::take_map).collect()
+    }
+
+    /// Segments that are not mapped, and of which everything is synced.
+    pub(crate) fn unmapped_and_clean(&self, is_durable: impl Fn(u64) -> bool) -> Vec<Arc<Segment>> {
+        let clean = self.tracks.iter().filter(|track| {
+            let end_seq = track.count().map(|_| track.end_seq(0));
+            let is_synced = end_seq.is_some_and(|end_seq| is_durable(end_seq.saturating_sub(1)));
+            !track.is_mapped() && !track.is_dirty() && is_synced
+        });
+        clean.map(|track| Arc::clone(track.segment())).collect()
+    }
+
+    /// How many segments are mapped.
+    pub(crate) fn mapped_segments(&self) -> u64 {
+        wide(self.tracks.iter().filter(|track| track.is_mapped()).count())
+    }
+
+    /// How many segments without an unsettled message there are that can be let go.
+    pub(crate) fn done_segments(&self) -> u64 {
+        let older = self.tracks.len().saturating_sub(1);
+        let older = self.tracks.iter().take(older);
+        wide(older.filter(|track| track.is_done() && !track.is_pinned()).count())
+    }
+
+    /// Takes out a segment in which nothing is unsettled and nothing unsynced. The newest segment
+    /// stays: its header says how far numbers went.
+    pub(crate) fn take_done(
+        &mut self,
+        is_synced: impl Fn(&Arc<Segment>) -> bool,
+    ) -> Option<(Arc<Segment>, u32)> {
+        let older = self.tracks.len().saturating_sub(1);
+        let can_go = |track: &Track| {
+            let is_free = track.is_done() && !track.is_pinned();
+            is_free && !track.is_dirty() && is_synced(track.segment())
+        };
+        let at = self.tracks.iter().take(older).position(can_go)?;
+        let track = self.tracks.remove(at)?;
+        Some((Arc::clone(track.segment()), track.count().unwrap_or(0)))
+    }
+
+    /// Puts a copy in the place of its sources, which it gives back. Places that name a source are
+    /// looked up anew when they are needed.
+    pub(crate) fn replace(&mut self, sources: &[Source], mut copy: Track) -> Vec<Track> {
+        let sources: BTreeSet<u64> =
+            sources.iter().map(|source| source.segment.header.ordinal).collect();
+        let is_source = |track: &Track| sources.contains(&track.ordinal());
+        let at = self.tracks.iter().position(is_source).unwrap_or(self.tracks.len());
+        let (removed, kept): (Vec<Track>, Vec<Track>) =
+            std::mem::take(&mut self.tracks).into_iter().partition(is_source);
+        self.tracks = kept.into();
+        let unsettled = |track: &Track| track.count().unwrap_or(0).saturating_sub(track.settled());
+        let before: u32 = removed.iter().map(unsettled).sum();
+        debug_assert_eq!(before, unsettled(&copy), "unsettled messages are copied, and no others");
+        copy.take_over(&removed);
+        self.tracks.insert(at, copy);
+        // The next sync of answers covers the copy.
+        self.changes += 1;
+        removed
+    }
+}
+
+/// Records side by side whose numbers cannot be read, and the numbers that they can have.
+#[derive(Debug)]
+struct Stretch {
+    ordinal: u64,
+    indexes: Range<u32>,
+    seqs: (u64, u64),
+}
+
+/// Tracks whose first Seqs ascend: one without records has that of what follows it.
+fn tracks_of(log: &Log, maps: &MapNumbers) -> VecDeque<Track> {
+    let has_sources = |ordinal: u64| {
+        let is_copy = |replaced: &Replaced| replaced.copy.segment.header.ordinal == ordinal;
+        log.replaced.iter().any(is_copy)
+    };
+    let tracks = log
+        .parts
+        .iter()
+        .map(|part| Track::of_earlier_run(part, has_sources(part.segment.header.ordinal), maps));
+    let mut tracks: VecDeque<Track> = tracks.collect();
+    let mut next = log.next_seq;
+    for track in tracks.iter_mut().rev() {
+        if track.count() == Some(0) {
+            track.set_first_seq(next);
+        }
+        next = track.first_seq();
+    }
+    tracks
+}

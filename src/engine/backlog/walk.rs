@@ -1,0 +1,115 @@
+//! The walk over the stored messages, segment by segment: of `pop`, `iter`, `purge` and all others.
+//!
+//! Promises: meets every message that is not settled, in the order of Seqs, however segments come,
+//! go and are compacted meanwhile. Stores nothing: what to do with damage is the caller's to say.
+
+use super::cursor::Cursor;
+use super::{Backlog, Found, Spot};
+use crate::error::Result;
+use crate::format::standing::Standing;
+use crate::log::sealed::Located;
+use std::ops::Range;
+
+/// Slots passed over under one lock.
+const STEP: u32 = 4096;
+
+/// What a walk meets. The cursor stays at it until it is told to pass.
+#[derive(Debug)]
+pub(crate) enum Met {
+    Message(Found),
+    /// A slot that cannot be read.
+    BadSlot(Spot),
+    /// A message whose number cannot be read.
+    Unnumbered(Spot),
+    Lost(LostRecords),
+    /// A segment of an earlier run, before its first slot.
+    OldSegment(usize),
+    /// Nothing yet: others should have their turn.
+    Tired,
+    /// Nothing more up to the last Seq.
+    End,
+}
+
+/// Records that cannot be found.
+#[derive(Clone, Debug)]
+pub(crate) struct LostRecords {
+    /// The position of their segment.
+    pub(crate) at: usize,
+    pub(crate) indexes: Range<u32>,
+    /// Where they were sought from.
+    pub(crate) offset: u64,
+    /// Where the one behind them is, or is sought from.
+    pub(crate) next: u64,
+}
+
+impl Backlog {
+    /// Goes on from a cursor to the next message up to `last_seq` whose standing is wanted. Settled
+    /// ones are passed over.
+    #[expect(clippy::inline_always, reason = "on the way of every pop")]
+    #[inline(always)]
+    pub(crate) fn walk(
+        &mut self,
+        cursor: &mut Cursor,
+        last_seq: u64,
+        wants: impl Fn(Standing) -> bool,
+    ) -> Result<Met> {
+        let run = self.run;
+        for _ in 0..STEP {
+            let Some(at) = self.resume(cursor)? else { return Ok(Met::End) };
+            let index = cursor.index();
+            let track = &mut self.tracks[at];
+            let end_index = track.end_index(last_seq);
+            if index >= end_index {
+                match self.tracks.get(at + 1) {
+                    Some(next) => *cursor = Cursor::start_of(next),
+                    None => return Ok(Met::End),
+                }
+                continue;
+            }
+            // Not yet to be shown, though its segment is full already. A lower bound, where Seqs
+            // have gaps: what is there is looked at again below.
+            if track.first_seq() + u64::from(index) > last_seq {
+                return Ok(Met::End);
+            }
+            if !cursor.has_skipped && track.is_old() {
+                return Ok(Met::OldSegment(at));
+            }
+            let spot = Spot { at, index };
+            let status = track.status(index, run)?;
+            let standing = status.standing;
+            if standing.is_settled() {
+                cursor.pass(status.slot.offset);
+                continue;
+            }
+            let Some(seq) = status.seq else { return Ok(Met::Unnumbered(spot)) };
+            if seq > last_seq {
+                return Ok(Met::End);
+            }
+            if standing == Standing::Unreadable {
+                return Ok(Met::BadSlot(spot));
+            }
+            if !wants(standing) {
+                cursor.pass(status.slot.offset);
+                continue;
+            }
+            return Ok(match cursor.position.locate(track.map()?, status.slot, end_index) {
+                Located::At(offset, header) => {
+                    Met::Message(self.found(spot, seq, &status, offset, header))
+                }
+                Located::Lost { end_index, next } => {
+                    let (indexes, offset) = (index..end_index, cursor.position.offset());
+                    Met::Lost(LostRecords { at, indexes, offset, next })
+                }
+            });
+        }
+        Ok(Met::Tired)
+    }
+
+    /// Passes over the settled slots at the start of an old segment, which costs no map.
+    pub(crate) fn skip_settled(&mut self, at: usize, cursor: &mut Cursor) -> Result<()> {
+        let index = cursor.index();
+        let (next, previous) = self.tracks[at].skip_settled(index)?;
+        cursor.skip_to(next, previous);
+        Ok(())
+    }
+}

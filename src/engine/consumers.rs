@@ -1,0 +1,397 @@
+//! The side of consumers: taking messages, waiting for them, answering.
+//!
+//! Promises: payloads are copied and verified outside of the dispatch lock; an answer with
+//! `sync_acks` returns after its sync; a consumer that waits is woken by what it waits for and polls
+//! nothing. Work that takes long is done in steps, between which other threads have their turn.
+
+use super::append::Appender;
+use super::commit::Commit;
+use super::context::Context;
+use super::dispatch::{Answer, Choice, Leased, Leasing, Purge};
+use super::published::Published;
+use super::signal::DispatchLock;
+use super::wait::{Look, Soon};
+use crate::error::{Error, Result};
+use crate::format::extension::{self, Verified};
+use crate::leases::Ticket;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Where messages go out.
+#[derive(Debug)]
+pub(crate) struct Consumers {
+    context: Arc<Context>,
+    dispatch: Arc<DispatchLock>,
+    published: Arc<Published>,
+    appender: Arc<Appender>,
+    commit: Arc<Commit>,
+}
+
+/// A message that is handed out; its payload was copied outside of the lock.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) given: Given,
+    pub(crate) attempts: u32,
+    /// Milliseconds since 1970 UTC.
+    pub(crate) pushed_at: u64,
+    pub(crate) body: Vec<u8>,
+    pub(crate) payload_start: usize,
+}
+
+/// What it takes to answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Given {
+    pub(crate) ticket: Ticket,
+    pub(crate) seq: u64,
+    /// How long it takes is measured.
+    pub(crate) is_sample: bool,
+}
+
+/// What a look for the next message gives.
+enum Popped {
+    Taken(Taken),
+    /// Nothing is ready; something will be at this time, if there is one.
+    Nothing(Option<u64>),
+}
+
+/// Messages that a look at the front settles at most.
+const SWEEP: usize = 1024;
+
+impl Consumers {
+    pub(super) fn new(
+        context: &Arc<Context>,
+        dispatch: &Arc<DispatchLock>,
+        published: &Arc<Published>,
+        appender: &Arc<Appender>,
+        commit: &Arc<Commit>,
+    ) -> Self {
+        Self {
+            context: Arc::clone(context),
+            dispatch: Arc::clone(dispatch),
+            published: Arc::clone(published),
+            appender: Arc::clone(appender),
+            commit: Arc::clone(commit),
+        }
+    }
+
+    /// The next message, if there is one.
+    pub(crate) fn pop(&self) -> Result<Option<Taken>> {
+        match self.try_pop()? {
+            Popped::Taken(taken) => Ok(Some(taken)),
+            Popped::Nothing(_) => Ok(None),
+        }
+    }
+
+    fn try_pop(&self) -> Result<Popped> {
+        loop {
+            let mut dispatch = self.dispatch.lock();
+            let leasing = dispatch.lease_next(self.published.visible());
+            match leasing? {
+                Leasing::Leased(leased) => {
+                    drop(dispatch);
+                    if let Some(taken) = self.copy_out(leased)? {
+                        return Ok(Popped::Taken(taken));
+                    }
+                }
+                Leasing::Nothing => {
+                    return Ok(Popped::Nothing(dispatch.next_delivery_time()));
+                }
+                Leasing::Again => {}
+            }
+        }
+    }
+
+    /// Waits until there is a message to pop; `None` once `deadline` has passed.
+    pub(crate) fn pop_until(&self, deadline: Option<Instant>) -> Result<Option<Taken>> {
+        let registered = || self.registered();
+        let look = || self.look_for_message();
+        let consumers = &self.context.waiters.consumers;
+        let found = consumers.wait_until(0, Soon::Perhaps, deadline, registered, look);
+        self.pass_on();
+        found.transpose()
+    }
+
+    /// To be called between registering as a waiter and looking: pushes ask for waiters under the
+    /// lock of the unsealed segments, answers under the dispatch lock, which looking takes.
+    pub(super) fn registered(&self) {
+        drop(self.appender.unsealed());
+    }
+
+    pub(super) fn look_for_message(&self) -> Look<Result<Taken>> {
+        match self.try_pop() {
+            Ok(Popped::Taken(taken)) => Look::Found(Ok(taken)),
+            Ok(Popped::Nothing(None)) => Look::NotYet,
+            Ok(Popped::Nothing(Some(time))) => {
+                self.context.clock.instant(time).map_or(Look::NotYet, Look::NotBefore)
+            }
+            Err(error) => Look::Found(Err(error)),
+        }
+    }
+
+    /// A consumer that stops waiting wakes another one, if there may be something for it: a message,
+    /// or a time to wait for.
+    pub(super) fn pass_on(&self) {
+        // The one that is woken looks for itself, so a hint is enough.
+        let consumers = &self.context.waiters.consumers;
+        if consumers.has_waiters() && self.dispatch.lock().has_more(self.published.visible()) {
+            consumers.wake_one();
+        }
+    }
+
+    /// Messages that were held back are shown: consumers look again.
+    pub(crate) fn wake_for_shown(&self) {
+        // Under this lock each consumer that waits has looked, or will look.
+        drop(self.dispatch.lock());
+        self.context.waiters.consumers.wake_one();
+    }
+
+    /// Up to `limit` messages, as many as there are.
+    pub(crate) fn pop_batch(&self, limit: usize) -> Result<Vec<Taken>> {
+        let mut taken = Vec::new();
+        loop {
+            let missing = limit - taken.len();
+            let (batch, failed, is_over) = self.lease_batch(missing);
+            let mut failed = failed;
+            let complete = taken.len() + batch.len();
+            taken.reserve(batch.len());
+            for leased in batch {
+                match self.copy_out(leased) {
+                    Ok(more) => taken.extend(more),
+                    Err(error) => failed = Some(error),
+                }
+            }
+            match failed {
+                // What was taken is handed out; the error comes again with the next pop.
+                Some(error) if taken.is_empty() => return Err(error),
+                // Others, for those that were not to be handed out, or because there are more.
+                None if taken.len() < complete || taken.len() < limit && !is_over => {}
+                _ => return Ok(taken),
+            }
+        }
+    }
+
+    /// Leases up to `limit` messages under one lock; tells the error that ended it early, and
+    /// whether there are no more. Ends as well when they lie in too many segments to have all of
+    /// those mapped.
+    fn lease_batch(&self, limit: usize) -> (Vec<Leased>, Option<Error>, bool) {
+        let mut batch = Vec::new();
+        let mut dispatch = self.dispatch.lock();
+        let visible = self.published.visible();
+        let maps = dispatch.backlog().map_numbers().clone();
+        let before = maps.made();
+        while batch.len() < limit && maps.made() - before < self.context.options.open_segments {
+            match dispatch.lease_next(visible) {
+                Ok(Leasing::Leased(leased)) => batch.push(leased),
+                Ok(Leasing::Nothing) => return (batch, None, true),
+                Ok(Leasing::Again) => return (batch, None, false),
+                Err(error) => return (batch, Some(error), true),
+            }
+        }
+        (batch, None, false)
+    }
+
+    /// `None` if it is not to be handed out: damaged, expired, or not yet due.
+    #[inline]
+    fn copy_out(&self, mut leased: Leased) -> Result<Option<Taken>> {
+        let body = leased.body.take(&leased.header, leased.offset);
+        let payload_start = match leased.header.verify(&body) {
+            Verified::Payload(start) => start,
+            unusable => return self.pass_over(&leased, unusable).map(|()| None),
+        };
+        let has_extensions = leased.header.flags.has_extensions();
+        let has_times = has_extensions || self.context.options.message_ttl.is_some();
+        if has_times && self.pass_over_in_time(&leased, &body)? {
+            return Ok(None);
+        }
+        let Leased { ticket, seq, attempts, pushed_at, is_sample, .. } = leased;
+        if is_sample {
+            self.measure(ticket, pushed_at);
+        }
+        let given = Given { ticket, seq, is_sample };
+        Ok(Some(Taken { given, attempts, pushed_at, body, payload_start }))
+    }
+
+    #[cold]
+    fn measure(&self, ticket: Ticket, pushed_at: u64) {
+        let waited = self.context.clock.coarse().saturating_sub(pushed_at);
+        self.dispatch.lock().measure().handed_out(ticket, Duration::from_millis(waited));
+    }
+
+    /// Its payload is damaged, or for a newer version of keepq only.
+    #[cold]
+    fn pass_over(&self, leased: &Leased, verified: Verified) -> Result<()> {
+        let mut dispatch = self.dispatch.lock();
+        match verified {
+            Verified::Newer => dispatch.set_aside(leased),
+            Verified::Damaged | Verified::Payload(_) => dispatch.lose_leased(leased),
+        }
+    }
+
+    /// Whether a message with a time is not to be handed out: it has expired, or is not yet due.
+    fn pass_over_in_time(&self, leased: &Leased, body: &[u8]) -> Result<bool> {
+        let Leased { header, pushed_at, .. } = *leased;
+        let clock = &self.context.clock;
+        let now = leased.now.unwrap_or_else(|| clock.coarse());
+        let own = header.flags.has_extensions().then(|| extension::notes(body));
+        let ttl = self.context.options.message_ttl.map(crate::clock::millis);
+        let ttl = ttl.map(|ttl| pushed_at.saturating_add(ttl));
+        let expires = crate::clock::earlier(own.and_then(|notes| notes.expires), ttl);
+        if expires.is_some_and(|time| clock.is_past_at(now, time)) {
+            return self.dispatch.lock().expire(leased).map(|()| true);
+        }
+        if leased.attempts > 1 {
+            return Ok(false);
+        }
+        // Its slot says when it is due. Should that be lost, the record still knows.
+        let most = |due: u64| clock.start_time() + due.saturating_sub(pushed_at);
+        let is_old = self.context.run.is_old(leased.seq);
+        let due = own.and_then(|notes| notes.due);
+        let due = due.map(|due| if is_old { due.min(most(due)) } else { due });
+        let Some(due) = due.filter(|&due| !clock.is_past_at(now, due)) else { return Ok(false) };
+        self.dispatch.lock().put_off(leased, due).map(|()| true)
+    }
+
+    /// Ends deliveries as their holder says. With `sync_acks`, an ack or reject returns once it is
+    /// on the disk.
+    pub(crate) fn answer(
+        &self,
+        deliveries: impl Iterator<Item = Given>,
+        answer: &Answer,
+    ) -> Result<()> {
+        let mut first_error = None;
+        let mut dispatch = self.dispatch.lock();
+        for Given { ticket, seq, is_sample } in deliveries {
+            if is_sample {
+                dispatch.measure().answered(ticket);
+            }
+            if let Err(error) = dispatch.answer(ticket, seq, answer) {
+                first_error = first_error.or(Some(error));
+            }
+        }
+        let number = dispatch.backlog().change_count();
+        drop(dispatch);
+        first_error.map_or(Ok(()), Err)?;
+        match answer {
+            Answer::Ack | Answer::Reject(_) => self.wait_answers(number),
+            Answer::Nack | Answer::Drop | Answer::NackAfter(_) | Answer::Release => Ok(()),
+        }
+    }
+
+    /// With `sync_acks`: returns when change number `number`, and all before it, are on the disk.
+    fn wait_answers(&self, number: u64) -> Result<()> {
+        if self.context.options.sync_acks { self.commit.wait_answers(number) } else { Ok(()) }
+    }
+
+    /// Gives a delivery more time.
+    pub(crate) fn extend(&self, given: Given, time: Duration) -> Result<()> {
+        self.dispatch.lock().extend(given.ticket, given.seq, time)
+    }
+
+    /// Settles all messages that wait, ready or delayed; tells how many there were.
+    pub(crate) fn purge(&self) -> Result<u64> {
+        let mut purge = Purge::up_to(self.published.visible());
+        while self.dispatch.lock().purge_some(&mut purge)? {}
+        let number = self.dispatch.lock().backlog().change_count();
+        self.wait_answers(number)?;
+        Ok(purge.purged())
+    }
+
+    /// Counts the slots of earlier runs, as far as they can be read; tells the first error.
+    pub(crate) fn count_all(&self) -> Result<()> {
+        self.dispatch.lock().count_again();
+        let mut result = Ok(());
+        loop {
+            let counted = self.dispatch.lock().count_some();
+            match counted {
+                Ok(true) => {}
+                Ok(false) => return result,
+                // What cannot be stored is tried again by the next call.
+                Err(error) if self.dispatch.lock().has_unfinished() => {
+                    return result.and(Err(error));
+                }
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
+    }
+
+    /// Ends leases and delays that are over, step by step.
+    pub(crate) fn end_due(&self) {
+        while self.dispatch.lock().end_due() {}
+    }
+
+    /// Settles messages at the front that have expired, and plans the next look; tells whether it
+    /// settled any. Up to a thousand in one call.
+    pub(crate) fn sweep_expired(&self) -> Result<bool> {
+        let mut has_settled = false;
+        for _ in 0..SWEEP {
+            let mut dispatch = self.dispatch.lock();
+            if dispatch.check_open().is_err() {
+                return Ok(has_settled);
+            }
+            let looked = dispatch.look_at_front(|| self.published.visible())?;
+            let Some((choice, body)) = looked else { return Ok(has_settled) };
+            let next = match choice {
+                Choice::Next(next) => next,
+                Choice::Nothing => return Ok(has_settled),
+                Choice::Again => continue,
+            };
+            let pushed_at = dispatch.pushed_at(&next);
+            let (place, header) = (next.found.place, next.found.header);
+            drop(dispatch);
+            let body = body.map(|mut body| body.take(&header, place.offset)).unwrap_or_default();
+            let verified = header.verify(&body);
+            let mut dispatch = self.dispatch.lock();
+            let visible = self.published.visible();
+            match verified {
+                Verified::Damaged => dispatch.lose_front(place.seq, visible)?,
+                // `pop` sets it aside.
+                Verified::Newer => return Ok(has_settled),
+                Verified::Payload(_) => {
+                    let expires = dispatch.policy().expires_at(&header, &body, pushed_at);
+                    if !expires.is_some_and(|time| self.context.clock.is_past(time)) {
+                        dispatch.plan_look(expires);
+                        return Ok(has_settled);
+                    }
+                    dispatch.expire_front(place.seq, visible)?;
+                }
+            }
+            has_settled = true;
+        }
+        // There are more.
+        self.dispatch.lock().plan_look(Some(0));
+        Ok(has_settled)
+    }
+
+    /// Messages in flight.
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.end_due();
+        self.dispatch.lock().in_flight()
+    }
+
+    /// Messages that wait for their time.
+    pub(crate) fn delayed(&self) -> u64 {
+        self.end_due();
+        self.dispatch.lock().delayed()
+    }
+
+    /// Messages that can be handed out. Counts the slots of earlier runs first; where they cannot be
+    /// read, as far as they can.
+    pub(crate) fn ready(&self) -> u64 {
+        self.context.health.note_background(self.count_all());
+        self.end_due();
+        self.dispatch.lock().ready(|| self.published.visible())
+    }
+
+    /// Messages that are not settled.
+    pub(crate) fn unsettled(&self) -> u64 {
+        self.context.health.note_background(self.count_all());
+        self.dispatch.lock().backlog().unsettled(self.published.newest())
+    }
+
+    /// Segments above the limit of open files are held open by answers, and there is no background:
+    /// the caller syncs them.
+    pub(crate) fn holds_too_many_open(&self) -> bool {
+        let factor = if self.context.worker.is_running() { 2 } else { 1 };
+        self.dispatch.lock().backlog().holds_too_many(factor)
+    }
+}

@@ -1,0 +1,78 @@
+//! What every room of an engine is given: the door to the disk, options, time, and who is told.
+
+use super::health::Health;
+use super::space::Share;
+use super::waiters::Waiters;
+use super::worker::Worker;
+use crate::clock::Clock;
+use crate::format::standing::Run;
+use crate::io::Storage;
+use crate::options::Options;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Shared by the rooms of one engine.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) options: Options,
+    pub(crate) clock: Arc<Clock>,
+    pub(crate) run: Run,
+    pub(crate) health: Health,
+    pub(crate) waiters: Arc<Waiters>,
+    pub(crate) worker: Arc<Worker>,
+    /// What its files take.
+    pub(crate) space: Arc<Share>,
+    /// Maps above the limit were dropped: their segments may be held open by unsynced answers.
+    pub(crate) surplus: Hint,
+    /// Messages have died, and may wait to be moved to the dead letters.
+    pub(crate) died: Hint,
+}
+
+/// Whether something may have to be done, which costs a load to ask.
+#[derive(Debug, Default)]
+pub(crate) struct Hint(AtomicBool);
+
+impl Hint {
+    pub(crate) fn note(&self) {
+        // Relaxed, here and below: a hint.
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was noted since the last call.
+    #[inline]
+    pub(crate) fn take(&self) -> bool {
+        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+impl Context {
+    pub(crate) fn directory(&self) -> PathBuf {
+        self.storage.path("")
+    }
+
+    /// How soon the background looks again for something to compact after a message was settled.
+    pub(super) fn look_interval(&self) -> Duration {
+        (self.options.compaction.idle / LOOKS).max(SOON)
+    }
+}
+
+/// How often the background looks at what changes, in parts of what counts as idle.
+const LOOKS: u32 = 4;
+/// The soonest look.
+pub(super) const SOON: Duration = Duration::from_millis(50);
+
+/// On cache lines of its own, so that producers and consumers do not slow each other down.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(super) struct Padded<T>(pub(super) T);
+
+impl<T> std::ops::Deref for Padded<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}

@@ -1,0 +1,96 @@
+//! Taking up what earlier runs left, as their slots are counted.
+//!
+//! Promises: what a counted slot says is taken up once, also if a store that it needs fails: that is
+//! kept, and tried again by the next call.
+
+use super::Dispatch;
+use super::dying::Death;
+use crate::engine::backlog::Spot;
+use crate::error::Result;
+use crate::format::slot::State;
+
+/// What counting found and has to be stored.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Unfinished {
+    /// A record of this segment whose number cannot be read, and which is not settled: lost.
+    Unnumbered { ordinal: u64, index: u32 },
+    /// It was dying, and there are no dead letters any more: dropped.
+    Dropped { seq: u64 },
+}
+
+/// Such messages settled under one lock.
+const STEP: usize = 256;
+
+impl Dispatch {
+    /// What could not be read may be readable now.
+    pub(crate) fn count_again(&mut self) {
+        self.backlog.count_again();
+    }
+
+    /// Whether counting found what could not be stored.
+    pub(crate) fn has_unfinished(&self) -> bool {
+        !self.unfinished.is_empty()
+    }
+
+    /// Counts some slots of earlier runs; false once all are counted.
+    pub(crate) fn count_some(&mut self) -> Result<bool> {
+        if !self.unfinished.is_empty() {
+            self.finish_some()?;
+            return Ok(true);
+        }
+        let Some(at) = self.backlog.first_uncounted() else { return Ok(false) };
+        self.count_some_of(at)?;
+        Ok(true)
+    }
+
+    /// Counts some slots of a segment, and takes up what they say.
+    pub(super) fn count_some_of(&mut self, at: usize) -> Result<()> {
+        let special = self.backlog.count_some(at)?;
+        let ordinal = self.backlog.tracks()[at].ordinal();
+        self.add_settled(special.settled.into());
+        self.news.settled |= special.settled > 0;
+        self.news.upkeep |= self.backlog.tracks()[at].is_done();
+        for lost in special.lost {
+            self.backlog.note_lost_numbers(lost, lost);
+        }
+        for (due, seq) in special.delayed {
+            self.schedule.put(due, seq);
+        }
+        let unnumbered = special.unnumbered.into_iter();
+        self.unfinished.extend(unnumbered.map(|index| Unfinished::Unnumbered { ordinal, index }));
+        for seq in special.dying {
+            if self.policy.has_dead_letters {
+                self.dying.insert(seq, Death { cause: None, reason: None });
+                self.news.died = true;
+            } else {
+                self.unfinished.push(Unfinished::Dropped { seq });
+            }
+        }
+        self.finish_some()
+    }
+
+    /// Settles some of what counting found.
+    fn finish_some(&mut self) -> Result<()> {
+        for _ in 0..STEP {
+            let Some(&unfinished) = self.unfinished.last() else { return Ok(()) };
+            match unfinished {
+                Unfinished::Unnumbered { ordinal, index } => {
+                    let tracks = self.backlog.tracks();
+                    let at = tracks.iter().position(|track| track.ordinal() == ordinal);
+                    if let Some(at) = at {
+                        self.lose(Spot { at, index }, 0)?;
+                    }
+                }
+                Unfinished::Dropped { seq } => {
+                    if let Some(found) = self.look_up(seq)?
+                        && self.settle(found.spot, &found.place, State::Dead)?
+                    {
+                        self.counts.dropped += 1;
+                    }
+                }
+            }
+            self.unfinished.pop();
+        }
+        Ok(())
+    }
+}

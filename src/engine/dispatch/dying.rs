@@ -1,0 +1,118 @@
+//! Messages on their way to the dead letters: what is known of them in the queue where they died.
+//!
+//! A message dies in three steps: its slot says *dying*, so that no consumer gets it any more; it is
+//! pushed to the dead letters; once that is durable, its slot says *dead*. The second step is led by
+//! `dead_letters.rs`, which knows both queues.
+
+use crate::format::bytes::wide;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Bound, Range};
+
+/// Why a message died.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Cause {
+    Rejected,
+    Attempts,
+    Expired,
+}
+
+impl Cause {
+    /// As it stands in a dead letter.
+    pub(crate) fn encode(self) -> u8 {
+        match self {
+            Self::Rejected => 0,
+            Self::Attempts => 1,
+            Self::Expired => 2,
+        }
+    }
+}
+
+/// How a message died.
+#[derive(Clone, Debug)]
+pub(crate) struct Death {
+    /// Not known of a message that an earlier run left: then its attempts tell.
+    pub(crate) cause: Option<Cause>,
+    pub(crate) reason: Option<Box<str>>,
+}
+
+/// What is dying: some 40 bytes and the reason for each.
+#[derive(Debug, Default)]
+pub(crate) struct Dying {
+    /// Not yet among the dead letters, by Seq.
+    waiting: BTreeMap<u64, Death>,
+    /// There, but not known to be durable: with the Seq that it has there.
+    moved: BTreeMap<u64, u64>,
+    /// The Seqs there of those that are settled here, which no sync has covered.
+    unsynced: BTreeSet<u64>,
+}
+
+impl Dying {
+    /// How many are not settled here.
+    pub(crate) fn count(&self) -> u64 {
+        wide(self.waiting.len() + self.moved.len())
+    }
+
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Whether there are some that were moved, and are not settled here for good.
+    pub(crate) fn has_moved(&self) -> bool {
+        !self.moved.is_empty() || !self.unsynced.is_empty()
+    }
+
+    pub(super) fn has_any_in(&self, seqs: Range<u64>) -> bool {
+        self.waiting.range(seqs.clone()).next().is_some() || self.moved.range(seqs).next().is_some()
+    }
+
+    pub(super) fn insert(&mut self, seq: u64, death: Death) {
+        self.waiting.insert(seq, death);
+    }
+
+    /// It is settled, or lost.
+    pub(super) fn remove(&mut self, seq: u64) {
+        if self.count() > 0 {
+            self.waiting.remove(&seq);
+            self.moved.remove(&seq);
+        }
+    }
+
+    /// Some of those behind `after` that wait to be moved.
+    pub(super) fn waiting_behind(&self, after: u64, most: usize) -> Vec<u64> {
+        let behind = (Bound::Excluded(after), Bound::Unbounded);
+        self.waiting.range(behind).map(|(seq, _)| *seq).take(most).collect()
+    }
+
+    pub(super) fn death(&self, seq: u64) -> Option<Death> {
+        self.waiting.get(&seq).cloned()
+    }
+
+    /// It has this Seq among the dead letters.
+    pub(crate) fn move_to(&mut self, seq: u64, there: u64) {
+        if self.waiting.remove(&seq).is_some() {
+            self.moved.insert(seq, there);
+        }
+    }
+
+    /// Those that were moved up to this Seq there.
+    pub(super) fn moved_up_to(&self, there: u64) -> Vec<(u64, u64)> {
+        let moved = self.moved.iter().map(|(seq, there)| (*seq, *there));
+        moved.filter(|(_, number)| *number <= there).collect()
+    }
+
+    /// One that was moved is settled here; the store is not synced.
+    pub(super) fn settled(&mut self, there: u64) {
+        self.unsynced.insert(there);
+    }
+
+    /// All that are settled here are so for good.
+    pub(crate) fn forget_unsynced(&mut self) {
+        self.unsynced.clear();
+    }
+
+    /// The first Seq there whose message is not settled here for good; `u64::MAX` if there is none.
+    pub(crate) fn first_moved(&self) -> u64 {
+        let moved = self.moved.values().copied().min().unwrap_or(u64::MAX);
+        moved.min(self.unsynced.first().copied().unwrap_or(u64::MAX))
+    }
+}

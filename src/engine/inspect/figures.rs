@@ -1,0 +1,91 @@
+//! Numbers about a queue, of one moment.
+//!
+//! Promises: what is counted is counted where it happens, under the lock that is held there anyway;
+//! what is told here is derived from that and from the log, so it is right after a crash, and never
+//! below zero.
+
+use super::Inspect;
+use crate::engine::dispatch::Dispatch;
+use crate::format::bytes::wide;
+use crate::stats::Stats;
+use std::time::Duration;
+
+/// What the rooms above know of a queue, for its figures.
+#[derive(Clone, Debug)]
+pub(crate) struct Others {
+    /// Messages among the dead letters.
+    pub(crate) dead_letters: u64,
+    pub(crate) failed_pushes: u64,
+    pub(crate) push_time: crate::distribution::Distribution,
+}
+
+impl Inspect {
+    pub(crate) fn stats(&self, others: Others) -> Stats {
+        let unsealed = self.appender.unsealed();
+        let mut dispatch = self.dispatch.lock();
+        let ready = dispatch.ready(|| self.published.visible());
+        // Not asked for again below: what becomes due meanwhile would be in neither.
+        let (in_flight, delayed) = (dispatch.in_flight(), dispatch.known_delayed());
+        let published = self.published.newest();
+        let (used, pushed) = (unsealed.active_record_bytes(), unsealed.pushed());
+        // What follows may take a while: pushes go on.
+        drop(unsealed);
+        let (live_bytes, dead_bytes) = live_and_dead_bytes(&dispatch, published, used);
+        let oldest = oldest(&mut dispatch, published);
+        let now = self.context.clock.now();
+        let tracks = dispatch.backlog().tracks();
+        let Others { dead_letters, failed_pushes, push_time } = others;
+        let space = &self.context.space;
+        Stats {
+            ready,
+            in_flight,
+            delayed,
+            dying: dispatch.dying().count(),
+            dead_letters,
+            pushed,
+            failed_pushes,
+            counts: dispatch.counts(),
+            lost: dispatch.backlog().losses().count(),
+            segments: wide(tracks.len()),
+            segment_bytes: tracks.iter().map(|track| track.size()).sum(),
+            disk_bytes: space.used(),
+            max_bytes: space.max(),
+            live_bytes,
+            reclaimable_bytes: dead_bytes,
+            taken_bytes: self.appender.taken_bytes(),
+            compacted_bytes: self.reclaim.compacted_bytes(),
+            oldest: oldest.map(|time| Duration::from_millis(now.saturating_sub(time))),
+            uptime: Duration::from_millis(now - self.context.clock.start_time()),
+            push_time,
+            waiting_time: dispatch.measure().waiting(),
+            processing_time: dispatch.measure().processing(),
+            background_error: self.background_error(),
+        }
+    }
+
+    fn background_error(&self) -> Option<String> {
+        if self.context.worker.has_panicked() {
+            let text = "the background thread panicked: its work is done by `maintain` only";
+            return Some(text.to_string());
+        }
+        self.context.health.last_background_error()
+    }
+}
+
+/// Bytes that records and slots of unsettled messages take, and all others. `used`: of the records
+/// in the active segment.
+fn live_and_dead_bytes(dispatch: &Dispatch, published: u64, used: u64) -> (u64, u64) {
+    let tracks = dispatch.backlog().tracks().iter();
+    tracks
+        .map(|track| track.live_and_dead_bytes(published, used))
+        .fold((0, 0), |(live, dead), (more_live, more_dead)| (live + more_live, dead + more_dead))
+}
+
+/// When the oldest message that is not settled was pushed, if it can be read.
+fn oldest(dispatch: &mut Dispatch, published: u64) -> Option<u64> {
+    let mut tracks = dispatch.backlog_mut().tracks_mut();
+    let track = tracks.find(|track| track.unsettled(published) > 0)?;
+    let base_time = track.base_time();
+    let (_, _, header) = track.oldest(published)?;
+    Some(base_time + u64::from(header.age))
+}

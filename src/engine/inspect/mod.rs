@@ -1,0 +1,415 @@
+//! Looking at messages, and asking what became of them.
+//!
+//! Promises: changes nothing. What a look meets damaged, expired or given up it leaves for `pop`, and
+//! shows what `pop` would hand out behind it. A walk goes by Seq and holds the dispatch lock for a
+//! few hundred slots at a time, so it goes on whatever is pushed, answered or let go meanwhile.
+
+mod figures;
+mod stuck;
+
+pub(crate) use figures::Others;
+
+use super::append::Appender;
+use super::backlog::cursor::Cursor;
+use super::backlog::track::Track;
+use super::backlog::walk::Met;
+use super::backlog::{Found, Lookup};
+use super::context::Context;
+use super::dispatch::{Body, Dispatch, Whereabouts};
+use super::published::Published;
+use super::reclaim::Reclaim;
+use super::signal::DispatchLock;
+use super::wait::{Look, Soon};
+use crate::error::{Error, Result};
+use crate::format::extension::Verified;
+use crate::format::record;
+use crate::format::slot::State;
+use crate::format::standing::Standing;
+use crate::seq::Seq;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Messages looked at under one lock.
+const STEP: usize = 512;
+
+/// Looks at messages.
+#[derive(Debug)]
+pub(crate) struct Inspect {
+    context: Arc<Context>,
+    dispatch: Arc<DispatchLock>,
+    published: Arc<Published>,
+    appender: Arc<Appender>,
+    reclaim: Arc<Reclaim>,
+}
+
+/// A message that was looked at.
+#[derive(Debug)]
+pub(crate) struct Viewed {
+    pub(crate) seq: u64,
+    pub(crate) attempts: u32,
+    pub(crate) pushed_at: u64,
+    pub(crate) body: Vec<u8>,
+    pub(crate) payload_start: usize,
+    /// Not handed out before this.
+    pub(crate) due: Option<u64>,
+}
+
+/// Which messages a walk shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Which {
+    /// Neither settled, in flight nor dying.
+    Waiting,
+    /// All that are not settled.
+    Unsettled,
+}
+
+/// Where a walk over messages is.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    cursor: Cursor,
+    which: Which,
+    /// The last message that it shows.
+    last_seq: u64,
+    is_over: bool,
+}
+
+/// A message that was met, and its body, which is verified outside of the lock.
+struct Sighting {
+    seq: u64,
+    attempts: u32,
+    due: Option<u64>,
+    pushed_at: u64,
+    header: record::Header,
+    offset: u64,
+    body: Body,
+}
+
+/// How far a look for the message at the front has got: the order is that of `pop`.
+#[derive(Clone, Copy, Debug)]
+enum Front {
+    /// From this Seq on among those that were given back.
+    Returned(u64),
+    /// Behind this entry of the schedule.
+    Due((u64, u64)),
+    Cursor(Cursor),
+}
+
+impl Inspect {
+    pub(super) fn new(
+        context: &Arc<Context>,
+        dispatch: &Arc<DispatchLock>,
+        published: &Arc<Published>,
+        appender: &Arc<Appender>,
+        reclaim: &Arc<Reclaim>,
+    ) -> Self {
+        Self {
+            context: Arc::clone(context),
+            dispatch: Arc::clone(dispatch),
+            published: Arc::clone(published),
+            appender: Arc::clone(appender),
+            reclaim: Arc::clone(reclaim),
+        }
+    }
+
+    /// The message that `pop` would hand out now.
+    pub(crate) fn peek(&self) -> Result<Option<Viewed>> {
+        let mut front = Front::Returned(0);
+        loop {
+            let mut dispatch = self.dispatch.lock();
+            dispatch.check_open()?;
+            dispatch.end_due();
+            let met = self.look_at_front(&mut dispatch, &mut front);
+            drop(dispatch);
+            match met? {
+                Some(Some(sighting)) => {
+                    if let Some(viewed) = self.view_if_fresh(sighting) {
+                        return Ok(Some(viewed));
+                    }
+                }
+                Some(None) => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// Goes on to the next message that may be at the front: `Some(None)` after a step without one,
+    /// `None` at the end.
+    fn look_at_front(
+        &self,
+        dispatch: &mut Dispatch,
+        front: &mut Front,
+    ) -> Result<Option<Option<Sighting>>> {
+        match front {
+            Front::Returned(from) => {
+                let Some(seq) = dispatch.next_returned(*from) else {
+                    *front = Front::Due((0, 0));
+                    return Ok(Some(None));
+                };
+                *from = seq + 1;
+                self.sight_by_seq(dispatch, seq).map(Some)
+            }
+            Front::Due(after) => {
+                let next = dispatch.next_due(*after);
+                let Some(entry) = next.filter(|(_, seq)| *seq <= self.published.visible()) else {
+                    *front = Front::Cursor(*dispatch.cursor());
+                    return Ok(Some(None));
+                };
+                *after = entry;
+                self.sight_by_seq(dispatch, entry.1).map(Some)
+            }
+            Front::Cursor(cursor) => {
+                let wants = |standing| standing == Standing::Ready;
+                let met = dispatch.backlog_mut().walk(cursor, self.published.visible(), wants)?;
+                let Some(found) = pass(dispatch, cursor, met)? else { return Ok(None) };
+                let found = found.filter(|found| found.standing() == Standing::Ready);
+                found.map(|found| sight(dispatch, &found, None)).transpose().map(Some)
+            }
+        }
+    }
+
+    /// A message by its number, unless it is settled, damaged or given up.
+    fn sight_by_seq(&self, dispatch: &mut Dispatch, seq: u64) -> Result<Option<Sighting>> {
+        match dispatch.backlog_mut().look_up(seq)? {
+            Lookup::Found(found) if found.standing() != Standing::Outlived => {
+                sight(dispatch, &found, None).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// A message that `pop` would hand out: whole, not over, and with an attempt left.
+    fn view_if_fresh(&self, mut sighting: Sighting) -> Option<Viewed> {
+        let header = sighting.header;
+        let policy = *self.dispatch.lock().policy();
+        if policy.is_last(sighting.attempts) {
+            return None;
+        }
+        let viewed = view(&mut sighting)?;
+        let expires = policy.expires_at(&header, &viewed.body, viewed.pushed_at);
+        let is_over = expires.is_some_and(|time| self.context.clock.is_past(time));
+        (!is_over).then_some(viewed)
+    }
+
+    /// A message that is not settled; `None` if it is.
+    pub(crate) fn get(&self, seq: u64) -> Result<Option<Viewed>> {
+        let unknown = || Err(Error::UnknownSeq { seq: Seq(seq) });
+        if self.is_settled(seq)? {
+            return Ok(None);
+        }
+        let mut dispatch = self.dispatch.lock();
+        dispatch.check_open()?;
+        let Some(known) = self.status_of(&mut dispatch, seq)? else {
+            // It was settled, and its segment let go, in this moment.
+            drop(dispatch);
+            return if self.is_settled(seq)? { Ok(None) } else { unknown() };
+        };
+        drop(dispatch);
+        let Known { mapped, index, slot_offset, .. } = &known;
+        // The record may be far from any that is known: no other thread waits for that.
+        let near = slot_offset.and_then(|at| Some((at, mapped.header(at, *index)?)));
+        let Some((offset, header)) = near.or_else(|| mapped.walk_to(*index)) else {
+            return if self.is_settled(seq)? { Ok(None) } else { unknown() };
+        };
+        let mut sighting = Sighting {
+            seq,
+            attempts: known.attempts,
+            due: known.due,
+            pushed_at: known.base_time + u64::from(header.age),
+            header,
+            offset,
+            body: Body::In(known.mapped),
+        };
+        view(&mut sighting).map_or_else(unknown, |viewed| Ok(Some(viewed)))
+    }
+
+    fn status_of(&self, dispatch: &mut Dispatch, seq: u64) -> Result<Option<Known>> {
+        let Some(at) = dispatch.backlog().position_of_seq(seq) else { return Ok(None) };
+        let run = self.context.run;
+        let track = dispatch.backlog_mut().track_at(at);
+        let end_index = track.end_index(self.published.newest());
+        let Some(index) = track.index_of(seq)?.filter(|&index| index < end_index) else {
+            return Ok(None);
+        };
+        let status = track.status(index, run)?;
+        let (base_time, is_counted) = (track.base_time(), track.is_counted());
+        let mapped = Arc::clone(track.map()?);
+        let due = match dispatch.whereabouts(seq, &status, is_counted) {
+            Whereabouts::Delayed(due) => Some(due),
+            Whereabouts::Settled => return Ok(None),
+            Whereabouts::Ready | Whereabouts::InFlight | Whereabouts::Dying => None,
+        };
+        let (attempts, slot_offset) = (status.slot.attempts, status.slot.offset);
+        Ok(Some(Known { mapped, index, slot_offset, attempts, base_time, due }))
+    }
+
+    /// Starts a walk over the messages that wait now.
+    pub(crate) fn walk(&self) -> Walk {
+        self.start_walk(Which::Waiting, self.published.visible())
+    }
+
+    fn start_walk(&self, which: Which, last_seq: u64) -> Walk {
+        Walk { cursor: Cursor::START, which, last_seq, is_over: false }
+    }
+
+    /// The next message of a walk; `None` at its end. What is damaged is left out.
+    pub(crate) fn walk_on(&self, walk: &mut Walk) -> Result<Option<Viewed>> {
+        while !walk.is_over {
+            let mut dispatch = self.dispatch.lock();
+            dispatch.check_open()?;
+            dispatch.end_due();
+            let met = self.walk_some(&mut dispatch, walk);
+            drop(dispatch);
+            let Some(mut sighting) = met? else { continue };
+            let viewed = match walk.which {
+                Which::Waiting => {
+                    let policy = *self.dispatch.lock().policy();
+                    let header = sighting.header;
+                    view(&mut sighting).filter(|viewed| {
+                        let expires = policy.expires_at(&header, &viewed.body, viewed.pushed_at);
+                        expires.is_none_or(|time| !self.context.clock.is_past(time))
+                    })
+                }
+                Which::Unsettled => view(&mut sighting),
+            };
+            if viewed.is_some() {
+                return Ok(viewed);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Shows the Seq, and the part before the payload, of all that are not settled.
+    pub(crate) fn for_each_unsettled(&self, mut each: impl FnMut(u64, &[u8])) -> Result<()> {
+        let mut walk = self.start_walk(Which::Unsettled, self.published.newest());
+        while let Some(viewed) = self.walk_on(&mut walk)? {
+            each(viewed.seq, viewed.body.get(..viewed.payload_start).unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    /// Some steps of a walk, up to the next message that it shows.
+    fn walk_some(&self, dispatch: &mut Dispatch, walk: &mut Walk) -> Result<Option<Sighting>> {
+        for _ in 0..STEP {
+            let last_seq = walk.last_seq;
+            let wants = |_| true;
+            let met = dispatch.backlog_mut().walk(&mut walk.cursor, last_seq, wants)?;
+            let Some(found) = pass(dispatch, &mut walk.cursor, met)? else {
+                walk.is_over = true;
+                return Ok(None);
+            };
+            let Some(found) = found else { continue };
+            let is_counted = dispatch.backlog_mut().track_at(found.spot.at).is_counted();
+            let due = match dispatch.whereabouts(found.place.seq, &found.status, is_counted) {
+                Whereabouts::Ready => None,
+                Whereabouts::Delayed(due) => Some(due),
+                Whereabouts::Settled => continue,
+                Whereabouts::InFlight | Whereabouts::Dying if walk.which == Which::Waiting => {
+                    continue;
+                }
+                Whereabouts::InFlight | Whereabouts::Dying => None,
+            };
+            return sight(dispatch, &found, due).map(Some);
+        }
+        Ok(None)
+    }
+
+    /// Whether message `seq` will never be handed out again.
+    pub(crate) fn is_settled(&self, seq: u64) -> Result<bool> {
+        let unknown = Err(Error::UnknownSeq { seq: Seq(seq) });
+        let mut dispatch = self.dispatch.lock();
+        dispatch.check_open()?;
+        // Read under the lock, so that the track of the newest message is there.
+        let published = self.published.newest();
+        if seq == 0 || seq > published {
+            return unknown;
+        }
+        let run = self.context.run;
+        let backlog = dispatch.backlog_mut();
+        let at = backlog.position_of_seq(seq);
+        let at = at.filter(|&at| seq < backlog.tracks()[at].end_seq(published));
+        let index = match at {
+            Some(at) => backlog.track_at(at).index_of(seq)?,
+            None => None,
+        };
+        let (Some(at), Some(index)) = (at, index) else {
+            // What no segment has was settled, unless its number is lost; what a copy does not have
+            // was settled before it was made, unless its number cannot be read there.
+            let is_lost = match at {
+                Some(at) => may_be_unreadable(backlog.track_at(at), seq)?,
+                None => false,
+            };
+            let is_lost = is_lost || backlog.losses().unaccounted().contains(seq);
+            return if is_lost { unknown } else { Ok(true) };
+        };
+        let status = backlog.track_at(at).status(index, run)?;
+        if status.slot.state == State::Lost {
+            return unknown;
+        }
+        Ok(status.standing.is_settled())
+    }
+
+    /// Waits until message `seq` will never be handed out again; false once `deadline` has passed.
+    pub(crate) fn wait_settled(&self, seq: u64, deadline: Option<Instant>) -> Result<bool> {
+        let look = || match self.is_settled(seq) {
+            Ok(false) => Look::NotYet,
+            found => Look::Found(found),
+        };
+        // A thread that settles asks for waiters under the dispatch lock, which looking takes.
+        let settled = &self.context.waiters.settled;
+        let found = settled.wait_until(seq, Soon::Perhaps, deadline, || (), look);
+        found.unwrap_or(Ok(false))
+    }
+}
+
+/// What is known of a message before its record is found.
+struct Known {
+    mapped: Arc<crate::log::sealed::Mapped>,
+    index: u32,
+    slot_offset: Option<u64>,
+    attempts: u32,
+    base_time: u64,
+    due: Option<u64>,
+}
+
+/// Takes a walk that changes nothing past what it met: the message, or `Some(None)` if it met none;
+/// `None` at the end.
+fn pass(dispatch: &mut Dispatch, cursor: &mut Cursor, met: Met) -> Result<Option<Option<Found>>> {
+    match met {
+        Met::Message(found) => {
+            cursor.pass_found(&found);
+            return Ok(Some(Some(found)));
+        }
+        Met::End => return Ok(None),
+        Met::Tired => {}
+        Met::OldSegment(at) => dispatch.backlog_mut().skip_settled(at, cursor)?,
+        Met::BadSlot(_) | Met::Unnumbered(_) => cursor.pass(None),
+        Met::Lost(lost) => cursor.pass_lost(lost.indexes.end, lost.next),
+    }
+    Ok(Some(None))
+}
+
+fn sight(dispatch: &mut Dispatch, found: &Found, due: Option<u64>) -> Result<Sighting> {
+    let Found { spot, place, header, .. } = *found;
+    let track = dispatch.backlog_mut().track_at(spot.at);
+    let pushed_at = track.base_time() + u64::from(header.age);
+    let body = Body::of(track.map()?, &header, place.offset);
+    let (seq, attempts, offset) = (place.seq, place.attempts, place.offset);
+    Ok(Sighting { seq, attempts, due, pushed_at, header, offset, body })
+}
+
+/// `None` if it is damaged, or for a newer version of keepq only.
+fn view(sighting: &mut Sighting) -> Option<Viewed> {
+    let body = sighting.body.take(&sighting.header, sighting.offset);
+    let Verified::Payload(payload_start) = sighting.header.verify(&body) else { return None };
+    let Sighting { seq, attempts, due, pushed_at, .. } = *sighting;
+    Some(Viewed { seq, attempts, pushed_at, body, payload_start, due })
+}
+
+/// Whether a copy may have this message at a place whose number cannot be read.
+fn may_be_unreadable(track: &mut Track, seq: u64) -> Result<bool> {
+    let index = track.index_from(seq)?;
+    let count = track.count().unwrap_or(0);
+    let before = index.checked_sub(1).map_or(Ok(Some(0)), |before| track.seq(before))?;
+    let here = if index < count { track.seq(index)? } else { Some(0) };
+    Ok(before.is_none() || here.is_none())
+}

@@ -1,0 +1,177 @@
+//! A line of producers that wait for room: served in the order of coming, one at a time.
+//!
+//! Promises: only the first in line looks; it is woken by each change that may have made room, and
+//! it wakes the next one when it leaves, with room or without. So what makes room for one wakes
+//! one, and nobody is overtaken. Producers that come while there is a line stand at its end.
+
+use super::wait::{Look, Parker};
+use crate::clock;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Waker;
+use std::time::Instant;
+
+/// Those who wait, the first one in front.
+#[derive(Debug, Default)]
+pub(crate) struct Line {
+    /// How many there are, so that it costs one load to wake none.
+    waiting: AtomicUsize,
+    places: Mutex<Places>,
+}
+
+#[derive(Debug, Default)]
+struct Places {
+    next_id: u64,
+    wakers: VecDeque<(u64, Waker)>,
+}
+
+impl Line {
+    /// Whether somebody waits. A change that was made before this call is seen by all that it does
+    /// not tell of.
+    pub(crate) fn is_empty(&self) -> bool {
+        // SeqCst: pairs with the increment in `join`; either this sees the place, or the look that
+        // follows `join` sees what was changed before.
+        self.waiting.load(Ordering::SeqCst) == 0
+    }
+
+    /// There may be room: wakes the first.
+    pub(crate) fn wake_first(&self) {
+        if !self.is_empty() {
+            let first = self.places.lock().wakers.front().map(|(_, waker)| waker.clone());
+            if let Some(first) = first {
+                first.wake();
+            }
+        }
+    }
+
+    /// Stands at the end of the line, and calls `look` whenever it is the first and there may be
+    /// room, until that finds something; `None` once `deadline` has passed.
+    pub(super) fn wait<T>(
+        &self,
+        deadline: Option<Instant>,
+        mut look: impl FnMut() -> Look<T>,
+    ) -> Option<T> {
+        let parker = Parker::new();
+        let place = self.join(parker.waker());
+        loop {
+            parker.forget();
+            let mut until = deadline;
+            if place.is_first() {
+                match look() {
+                    Look::Found(found) => return Some(found),
+                    Look::NotYet => {}
+                    Look::NotBefore(time) => until = Some(until.map_or(time, |end| end.min(time))),
+                }
+            }
+            if deadline.is_some_and(|end| end <= clock::now()) {
+                return None;
+            }
+            parker.park(until);
+        }
+    }
+
+    fn join(&self, waker: Waker) -> Place<'_> {
+        let mut places = self.places.lock();
+        let id = places.next_id;
+        places.next_id += 1;
+        places.wakers.push_back((id, waker));
+        // SeqCst: pairs with the load in `is_empty`.
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        Place { line: self, id }
+    }
+}
+
+/// A place in the line.
+struct Place<'a> {
+    line: &'a Line,
+    id: u64,
+}
+
+impl Place<'_> {
+    fn is_first(&self) -> bool {
+        self.line.places.lock().wakers.front().is_some_and(|(id, _)| *id == self.id)
+    }
+}
+
+impl Drop for Place<'_> {
+    /// The next one looks, whether this one found room or not.
+    fn drop(&mut self) {
+        let mut places = self.line.places.lock();
+        let was_first = places.wakers.front().is_some_and(|(id, _)| *id == self.id);
+        places.wakers.retain(|(id, _)| *id != self.id);
+        self.line.waiting.fetch_sub(1, Ordering::SeqCst);
+        let next = places.wakers.front().filter(|_| was_first).map(|(_, waker)| waker.clone());
+        drop(places);
+        if let Some(next) = next {
+            next.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex as StdMutex;
+    use std::sync::atomic::AtomicU64;
+    use std::thread;
+    use std::time::Duration;
+
+    /// Takes one of the free places.
+    fn take(free: &AtomicU64) -> Look<()> {
+        let taken = free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        taken.map_or(Look::NotYet, |_| Look::Found(()))
+    }
+
+    #[test]
+    fn each_place_serves_the_one_that_came_first() {
+        let (line, free, order) = (Line::default(), AtomicU64::new(0), StdMutex::new(Vec::new()));
+        let looks = AtomicU64::new(0);
+        thread::scope(|scope| {
+            for number in 0_usize..8 {
+                let (line, free, order, looks) = (&line, &free, &order, &looks);
+                scope.spawn(move || {
+                    line.wait(None, || {
+                        looks.fetch_add(1, Ordering::SeqCst);
+                        let look = take(free);
+                        if matches!(look, Look::Found(())) {
+                            order.lock().unwrap().push(number);
+                        }
+                        look
+                    });
+                });
+                while line.waiting.load(Ordering::SeqCst) <= number {
+                    thread::yield_now();
+                }
+            }
+            for _ in 0..8 {
+                free.fetch_add(1, Ordering::SeqCst);
+                line.wake_first();
+            }
+        });
+        assert_eq!(*order.lock().unwrap(), (0..8).collect::<Vec<_>>());
+        assert!(line.is_empty());
+        assert!(looks.load(Ordering::SeqCst) <= 3 * 8, "each change concerns one, or two");
+    }
+
+    #[test]
+    fn one_that_gives_up_lets_the_next_one_look() {
+        let (line, free) = (Line::default(), AtomicU64::new(0));
+        thread::scope(|scope| {
+            let (line, soon) = (&line, clock::now() + Duration::from_millis(50));
+            let first = scope.spawn(move || line.wait(Some(soon), || Look::<()>::NotYet));
+            while line.is_empty() {
+                thread::yield_now();
+            }
+            let second = scope.spawn(|| line.wait(None, || take(&free)));
+            while line.waiting.load(Ordering::SeqCst) < 2 && !first.is_finished() {
+                thread::yield_now();
+            }
+            // The first one may not look for it: it waits for more.
+            free.fetch_add(1, Ordering::SeqCst);
+            assert_eq!(first.join().unwrap(), None);
+            assert_eq!(second.join().unwrap(), Some(()));
+        });
+        assert!(line.is_empty());
+    }
+}

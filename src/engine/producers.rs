@@ -1,0 +1,322 @@
+//! The side of producers: what a push does when there is room, and when there is none.
+//!
+//! Promises: what is above a limit is refused before anything is written; no more than
+//! `max_messages` are unsettled at any moment. No message is dropped, and no producer waits, where
+//! that could not make room enough. A producer that waits for room is served in the order of coming,
+//! and is woken by what makes some: an answer, a time, poison, `close`.
+
+use super::append::{Appended, Appender, Need};
+use super::commit::Commit;
+use super::consumers::Consumers;
+use super::context::Context;
+use super::dispatch::Dropped;
+use super::published::Published;
+use super::reclaim::Reclaim;
+use super::signal::DispatchLock;
+use super::space::{CHECKPOINT_ROOM, SMALLEST_SEGMENT};
+use super::wait::Look;
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::log::active::Draft;
+use crate::options::Overflow;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Where messages come in, and what is done for their room.
+#[derive(Debug)]
+pub(crate) struct Producers {
+    context: Arc<Context>,
+    dispatch: Arc<DispatchLock>,
+    published: Arc<Published>,
+    appender: Arc<Appender>,
+    commit: Arc<Commit>,
+    reclaim: Arc<Reclaim>,
+    consumers: Arc<Consumers>,
+    /// Taken by the producer that drops the oldest messages, before all other locks.
+    dropping: Mutex<()>,
+}
+
+/// What a push does when the queue is full.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum WhenFull {
+    /// As [`Options::overflow`](crate::Options::overflow) says.
+    AsOptions,
+    /// The same, but it does not wait.
+    NoWait,
+    /// It fails.
+    Fail,
+}
+
+impl Producers {
+    pub(super) fn new(
+        context: &Arc<Context>,
+        dispatch: &Arc<DispatchLock>,
+        published: &Arc<Published>,
+        reclaim: (&Arc<Appender>, &Arc<Commit>, &Arc<Reclaim>),
+        consumers: &Arc<Consumers>,
+    ) -> Self {
+        let (appender, commit, reclaim) = reclaim;
+        Self {
+            context: Arc::clone(context),
+            dispatch: Arc::clone(dispatch),
+            published: Arc::clone(published),
+            appender: Arc::clone(appender),
+            commit: Arc::clone(commit),
+            reclaim: Arc::clone(reclaim),
+            consumers: Arc::clone(consumers),
+            dropping: Mutex::new(()),
+        }
+    }
+
+    /// Places and publishes `drafts` as one batch, within the limits; gives the Seq of the first, 0
+    /// if they were dropped. `more_room`: asked before anything is refused for want of room; whether
+    /// there may be some now.
+    pub(crate) fn push(
+        &self,
+        drafts: &[Draft<'_>],
+        sync_within: Option<Duration>,
+        when_full: WhenFull,
+        more_room: &dyn Fn() -> bool,
+    ) -> Result<u64> {
+        let overflow = match (when_full, self.context.options.overflow) {
+            (WhenFull::Fail, _) | (WhenFull::NoWait, Overflow::Block) => Overflow::Reject,
+            (WhenFull::NoWait | WhenFull::AsOptions, overflow) => overflow,
+        };
+        // Producers that wait already are not overtaken.
+        let is_in_line = self.context.options.overflow == Overflow::Block
+            && !self.context.waiters.room.is_empty();
+        let need = Need::of(drafts)?;
+        let full = if is_in_line && when_full == WhenFull::AsOptions {
+            None
+        } else {
+            match self.append_or_ask(drafts, need, sync_within, more_room) {
+                Err(full @ Error::Full { .. }) => Some(full),
+                result => return result,
+            }
+        };
+        match overflow {
+            Overflow::Block if self.could_fit(need, overflow) => {
+                self.push_in_line(drafts, (need, sync_within, more_room), full)
+            }
+            Overflow::DropOldest if self.could_fit(need, overflow) => {
+                self.push_over_oldest(drafts, need, sync_within)
+            }
+            Overflow::DropNewest => {
+                self.dispatch.lock().note_dropped(need.records());
+                Ok(0)
+            }
+            Overflow::Reject | Overflow::Block | Overflow::DropOldest => match full {
+                Some(full) => Err(full),
+                None => self.append(drafts, need, sync_within),
+            },
+        }
+    }
+
+    /// Whether there could ever be room: else no message is dropped for it, and no producer waits.
+    fn could_fit(&self, need: Need, overflow: Overflow) -> bool {
+        let newest = self.dispatch.lock().newest_bytes();
+        let space = &self.context.space;
+        // The newest segment is not let go before there is a newer one. What dead letters take is
+        // not freed by dropping the oldest.
+        let others = if overflow == Overflow::DropOldest { space.of_others() } else { 0 };
+        let bytes = need.segment_bytes().max(SMALLEST_SEGMENT);
+        let max_messages = self.context.options.max_messages;
+        max_messages.is_none_or(|max| need.records() <= max)
+            && space.could_ever_take(bytes, newest + 2 * CHECKPOINT_ROOM, others)
+    }
+
+    fn append_or_ask(
+        &self,
+        drafts: &[Draft<'_>],
+        need: Need,
+        sync_within: Option<Duration>,
+        more_room: &dyn Fn() -> bool,
+    ) -> Result<u64> {
+        match self.append(drafts, need, sync_within) {
+            Err(Error::Full { .. } | Error::StorageFull { .. }) if more_room() => {
+                self.append(drafts, need, sync_within)
+            }
+            result => result,
+        }
+    }
+
+    /// Places and publishes `drafts`, if there is room or room can be made at once.
+    pub(crate) fn append(
+        &self,
+        drafts: &[Draft<'_>],
+        need: Need,
+        sync_within: Option<Duration>,
+    ) -> Result<u64> {
+        self.context.health.check(false)?;
+        let (mut may_count, mut may_make_room) = (true, true);
+        loop {
+            match self.appender.append(drafts, need, sync_within, self.commit.durable()) {
+                Ok(Appended::At(first_seq)) => return Ok(first_seq),
+                Ok(Appended::NeedsSegment) => {}
+                // There are too many messages, as far as is known.
+                Err(Error::Full { .. }) if may_count => {
+                    may_count = false;
+                    self.context.health.note_background(self.consumers.count_all());
+                    self.consumers.end_due();
+                    self.sweep_all()?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            match self.rotate(need) {
+                Err(Error::StorageFull { .. } | Error::Full { .. }) if may_make_room => {
+                    // Whatever fails here, nothing has been placed.
+                    may_make_room = self.make_room().map_err(Error::before_anything)?;
+                }
+                result => result?,
+            }
+        }
+    }
+
+    /// Goes on to a segment that has room. Where the background does not keep up, does the work of
+    /// one file for it.
+    fn rotate(&self, need: Need) -> Result<()> {
+        // Whatever fails here, nothing has been placed, and the push finds out if it matters.
+        let health = &self.context.health;
+        if !self.appender.has_begun() {
+            health.note_background(self.reclaim.tidy_small_segments());
+        }
+        if self.reclaim.is_behind() {
+            health.note_background(self.reclaim.catch_up());
+        }
+        self.appender.rotate(need)
+    }
+
+    /// Gives back what is in use for nothing; false if there was nothing.
+    fn make_room(&self) -> Result<bool> {
+        self.context.health.note_background(self.consumers.count_all());
+        self.sweep_all()?;
+        self.reclaim.make_room()
+    }
+
+    /// Settles what has expired at the front.
+    fn sweep_all(&self) -> Result<()> {
+        while self.consumers.sweep_expired()? {}
+        Ok(())
+    }
+
+    /// Waits for room behind those that wait already.
+    fn push_in_line(
+        &self,
+        drafts: &[Draft<'_>],
+        (need, sync_within, more_room): (Need, Option<Duration>, &dyn Fn() -> bool),
+        full: Option<Error>,
+    ) -> Result<u64> {
+        let timeout = self.context.options.push_timeout;
+        let deadline = timeout.and_then(|timeout| clock::now().checked_add(timeout));
+        let mut last = full;
+        let look = || {
+            // A thread that settles asks for producers under this lock.
+            drop(self.dispatch.lock());
+            match self.append_or_ask(drafts, need, sync_within, more_room) {
+                Err(full @ Error::Full { .. }) => {
+                    last = Some(full);
+                    self.look_again_at()
+                }
+                result => Look::Found(result),
+            }
+        };
+        if let Some(pushed) = self.context.waiters.room.wait(deadline, look) {
+            return pushed;
+        }
+        match last {
+            Some(full) => Err(full),
+            // It was never the first in line.
+            None => self.append(drafts, need, sync_within),
+        }
+    }
+
+    /// Without a background, a producer that waits watches the next time itself.
+    fn look_again_at<T>(&self) -> Look<T> {
+        if self.context.worker.is_running() {
+            return Look::NotYet;
+        }
+        let next = self.dispatch.lock().next_time();
+        let next = next.and_then(|time| self.context.clock.instant(time));
+        next.map_or(Look::NotYet, Look::NotBefore)
+    }
+
+    fn push_over_oldest(
+        &self,
+        drafts: &[Draft<'_>],
+        need: Need,
+        sync_within: Option<Duration>,
+    ) -> Result<u64> {
+        // One at a time: what another one has dropped may be room enough for this one, too.
+        let _alone = self.dropping.lock();
+        let mut may_copy = self.context.options.compaction.is_on;
+        loop {
+            let full = match self.append(drafts, need, sync_within) {
+                Err(full @ Error::Full { .. }) => full,
+                result => return result,
+            };
+            // For bytes, those of one segment, which is let go then.
+            let has_dropped = match full {
+                Error::Full { limit: "max_messages", max } => {
+                    self.drop_oldest(need.records(), max)?
+                }
+                _ => self.drop_segment()?,
+            };
+            if !has_dropped && may_copy {
+                // What is being copied cannot be dropped, but will take less.
+                may_copy = false;
+                self.context.health.note_background(self.reclaim.compact_once());
+                self.reclaim.let_go(usize::MAX).map_err(Error::before_anything)?;
+            } else if !has_dropped {
+                return Err(full);
+            }
+        }
+    }
+
+    /// Drops the oldest messages that wait, ready or delayed, until there is room for `records`
+    /// more; false, and none is dropped, if there are too few.
+    fn drop_oldest(&self, records: u64, max: u64) -> Result<bool> {
+        let published = self.published.newest();
+        self.consumers.end_due();
+        let mut dispatch = self.dispatch.lock();
+        dispatch.check_open()?;
+        let others = dispatch.in_flight() + dispatch.dying().count();
+        if others + records > max {
+            return Ok(false);
+        }
+        let unsettled = dispatch.backlog().unsettled(published);
+        let mut left = (unsettled + records).saturating_sub(max).max(1);
+        while left > 0 {
+            match dispatch.drop_next(published)? {
+                Dropped::One => left -= 1,
+                Dropped::Again => {
+                    drop(dispatch);
+                    dispatch = self.dispatch.lock();
+                    dispatch.check_open()?;
+                }
+                Dropped::None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Drops all that waits in the oldest segment of which nothing else is unsettled; false if there
+    /// is none.
+    fn drop_segment(&self) -> Result<bool> {
+        self.consumers.end_due();
+        let mut after = None;
+        loop {
+            let dispatch = self.dispatch.lock();
+            dispatch.check_open()?;
+            let Some(mut dropping) = dispatch.droppable_segment(after) else { return Ok(false) };
+            drop(dispatch);
+            while self.dispatch.lock().drop_some(&mut dropping)? {}
+            if dropping.dropped() > 0 {
+                return Ok(true);
+            }
+            // One of which nothing could be dropped is left behind.
+            after = Some(dropping.first_seq());
+        }
+    }
+}

@@ -1,0 +1,417 @@
+//! Compaction: unsettled messages in sparse segments are copied into one, and those are let go.
+//!
+//! Promises: a message is in one segment that counts at any moment, with the state that its last
+//! answer gave it; nothing that was pushed is let go before its copy is durable. Copies a step at a
+//! time and holds the dispatch lock only to begin, to settle what it met, and to switch over. One
+//! job at a time (the `compaction` lock, taken before `upkeep`).
+//!
+//! 1. Under the dispatch lock: from here on each source notes which of its slots are stored to.
+//! 2. The copy gets an ordinal, which every CHECKPOINT lists from here on; unsettled messages are
+//!    copied.
+//! 3. The copy is synced; a CHECKPOINT is written, so that what is not copied is known to be settled
+//!    or lost; the copy gets its name.
+//! 4. What changed meanwhile is brought up to date; the last of it under the dispatch lock, where
+//!    the copy takes the sources' place. The `upkeep` lock is held until
+//! 5. the copy is synced again; only then can a CHECKPOINT without the sources be written, and they
+//!    go.
+
+use super::Reclaim;
+use super::upkeep::Upkeep;
+use crate::clock;
+use crate::compaction::plan::{self, Choice, Limits};
+use crate::compaction::run::{Run, Step};
+use crate::engine::backlog::track::Track;
+use crate::engine::context::SOON;
+use crate::error::{Error, Result};
+use crate::format::bytes::wide;
+use crate::log::copy::Copy;
+use crate::log::merge::Source;
+use crate::report::Compacted;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Bytes read and written in one step.
+const STEP: u64 = 1 << 20;
+/// How soon a copy that failed is tried again.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// What is copied at the moment, and when it goes on.
+#[derive(Debug, Default)]
+pub(super) struct Compaction {
+    job: Option<Job>,
+    next_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Job {
+    run: Run,
+    /// Bytes of the copy that are synced.
+    synced: u64,
+}
+
+/// What a copy is made for, and so what may be copied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Trigger {
+    /// The background found segments that have not changed for a while.
+    Idle,
+    /// A caller or a producer wants the room: all that is worth it.
+    Requested,
+    /// A run begins: the small segments that short runs leave behind.
+    NewRun,
+}
+
+/// What compaction did.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Done {
+    copies: u64,
+    replaced: u64,
+    messages: u64,
+    written: u64,
+}
+
+impl Reclaim {
+    /// One step in the background, if it is time for one; tells when the next one may be due.
+    pub(crate) fn compact_in_background(&self) -> Result<()> {
+        let compacted = self.compact_when_due();
+        match &compacted {
+            Ok(Some(again)) => self.context.worker.compact_within(*again),
+            // What is poisoned is not compacted in this run.
+            Ok(None) | Err(Error::Poisoned { .. }) => {}
+            Err(_) => self.context.worker.compact_within(RETRY),
+        }
+        compacted.map(|_| ())
+    }
+
+    fn compact_when_due(&self) -> Result<Option<Duration>> {
+        if !self.context.options.compaction.is_on || self.check_open().is_err() {
+            return Ok(None);
+        }
+        // Another thread is at it that will not rest.
+        let Some(mut compaction) = self.compaction.try_lock() else { return Ok(Some(SOON)) };
+        let now = clock::now();
+        if let Some(next) = compaction.next_at.filter(|&next| next > now) {
+            return Ok(Some(next - now));
+        }
+        let mut done = Done::default();
+        let used = self.compact_step(&mut compaction, Trigger::Idle, &mut done)?;
+        let Some(used) = used else { return Ok(self.next_look()) };
+        let rate = self.context.options.compaction.rate;
+        let pause = u128::from(used) * 1_000_000_000 / u128::from(rate);
+        let pause = Duration::from_nanos(u64::try_from(pause).unwrap_or(u64::MAX));
+        compaction.next_at = now.checked_add(pause);
+        Ok(Some(pause))
+    }
+
+    fn check_open(&self) -> Result<()> {
+        self.appender.unsealed().check_open()
+    }
+
+    /// When something that is worth copying may have been idle for long enough.
+    fn next_look(&self) -> Option<Duration> {
+        let candidates = self.candidates(Trigger::Requested, 0, |_| false);
+        let is_worth_it = plan::choose(&candidates, &self.limits()).is_some();
+        is_worth_it.then(|| self.context.look_interval())
+    }
+
+    fn limits(&self) -> Limits {
+        // The segment that is kept ready is given up for it.
+        let ready = self.appender.ready_bytes();
+        Limits {
+            live_percent: self.context.options.compaction.live_percent,
+            segment_bytes: self.context.options.segment_limit(),
+            room: self.context.space.scratch_room().saturating_add(ready),
+        }
+    }
+
+    /// Copies all that is worth it, and lets go of what is in use for nothing.
+    pub(crate) fn compact_all(&self) -> Result<Compacted> {
+        let before = self.context.space.given_back();
+        self.appender.finish_old_tail()?;
+        while self.commit.sync_oldest_full()? {}
+        self.let_go(usize::MAX)?;
+        let done = self.compact_now(Trigger::Requested, u64::MAX)?;
+        self.let_go(usize::MAX)?;
+        let freed = self.context.space.given_back() - before;
+        Ok(Compacted {
+            freed_bytes: freed.saturating_sub(done.written),
+            written_bytes: done.written,
+            messages: done.messages,
+            copies: done.copies,
+            replaced: done.replaced,
+        })
+    }
+
+    /// Copies all that is worth it, if the options want any of it.
+    pub(crate) fn compact_if_wanted(&self) -> Result<()> {
+        if !self.context.options.compaction.is_on {
+            return Ok(());
+        }
+        self.compact_now(Trigger::Requested, u64::MAX).map(|_| ())
+    }
+
+    /// Copies what is worth it once, for a producer that needs the room.
+    pub(crate) fn compact_once(&self) -> Result<()> {
+        self.compact_now(Trigger::Requested, 1).map(|_| ())
+    }
+
+    /// Copies what is worth it until nothing is, or this many copies are made.
+    pub(super) fn compact_now(&self, trigger: Trigger, most: u64) -> Result<Done> {
+        let mut done = Done::default();
+        let mut compaction = self.compaction.lock();
+        while done.copies < most
+            && self.compact_step(&mut compaction, trigger, &mut done)?.is_some()
+        {}
+        Ok(done)
+    }
+
+    /// A step of the job at hand, or of a new one; tells how many bytes it took, `None` if there is nothing to do.
+    fn compact_step(
+        &self,
+        compaction: &mut Compaction,
+        trigger: Trigger,
+        done: &mut Done,
+    ) -> Result<Option<u64>> {
+        if compaction.job.is_none() {
+            compaction.job = self.begin_copy(trigger)?;
+        }
+        let Some(mut job) = compaction.job.take() else { return Ok(None) };
+        // Not in a poisoned queue: whatever is synced there is not believed.
+        let may_go_on = self.check_open().and_then(|()| self.context.health.check(false));
+        let stepped = may_go_on.and_then(|()| job.run.step(STEP));
+        let stepped = stepped.and_then(|step| self.settle_findings(&mut job.run).map(|()| step));
+        match stepped {
+            Ok((Step::More, used)) => {
+                let written = job.run.copy().written();
+                if trigger == Trigger::Idle && written >= job.synced + STEP {
+                    if let Err(error) = job.run.copy().sync() {
+                        self.give_up(job.run, None);
+                        return Err(error);
+                    }
+                    job.synced = written;
+                }
+                compaction.job = Some(job);
+                Ok(Some(used))
+            }
+            Ok((Step::Done(0), used)) => {
+                // What the first one's records take was not known well: it is taken for more from here on.
+                let first = job.run.sources().first().map(|first| first.segment.header.ordinal);
+                let mut dispatch = self.dispatch.lock();
+                if let Some(track) = first.and_then(|first| dispatch.backlog_mut().track(first)) {
+                    track.forget_settled_bytes();
+                }
+                drop(dispatch);
+                self.give_up(job.run, None);
+                Ok(Some(used))
+            }
+            Ok((Step::Done(count), used)) if !self.is_worth_it(&job.run, count) => {
+                // Settled meanwhile; or what did not fit makes a difference.
+                self.start_with(job.run.sources().get(count));
+                self.give_up(job.run, None);
+                Ok(Some(used))
+            }
+            Ok((Step::Done(count), used)) => {
+                self.start_with(job.run.sources().get(count));
+                self.finish_copy(job.run, count, done)?;
+                // What it was made from goes, as far as it can: what cannot goes later.
+                self.context.health.note_background(self.let_go(usize::MAX).map(|_| ()));
+                Ok(Some(used))
+            }
+            Err(error) => {
+                self.give_up(job.run, None);
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether a copy of the first `count` sources of a run has anything in it, and gives back what it is to.
+    fn is_worth_it(&self, run: &Run, count: usize) -> bool {
+        if run.copy().progress().count == 0 || count == run.sources().len() {
+            return run.copy().progress().count > 0;
+        }
+        let before: u64 =
+            run.sources().iter().take(count).map(|source| source.segment.header.size).sum();
+        let percent = self.context.options.compaction.live_percent;
+        run.copy().size() * 100 <= before * percent
+    }
+
+    /// This one does not fit behind others: from here on a copy may start with it, and not go over it.
+    fn start_with(&self, source: Option<&Source>) {
+        let mut dispatch = self.dispatch.lock();
+        let track =
+            source.and_then(|source| dispatch.backlog_mut().track(source.segment.header.ordinal));
+        if let Some(track) = track {
+            track.set_starts_copy();
+        }
+    }
+
+    /// Chooses what to copy, and begins; `None` if nothing is worth it.
+    fn begin_copy(&self, trigger: Trigger) -> Result<Option<Job>> {
+        self.check_open()?;
+        self.context.health.check(false)?;
+        self.appender.finish_old_tail()?;
+        let mut limits = self.limits();
+        loop {
+            let Some((sources, choice)) = self.choose_sources(trigger, &limits) else {
+                return Ok(None);
+            };
+            let begun = self.begin_with(&sources, &choice);
+            let no_room = matches!(begun, Err(Error::Full { .. } | Error::StorageFull { .. }));
+            if begun.is_err() {
+                self.release_sources(&sources, !no_room);
+            }
+            match begun {
+                // A smaller copy may have room.
+                Err(error) if no_room => {
+                    // That options leave none is nobody's error.
+                    if !matches!(error, Error::Full { .. }) {
+                        self.context.health.note_background(Err(error));
+                    }
+                    limits.room = choice.after / 2;
+                }
+                begun => return begun.map(Some),
+            }
+        }
+    }
+
+    fn choose_sources(&self, trigger: Trigger, limits: &Limits) -> Option<(Vec<Source>, Choice)> {
+        let idle = clock::millis(self.context.options.compaction.idle);
+        let unsealed = self.appender.unsealed();
+        let full: Vec<u64> =
+            unsealed.full().iter().map(|full| full.segment.header.ordinal).collect();
+        // Both locks, so that no segment becomes full in between.
+        let mut dispatch = self.dispatch.lock();
+        drop(unsealed);
+        let now = self.context.clock.coarse();
+        let is_unsynced = |ordinal| full.contains(&ordinal);
+        let candidates =
+            super::switch::candidates(&mut dispatch, trigger, (now, idle), is_unsynced);
+        let choice = plan::choose(&candidates, limits)?;
+        let (from, number) = (choice.pieces.start, choice.pieces.len());
+        let chosen = dispatch.backlog_mut().tracks_mut().skip(from).take(number);
+        Some((chosen.map(Track::begin_copy).collect(), choice))
+    }
+
+    fn candidates(
+        &self,
+        trigger: Trigger,
+        idle: u64,
+        is_unsynced: impl Fn(u64) -> bool,
+    ) -> Vec<plan::Piece> {
+        let now = self.context.clock.coarse();
+        super::switch::candidates(&mut self.dispatch.lock(), trigger, (now, idle), is_unsynced)
+    }
+
+    fn begin_with(&self, sources: &[Source], choice: &Choice) -> Result<Job> {
+        let size = Run::size_for(choice);
+        let most = u32::try_from(choice.records).unwrap_or(u32::MAX);
+        let base_time = sources.iter().map(|source| source.base_time).min().unwrap_or(0);
+        let copy = match self.create_copy(size, most, base_time) {
+            // Here is what the segment that is kept ready can be given up for.
+            Err(Error::Full { .. } | Error::StorageFull { .. })
+                if self.appender.give_up_ready()? =>
+            {
+                self.create_copy(size, most, base_time)
+            }
+            copy => copy,
+        };
+        Ok(Job { run: Run::new(sources.to_vec(), copy?, self.context.run.first_seq), synced: 0 })
+    }
+
+    fn create_copy(&self, size: u64, most: u32, base_time: u64) -> Result<Copy> {
+        self.context.space.take_scratch(size)?;
+        let header = self.appender.begin_copy(size);
+        let copy =
+            header.and_then(|header| Copy::create(&*self.context.storage, header, most, base_time));
+        copy.inspect_err(|_| {
+            self.appender.end_copy();
+            self.context.space.undo(size);
+        })
+    }
+
+    /// The job is no more; its sources can be chosen again, after a while.
+    fn release_sources(&self, sources: &[Source], has_failed: bool) {
+        let again = self.context.clock.coarse() + clock::millis(RETRY);
+        let mut dispatch = self.dispatch.lock();
+        for source in sources {
+            if let Some(track) = dispatch.backlog_mut().track(source.segment.header.ordinal) {
+                track.end_copy(has_failed.then_some(again));
+            }
+        }
+    }
+
+    /// Ends a job whose copy has no name yet, so that nothing of it stays.
+    fn give_up(&self, run: Run, upkeep: Option<&mut Upkeep>) {
+        let (ordinal, size) = (run.copy().ordinal(), run.copy().size());
+        // Relaxed: a number by itself. What was written was written.
+        self.compacted_bytes.fetch_add(run.copy().written(), Ordering::Relaxed);
+        self.release_sources(run.sources(), true);
+        let discarded = run.discard(&*self.context.storage);
+        self.appender.end_copy();
+        if discarded.is_ok() {
+            self.context.space.undo(size);
+            self.context.waiters.room.wake_first();
+            return;
+        }
+        let name = crate::format::name::temporary(ordinal);
+        match upkeep {
+            Some(upkeep) => upkeep.leave(name, size),
+            None => self.upkeep.lock().leave(name, size),
+        }
+    }
+
+    /// Gives the copy of the first `count` sources its name, and lets it take their place.
+    fn finish_copy(&self, run: Run, count: usize, done: &mut Done) -> Result<()> {
+        let mut upkeep = self.upkeep.lock();
+        let prepared = upkeep.check_open();
+        let prepared = prepared.and_then(|()| run.copy().sync());
+        let prepared = prepared.and_then(|()| self.write_checkpoint(&mut upkeep));
+        if let Err(error) = prepared {
+            self.give_up(run, Some(&mut upkeep));
+            return Err(error);
+        }
+        let (sources, size) = (run.sources().to_vec(), run.copy().size());
+        let seq_limit = self.appender.with_supply_state(|supply| supply.seq_limit);
+        let made = run.finish(&*self.context.storage, count, seq_limit);
+        let switched = match made {
+            Ok(made) => match self.switch(&sources[..count], &made) {
+                Ok(messages) => Ok((made, messages)),
+                Err(error) => {
+                    // Should it stay, it is merged with its sources, or deleted, at the next open.
+                    match self.context.storage.remove(&made.segment.name) {
+                        Ok(()) => self.context.space.undo(size),
+                        Err(_) => upkeep.leave(made.segment.name.clone(), size),
+                    }
+                    Err(error)
+                }
+            },
+            Err(error) => {
+                // What has its name is removed again, and else nothing of it is there.
+                self.context.space.undo(size);
+                Err(error)
+            }
+        };
+        self.release_sources(&sources, switched.is_err());
+        self.appender.end_copy();
+        let (made, messages) = switched?;
+        // Relaxed: a number by itself.
+        self.compacted_bytes.fetch_add(size, Ordering::Relaxed);
+        done.copies += 1;
+        done.replaced += wide(count);
+        done.messages += messages;
+        done.written += size;
+        // Relaxed: as in `retire`; a moment late.
+        self.letting_go.fetch_add(wide(count), Ordering::Relaxed);
+        let replaced = sources.into_iter().take(count).map(|source| source.segment);
+        upkeep.replace(Arc::clone(&made.segment), replaced.collect());
+        Ok(())
+    }
+
+    /// Ends what is under way: the queue is closed.
+    pub(crate) fn stop_compaction(&self) {
+        let job = self.compaction.lock().job.take();
+        if let Some(job) = job {
+            self.give_up(job.run, None);
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! What compaction does under the dispatch lock: to see which segments are worth it, to settle what
+//! copying met, and to put a copy in the place of what it was made from.
+//!
+//! Promises: the numbers of unsettled, leased and settled messages are the same before and after; a
+//! message that is known by its place is found again by its Seq. Relies on `compact` for everything
+//! that takes time.
+
+use super::Reclaim;
+use super::compact::Trigger;
+use crate::clock;
+use crate::compaction::plan::Piece;
+use crate::compaction::run::{Finding, Run};
+use crate::engine::append::FIRST_SEGMENT;
+use crate::engine::backlog::Spot;
+use crate::engine::backlog::track::Track;
+use crate::engine::context::SOON;
+use crate::engine::dispatch::Dispatch;
+use crate::error::{Error, Result};
+use crate::io::Access;
+use crate::log::copy::Finished;
+use crate::log::merge::Source;
+use crate::log::sealed::Mapped;
+use std::sync::Arc;
+
+/// A segment of which at most one part in this many is unsettled is cheap to copy.
+const CHEAP_PART: u64 = 16;
+/// While more slots than this change between two looks, they are brought up to date without the
+/// lock, so many times at most.
+const FEW: usize = 256;
+const ROUNDS: usize = 16;
+
+/// Slots of a source that were stored to since it was copied.
+struct Change {
+    mapped: Arc<Mapped>,
+    first_seq: u64,
+    base_time: u64,
+    indexes: Vec<u32>,
+}
+
+/// The segments as the plan sees them, at this time. Idle is what had nothing settled for that many
+/// milliseconds.
+pub(super) fn candidates(
+    dispatch: &mut Dispatch,
+    trigger: Trigger,
+    (now, idle): (u64, u64),
+    is_unsynced: impl Fn(u64) -> bool,
+) -> Vec<Piece> {
+    let cursor = dispatch.cursor().seq;
+    let newest = dispatch.backlog().tracks().len().saturating_sub(1);
+    let tracks = dispatch.backlog_mut().tracks_mut().enumerate();
+    let candidates = tracks.map(|(at, track)| {
+        let size = track.size();
+        let is_free = at < newest
+            && track.can_be_copied()
+            && (trigger == Trigger::Requested || !track.rests_at(now))
+            && !is_unsynced(track.ordinal());
+        if !is_free {
+            return Piece { size, record_bytes: 0, records: 0, is_free: false, starts: false };
+        }
+        let idle_since = track.idle_since(now);
+        let records = u64::from(track.count().unwrap_or(0).saturating_sub(track.settled()));
+        let record_bytes = if records == 0 { 0 } else { track.live_record_bytes(0) };
+        // No consumer is about to take what is left, or it is next to nothing.
+        let is_passed = track.end_seq(0) <= cursor || track.is_old();
+        let is_cheap = is_passed && record_bytes <= size / CHEAP_PART;
+        let needed = if is_cheap { clock::millis(SOON).min(idle) } else { idle };
+        let is_free = match trigger {
+            Trigger::Idle => now.saturating_sub(idle_since) >= needed,
+            Trigger::Requested => true,
+            Trigger::NewRun => size <= FIRST_SEGMENT,
+        };
+        Piece { size, record_bytes, records, is_free, starts: track.starts_copy() }
+    });
+    candidates.collect()
+}
+
+impl Reclaim {
+    /// Settles what copying has met, each unless it is settled already.
+    pub(super) fn settle_findings(&self, run: &mut Run) -> Result<()> {
+        let findings = run.take_findings();
+        if findings.is_empty() {
+            return Ok(());
+        }
+        let mut dispatch = self.dispatch.lock();
+        findings.into_iter().try_for_each(|finding| settle_finding(&mut dispatch, finding))
+    }
+
+    /// Brings the copy up to date, and lets it take the place of its sources; tells how many
+    /// messages it has.
+    pub(super) fn switch(&self, sources: &[Source], made: &Finished) -> Result<u64> {
+        let segment = Arc::clone(&made.segment);
+        let region = segment.map(Access::Commits)?;
+        let mapped = Arc::new(Mapped { segment, region });
+        let maps = self.dispatch.lock().backlog().map_numbers().clone();
+        let mut copy = Track::copied(mapped, made, &maps);
+        for _ in 0..ROUNDS {
+            let changes = take_changes(&mut self.dispatch.lock(), sources)?;
+            let changed: usize = changes.iter().map(|change| change.indexes.len()).sum();
+            changes.iter().try_for_each(|change| self.update(&mut copy, change))?;
+            if changed < FEW {
+                break;
+            }
+        }
+        let mut dispatch = self.dispatch.lock();
+        let changes = take_changes(&mut dispatch, sources)?;
+        changes.iter().try_for_each(|change| self.update(&mut copy, change))?;
+        let replaced = dispatch.backlog_mut().replace(sources, copy);
+        drop(dispatch);
+        // Unmapped outside of the lock.
+        drop(replaced);
+        Ok(u64::from(made.count))
+    }
+
+    /// Brings some slots of a copy up to date.
+    fn update(&self, copy: &mut Track, change: &Change) -> Result<()> {
+        let Change { mapped, first_seq, base_time, indexes } = change;
+        for &index in indexes {
+            let Some(seq) = mapped.seq(index, *first_seq)? else { continue };
+            let Some(to) = copy.index_of(seq)? else { continue };
+            let Some(slot) = mapped.slot(index)? else { continue };
+            let delay = mapped.delay(index, *base_time)?;
+            copy.follow(to, slot, delay, self.context.run.is_old(seq))?;
+        }
+        Ok(())
+    }
+}
+
+/// Which slots of the sources were stored to since this was last asked.
+fn take_changes(dispatch: &mut Dispatch, sources: &[Source]) -> Result<Vec<Change>> {
+    let mut changes = Vec::new();
+    for source in sources {
+        let ordinal = source.segment.header.ordinal;
+        let Some(track) = dispatch.backlog_mut().track(ordinal) else { continue };
+        let indexes = track.take_changed();
+        if !indexes.is_empty() {
+            let mapped = Arc::clone(track.map()?);
+            let (first_seq, base_time) = (source.first_seq, source.base_time);
+            changes.push(Change { mapped, first_seq, base_time, indexes });
+        }
+    }
+    Ok(changes)
+}
+
+/// Settles what copying met, unless it is settled already.
+fn settle_finding(dispatch: &mut Dispatch, finding: Finding) -> Result<()> {
+    let (Finding::Lost { ordinal, .. }
+    | Finding::BadSlot { ordinal, .. }
+    | Finding::Outlived { ordinal, .. }) = finding;
+    let tracks = dispatch.backlog().tracks();
+    let Some(at) = tracks.iter().position(|track| track.ordinal() == ordinal) else {
+        return Ok(());
+    };
+    match finding {
+        Finding::Lost { from, to, offset, .. } => {
+            (from..to).try_for_each(|index| lose_copied(dispatch, Spot { at, index }, offset))
+        }
+        Finding::BadSlot { index, .. } => dispatch.rebuild_if_bad(Spot { at, index }),
+        Finding::Outlived { index, offset, .. } => {
+            dispatch.settle_outlived(Spot { at, index }, offset)
+        }
+    }
+}
+
+/// A message is damaged: it is lost, wherever it waits. One that is in flight, with a copy of its
+/// payload in a consumer's hands, is not.
+fn lose_copied(dispatch: &mut Dispatch, spot: Spot, offset: u64) -> Result<()> {
+    if dispatch.may_be_in_flight(spot)? {
+        let path = dispatch.backlog_mut().track_at(spot.at).segment().path.clone();
+        let reason = "a message that may be in flight is damaged; once it is answered, its \
+                      segment can be compacted";
+        return Err(Error::Corrupt { operation: "compact", path, offset, reason });
+    }
+    dispatch.lose(spot, offset).map(|_| ())
+}

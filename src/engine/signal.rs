@@ -1,0 +1,102 @@
+//! The dispatch lock, and its guard, which tells others what changed when it is dropped.
+//!
+//! Promises: whatever is done under the lock, the guard's end wakes the threads that wait for it,
+//! asks the background for what follows from it, has the next time of anything watched, and hands
+//! maps above the limit out, so that they are dropped outside of the lock. So no caller has to
+//! remember any of that.
+
+use super::context::{Context, Padded};
+use super::dispatch::Dispatch;
+use parking_lot::{Mutex, MutexGuard};
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+/// The dispatch, and the lock that guards it.
+#[derive(Debug)]
+pub(crate) struct DispatchLock {
+    context: Arc<Context>,
+    dispatch: Padded<Mutex<Dispatch>>,
+}
+
+/// The dispatch while it is locked.
+#[derive(Debug)]
+pub(crate) struct DispatchGuard<'a> {
+    lock: &'a DispatchLock,
+    /// `None` only while it is dropped.
+    guard: Option<MutexGuard<'a, Dispatch>>,
+}
+
+impl DispatchLock {
+    pub(super) fn new(context: Arc<Context>, dispatch: Dispatch) -> Self {
+        Self { context, dispatch: Padded(Mutex::new(dispatch)) }
+    }
+
+    #[inline]
+    pub(crate) fn lock(&self) -> DispatchGuard<'_> {
+        DispatchGuard { lock: self, guard: Some(self.dispatch.lock()) }
+    }
+}
+
+impl Deref for DispatchGuard<'_> {
+    type Target = Dispatch;
+
+    #[inline]
+    fn deref(&self) -> &Dispatch {
+        self.guard.as_ref().expect("it is there until the guard is dropped")
+    }
+}
+
+impl DerefMut for DispatchGuard<'_> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Dispatch {
+        self.guard.as_mut().expect("it is there until the guard is dropped")
+    }
+}
+
+impl Drop for DispatchGuard<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        let Some(mut dispatch) = self.guard.take() else { return };
+        let Context { waiters, worker, clock, .. } = &*self.lock.context;
+        let surplus = dispatch.take_surplus_maps();
+        let (news, asks_for_sync) = dispatch.take_news();
+        let has_worker = worker.is_running();
+        let watch = dispatch.take_watch(has_worker);
+        // Asked under the lock, which each consumer takes between registering and looking.
+        let has_consumers = (news.returned || watch.is_some()) && waiters.consumers.has_waiters();
+        drop(dispatch);
+        if !surplus.is_empty() {
+            drop(surplus);
+            self.lock.context.surplus.note();
+            worker.ask();
+        }
+        if has_consumers {
+            waiters.consumers.wake_one();
+        }
+        if news.settled || watch.is_some() && !has_worker {
+            waiters.room.wake_first();
+        }
+        if news.settled {
+            for seq in news.settled_seqs {
+                waiters.settled.wake_keys(seq..=seq);
+            }
+            if news.settled_unknown {
+                waiters.settled.wake_all();
+            }
+        }
+        if asks_for_sync && has_worker {
+            worker.sync_answers();
+        }
+        if news.died {
+            self.lock.context.died.note();
+        }
+        if (news.upkeep || news.died) && has_worker {
+            worker.ask();
+        } else if news.reclaims && has_worker {
+            worker.compact_within(self.lock.context.look_interval());
+        }
+        if let Some(at) = watch.filter(|_| has_worker).and_then(|time| clock.instant(time)) {
+            worker.watch(at);
+        }
+    }
+}

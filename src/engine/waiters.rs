@@ -1,0 +1,33 @@
+//! All that wait on one queue, by what they wait for.
+
+use super::line::Line;
+use super::wait::WaitList;
+use std::sync::Arc;
+
+/// The wait lists by name.
+#[derive(Debug, Default)]
+pub(crate) struct Waiters {
+    /// Consumers that wait for a message.
+    pub(super) consumers: WaitList,
+    /// Threads that wait for a message to be settled, by its Seq.
+    pub(super) settled: WaitList,
+    /// Threads that wait for the end of a round of syncs.
+    pub(super) commit: WaitList,
+    /// Producers that wait for room; those of the dead letters wait in the same line.
+    pub(super) room: Arc<Line>,
+}
+
+impl Waiters {
+    /// With the line of another queue.
+    pub(super) fn beside(room: &Arc<Line>) -> Self {
+        Self { room: Arc::clone(room), ..Self::default() }
+    }
+
+    /// Has all look again: the queue is closed, or poisoned.
+    pub(super) fn wake_all(&self) {
+        self.consumers.wake_all();
+        self.settled.wake_all();
+        self.commit.wake_all();
+        self.room.wake_first();
+    }
+}

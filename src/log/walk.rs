@@ -1,0 +1,76 @@
+//! A walk over the records of one segment, in their order.
+//!
+//! The one way to go from record to record: `pop`, `iter`, `purge` and compaction walk with it.
+//! Promises: finds each record whose slot or whose place behind the one before can be read, and
+//! tells which are lost. Stores nothing. Relies on the caller to stay below the end that is
+//! published.
+
+use super::sealed::{Located, Mapped};
+use crate::format::record::Header;
+use crate::format::segment::RECORDS_START;
+use crate::format::slot::Slot;
+
+/// Where a walk is in a segment: at record `index`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Position {
+    index: u32,
+    /// Where that record or an earlier one starts.
+    offset: u64,
+    /// A settled record before it, if the one right before it was not read: its index and offset.
+    previous: Option<(u32, u64)>,
+}
+
+impl Position {
+    /// Before the first record.
+    pub(crate) const START: Self = Self { index: 0, offset: RECORDS_START, previous: None };
+
+    /// At record `index`, of which nothing is known but that.
+    pub(crate) fn at(index: u32) -> Self {
+        Self { index, ..Self::START }
+    }
+
+    pub(crate) fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Where the record here is sought from.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Finds the record here. `slot`: what its slot says; `end_index`: of the records in sight.
+    #[inline]
+    pub(crate) fn locate(&self, mapped: &Mapped, slot: Slot, end_index: u32) -> Located {
+        mapped.locate(slot, self.index, end_index, self.offset, self.previous)
+    }
+
+    /// Steps over a record that needs no look. `offset`: where it is, if its slot tells.
+    #[inline]
+    pub(crate) fn pass(&mut self, offset: Option<u64>) {
+        self.previous = offset.map(|offset| (self.index, offset)).or(self.previous);
+        self.index += 1;
+    }
+
+    /// Steps behind the record here, which was found at `offset`.
+    #[inline]
+    pub(crate) fn pass_record(&mut self, offset: u64, header: &Header) {
+        self.offset = offset + header.record_len();
+        self.previous = None;
+        self.index += 1;
+    }
+
+    /// Steps over lost records: on to `end_index`, which was found at `offset`, or is sought from
+    /// there on.
+    pub(crate) fn pass_lost(&mut self, end_index: u32, offset: u64) {
+        self.index = end_index.max(self.index + 1);
+        self.offset = offset;
+        self.previous = None;
+    }
+
+    /// On to a record behind settled ones that were counted. `previous`: the last of those whose
+    /// place is known.
+    pub(crate) fn skip_to(&mut self, index: u32, previous: Option<(u32, u64)>) {
+        self.index = index;
+        self.previous = previous.or(self.previous);
+    }
+}

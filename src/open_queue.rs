@@ -1,0 +1,228 @@
+//! An open queue: its engine and its dead letters, as all handles and deliveries share them.
+//!
+//! What concerns both is put together here, and the background thread is started: it works for both.
+
+use crate::dead_letters::DeadLetters;
+use crate::engine::{
+    Answer, DEAD_LETTERS_ROOM, Due, Engine, Given, Line, Setting, Share, Space, WhenFull, Worker,
+};
+use crate::error::{Error, Result};
+use crate::io::Storage;
+use crate::log::active::Draft;
+use crate::options::Options;
+use crate::report::Compacted;
+use crate::stats::Stats;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// An open queue.
+#[derive(Debug)]
+pub(crate) struct OpenQueue {
+    engine: Arc<Engine>,
+    /// `None` if it has none: by its options, or because it is one of dead letters itself.
+    dead_letters: Option<DeadLetters>,
+    /// These are the dead letters of another queue, which the background thread belongs to.
+    is_of_dead_letters: bool,
+}
+
+impl OpenQueue {
+    /// Opens the queue that `storage` holds.
+    pub(crate) fn open(options: Options, storage: Arc<dyn Storage>) -> Result<Arc<Self>> {
+        let has_dead_letters = options.dead_letters;
+        let is_bounded = options.max_bytes.is_some();
+        let reserve = if has_dead_letters && is_bounded { DEAD_LETTERS_ROOM } else { 0 };
+        let space = Arc::new(Space::new(options.max_bytes));
+        let space = Share::of_queue(space, reserve, options.scratch());
+        let (worker, room) = (Arc::new(Worker::default()), Arc::new(Line::default()));
+        let dead_space = Share::of_dead_letters(&space);
+        let setting = Setting {
+            worker: Arc::clone(&worker),
+            space,
+            room: Arc::clone(&room),
+            is_for_dead_letters: false,
+        };
+        let engine = Engine::open(options, storage, setting)?;
+        let dead_letters = has_dead_letters.then(|| {
+            let worker = Arc::clone(&worker);
+            let setting = Setting { worker, space: dead_space, room, is_for_dead_letters: true };
+            DeadLetters::new(&engine, setting)
+        });
+        let open = Arc::new(Self { engine, dead_letters, is_of_dead_letters: false });
+        // What the dead letters take counts from the start.
+        if let Some(letters) = &open.dead_letters
+            && is_bounded
+            && open.engine.had_dead_letters()
+        {
+            letters.engine()?;
+        }
+        if open.engine.options().background {
+            open.start(&worker)?;
+        }
+        Ok(open)
+    }
+
+    /// The queue of dead letters of another one.
+    pub(crate) fn of_dead_letters(engine: Arc<Engine>) -> Arc<Self> {
+        Arc::new(Self { engine, dead_letters: None, is_of_dead_letters: true })
+    }
+
+    fn start(self: &Arc<Self>, worker: &Arc<Worker>) -> Result<()> {
+        let directory = self.engine.context().directory();
+        let name = directory.file_name().map(|name| name.to_string_lossy().into_owned());
+        let name = format!("keepq-{}", name.unwrap_or_default());
+        let open = Arc::clone(self);
+        let within = self.engine.options().ack_interval();
+        let started = worker.start(name, within, move |due| open.run_due(due));
+        started.map_err(|error| Error::io("start thread", &directory, 0, error))
+    }
+
+    /// What the background thread does.
+    fn run_due(&self, due: &Due) {
+        self.note(self.engine.run_due(due));
+        let Some(letters) = &self.dead_letters else { return };
+        if due.upkeep || due.times {
+            self.note(letters.move_some());
+        }
+        if let Some(dead) = letters.open_engine() {
+            dead.context().health.note_background(dead.run_due(due));
+        }
+    }
+
+    fn note(&self, result: Result<()>) {
+        self.engine.context().health.note_background(result);
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// # Errors
+    ///
+    /// [`Error::Disabled`] if there are none.
+    fn letters(&self) -> Result<&DeadLetters> {
+        self.dead_letters
+            .as_ref()
+            .ok_or(Error::Disabled { operation: "dead letters", option: "dead_letters(false)" })
+    }
+
+    /// The queue of dead letters.
+    pub(crate) fn dead_letters(&self) -> Result<Arc<Self>> {
+        Ok(Self::of_dead_letters(self.letters()?.shown()?))
+    }
+
+    /// Pushes up to `limit` dead letters again, as new messages; tells how many.
+    pub(crate) fn redrive(&self, limit: u64) -> Result<u64> {
+        self.letters()?.redrive(limit)
+    }
+
+    /// As [`Producers::push`](crate::engine::Producers::push).
+    pub(crate) fn push(
+        &self,
+        drafts: &[Draft<'_>],
+        sync_within: Option<Duration>,
+        when_full: WhenFull,
+    ) -> Result<u64> {
+        let more_room = || self.dead_letters.as_ref().is_some_and(DeadLetters::make_room);
+        self.engine.producers().push(drafts, sync_within, when_full, &more_room)
+    }
+
+    /// Ends deliveries as their holder says.
+    pub(crate) fn answer(
+        &self,
+        deliveries: impl Iterator<Item = Given>,
+        answer: &Answer,
+    ) -> Result<()> {
+        let answered = self.engine.consumers().answer(deliveries, answer);
+        // A delivery that is dropped waits for no disk.
+        if *answer != Answer::Drop {
+            self.engine.sync_surplus();
+        }
+        if let (Ok(()), Answer::Reject(_), Some(letters)) = (&answered, answer, &self.dead_letters)
+        {
+            // Now, so that its reason outlives a kill. What cannot be moved is moved later.
+            let durably = self.engine.options().sync_acks;
+            self.note(letters.move_if_worth_it(durably));
+        }
+        answered
+    }
+
+    /// To be called after messages were taken: what a background would do, where there is none.
+    pub(crate) fn work_without_background(&self) {
+        self.engine.sync_surplus();
+        let context = self.engine.context();
+        if let Some(letters) = &self.dead_letters
+            && !context.worker.is_running()
+            && context.died.take()
+        {
+            // What cannot be moved is moved later: not the concern of a consumer.
+            let moved = letters.move_if_worth_it(true);
+            if moved.is_err() || self.engine.dying().are_pending(true) {
+                context.died.note();
+            }
+            self.note(moved);
+        }
+    }
+
+    /// What the background does, at once and whether it is due or not.
+    pub(crate) fn maintain(&self) -> Result<()> {
+        self.engine.check_open()?;
+        // What earlier runs left dying is known then.
+        let counted = self.engine.look_at_times().and(self.engine.consumers().count_all());
+        let moved = self.dead_letters.as_ref().map_or(Ok(()), |letters| letters.move_all());
+        self.engine.maintain()?;
+        let compacted = self.engine.reclaim().compact_if_wanted();
+        let gone = self.engine.reclaim().let_go(usize::MAX).map(|_| ());
+        let dead = self.with_open_dead_letters((), |dead| {
+            dead.maintain()?;
+            dead.reclaim().compact_if_wanted()?;
+            dead.reclaim().let_go(usize::MAX).map(|_| ())
+        });
+        counted.and(moved).and(compacted).and(gone).and(dead)
+    }
+
+    /// Copies all that is worth it, here and in the dead letters, and lets go of what is in use for
+    /// nothing.
+    pub(crate) fn compact(&self) -> Result<Compacted> {
+        let own = self.engine.compact()?;
+        let dead = self.with_open_dead_letters(Compacted::default(), |dead| dead.compact())?;
+        Ok(own + dead)
+    }
+
+    /// Numbers of one moment.
+    pub(crate) fn stats(&self) -> Stats {
+        let dead = self.dead_letters.as_ref().and_then(DeadLetters::engine_if_any);
+        let dead_letters = dead.map_or(0, |dead| dead.consumers().unsettled());
+        self.engine.stats(dead_letters)
+    }
+
+    /// Ends the queue for every handle.
+    pub(crate) fn close(&self) -> Result<()> {
+        if let Some(letters) = self.dead_letters.as_ref()
+            && self.engine.check_open().is_ok()
+        {
+            // What cannot be moved now is moved by the next run: its slots say so.
+            self.note(letters.move_all());
+        }
+        self.engine.close(|| {
+            if !self.is_of_dead_letters {
+                self.engine.context().worker.stop();
+            }
+            self.dead_letters.as_ref().map_or(Ok(()), DeadLetters::close)
+        })
+    }
+
+    /// The dead letters, if they are open; another handle may close them meanwhile.
+    fn with_open_dead_letters<T>(
+        &self,
+        otherwise: T,
+        with: impl FnOnce(&Engine) -> Result<T>,
+    ) -> Result<T> {
+        let Some(dead) = self.dead_letters.as_ref().and_then(DeadLetters::open_engine) else {
+            return Ok(otherwise);
+        };
+        match with(&dead) {
+            Err(Error::Closed) => Ok(otherwise),
+            result => result,
+        }
+    }
+}
