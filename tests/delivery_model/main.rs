@@ -184,6 +184,11 @@ impl Test {
                 let told = delivery.extend(ms(time));
                 if self.settings.visibility.is_none() {
                     told.unwrap();
+                } else if counts && time == 0 && !self.is_held(seq) {
+                    // It has run out already.
+                    told.unwrap();
+                } else if counts && !self.is_held(seq) && self.is_full() {
+                    assert!(matches!(told, Err(Error::LeaseExpired { .. })), "{told:?}");
                 } else {
                     let deadline = self.now + time;
                     self.answered(seq, counts, told, |test| {
@@ -226,7 +231,7 @@ impl Test {
             Step::BuryOne => self.take_dead_letter(&queue),
             Step::Maintain => {
                 queue.maintain().unwrap();
-                self.time_passed();
+                self.sweep();
                 self.bury();
             }
             Step::Compact => {
@@ -244,6 +249,15 @@ impl Test {
                 self.open();
             }
         }
+    }
+
+    fn is_held(&self, seq: u64) -> bool {
+        matches!(self.known[&seq].at, At::Held(_))
+    }
+
+    fn is_full(&self) -> bool {
+        let held = self.count(|at| matches!(at, At::Held(_)));
+        self.settings.max_in_flight.is_some_and(|most| held >= most)
     }
 
     /// What is dying is in `dead`, and not yet settled here.
@@ -294,6 +308,9 @@ impl Test {
         self.bury();
         let most = self.settings.max_messages.unwrap_or(u64::MAX);
         let wanted = limit.min(self.dead.len() as u64);
+        if self.owed() + wanted > most {
+            self.sweep();
+        }
         let redriven = wanted.min(most.saturating_sub(self.owed()));
         if redriven == wanted {
             assert_eq!(told.unwrap(), wanted, "redriven");

@@ -195,12 +195,17 @@ impl Test {
 
     /// The next message, before its expiry is looked at.
     pub(crate) fn choose(&self) -> Option<u64> {
-        let returned = self.known.iter().find(|(_, known)| known.at == At::Returned);
-        let due = self.known.iter().filter_map(|(seq, known)| match known.at {
+        self.choose_beside(&BTreeSet::new())
+    }
+
+    fn choose_beside(&self, passed: &BTreeSet<u64>) -> Option<u64> {
+        let mut known = self.known.iter().filter(|(seq, _)| !passed.contains(seq));
+        let returned = known.clone().find(|(_, known)| known.at == At::Returned);
+        let due = known.clone().filter_map(|(seq, known)| match known.at {
             At::Delayed(due) if due <= self.now => Some((due, *seq)),
             _ => None,
         });
-        let new = self.known.iter().find(|(_, known)| known.at == At::New);
+        let new = known.find(|(_, known)| known.at == At::New);
         let returned = returned.map(|(seq, _)| *seq);
         returned.or(due.min().map(|(_, seq)| seq)).or(new.map(|(seq, _)| *seq))
     }
@@ -229,8 +234,15 @@ impl Test {
         } else {
             known.at = At::Settled;
         }
-        self.bury();
         true
+    }
+
+    /// Messages at the front that have expired, up to the first that has not.
+    pub(crate) fn sweep(&mut self) {
+        self.time_passed();
+        while let Some(seq) = self.choose()
+            && self.expires(seq)
+        {}
     }
 
     pub(crate) fn expected_lease(&mut self) -> Option<u64> {
@@ -260,10 +272,9 @@ impl Test {
     pub(crate) fn expected_pop(&mut self) -> Option<u64> {
         loop {
             let leased = self.expected_lease();
-            self.bury();
-            let seq = leased?;
-            if self.expected_out(seq) {
-                return Some(seq);
+            if leased.is_none_or(|seq| self.expected_out(seq)) {
+                self.bury();
+                return leased;
             }
         }
     }
@@ -276,26 +287,29 @@ impl Test {
                 let Some(seq) = self.expected_lease() else { break };
                 leased.push(seq);
             }
-            self.bury();
             missing = leased.len();
             leased.retain(|seq| self.expected_out(*seq));
             missing -= leased.len();
             out.extend(leased);
             if missing == 0 {
+                self.bury();
                 return out;
             }
         }
     }
 
+    /// The first that would be handed out: a look changes nothing.
     pub(crate) fn expected_peek(&mut self) -> Option<u64> {
         self.time_passed();
+        let mut passed = BTreeSet::new();
         loop {
-            let seq = self.choose()?;
-            if self.is_last(self.known[&seq].attempts) {
-                self.die(seq, DeathCause::Attempts);
-            } else if !self.expires(seq) {
+            let seq = self.choose_beside(&passed)?;
+            let known = &self.known[&seq];
+            let has_expired = known.expires.is_some_and(|time| time <= self.now);
+            if !has_expired && !self.is_last(known.attempts) {
                 return Some(seq);
             }
+            passed.insert(seq);
         }
     }
 
@@ -360,6 +374,13 @@ impl Test {
         let count = u64::from(count);
         let most = self.settings.max_messages.unwrap_or(u64::MAX);
         let told = self.queue().push_batch(payloads.iter().map(message));
+        if self.owed() + count > most {
+            // What has expired at the front does not hold the room.
+            self.sweep();
+            if self.owed() + count > most {
+                self.bury();
+            }
+        }
         if self.owed() + count > most {
             match self.settings.overflow {
                 Overflow::DropNewest => {
