@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_types, reason = "the door to the operating system")]
 
+use super::latch::SyncLatch;
 use super::mmap::Map;
 use super::{Access, Entry, Region, Storage, StorageFile, os, outside};
 use crate::format::name;
@@ -158,14 +159,14 @@ struct DiskFile {
     region: Mutex<Weak<DiskRegion>>,
     /// The descriptor that it was opened, or last mapped, with, until all that was stored is synced.
     stored_to: Mutex<Option<Arc<File>>>,
-    failed_sync: Mutex<Option<io::ErrorKind>>,
+    latch: SyncLatch,
 }
 
 impl DiskFile {
     fn new(path: PathBuf, size: u64, mappable: bool, kept: Option<File>) -> Self {
         let (kept, region) = (kept.map(Arc::new), Mutex::new(Weak::new()));
-        let (stored_to, failed_sync) = (Mutex::new(None), Mutex::new(None));
-        Self { path, size, mappable, kept, region, stored_to, failed_sync }
+        let (stored_to, latch) = (Mutex::new(None), SyncLatch::default());
+        Self { path, size, mappable, kept, region, stored_to, latch }
     }
 
     fn open(&self) -> io::Result<Arc<File>> {
@@ -213,15 +214,9 @@ impl StorageFile for DiskFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        let mut failed = self.failed_sync.lock();
-        if let Some(kind) = *failed {
-            return Err(io::Error::new(kind, "an earlier sync of this file failed"));
-        }
         // On Linux fdatasync covers stores through a map; elsewhere there are none. It also makes a
         // new size durable. On macOS the standard library asks the drive itself (F_FULLFSYNC).
-        let synced = self.open()?.sync_data();
-        *failed = synced.as_ref().err().map(io::Error::kind);
-        synced
+        self.latch.sync(|| self.open(), |file| file.sync_data())
     }
 
     fn map(&self, access: Access) -> io::Result<Arc<dyn Region>> {
@@ -292,5 +287,33 @@ impl Region for DiskRegion {
         if !self.by_write {
             self.map.populate();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pipe cannot be synced.
+    #[cfg(unix)]
+    #[test]
+    fn the_first_failed_sync_is_the_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let file = DiskFile::new(path.clone(), 4096, false, None);
+        assert_eq!(file.sync().unwrap_err().kind(), io::ErrorKind::NotFound);
+        let disk = DiskStorage::existing(dir.path()).unwrap();
+        disk.create("file", 4096).unwrap();
+        file.sync().expect("what could not be opened was no failed sync");
+        let (_reader, pipe) = io::pipe().unwrap();
+        let pipe = File::from(std::os::fd::OwnedFd::from(pipe));
+        *file.stored_to.lock() = Some(Arc::new(pipe));
+        let failed = file.sync().unwrap_err().kind();
+        *file.stored_to.lock() = None;
+        assert_eq!(file.sync().unwrap_err().kind(), failed, "although it could be synced");
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(file.sync().unwrap_err().kind(), failed, "although it is not there");
+        disk.create("file", 4096).unwrap();
+        disk.open("file").unwrap().sync().expect("another object knows nothing of it");
     }
 }

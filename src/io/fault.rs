@@ -1,5 +1,6 @@
 //! A [`Storage`] that fails or stops at a chosen operation, around any other.
 
+use super::latch::SyncLatch;
 use super::{Access, Entry, Region, Storage, StorageFile};
 use parking_lot::Mutex;
 use std::any::Any;
@@ -138,13 +139,13 @@ impl Storage for FaultStorage {
     fn create(&self, name: &str, size: u64) -> io::Result<Arc<dyn StorageFile>> {
         self.faults.before(Operation::Other)?;
         let inner = self.inner.create(name, size)?;
-        Ok(Arc::new(FaultFile { inner, faults: Arc::clone(&self.faults) }))
+        Ok(Arc::new(FaultFile::new(inner, &self.faults)))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
         self.faults.before_read()?;
         let inner = self.inner.open(name)?;
-        Ok(Arc::new(FaultFile { inner, faults: Arc::clone(&self.faults) }))
+        Ok(Arc::new(FaultFile::new(inner, &self.faults)))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -182,6 +183,13 @@ impl Storage for FaultStorage {
 struct FaultFile {
     inner: Arc<dyn StorageFile>,
     faults: Arc<Faults>,
+    latch: SyncLatch,
+}
+
+impl FaultFile {
+    fn new(inner: Arc<dyn StorageFile>, faults: &Arc<Faults>) -> Self {
+        Self { inner, faults: Arc::clone(faults), latch: SyncLatch::default() }
+    }
 }
 
 impl StorageFile for FaultFile {
@@ -200,8 +208,11 @@ impl StorageFile for FaultFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.faults.before(Operation::Sync)?;
-        self.inner.sync()
+        let sync = |()| {
+            self.faults.before(Operation::Sync)?;
+            self.inner.sync()
+        };
+        self.latch.sync(|| Ok(()), sync)
     }
 
     fn map(&self, access: Access) -> io::Result<Arc<dyn Region>> {
@@ -246,5 +257,31 @@ impl Region for FaultRegion {
 
     fn populate(&self) {
         self.inner.populate();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::MemoryStorage;
+    use super::*;
+
+    #[test]
+    fn the_first_failed_sync_is_the_last() {
+        let storage = FaultStorage::new(Arc::new(MemoryStorage::new()));
+        let [file, other] = ["file", "other"].map(|name| storage.create(name, 4096).unwrap());
+        for plan in [
+            FaultPlan::FailSyncs { error: io::ErrorKind::TimedOut },
+            FaultPlan::FailAt { at: 0, error: io::ErrorKind::TimedOut, lasting: false },
+        ] {
+            let file = storage.open("file").unwrap();
+            storage.plan(plan);
+            assert_eq!(file.sync().unwrap_err().kind(), io::ErrorKind::TimedOut);
+            storage.plan(FaultPlan::None);
+            assert_eq!(file.sync().unwrap_err().kind(), io::ErrorKind::TimedOut);
+            file.write_at(0, b"more").unwrap();
+            assert!(file.sync().is_err());
+        }
+        file.sync().expect("another object knows nothing of it");
+        other.sync().unwrap();
     }
 }

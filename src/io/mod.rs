@@ -9,6 +9,7 @@
 mod disk;
 #[cfg(feature = "fault-injection")]
 pub(crate) mod fault;
+mod latch;
 #[cfg(feature = "fault-injection")]
 pub(crate) mod memory;
 mod mmap;
@@ -93,6 +94,12 @@ pub trait Storage: Debug + Send + Sync {
 }
 
 /// A file of fixed size.
+///
+/// The first failed sync of a file is its last: every later [`StorageFile::sync`] of the same object
+/// fails, too, with an error of the same kind. After a failed sync the operating system may have
+/// dropped what it could not write, and report success the next time. A file that had to be opened
+/// again to be synced, and could not be opened, was not a failed sync. Whoever opens the file anew
+/// has an object that knows nothing of this, and may rely on no byte that was not read back since.
 pub trait StorageFile: Debug + Send + Sync {
     /// Its size in bytes.
     fn size(&self) -> u64;
@@ -115,7 +122,8 @@ pub trait StorageFile: Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// If the operating system refuses: then nothing is known about any unsynced byte.
+    /// If the operating system refuses: then nothing is known about any unsynced byte. If an earlier
+    /// sync failed.
     fn sync(&self) -> io::Result<()>;
 
     /// The file as memory. Valid after the file was removed, too. A file that is mapped already
