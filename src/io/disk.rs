@@ -4,7 +4,7 @@
 
 use super::latch::SyncLatch;
 use super::mmap::Map;
-use super::{Access, Entry, Region, Storage, StorageFile, os, outside};
+use super::{Access, Entry, Region, Storage, StorageFile, check_bounds, check_word, os, outside};
 use crate::format::name;
 use parking_lot::Mutex;
 use std::any::Any;
@@ -48,6 +48,35 @@ impl DiskStorage {
         }
         Self::existing(path)
     }
+
+    fn create_file(&self, name: &str, size: u64) -> io::Result<DiskFile> {
+        self.remove(name)?;
+        let file = os::private().create_new(true).open(self.path(name))?;
+        match os::allocate(&file, size) {
+            Ok(mappable) => Ok(DiskFile::new(self.path(name), size, mappable, Some(file))),
+            Err(error) => {
+                drop(file);
+                // The first error is the one to tell; a file that stays is finished off at open.
+                self.remove(name).ok();
+                Err(error)
+            }
+        }
+    }
+
+    fn open_file(&self, name: &str) -> io::Result<DiskFile> {
+        let path = self.path(name);
+        let file = os::private().open(&path)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mappable = os::is_mappable(&file)?;
+        os::advise_random(&file);
+        let disk_file = DiskFile::new(path, metadata.len(), mappable, None);
+        // Until it is released.
+        *disk_file.stored_to.lock() = Some(Arc::new(file));
+        Ok(disk_file)
+    }
 }
 
 impl Storage for DiskStorage {
@@ -71,34 +100,11 @@ impl Storage for DiskStorage {
     }
 
     fn create(&self, name: &str, size: u64) -> io::Result<Arc<dyn StorageFile>> {
-        self.remove(name)?;
-        let file = os::private().create_new(true).open(self.path(name))?;
-        match os::allocate(&file, size) {
-            Ok(mappable) => {
-                Ok(Arc::new(DiskFile::new(self.path(name), size, mappable, Some(file))))
-            }
-            Err(error) => {
-                drop(file);
-                // The first error is the one to tell; a file that stays is finished off at open.
-                self.remove(name).ok();
-                Err(error)
-            }
-        }
+        Ok(Arc::new(self.create_file(name, size)?))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
-        let path = self.path(name);
-        let file = os::private().open(&path)?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let mappable = os::is_mappable(&file)?;
-        os::advise_random(&file);
-        let disk_file = DiskFile::new(path, metadata.len(), mappable, None);
-        // Until it is released.
-        *disk_file.stored_to.lock() = Some(Arc::new(file));
-        Ok(Arc::new(disk_file))
+        Ok(Arc::new(self.open_file(name)?))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -188,14 +194,6 @@ impl DiskFile {
         os::advise_random(&file);
         Ok(Arc::new(file))
     }
-
-    fn check(&self, offset: u64, len: usize) -> io::Result<()> {
-        let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
-        if end.is_some_and(|end| end <= self.size) {
-            return Ok(());
-        }
-        Err(outside(offset, len, self.size))
-    }
 }
 
 impl StorageFile for DiskFile {
@@ -204,12 +202,12 @@ impl StorageFile for DiskFile {
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        self.check(offset, into.len())?;
+        check_bounds(offset, into.len(), self.size)?;
         os::read_exact_at(&*self.open()?, offset, into)
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.check(offset, bytes.len())?;
+        check_bounds(offset, bytes.len(), self.size)?;
         os::write_all_at(&*self.open()?, offset, bytes)
     }
 
@@ -229,7 +227,8 @@ impl StorageFile for DiskFile {
         if access == Access::Commits {
             map.advise_random();
         }
-        let new = Arc::new(DiskRegion { map, file, by_write: !self.mappable });
+        let (size, by_write) = (self.size, !self.mappable);
+        let new = Arc::new(DiskRegion { map, file, size, by_write });
         *region = Arc::downgrade(&new);
         *self.stored_to.lock() = Some(Arc::clone(&new.file));
         Ok(new)
@@ -248,6 +247,7 @@ impl StorageFile for DiskFile {
 struct DiskRegion {
     map: Map,
     file: Arc<File>,
+    size: u64,
     by_write: bool,
 }
 
@@ -255,6 +255,8 @@ impl Region for DiskRegion {
     #[inline]
     fn store(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         if self.by_write {
+            // Or else a write would make the file longer.
+            check_bounds(offset, bytes.len(), self.size)?;
             return os::write_all_at(&self.file, offset, bytes);
         }
         self.map.store(offset, bytes)
@@ -273,6 +275,7 @@ impl Region for DiskRegion {
     #[inline]
     fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
         if self.by_write {
+            check_word(offset, self.size)?;
             return os::write_all_at(&self.file, offset, &word.to_le_bytes());
         }
         self.map.store_word(offset, word)
@@ -293,6 +296,79 @@ impl Region for DiskRegion {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::conformance;
+
+    /// A disk whose files are all stored to in one way, whatever their file system allows.
+    #[derive(Debug)]
+    struct Forced {
+        disk: DiskStorage,
+        mappable: bool,
+    }
+
+    impl Forced {
+        fn file(&self, file: DiskFile) -> Arc<dyn StorageFile> {
+            Arc::new(DiskFile { mappable: self.mappable, ..file })
+        }
+    }
+
+    impl Storage for Forced {
+        fn lock(&self) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
+            self.disk.lock()
+        }
+
+        fn list(&self) -> io::Result<Vec<Entry>> {
+            self.disk.list()
+        }
+
+        fn create(&self, name: &str, size: u64) -> io::Result<Arc<dyn StorageFile>> {
+            Ok(self.file(self.disk.create_file(name, size)?))
+        }
+
+        fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+            Ok(self.file(self.disk.open_file(name)?))
+        }
+
+        fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+            self.disk.rename(from, to)
+        }
+
+        fn remove(&self, name: &str) -> io::Result<()> {
+            self.disk.remove(name)
+        }
+
+        fn sync_directory(&self) -> io::Result<()> {
+            self.disk.sync_directory()
+        }
+
+        fn directory(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
+            self.disk.directory(name)
+        }
+
+        fn sync_parents(&self) -> io::Result<()> {
+            self.disk.sync_parents()
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.disk.path(name)
+        }
+    }
+
+    #[test]
+    fn stores_into_maps_and_stores_by_write_keep_the_same_promises() {
+        for mappable in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let disk = DiskStorage::existing(dir.path()).unwrap();
+            conformance::check(&Forced { disk, mappable });
+        }
+    }
+
+    /// Elsewhere, room is taken by writing zeros until there is none.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_there_is_no_room_for_leaves_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        conformance::check_without_room(&DiskStorage::existing(dir.path()).unwrap());
+    }
 
     /// A pipe cannot be synced.
     #[cfg(unix)]

@@ -45,7 +45,8 @@ pub enum FaultPlan {
 /// Counts the operations on another storage that change something, and makes some of them fail.
 ///
 /// Stores through a [`Region`] count, but fail only in a crash: a store into mapped memory has no
-/// way to fail. With [`FaultStorage::stores_can_fail`] they do, as where stores are writes.
+/// way to fail. With [`FaultStorage::stores_can_fail`] they do, as where stores are writes. A file
+/// whose sync failed fails every later one, too, whatever is planned then; those do not count.
 #[derive(Debug)]
 pub struct FaultStorage {
     inner: Arc<dyn Storage>,

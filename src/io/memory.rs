@@ -5,7 +5,7 @@
 //! makes a disk on which each of them has any of those versions, independently of all others: the
 //! weakest behaviour that a file system may show which keeps its word about syncs.
 
-use super::{Access, Entry, Region, Storage, StorageFile, outside};
+use super::{Access, Entry, Region, Storage, StorageFile, check_bounds, check_word};
 use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +14,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 const SECTOR: usize = 512;
+/// What a disk without a limit holds: more than any test fills.
+const UNLIMITED: u64 = 1 << 40;
 
 /// A directory in memory.
 #[derive(Debug, Default)]
@@ -40,6 +42,8 @@ pub enum CrashImage {
 #[derive(Debug, Default)]
 struct Disk {
     names: BTreeMap<String, usize>,
+    /// Directories that were made, each with a slash at its end.
+    directories: BTreeSet<String>,
     /// What each changed name stood for since the directory was synced, oldest first.
     old_names: BTreeMap<String, Vec<Option<usize>>>,
     files: Vec<Content>,
@@ -88,6 +92,9 @@ impl MemoryStorage {
             });
             after.names.insert(name.clone(), number);
         }
+        if image == CrashImage::Newest {
+            after.directories.clone_from(&disk.directories);
+        }
         Self { disk: Arc::new(Mutex::new(after)), capacity: self.capacity, ..Self::default() }
     }
 
@@ -98,6 +105,7 @@ impl MemoryStorage {
         let disk = self.disk.lock();
         let copy = Disk {
             names: disk.names.clone(),
+            directories: disk.directories.clone(),
             old_names: disk.old_names.clone(),
             files: disk.files.clone(),
         };
@@ -128,10 +136,11 @@ impl Content {
     fn after_power_cut(&self, dice: &mut Dice) -> Self {
         let mut bytes = self.bytes.clone();
         for (&sector, old) in &self.old_sectors {
-            let place = sector * SECTOR..(sector + 1) * SECTOR;
-            let mut now = [0; SECTOR];
-            now.copy_from_slice(&bytes[place.clone()]);
-            bytes[place].copy_from_slice(&dice.choose(old, &now));
+            let now = sector_of(&bytes, sector);
+            let chosen = dice.choose(old, &now);
+            let place = &mut bytes[sector * SECTOR..];
+            let len = place.len().min(SECTOR);
+            place[..len].copy_from_slice(&chosen[..len]);
         }
         if !self.was_synced && dice.choose(&[true], &false) {
             bytes.clear();
@@ -140,22 +149,32 @@ impl Content {
     }
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let size = self.bytes.len();
+        check_bounds(offset, bytes.len(), self.size())?;
         let start = usize::try_from(offset).map_err(io::Error::other)?;
-        let end = start.checked_add(bytes.len()).filter(|&end| end <= size);
-        let end =
-            end.ok_or_else(|| outside(offset, bytes.len(), u64::try_from(size).unwrap_or(0)))?;
+        let end = start + bytes.len();
         if bytes.is_empty() {
             return Ok(());
         }
         for sector in start / SECTOR..=(end - 1) / SECTOR {
-            let mut old = [0; SECTOR];
-            old.copy_from_slice(&self.bytes[sector * SECTOR..(sector + 1) * SECTOR]);
+            let old = sector_of(&self.bytes, sector);
             self.old_sectors.entry(sector).or_default().push(old);
         }
         self.bytes[start..end].copy_from_slice(bytes);
         Ok(())
     }
+
+    fn size(&self) -> u64 {
+        u64::try_from(self.bytes.len()).unwrap_or(u64::MAX)
+    }
+}
+
+/// A sector of a file; what lies behind the file's end is zero.
+fn sector_of(bytes: &[u8], sector: usize) -> [u8; SECTOR] {
+    let from = &bytes[sector * SECTOR..];
+    let len = from.len().min(SECTOR);
+    let mut held = [0; SECTOR];
+    held[..len].copy_from_slice(&from[..len]);
+    held
 }
 
 impl Disk {
@@ -169,8 +188,19 @@ impl Disk {
     }
 
     fn used(&self) -> u64 {
-        let files = self.names.values().map(|&file| self.files[file].bytes.len());
-        files.map(|len| u64::try_from(len).unwrap_or(0)).sum()
+        self.names.values().map(|&file| self.files[file].size()).sum()
+    }
+
+    /// Fails if a directory has this name.
+    fn check_no_directory(&self, name: &str) -> io::Result<()> {
+        let directory = format!("{name}/");
+        if self.is_directory(&directory) { Err(io::ErrorKind::IsADirectory.into()) } else { Ok(()) }
+    }
+
+    /// Whether there is a directory of this name, with a slash at its end.
+    fn is_directory(&self, name: &str) -> bool {
+        let first = self.names.range(name.to_string()..).next();
+        self.directories.contains(name) || first.is_some_and(|(first, _)| first.starts_with(name))
     }
 
     fn number(&self, name: &str) -> io::Result<usize> {
@@ -189,17 +219,22 @@ impl Storage for MemoryStorage {
     fn list(&self) -> io::Result<Vec<Entry>> {
         let disk = self.disk.lock();
         let mut entries = BTreeMap::new();
-        for name in disk.names.keys().filter_map(|name| name.strip_prefix(&self.prefix)) {
+        let all = disk.names.keys().chain(&disk.directories);
+        for name in all.filter_map(|name| name.strip_prefix(&self.prefix)) {
             let (first, is_file) =
                 name.split_once('/').map_or((name, true), |(dir, _)| (dir, false));
             entries.insert(first.to_string(), is_file);
         }
+        // The directory itself.
+        entries.remove("");
         Ok(entries.into_iter().map(|(name, is_file)| Entry::new(name, is_file)).collect())
     }
 
     fn create(&self, name: &str, size: u64) -> io::Result<Arc<dyn StorageFile>> {
+        self.remove(name)?;
         let mut disk = self.disk.lock();
-        if self.capacity.is_some_and(|capacity| disk.used() + size > capacity) {
+        let capacity = self.capacity.unwrap_or(UNLIMITED);
+        if disk.used().saturating_add(size) > capacity {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let bytes = vec![0; usize::try_from(size).map_err(io::Error::other)?];
@@ -211,13 +246,16 @@ impl Storage for MemoryStorage {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
-        let number = self.disk.lock().number(&self.full(name))?;
+        let disk = self.disk.lock();
+        disk.check_no_directory(&self.full(name))?;
+        let number = disk.number(&self.full(name))?;
         Ok(Arc::new(MemoryFile { disk: Arc::clone(&self.disk), number }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut disk = self.disk.lock();
         let number = disk.number(&self.full(from))?;
+        disk.check_no_directory(&self.full(to))?;
         disk.change(&self.full(from), None);
         disk.change(&self.full(to), Some(number));
         Ok(())
@@ -226,6 +264,7 @@ impl Storage for MemoryStorage {
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut disk = self.disk.lock();
         let name = self.full(name);
+        disk.check_no_directory(&name)?;
         if disk.names.contains_key(&name) {
             disk.change(&name, None);
         }
@@ -245,12 +284,14 @@ impl Storage for MemoryStorage {
 
     /// Directories are durable as soon as something in them is.
     fn directory(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
-        Ok(Arc::new(Self {
-            disk: Arc::clone(&self.disk),
-            locked: Arc::clone(&self.locked),
-            capacity: self.capacity,
-            prefix: format!("{}{name}/", self.prefix),
-        }))
+        let prefix = format!("{}/", self.full(name));
+        let mut disk = self.disk.lock();
+        if disk.names.contains_key(&self.full(name)) {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        disk.directories.insert(prefix.clone());
+        let (inner, locked) = (Arc::clone(&self.disk), Arc::clone(&self.locked));
+        Ok(Arc::new(Self { disk: inner, locked, capacity: self.capacity, prefix }))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -274,16 +315,15 @@ struct MemoryFile {
 
 impl StorageFile for MemoryFile {
     fn size(&self) -> u64 {
-        u64::try_from(self.disk.lock().files[self.number].bytes.len()).unwrap_or(0)
+        self.disk.lock().files[self.number].size()
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         let disk = self.disk.lock();
-        let bytes = &disk.files[self.number].bytes;
+        let file = &disk.files[self.number];
+        check_bounds(offset, into.len(), file.size())?;
         let start = usize::try_from(offset).map_err(io::Error::other)?;
-        let from = start.checked_add(into.len()).and_then(|end| bytes.get(start..end));
-        let size = u64::try_from(bytes.len()).unwrap_or(0);
-        into.copy_from_slice(from.ok_or_else(|| outside(offset, into.len(), size))?);
+        into.copy_from_slice(&file.bytes[start..start + into.len()]);
         Ok(())
     }
 
@@ -314,17 +354,20 @@ impl Region for MemoryFile {
     }
 
     fn load_into(&self, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
-        let mut bytes = vec![0; len];
-        self.read_at(offset, &mut bytes)?;
-        into.extend(bytes);
-        Ok(())
+        // Before any memory is taken for it.
+        check_bounds(offset, len, self.size())?;
+        let start = into.len();
+        into.resize(start + len, 0);
+        self.read_at(offset, &mut into[start..])
     }
 
     fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
+        check_word(offset, self.size())?;
         self.write_at(offset, &word.to_le_bytes())
     }
 
     fn load_word(&self, offset: u64) -> io::Result<u64> {
+        check_word(offset, self.size())?;
         let mut word = [0; 8];
         self.read_at(offset, &mut word)?;
         Ok(u64::from_le_bytes(word))
@@ -354,5 +397,37 @@ impl Dice {
                 if mixed & 1 == 0 { *now } else { *old.get(place).unwrap_or(now) }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_sector_of_a_file_may_be_a_part_of_one() {
+        let storage = MemoryStorage::new();
+        let file = storage.create("file", 1000).unwrap();
+        file.write_at(510, b"old").unwrap();
+        file.sync().unwrap();
+        storage.sync_directory().unwrap();
+        file.write_at(510, b"new!").unwrap();
+        file.write_at(999, b"!").unwrap();
+        for (image, start, end) in
+            [(CrashImage::Oldest, &b"old\0"[..], 0), (CrashImage::Newest, b"new!", b'!')]
+        {
+            let bytes = storage.power_cut(image).read("file").unwrap();
+            assert_eq!((&bytes[510..514], bytes[999], bytes.len()), (start, end, 1000));
+        }
+    }
+
+    #[test]
+    fn an_empty_directory_outlives_the_process() {
+        let storage = MemoryStorage::new();
+        storage.directory("empty").unwrap();
+        let names = |storage: MemoryStorage| storage.list().unwrap().len();
+        assert_eq!(names(storage.killed()), 1);
+        assert_eq!(names(storage.power_cut(CrashImage::Newest)), 1);
+        assert_eq!(names(storage.power_cut(CrashImage::Oldest)), 0);
     }
 }

@@ -6,6 +6,8 @@
 //! [`Storage::sync_directory`] was called is there after a power cut once it returned `Ok`; anything
 //! else may be in any state. Nothing here retries, interprets or hides an error.
 
+#[cfg(test)]
+mod conformance;
 mod disk;
 #[cfg(feature = "fault-injection")]
 pub(crate) mod fault;
@@ -25,47 +27,53 @@ use std::sync::Arc;
 pub(crate) use window::Window;
 
 /// A directory, and the names in it.
+///
+/// A failed [`Storage::sync_directory`] or [`Storage::sync_parents`] is not remembered here: the
+/// caller must not rely on a later one of the same directory.
 pub trait Storage: Debug + Send + Sync {
-    /// Takes the exclusive lock; `None` if somebody has it. It lasts as long as what is returned.
+    /// Takes the exclusive lock of this directory; `None` if it is taken, here or in another
+    /// process. It lasts as long as what is returned.
     ///
     /// # Errors
     ///
     /// If the lock file cannot be made.
     fn lock(&self) -> io::Result<Option<Box<dyn Any + Send + Sync>>>;
 
-    /// All names, in any order.
+    /// All names, in any order, directories included.
     ///
     /// # Errors
     ///
     /// If the directory cannot be read.
     fn list(&self) -> io::Result<Vec<Entry>>;
 
-    /// Makes a file of `size` zero bytes that really has all its blocks; replaces what had the name.
+    /// Makes a file of `size` zero bytes, at least one, that really has all its blocks; replaces the
+    /// file that had the name. What is returned stays usable when the file gets another name.
     ///
     /// # Errors
     ///
-    /// If there is no room; then there is no file of this name.
+    /// If there is no room; then there is no file of this name. If a directory has the name.
     fn create(&self, name: &str, size: u64) -> io::Result<Arc<dyn StorageFile>>;
 
     /// Opens a regular file.
     ///
     /// # Errors
     ///
-    /// If it is not there, or not a regular file.
+    /// If it is not there ([`io::ErrorKind::NotFound`]), or not a regular file.
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>>;
 
-    /// Gives a file another name; replaces what had that.
+    /// Gives a file another name; replaces the file that had that.
     ///
     /// # Errors
     ///
-    /// If the operating system refuses.
+    /// If the file is not there, a directory has the new name, or the operating system refuses.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
-    /// Removes a name.
+    /// Removes a file's name. The file itself stays usable where it is open or mapped.
     ///
     /// # Errors
     ///
-    /// If the operating system refuses; a name that is not there is not an error.
+    /// If a directory has the name, or the operating system refuses; a name that is not there is
+    /// not an error.
     fn remove(&self, name: &str) -> io::Result<()>;
 
     /// Makes all names durable.
@@ -126,16 +134,17 @@ pub trait StorageFile: Debug + Send + Sync {
     /// sync failed.
     fn sync(&self) -> io::Result<()>;
 
-    /// The file as memory. Valid after the file was removed, too. A file that is mapped already
-    /// keeps the access it has.
+    /// The file as memory: all regions of a file, and its reads and writes, see the same bytes. Valid
+    /// also after the file was removed, and after this object is gone. A file that is mapped
+    /// already keeps the access it has.
     ///
     /// # Errors
     ///
     /// If the operating system refuses.
     fn map(&self, access: Access) -> io::Result<Arc<dyn Region>>;
 
-    /// All that was stored is synced, and nothing is mapped: what is held open may be closed until
-    /// it is needed again.
+    /// All that was stored is synced: if nothing is mapped, what is held open may be closed until it
+    /// is needed again. It is then found by the name that it was opened by.
     fn release(&self) {}
 }
 
@@ -149,8 +158,9 @@ pub enum Access {
     Streams,
 }
 
-/// A file as memory. Bounds are checked; whoever stores to a place while another reads it gets
-/// bytes of both, so the layers above order that with their locks.
+/// A file as memory. Bounds are checked: a call with a place outside of the file fails and changes
+/// nothing. A load of bytes to which another thread stores at the same time may see some of the
+/// old ones and some of the new ones; the layers above order that with their locks.
 pub trait Region: Debug + Send + Sync {
     /// Copies `bytes` in.
     ///
@@ -177,17 +187,17 @@ pub trait Region: Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// As [`Region::store`].
+    /// As [`Region::store`]; if `offset` is not a multiple of 8.
     fn store_word(&self, offset: u64, word: u64) -> io::Result<()>;
 
-    /// Loads a word.
+    /// Loads a word from a multiple of 8.
     ///
     /// # Errors
     ///
-    /// As [`Region::load`].
+    /// As [`Region::load`]; if `offset` is not a multiple of 8.
     fn load_word(&self, offset: u64) -> io::Result<u64>;
 
-    /// Makes all pages resident and ready to be stored to.
+    /// Makes all pages resident and ready to be stored to. Changes no byte.
     fn populate(&self);
 }
 
@@ -207,6 +217,21 @@ impl Entry {
     pub fn new(name: String, is_file: bool) -> Self {
         Self { name, is_file }
     }
+}
+
+/// Fails if `len` bytes at `offset` do not lie in a file of this size.
+fn check_bounds(offset: u64, len: usize, size: u64) -> io::Result<()> {
+    let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
+    if end.is_some_and(|end| end <= size) { Ok(()) } else { Err(outside(offset, len, size)) }
+}
+
+/// Fails if no word of a file of this size lies at `offset`.
+fn check_word(offset: u64, size: u64) -> io::Result<()> {
+    if offset.is_multiple_of(8) {
+        return check_bounds(offset, 8, size);
+    }
+    let reason = format!("a word lies at a multiple of 8, not at {offset}");
+    Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
 }
 
 fn outside(offset: u64, len: usize, size: u64) -> io::Error {

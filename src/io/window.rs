@@ -4,7 +4,7 @@
 //! first such error is kept, so that nobody takes it for damage. Few bytes are read where few are asked for, more
 //! where it goes on from one end to the other. Refuses to store.
 
-use super::{Region, StorageFile, outside};
+use super::{Region, StorageFile, check_bounds};
 use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
@@ -42,12 +42,6 @@ impl Window {
     pub(crate) fn take_read(&self) -> u64 {
         std::mem::take(&mut self.held.lock().read)
     }
-
-    fn check(&self, offset: u64, len: usize) -> io::Result<()> {
-        let size = self.file.size();
-        let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
-        if end.is_some_and(|end| end <= size) { Ok(()) } else { Err(outside(offset, len, size)) }
-    }
 }
 
 impl Held {
@@ -83,7 +77,7 @@ impl Region for Window {
 
     fn load(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         // Asked for by bytes that lie: damage, and no error of reading.
-        self.check(offset, into.len())?;
+        check_bounds(offset, into.len(), self.file.size())?;
         let mut held = self.held.lock();
         if held.get(offset, into.len()).is_none()
             && let Err(error) = held.fill(&*self.file, offset, into.len())
@@ -99,7 +93,7 @@ impl Region for Window {
 
     fn load_into(&self, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
         // Before any memory is taken for it.
-        self.check(offset, len)?;
+        check_bounds(offset, len, self.file.size())?;
         let start = into.len();
         into.resize(start + len, 0);
         self.load(offset, &mut into[start..])
