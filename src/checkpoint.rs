@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::bytes::wide;
-use crate::format::checkpoint::{Checkpoint, Decoded};
+use crate::format::checkpoint::{Checkpoint, DecodedCheckpoint};
 use crate::format::{PAGE, name};
 use crate::io::{Storage, StorageFile};
 use crate::report::CheckpointState;
@@ -31,9 +31,9 @@ pub(crate) struct CheckpointFile {
 /// What was read.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "made once an open")]
-pub(crate) enum Read {
+pub(crate) enum CheckpointRead {
     /// The file with its newest checkpoint, or without a valid one.
-    Ok(CheckpointFile, CheckpointState, Option<Checkpoint>),
+    Known(CheckpointFile, CheckpointState, Option<Checkpoint>),
     /// Written by a newer keepq.
     Newer(u16),
 }
@@ -41,8 +41,8 @@ pub(crate) enum Read {
 impl CheckpointFile {
     /// Reads the newest checkpoint. An unreadable or foreign thing in its place is replaced by the
     /// next write.
-    pub(crate) fn read(storage: &dyn Storage, is_file: Option<bool>) -> Result<Read> {
-        let missing = |state| Ok(Read::Ok(Self::default(), state, None));
+    pub(crate) fn read(storage: &dyn Storage, is_file: Option<bool>) -> Result<CheckpointRead> {
+        let missing = |state| Ok(CheckpointRead::Known(Self::default(), state, None));
         match is_file {
             None => return missing(CheckpointState::Missing),
             Some(false) => return missing(CheckpointState::Damaged),
@@ -68,16 +68,18 @@ impl CheckpointFile {
             let offset = slot * half;
             file.read_at(offset, &mut bytes).map_err(|error| wrap(offset, error))?;
             match Checkpoint::decode(&bytes) {
-                Decoded::Newer(version) => return Ok(Read::Newer(version)),
-                Decoded::Valid { generation, checkpoint } if generation >= this.generation => {
+                DecodedCheckpoint::Newer(version) => return Ok(CheckpointRead::Newer(version)),
+                DecodedCheckpoint::Valid { generation, checkpoint }
+                    if generation >= this.generation =>
+                {
                     (this.generation, this.slot, newest) = (generation, slot, Some(checkpoint));
                 }
-                Decoded::Valid { .. } | Decoded::Invalid => {}
+                DecodedCheckpoint::Valid { .. } | DecodedCheckpoint::Invalid => {}
             }
         }
         this.file = Some(file);
         let state = if newest.is_some() { CheckpointState::Used } else { CheckpointState::Damaged };
-        Ok(Read::Ok(this, state, newest))
+        Ok(CheckpointRead::Known(this, state, newest))
     }
 
     /// Bytes that it takes.

@@ -346,7 +346,7 @@ impl DeadLetters {
     /// Why a message died of which an earlier run left no more than that.
     fn guess_cause(
         &self,
-        header: &record::Header,
+        header: &record::RecordHeader,
         body: &[u8],
         pushed_at: u64,
         attempts: u32,

@@ -32,7 +32,7 @@ pub(crate) struct Place {
 /// The deliveries that are not answered yet.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
-    entries: Vec<Entry>,
+    entries: Vec<Lease>,
     free: Vec<u32>,
     /// The ends of the list of those that have the common timeout, by when they began.
     oldest: Option<u32>,
@@ -44,9 +44,9 @@ pub(crate) struct Leases {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct Lease {
     generation: u32,
-    state: State,
+    state: LeaseState,
     older: Option<u32>,
     newer: Option<u32>,
     deadline: u64,
@@ -54,7 +54,7 @@ struct Entry {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum State {
+enum LeaseState {
     Free,
     /// Without a deadline.
     Held,
@@ -83,7 +83,7 @@ impl Leases {
     /// Begins a lease. Deadlines given here never fall.
     #[inline]
     pub(crate) fn begin(&mut self, place: Place, deadline: Option<u64>) -> Ticket {
-        let state = if deadline.is_some() { State::Timed } else { State::Held };
+        let state = if deadline.is_some() { LeaseState::Timed } else { LeaseState::Held };
         let number = match self.free.pop() {
             Some(number) => number,
             None => self.grow(),
@@ -91,7 +91,7 @@ impl Leases {
         let entry = self.entry(number);
         (entry.state, entry.place, entry.deadline) = (state, place, deadline.unwrap_or(0));
         let ticket = Ticket { entry: number, generation: entry.generation };
-        if state == State::Timed {
+        if state == LeaseState::Timed {
             self.link(number);
         }
         ticket
@@ -100,7 +100,8 @@ impl Leases {
     #[cold]
     fn grow(&mut self) -> u32 {
         let (place, older, newer) = (Place::default(), None, None);
-        let entry = Entry { generation: 0, state: State::Free, older, newer, deadline: 0, place };
+        let entry =
+            Lease { generation: 0, state: LeaseState::Free, older, newer, deadline: 0, place };
         self.entries.push(entry);
         u32::try_from(self.entries.len() - 1).expect("fewer than 2^32 deliveries fit in memory")
     }
@@ -109,16 +110,16 @@ impl Leases {
     #[inline]
     pub(crate) fn end(&mut self, ticket: Ticket) -> Option<Ended> {
         let entry = self.entries.get_mut(widen(ticket.entry))?;
-        if entry.generation != ticket.generation || entry.state == State::Free {
+        if entry.generation != ticket.generation || entry.state == LeaseState::Free {
             return None;
         }
         let place = entry.place;
         entry.generation = entry.generation.wrapping_add(1);
-        let state = std::mem::replace(&mut entry.state, State::Free);
+        let state = std::mem::replace(&mut entry.state, LeaseState::Free);
         let expired = match state {
-            State::Expired => self.expired.remove(&place.seq).map(|(_, due)| due),
-            State::Free | State::Held => None,
-            State::Timed | State::Extended => {
+            LeaseState::Expired => self.expired.remove(&place.seq).map(|(_, due)| due),
+            LeaseState::Free | LeaseState::Held => None,
+            LeaseState::Timed | LeaseState::Extended => {
                 self.leave(ticket.entry, state);
                 None
             }
@@ -130,7 +131,7 @@ impl Leases {
     /// What a lease knows of its message, and whether it has run out; `None` if it has ended.
     #[inline]
     pub(crate) fn place(&self, ticket: Ticket) -> Option<(Place, bool)> {
-        self.known(ticket).map(|(state, place)| (place, state == State::Expired))
+        self.known(ticket).map(|(state, place)| (place, state == LeaseState::Expired))
     }
 
     /// Ends the lease of a message that ran out, if there is one: the message is handed out again, or
@@ -151,7 +152,7 @@ impl Leases {
         self.leave(ticket.entry, state);
         let expired = self.expired.remove(&place.seq).map(|(_, due)| due);
         let entry = self.entry(ticket.entry);
-        (entry.state, entry.deadline) = (State::Extended, deadline);
+        (entry.state, entry.deadline) = (LeaseState::Extended, deadline);
         self.extended.insert((deadline, ticket.entry));
         Some(Ended { place, expired })
     }
@@ -183,27 +184,27 @@ impl Leases {
     pub(crate) fn expire(&mut self, ticket: Ticket, due: u64) {
         if let Some((state, place)) = self.known(ticket) {
             self.leave(ticket.entry, state);
-            self.entry(ticket.entry).state = State::Expired;
+            self.entry(ticket.entry).state = LeaseState::Expired;
             self.expired.insert(place.seq, (ticket, due));
         }
     }
 
-    fn known(&self, ticket: Ticket) -> Option<(State, Place)> {
+    fn known(&self, ticket: Ticket) -> Option<(LeaseState, Place)> {
         let entry = self.entries.get(widen(ticket.entry))?;
-        let is_it = entry.generation == ticket.generation && entry.state != State::Free;
+        let is_it = entry.generation == ticket.generation && entry.state != LeaseState::Free;
         is_it.then_some((entry.state, entry.place))
     }
 
-    fn entry(&mut self, number: u32) -> &mut Entry {
+    fn entry(&mut self, number: u32) -> &mut Lease {
         &mut self.entries[widen(number)]
     }
 
     /// Takes a lease, which is or was in this state, out of the order of deadlines.
-    fn leave(&mut self, number: u32, state: State) {
-        let Entry { older, newer, deadline, .. } = *self.entry(number);
+    fn leave(&mut self, number: u32, state: LeaseState) {
+        let Lease { older, newer, deadline, .. } = *self.entry(number);
         match state {
-            State::Extended => drop(self.extended.remove(&(deadline, number))),
-            State::Timed => {
+            LeaseState::Extended => drop(self.extended.remove(&(deadline, number))),
+            LeaseState::Timed => {
                 match older {
                     Some(older) => self.entry(older).newer = newer,
                     None => self.oldest = newer,
@@ -213,7 +214,7 @@ impl Leases {
                     None => self.newest = older,
                 }
             }
-            State::Free | State::Held | State::Expired => {}
+            LeaseState::Free | LeaseState::Held | LeaseState::Expired => {}
         }
     }
 

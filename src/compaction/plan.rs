@@ -16,7 +16,7 @@ use std::ops::Range;
 
 /// A segment as the plan sees it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Piece {
+pub(crate) struct Candidate {
     pub(crate) size: u64,
     /// Bytes of the records that are owed, and how many there are.
     pub(crate) record_bytes: u64,
@@ -51,7 +51,7 @@ const FIXED_COST: u64 = 256 << 10;
 /// Segments that are to be copied into one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Choice {
-    pub(crate) pieces: Range<usize>,
+    pub(crate) range: Range<usize>,
     /// Bytes that they hold, and that their copy will take.
     pub(crate) before: u64,
     pub(crate) after: u64,
@@ -69,18 +69,18 @@ impl Choice {
 }
 
 /// The segments whose copying frees most for what it costs; `None` if nothing is worth it.
-pub(crate) fn choose(pieces: &[Piece], limits: &Limits) -> Option<Choice> {
+pub(crate) fn choose(candidates: &[Candidate], limits: &Limits) -> Option<Choice> {
     let mut best: Option<Choice> = None;
-    for first in 0..pieces.len() {
+    for first in 0..candidates.len() {
         let (mut before, mut largest, mut record_bytes, mut records) = (0, 0, 0, 0);
-        let free = pieces.iter().enumerate().skip(first).take(MAX_SOURCES);
-        for (at, piece) in
-            free.take_while(|(at, piece)| piece.is_free && (!piece.starts || *at == first))
+        let free = candidates.iter().enumerate().skip(first).take(MAX_SOURCES);
+        for (at, candidate) in free
+            .take_while(|(at, candidate)| candidate.is_free && (!candidate.starts || *at == first))
         {
-            before += piece.size;
-            largest = piece.size.max(largest);
-            record_bytes += piece.record_bytes;
-            records += piece.records;
+            before += candidate.size;
+            largest = candidate.size.max(largest);
+            record_bytes += candidate.record_bytes;
+            records += candidate.records;
             let after = size_for_copy(record_bytes, records);
             let most = limits.segment_bytes.max(largest).min(limits.room);
             if after > most || u32::try_from(records).is_err() {
@@ -91,7 +91,7 @@ pub(crate) fn choose(pieces: &[Piece], limits: &Limits) -> Option<Choice> {
             let gathers = largest * SMALL_GROWTH <= after && gain * SMALL_GAIN >= before
                 || largest * MANY_GROWTH <= after && at + 1 - first >= MANY && gain > 0;
             let is_worth_it = records > 0 && (frees || gathers);
-            let choice = Choice { pieces: first..at + 1, before, after, record_bytes, records };
+            let choice = Choice { range: first..at + 1, before, after, record_bytes, records };
             if is_worth_it && best.as_ref().is_none_or(|best| choice.is_better_than(best)) {
                 best = Some(choice);
             }
@@ -108,50 +108,50 @@ mod tests {
     const MIB: u64 = 1 << 20;
     const HALF: Limits = Limits { live_percent: 50, segment_bytes: 64 * MIB, room: u64::MAX };
 
-    fn piece(size: u64, records: u64) -> Piece {
-        Piece { size, record_bytes: records * 128, records, is_free: true, starts: false }
+    fn candidate(size: u64, records: u64) -> Candidate {
+        Candidate { size, record_bytes: records * 128, records, is_free: true, starts: false }
     }
 
     #[test]
     fn sparse_neighbours_become_one() {
-        let sparse = piece(64 * MIB, 450);
-        let full = piece(64 * MIB, 450_000);
+        let sparse = candidate(64 * MIB, 450);
+        let full = candidate(64 * MIB, 450_000);
         assert_eq!(choose(&[full; 4], &HALF), None);
         let choice = choose(&[full, sparse, sparse, sparse, full, sparse], &HALF).unwrap();
-        assert_eq!((choice.pieces, choice.before), (1..4, 192 * MIB));
-        let busy = Piece { is_free: false, ..sparse };
-        assert_eq!(choose(&[sparse, busy, busy], &HALF).unwrap().pieces, 0..1);
+        assert_eq!((choice.range, choice.before), (1..4, 192 * MIB));
+        let busy = Candidate { is_free: false, ..sparse };
+        assert_eq!(choose(&[sparse, busy, busy], &HALF).unwrap().range, 0..1);
         assert_eq!(choose(&[busy, busy], &HALF), None);
-        let other = Piece { starts: true, ..sparse };
-        assert_eq!(choose(&[sparse, other, sparse, sparse], &HALF).unwrap().pieces, 1..4);
+        let other = Candidate { starts: true, ..sparse };
+        assert_eq!(choose(&[sparse, other, sparse, sparse], &HALF).unwrap().range, 1..4);
     }
 
     #[test]
     fn what_is_done_needs_no_copy() {
-        assert_eq!(choose(&[piece(MIB, 0); 3], &HALF), None);
-        assert_eq!(choose(&[piece(MIB, 0), piece(MIB, 1)], &HALF).unwrap().pieces, 0..2);
+        assert_eq!(choose(&[candidate(MIB, 0); 3], &HALF), None);
+        assert_eq!(choose(&[candidate(MIB, 0), candidate(MIB, 1)], &HALF).unwrap().range, 0..2);
     }
 
     #[test]
     fn small_tails_are_merged_and_a_copy_alone_is_left_in_peace() {
-        let (tail, copy) = (piece(MIB, 1), piece(12 << 10, 1));
+        let (tail, copy) = (candidate(MIB, 1), candidate(12 << 10, 1));
         assert_eq!(choose(&[copy], &HALF), None);
         // Sixteen of 75 KiB, each as full as can be; fifteen are not worth it.
-        let dense = piece(80 << 10, 470);
+        let dense = candidate(80 << 10, 470);
         assert_eq!(choose(&[dense; 15], &HALF), None);
-        assert_eq!(choose(&[dense; 40], &HALF).unwrap().pieces, 0..40);
-        assert_eq!(choose(&[copy, copy], &HALF).unwrap().pieces, 0..2);
-        assert_eq!(choose(&[copy, tail, tail], &HALF).unwrap().pieces, 0..3);
-        assert_eq!(choose(&vec![tail; 1000], &HALF).unwrap().pieces.len(), MAX_SOURCES);
+        assert_eq!(choose(&[dense; 40], &HALF).unwrap().range, 0..40);
+        assert_eq!(choose(&[copy, copy], &HALF).unwrap().range, 0..2);
+        assert_eq!(choose(&[copy, tail, tail], &HALF).unwrap().range, 0..3);
+        assert_eq!(choose(&vec![tail; 1000], &HALF).unwrap().range.len(), MAX_SOURCES);
     }
 
     #[test]
     fn nothing_becomes_larger_than_a_segment() {
-        let half = piece(64 * MIB, 180_000);
+        let half = candidate(64 * MIB, 180_000);
         let choice = choose(&[half; 5], &HALF).unwrap();
         assert!(choice.after <= HALF.segment_bytes);
         // But for one that was larger itself.
-        let large = choose(&[piece(300 * MIB, 900_000)], &HALF).unwrap();
+        let large = choose(&[candidate(300 * MIB, 900_000)], &HALF).unwrap();
         assert!(large.after > HALF.segment_bytes && large.after <= 150 * MIB);
         let none = Limits { room: MIB, ..HALF };
         assert_eq!(choose(&[half; 5], &none), None);
@@ -164,34 +164,34 @@ mod tests {
         fn amplification_is_bounded(steps in prop::collection::vec((0u8..8, 0usize..40, 1u64..100), 1..150)) {
             let segment = 64 << 10;
             let limits = Limits { live_percent: 50, segment_bytes: segment, room: u64::MAX };
-            let (mut pieces, mut pushed) = (Vec::<Piece>::new(), 0);
+            let (mut candidates, mut pushed) = (Vec::<Candidate>::new(), 0);
             let (mut freeing, mut gathering) = (0, 0);
             for (what, at, percent) in steps {
                 match what {
                     0..=2 => {
                         pushed += segment;
-                        pieces.push(Piece { size: segment, record_bytes: 300 * 184, records: 300, is_free: true, starts: false });
+                        candidates.push(Candidate { size: segment, record_bytes: 300 * 184, records: 300, is_free: true, starts: false });
                     }
-                    3..=5 if !pieces.is_empty() => {
-                        let len = pieces.len();
-                        let piece = &mut pieces[at % len];
-                        let records = piece.records * (100 - percent) / 100;
-                        piece.record_bytes = records * 184;
-                        piece.records = records;
+                    3..=5 if !candidates.is_empty() => {
+                        let len = candidates.len();
+                        let candidate = &mut candidates[at % len];
+                        let records = candidate.records * (100 - percent) / 100;
+                        candidate.record_bytes = records * 184;
+                        candidate.records = records;
                     }
                     _ => {
-                        pieces.retain(|piece| piece.records > 0);
-                        while let Some(choice) = choose(&pieces, &limits) {
+                        candidates.retain(|candidate| candidate.records > 0);
+                        while let Some(choice) = choose(&candidates, &limits) {
                             let frees = choice.after * 2 <= choice.before;
                             if frees { freeing += choice.after } else { gathering += choice.after }
                             let Choice { after, record_bytes, records, .. } = choice;
                             let copy =
-                                Piece { size: after, record_bytes, records, is_free: true, starts: false };
-                            pieces.splice(choice.pieces, [copy]);
+                                Candidate { size: after, record_bytes, records, is_free: true, starts: false };
+                            candidates.splice(choice.range, [copy]);
                             prop_assert!(freeing <= pushed, "{} {}", freeing, pushed);
                             prop_assert!(gathering <= 7 * pushed, "{} {}", gathering, pushed);
                         }
-                        for pair in pieces.windows(2) {
+                        for pair in candidates.windows(2) {
                             let live: u64 = pair.iter().map(|p| p.record_bytes + p.records * 24).sum();
                             let size: u64 = pair.iter().map(|p| p.size).sum();
                             let fits = live + (12 << 10) <= segment;

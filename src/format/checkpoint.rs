@@ -47,7 +47,7 @@ pub(crate) struct Listed {
 
 /// What the bytes of one slot turn out to be.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Decoded {
+pub(crate) enum DecodedCheckpoint {
     Valid { generation: u64, checkpoint: Checkpoint },
     Newer(u16),
     Invalid,
@@ -97,25 +97,25 @@ impl Checkpoint {
         out
     }
 
-    pub(crate) fn decode(from: &[u8]) -> Decoded {
+    pub(crate) fn decode(from: &[u8]) -> DecodedCheckpoint {
         if from.len() < HEADER || take(from, 0) != MAGIC {
-            return Decoded::Invalid;
+            return DecodedCheckpoint::Invalid;
         }
         let body_len = u64::from(u32_at(from, BODY_LEN));
         let rest = &from[HEADER..];
         if body_len > wide(rest.len()) {
-            return Decoded::Invalid;
+            return DecodedCheckpoint::Invalid;
         }
         let body = &rest[..usize::try_from(body_len).unwrap_or(0)];
         if crc32_of_both(&from[..CHECK], body) != u32_at(from, CHECK) {
-            return Decoded::Invalid;
+            return DecodedCheckpoint::Invalid;
         }
         match (u16_at(from, VERSION), postcard::take_from_bytes(body)) {
-            (version, _) if version > FORMAT_VERSION => Decoded::Newer(version),
+            (version, _) if version > FORMAT_VERSION => DecodedCheckpoint::Newer(version),
             (_, Ok((checkpoint, _))) => {
-                Decoded::Valid { generation: u64_at(from, GENERATION), checkpoint }
+                DecodedCheckpoint::Valid { generation: u64_at(from, GENERATION), checkpoint }
             }
-            (_, Err(_)) => Decoded::Invalid,
+            (_, Err(_)) => DecodedCheckpoint::Invalid,
         }
     }
 }
@@ -148,13 +148,13 @@ mod tests {
     #[test]
     fn comes_back_and_tells_what_was_let_go() {
         let bytes = checkpoint().encode(9);
-        let valid = Decoded::Valid { generation: 9, checkpoint: checkpoint() };
+        let valid = DecodedCheckpoint::Valid { generation: 9, checkpoint: checkpoint() };
         assert_eq!(Checkpoint::decode(&bytes), valid);
         let ignored = (CHECK + 4) * 8..HEADER * 8;
         for bit in (0..bytes.len() * 8).filter(|bit| !ignored.contains(bit)) {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Checkpoint::decode(&damaged), Decoded::Invalid, "bit {bit}");
+            assert_eq!(Checkpoint::decode(&damaged), DecodedCheckpoint::Invalid, "bit {bit}");
         }
         assert!(checkpoint().let_go(3) && !checkpoint().let_go(2) && !checkpoint().let_go(6));
     }
@@ -162,10 +162,10 @@ mod tests {
     proptest! {
         #[test]
         fn garbage_never_panics(bytes: Vec<u8>, tail: Vec<u8>) {
-            prop_assert_eq!(Checkpoint::decode(&bytes), Decoded::Invalid);
+            prop_assert_eq!(Checkpoint::decode(&bytes), DecodedCheckpoint::Invalid);
             let mut bytes = checkpoint().encode(1);
             bytes.extend(tail);
-            prop_assert_ne!(Checkpoint::decode(&bytes), Decoded::Invalid);
+            prop_assert_ne!(Checkpoint::decode(&bytes), DecodedCheckpoint::Invalid);
         }
     }
 }

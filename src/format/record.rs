@@ -35,7 +35,7 @@ const UNSYNCED_UNKNOWN: u16 = 0xFFFF;
 
 /// A record's header, decoded and checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Header {
+pub(crate) struct RecordHeader {
     pub(crate) body_check: u32,
     pub(crate) body_len: u32,
     pub(crate) flags: Flags,
@@ -79,7 +79,7 @@ impl Flags {
     }
 }
 
-impl Header {
+impl RecordHeader {
     /// The bytes of this header at `offset` of the segment that `key` belongs to.
     pub(crate) fn encode(&self, key: Key, offset: u64) -> [u8; HEADER] {
         let mut out = [0; HEADER];
@@ -170,31 +170,31 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn header() -> Header {
+    fn header() -> RecordHeader {
         let flags = Flags::default().more(true);
-        Header { body_check: 1, body_len: 100, flags, unsynced: 3, index: 4, age: 5 }
+        RecordHeader { body_check: 1, body_len: 100, flags, unsynced: 3, index: 4, age: 5 }
     }
 
     #[test]
     fn no_flipped_bit_and_no_other_place_passes() {
         let key = Key::new(&[1; 48]);
         let bytes = header().encode(key, 4096);
-        assert_eq!(Header::decode(&bytes, key, 4096), Some(header()));
+        assert_eq!(RecordHeader::decode(&bytes, key, 4096), Some(header()));
         for bit in 0..HEADER * 8 {
             let mut damaged = bytes;
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Header::decode(&damaged, key, 4096), None, "bit {bit}");
+            assert_eq!(RecordHeader::decode(&damaged, key, 4096), None, "bit {bit}");
         }
-        assert_eq!(Header::decode(&bytes, key, 4104), None);
-        assert_eq!(Header::decode(&bytes, Key::new(&[2; 48]), 4096), None);
-        assert_eq!(Header::decode(&[0; HEADER], key, 4096), None);
+        assert_eq!(RecordHeader::decode(&bytes, key, 4104), None);
+        assert_eq!(RecordHeader::decode(&bytes, Key::new(&[2; 48]), 4096), None);
+        assert_eq!(RecordHeader::decode(&[0; HEADER], key, 4096), None);
     }
 
     /// A header that says `body` is what was pushed.
-    fn header_of(body: &[u8], is_extended: bool) -> Header {
+    fn header_of(body: &[u8], is_extended: bool) -> RecordHeader {
         let flags = Flags::default().extended(is_extended);
         let body_len = u32::try_from(body.len()).unwrap();
-        Header { body_check: crc32(body), body_len, flags, ..header() }
+        RecordHeader { body_check: crc32(body), body_len, flags, ..header() }
     }
 
     #[test]
@@ -252,7 +252,7 @@ mod tests {
         #[test]
         fn garbage_never_panics(bytes: [u8; HEADER]) {
             let key = Key::new(&[1; 48]);
-            prop_assert_eq!(Header::decode(&bytes, key, 0), None);
+            prop_assert_eq!(RecordHeader::decode(&bytes, key, 0), None);
         }
     }
 }

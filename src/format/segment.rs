@@ -49,7 +49,7 @@ const SEAL_RUN_ENDED: u32 = 1;
 
 /// What a segment is, fixed before it gets its name.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Header {
+pub(crate) struct SegmentHeader {
     pub(crate) queue_id: [u8; 16],
     pub(crate) ordinal: u64,
     pub(crate) predecessor: u64,
@@ -63,8 +63,8 @@ pub(crate) struct Header {
 
 /// What the first bytes of a header page turn out to be.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Decoded {
-    Valid(Header),
+pub(crate) enum DecodedHeader {
+    Valid(SegmentHeader),
     /// Written by a newer keepq. Not `sure` when the check does not hold: then both copies decide.
     Newer {
         version: u16,
@@ -73,7 +73,7 @@ pub(crate) enum Decoded {
     Invalid,
 }
 
-impl Header {
+impl SegmentHeader {
     pub(crate) fn encode(&self) -> [u8; HEADER] {
         let mut out = [0; HEADER];
         put(&mut out, 0, MAGIC);
@@ -95,24 +95,24 @@ impl Header {
         out
     }
 
-    pub(crate) fn decode(from: &[u8; HEADER]) -> Decoded {
+    pub(crate) fn decode(from: &[u8; HEADER]) -> DecodedHeader {
         if take(from, 0) != MAGIC {
-            return Decoded::Invalid;
+            return DecodedHeader::Invalid;
         }
         let sure = u32_at(from, CHECK) == crc32(&from[..CHECK]);
         let version = u16_at(from, VERSION);
         if version > FORMAT_VERSION {
-            return Decoded::Newer { version, sure };
+            return DecodedHeader::Newer { version, sure };
         }
         if !sure || version == 0 {
-            return Decoded::Invalid;
+            return DecodedHeader::Invalid;
         }
         let known =
             u64_at(from, REQUIRED) == 0 && from[CHECKSUM] == CHECKSUM_ID && from[GROUPS] == 1;
         if !known {
-            return Decoded::Newer { version: FORMAT_VERSION + 1, sure };
+            return DecodedHeader::Newer { version: FORMAT_VERSION + 1, sure };
         }
-        Decoded::Valid(Self {
+        DecodedHeader::Valid(Self {
             queue_id: take(from, QUEUE_ID),
             ordinal: u64_at(from, ORDINAL),
             predecessor: u64_at(from, PREDECESSOR),
@@ -255,8 +255,8 @@ fn decode_mark(from: &[u8; MARK], key: Key, place: u64) -> Option<[u64; 2]> {
 mod tests {
     use super::*;
 
-    fn header() -> Header {
-        Header {
+    fn header() -> SegmentHeader {
+        SegmentHeader {
             queue_id: [9; 16],
             ordinal: 3,
             predecessor: 2,
@@ -271,16 +271,16 @@ mod tests {
     #[test]
     fn header_comes_back_and_no_flipped_bit_passes() {
         let bytes = header().encode();
-        assert_eq!(Header::decode(&bytes), Decoded::Valid(header()));
+        assert_eq!(SegmentHeader::decode(&bytes), DecodedHeader::Valid(header()));
         for bit in 0..HEADER * 8 {
             let mut damaged = bytes;
             damaged[bit / 8] ^= 1 << (bit % 8);
-            match Header::decode(&damaged) {
-                Decoded::Invalid | Decoded::Newer { sure: false, .. } => {}
+            match SegmentHeader::decode(&damaged) {
+                DecodedHeader::Invalid | DecodedHeader::Newer { sure: false, .. } => {}
                 other => panic!("bit {bit}: {other:?}"),
             }
         }
-        assert_eq!(Header::decode(&[0; HEADER]), Decoded::Invalid);
+        assert_eq!(SegmentHeader::decode(&[0; HEADER]), DecodedHeader::Invalid);
     }
 
     #[test]
@@ -304,15 +304,15 @@ mod tests {
     fn a_newer_version_is_told_from_damage() {
         let mut bytes = header().encode();
         put(&mut bytes, VERSION, 2u16.to_le_bytes());
-        assert_eq!(Header::decode(&bytes), Decoded::Newer { version: 2, sure: false });
+        assert_eq!(SegmentHeader::decode(&bytes), DecodedHeader::Newer { version: 2, sure: false });
         let check = crc32(&bytes[..CHECK]);
         put(&mut bytes, CHECK, check.to_le_bytes());
-        assert_eq!(Header::decode(&bytes), Decoded::Newer { version: 2, sure: true });
+        assert_eq!(SegmentHeader::decode(&bytes), DecodedHeader::Newer { version: 2, sure: true });
         let mut feature = header().encode();
         put(&mut feature, REQUIRED, 1u64.to_le_bytes());
         let check = crc32(&feature[..CHECK]);
         put(&mut feature, CHECK, check.to_le_bytes());
-        assert!(matches!(Header::decode(&feature), Decoded::Newer { sure: true, .. }));
+        assert!(matches!(SegmentHeader::decode(&feature), DecodedHeader::Newer { sure: true, .. }));
     }
 
     #[test]
@@ -324,7 +324,7 @@ mod tests {
         assert_eq!(Seal::decode(&seal.encode(key), key), Some(seal));
         assert_eq!(Seal::decode(&activation.encode(key), key), None);
         assert_eq!(Activation::decode(&[0; MARK], key), None);
-        let other = Header { generation: 78, ..header() }.key();
+        let other = SegmentHeader { generation: 78, ..header() }.key();
         assert_eq!(Seal::decode(&seal.encode(key), other), None);
     }
 }

@@ -55,11 +55,11 @@ pub struct FaultStorage {
 
 #[derive(Debug)]
 struct Faults {
-    state: Mutex<State>,
+    state: Mutex<FaultState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct FaultState {
     plan: FaultPlan,
     operations: u64,
     stores_can_fail: bool,
@@ -76,7 +76,7 @@ impl FaultStorage {
     /// A storage without faults, around another.
     #[must_use]
     pub fn new(inner: Arc<dyn Storage>) -> Self {
-        let state = State { plan: FaultPlan::None, operations: 0, stores_can_fail: false };
+        let state = FaultState { plan: FaultPlan::None, operations: 0, stores_can_fail: false };
         Self { inner, faults: Arc::new(Faults { state: Mutex::new(state) }) }
     }
 

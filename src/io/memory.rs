@@ -46,11 +46,11 @@ struct Disk {
     directories: BTreeSet<String>,
     /// What each changed name stood for since the directory was synced, oldest first.
     old_names: BTreeMap<String, Vec<Option<usize>>>,
-    files: Vec<Content>,
+    files: Vec<Inode>,
 }
 
 #[derive(Debug, Clone, Default)]
-struct Content {
+struct Inode {
     bytes: Vec<u8>,
     /// What each changed sector held since the file was synced, oldest first.
     old_sectors: BTreeMap<usize, Vec<[u8; SECTOR]>>,
@@ -126,13 +126,13 @@ impl MemoryStorage {
     /// Replaces or makes a file, durably.
     pub fn write(&self, name: &str, bytes: Vec<u8>) {
         let mut disk = self.disk.lock();
-        disk.files.push(Content { bytes, was_synced: true, ..Content::default() });
+        disk.files.push(Inode { bytes, was_synced: true, ..Inode::default() });
         let number = disk.files.len() - 1;
         disk.names.insert(name.to_string(), number);
     }
 }
 
-impl Content {
+impl Inode {
     fn after_power_cut(&self, dice: &mut Dice) -> Self {
         let mut bytes = self.bytes.clone();
         for (&sector, old) in &self.old_sectors {
@@ -238,7 +238,7 @@ impl Storage for MemoryStorage {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let bytes = vec![0; usize::try_from(size).map_err(io::Error::other)?];
-        disk.files.push(Content { bytes, ..Content::default() });
+        disk.files.push(Inode { bytes, ..Inode::default() });
         let number = disk.files.len() - 1;
         disk.change(&self.full(name), Some(number));
         drop(disk);

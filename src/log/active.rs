@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::format::PAGE;
 use crate::format::bytes::wide;
 use crate::format::checksum::crc32_of_both;
-use crate::format::record::{self, Flags};
+use crate::format::record::{self, Flags, RecordHeader};
 use crate::format::segment::{ACTIVATION, Activation, RECORDS_START, Seal, capacity};
 use crate::format::slot::{self, Delay, SLOT, Slot, State};
 use crate::io::Region;
@@ -148,7 +148,7 @@ impl Active {
         let (mut tail, mut index, mut unsynced) = (self.tail, self.count, unsynced);
         let last = drafts.len().saturating_sub(1);
         for (position, draft) in drafts.iter().enumerate() {
-            let header = record::Header {
+            let header = RecordHeader {
                 body_check: draft.body_check,
                 body_len: draft.body_len,
                 flags: Flags::default()
@@ -198,7 +198,7 @@ impl Active {
         Ok(())
     }
 
-    fn place(&self, header: &record::Header, draft: &Draft<'_>, offset: u64) -> Result<()> {
+    fn place(&self, header: &RecordHeader, draft: &Draft<'_>, offset: u64) -> Result<()> {
         let (segment, region) = (&self.segment, &self.region);
         let wrap = |error| Error::io("append", &segment.path, offset, error);
         let body = offset + wide(record::HEADER);

@@ -8,9 +8,9 @@ use super::sealed::Mapped;
 use crate::error::{Error, Result};
 use crate::format::bytes::wide;
 use crate::format::checksum::Key;
-use crate::format::record::{self, Flags};
+use crate::format::record::{self, Flags, RecordHeader};
 use crate::format::segment::{
-    ACTIVATION, Activation, Header, RECORDS_START, SEAL, SOURCES_PLACE, Seal, Sources,
+    ACTIVATION, Activation, RECORDS_START, SEAL, SOURCES_PLACE, Seal, SegmentHeader, Sources,
     size_for_copy,
 };
 use crate::format::slot::{self, Delay, SLOT, Slot};
@@ -51,8 +51,8 @@ pub(crate) struct Progress {
 
 /// A compacted segment in the making.
 #[derive(Debug)]
-pub(crate) struct Copy {
-    header: Header,
+pub(crate) struct CopyWriter {
+    header: SegmentHeader,
     key: Key,
     temporary: String,
     path: PathBuf,
@@ -75,11 +75,11 @@ pub(crate) struct Finished {
     pub(crate) count: u32,
 }
 
-impl Copy {
+impl CopyWriter {
     /// Begins a segment as `header` says, for up to `most` records, none of them pushed before `base_time`.
     pub(crate) fn create(
         storage: &dyn Storage,
-        header: Header,
+        header: SegmentHeader,
         most: u32,
         base_time: u64,
     ) -> Result<Self> {
@@ -143,7 +143,7 @@ impl Copy {
         &mut self,
         survivor: &Survivor,
         from: &Mapped,
-        header: &record::Header,
+        header: &RecordHeader,
         offset: u64,
     ) -> Result<Copied> {
         let Survivor { seq, pushed_at, slot, delay } = *survivor;
@@ -161,7 +161,7 @@ impl Copy {
             .transient(flags.is_transient())
             .extended(flags.has_extensions())
             .more(false);
-        let new = record::Header { flags, unsynced: 0, index, age, ..*header };
+        let new = RecordHeader { flags, unsynced: 0, index, age, ..*header };
         let size = self.header.size;
         // Also where there is none: what was forgotten may have left one.
         let word = delay.map_or(0, |delay| delay.encode(self.base_time, self.key, index));
@@ -180,7 +180,7 @@ impl Copy {
     fn copy_body(
         &self,
         from: &Mapped,
-        header: &record::Header,
+        header: &RecordHeader,
         offset: u64,
         tail: u64,
     ) -> Result<bool> {

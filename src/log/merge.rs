@@ -15,7 +15,7 @@ const STEP: u32 = 256;
 
 /// A segment of which a copy has, or will have, what is owed.
 #[derive(Clone, Debug)]
-pub(crate) struct Source {
+pub(crate) struct CopySource {
     pub(crate) segment: Arc<Segment>,
     pub(crate) first_seq: u64,
     pub(crate) base_time: u64,
@@ -23,7 +23,7 @@ pub(crate) struct Source {
     pub(crate) count: u32,
 }
 
-impl Source {
+impl CopySource {
     fn end_seq(&self) -> u64 {
         let count = u64::from(self.count);
         let sources = self.segment.sources.as_ref();
@@ -37,11 +37,11 @@ pub(crate) fn merge(
     first_seq: u64,
     base_time: u64,
     count: u32,
-    sources: &[Source],
+    sources: &[CopySource],
 ) -> Result<()> {
     for source in sources {
         let from = copy.index_from(source.first_seq, count, first_seq)?;
-        let mut reader = Reader::new(source);
+        let mut reader = SlotReader::new(source);
         for index in from..count {
             let Some(seq) = copy.seq(index, first_seq)? else { continue };
             if seq >= source.end_seq() {
@@ -62,15 +62,15 @@ pub(crate) fn merge(
 }
 
 /// Reads slots of a source, in the order of their Seqs.
-struct Reader<'a> {
-    source: &'a Source,
+struct SlotReader<'a> {
+    source: &'a CopySource,
     by_table: Option<Mapped>,
     first: u32,
     held: Vec<Option<(Slot, Option<Delay>)>>,
 }
 
-impl<'a> Reader<'a> {
-    fn new(source: &'a Source) -> Self {
+impl<'a> SlotReader<'a> {
+    fn new(source: &'a CopySource) -> Self {
         let segment = &source.segment;
         let by_table = segment.sources.is_some().then(|| {
             let (segment, region) = (Arc::clone(segment), segment.window());
@@ -81,7 +81,7 @@ impl<'a> Reader<'a> {
 
     /// `None` if the source does not have it, or its slot is unreadable.
     fn state_of(&mut self, seq: u64) -> Result<Option<(Slot, Option<Delay>)>> {
-        let Source { segment, first_seq, base_time, count } = self.source;
+        let CopySource { segment, first_seq, base_time, count } = self.source;
         let index = match &self.by_table {
             Some(mapped) => mapped.index_of(seq, *count, *first_seq)?,
             None => u32::try_from(seq - first_seq).ok().filter(|index| index < count),

@@ -15,7 +15,8 @@ use crate::error::{Error, Result};
 use crate::format::bytes::{u64_at, wide};
 use crate::format::checksum::Key;
 use crate::format::segment::{
-    ACTIVATION, Activation, Decoded, Header, SEAL, SOURCES_PLACE, Seal, Sources, most_slots,
+    ACTIVATION, Activation, DecodedHeader, SEAL, SOURCES_PLACE, Seal, SegmentHeader, Sources,
+    most_slots,
 };
 use crate::format::slot::{Delay, SLOT, Slot};
 use crate::format::{PAGE, name, number, record, slot};
@@ -33,7 +34,7 @@ const SLOT_RESERVE: u32 = 1024;
 /// A segment file that has its name.
 #[derive(Debug)]
 pub(crate) struct Segment {
-    pub(crate) header: Header,
+    pub(crate) header: SegmentHeader,
     pub(crate) key: Key,
     pub(crate) name: String,
     pub(crate) path: PathBuf,
@@ -55,7 +56,7 @@ pub(crate) struct Marks {
 }
 
 impl Marks {
-    fn decode(page: &[u8; PAGE_LEN], header: &Header) -> Self {
+    fn decode(page: &[u8; PAGE_LEN], header: &SegmentHeader) -> Self {
         let key = header.key();
         let activation = part(page, ACTIVATION);
         let (seal, sources) = (part(page, SEAL), part(page, SOURCES_PLACE));
@@ -86,7 +87,7 @@ impl Segment {
     pub(crate) fn found(
         storage: &dyn Storage,
         name: String,
-        header: Header,
+        header: SegmentHeader,
         first_page: Marks,
         file: Arc<dyn StorageFile>,
     ) -> Self {
@@ -101,7 +102,7 @@ impl Segment {
     }
 
     /// Brings a segment into being: blocks, headers, sync, name, directory.
-    pub(crate) fn create(storage: &dyn Storage, header: Header) -> Result<Self> {
+    pub(crate) fn create(storage: &dyn Storage, header: SegmentHeader) -> Result<Self> {
         let temporary = name::temporary(header.ordinal);
         let path = storage.path(&temporary);
         let file = storage
@@ -115,7 +116,7 @@ impl Segment {
     pub(crate) fn recycle(
         &self,
         storage: &dyn Storage,
-        header: Header,
+        header: SegmentHeader,
         count: u32,
     ) -> Result<Self> {
         let temporary = name::temporary(header.ordinal);
@@ -152,7 +153,7 @@ impl Segment {
     fn finish(
         storage: &dyn Storage,
         temporary: &str,
-        header: Header,
+        header: SegmentHeader,
         file: &dyn StorageFile,
     ) -> Result<Self> {
         let name = name::segment(header.ordinal);
@@ -223,13 +224,13 @@ impl Segment {
     }
 
     /// The header of the record at `offset`, if there is one.
-    pub(crate) fn read_header_at(&self, offset: u64) -> Result<Option<record::Header>> {
+    pub(crate) fn read_header_at(&self, offset: u64) -> Result<Option<record::RecordHeader>> {
         let mut bytes = [0; record::HEADER];
         if offset + wide(record::HEADER) > self.header.size {
             return Ok(None);
         }
         self.read_at(offset, &mut bytes)?;
-        Ok(record::Header::decode(&bytes, self.key, offset))
+        Ok(record::RecordHeader::decode(&bytes, self.key, offset))
     }
 
     /// Slots `first..first + number`, in order. Reads without the map, which would keep the pages.
@@ -323,16 +324,16 @@ impl Segment {
 /// valid header. An error is told with the offset that could not be read.
 pub(crate) fn read_header(
     file: &dyn StorageFile,
-) -> std::result::Result<([Decoded; 2], Marks), (u64, std::io::Error)> {
-    let mut copies = [Decoded::Invalid, Decoded::Invalid];
+) -> std::result::Result<([DecodedHeader; 2], Marks), (u64, std::io::Error)> {
+    let mut copies = [DecodedHeader::Invalid, DecodedHeader::Invalid];
     if file.size() < 2 * PAGE {
         return Ok((copies, Marks::default()));
     }
     let mut page = [0; PAGE_LEN];
     for (copy, offset) in copies.iter_mut().zip([0, file.size() - PAGE]) {
         file.read_at(offset, &mut page).map_err(|error| (offset, error))?;
-        *copy = page.first_chunk().map_or(Decoded::Invalid, Header::decode);
-        if let Decoded::Valid(header) = copy {
+        *copy = page.first_chunk().map_or(DecodedHeader::Invalid, SegmentHeader::decode);
+        if let DecodedHeader::Valid(header) = copy {
             // Those of the first page, or of the last one, where that is the one to go by.
             let marks = Marks::decode(&page, header);
             return Ok((copies, marks));

@@ -8,7 +8,7 @@ use super::sealed::candidates;
 use crate::error::Result;
 use crate::format::PAGE;
 use crate::format::bytes::wide;
-use crate::format::record::{self, HEADER, Header};
+use crate::format::record::{self, HEADER, RecordHeader};
 use crate::format::segment::{Activation, RECORDS_START};
 use crate::format::slot;
 
@@ -18,7 +18,7 @@ const ZEROS: [u8; 4096] = [0; 4096];
 
 /// Records without a gap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Piece {
+pub(crate) struct Stretch {
     pub(crate) first_index: u32,
     /// Where its first record starts.
     pub(crate) start: u64,
@@ -26,7 +26,7 @@ pub(crate) struct Piece {
     pub(crate) end_index: u32,
     /// Where its last record ends.
     pub(crate) end: u64,
-    /// Where a batch starts that this piece does not finish: offset and index.
+    /// Where a batch starts that this stretch does not finish: offset and index.
     pub(crate) open_batch: Option<(u64, u32)>,
 }
 
@@ -34,7 +34,7 @@ pub(crate) struct Piece {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Scanned {
     /// In order; between two of them, and before the first, something is invalid.
-    pub(crate) pieces: Vec<Piece>,
+    pub(crate) stretches: Vec<Stretch>,
     /// The largest Seq that one of the records says was durable.
     pub(crate) watermark: u64,
     /// The newest push time.
@@ -44,7 +44,7 @@ pub(crate) struct Scanned {
 
 /// Reads all records of a segment.
 pub(crate) fn scan(segment: &Segment, activation: Activation) -> Result<Scanned> {
-    let mut reader = Reader { segment, window: vec![0; WINDOW], start: 0, filled: 0 };
+    let mut reader = RecordReader { segment, window: vec![0; WINDOW], start: 0, filled: 0 };
     let mut scanned = Scanned { newest_time: activation.base_time, ..Scanned::default() };
     let mut offset = RECORDS_START;
     let mut index = 0;
@@ -64,7 +64,7 @@ pub(crate) fn scan(segment: &Segment, activation: Activation) -> Result<Scanned>
     Ok(scanned)
 }
 
-fn add(scanned: &mut Scanned, activation: Activation, header: &Header, at: u64, joins: bool) {
+fn add(scanned: &mut Scanned, activation: Activation, header: &RecordHeader, at: u64, joins: bool) {
     let seq = activation.first_seq + u64::from(header.index);
     if let Some(unsynced) = record::decode_unsynced(header.unsynced) {
         scanned.watermark = scanned.watermark.max((seq - 1).saturating_sub(unsynced));
@@ -72,26 +72,32 @@ fn add(scanned: &mut Scanned, activation: Activation, header: &Header, at: u64, 
     let time = activation.base_time + u64::from(header.age);
     scanned.newest_time = scanned.newest_time.max(time);
     let end = at + header.record_len();
-    let previous = scanned.pieces.last().copied().filter(|piece| joins && piece.end == at);
-    let first_index = previous.map_or(header.index, |piece| piece.first_index);
-    let start = previous.map_or(at, |piece| piece.start);
-    let open = previous.and_then(|piece| piece.open_batch).unwrap_or((at, header.index));
+    let previous = scanned.stretches.last().copied().filter(|stretch| joins && stretch.end == at);
+    let first_index = previous.map_or(header.index, |stretch| stretch.first_index);
+    let start = previous.map_or(at, |stretch| stretch.start);
+    let open = previous.and_then(|stretch| stretch.open_batch).unwrap_or((at, header.index));
     let open_batch = header.flags.has_more().then_some(open);
     if previous.is_some() {
-        scanned.pieces.pop();
+        scanned.stretches.pop();
     }
-    scanned.pieces.push(Piece { first_index, start, end_index: header.index + 1, end, open_batch });
+    scanned.stretches.push(Stretch {
+        first_index,
+        start,
+        end_index: header.index + 1,
+        end,
+        open_batch,
+    });
 }
 
 /// A window that moves over the file.
-struct Reader<'a> {
+struct RecordReader<'a> {
     segment: &'a Segment,
     window: Vec<u8>,
     start: u64,
     filled: usize,
 }
 
-impl Reader<'_> {
+impl RecordReader<'_> {
     /// The first valid header at or behind `offset` with an index from `index` on. `gap_start`:
     /// where the last good record ended, which bounds how many can have been lost since.
     fn next_header(
@@ -99,7 +105,7 @@ impl Reader<'_> {
         offset: u64,
         index: u32,
         gap_start: u64,
-    ) -> Result<Option<(u64, Header)>> {
+    ) -> Result<Option<(u64, RecordHeader)>> {
         let (key, size) = (self.segment.key, self.segment.header.size);
         let mut from = offset;
         while from + wide(HEADER) <= size - PAGE {
@@ -112,7 +118,7 @@ impl Reader<'_> {
                 continue;
             }
             for (at, bytes) in candidates(bytes, from) {
-                let Some(header) = Header::decode(bytes, key, at) else { continue };
+                let Some(header) = RecordHeader::decode(bytes, key, at) else { continue };
                 let at_most = u64::from(index) + (at - gap_start) / wide(HEADER);
                 let in_range = header.index >= index && u64::from(header.index) <= at_most;
                 if in_range && at + header.record_len() <= slot::offset(size, header.index) {
@@ -143,7 +149,7 @@ impl Reader<'_> {
     }
 
     /// Whether the body is what was pushed; read in windows, so that no length is believed.
-    fn body_matches(&mut self, header: &Header, at: u64) -> Result<bool> {
+    fn body_matches(&mut self, header: &RecordHeader, at: u64) -> Result<bool> {
         let mut hasher = crc32fast::Hasher::new();
         let mut offset = at + wide(HEADER);
         let mut left = usize::try_from(header.body_len).unwrap_or(usize::MAX);
@@ -157,7 +163,7 @@ impl Reader<'_> {
         Ok(hasher.finalize() == header.body_check)
     }
 
-    /// Like [`Reader::at`], but content with a single byte.
+    /// Like [`RecordReader::at`], but content with a single byte.
     fn body_at(&mut self, offset: u64) -> Result<&[u8]> {
         let inside = offset.checked_sub(self.start).and_then(|skip| usize::try_from(skip).ok());
         match inside.filter(|&skip| skip < self.filled) {

@@ -7,7 +7,7 @@ use super::Segment;
 use crate::error::Result;
 use crate::format::bytes::wide;
 use crate::format::number;
-use crate::format::record::{ALIGN, HEADER, Header};
+use crate::format::record::{ALIGN, HEADER, RecordHeader};
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::{self, Delay, Slot, State};
 use crate::format::standing::{Run, Standing};
@@ -67,7 +67,7 @@ impl Status {
 /// Where a record is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Located {
-    At(u64, Header),
+    At(u64, RecordHeader),
     /// Records up to this index, exclusive, are lost; the next one is at this offset.
     Lost {
         end_index: u32,
@@ -119,17 +119,17 @@ impl Mapped {
     }
 
     /// The header at `offset`, if it is that of record `index`.
-    pub(crate) fn header(&self, offset: u64, index: u32) -> Option<Header> {
+    pub(crate) fn header(&self, offset: u64, index: u32) -> Option<RecordHeader> {
         let mut bytes = [0; HEADER];
         self.region.load(offset, &mut bytes).ok()?;
-        let header = Header::decode(&bytes, self.segment.key, offset)?;
+        let header = RecordHeader::decode(&bytes, self.segment.key, offset)?;
         let ends = offset + header.record_len();
         let fits = ends <= slot::offset(self.segment.header.size, header.index);
         (header.index == index && fits).then_some(header)
     }
 
     /// A copy of the body behind `header`, not yet verified.
-    pub(crate) fn body(&self, header: &Header, offset: u64) -> Vec<u8> {
+    pub(crate) fn body(&self, header: &RecordHeader, offset: u64) -> Vec<u8> {
         let mut body = Vec::new();
         let len = usize::try_from(header.body_len).unwrap_or(usize::MAX);
         // It lies in the segment, as `header` has checked; if not, an empty body fails its check.
@@ -146,7 +146,7 @@ impl Mapped {
             let len = usize::try_from(slots - start).unwrap_or(usize::MAX).min(chunk.len());
             self.region.load(start, chunk.get_mut(..len)?).ok()?;
             for (offset, bytes) in candidates(chunk.get(..len)?, start) {
-                if let Some(header) = Header::decode(bytes, self.segment.key, offset)
+                if let Some(header) = RecordHeader::decode(bytes, self.segment.key, offset)
                     && (from_index..end_index).contains(&header.index)
                     && self.header(offset, header.index).is_some()
                 {
@@ -160,7 +160,7 @@ impl Mapped {
 
     /// Where record `index` is, going from the first one, record by record; over what is damaged by
     /// looking for the next.
-    pub(crate) fn walk_to(&self, index: u32) -> Option<(u64, Header)> {
+    pub(crate) fn walk_to(&self, index: u32) -> Option<(u64, RecordHeader)> {
         let (mut offset, mut at) = (RECORDS_START, 0);
         loop {
             if let Some(header) = self.header(offset, at) {

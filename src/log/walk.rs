@@ -6,7 +6,7 @@
 //! published.
 
 use super::sealed::{Located, Mapped};
-use crate::format::record::Header;
+use crate::format::record::RecordHeader;
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::Slot;
 
@@ -53,7 +53,7 @@ impl Position {
 
     /// Steps behind the record here, which was found at `offset`.
     #[inline]
-    pub(crate) fn pass_record(&mut self, offset: u64, header: &Header) {
+    pub(crate) fn pass_record(&mut self, offset: u64, header: &RecordHeader) {
         self.offset = offset + header.record_len();
         self.previous = None;
         self.index += 1;

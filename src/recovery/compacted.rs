@@ -8,12 +8,12 @@ use super::Part;
 use crate::error::Result;
 use crate::format::segment::{Activation, Seal, most_slots};
 use crate::log::Segment;
-use crate::log::merge::Source;
+use crate::log::merge::CopySource;
 use std::sync::Arc;
 
 /// A compacted segment.
 #[derive(Debug)]
-pub(super) struct Compacted {
+pub(super) struct CompactedSegment {
     pub(super) segment: Arc<Segment>,
     activation: Activation,
     seal: Seal,
@@ -23,10 +23,10 @@ pub(super) struct Compacted {
 #[derive(Clone, Debug)]
 pub(crate) struct Replaced {
     pub(crate) copy: Part,
-    pub(crate) sources: Vec<Source>,
+    pub(crate) sources: Vec<CopySource>,
 }
 
-impl Compacted {
+impl CompactedSegment {
     /// `None` if it does not say any more what it holds.
     pub(super) fn read(segment: Segment) -> Result<Option<Self>> {
         let marks = (segment.read_sources()?, segment.activation()?, segment.seal()?);
@@ -68,7 +68,7 @@ impl Compacted {
 /// Takes what a copy replaces out of both lists.
 pub(super) fn take_replaced(
     segments: &mut Vec<Arc<Segment>>,
-    compacted: &mut Vec<Compacted>,
+    compacted: &mut Vec<CompactedSegment>,
 ) -> Result<Vec<Replaced>> {
     let mut all = Vec::new();
     // Newer ones first: what is replaced itself replaces nothing of its own.
@@ -76,7 +76,7 @@ pub(super) fn take_replaced(
     let mut left = std::mem::take(compacted).into_iter();
     while let Some(copy) = left.next() {
         // Also what those were made from that are replaced, should it have come back.
-        let mut replaced: Vec<Compacted> = Vec::new();
+        let mut replaced: Vec<CompactedSegment> = Vec::new();
         loop {
             let (more, kept): (Vec<_>, Vec<_>) = left.partition(|other| {
                 copy.replaces(other) || replaced.iter().any(|one| one.replaces(other))
@@ -90,7 +90,7 @@ pub(super) fn take_replaced(
         let mut sources = Vec::new();
         // A copy that was made instead of this one, and given up, may have others that count.
         let is_source = |segment: &mut Arc<Segment>| {
-            let made = |one: &&Compacted| copy.has_inside(one, &replaced);
+            let made = |one: &&CompactedSegment| copy.has_inside(one, &replaced);
             let mut copies = replaced.iter().filter(made).chain([&copy]);
             copies.any(|copy| copy.sources().contains(&segment.header.ordinal))
         };
@@ -99,7 +99,7 @@ pub(super) fn take_replaced(
         }
         sources.extend(replaced.into_iter().map(|other| {
             let Part { segment, first_seq, base_time, count, .. } = other.part();
-            Source { segment, first_seq, base_time, count }
+            CopySource { segment, first_seq, base_time, count }
         }));
         if !sources.is_empty() {
             bound(&mut sources);
@@ -111,9 +111,10 @@ pub(super) fn take_replaced(
 }
 
 /// One that lost its seal could have any number of records: no more than up to the next one.
-fn bound(sources: &mut [Source]) {
+fn bound(sources: &mut [CopySource]) {
     sources.sort_by_key(|source| source.first_seq);
-    let is_plain = |source: &&mut Source| source.segment.sources.is_none() && source.first_seq > 0;
+    let is_plain =
+        |source: &&mut CopySource| source.segment.sources.is_none() && source.first_seq > 0;
     let mut next = u64::MAX;
     for source in sources.iter_mut().rev().filter(is_plain) {
         let most = u32::try_from(next - source.first_seq).unwrap_or(u32::MAX);
@@ -123,12 +124,12 @@ fn bound(sources: &mut [Source]) {
 }
 
 /// One that does not say where its numbers start has no states to give.
-fn source_of(segment: Arc<Segment>) -> Result<Source> {
+fn source_of(segment: Arc<Segment>) -> Result<CopySource> {
     let activation = segment.activation()?;
     let sealed = segment.seal()?.map(|seal| seal.count);
     let most = most_slots(segment.header.size);
     let count = if activation.is_some() { sealed.unwrap_or(most).min(most) } else { 0 };
     let Activation { first_seq, base_time } =
         activation.unwrap_or(Activation { first_seq: 0, base_time: 0 });
-    Ok(Source { segment, first_seq, base_time, count })
+    Ok(CopySource { segment, first_seq, base_time, count })
 }

@@ -261,9 +261,9 @@ impl Member<'_> {
 /// Readable records with at least this index.
 fn readable(scanned: &Scanned, from_index: u32) -> u64 {
     let lens = scanned
-        .pieces
+        .stretches
         .iter()
-        .map(|piece| piece.end_index.saturating_sub(piece.first_index.max(from_index)));
+        .map(|stretch| stretch.end_index.saturating_sub(stretch.first_index.max(from_index)));
     lens.map(u64::from).sum()
 }
 
@@ -277,17 +277,17 @@ fn end_of(
     let first_seq = member.activation.first_seq;
     let (mut end, mut count) = (RECORDS_START, 0);
     let mut open_batch = None;
-    for piece in &scanned.pieces {
+    for stretch in &scanned.stretches {
         // Also one that is in order but not in its place: bytes of a write that failed.
-        if piece.first_index > count || piece.start != end {
+        if stretch.first_index > count || stretch.start != end {
             if first_seq + u64::from(count) > watermark {
-                let damage = member.damage(count, piece.first_index, end, DamageKind::Torn);
+                let damage = member.damage(count, stretch.first_index, end, DamageKind::Torn);
                 return finish(member, scanned, (end, count), open_batch, damage, report);
             }
-            report.damage.push(member.damage(count, piece.first_index, end, DamageKind::Corrupt));
+            report.damage.push(member.damage(count, stretch.first_index, end, DamageKind::Corrupt));
         }
-        (end, count) = (piece.end, piece.end_index);
-        open_batch = piece.open_batch.filter(|_| first_seq + u64::from(count) - 1 > watermark);
+        (end, count) = (stretch.end, stretch.end_index);
+        open_batch = stretch.open_batch.filter(|_| first_seq + u64::from(count) - 1 > watermark);
     }
     if let Some((offset, index)) = open_batch {
         let damage = member.damage(index, count, offset, DamageKind::Torn);

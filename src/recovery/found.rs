@@ -1,11 +1,11 @@
 //! What a directory holds, as it was read.
 
-use super::compacted::{self, Compacted, Replaced};
-use crate::checkpoint::{CheckpointFile, Read};
+use super::compacted::{self, CompactedSegment, Replaced};
+use crate::checkpoint::{CheckpointFile, CheckpointRead};
 use crate::error::{Error, Result};
 use crate::format::checkpoint::Checkpoint;
 use crate::format::name::{self, Kind};
-use crate::format::segment::{Decoded, Header, MIN_SEGMENT};
+use crate::format::segment::{DecodedHeader, MIN_SEGMENT, SegmentHeader};
 use crate::format::{FORMAT_VERSION, PAGE, slot};
 use crate::io::{Entry, Storage, StorageFile};
 use crate::log::{Marks, Segment, read_header};
@@ -21,7 +21,7 @@ pub(crate) struct Found {
     /// Of this queue, one for each ordinal, in order, without those that were let go.
     pub(super) segments: Vec<Arc<Segment>>,
     /// The same of those that compaction made.
-    pub(super) compacted: Vec<Compacted>,
+    pub(super) compacted: Vec<CompactedSegment>,
     /// What those replace.
     pub(super) replaced: Vec<Replaced>,
     pub(super) checkpoint: Option<Checkpoint>,
@@ -41,9 +41,9 @@ const MAX_ORDINAL: u64 = 1 << 62;
 
 /// A file whose header is readable.
 #[derive(Debug)]
-struct Candidate {
+struct SegmentFile {
     name: String,
-    header: Header,
+    header: SegmentHeader,
     marks: Marks,
     file: Arc<dyn StorageFile>,
 }
@@ -62,8 +62,8 @@ impl Found {
         let is_file = entries.iter().find(|entry| entry.name == name::CHECKPOINT);
         let read = CheckpointFile::read(storage, is_file.map(|entry| entry.is_file))?;
         let (checkpoint_file, state, checkpoint) = match read {
-            Read::Ok(file, state, checkpoint) => (file, state, checkpoint),
-            Read::Newer(version) => return Err(unsupported(version)),
+            CheckpointRead::Known(file, state, checkpoint) => (file, state, checkpoint),
+            CheckpointRead::Newer(version) => return Err(unsupported(version)),
         };
         let mut found = Self {
             queue_id: [0; 16],
@@ -80,9 +80,9 @@ impl Found {
             largest_ordinal: 0,
             newest_epoch: 0,
         };
-        let candidates = found.read_entries(storage, entries)?;
-        found.choose_queue(&candidates)?;
-        found.keep(storage, candidates)?;
+        let files = found.read_entries(storage, entries)?;
+        found.choose_queue(&files)?;
+        found.keep(storage, files)?;
         Ok(found)
     }
 
@@ -111,7 +111,7 @@ impl Found {
         &mut self,
         storage: &dyn Storage,
         entries: Vec<Entry>,
-    ) -> Result<Vec<Candidate>> {
+    ) -> Result<Vec<SegmentFile>> {
         let mut names = Vec::new();
         for Entry { name, is_file } in entries {
             let ordinal = name::ordinal(&name).filter(|&ordinal| ordinal < MAX_ORDINAL);
@@ -129,11 +129,11 @@ impl Found {
                 Kind::Temporary | Kind::Segment => self.ignore(&name, "not a regular file"),
             }
         }
-        let mut candidates = Vec::new();
+        let mut files = Vec::new();
         for (name, read) in read_all(storage, names) {
             match read? {
                 Ok((header, marks, file)) => {
-                    candidates.push(Candidate { name, header, marks, file });
+                    files.push(SegmentFile { name, header, marks, file });
                 }
                 Err(reason) => {
                     self.unreadable += 1;
@@ -141,20 +141,20 @@ impl Found {
                 }
             }
         }
-        Ok(candidates)
+        Ok(files)
     }
 
     /// The queue that CHECKPOINT belongs to, if a segment does, too; else the one that most segments
     /// belong to, and the oldest of those breaks a tie.
-    fn choose_queue(&mut self, candidates: &[Candidate]) -> Result<()> {
+    fn choose_queue(&mut self, files: &[SegmentFile]) -> Result<()> {
         let hint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.queue_id);
         let mut counts: BTreeMap<[u8; 16], usize> = BTreeMap::new();
-        for Candidate { header, .. } in candidates {
+        for SegmentFile { header, .. } in files {
             *counts.entry(header.queue_id).or_default() += 1;
         }
         let hinted = hint.filter(|id| counts.contains_key(id));
         let most = counts.values().copied().max().unwrap_or(0);
-        let common = candidates.iter().map(|candidate| &candidate.header);
+        let common = files.iter().map(|file| &file.header);
         let common = common.filter(|header| counts.get(&header.queue_id) == Some(&most));
         let oldest = common.min_by_key(|header| header.ordinal).map(|header| header.queue_id);
         self.queue_id = match hinted.or(oldest).or(hint) {
@@ -185,10 +185,10 @@ impl Found {
         sources.map(|source| source.segment.header.ordinal)
     }
 
-    fn keep(&mut self, storage: &dyn Storage, candidates: Vec<Candidate>) -> Result<()> {
-        let mut kept: BTreeMap<u64, Candidate> = BTreeMap::new();
-        for candidate in candidates {
-            let Candidate { name, header, .. } = &candidate;
+    fn keep(&mut self, storage: &dyn Storage, files: Vec<SegmentFile>) -> Result<()> {
+        let mut kept: BTreeMap<u64, SegmentFile> = BTreeMap::new();
+        for found in files {
+            let SegmentFile { name, header, .. } = &found;
             let (name, ordinal) = (name.clone(), header.ordinal);
             if header.queue_id != self.queue_id {
                 self.ignore(&name, "a segment of another queue");
@@ -197,7 +197,7 @@ impl Found {
             self.largest_ordinal = self.largest_ordinal.max(ordinal);
             self.newest_epoch = self.newest_epoch.max(header.epoch);
             if self.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.let_go(ordinal)) {
-                self.leftovers.push((name, candidate.file.size()));
+                self.leftovers.push((name, found.file.size()));
                 continue;
             }
             let right_name = name == name::segment(ordinal);
@@ -205,19 +205,19 @@ impl Found {
                 Some(other) if !right_name => self.ignore(&name, copy_of(&other)),
                 Some(other) => {
                     self.ignore(&other, copy_of(&name));
-                    kept.insert(ordinal, candidate);
+                    kept.insert(ordinal, found);
                 }
                 None => {
-                    kept.insert(ordinal, candidate);
+                    kept.insert(ordinal, found);
                 }
             }
         }
-        for Candidate { name, header, marks, file } in kept.into_values() {
+        for SegmentFile { name, header, marks, file } in kept.into_values() {
             let is_compacted = header.sources > 0;
             let segment = Segment::found(storage, name.clone(), header, marks, file);
             if !is_compacted {
                 self.segments.push(Arc::new(segment));
-            } else if let Some(compacted) = Compacted::read(segment)? {
+            } else if let Some(compacted) = CompactedSegment::read(segment)? {
                 self.compacted.push(compacted);
             } else {
                 self.ignore(&name, "a compacted segment that does not say what it holds");
@@ -231,7 +231,7 @@ impl Found {
 }
 
 /// A segment's header, what else stands beside it, and its file; or why it cannot be used.
-type ReadSegment = std::result::Result<(Header, Marks, Arc<dyn StorageFile>), &'static str>;
+type ReadSegment = std::result::Result<(SegmentHeader, Marks, Arc<dyn StorageFile>), &'static str>;
 
 /// Reads the headers of all these files, in order; several at a time, because each may have to wait for the disk.
 fn read_all(storage: &dyn Storage, names: Vec<String>) -> Vec<(String, Result<ReadSegment>)> {
@@ -267,18 +267,19 @@ fn read_segment(storage: &dyn Storage, name: &str) -> Result<ReadSegment> {
     let (copies, marks) = read_header(&*file).map_err(wrap)?;
     file.release();
     for copy in &copies {
-        if let Decoded::Newer { version, sure: true } = copy {
+        if let DecodedHeader::Newer { version, sure: true } = copy {
             return Err(unsupported(*version));
         }
     }
-    if let [Decoded::Newer { version, .. }, Decoded::Newer { version: other, .. }] = copies
+    if let [DecodedHeader::Newer { version, .. }, DecodedHeader::Newer { version: other, .. }] =
+        copies
         && version == other
     {
         return Err(unsupported(version));
     }
     let valid = copies.into_iter().find_map(|copy| match copy {
-        Decoded::Valid(header) => Some(header),
-        Decoded::Newer { .. } | Decoded::Invalid => None,
+        DecodedHeader::Valid(header) => Some(header),
+        DecodedHeader::Newer { .. } | DecodedHeader::Invalid => None,
     });
     Ok(match valid {
         Some(header) if is_whole(&header, file.size()) => Ok((header, marks, file)),
@@ -291,7 +292,7 @@ fn copy_of(_kept: &str) -> &'static str {
     "a copy of another segment in the directory"
 }
 
-fn is_whole(header: &Header, size: u64) -> bool {
+fn is_whole(header: &SegmentHeader, size: u64) -> bool {
     let is_possible = header.ordinal < MAX_ORDINAL && header.seq_limit < MAX_ORDINAL;
     let is_in_bounds = (MIN_SEGMENT..=slot::MAX_SEGMENT).contains(&size);
     is_possible && is_in_bounds && header.size == size && size.is_multiple_of(PAGE)

@@ -7,7 +7,7 @@
 use super::{Appender, Need};
 use crate::engine::space::SMALLEST_SEGMENT;
 use crate::error::{Error, Result};
-use crate::format::segment::{Header, Seal, capacity};
+use crate::format::segment::{Seal, SegmentHeader, capacity};
 use crate::io::{Access, Region};
 use crate::log::Segment;
 use crate::log::active::Active;
@@ -73,12 +73,12 @@ impl Supply {
     }
 
     /// The header of a compacted segment of this size, which belongs to no epoch of its own.
-    fn copy_header(&mut self, size: u64) -> Result<Header> {
+    fn copy_header(&mut self, size: u64) -> Result<SegmentHeader> {
         self.check_open()?;
         let ordinal = self.next_ordinal;
         self.next_ordinal += 1;
         self.compacting = Some(ordinal);
-        Ok(Header {
+        Ok(SegmentHeader {
             queue_id: self.queue_id,
             ordinal,
             predecessor: 0,
@@ -186,7 +186,7 @@ impl Appender {
     }
 
     /// The header of the next segment. Begins the epoch with the first one.
-    fn next_header(&self, supply: &mut Supply, size: u64) -> Result<Header> {
+    fn next_header(&self, supply: &mut Supply, size: u64) -> Result<SegmentHeader> {
         let unsealed = self.unsealed();
         let active = unsealed.active();
         let room = active.map_or(0, Active::room_in_records);
@@ -200,7 +200,7 @@ impl Appender {
         }
         let ordinal = supply.next_ordinal;
         supply.next_ordinal += 1;
-        Ok(Header {
+        Ok(SegmentHeader {
             queue_id: supply.queue_id,
             ordinal,
             predecessor: predecessor.unwrap_or(supply.predecessor),
@@ -374,7 +374,7 @@ impl Appender {
     }
 
     /// The header of a copy of this size; every CHECKPOINT lists it from here on.
-    pub(crate) fn begin_copy(&self, size: u64) -> Result<Header> {
+    pub(crate) fn begin_copy(&self, size: u64) -> Result<SegmentHeader> {
         self.supply.lock().copy_header(size)
     }
 

@@ -21,7 +21,7 @@ use crate::leases::Place;
 use crate::log::active::Active;
 use crate::log::sealed::{Located, Mapped, Status};
 use crate::log::walk::Position;
-use crate::log::{Segment, merge::Source};
+use crate::log::{Segment, merge::CopySource};
 use crate::recovery::{Log, Replaced};
 use crate::report::{Damage, DamageKind};
 use cursor::Cursor;
@@ -60,7 +60,7 @@ pub(crate) struct Spot {
 pub(crate) struct Found {
     pub(crate) spot: Spot,
     pub(crate) place: Place,
-    pub(crate) header: record::Header,
+    pub(crate) header: record::RecordHeader,
     /// What is said of it, its record included.
     pub(crate) status: Status,
 }
@@ -229,7 +229,7 @@ impl Backlog {
         seq: u64,
         status: &Status,
         offset: u64,
-        header: record::Header,
+        header: record::RecordHeader,
     ) -> Found {
         let Spot { at, index } = spot;
         let ordinal = self.tracks[at].ordinal();
@@ -444,7 +444,7 @@ impl Backlog {
 
     /// Puts a copy in the place of its sources, which it gives back. Places that name a source are
     /// looked up anew when they are needed.
-    pub(crate) fn replace(&mut self, sources: &[Source], mut copy: Track) -> Vec<Track> {
+    pub(crate) fn replace(&mut self, sources: &[CopySource], mut copy: Track) -> Vec<Track> {
         let sources: BTreeSet<u64> =
             sources.iter().map(|source| source.segment.header.ordinal).collect();
         let is_source = |track: &Track| sources.contains(&track.ordinal());

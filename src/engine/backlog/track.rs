@@ -19,7 +19,7 @@ use crate::io::Access;
 use crate::log::Segment;
 use crate::log::active::Active;
 use crate::log::copy::Finished;
-use crate::log::merge::Source;
+use crate::log::merge::CopySource;
 use crate::log::sealed::{Mapped, Numbering, Status};
 use crate::recovery::Part;
 use count::Counting;
@@ -425,7 +425,7 @@ impl Track {
 
     /// The oldest message that is not settled: its index and slot, and its record's header. Goes on
     /// from where it last was.
-    pub(crate) fn oldest(&mut self, published: u64) -> Option<(u32, Slot, record::Header)> {
+    pub(crate) fn oldest(&mut self, published: u64) -> Option<(u32, Slot, record::RecordHeader)> {
         let is_old = self.is_old;
         let (end_index, mut floor) = (self.end_index(published), self.floor);
         let mapped = Arc::clone(self.map().ok()?);
@@ -483,11 +483,11 @@ impl Track {
     }
 
     /// From here on the slots that are stored to are noted.
-    pub(crate) fn begin_copy(&mut self) -> Source {
+    pub(crate) fn begin_copy(&mut self) -> CopySource {
         let count = self.count.unwrap_or(0);
         self.changed = Some(ChangedSlots::new(count));
         let (segment, first_seq) = (Arc::clone(&self.segment), self.first_seq);
-        Source { segment, first_seq, base_time: self.base_time, count }
+        CopySource { segment, first_seq, base_time: self.base_time, count }
     }
 
     /// The slots that were stored to since this was last asked.

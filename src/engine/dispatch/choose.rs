@@ -71,7 +71,7 @@ pub(crate) struct Leased {
     pub(crate) offset: u64,
     pub(crate) pushed_at: u64,
     pub(crate) body: Body,
-    pub(crate) header: record::Header,
+    pub(crate) header: record::RecordHeader,
     /// How long things take is measured with this one.
     pub(crate) is_sample: bool,
     /// The coarse clock, if it was read.
@@ -86,7 +86,7 @@ pub(crate) enum Body {
 }
 
 impl Body {
-    pub(crate) fn of(mapped: &Arc<Mapped>, header: &record::Header, offset: u64) -> Self {
+    pub(crate) fn of(mapped: &Arc<Mapped>, header: &record::RecordHeader, offset: u64) -> Self {
         if header.body_len <= COPY_UNDER_LOCK {
             Self::Copied(mapped.body(header, offset))
         } else {
@@ -95,7 +95,7 @@ impl Body {
     }
 
     /// The bytes, not yet verified.
-    pub(crate) fn take(&mut self, header: &record::Header, offset: u64) -> Vec<u8> {
+    pub(crate) fn take(&mut self, header: &record::RecordHeader, offset: u64) -> Vec<u8> {
         match self {
             Self::Copied(body) => std::mem::take(body),
             Self::In(mapped) => mapped.body(header, offset),

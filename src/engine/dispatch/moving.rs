@@ -13,7 +13,7 @@ use crate::leases::Place;
 #[derive(Debug)]
 pub(crate) struct DyingMessage {
     pub(crate) place: Place,
-    pub(crate) header: record::Header,
+    pub(crate) header: record::RecordHeader,
     pub(crate) pushed_at: u64,
     pub(crate) body: Body,
     pub(crate) death: Death,

@@ -38,7 +38,7 @@ impl Policy {
     /// When a message expires, if ever. `body`: verified.
     pub(crate) fn expires_at(
         &self,
-        header: &record::Header,
+        header: &record::RecordHeader,
         body: &[u8],
         pushed_at: u64,
     ) -> Option<u64> {

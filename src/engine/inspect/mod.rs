@@ -79,7 +79,7 @@ struct Sighting {
     attempts: u32,
     due: Option<u64>,
     pushed_at: u64,
-    header: record::Header,
+    header: record::RecordHeader,
     offset: u64,
     body: Body,
 }

@@ -18,14 +18,14 @@
 use super::Reclaim;
 use super::upkeep::Upkeep;
 use crate::clock;
+use crate::compaction::copy_job::{CopyJob, Step};
 use crate::compaction::plan::{self, Choice, Limits};
-use crate::compaction::run::{Run, Step};
 use crate::engine::backlog::track::Track;
 use crate::engine::context::SOON;
 use crate::error::{Error, Result};
 use crate::format::bytes::wide;
-use crate::log::copy::Copy;
-use crate::log::merge::Source;
+use crate::log::copy::CopyWriter;
+use crate::log::merge::CopySource;
 use crate::report::Compacted;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -45,7 +45,7 @@ pub(super) struct Compaction {
 
 #[derive(Debug)]
 struct Job {
-    run: Run,
+    run: CopyJob,
     /// Bytes of the copy that are synced.
     synced: u64,
 }
@@ -225,7 +225,7 @@ impl Reclaim {
     }
 
     /// Whether a copy of the first `count` sources of a run has anything in it, and gives back what it is to.
-    fn is_worth_it(&self, run: &Run, count: usize) -> bool {
+    fn is_worth_it(&self, run: &CopyJob, count: usize) -> bool {
         if run.copy().progress().count == 0 || count == run.sources().len() {
             return run.copy().progress().count > 0;
         }
@@ -236,7 +236,7 @@ impl Reclaim {
     }
 
     /// This one does not fit behind others: from here on a copy may start with it, and not go over it.
-    fn start_with(&self, source: Option<&Source>) {
+    fn start_with(&self, source: Option<&CopySource>) {
         let mut dispatch = self.dispatch.lock();
         let track =
             source.and_then(|source| dispatch.backlog_mut().track(source.segment.header.ordinal));
@@ -274,7 +274,11 @@ impl Reclaim {
         }
     }
 
-    fn choose_sources(&self, trigger: Trigger, limits: &Limits) -> Option<(Vec<Source>, Choice)> {
+    fn choose_sources(
+        &self,
+        trigger: Trigger,
+        limits: &Limits,
+    ) -> Option<(Vec<CopySource>, Choice)> {
         let idle = clock::millis(self.context.options.compaction.idle);
         let unsealed = self.appender.unsealed();
         let full: Vec<u64> =
@@ -287,7 +291,7 @@ impl Reclaim {
         let candidates =
             super::switch::candidates(&mut dispatch, trigger, (now, idle), is_unsynced);
         let choice = plan::choose(&candidates, limits)?;
-        let (from, number) = (choice.pieces.start, choice.pieces.len());
+        let (from, number) = (choice.range.start, choice.range.len());
         let chosen = dispatch.backlog_mut().tracks_mut().skip(from).take(number);
         Some((chosen.map(Track::begin_copy).collect(), choice))
     }
@@ -297,13 +301,13 @@ impl Reclaim {
         trigger: Trigger,
         idle: u64,
         is_unsynced: impl Fn(u64) -> bool,
-    ) -> Vec<plan::Piece> {
+    ) -> Vec<plan::Candidate> {
         let now = self.context.clock.coarse();
         super::switch::candidates(&mut self.dispatch.lock(), trigger, (now, idle), is_unsynced)
     }
 
-    fn begin_with(&self, sources: &[Source], choice: &Choice) -> Result<Job> {
-        let size = Run::size_for(choice);
+    fn begin_with(&self, sources: &[CopySource], choice: &Choice) -> Result<Job> {
+        let size = CopyJob::size_for(choice);
         let most = u32::try_from(choice.records).unwrap_or(u32::MAX);
         let base_time = sources.iter().map(|source| source.base_time).min().unwrap_or(0);
         let copy = match self.create_copy(size, most, base_time) {
@@ -315,14 +319,17 @@ impl Reclaim {
             }
             copy => copy,
         };
-        Ok(Job { run: Run::new(sources.to_vec(), copy?, self.context.run.first_seq), synced: 0 })
+        Ok(Job {
+            run: CopyJob::new(sources.to_vec(), copy?, self.context.run.first_seq),
+            synced: 0,
+        })
     }
 
-    fn create_copy(&self, size: u64, most: u32, base_time: u64) -> Result<Copy> {
+    fn create_copy(&self, size: u64, most: u32, base_time: u64) -> Result<CopyWriter> {
         self.context.space.take_scratch(size)?;
         let header = self.appender.begin_copy(size);
-        let copy =
-            header.and_then(|header| Copy::create(&*self.context.storage, header, most, base_time));
+        let copy = header
+            .and_then(|header| CopyWriter::create(&*self.context.storage, header, most, base_time));
         copy.inspect_err(|_| {
             self.appender.end_copy();
             self.context.space.undo(size);
@@ -330,7 +337,7 @@ impl Reclaim {
     }
 
     /// The job is no more; its sources can be chosen again, after a while.
-    fn release_sources(&self, sources: &[Source], has_failed: bool) {
+    fn release_sources(&self, sources: &[CopySource], has_failed: bool) {
         let again = self.context.clock.coarse() + clock::millis(RETRY);
         let mut dispatch = self.dispatch.lock();
         for source in sources {
@@ -341,7 +348,7 @@ impl Reclaim {
     }
 
     /// Ends a job whose copy has no name yet, so that nothing of it stays.
-    fn give_up(&self, run: Run, upkeep: Option<&mut Upkeep>) {
+    fn give_up(&self, run: CopyJob, upkeep: Option<&mut Upkeep>) {
         let (ordinal, size) = (run.copy().ordinal(), run.copy().size());
         // Relaxed: a number by itself. What was written was written.
         self.compacted_bytes.fetch_add(run.copy().written(), Ordering::Relaxed);
@@ -361,7 +368,7 @@ impl Reclaim {
     }
 
     /// Gives the copy of the first `count` sources its name, and lets it take their place.
-    fn finish_copy(&self, run: Run, count: usize, done: &mut Done) -> Result<()> {
+    fn finish_copy(&self, run: CopyJob, count: usize, done: &mut Done) -> Result<()> {
         let mut upkeep = self.upkeep.lock();
         let prepared = upkeep.check_open();
         let prepared = prepared.and_then(|()| run.copy().sync());

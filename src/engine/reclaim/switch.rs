@@ -8,8 +8,8 @@
 use super::Reclaim;
 use super::compact::Trigger;
 use crate::clock;
-use crate::compaction::plan::Piece;
-use crate::compaction::run::{Finding, Run};
+use crate::compaction::copy_job::{CopyJob, Finding};
+use crate::compaction::plan::Candidate;
 use crate::engine::append::FIRST_SEGMENT;
 use crate::engine::backlog::Spot;
 use crate::engine::backlog::track::Track;
@@ -18,7 +18,7 @@ use crate::engine::dispatch::Dispatch;
 use crate::error::{Error, Result};
 use crate::io::Access;
 use crate::log::copy::Finished;
-use crate::log::merge::Source;
+use crate::log::merge::CopySource;
 use crate::log::sealed::Mapped;
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ pub(super) fn candidates(
     trigger: Trigger,
     (now, idle): (u64, u64),
     is_unsynced: impl Fn(u64) -> bool,
-) -> Vec<Piece> {
+) -> Vec<Candidate> {
     let cursor = dispatch.cursor().seq;
     let newest = dispatch.backlog().tracks().len().saturating_sub(1);
     let tracks = dispatch.backlog_mut().tracks_mut().enumerate();
@@ -55,7 +55,7 @@ pub(super) fn candidates(
             && (trigger == Trigger::Requested || !track.rests_at(now))
             && !is_unsynced(track.ordinal());
         if !is_free {
-            return Piece { size, record_bytes: 0, records: 0, is_free: false, starts: false };
+            return Candidate { size, record_bytes: 0, records: 0, is_free: false, starts: false };
         }
         let idle_since = track.idle_since(now);
         let records = u64::from(track.count().unwrap_or(0).saturating_sub(track.settled()));
@@ -69,14 +69,14 @@ pub(super) fn candidates(
             Trigger::Requested => true,
             Trigger::NewRun => size <= FIRST_SEGMENT,
         };
-        Piece { size, record_bytes, records, is_free, starts: track.starts_copy() }
+        Candidate { size, record_bytes, records, is_free, starts: track.starts_copy() }
     });
     candidates.collect()
 }
 
 impl Reclaim {
     /// Settles what copying has met, each unless it is settled already.
-    pub(super) fn settle_findings(&self, run: &mut Run) -> Result<()> {
+    pub(super) fn settle_findings(&self, run: &mut CopyJob) -> Result<()> {
         let findings = run.take_findings();
         if findings.is_empty() {
             return Ok(());
@@ -87,7 +87,7 @@ impl Reclaim {
 
     /// Brings the copy up to date, and lets it take the place of its sources; tells how many
     /// messages it has.
-    pub(super) fn switch(&self, sources: &[Source], made: &Finished) -> Result<u64> {
+    pub(super) fn switch(&self, sources: &[CopySource], made: &Finished) -> Result<u64> {
         let segment = Arc::clone(&made.segment);
         let region = segment.map(Access::Commits)?;
         let mapped = Arc::new(Mapped { segment, region });
@@ -126,7 +126,7 @@ impl Reclaim {
 }
 
 /// Which slots of the sources were stored to since this was last asked.
-fn take_changes(dispatch: &mut Dispatch, sources: &[Source]) -> Result<Vec<Change>> {
+fn take_changes(dispatch: &mut Dispatch, sources: &[CopySource]) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     for source in sources {
         let ordinal = source.segment.header.ordinal;

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::format::checkpoint::{Checkpoint, Listed};
 use crate::format::name;
 use crate::log::Segment;
-use crate::log::merge::Source;
+use crate::log::merge::CopySource;
 use crate::recovery::Log;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -55,7 +55,7 @@ impl LetGo {
 impl Upkeep {
     pub(super) fn new(log: Log) -> Self {
         let Log { checkpoint, leftovers, replaced, .. } = log;
-        let counted = |source: Source| (source.segment, None);
+        let counted = |source: CopySource| (source.segment, None);
         let replaced = replaced.into_iter().map(|replaced| {
             let sources = replaced.sources.into_iter().map(counted).collect();
             (replaced.copy.segment, sources)

@@ -10,8 +10,8 @@ use crate::format::segment::RECORDS_START;
 use crate::format::slot::{Slot, State};
 use crate::io::{Storage, Window};
 use crate::log::ReadSlot;
-use crate::log::copy::{Copied, Copy, Finished, Progress, Survivor};
-use crate::log::merge::Source;
+use crate::log::copy::{Copied, CopyWriter, Finished, Progress, Survivor};
+use crate::log::merge::CopySource;
 use crate::log::sealed::{Located, Mapped};
 use std::sync::Arc;
 
@@ -40,9 +40,9 @@ pub(crate) enum Step {
 
 /// Copying under way.
 #[derive(Debug)]
-pub(crate) struct Run {
-    sources: Vec<Source>,
-    copy: Copy,
+pub(crate) struct CopyJob {
+    sources: Vec<CopySource>,
+    copy: CopyWriter,
     /// The source at work, and how far.
     at: usize,
     reading: Option<Reading>,
@@ -64,7 +64,7 @@ struct Reading {
 }
 
 impl Reading {
-    fn new(source: &Source) -> Self {
+    fn new(source: &CopySource) -> Self {
         let window = source.segment.window();
         let region = Arc::clone(&window);
         let mapped = Mapped { segment: Arc::clone(&source.segment), region };
@@ -81,22 +81,22 @@ impl Reading {
     }
 }
 
-impl Run {
-    pub(crate) fn new(sources: Vec<Source>, copy: Copy, first_new: u64) -> Self {
+impl CopyJob {
+    pub(crate) fn new(sources: Vec<CopySource>, copy: CopyWriter, first_new: u64) -> Self {
         let before = copy.progress();
         Self { sources, copy, at: 0, reading: None, before, first_new, findings: Vec::new() }
     }
 
     /// What a copy of these takes.
     pub(crate) fn size_for(choice: &Choice) -> u64 {
-        Copy::size_for(choice.record_bytes, choice.records)
+        CopyWriter::size_for(choice.record_bytes, choice.records)
     }
 
-    pub(crate) fn sources(&self) -> &[Source] {
+    pub(crate) fn sources(&self) -> &[CopySource] {
         &self.sources
     }
 
-    pub(crate) fn copy(&self) -> &Copy {
+    pub(crate) fn copy(&self) -> &CopyWriter {
         &self.copy
     }
 
@@ -132,12 +132,12 @@ impl Run {
     }
 
     /// Copies what is owed among some slots, until so much is written in all; false if there is no room for it.
-    fn copy_some(&mut self, source: &Source, reading: &mut Reading, most: u64) -> Result<bool> {
+    fn copy_some(&mut self, source: &CopySource, reading: &mut Reading, most: u64) -> Result<bool> {
         let number = STEP.min(source.count.saturating_sub(reading.index));
         if number == 0 {
             return Ok(true);
         }
-        let Source { segment, first_seq, base_time, .. } = source;
+        let CopySource { segment, first_seq, base_time, .. } = source;
         let slots = segment.read_slots(reading.index, number, *base_time)?;
         let seqs = segment.read_seqs(reading.index, number, *first_seq)?;
         for (seq, slot) in seqs.zip(slots) {
@@ -159,7 +159,7 @@ impl Run {
     /// Copies a message if it is owed; false if there is no room for it.
     fn copy_one(
         &mut self,
-        source: &Source,
+        source: &CopySource,
         reading: &mut Reading,
         seq: Option<u64>,
         (index, slot, delay): ReadSlot,
@@ -234,7 +234,7 @@ impl Run {
 mod tests {
     use super::*;
     use crate::format::extension::Verified;
-    use crate::format::segment::{Activation, Header, most_slots};
+    use crate::format::segment::{Activation, SegmentHeader, most_slots};
     use crate::io::Access;
     use crate::io::memory::MemoryStorage;
     use crate::log::Segment;
@@ -244,8 +244,8 @@ mod tests {
     /// What a newer keepq says of a message, and what a reader must not ignore of it.
     const MUST_BE_KNOWN: &[u8] = b"\x04\x00\x83\x01\x00A";
 
-    fn header(ordinal: u64, size: u64) -> Header {
-        Header {
+    fn header(ordinal: u64, size: u64) -> SegmentHeader {
+        SegmentHeader {
             queue_id: [1; 16],
             ordinal,
             predecessor: 0,
@@ -270,13 +270,13 @@ mod tests {
         ];
         active.append(&drafts, 0, 1000).unwrap();
         let scanned = scan(&segment, Activation { first_seq: 7, base_time: 1000 }).unwrap();
-        assert_eq!((scanned.pieces.len(), scanned.pieces[0].end_index), (1, 2), "no gap");
+        assert_eq!((scanned.stretches.len(), scanned.stretches[0].end_index), (1, 2), "no gap");
 
-        let source = Source { segment, first_seq: 7, base_time: 1000, count: 2 };
+        let source = CopySource { segment, first_seq: 7, base_time: 1000, count: 2 };
         let target = header(2, 16 << 10);
         let most = most_slots(target.size).min(2);
-        let copy = Copy::create(&storage, target, most, 1000).unwrap();
-        let mut run = Run::new(vec![source], copy, 1);
+        let copy = CopyWriter::create(&storage, target, most, 1000).unwrap();
+        let mut run = CopyJob::new(vec![source], copy, 1);
         assert_eq!(run.step(u64::MAX).unwrap().0, Step::Done(1));
         assert_eq!(run.take_findings(), []);
         let Finished { segment, count, .. } = run.finish(&storage, 1, 100).unwrap();
