@@ -1,19 +1,5 @@
 //! Queues of values: what goes in comes out, and what does not decode or encode.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
 use keepq::{Error, Queue, Seq};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};

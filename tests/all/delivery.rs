@@ -1,19 +1,5 @@
 //! Leases, delays, limits and overflow as a program with threads meets them.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
 use keepq::fault::{ManualClock, MemoryStorage};
 use keepq::{Backoff, Durability, Error, Expired, Message, Options, Overflow, Queue, Seq};
 use std::collections::BTreeMap;

@@ -1,21 +1,6 @@
 //! Dead letters: what they say, and that a message is in one place at a time, whatever fails or is killed.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
-mod support;
-
+use crate::support::{Dice, cases};
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, ManualClock, MemoryStorage, Storage};
 use keepq::{Compaction, DeathCause, Error, Expired, Message, Options, Queue};
 use std::collections::{BTreeMap, BTreeSet};
@@ -220,9 +205,9 @@ fn places(queue: &Queue) -> BTreeMap<[u8; 2], u32> {
 /// in one place. A power cut: in one at least, and once in the dead letters when it dies again.
 #[test]
 fn a_crash_at_every_operation_leaves_each_message_in_one_place() {
-    let most = support::cases("KEEPQ_BURIAL_CRASHES", 400);
+    let most = cases("KEEPQ_BURIAL_CRASHES", 400);
     let options = |storage: Arc<dyn Storage>| on(storage).max_attempts(2);
-    let mut dice = support::Dice(7);
+    let mut dice = Dice(7);
     let mut at = 0;
     loop {
         let memory = Arc::new(MemoryStorage::new());

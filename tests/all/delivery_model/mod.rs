@@ -3,21 +3,9 @@
 //!
 //! `KEEPQ_MODEL_CASES` sets how many histories are tried, `KEEPQ_MODEL_STEPS` how long they are at most.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
 mod model;
-#[path = "../support/mod.rs"]
-mod support;
 
+use crate::support::cases;
 use keepq::{DeathCause, Error, Expired, Overflow, Queue, Seq};
 use model::{At, Counts, Known, Test};
 use proptest::prelude::*;
@@ -391,9 +379,10 @@ impl Test {
 
 #[test]
 fn every_history_is_as_the_model_says() {
-    let cases = support::cases("KEEPQ_MODEL_CASES", 300) as u32;
-    let steps = support::cases("KEEPQ_MODEL_STEPS", 60) as usize;
-    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases) };
+    let histories = cases("KEEPQ_MODEL_CASES", 300) as u32;
+    let steps = cases("KEEPQ_MODEL_STEPS", 60) as usize;
+    let config =
+        ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(histories) };
     proptest!(config, |(settings in settings(), steps in prop::collection::vec(step(), 1..steps))| {
         let mut test = Test::new(settings);
         for step in &steps {

@@ -2,28 +2,12 @@
 //!
 //! The moments of the kills come from `KEEPQ_EXAMPLES_SEED`.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
-mod support;
-
+use crate::support::{Dice, cases};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use support::{Dice, cases};
 
 /// Nothing here takes so long on any machine; what does hangs.
 const DEADLINE: Duration = Duration::from_secs(120);

@@ -1,19 +1,5 @@
 //! The rest of the surface: conversions, headers, `is_acked`, `purge`, `stats`, creating.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
 use keepq::{Durability, Error, Message, Queue, Seq};
 use std::borrow::Cow;
 use std::io::ErrorKind;

@@ -2,21 +2,6 @@
 //!
 //! Needs root, loop devices and the tools of each file system; skips, and says so, where not.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-#![cfg(target_os = "linux")]
-
 use keepq::{Delivery, Durability, Error, Queue};
 use std::fs;
 use std::io::Write;

@@ -3,28 +3,12 @@
 //! Unlike `crash.rs` no run repeats another, but here acks, syncs, rotation and letting go really
 //! happen at the same time. `KEEPQ_CRASH_THREADS_CASES` sets the number of crashes (default 300).
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
-mod support;
-
+use crate::support::{Dice, cases};
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage, Storage};
 use keepq::{Compaction, Durability, Message, Queue};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use support::{Dice, cases};
 
 /// What calls returned `Ok` for before the crash.
 #[derive(Default)]

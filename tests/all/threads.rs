@@ -1,26 +1,10 @@
 //! Many producers and consumers on clones of one queue.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
-mod support;
-
+use crate::support::Dice;
 use keepq::{Durability, Queue};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
-use support::Dice;
 
 /// Every message is delivered until it is acked, once; each producer's messages come in order at
 /// first delivery; the count of attempts tells how often.

@@ -2,22 +2,8 @@
 //!
 //! `KEEPQ_DAMAGE_CASES` sets how many bits are flipped in a compacted segment (default 400).
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
-mod support;
-
+use crate::support::sparse::{ack_most, number, on, payload};
+use crate::support::{Dice, cases};
 use keepq::fault::{ManualClock, MemoryStorage, Storage};
 use keepq::{Compaction, DamageKind, Delivery, Durability, Error, Message, Queue};
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,8 +11,6 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
-use support::sparse::{ack_most, number, on, payload};
-use support::{Dice, cases};
 
 fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)

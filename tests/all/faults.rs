@@ -3,29 +3,13 @@
 //! Whatever fails: nothing confirmed is lost, nothing refused appears, the queue says what failed,
 //! and goes on where it can.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
-mod support;
-
+use crate::support::{Dice, cases};
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage, Storage};
 use keepq::{Compaction, Durability, Error, Message, Options, Queue};
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
-use support::Dice;
 
 fn storage() -> (Arc<MemoryStorage>, Arc<FaultStorage>) {
     let memory = Arc::new(MemoryStorage::new());
@@ -111,7 +95,7 @@ fn check(queue: &Queue, told: &Told, was_power_cut: bool, context: &str) {
 #[test]
 fn an_error_at_every_operation() {
     let kinds = [(ErrorKind::Other, "EIO"), (ErrorKind::StorageFull, "ENOSPC")];
-    for seed in 0..support::cases("KEEPQ_FAULT_SEEDS", 8) {
+    for seed in 0..cases("KEEPQ_FAULT_SEEDS", 8) {
         for stores_can_fail in [false, true] {
             for (error, name) in kinds {
                 for lasting in [false, true] {

@@ -2,29 +2,13 @@
 //!
 //! `KEEPQ_COMPACTION_IMAGES` sets how many disks are tried for each operation that can be the last (default 2).
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
-mod support;
-
+use crate::support::cases;
+use crate::support::sparse::{ack_most, number, on, payload};
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage};
 use keepq::{Error, Options};
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::sync::Arc;
-use support::cases;
-use support::sparse::{ack_most, number, on, payload};
 
 /// What a workload with a compaction in the middle was told.
 #[derive(Clone, Default)]

@@ -1,8 +1,8 @@
-//! What several test programs share.
-
-#![allow(dead_code, reason = "each test program uses a part of it")]
+//! What several modules share.
 
 pub(crate) mod model;
+pub(crate) mod process;
+pub(crate) mod reader;
 pub(crate) mod sparse;
 
 /// Reproducible dice: splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number

@@ -109,13 +109,6 @@ impl Model {
         }
     }
 
-    /// A push failed without a crash: none of it must ever be seen.
-    pub(crate) fn refuse_push(&mut self, ids: &[u64]) {
-        for id in ids {
-            self.entries.get_mut(id).unwrap().is_gone = true;
-        }
-    }
-
     /// A sync of everything returned `Ok`.
     pub(crate) fn synced(&mut self) {
         for entry in self.entries.values_mut().filter(|entry| !entry.is_gone) {

@@ -3,28 +3,11 @@
 //! `KEEPQ_SPACE_RUNS` sets how many short runs there are (default 120), `KEEPQ_SPACE_ROTATIONS` how many segments are
 //! filled and left behind (default 1500). Bounds at full size are in `cargo bench --bench space`.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
-mod support;
-
+use crate::support::{cases, process};
 use keepq::{Compaction, Delivery, Durability, Error, Message, Options, Queue};
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
-use support::cases;
 
 const SEGMENT: u64 = 65_536;
 /// What CHECKPOINT takes.
@@ -189,9 +172,8 @@ fn short_runs_leave_little_behind() {
         let (mut most_bytes, mut most_files) = (0, 0);
         for _ in 0..runs {
             if crashes {
-                let mut child = Command::new(std::env::current_exe().unwrap());
-                child.args(["--exact", "child_that_pushes_one_and_is_gone"]).env(CHILD, &path);
-                assert!(!child.output().unwrap().status.success());
+                let mut child = process::again("space::child_that_pushes_one_and_is_gone");
+                assert!(!child.env(CHILD, &path).output().unwrap().status.success());
             } else {
                 let queue = Queue::open(&path).unwrap();
                 queue.push("one more").unwrap();
@@ -212,14 +194,6 @@ fn short_runs_leave_little_behind() {
 fn rotations_leave_no_file_no_map_and_no_descriptor_behind() {
     let dir = tempfile::tempdir().unwrap();
     let queue = options().open(dir.path()).unwrap();
-    let in_use = || {
-        let maps = fs::read_to_string("/proc/self/maps").unwrap();
-        let maps = maps.lines().filter(|line| line.contains(".seg")).count();
-        let links = fs::read_dir("/proc/self/fd").unwrap().flatten();
-        let links = links.filter_map(|entry| fs::read_link(entry.path()).ok());
-        let files = links.filter(|link| link.starts_with(dir.path())).count();
-        (maps, files)
-    };
     let rotations = cases("KEEPQ_SPACE_ROTATIONS", 1500);
     let mut forgotten = None;
     for n in 0..rotations {
@@ -236,7 +210,7 @@ fn rotations_leave_no_file_no_map_and_no_descriptor_behind() {
     let end = Instant::now() + Duration::from_secs(20);
     loop {
         queue.maintain().unwrap();
-        let (maps, files) = in_use();
+        let (maps, files) = (process::maps(dir.path()), process::descriptors(dir.path()));
         let (bytes, names) = disk(dir.path());
         let live = 2 * queue.stats().live_bytes();
         if maps <= 4 && files <= 5 && names <= 6 && bytes <= live + 4 * SEGMENT + FIXED {
@@ -251,11 +225,7 @@ fn rotations_leave_no_file_no_map_and_no_descriptor_behind() {
 #[test]
 fn few_files_are_open_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
-    let most_maps = || {
-        let maps = fs::read_to_string("/proc/self/maps").unwrap();
-        let own = dir.path().to_str().unwrap();
-        maps.lines().filter(|line| line.contains(own)).count()
-    };
+    let most_maps = || process::maps(dir.path());
     let queue = options().open_segments(3).open(dir.path()).unwrap();
     for n in 0..60 {
         queue.push(vec![n; 40_000]).unwrap();

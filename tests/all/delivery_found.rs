@@ -1,19 +1,5 @@
 //! What reviews of delivery found: each test is a story that once went wrong.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
 use keepq::fault::{FaultPlan, FaultStorage, ManualClock, MemoryStorage, Storage};
 use keepq::{Delivery, Durability, Error, Message, Options, Overflow, Queue};
 use std::collections::BTreeMap;

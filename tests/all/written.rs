@@ -2,21 +2,6 @@
 //!
 //! Skips, and says so, where the counter is not to be had or other programs write meanwhile.
 
-#![cfg(target_os = "linux")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
 use keepq::Queue;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;

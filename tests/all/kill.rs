@@ -2,31 +2,16 @@
 //!
 //! The child pushes and acks from several threads and tells on its standard output what returned
 //! `Ok`; after each kill the parent opens the queue and compares. `KEEPQ_KILL_ROUNDS` sets the number
-//! of rounds (default 200); the long run is `KEEPQ_KILL_ROUNDS=5000 cargo test --release --test kill`.
+//! of rounds (default 200); the long run is `KEEPQ_KILL_ROUNDS=5000 cargo test --release --test all kill::`.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
-mod support;
-
+use crate::support::process::again;
+use crate::support::{Dice, cases};
 use keepq::{Compaction, Durability, Message, Options, Queue};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
-use support::{Dice, cases};
 
 fn options(dice: &mut Dice) -> Options {
     let durability = match dice.below(3) {
@@ -128,8 +113,7 @@ struct Told {
 }
 
 fn life(path: &Path, first: u64, after: Duration) -> Told {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["child", "--exact", "--nocapture"])
+    let mut child = again("kill::child")
         .env("KEEPQ_KILL_CHILD", path)
         .env("KEEPQ_KILL_FIRST", first.to_string())
         .stdout(Stdio::piped())

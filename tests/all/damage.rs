@@ -1,25 +1,9 @@
 //! Damaged, missing, foreign and half-made files: what is lost is told, what is not is delivered.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
-mod support;
-
+use crate::support::{Dice, cases};
 use keepq::{CheckpointState, DamageKind, Durability, Error, Options, Queue};
 use std::fs;
 use std::path::{Path, PathBuf};
-use support::Dice;
 use tempfile::TempDir;
 
 // From format.md.
@@ -381,7 +365,7 @@ fn random_damage_never_panics_and_never_changes_a_message() {
     queue.ack_batch(queue.pop_batch(100).unwrap()).unwrap();
     queue.close().unwrap();
     let files: Vec<_> = fs::read_dir(&clean).unwrap().map(|file| file.unwrap().path()).collect();
-    for seed in 0..support::cases("KEEPQ_DAMAGE_CASES", 300) {
+    for seed in 0..cases("KEEPQ_DAMAGE_CASES", 300) {
         let mut dice = Dice(seed);
         let dir = tempfile::tempdir().unwrap();
         for file in &files {

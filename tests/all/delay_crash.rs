@@ -1,21 +1,6 @@
 //! Delayed messages through crashes: none that was confirmed is lost, and none comes before its time.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
-mod support;
-
+use crate::support::{Dice, cases};
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, ManualClock, MemoryStorage, Storage};
 use keepq::{Compaction, Error, Message, Options, Queue};
 use std::collections::BTreeMap;
@@ -40,7 +25,7 @@ fn work(
     clock: &ManualClock,
     now: &mut u64,
     due: &mut Due,
-    dice: &mut support::Dice,
+    dice: &mut Dice,
 ) -> Result<(), Error> {
     for n in 0..25u64 {
         clock.advance(ms(1));
@@ -77,9 +62,9 @@ fn work(
 
 #[test]
 fn no_crash_loses_a_delayed_message_or_hands_it_out_early() {
-    let most = support::cases("KEEPQ_DELAY_CRASHES", 150);
+    let most = cases("KEEPQ_DELAY_CRASHES", 150);
     for case in 0..most {
-        let mut dice = support::Dice(case);
+        let mut dice = Dice(case);
         let clock = Arc::new(ManualClock::new(UNIX_EPOCH + ms(1_000_000)));
         let (mut now, mut due) = (0, Due::new());
         let mut disk = Arc::new(MemoryStorage::new());

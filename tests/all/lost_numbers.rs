@@ -3,20 +3,6 @@
 //! Each story was found by reading the code against the promise: a lost message must never count as
 //! settled, however many kills lie between the damage and the question.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
 use keepq::{Error, Options, Queue};
 use std::fs;
 use std::path::{Path, PathBuf};

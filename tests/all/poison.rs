@@ -2,33 +2,19 @@
 //!
 //! `KEEPQ_POISON_KILLS` sets how often (default 100).
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
-mod support;
-
+use crate::support::cases;
+use crate::support::process::again;
 use keepq::{DeathCause, Options, Queue};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 fn options(max_attempts: u64) -> Options {
     Queue::options().max_attempts(u32::try_from(max_attempts).unwrap()).segment_bytes(65_536)
 }
 
 fn kills() -> u64 {
-    support::cases("KEEPQ_POISON_KILLS", 100)
+    cases("KEEPQ_POISON_KILLS", 100)
 }
 
 /// Not a test by itself: takes the message, tells how often it was handed out, and holds it.
@@ -51,8 +37,7 @@ fn a_message_that_kills_its_consumer_ends_in_the_dead_letters() {
     let dir = tempfile::tempdir().unwrap();
     let seq = options(0).open(dir.path()).unwrap().push("poison").unwrap();
     for kill in 1..=kills() {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["child", "--exact", "--nocapture"])
+        let mut child = again("poison::child")
             .env("KEEPQ_POISON_CHILD", dir.path())
             .env("RUST_BACKTRACE", "0")
             .stdout(Stdio::piped())

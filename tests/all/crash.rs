@@ -5,30 +5,14 @@
 //! compared with a model of the promise; the workload goes on, and crashes again.
 //!
 //! `KEEPQ_CRASH_CASES` sets the number of chains (default 1500); the long run is
-//! `KEEPQ_CRASH_CASES=200000 cargo test --release --test crash`.
+//! `KEEPQ_CRASH_CASES=200000 cargo test --release --test all crash::`.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
-mod support;
-
+use crate::support::model::{End, Known, Model, message};
+use crate::support::{Dice, cases};
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage};
 use keepq::{Compaction, Delivery, Durability, Options, Queue};
 use std::sync::Arc;
 use std::time::Duration;
-use support::model::{End, Known, Model, message};
-use support::{Dice, cases};
 
 const STEPS: u64 = 60;
 

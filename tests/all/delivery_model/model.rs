@@ -1,6 +1,6 @@
 //! The model: where every message is, and what has been counted.
 
-use crate::{Settings, ms};
+use super::{Settings, ms};
 use keepq::fault::{ManualClock, MemoryStorage};
 use keepq::{
     Backoff, Compaction, DeathCause, Delivery, Error, Expired, Message, Options, Overflow, Queue,

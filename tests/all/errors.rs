@@ -1,20 +1,6 @@
 //! Errors as a user meets them: each variant through the public API, what its text says, and what
 //! its source is.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
 use keepq::fault::{FaultPlan, FaultStorage, ManualClock, MemoryStorage};
 use keepq::{Delivery, Durability, Error, Message, Options, Queue};
 use std::collections::BTreeSet;

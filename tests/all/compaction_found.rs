@@ -1,21 +1,6 @@
 //! What reviews of compaction found: each test is a story that once went wrong.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
-mod support;
-
+use crate::support::sparse;
 use keepq::fault::{ManualClock, MemoryStorage, Storage};
 use keepq::{Compaction, Delivery, Durability, Error, Options, Queue};
 use std::fs;
@@ -23,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 fn on(storage: Arc<dyn Storage>) -> Options {
-    support::sparse::on(storage).durability(Durability::Os)
+    sparse::on(storage).durability(Durability::Os)
 }
 
 /// Pushes `count` messages of 1,000 bytes, pops them, and acks all but the first; gives that.
@@ -218,11 +203,7 @@ fn one_batch_out_of_many_segments_maps_few_of_them() {
         options.open_segments(3).background(false)
     };
     let queue = options().open(dir.path()).unwrap();
-    let open = || {
-        let links = fs::read_dir("/proc/self/fd").unwrap().flatten();
-        let links = links.filter_map(|entry| fs::read_link(entry.path()).ok());
-        links.filter(|link| link.starts_with(dir.path())).count()
-    };
+    let open = || crate::support::process::descriptors(dir.path());
     for n in 0..60 {
         queue.push(vec![n; 40_000]).unwrap();
         assert!(open() <= 3 + 6, "{}", open());

@@ -1,26 +1,10 @@
 //! Directories of format 1 as they were written once: this and every later keepq reads them alike,
 //! and so does a reader that knows nothing but `src/docs/format.md`.
 //!
-//! `KEEPQ_GOLDEN=make cargo test --test golden make` writes them anew, with the texts that say what
+//! `KEEPQ_GOLDEN=make cargo test --test all golden::make` writes them anew, with the texts that say what
 //! is in them: for a new case or before format 1 is released, never to make a failing test pass.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    missing_docs,
-    reason = "a test may fail"
-)]
-
-#[path = "support/reader.rs"]
-mod reader;
-
+use crate::support::reader;
 use keepq::{Durability, Message, Options, Queue};
 use std::fmt::Write as _;
 use std::fs;

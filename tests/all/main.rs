@@ -1,0 +1,49 @@
+//! keepq from the outside. All tests are modules of one program, so that they are linked once:
+//! `cargo test --test all` runs them, and `cargo test --test all crash::` those of one module.
+//!
+//! They run as threads of one process. So a test counts what its own directory or queue has, never
+//! what the process has; where that is not possible, it runs in a process of its own
+//! (`support::process::is_alone`).
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "a test may fail"
+)]
+
+mod api;
+mod compaction;
+mod compaction_crash;
+mod compaction_found;
+mod crash;
+mod crash_threads;
+mod damage;
+mod dead_letters;
+mod delay_crash;
+mod delivery;
+mod delivery_found;
+mod delivery_model;
+mod errors;
+mod examples;
+mod faults;
+#[cfg(target_os = "linux")]
+mod full_disk;
+mod golden;
+mod kill;
+mod lost_numbers;
+mod poison;
+mod space;
+mod support;
+mod surface;
+mod threads;
+mod typed;
+#[cfg(target_os = "linux")]
+mod written;
