@@ -79,11 +79,22 @@ impl DiskStorage {
     }
 }
 
+/// The lock of a directory, given back when this is dropped. Closing the file would not do: a process
+/// that another thread is starting in this moment has it open, too.
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Where that fails, the lock ends with the last descriptor of the file.
+        self.0.unlock().ok();
+    }
+}
+
 impl Storage for DiskStorage {
     fn lock(&self) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
         let file = os::private().create(true).truncate(false).open(self.path(name::LOCK))?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Box::new(file))),
+            Ok(()) => Ok(Some(Box::new(Lock(file)))),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
         }

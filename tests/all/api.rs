@@ -3,6 +3,7 @@
 #[cfg(target_os = "linux")]
 use crate::support::process::{descriptors, is_alone};
 use keepq::{Delivery, Durability, Error, Message, Queue};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 fn seqs(deliveries: &[Delivery]) -> Vec<u64> {
@@ -370,4 +371,23 @@ fn files_are_private() {
     for file in std::fs::read_dir(&path).unwrap() {
         assert_eq!(mode(&file.unwrap().path()), 0o600);
     }
+}
+
+/// A process that another thread is starting has every descriptor of this one until it runs its
+/// program, that of the lock, too; and the lock outlived the close.
+#[cfg(unix)]
+#[test]
+fn a_closed_queue_is_free_while_processes_are_started() {
+    let dir = directory();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                assert!(std::process::Command::new("true").status().unwrap().success());
+            }
+        });
+        let told = (0..1000).try_for_each(|_| Queue::open(dir.path())?.close());
+        is_over.store(true, Ordering::Relaxed);
+        told.unwrap();
+    });
 }
