@@ -109,9 +109,10 @@ impl<'a> Message<'a> {
     /// use std::time::Duration;
     /// # let dir = tempfile::tempdir()?;
     /// let queue = keepq::Queue::open(dir.path().join("orders"))?;
+    /// let start = std::time::Instant::now();
     /// queue.push(keepq::Message::new("remind me").delay(Duration::from_millis(10)))?;
-    /// assert!(queue.pop()?.is_none());
-    /// assert!(queue.pop_timeout(Duration::from_secs(60))?.is_some());
+    /// queue.pop_wait()?.ack()?;
+    /// assert!(start.elapsed() >= Duration::from_millis(10));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]
