@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::mpsc;
 use std::time::Duration;
 
 fn options(dice: &mut Dice) -> Options {
@@ -46,6 +47,7 @@ fn tell(what: &str, number: u64) {
 /// Pushes numbers from `first` on, pops and acks, for ever or for `limit` pushes.
 fn work(path: &Path, first: u64, limit: u64) {
     let mut dice = Dice(first ^ u64::from(std::process::id()));
+    tell("opening", first);
     let queue = options(&mut dice).open(path).unwrap();
     std::thread::scope(|scope| {
         for consumer in 0..2 {
@@ -112,7 +114,9 @@ struct Told {
     rejected: BTreeSet<u64>,
 }
 
-fn life(path: &Path, first: u64, after: Duration) -> Told {
+/// One life of the child. It is killed `after` a time that begins when it has told of its first
+/// `pushes`, or, where they are none, when it is about to open the queue.
+fn life(path: &Path, first: u64, pushes: u64, after: Duration) -> Told {
     let mut child = again("kill::child")
         .env("KEEPQ_KILL_CHILD", path)
         .env("KEEPQ_KILL_FIRST", first.to_string())
@@ -120,6 +124,7 @@ fn life(path: &Path, first: u64, after: Duration) -> Told {
         .spawn()
         .unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let (progress, has_come) = mpsc::channel();
     let reader = std::thread::spawn(move || {
         let mut told = Told::default();
         for line in lines {
@@ -129,7 +134,12 @@ fn life(path: &Path, first: u64, after: Duration) -> Told {
                 continue;
             };
             let number = number.parse().unwrap();
+            if what == "opening" || what == "pushed" {
+                // Nobody listens any more once it is to be killed.
+                progress.send(()).ok();
+            }
             match what {
+                "opening" => continue,
                 "pushed" => told.pushed.insert(number),
                 "acking" => told.acking.insert(number),
                 "rejected" => told.rejected.insert(number),
@@ -138,6 +148,8 @@ fn life(path: &Path, first: u64, after: Duration) -> Told {
         }
         told
     });
+    // Until it has come so far, or ended by itself.
+    (0..=pushes).try_for_each(|_| has_come.recv()).ok();
     // The moment of the kill is what this test is about.
     std::thread::sleep(after);
     child.kill().unwrap();
@@ -156,8 +168,12 @@ fn killed_at_random_moments() {
     let (mut settled, mut rejected) = (BTreeSet::new(), BTreeSet::new());
     let mut seqs = BTreeMap::new();
     let mut next = 0;
-    for round in 0..cases("KEEPQ_KILL_ROUNDS", 200) {
-        let told = life(&path, next, Duration::from_micros(3_000 + dice.below(40_000)));
+    let rounds = cases("KEEPQ_KILL_ROUNDS", 200);
+    for round in 0..rounds {
+        // One in four dies while it opens the queue, or soon after that.
+        let pushes = if dice.one_in(4) { 0 } else { 1 + dice.below(20) };
+        let after = if pushes == 0 { dice.below(5_000) } else { dice.below(40_000) };
+        let told = life(&path, next, pushes, Duration::from_micros(after));
         owed.extend(&told.pushed);
         for number in &told.acking {
             owed.remove(number);
@@ -198,8 +214,9 @@ fn killed_at_random_moments() {
         for number in &owed {
             assert!(here.contains(number), "round {round}: {number} was confirmed and is lost");
         }
-        // No number twice: not that of one that died, and whose push nobody came to tell of, either.
-        let known = here.iter().chain(&told.pushed).chain(&owed).chain(&dead);
+        // No number twice, also not that of a message whose push nobody came to tell of, and that
+        // was settled, or died, meanwhile.
+        let known = here.iter().chain(&told.pushed).chain(&told.acking).chain(&owed).chain(&dead);
         next = known.max().map_or(next, |last| last + 10).max(next);
         // Now and then a drained queue, so that segments are let go; else the backlog grows.
         if dice.one_in(3) {
@@ -213,5 +230,5 @@ fn killed_at_random_moments() {
             queue.close().unwrap();
         }
     }
-    assert!(next > 1000, "the children got to push: {next}");
+    assert!(next > 5 * rounds, "the children got to push: {next}");
 }
