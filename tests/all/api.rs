@@ -1,5 +1,6 @@
 //! What a user sees of a healthy queue.
 
+use crate::support::DEADLINE;
 #[cfg(target_os = "linux")]
 use crate::support::process::{descriptors, is_alone};
 use keepq::{Delivery, Durability, Error, Message, Queue};
@@ -302,7 +303,7 @@ fn interval_syncs_in_the_background() {
     let interval = Durability::Interval(Duration::from_millis(5));
     let queue = Queue::options().durability(interval).open(dir.path()).unwrap();
     let receipt = queue.submit(b"soon").unwrap();
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + DEADLINE;
     while !receipt.is_durable() {
         assert!(Instant::now() < deadline, "never synced");
         std::thread::yield_now();

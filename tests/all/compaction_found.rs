@@ -1,11 +1,11 @@
 //! What reviews of compaction found: each test is a story that once went wrong.
 
-use crate::support::sparse;
+use crate::support::{DEADLINE, sparse};
 use keepq::fault::{ManualClock, MemoryStorage, Storage};
 use keepq::{Compaction, Delivery, Durability, Error, Options, Queue};
 use std::fs;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 fn on(storage: Arc<dyn Storage>) -> Options {
     sparse::on(storage).durability(Durability::Os)
@@ -141,13 +141,13 @@ fn what_is_settled_slowly_is_given_back_too() {
             std::thread::sleep(Duration::from_millis(30));
         }
     }
-    let end = std::time::Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + DEADLINE;
     loop {
         let stats = queue.stats();
         if stats.disk_bytes() <= 2 * stats.live_bytes() + 3 * 65_536 {
             break;
         }
-        assert!(std::time::Instant::now() < end, "{stats:?}");
+        assert!(Instant::now() < end, "{stats:?}");
         std::thread::sleep(Duration::from_millis(5));
     }
     drop(left);

@@ -1,6 +1,6 @@
 //! Dead letters: what they say, and that a message is in one place at a time, whatever fails or is killed.
 
-use crate::support::{Dice, cases};
+use crate::support::{DEADLINE, Dice, cases};
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, ManualClock, MemoryStorage, Storage};
 use keepq::{Compaction, DeathCause, Error, Expired, Message, Options, Queue};
 use std::collections::{BTreeMap, BTreeSet};
@@ -112,7 +112,7 @@ fn one_queue_however_often_it_is_asked_for() {
     assert!(matches!(Queue::open(dir.path().join("dead")), Err(Error::Locked { .. })));
     queue.push("x").unwrap();
     queue.pop().unwrap().unwrap().reject("no").unwrap();
-    let letter = dead[0].pop_timeout(Duration::from_secs(60)).unwrap().unwrap();
+    let letter = dead[0].pop_timeout(DEADLINE).unwrap().unwrap();
     assert_eq!((dead[1].in_flight(), dead[2].is_empty()), (1, true));
     letter.ack().unwrap();
     // A handle of the dead letters keeps both open; closing one of them is for all.

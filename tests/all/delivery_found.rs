@@ -1,10 +1,11 @@
 //! What reviews of delivery found: each test is a story that once went wrong.
 
+use crate::support::DEADLINE;
 use keepq::fault::{FaultPlan, FaultStorage, ManualClock, MemoryStorage, Storage};
 use keepq::{Delivery, Durability, Error, Message, Options, Overflow, Queue};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -241,12 +242,20 @@ fn a_consumer_is_woken_when_an_expired_message_makes_room() {
         queue.push(Message::new(vec![1; 300_000]).ttl(ms(1))).unwrap();
         queue.push(Message::new(vec![2; 10])).unwrap();
         thread::sleep(ms(2 + round % 3));
+        let (taken, jobs) = mpsc::channel();
         thread::scope(|scope| {
-            let waiting = [0; 2].map(|_| scope.spawn(|| queue.pop_timeout(ms(150)).unwrap()));
-            let taken = waiting.map(|thread| thread.join().unwrap());
-            let count = taken.iter().flatten().count();
-            assert_eq!(count, 1, "round {round}: one is there, and one is in flight at a time");
-            taken.into_iter().flatten().for_each(|job| job.ack().unwrap());
+            for _ in 0..2 {
+                let (queue, taken) = (&queue, taken.clone());
+                // Twice the time, so that it is not found by the last look of all.
+                scope.spawn(move || taken.send(queue.pop_timeout(2 * DEADLINE).unwrap()).unwrap());
+            }
+            let next = || jobs.recv_timeout(DEADLINE).unwrap().unwrap();
+            let first = next();
+            assert_eq!((first.len(), queue.in_flight()), (10, 1), "round {round}");
+            assert!(jobs.try_recv().is_err(), "round {round}: one is in flight at a time");
+            first.ack().unwrap();
+            queue.push("for the other one").unwrap();
+            next().ack().unwrap();
         });
     }
 }

@@ -2,15 +2,12 @@
 //!
 //! The moments of the kills come from `KEEPQ_EXAMPLES_SEED`.
 
-use crate::support::{Dice, cases};
+use crate::support::{DEADLINE, Dice, cases};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-/// Nothing here takes so long on any machine; what does hangs.
-const DEADLINE: Duration = Duration::from_secs(120);
 
 /// `cargo test` builds the examples along with the tests, in a directory beside theirs; a test
 /// that runs alone has to ask for it.
@@ -173,14 +170,24 @@ fn the_pipeline_works_on_what_a_kill_left_over() {
         command.arg(dir.path()).arg(count);
         command
     };
+    // Each run makes segments of its own once it pushes.
+    let newest = || {
+        let files = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|path| path.extension().is_some_and(|extension| extension == "seg")).max()
+    };
     let mut left_over = Vec::new();
-    for _ in 0..8 {
-        let moment = Instant::now() + Duration::from_millis(60 + dice.below(80));
-        let (first, was_killed) = kill_when(command("90000000"), || Instant::now() > moment);
+    while left_over.len() < 8 || left_over.iter().all(|&left| left == 0) {
+        assert!(left_over.len() < 100, "a kill leaves something");
+        let (before, after) = (newest(), Duration::from_millis(dice.below(80)));
+        let mut moment = None;
+        let is_time = || {
+            let is_pushing = moment.is_some() || newest() > before;
+            is_pushing && Instant::now() >= *moment.get_or_insert(Instant::now() + after)
+        };
+        let (first, was_killed) = kill_when(command("90000000"), is_time);
         assert!(was_killed);
         left_over.extend(numbers(&first));
     }
-    assert!(left_over.iter().any(|&left| left > 0), "a kill leaves something: {left_over:?}");
     let said = finish(command("30000"));
     let left = numbers(line(&said, "are left from the last run"))[0];
     let summary = line(&said, "worked on");
@@ -261,26 +268,28 @@ fn killed_again_and_again_the_copy_is_identical() {
     let (path, mut dice) = (example("ship_log"), dice());
     let content = log(&mut dice, 40 << 20);
     fs::write(&file, &content).unwrap();
-    let mut kills = 0;
-    loop {
-        let mut child =
-            Command::new(&path).args([&file, &out]).stdout(Stdio::null()).spawn().unwrap();
-        if kills < 25 {
-            // The moment of the kill is what this test is about.
-            std::thread::sleep(Duration::from_millis(5 + dice.below(60)));
-            child.kill().unwrap();
-        }
-        let status = child.wait().unwrap();
+    let command = || {
+        let mut command = Command::new(&path);
+        command.args([&file, &out]);
+        command
+    };
+    let is_whole = || {
         let copy = fs::read(&out).unwrap_or_default();
         assert!(content.starts_with(&copy), "a line is lost, doubled or changed");
-        if status.success() {
-            assert_eq!(copy.len(), content.len());
-            break;
-        }
-        assert_eq!(status.code(), None, "failed by itself: {status}");
-        kills += 1;
+        copy.len() == content.len()
+    };
+    let mut kills = 0;
+    for round in 0..25 {
+        // By its progress, and at any time, also before it has begun.
+        let enough = bytes(&out) + dice.below(1 << 20);
+        let moment = Instant::now() + Duration::from_millis(5 + dice.below(60));
+        let is_time = || if round < 8 { bytes(&out) > enough } else { Instant::now() >= moment };
+        kills += u32::from(kill_when(command(), is_time).1);
+        is_whole();
     }
     assert!(kills > 3, "it was killed {kills} times before it was done");
+    finish(command());
+    assert!(is_whole());
 }
 
 #[test]

@@ -2,45 +2,11 @@
 //!
 //! Needs root, loop devices and the tools of each file system; skips, and says so, where not.
 
+use crate::support::mount::Mount;
 use keepq::{Delivery, Durability, Error, Queue};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::Command;
-use tempfile::TempDir;
-
-/// A small file system, unmounted at the end.
-struct Mount {
-    dir: TempDir,
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        run("umount", &["-l", self.dir.path().join("mnt").to_str().unwrap()]);
-    }
-}
-
-fn run(program: &str, args: &[&str]) -> bool {
-    Command::new(program).args(args).output().is_ok_and(|output| output.status.success())
-}
-
-fn mount(kind: &str, mib: u64, force: &str, options: &str) -> Option<Mount> {
-    let dir = tempfile::tempdir().unwrap();
-    let (image, mnt) = (dir.path().join("image"), dir.path().join("mnt"));
-    fs::File::create(&image).unwrap().set_len(mib << 20).unwrap();
-    fs::create_dir(&mnt).unwrap();
-    let (image, mnt) = (image.to_str().unwrap(), mnt.to_str().unwrap());
-    let made = run(&format!("mkfs.{kind}"), &["-q", force, image])
-        && run("mount", &["-o", &format!("loop{options}"), image, mnt]);
-    if !made {
-        // Not a test of keepq: this machine cannot make such a file system.
-        // Written past the capture of a test that passes.
-        let said = format!("skipped: no {kind} on a loop device here\n");
-        std::io::stderr().write_all(said.as_bytes()).unwrap();
-        return None;
-    }
-    Some(Mount { dir })
-}
 
 fn push_until_full(queue: &Queue, next: &mut u64, len: usize) -> Error {
     loop {
@@ -129,10 +95,10 @@ fn fill_and_compact(mnt: &Path) {
 }
 
 fn on(kind: &str, mib: u64, force: &str, options: &str) {
-    if let Some(mount) = mount(kind, mib, force, options) {
-        fill_and_drain(&mount.dir.path().join("mnt"), Durability::Os);
-        fill_and_drain(&mount.dir.path().join("mnt"), Durability::Always);
-        fill_and_compact(&mount.dir.path().join("mnt"));
+    if let Some(mount) = Mount::new(kind, mib, force, options) {
+        fill_and_drain(&mount.path(), Durability::Os);
+        fill_and_drain(&mount.path(), Durability::Always);
+        fill_and_compact(&mount.path());
     }
 }
 

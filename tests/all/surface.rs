@@ -1,9 +1,13 @@
 //! The rest of the surface: conversions, headers, `is_acked`, `purge`, `stats`, creating.
 
+use crate::support::DEADLINE;
+use keepq::fault::ManualClock;
 use keepq::{Durability, Error, Message, Queue, Seq};
 use std::borrow::Cow;
 use std::io::ErrorKind;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 fn directory() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
@@ -191,7 +195,7 @@ fn is_acked_does_not_know_what_was_lost() {
     std::fs::write(&segment, bytes).unwrap();
     let queue = options().open(dir.path()).unwrap();
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| queue.wait_acked(seqs[1], Duration::from_secs(60)));
+        let waiting = scope.spawn(|| queue.wait_acked(seqs[1], DEADLINE));
         queue.ack_batch(queue.pop_batch(9).unwrap()).unwrap();
         let told = waiting.join().unwrap();
         assert!(matches!(told, Err(Error::UnknownSeq { seq }) if seq == seqs[1]), "{told:?}");
@@ -289,21 +293,27 @@ fn purge_races_with_everybody() {
     let options = Queue::options().segment_bytes(262_144).durability(Durability::Os);
     let queue = options.open(dir.path()).unwrap();
     let (mut purged, mut acked) = (0, 0);
+    let all_pushed = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let producer = scope.spawn(|| {
             (0..MESSAGES).for_each(|n| assert!(queue.push(&n.to_le_bytes()).is_ok()));
         });
         let consumer = scope.spawn(|| {
             let mut acked = 0u64;
-            while let Some(job) = queue.pop_timeout(Duration::from_millis(300)).unwrap() {
-                job.ack().unwrap();
+            loop {
+                let were_all_pushed = all_pushed.load(Ordering::SeqCst);
+                match queue.pop_timeout(Duration::from_millis(20)).unwrap() {
+                    Some(job) => job.ack().unwrap(),
+                    None if were_all_pushed => return acked,
+                    None => continue,
+                }
                 acked += 1;
             }
-            acked
         });
         while !producer.is_finished() {
             purged += queue.purge().unwrap();
         }
+        all_pushed.store(true, Ordering::SeqCst);
         acked = consumer.join().unwrap();
     });
     purged += queue.purge().unwrap();
@@ -414,7 +424,7 @@ fn purge_wakes_who_waits_for_what_it_finds_lost() {
     std::fs::write(&segment, bytes).unwrap();
     let queue = options().open(dir.path()).unwrap();
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| queue.wait_acked(seq, Duration::from_secs(60)));
+        let waiting = scope.spawn(|| queue.wait_acked(seq, DEADLINE));
         // Long enough to be parked, mostly; it must not matter.
         std::thread::sleep(Duration::from_millis(50));
         assert_eq!(queue.purge().unwrap(), 0);
@@ -426,14 +436,14 @@ fn purge_wakes_who_waits_for_what_it_finds_lost() {
 #[test]
 fn what_is_due_counts_as_ready_before_anybody_pops() {
     let dir = directory();
-    let queue = Queue::open(dir.path()).unwrap();
+    let clock = Arc::new(ManualClock::new(UNIX_EPOCH));
+    let queue = Queue::options().clock(clock.clone()).open(dir.path()).unwrap();
     queue.push(b"no number").unwrap();
     assert!(matches!(queue.typed::<u64>().pop(), Err(Error::Decode { .. })));
     assert_eq!((queue.len(), queue.delayed()), (0, 1));
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while queue.is_empty() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    clock.advance(Duration::from_millis(999));
+    assert_eq!((queue.len(), queue.delayed()), (0, 1));
+    clock.advance(Duration::from_millis(1));
     assert_eq!((queue.len(), queue.delayed(), queue.stats().ready()), (1, 0, 1));
     let held = queue.pop().unwrap().unwrap();
     let other = queue.clone();

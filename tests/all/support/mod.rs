@@ -1,9 +1,13 @@
 //! What several modules share.
 
 pub(crate) mod model;
+#[cfg(target_os = "linux")]
+pub(crate) mod mount;
 pub(crate) mod process;
 pub(crate) mod reader;
 pub(crate) mod sparse;
+
+use std::time::Duration;
 
 /// Reproducible dice: splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
 /// generators, 2014).
@@ -28,6 +32,9 @@ impl Dice {
         self.below(n) == 0
     }
 }
+
+/// Nothing that a test waits for takes so long, on any machine: what does hangs.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
 /// A number from the environment, for tests whose size can be chosen.
 pub(crate) fn cases(variable: &str, default: u64) -> u64 {
