@@ -1,4 +1,7 @@
 //! What can go wrong, in the user's terms.
+//!
+//! The text of an error says what was being done, on which file, and what to do. It does not repeat
+//! the error's source, because programs that print the whole chain would print that twice.
 
 use crate::seq::Seq;
 use std::io;
@@ -9,24 +12,27 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// What went wrong: which operation, on which file, where in it.
 ///
+/// The text does not repeat the [`source`](std::error::Error::source): print both, or the whole
+/// chain, to see what the operating system said.
+///
 /// # Design
 ///
-/// One enum, because a queue's user reacts to the kind and not to the place: retry after
-/// [`Error::StorageFull`], reopen after [`Error::Poisoned`], give up on the rest.
+/// One enum, because a queue's user reacts to the kind of an error and not to its place: retry
+/// after [`Error::StorageFull`], reopen after [`Error::Poisoned`], give up on the rest.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// Another handle, in this process or another, has the queue open.
     #[error(
-        "open: {} is locked: another process, or another handle in this one, has the queue open; \
-         close it there, or share one handle by cloning it",
+        "cannot open the queue: {} is locked, because another process, or another handle in this \
+         one, has the queue open; close it there, or share one handle by cloning it",
         path.display()
     )]
     Locked {
         /// The lock file.
         path: PathBuf,
     },
-    /// The files contradict each other in a way that must not be guessed away.
+    /// The files contradict each other, and keepq does not guess which of them is right.
     #[error("{operation}: {} is damaged at offset {offset}: {reason}", path.display())]
     Corrupt {
         /// What was being done.
@@ -41,8 +47,8 @@ pub enum Error {
     /// A newer keepq wrote this queue, or used a feature that this one does not know. Nothing was
     /// written to its directory.
     #[error(
-        "open: the queue has format version {found}, this keepq reads up to {supported}; nothing was \
-         changed: update keepq"
+        "cannot open the queue: it has format version {found}, and this keepq reads versions up to \
+         {supported}; nothing was changed; update keepq"
     )]
     UnsupportedVersion {
         /// The version found.
@@ -53,9 +59,10 @@ pub enum Error {
     /// A message or a batch is larger than the options allow, or its headers are larger than
     /// [`Message::header`](crate::Message::header) allows. Nothing was written.
     #[error(
-        "push: {len} bytes are more than the {max} allowed (Options::max_message_bytes for a \
-         message with its headers, Options::max_batch_bytes for a batch, 64000 for all headers of \
-         a message, 255 for the name of one); raise the limit where it is an option, or push less at a time"
+        "push: {len} bytes are more than the {max} allowed; the limits are \
+         Options::max_message_bytes for a message with its headers, Options::max_batch_bytes for a \
+         batch, 64000 bytes for all headers of a message, and 255 bytes for the name of a header; \
+         push less at a time, or raise the option"
     )]
     TooLarge {
         /// The bytes of the message or batch, headers included; or of the headers; or of a header's
@@ -64,10 +71,11 @@ pub enum Error {
         /// The limit.
         max: u64,
     },
-    /// The disk, the quota or the process's file size limit is exhausted. Nothing half made
-    /// remains; pop and ack go on, and a push works again once there is room.
+    /// The disk, the quota or the process's limit of file sizes is exhausted. Nothing half made
+    /// remains. Pop and ack go on, and a push works again once there is room.
     #[error(
-        "{operation}: no room for {} (offset {offset}): {source}; free some, or ack what waits",
+        "cannot {operation}: there is no room for {} at offset {offset}; free some space, or ack \
+         waiting messages",
         path.display()
     )]
     StorageFull {
@@ -80,11 +88,11 @@ pub enum Error {
         /// The operating system's error.
         source: io::Error,
     },
-    /// The queue holds as much as its options allow, and [`Overflow`](crate::Overflow) says to refuse more; or the
-    /// time to wait for room is over. Nothing was written.
+    /// The queue holds as much as its options allow, and [`Overflow`](crate::Overflow) says to
+    /// refuse more; or the time to wait for room is over. Nothing was written.
     #[error(
-        "push: the queue is full: Options::{limit} is {max}; ack what waits, raise the limit, or \
-         choose another Options::overflow"
+        "push: the queue is full: Options::{limit} is {max}; ack waiting messages, raise the \
+         limit, or choose another Options::overflow"
     )]
     Full {
         /// The option that sets the limit: `max_messages` or `max_bytes`.
@@ -92,18 +100,20 @@ pub enum Error {
         /// Its value.
         max: u64,
     },
-    /// The lease ran out ([`Options::visibility_timeout`](crate::Options::visibility_timeout)), and the message was handed
-    /// out again, settled, or became a dead letter since. The answer did nothing.
+    /// The lease ran out ([`Options::visibility_timeout`](crate::Options::visibility_timeout)), and
+    /// since then the message was handed out again, was settled, or became a dead letter. The
+    /// answer did nothing.
     #[error(
-        "message {seq}: its lease ran out, and somebody else has it since; the answer did nothing; \
-         Delivery::extend the lease of long work, or raise Options::visibility_timeout"
+        "message {seq}: the lease ran out, and since then the message was handed out again, \
+         settled or given up; the answer did nothing; call Delivery::extend during long work, or \
+         raise Options::visibility_timeout"
     )]
     LeaseExpired {
         /// The message.
         seq: Seq,
     },
     /// The options switch off what was asked for.
-    #[error("{operation}: switched off by Options::{option}")]
+    #[error("{operation}: switched off by Options::{option}; change that option")]
     Disabled {
         /// What was asked for.
         operation: &'static str,
@@ -111,13 +121,14 @@ pub enum Error {
         option: &'static str,
     },
     /// The queue was closed, by this or another handle.
-    #[error("the queue is closed: open it again")]
+    #[error("the queue is closed; open it again")]
     Closed,
-    /// A sync failed earlier, so the operating system no longer says what is on the disk. Push and
-    /// sync fail from then on; pop, ack and nack go on. Reopen the queue to see what was kept.
+    /// A sync failed, now or earlier, and after that the operating system no longer says what is on
+    /// the disk. Push and sync fail from then on; pop, ack and nack go on. Reopen the queue to see
+    /// what was kept.
     #[error(
-        "the queue is poisoned: {operation}: {}: {source}; what was not confirmed may not be on the \
-         disk: close the queue, see to the disk, open it again",
+        "the queue is poisoned: {operation} failed on {}; messages that were not confirmed may not \
+         be on the disk; close the queue, check the disk, and open the queue again",
         path.display()
     )]
     Poisoned {
@@ -125,26 +136,29 @@ pub enum Error {
         operation: &'static str,
         /// The file that it failed on.
         path: PathBuf,
-        /// Whether this very call may have taken effect all the same.
+        /// Whether the call that returned this may have taken effect all the same.
         indeterminate: bool,
         /// The operating system's error.
         source: io::Error,
     },
-    /// No message with this number can be told of: it was never given out, or the message was lost
-    /// in a crash or to damage (then [`Queue::recovery`](crate::Queue::recovery) or
-    /// [`Queue::damage`](crate::Queue::damage) said so), or all that is known of it went with a
+    /// keepq knows nothing of a message with this number. It was never given out; or the message
+    /// was lost in a crash or to damage (then [`Queue::recovery`](crate::Queue::recovery) or
+    /// [`Queue::damage`](crate::Queue::damage) said so); or what was known of it went with a
     /// CHECKPOINT file that is gone.
-    #[error("message {seq} is unknown: never pushed here, or lost; see Queue::recovery")]
+    #[error(
+        "message {seq} is unknown: it was never pushed here, was lost, or is no longer known; see \
+         Queue::recovery and Queue::damage"
+    )]
     UnknownSeq {
         /// The number.
         seq: Seq,
     },
     /// A payload is not a value of the type that the [`TypedQueue`](crate::TypedQueue) has. The
-    /// message went back with its attempt counted, and comes again after a second at the soonest (see
-    /// [`TypedQueue`](crate::TypedQueue)).
+    /// message went back with its attempt counted, and comes again after a second at the soonest:
+    /// see [`TypedQueue`](crate::TypedQueue).
     #[error(
-        "message {seq} does not decode: {source}; read it as what it is with an untyped Queue::pop, \
-         or ack it there"
+        "message {seq} does not decode as a value of this type; read its bytes with Queue::pop of \
+         the untyped queue, or ack it there"
     )]
     Decode {
         /// The message.
@@ -152,9 +166,9 @@ pub enum Error {
         /// What the decoder says.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A value could not be encoded: its `Serialize` gave up, or it holds a sequence of unknown
-    /// length. Nothing was pushed.
-    #[error("push: the value does not encode, nothing was pushed: {source}")]
+    /// A value could not be encoded: its `Serialize` returned an error, or it holds a sequence of
+    /// unknown length. Nothing was pushed.
+    #[error("push: the value does not encode, and nothing was pushed; check its Serialize")]
     Encode {
         /// What the encoder says.
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -169,14 +183,14 @@ pub enum Error {
         /// What it may be.
         bound: String,
     },
-    /// The operating system refused.
-    #[error("{operation}: {} (offset {offset}): {source}", path.display())]
+    /// The operating system returned an error.
+    #[error("cannot {operation}: {} at offset {offset}; see the error's source", path.display())]
     Io {
         /// What was being done.
         operation: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// Bytes from its start, 0 where the whole file is meant.
+        /// Bytes from its start; 0 if the whole file is meant.
         offset: u64,
         /// The operating system's error.
         source: io::Error,
@@ -184,9 +198,9 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the operation that returned this may have taken effect all the same: a push whose
-    /// sync failed after the message was visible may still be delivered; an ack whose sync failed
-    /// holds in this run, and perhaps beyond.
+    /// Whether the operation that returned this may have taken effect all the same. If the sync of
+    /// a push failed after its message was visible, the message may still be delivered. If the sync
+    /// of an ack failed, the ack holds in this run, and perhaps beyond it.
     ///
     /// ```
     /// assert!(!keepq::Error::Closed.is_indeterminate());
@@ -196,12 +210,23 @@ impl Error {
         matches!(self, Self::Poisoned { indeterminate: true, .. })
     }
 
-    /// This error, met before the operation changed anything.
+    /// The same error, for an operation that has not changed anything yet.
     pub(crate) fn before_anything(mut self) -> Self {
         if let Self::Poisoned { indeterminate, .. } = &mut self {
             *indeterminate = false;
         }
         self
+    }
+
+    /// The text of this error and of all its sources, where only text can be kept.
+    pub(crate) fn full_text(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            text = format!("{text}: {error}");
+            source = error.source();
+        }
+        text
     }
 
     /// Wraps an error of the operating system with what keepq knows about it.

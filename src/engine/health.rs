@@ -66,7 +66,7 @@ impl Health {
     /// Keeps an error for `stats` that there is no caller to tell.
     pub(crate) fn note_background(&self, result: Result<()>) {
         if let Err(error) = result {
-            *self.background_error.lock() = Some(with_sources(&error));
+            *self.background_error.lock() = Some(error.full_text());
         }
     }
 

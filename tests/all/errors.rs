@@ -71,6 +71,10 @@ fn every_variant_can_be_met_and_says_what_it_should() {
     for (variant, provoke) in CASES {
         let error = provoke();
         assert!(format!("{error:?}").starts_with(variant), "{error:?} is no {variant}");
+        // A program that prints the chain prints each text once.
+        if let Some(source) = error.source() {
+            assert!(!error.to_string().contains(&source.to_string()), "{error} repeats its source");
+        }
         // It can be passed on as any error can.
         let boxed: Box<dyn std::error::Error + Send + Sync> = error.into();
         assert!(!boxed.to_string().is_empty());
@@ -233,7 +237,7 @@ fn poisoned() -> Error {
     let error = receipt.wait().unwrap_err();
     assert!(error.is_indeterminate());
     let Error::Poisoned { operation, path, .. } = &error else { panic!("{error}") };
-    says(&error, &["poisoned", operation, name(path), "timed out", "open it again"]);
+    says(&error, &["poisoned", operation, name(path), "close the queue", "open the queue again"]);
     assert_eq!(system_error(&error).unwrap().kind(), ErrorKind::TimedOut);
     // For ever, also once syncs work again; what is there can be worked on.
     faults.plan(FaultPlan::None);
