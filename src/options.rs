@@ -19,28 +19,29 @@ use std::time::Duration;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const SEGMENT_BYTES: RangeInclusive<u64> = 64 * KIB..=128 * MIB;
-/// Four segments of the smallest size would do; the rest is for the dead letters and CHECKPOINT.
+/// Four segments of the smallest size would do. The rest is for the dead letters and CHECKPOINT.
 const MIN_MAX_BYTES: u64 = MIB;
-/// Room that compaction always has.
+/// The least room that is kept for compaction.
 const SCRATCH: u64 = 64 * KIB;
 const PAYLOAD_BYTES: RangeInclusive<u64> = 1..=record::MAX_PAYLOAD;
 
-/// When `push` returns `Ok`, and so what that `Ok` promises. All three survive a kill of the process.
+/// When `push` returns `Ok`, and so what that `Ok` promises. With each of the three, a message that
+/// was pushed survives a kill of the process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Durability {
     /// Once the message is on the disk. Pushes of several threads share one sync.
     #[default]
     Always,
-    /// At once; the message is on the disk after this time, plus one sync. Needs the background
-    /// thread or calls of [`Queue::maintain`](crate::Queue::maintain).
+    /// At once; the message is on the disk after this time, plus one sync. This needs the
+    /// background thread, or calls of [`Queue::maintain`](crate::Queue::maintain).
     Interval(Duration),
-    /// At once; the operating system writes the message out when it likes. A power cut takes the
-    /// newest messages first: what is left of a run is a prefix, without holes.
+    /// At once; the operating system writes the message out at a time of its own. A power cut takes
+    /// the newest messages first: what is left of a run is a prefix, without holes.
     Os,
 }
 
 impl Durability {
-    /// Whichever of the two promises more.
+    /// The one of the two that promises more.
     pub(crate) fn stricter(self, other: Self) -> Self {
         match (self, other) {
             (Self::Always, _) | (_, Self::Always) => Self::Always,
@@ -51,47 +52,49 @@ impl Durability {
     }
 }
 
-/// How long acks may wait for a sync that nobody asked for.
+/// How long an ack may wait for a sync if no call waits for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum AckSync {
     /// 1 s, or for ever with [`Durability::Os`].
     ByDurability,
-    /// As the user says; `None` for ever.
+    /// As the user says; `None`: for ever.
     Set(Option<Duration>),
 }
 
-/// What a push does when the queue holds as much as [`Options::max_messages`] or [`Options::max_bytes`] allow.
+/// What a push does when the queue holds as much as [`Options::max_messages`] or
+/// [`Options::max_bytes`] allow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Overflow {
     /// It fails with [`Error::Full`](crate::Error::Full).
     #[default]
     Reject,
-    /// It waits until there is room, up to [`Options::push_timeout`]; then it fails with
+    /// It waits for room, up to [`Options::push_timeout`]; after that it fails with
     /// [`Error::Full`](crate::Error::Full).
     Block,
-    /// The oldest messages that wait make room: they are dropped and counted in
-    /// [`Stats::dropped`](crate::Stats::dropped). For `max_messages` those that would be handed out next, and
-    /// delayed ones last. For `max_bytes` all that wait in the oldest segment of which nothing is in flight or
-    /// dying, since only a whole file makes room. One that is in flight is never dropped. If that cannot make
-    /// room enough, it fails with [`Error::Full`](crate::Error::Full).
+    /// It drops the oldest waiting messages to make room, and counts them in
+    /// [`Stats::dropped`](crate::Stats::dropped). For `max_messages` these are the messages that
+    /// would be handed out next, and delayed ones last. For `max_bytes` they are all waiting
+    /// messages of the oldest segment that has none in flight or dying, since only a whole file
+    /// makes room. A message in flight is never dropped. If dropping cannot make enough room, the
+    /// push fails with [`Error::Full`](crate::Error::Full).
     DropOldest,
-    /// The message that is pushed is dropped and counted, and `push` returns `Ok` with the number 0, which no
-    /// message ever has: see [`Seq::is_dropped`](crate::Seq::is_dropped).
+    /// It drops and counts the new message, and returns `Ok` with the number 0, which no message
+    /// ever has: see [`Seq::is_dropped`](crate::Seq::is_dropped).
     DropNewest,
 }
 
-/// What becomes of a message whose time is over: see [`Message::ttl`](crate::Message::ttl).
+/// What becomes of an expired message: see [`Message::ttl`](crate::Message::ttl).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Expired {
     /// It is dropped, and counted in [`Stats::expired`](crate::Stats::expired).
     #[default]
     Drop,
-    /// It moves to the dead letters, and is counted the same.
+    /// It moves to the dead letters, and is counted in the same way.
     DeadLetter,
 }
 
-/// How a queue behaves. Nothing here is fixed when a queue is created: any option may differ at
-/// the next open.
+/// How a queue behaves. No option is fixed when a queue is created: any of them may differ at the
+/// next open.
 ///
 /// ```
 /// use keepq::{Durability, Queue};
@@ -127,7 +130,7 @@ pub struct Options {
     pub(crate) compaction: Compaction,
     pub(crate) open_segments: u64,
     pub(crate) clock: Source,
-    /// What stands in for the operating system's files.
+    /// Used in place of the operating system's files.
     pub(crate) storage: Option<Arc<dyn Storage>>,
 }
 
@@ -170,51 +173,52 @@ impl Options {
     }
 
     /// Whether an ack returns only once it is on the disk. Acks of several threads share one sync.
-    /// Default: `false`; then an ack survives a kill at once and a power cut after
+    /// Default: `false`; then an ack survives a kill at once, and a power cut after
     /// [`Options::ack_sync`].
     pub fn sync_acks(mut self, on: bool) -> Self {
         self.sync_acks = on;
         self
     }
 
-    /// How long an ack may wait until the background thread syncs it; `None` leaves it to the
-    /// operating system. Default: 1 s, and `None` with [`Durability::Os`].
+    /// How long an ack may wait until the background thread syncs it. `None` leaves the sync to the
+    /// operating system. Default: 1 s, or `None` with [`Durability::Os`].
     pub fn ack_sync(mut self, interval: impl Into<Option<Duration>>) -> Self {
         self.ack_sync = AckSync::Set(interval.into());
         self
     }
 
-    /// Largest size of a segment file, 64 KiB to 128 MiB, a multiple of 4,096; default 64 MiB. A message or batch that
-    /// needs more gets a file of its own.
+    /// The largest size of a segment file: 64 KiB to 128 MiB, a multiple of 4,096; default 64 MiB.
+    /// A message or batch that needs more gets a file of its own.
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
         self.segment_bytes = bytes;
         self
     }
 
-    /// Largest message, its payload and headers together, 1 byte to 1 GiB; default 16 MiB. Larger ones are refused with
-    /// [`Error::TooLarge`](crate::Error::TooLarge).
+    /// The largest message, payload and headers together: 1 byte to 1 GiB; default 16 MiB. A larger
+    /// one is refused with [`Error::TooLarge`](crate::Error::TooLarge).
     pub fn max_message_bytes(mut self, bytes: u64) -> Self {
         self.max_message_bytes = bytes;
         self
     }
 
-    /// Largest sum of the messages of a batch, 1 byte to 1 GiB; default 64 MiB.
+    /// The largest batch, all its messages together: 1 byte to 1 GiB; default 64 MiB.
     pub fn max_batch_bytes(mut self, bytes: u64) -> Self {
         self.max_batch_bytes = bytes;
         self
     }
 
-    /// Whether the queue has a thread of its own that prepares, syncs and lets go of files ahead
-    /// of need, and moves what is dying. Default: `true`. Without it call
-    /// [`Queue::maintain`](crate::Queue::maintain) now and then; what is dying is then moved by that, and by `pop` of
-    /// this queue, not by one of the dead letters.
+    /// Whether the queue has a thread of its own, which prepares and syncs files ahead of need,
+    /// gives back those that are no longer needed, and moves dying messages to the dead letters.
+    /// Default: `true`. Without it, call [`Queue::maintain`](crate::Queue::maintain) now and then.
+    /// That call then moves dying messages, and so does `pop` of this queue, but not `pop` of its
+    /// dead letters.
     pub fn background(mut self, on: bool) -> Self {
         self.background = on;
         self
     }
 
-    /// Whether opening makes a queue where there is none. Default: `true`. With `false` that is
-    /// [`Error::Io`](crate::Error::Io) of kind `NotFound`, and nothing is made.
+    /// Whether open creates a queue where there is none. Default: `true`. With `false`, open fails
+    /// there with [`Error::Io`](crate::Error::Io) of kind `NotFound`, and creates nothing.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -227,19 +231,19 @@ impl Options {
         self
     }
 
-    /// Whether opening has to make the queue. Default: `false`. With `true`, a queue that is there
-    /// already is [`Error::Io`](crate::Error::Io) of kind `AlreadyExists`. An empty directory is no
-    /// queue; one with a file of keepq in it is, if only the lock file of an open that failed. Then
-    /// [`Options::create`] does not matter.
+    /// Whether open has to create the queue. Default: `false`. With `true`, open fails with
+    /// [`Error::Io`](crate::Error::Io) of kind `AlreadyExists` if the queue is there already, and
+    /// [`Options::create`] does not matter. An empty directory is not a queue; a directory with a
+    /// file of keepq in it is one, even if that is only the lock file of an open that failed.
     pub fn create_new(mut self, on: bool) -> Self {
         self.create_new = on;
         self
     }
 
-    /// How long a delivery may go unanswered until its attempt counts as failed, and its message comes back for
-    /// another consumer, as after a `nack`; `None` (the default): as long as the [`Delivery`](crate::Delivery) lives.
-    /// At most about 20 ms late. Longer work asks for more time with
-    /// [`Delivery::extend`](crate::Delivery::extend).
+    /// How long a delivery may go unanswered. After that its attempt counts as failed, and its
+    /// message comes back for another consumer, as after a `nack`, at most about 20 ms late. `None`
+    /// (the default): as long as the [`Delivery`](crate::Delivery) lives. Longer work asks for more
+    /// time with [`Delivery::extend`](crate::Delivery::extend).
     ///
     /// ```
     /// use std::time::Duration;
@@ -259,62 +263,66 @@ impl Options {
         self
     }
 
-    /// How often a message is handed out before it moves to the dead letters, up to 32,767; default 20, 0
-    /// for never. The attempt with this number has to fail: by `nack`, by drop, by the end of its lease, of the queue,
-    /// or of its process.
+    /// How often a message is handed out before it moves to the dead letters, up to 32,767; default
+    /// 20; 0 means that it never does. The attempt with this number has to fail: by `nack`, by
+    /// drop, or because its lease, the queue or its process ended.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = attempts;
         self
     }
 
-    /// How long a message stays away that was given back with its attempt counted. Default:
-    /// [`Backoff::none`]. [`Delivery::nack_after`](crate::Delivery::nack_after) has a time of its own.
+    /// How long a message stays away after it was given back with its attempt counted. Default:
+    /// [`Backoff::none`]. [`Delivery::nack_after`](crate::Delivery::nack_after) sets a time of its
+    /// own instead.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
         self
     }
 
     /// Whether messages that are rejected, or fail too often, are kept in
-    /// [`Queue::dead_letters`](crate::Queue::dead_letters). Default: `true`. With `false` they are dropped and
-    /// counted in [`Stats::dropped`](crate::Stats::dropped), expired ones in [`Stats::expired`](crate::Stats::expired) only.
+    /// [`Queue::dead_letters`](crate::Queue::dead_letters). Default: `true`. With `false` they are
+    /// dropped and counted in [`Stats::dropped`](crate::Stats::dropped); expired messages are
+    /// counted in [`Stats::expired`](crate::Stats::expired) only.
     pub fn dead_letters(mut self, on: bool) -> Self {
         self.dead_letters = on;
         self
     }
 
-    /// How long after its push a message is worth anything, up to 8 years; `None` (the default): for ever. See
+    /// How long after its push a message expires, up to 8 years; `None` (the default): never. See
     /// [`Message::ttl`](crate::Message::ttl).
     pub fn message_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
         self.message_ttl = ttl.into();
         self
     }
 
-    /// What becomes of messages whose time is over. Default: [`Expired::Drop`].
+    /// What becomes of expired messages. Default: [`Expired::Drop`].
     pub fn expired(mut self, expired: Expired) -> Self {
         self.expired = expired;
         self
     }
 
-    /// The most that the queue takes on the disk, from 1 MiB; `None` (the default): what there is. All files
-    /// count at their full size: segments, also the one that is ready, CHECKPOINT, the dead letters, and what compaction
-    /// makes before it removes other files. Segments
-    /// are at most a quarter of it, and get smaller when room gets scarce. Some 140 KiB are kept for CHECKPOINT
-    /// and the dead letters, a quarter of a segment (64 KiB at the least) for compaction, and the newest segment stays until there is a newer one: so a message that needs a file of
-    /// its own needs as much room beside that.
+    /// The most bytes that the queue takes on the disk, from 1 MiB; `None` (the default): all that
+    /// the disk has. All files count at their full size: segments, the segment that is kept ready,
+    /// CHECKPOINT, the dead letters, and the files that compaction makes before it removes others.
+    ///
+    /// A segment is at most a quarter of this limit, and smaller when room gets scarce. About 140
+    /// KiB are kept for CHECKPOINT and the dead letters, and a quarter of a segment (at least 64
+    /// KiB) for compaction. The newest segment stays until there is a newer one, so a message that
+    /// needs a file of its own needs that much room beside all of this.
     pub fn max_bytes(mut self, bytes: impl Into<Option<u64>>) -> Self {
         self.max_bytes = bytes.into();
         self
     }
 
-    /// The most messages that are owed at a time, from 1: ready, delayed, in flight, or on their way to the dead
-    /// letters; `None` (the default): any number.
+    /// The most unsettled messages at a time, from 1: those that are ready, delayed, in flight, or
+    /// on their way to the dead letters. `None` (the default): any number.
     pub fn max_messages(mut self, messages: impl Into<Option<u64>>) -> Self {
         self.max_messages = messages.into();
         self
     }
 
-    /// The most messages that are in flight at a time, from 1; at the limit `pop` gives `None` and `pop_wait` waits.
-    /// `None` (the default): any number.
+    /// The most messages in flight at a time, from 1. At the limit, `pop` returns `None` and
+    /// `pop_wait` waits. `None` (the default): any number.
     pub fn max_in_flight(mut self, messages: impl Into<Option<u64>>) -> Self {
         self.max_in_flight = messages.into();
         self
@@ -338,29 +346,31 @@ impl Options {
         self
     }
 
-    /// How long a push waits for room under [`Overflow::Block`]; `None` (the default): as long as it takes.
+    /// How long a push waits for room under [`Overflow::Block`]; `None` (the default): as long as
+    /// it takes.
     pub fn push_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.push_timeout = timeout.into();
         self
     }
 
-    /// How the disk is given back that settled messages hold beside others that are owed. Default: in the
-    /// background, so that no more than twice the disk is in use that what is owed takes, and a few files.
+    /// How to give back the disk space that settled messages hold in files with unsettled ones.
+    /// Default: in the background, so that the disk in use is no more than twice the bytes of the
+    /// unsettled messages, and a few files.
     pub fn compaction(mut self, compaction: Compaction) -> Self {
         self.compaction = compaction;
         self
     }
 
-    /// The most segment files of a backlog that are open and mapped at a time, 1 to 65,536; default 64. The newest,
-    /// the one that is kept ready, the one that is read, and those of the dead letters (the same number again) come
-    /// on top. Whoever takes, or answers, messages in more files than this at a time waits for some of them to be
-    /// synced and closed.
+    /// The most segment files of a backlog that are open and mapped at a time, 1 to 65,536; default
+    /// 64. The newest file, the one that is kept ready, the one that is read, and those of the dead
+    /// letters (the same number again) come on top. A call that takes or answers messages in more
+    /// files than this at a time waits until some of the files are synced and closed.
     pub fn open_segments(mut self, segments: u64) -> Self {
         self.open_segments = segments;
         self
     }
 
-    /// Replaces the system's clocks by one that goes when it is told to.
+    /// Replaces the system's clocks by one that a test sets and advances.
     #[cfg(feature = "fault-injection")]
     pub fn clock(mut self, clock: Arc<crate::clock::ManualClock>) -> Self {
         self.clock = Source::Manual(clock);
@@ -374,7 +384,7 @@ impl Options {
         self
     }
 
-    /// The time between syncs of acks that nobody waits for.
+    /// The time between the background syncs of acks.
     pub(crate) fn ack_interval(&self) -> Option<Duration> {
         match (self.ack_sync, self.durability) {
             (AckSync::Set(interval), _) => interval,
@@ -383,14 +393,15 @@ impl Options {
         }
     }
 
-    /// The largest segment: small enough for `max_bytes`, so that a queue that was full and is empty now
-    /// has room for another.
+    /// The largest segment. It is small enough for `max_bytes`, so that a queue that was full and
+    /// is empty now has room for another segment.
     pub(crate) fn segment_limit(&self) -> u64 {
         let quarter = self.max_bytes.map(|max| max / 4 / PAGE * PAGE);
         quarter.map_or(self.segment_bytes, |quarter| self.segment_bytes.min(quarter))
     }
 
-    /// What is left of `max_bytes` for files that compaction makes before it removes others.
+    /// The part of `max_bytes` that is kept for files that compaction makes before it removes
+    /// others.
     pub(crate) fn scratch(&self) -> u64 {
         let has_any = self.max_bytes.is_some() && self.compaction.is_on;
         if has_any { (self.segment_limit() / 4 / PAGE * PAGE).max(SCRATCH) } else { 0 }

@@ -1,13 +1,14 @@
-//! How the disk that settled messages hold is given back.
+//! How to give back the disk space that settled messages hold.
 
 use super::{invalid, within};
 use crate::error::Result;
 use std::time::Duration;
 
-/// How the disk that settled messages hold is given back, where others beside them are owed: those are copied
-/// into a smaller file, in the background. For [`Options::compaction`](crate::Options::compaction).
+/// How to give back the disk space that settled messages hold in files with unsettled ones: the
+/// background copies the unsettled messages into a smaller file. For
+/// [`Options::compaction`](crate::Options::compaction).
 ///
-/// A file in which nothing is owed is given back without this.
+/// A file without unsettled messages is given back without compaction.
 ///
 /// ```
 /// use keepq::{Compaction, Queue};
@@ -35,30 +36,33 @@ impl Default for Compaction {
 }
 
 impl Compaction {
-    /// None at all: a file stays until nothing in it is owed. [`Queue::compact`](crate::Queue::compact) works all
-    /// the same.
+    /// No compaction: a file stays until all its messages are settled.
+    /// [`Queue::compact`](crate::Queue::compact) still works.
     pub fn off() -> Self {
         Self { is_on: false, ..Self::default() }
     }
 
-    /// Files are copied once what is owed in them takes no more than this part of them, 10 to 80; default 50. So
-    /// the disk in use is at most 100 / this times what is owed, and for each byte that pushes took at most
-    /// this / (100 - this) bytes are written again: twice and once at 50. (Small files are gathered besides: see
-    /// [`Stats::compacted_bytes`](crate::Stats::compacted_bytes).)
+    /// Files are copied once their unsettled messages take no more than this percentage of them, 10
+    /// to 80; default 50. With p for this value, the disk in use is at most 100 / p times the bytes
+    /// of the unsettled messages (twice at 50), and for each byte that pushes took, at most
+    /// p / (100 - p) bytes are written again (one at 50). Besides, small files are gathered: see
+    /// [`Stats::compacted_bytes`](crate::Stats::compacted_bytes).
     pub fn live_percent(mut self, percent: u64) -> Self {
         self.live_percent = percent;
         self
     }
 
-    /// How long nothing was settled in a file before it is copied; default 1 s. A file whose messages were all handed
-    /// out once, and of which less than a sixteenth is still owed, waits for 50 ms at the most.
+    /// How long no message of a file was settled before the file is copied; default 1 s, up to a
+    /// day. If all messages of a file were handed out once, and less than a sixteenth of the file
+    /// is unsettled, it waits for 50 ms at the most.
     pub fn idle(mut self, idle: Duration) -> Self {
         self.idle = idle;
         self
     }
 
-    /// Bytes a second that the background reads and writes for it, from 64 KiB; default 128 MiB. A push that
-    /// finds no room, and [`Queue::compact`](crate::Queue::compact), do not wait.
+    /// How many bytes a second the background reads and writes for compaction, from 64 KiB; default
+    /// 128 MiB. The limit does not apply to a push that finds no room, nor to
+    /// [`Queue::compact`](crate::Queue::compact).
     pub fn max_rate(mut self, bytes: u64) -> Self {
         self.rate = bytes;
         self
