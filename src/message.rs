@@ -8,7 +8,7 @@ use crate::options::{self, Durability};
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
-/// What is pushed: a payload, and how it is to be treated.
+/// What is pushed: a payload, and how to treat it.
 ///
 /// Bytes and strings, owned or borrowed, turn into a `Message` by themselves:
 ///
@@ -52,16 +52,17 @@ pub(crate) struct Header {
 }
 
 impl<'a> Message<'a> {
-    /// A message with this payload and the queue's settings; of another message, one like it.
+    /// A message with this payload and the queue's settings. From another message: one like it.
     pub fn new(payload: impl Into<Message<'a>>) -> Self {
         payload.into()
     }
 
-    /// Gives the message a header: a name (up to 255 bytes of UTF-8) and a value, read with
-    /// [`Delivery::header`](crate::Delivery::header) without looking into the payload. A name that
-    /// it has already gets the new value. All headers of a message together, with 4 bytes more for each,
-    /// take up to 64,000 bytes, and count as bytes of the message; what is larger is refused by
-    /// `push`, with [`Error::TooLarge`](crate::Error::TooLarge).
+    /// Gives the message a header: a name (up to 255 bytes of UTF-8) and a value, which
+    /// [`Delivery::header`](crate::Delivery::header) reads without looking into the payload. If the
+    /// message has a header with this name already, that gets the new value. All headers of a
+    /// message together, with 4 bytes more for each, take up to 64,000 bytes, and their names and
+    /// values count as bytes of the message. `push` refuses larger ones with
+    /// [`Error::TooLarge`](crate::Error::TooLarge).
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -83,27 +84,30 @@ impl<'a> Message<'a> {
         self
     }
 
-    /// When `push` returns for this message: overrides [`Options::durability`](crate::Options::durability).
-    /// In a batch the strictest of its messages counts.
+    /// When `push` returns for this message. Overrides
+    /// [`Options::durability`](crate::Options::durability). In a batch the strictest durability of
+    /// its messages counts.
     #[must_use]
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = Some(durability);
         self
     }
 
-    /// Worth nothing after this run: never waited for, and dropped at the next open.
+    /// The message is worth nothing after this run: `push` does not wait for the disk, and the
+    /// next open drops the message.
     #[must_use]
     pub fn transient(mut self) -> Self {
         self.is_transient = true;
         self
     }
 
-    /// Not to be handed out before so long after the push, up to 8 years; a moment more at most, also
-    /// across restarts. Once it is due it comes before everything that was never handed out; what is due at
-    /// the same time comes in push order. Until then it counts as [`Queue::delayed`](crate::Queue::delayed).
+    /// Delays the message, up to 8 years: it becomes ready no sooner than this long after the push,
+    /// and at most a moment later, also across restarts. Once it is due, it comes before all
+    /// messages that were never handed out; messages that are due at the same time come in push
+    /// order. Until then it counts in [`Queue::delayed`](crate::Queue::delayed).
     ///
-    /// While the queue is open the wall clock does not matter. After a restart what is left of the delay
-    /// is what the wall clock says, but no more than the whole delay (to within 1 %).
+    /// While the queue is open, the wall clock does not matter. After a restart the wall clock says
+    /// how much of the delay is left, but never more than the whole delay (to within 1 %).
     ///
     /// ```
     /// use std::time::Duration;
@@ -121,18 +125,20 @@ impl<'a> Message<'a> {
         self
     }
 
-    /// Not to be handed out before this time, by the wall clock as it goes when the message is pushed: at
-    /// once if it has passed, and up to 8 years ahead. Else as [`Message::delay`], and instead of it.
+    /// The message is not handed out before this time, up to 8 years ahead; if the time has passed,
+    /// the message is ready at once. The wall clock at the time of the push counts. Otherwise this
+    /// works like [`Message::delay`], and replaces it.
     #[must_use]
     pub fn deliver_at(mut self, time: SystemTime) -> Self {
         self.due = Some(Due::At(time));
         self
     }
 
-    /// Worth nothing so long after the push, up to 8 years: not handed out from then on, but dropped and
-    /// counted, or dead-lettered ([`Options::expired`](crate::Options::expired)), when `pop` meets it. Of this and
-    /// [`Options::message_ttl`](crate::Options::message_ttl) the shorter one counts. A message that was handed
-    /// out in time may be answered late.
+    /// The message expires this long after the push, up to 8 years. From then on it is not handed
+    /// out; when `pop` comes to it, it is dropped and counted, or moves to the dead letters
+    /// ([`Options::expired`](crate::Options::expired)). The shorter of this time and
+    /// [`Options::message_ttl`](crate::Options::message_ttl) counts. A message that was handed out
+    /// in time may be answered late.
     ///
     /// ```
     /// use std::time::Duration;
@@ -161,7 +167,7 @@ impl<'a> Message<'a> {
 
     /// # Errors
     ///
-    /// [`Error::TooLarge`] and [`Error::InvalidOption`] for what no queue takes.
+    /// [`Error::TooLarge`] and [`Error::InvalidOption`] for a message that no queue accepts.
     pub(crate) fn check(&self) -> Result<()> {
         if let Some(Durability::Interval(Duration::ZERO)) = self.durability {
             return Err(options::invalid_interval("Message::durability"));
