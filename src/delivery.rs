@@ -1,4 +1,4 @@
-//! A message that is handed out, and the wait for one that is on its way in.
+//! A message that is handed out, and the wait for a message that is on its way to the disk.
 
 use crate::clock;
 use crate::engine::{Answer, Cause, Engine, Given, Taken};
@@ -13,12 +13,12 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// A message that is handed out, and owes an answer. Derefs to its payload.
+/// A message that is handed out, and needs an answer. Derefs to its payload.
 ///
-/// Dropping it gives the message back, like [`Delivery::nack`]: in memory and in mapped files, without waiting for a
-/// disk (where stores are writes, with a write or two). It does not keep the queue open:
-/// once the queue is closed, answers fail with [`Error::Closed`](crate::Error::Closed) and the
-/// message comes back at the next open.
+/// Dropping it gives the message back, like [`Delivery::nack`]. The drop stores in memory and in
+/// mapped files, and does not wait for a disk (where stores are writes, it makes a write or two). A
+/// delivery does not keep the queue open: once the queue is closed, answers fail with
+/// [`Error::Closed`](crate::Error::Closed), and the message comes back at the next open.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -43,36 +43,38 @@ impl Delivery {
         Self { open, taken, is_answered: false }
     }
 
-    /// The message's number: the same at every delivery of it, and no other message's ever.
+    /// The message's number. It is the same at every delivery of the message, and no other message
+    /// ever has it.
     #[must_use]
     pub fn seq(&self) -> Seq {
         Seq(self.taken.given.seq)
     }
 
-    /// How often it was handed out, this time included. Survives a crash of the consumer.
-    /// Counted up to 32,767.
+    /// How often the message was handed out, this time included. The count survives a crash of the
+    /// consumer. It goes up to 32,767.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.taken.attempts
     }
 
-    /// Whether it was handed out before, as far as is known: a power cut may have undone the last
-    /// count, so false is no promise that nobody worked on it.
+    /// Whether the message was handed out before, as far as is known. A power cut may have undone
+    /// the last count, so false does not promise that no consumer worked on the message.
     #[must_use]
     pub fn is_redelivered(&self) -> bool {
         self.taken.attempts > 1
     }
 
-    /// When it was pushed, to within some 10 ms, and never earlier than a message before it. The queue's clock
-    /// goes by the wall clock of when it was opened, or by the newest message if that is later, and evenly
-    /// from there: a wall clock that is set meanwhile does not matter.
+    /// When the message was pushed, to within about 10 ms, and never earlier than a message before
+    /// it. The queue's clock starts with the wall clock's time at open, or with the time of the
+    /// newest message if that is later, and runs evenly from there. It does not matter if the wall
+    /// clock is set meanwhile.
     #[must_use]
     pub fn pushed_at(&self) -> SystemTime {
         clock::system_time(self.taken.pushed_at)
     }
 
-    /// The value of the header with this name, if the message was given one:
-    /// see [`Message::header`](crate::Message::header).
+    /// The value of the header with this name, if the message has one: see
+    /// [`Message::header`](crate::Message::header).
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers().find(|(known, _)| *known == name).map(|(_, value)| value)
@@ -83,7 +85,7 @@ impl Delivery {
         extension::headers(self.start())
     }
 
-    /// Where it comes from and why it died, if this is a delivery of
+    /// Where the message comes from and why it died, if this is a delivery of
     /// [`Queue::dead_letters`](crate::Queue::dead_letters).
     #[must_use]
     pub fn dead_letter(&self) -> Option<DeadLetter<'_>> {
@@ -94,39 +96,45 @@ impl Delivery {
         self.taken.body.get(..self.taken.payload_start).unwrap_or_default()
     }
 
-    /// Settles the message: it never comes back. Survives a kill of the process at once, and a
-    /// power cut after the next sync; with [`Options::sync_acks`](crate::Options::sync_acks) before
-    /// this returns.
+    /// Settles the message: it never comes back. The ack survives a kill of the process at once,
+    /// and a power cut after the next sync; with [`Options::sync_acks`](crate::Options::sync_acks)
+    /// that sync comes before this returns.
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`](crate::Error::Closed) if the queue was closed: the message comes back.
-    /// [`Error::LeaseExpired`](crate::Error::LeaseExpired) if the lease ran out
-    /// ([`Options::visibility_timeout`](crate::Options::visibility_timeout)) and somebody else has the message since.
-    /// [`Error::Poisoned`](crate::Error::Poisoned) with `sync_acks` if the sync failed: settled in
-    /// this run, but it may come back after a power cut. [`Error::Io`](crate::Error::Io) or
-    /// [`Error::StorageFull`](crate::Error::StorageFull) if the state could not be stored (only where
-    /// stores are writes): the message comes back.
+    /// * [`Error::Closed`](crate::Error::Closed) if the queue was closed: the message comes back.
+    /// * [`Error::LeaseExpired`](crate::Error::LeaseExpired) if the lease ran out
+    ///   ([`Options::visibility_timeout`](crate::Options::visibility_timeout)) and the message was
+    ///   handed out again, settled or given up since: the ack did nothing.
+    /// * [`Error::Poisoned`](crate::Error::Poisoned) with `sync_acks` if the sync failed: the
+    ///   message is settled in this run, but it may come back after a power cut.
+    /// * [`Error::Io`](crate::Error::Io) or [`Error::StorageFull`](crate::Error::StorageFull) if
+    ///   the state could not be stored (only where stores are writes): the message comes back.
     pub fn ack(self) -> Result<()> {
         self.answer(&Answer::Ack)
     }
 
-    /// It failed: gives the message back, to be handed out again before all that was never handed out, at once
-    /// or after the queue's [`Options::backoff`](crate::Options::backoff). The attempt stays counted; if it was the
-    /// last ([`Options::max_attempts`](crate::Options::max_attempts)), the message becomes a dead letter.
+    /// Says that the work failed, and gives the message back. It is handed out again before all
+    /// messages that were never handed out, at once or after the queue's
+    /// [`Options::backoff`](crate::Options::backoff). The attempt stays counted. If it was the last
+    /// ([`Options::max_attempts`](crate::Options::max_attempts)), the message becomes a dead
+    /// letter.
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`](crate::Error::Closed) if the queue was closed;
-    /// [`Error::LeaseExpired`](crate::Error::LeaseExpired) if somebody else has the message since.
-    /// [`Error::Io`](crate::Error::Io) or [`Error::StorageFull`](crate::Error::StorageFull) if the backoff or the
-    /// death could not be stored (only where stores are writes): the message is back all the same.
+    /// * [`Error::Closed`](crate::Error::Closed) if the queue was closed.
+    /// * [`Error::LeaseExpired`](crate::Error::LeaseExpired) if the lease ran out and the message
+    ///   was handed out again, settled or given up since.
+    /// * [`Error::Io`](crate::Error::Io) or [`Error::StorageFull`](crate::Error::StorageFull) if
+    ///   the backoff or the death could not be stored (only where stores are writes): the message
+    ///   is back all the same.
     pub fn nack(self) -> Result<()> {
         self.answer(&Answer::Nack)
     }
 
-    /// Like [`Delivery::nack`], but the message stays away for this time, up to 8 years, in place of the queue's
-    /// backoff: also across a restart, as of [`Message::delay`](crate::Message::delay).
+    /// Like [`Delivery::nack`], but the message stays away for this time, up to 8 years, in place
+    /// of the queue's backoff. The time lasts across a restart, like that of
+    /// [`Message::delay`](crate::Message::delay).
     ///
     /// ```
     /// use std::time::Duration;
@@ -142,8 +150,8 @@ impl Delivery {
     ///
     /// # Errors
     ///
-    /// As [`Delivery::nack`]; [`Error::InvalidOption`](crate::Error::InvalidOption) for a longer time: then the
-    /// delivery is dropped, which is a `nack`.
+    /// As [`Delivery::nack`]; and [`Error::InvalidOption`](crate::Error::InvalidOption) for a
+    /// longer time: then the delivery is dropped, which is a `nack`.
     pub fn nack_after(self, delay: Duration) -> Result<()> {
         if delay > MAX_DELAY {
             let given = format!("{delay:?}");
@@ -152,9 +160,10 @@ impl Delivery {
         self.answer(&Answer::NackAfter(delay))
     }
 
-    /// It will never succeed: the message becomes a dead letter, with this reason (kept up to 1,024 bytes), and
-    /// is not handed out again. Survives a kill and a power cut like [`Delivery::ack`]; the background makes the
-    /// dead letter durable before it forgets the message.
+    /// Says that the work will never succeed. The message becomes a dead letter with this reason
+    /// (up to 1,024 bytes of it are kept), and is not handed out again. This survives a kill and a
+    /// power cut like [`Delivery::ack`]; the background makes the dead letter durable before it
+    /// forgets the message.
     ///
     /// # Errors
     ///
@@ -163,9 +172,10 @@ impl Delivery {
         self.answer(&Answer::Reject(reason.into()))
     }
 
-    /// Gives the work so much more time from now on, where
-    /// [`Options::visibility_timeout`](crate::Options::visibility_timeout) limits it; else does nothing. Also if the
-    /// lease has run out, as long as nobody else was given the message. After a time of zero it has run out.
+    /// Gives the work this much time from now on, if
+    /// [`Options::visibility_timeout`](crate::Options::visibility_timeout) limits it; otherwise
+    /// does nothing. This works after the lease has run out, too, until the message is handed out
+    /// again. A time of zero ends the lease.
     ///
     /// ```
     /// use std::time::Duration;
@@ -182,20 +192,23 @@ impl Delivery {
     ///
     /// # Errors
     ///
-    /// [`Error::LeaseExpired`](crate::Error::LeaseExpired) if the lease ran out, and the message was handed out
-    /// again, settled, or given up since; [`Error::Closed`](crate::Error::Closed) if the queue was closed.
+    /// [`Error::LeaseExpired`](crate::Error::LeaseExpired) if the lease ran out and the message was
+    /// handed out again, settled or given up since; [`Error::Closed`](crate::Error::Closed) if the
+    /// queue was closed.
     pub fn extend(&self, time: Duration) -> Result<()> {
         self.open.engine().consumers().extend(self.taken.given, time)
     }
 
-    /// Gives the message back as if it had not been handed out: for a consumer that took more than
+    /// Gives the message back as if it had not been handed out, for a consumer that took more than
     /// it can do.
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`](crate::Error::Closed) if the queue was closed.
-    /// [`Error::Io`](crate::Error::Io) or [`Error::StorageFull`](crate::Error::StorageFull) if the state
-    /// could not be stored (only where stores are writes): the message is back, its attempt counted.
+    /// * [`Error::Closed`](crate::Error::Closed) if the queue was closed.
+    /// * [`Error::LeaseExpired`](crate::Error::LeaseExpired) as for [`Delivery::nack`].
+    /// * [`Error::Io`](crate::Error::Io) or [`Error::StorageFull`](crate::Error::StorageFull) if
+    ///   the state could not be stored (only where stores are writes): the message is back, and its
+    ///   attempt stays counted.
     pub fn release(self) -> Result<()> {
         self.answer(&Answer::Release)
     }
@@ -205,7 +218,7 @@ impl Delivery {
         self.open.answer([given].into_iter(), answer)
     }
 
-    /// The caller answers from here on.
+    /// From here on the caller answers for this delivery.
     pub(crate) fn begin_answer(&mut self) -> Given {
         self.is_answered = true;
         self.taken.given
@@ -233,8 +246,9 @@ impl AsRef<[u8]> for Delivery {
 impl Drop for Delivery {
     fn drop(&mut self) {
         if !self.is_answered {
-            // It fails only if the queue was closed; then the message comes back at the next open.
-            self.open.answer([self.taken.given].into_iter(), &Answer::Drop).ok();
+            // This fails if the queue was closed, and then the message comes back at the next open; or
+            // if the lease ran out, and the message was handed out again since.
+            self.engine.answer([self.taken.given].into_iter(), &Answer::Drop).ok();
         }
     }
 }
@@ -262,32 +276,34 @@ pub struct DeadLetter<'a> {
 pub enum DeathCause {
     /// A consumer rejected it.
     Rejected,
-    /// It was handed out [`Options::max_attempts`](crate::Options::max_attempts) times and failed each time.
+    /// It was handed out [`Options::max_attempts`](crate::Options::max_attempts) times, and each
+    /// attempt failed.
     Attempts,
-    /// Its time was over: see [`Message::ttl`](crate::Message::ttl).
+    /// It expired: see [`Message::ttl`](crate::Message::ttl).
     Expired,
 }
 
 impl<'a> DeadLetter<'a> {
-    /// The number that it had in its queue.
+    /// The number that the message had in its queue.
     #[must_use]
     pub fn seq(&self) -> Seq {
         Seq(self.origin.seq)
     }
 
-    /// When it was pushed there. When it died is [`Delivery::pushed_at`] of the dead letter itself.
+    /// When the message was pushed there. The [`Delivery::pushed_at`] of the dead letter itself
+    /// says when it died.
     #[must_use]
     pub fn pushed_at(&self) -> SystemTime {
         clock::system_time(self.origin.pushed_at)
     }
 
-    /// How often it was handed out.
+    /// How often the message was handed out.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.origin.attempts
     }
 
-    /// Why it died.
+    /// Why the message died.
     #[must_use]
     pub fn cause(&self) -> DeathCause {
         match self.origin.cause {
@@ -297,21 +313,23 @@ impl<'a> DeadLetter<'a> {
         }
     }
 
-    /// What [`Delivery::reject`] was given, else empty. Also empty if the process ended while `reject` was under
-    /// way, or before the dead letters took the message, or if the power was cut in that moment. Then the cause is
-    /// told from the message's attempts and times.
+    /// The reason that was given to [`Delivery::reject`]; empty if there was none. It is empty,
+    /// too, if the process ended while `reject` was at work or before the dead letters had the
+    /// message, or if the power was cut at that moment. Then the cause is derived from the
+    /// message's attempts and times.
     #[must_use]
     pub fn reason(&self) -> &'a str {
         self.origin.reason
     }
 }
 
-/// Of the part of a body before its payload.
+/// Reads the origin from the part of a body before its payload.
 pub(crate) fn dead_letter(start: &[u8]) -> Option<DeadLetter<'_>> {
     extension::notes(start).origin.map(|origin| DeadLetter { origin })
 }
 
-/// A message that is in the queue and was not waited for. Dropping it gives up the wait only.
+/// The receipt for a message that is in the queue, and may not be on the disk yet. Dropping it
+/// gives up only the wait.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -339,19 +357,20 @@ impl Receipt {
         Seq(self.seq)
     }
 
-    /// Whether the message is on the disk already. Does not block.
+    /// Whether the message is on the disk already. This does not block.
     #[must_use]
     pub fn is_durable(&self) -> bool {
         self.engine.commit().is_durable(self.seq)
     }
 
-    /// Returns once the message is on the disk, whatever the queue's durability; syncs if nobody
-    /// else does. It need not be waited for in order.
+    /// Returns once the message is on the disk, whatever the queue's durability. Syncs if no other
+    /// thread does. Receipts need not be waited for in order.
     ///
     /// # Errors
     ///
-    /// [`Error::Poisoned`](crate::Error::Poisoned) if a sync failed: the message may be delivered all
-    /// the same. [`Error::Closed`](crate::Error::Closed) if the queue was closed and could not sync it.
+    /// [`Error::Poisoned`](crate::Error::Poisoned) if a sync failed: the message may be delivered
+    /// all the same. [`Error::Closed`](crate::Error::Closed) if the queue was closed and could not
+    /// sync the message.
     pub fn wait(self) -> Result<Seq> {
         self.engine.commit().wait_durable(self.seq)?;
         Ok(Seq(self.seq))
