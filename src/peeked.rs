@@ -1,4 +1,4 @@
-//! Messages that are looked at and not taken.
+//! Messages that are shown and not taken.
 
 use crate::clock;
 use crate::delivery::{DeadLetter, dead_letter};
@@ -12,9 +12,9 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// A copy of a message that stays where it is, from [`Queue::peek`](crate::Queue::peek),
-/// [`Queue::iter`](crate::Queue::iter) or [`Queue::get`](crate::Queue::get). Derefs to its payload. It owes no answer,
-/// and it says what was true when it was made.
+/// A copy of a message that stays in the queue, from [`Queue::peek`](crate::Queue::peek),
+/// [`Queue::iter`](crate::Queue::iter) or [`Queue::get`](crate::Queue::get). Derefs to the payload.
+/// It needs no answer, and it shows what was true when it was made.
 pub struct Peeked {
     viewed: Viewed,
 }
@@ -30,25 +30,25 @@ impl Peeked {
         Seq(self.viewed.seq)
     }
 
-    /// How often it was handed out so far.
+    /// How often the message was handed out so far.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.viewed.attempts
     }
 
-    /// When it was pushed: see [`Delivery::pushed_at`](crate::Delivery::pushed_at).
+    /// When the message was pushed: see [`Delivery::pushed_at`](crate::Delivery::pushed_at).
     #[must_use]
     pub fn pushed_at(&self) -> SystemTime {
         clock::system_time(self.viewed.pushed_at)
     }
 
-    /// When it will be handed out at the earliest; `None` if that is now.
+    /// The earliest time at which the message will be handed out; `None` if that is now.
     #[must_use]
     pub fn not_before(&self) -> Option<SystemTime> {
         self.viewed.due.map(clock::system_time)
     }
 
-    /// The value of the header with this name, if it has one.
+    /// The value of the header with this name, if the message has one.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers().find(|(known, _)| *known == name).map(|(_, value)| value)
@@ -59,7 +59,7 @@ impl Peeked {
         extension::headers(self.start())
     }
 
-    /// Where it comes from, if it is a dead letter.
+    /// Where the message comes from, if it is a dead letter.
     #[must_use]
     pub fn dead_letter(&self) -> Option<DeadLetter<'_>> {
         dead_letter(self.start())
@@ -94,11 +94,12 @@ impl fmt::Debug for Peeked {
     }
 }
 
-/// A walk over what waits, from [`Queue::iter`](crate::Queue::iter). It does not keep the queue open.
+/// A walk over the waiting messages, from [`Queue::iter`](crate::Queue::iter). It does not keep the
+/// queue open.
 #[must_use = "a walk does nothing until it is iterated over"]
 pub struct Messages {
     engine: Arc<Engine>,
-    /// `None` once it is over.
+    /// `None` once the walk is over.
     walk: Option<Walk>,
 }
 

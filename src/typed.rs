@@ -13,18 +13,18 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 use std::time::{Duration, SystemTime};
 
-/// How long a message that does not decode stays away: at first, and doubled each time this often.
+/// How long a message that does not decode stays away at first, and how often that is doubled.
 const UNDECODED_DELAY: Duration = Duration::from_secs(1);
 const UNDECODED_DOUBLINGS: u32 = 6;
 
-/// A queue of values of `T`, from [`Queue::typed`]: what any `Serialize` and `Deserialize` says, in
-/// `postcard` encoding. The bytes do not tell their type: a queue is
-/// read as what it was written as. An enum that only grows at its end, and structs inside its
-/// variants that never change, let old messages and new programs live together.
+/// A queue of values of `T`, from [`Queue::typed`]: values of any type with `Serialize` and
+/// `Deserialize`, in `postcard` encoding. The bytes do not say their type: read a queue as the type
+/// that it was written as. Old messages and new programs can live together if the type is an enum
+/// that only grows at its end, and the structs inside its variants never change.
 ///
-/// What has to look at the data to know what it is encodes, and then never decodes: enums that are
-/// `untagged` or `tag`ged, `flatten`, `skip_serializing_if`, `serde_json::Value`. A test that decodes what it
-/// encoded finds that out before a queue does.
+/// Types that have to look at the data to know what it is do encode, but then never decode: enums
+/// that are `untagged` or `tag`ged, `flatten`, `skip_serializing_if`, `serde_json::Value`. A test
+/// that decodes what it has encoded finds that out before a queue does.
 ///
 /// ```
 /// # use serde::{Deserialize, Serialize};
@@ -42,12 +42,12 @@ const UNDECODED_DOUBLINGS: u32 = 6;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// # What does not decode
+/// # Messages that do not decode
 ///
-/// A payload that is not a `T`, or has bytes behind it, is [`Error::Decode`] with the message's
-/// [`Seq`]. The message goes back with its attempt counted, and not before a second has passed, then
-/// two, and so on up to 64, so that the messages behind it are reached meanwhile. After
-/// [`Options::max_attempts`](crate::Options::max_attempts) attempts it is a dead letter.
+/// A payload that is not a `T`, or has more bytes behind the `T`, is [`Error::Decode`] with the
+/// message's [`Seq`]. The message goes back with its attempt counted. It stays away for a second,
+/// the next time for two, and so on up to 64, so that the messages behind it are reached meanwhile.
+/// After [`Options::max_attempts`](crate::Options::max_attempts) attempts it becomes a dead letter.
 pub struct TypedQueue<T> {
     queue: Queue,
     values: PhantomData<fn(T) -> T>,
@@ -58,13 +58,13 @@ impl<T: Serialize + DeserializeOwned> TypedQueue<T> {
         Self { queue, values: PhantomData }
     }
 
-    /// The queue itself: its length, its statistics, and what else has nothing to do with values.
+    /// The queue itself: its length, its statistics, and all else that does not depend on the type.
     #[must_use]
     pub fn queue(&self) -> &Queue {
         &self.queue
     }
 
-    /// A message with this value as its payload, to be given headers or a [`Durability`], and pushed
+    /// A message with this value as its payload. Give it headers or a [`Durability`], and push it
     /// to [`TypedQueue::queue`].
     ///
     /// ```
@@ -90,7 +90,7 @@ impl<T: Serialize + DeserializeOwned> TypedQueue<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Encode`]: nothing was pushed. Else as [`Queue::push`].
+    /// [`Error::Encode`]: nothing was pushed. Otherwise as [`Queue::push`].
     pub fn push(&self, value: &T) -> Result<Seq> {
         self.queue.push(self.message(value)?)
     }
@@ -99,7 +99,7 @@ impl<T: Serialize + DeserializeOwned> TypedQueue<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Encode`]: nothing was pushed. Else as [`Queue::try_push`].
+    /// [`Error::Encode`]: nothing was pushed. Otherwise as [`Queue::try_push`].
     pub fn try_push(&self, value: &T) -> Result<Seq> {
         self.queue.try_push(self.message(value)?)
     }
@@ -108,7 +108,7 @@ impl<T: Serialize + DeserializeOwned> TypedQueue<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Encode`]: nothing was pushed. Else as [`Queue::submit`].
+    /// [`Error::Encode`]: nothing was pushed. Otherwise as [`Queue::submit`].
     pub fn submit(&self, value: &T) -> Result<Receipt> {
         self.queue.submit(self.message(value)?)
     }
@@ -117,7 +117,7 @@ impl<T: Serialize + DeserializeOwned> TypedQueue<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Encode`]: nothing was pushed. Else as [`Queue::push_batch`].
+    /// [`Error::Encode`]: nothing was pushed. Otherwise as [`Queue::push_batch`].
     pub fn push_batch<V: Borrow<T>>(
         &self,
         values: impl IntoIterator<Item = V>,
@@ -131,25 +131,25 @@ impl<T: Serialize + DeserializeOwned> TypedQueue<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Decode`]: see the type's documentation. Else as [`Queue::pop`].
+    /// [`Error::Decode`]: see the type's documentation. Otherwise as [`Queue::pop`].
     pub fn pop(&self) -> Result<Option<TypedDelivery<T>>> {
         self.queue.pop()?.map(Self::decode).transpose()
     }
 
-    /// Hands out the next value; waits for one as long as it takes: see [`Queue::pop_wait`].
+    /// Hands out the next value, and waits for one as long as it takes: see [`Queue::pop_wait`].
     ///
     /// # Errors
     ///
-    /// [`Error::Decode`]: see the type's documentation. Else as [`Queue::pop_wait`].
+    /// [`Error::Decode`]: see the type's documentation. Otherwise as [`Queue::pop_wait`].
     pub fn pop_wait(&self) -> Result<TypedDelivery<T>> {
         Self::decode(self.queue.pop_wait()?)
     }
 
-    /// Hands out the next value; waits for one up to `timeout`: see [`Queue::pop_timeout`].
+    /// Hands out the next value, and waits for one up to `timeout`: see [`Queue::pop_timeout`].
     ///
     /// # Errors
     ///
-    /// [`Error::Decode`]: see the type's documentation. Else as [`Queue::pop_timeout`].
+    /// [`Error::Decode`]: see the type's documentation. Otherwise as [`Queue::pop_timeout`].
     pub fn pop_timeout(&self, timeout: Duration) -> Result<Option<TypedDelivery<T>>> {
         self.queue.pop_timeout(timeout)?.map(Self::decode).transpose()
     }
@@ -158,9 +158,9 @@ impl<T: Serialize + DeserializeOwned> TypedQueue<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Decode`] of the first one that does not decode: all such go back as the type's
-    /// documentation says, and the others are at the front again as if they had not been handed
-    /// out. Else as [`Queue::pop_batch`].
+    /// [`Error::Decode`] of the first message that does not decode. All messages that do not decode
+    /// go back as the type's documentation says; the others are at the front again, as if they had
+    /// not been handed out. Otherwise as [`Queue::pop_batch`].
     pub fn pop_batch(&self, limit: usize) -> Result<Vec<TypedDelivery<T>>> {
         let (mut decoded, mut first_error) = (Vec::new(), None);
         for delivery in self.queue.pop_batch(limit)? {
@@ -171,7 +171,8 @@ impl<T: Serialize + DeserializeOwned> TypedQueue<T> {
         }
         let Some(error) = first_error else { return Ok(decoded) };
         for delivery in decoded {
-            // One that cannot be released goes back with its attempt counted; `error` matters more.
+            // If it cannot be released, it goes back with its attempt counted; `error` matters
+            // more.
             delivery.release().ok();
         }
         Err(error)
@@ -195,7 +196,7 @@ impl<T: Serialize + DeserializeOwned> TypedQueue<T> {
         self.queue.close()
     }
 
-    /// User code runs here: no lock is held, and should it panic, the delivery goes back.
+    /// User code runs here: no lock is held, and if it panics, the delivery goes back.
     fn decode(delivery: Delivery) -> Result<TypedDelivery<T>> {
         let source = match postcard::take_from_bytes(&delivery) {
             Ok((value, [])) => return Ok(TypedDelivery { value, delivery }),
@@ -222,9 +223,9 @@ impl<T> fmt::Debug for TypedQueue<T> {
     }
 }
 
-/// A value that is handed out, and owes an answer. Derefs to the value.
+/// A value that is handed out, and needs an answer. Derefs to the value.
 ///
-/// Dropping it gives the message back, like [`Delivery`] does.
+/// Dropping it gives the message back, as it does for a [`Delivery`].
 #[must_use = "a delivery that is dropped comes back; ack it once the work is done"]
 pub struct TypedDelivery<T> {
     value: T,
@@ -237,7 +238,7 @@ impl<T> TypedDelivery<T> {
         &self.delivery
     }
 
-    /// The value, to keep, and the delivery, still owing its answer.
+    /// The value, to keep, and the delivery, which still needs its answer.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -258,19 +259,19 @@ impl<T> TypedDelivery<T> {
         self.delivery.seq()
     }
 
-    /// How often it was handed out: see [`Delivery::attempts`].
+    /// How often the message was handed out: see [`Delivery::attempts`].
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.delivery.attempts()
     }
 
-    /// Whether it may have been worked on before: see [`Delivery::is_redelivered`].
+    /// Whether the message was handed out before: see [`Delivery::is_redelivered`].
     #[must_use]
     pub fn is_redelivered(&self) -> bool {
         self.delivery.is_redelivered()
     }
 
-    /// When it was pushed: see [`Delivery::pushed_at`].
+    /// When the message was pushed: see [`Delivery::pushed_at`].
     #[must_use]
     pub fn pushed_at(&self) -> SystemTime {
         self.delivery.pushed_at()
@@ -318,7 +319,7 @@ impl<T> TypedDelivery<T> {
         self.delivery.nack_after(delay)
     }
 
-    /// Makes it a dead letter: see [`Delivery::reject`].
+    /// Makes the message a dead letter: see [`Delivery::reject`].
     ///
     /// # Errors
     ///
