@@ -17,9 +17,10 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A persistent queue. Cheap to clone; every clone is the same queue, and any thread may use it.
+/// A persistent queue. It is cheap to clone; every clone is the same queue, and any thread may use
+/// it.
 ///
-/// Dropping the last clone closes the queue like [`Queue::close`], without a way to tell errors.
+/// Dropping the last clone closes the queue like [`Queue::close`], but cannot report errors.
 ///
 /// ```
 /// use keepq::Queue;
@@ -40,16 +41,16 @@ pub struct Queue {
 
 /// Closes the queue when the last clone is gone.
 struct Handle {
-    open: Arc<OpenQueue>,
-    /// Whose dead letters these are: they are open as long as that is.
+    engine: Arc<Engine>,
+    /// If this is a queue of dead letters: the queue that they come from, kept open by this handle.
     owner: Option<Queue>,
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
         if self.owner.is_none() {
-            // `close` is for those who want to know.
-            self.open.close().ok();
+            // A caller that wants to know the error calls `close`.
+            self.engine.close().ok();
         }
     }
 }
@@ -57,15 +58,16 @@ impl Drop for Handle {
 impl Options {
     /// Opens the queue in the directory `path`; creates it if there is none.
     ///
-    /// When it returns, no other handle can open the queue, and what it held is known; see
-    /// [`Queue::recovery`] for what open found.
+    /// When this returns, no other handle can open the queue, and it is known what the directory
+    /// holds: see [`Queue::recovery`] for what open found.
     ///
     /// # Errors
     ///
-    /// [`Error::Locked`] if it is open already, [`Error::UnsupportedVersion`] if a newer keepq wrote
-    /// it, [`Error::InvalidOption`] for a value out of bounds, [`Error::Corrupt`] if nothing in the
-    /// directory says how far its numbers went, [`Error::Io`] or [`Error::StorageFull`] if the
-    /// operating system refuses.
+    /// * [`Error::Locked`] if the queue is open already.
+    /// * [`Error::UnsupportedVersion`] if a newer keepq wrote it.
+    /// * [`Error::InvalidOption`] for a value out of bounds.
+    /// * [`Error::Corrupt`] if no file in the directory says how far the numbers went.
+    /// * [`Error::Io`] or [`Error::StorageFull`] if the operating system refuses.
     pub fn open(self, path: impl AsRef<Path>) -> Result<Queue> {
         self.validate()?;
         Queue::open_with(self, path.as_ref())
@@ -103,8 +105,8 @@ impl Queue {
         self.handle.open.engine()
     }
 
-    /// The queue as one of values of `T`, in `postcard` encoding. It is
-    /// the same queue: both may be used at a time.
+    /// The queue as a queue of values of `T`, in `postcard` encoding. It is the same queue, and
+    /// both may be used at the same time.
     #[must_use]
     pub fn typed<T: Serialize + DeserializeOwned>(&self) -> TypedQueue<T> {
         TypedQueue::new(self.clone())
@@ -112,13 +114,15 @@ impl Queue {
 
     /// The queue of this queue's dead letters: messages that were rejected
     /// ([`Delivery::reject`](crate::Delivery::reject)), failed too often
-    /// ([`Options::max_attempts`](crate::Options::max_attempts)), or whose time was over
-    /// ([`Options::expired`](crate::Options::expired)). They are messages like others, and each tells where it comes
-    /// from: [`Delivery::dead_letter`](crate::Delivery::dead_letter). [`Queue::redrive`] pushes them again.
+    /// ([`Options::max_attempts`](crate::Options::max_attempts)), or expired
+    /// ([`Options::expired`](crate::Options::expired)). They are messages like others, and each
+    /// says where it comes from: see [`Delivery::dead_letter`](crate::Delivery::dead_letter).
+    /// [`Queue::redrive`] pushes them again.
     ///
-    /// It is a queue of its own in the directory `dead`, one however often it is asked for, with the same
-    /// background thread. The handle keeps this queue open; closing this queue closes it. It has no dead letters
-    /// and no limit of attempts of its own, and its space counts in [`Options::max_bytes`](crate::Options::max_bytes).
+    /// The dead letters are a queue of their own in the directory `dead`, with the same background
+    /// thread; each call returns the same queue. The handle keeps this queue open, and closing this
+    /// queue closes the dead letters. They have no dead letters and no limit of attempts of their
+    /// own, and their space counts in [`Options::max_bytes`](crate::Options::max_bytes).
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -136,59 +140,65 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// [`Error::Disabled`] with [`Options::dead_letters`](crate::Options::dead_letters)`(false)`, and of a queue of
-    /// dead letters; [`Error::Closed`]; else as [`Options::open`](crate::Options::open).
+    /// [`Error::Disabled`] with [`Options::dead_letters`](crate::Options::dead_letters)`(false)`,
+    /// and if this is a queue of dead letters itself; [`Error::Closed`]; otherwise as
+    /// [`Options::open`](crate::Options::open).
     pub fn dead_letters(&self) -> Result<Self> {
         let open = self.open_queue().dead_letters()?;
         Ok(Self { handle: Arc::new(Handle { open, owner: Some(self.clone()) }) })
     }
 
-    /// Makes durable all that was pushed and answered before the call, whatever the options say.
+    /// Makes durable all pushes and answers before the call, whatever the options say.
     ///
     /// # Errors
     ///
     /// [`Error::Poisoned`] if a sync failed, now or before; [`Error::Closed`]; [`Error::Io`] or
-    /// [`Error::StorageFull`] if what an earlier run left cannot be marked as complete.
+    /// [`Error::StorageFull`] if the segments of an earlier run cannot be marked as complete.
     pub fn sync(&self) -> Result<()> {
         self.engine().check_open()?;
         self.engine().sync()
     }
 
-    /// Does at once what the background thread does: syncs, prepares the next file, counts, ends leases that have
-    /// run out, moves what is dying to the dead letters, lets go of files in which nothing is owed, copies what is owed in
-    /// sparse ones together, writes the checkpoint; here and in the dead letters.
+    /// Does at once what the background thread does, here and in the dead letters: syncs, prepares
+    /// the next file, counts messages, ends leases that have run out, moves dying messages to the
+    /// dead letters, gives back files without unsettled messages, copies the unsettled messages of
+    /// sparse files together, and writes the checkpoint.
     ///
     /// # Errors
     ///
-    /// The first error met, any of [`Error::Closed`], [`Error::Poisoned`], [`Error::Io`], [`Error::StorageFull`],
-    /// and [`Error::Full`] for dead letters; what could not be done is tried again by the next call.
+    /// The first error met, any of [`Error::Closed`], [`Error::Poisoned`], [`Error::Io`],
+    /// [`Error::StorageFull`], and [`Error::Full`] for dead letters. The next call tries again what
+    /// could not be done.
     pub fn maintain(&self) -> Result<()> {
         self.open_queue().maintain()
     }
 
-    /// Does at once all that there is to do for the disk to hold little more than what is owed: gives back files in
-    /// which nothing is, and copies what is owed in others into smaller ones, also those that the background would
-    /// not touch yet; here and in the dead letters, if those are open. Everything goes on meanwhile.
+    /// Does at once all that can be done to make the disk hold little more than the unsettled
+    /// messages, here and in the dead letters, if those are open. Gives back files without
+    /// unsettled messages, and copies the unsettled messages of others into smaller files, also of
+    /// files that the background would not touch yet. All other calls go on meanwhile.
     ///
-    /// The newest file stays as it is. See [`Compaction`](crate::Compaction) for what is worth copying.
+    /// The newest file stays as it is. See [`Compaction`](crate::Compaction) for which files are
+    /// worth copying.
     ///
     /// # Errors
     ///
-    /// The first error met, any of [`Error::Closed`], [`Error::Poisoned`], [`Error::Io`], [`Error::StorageFull`], or
-    /// [`Error::Corrupt`] for a damaged message that is in flight; nothing is lost, and what was done stays done.
+    /// The first error met, any of [`Error::Closed`], [`Error::Poisoned`], [`Error::Io`],
+    /// [`Error::StorageFull`], or [`Error::Corrupt`] for a damaged message that is in flight.
+    /// Nothing is lost, and what was done stays done.
     pub fn compact(&self) -> Result<Compacted> {
         self.open_queue().compact()
     }
 
-    /// Ends the queue for every clone, with everything on the disk: waiting consumers get
-    /// [`Error::Closed`], unanswered deliveries come back at the next open. When it returns,
-    /// whatever it returns, the directory can be opened again. From then on [`Queue::len`], [`Queue::in_flight`] and
-    /// [`Queue::delayed`] are zero.
+    /// Ends the queue for every clone, with everything on the disk. Waiting consumers get
+    /// [`Error::Closed`]; unanswered deliveries come back at the next open. Once this has returned,
+    /// with whatever result, the directory can be opened again. From then on [`Queue::len`],
+    /// [`Queue::in_flight`] and [`Queue::delayed`] are zero.
     ///
     /// # Errors
     ///
     /// [`Error::Poisoned`], [`Error::Io`] or [`Error::StorageFull`] if not everything reached the
-    /// disk; [`Error::Closed`] if an earlier call said so already.
+    /// disk; [`Error::Closed`] if an earlier call has reported that already.
     pub fn close(self) -> Result<()> {
         self.open_queue().close()
     }
