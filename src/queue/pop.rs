@@ -1,4 +1,4 @@
-//! Taking messages, looking at them, asking what became of them.
+//! Taking messages, showing them, and asking what became of them.
 
 use super::Queue;
 use crate::clock;
@@ -13,25 +13,28 @@ use std::time::Duration;
 impl Queue {
     /// Hands out the next message, if there is one. Never waits for one.
     ///
-    /// First deliveries follow push order. Before them comes what was given back, in push order, and what
-    /// has become due, by its time. At [`Options::max_in_flight`](crate::Options::max_in_flight) there is none. The attempt is
-    /// stored before this returns, so a message that kills its consumer is found out.
+    /// First deliveries follow push order. Messages that were given back come before them, in push
+    /// order; then come messages that have become due, in the order of their times. At
+    /// [`Options::max_in_flight`](crate::Options::max_in_flight) this returns `None`. The attempt
+    /// is stored before this returns, so a message that kills its consumer is found out.
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`](crate::Error::Closed); [`Error::Io`](crate::Error::Io) or [`Error::StorageFull`](crate::Error::StorageFull) if the operating system refuses to
-    /// map a file or, where files are copy-on-write, to store the attempt: nothing was handed out.
+    /// [`Error::Closed`](crate::Error::Closed). [`Error::Io`](crate::Error::Io) or
+    /// [`Error::StorageFull`](crate::Error::StorageFull) if the operating system refuses to map a
+    /// file or, where files are copy-on-write, to store the attempt: nothing was handed out.
     pub fn pop(&self) -> Result<Option<Delivery>> {
         let popped = self.engine().consumers().pop();
         self.open_queue().work_without_background();
         Ok(popped?.map(|taken| self.delivery(taken)))
     }
 
-    /// Hands out the next message; waits for one as long as it takes.
+    /// Hands out the next message, and waits for one as long as it takes.
     ///
     /// # Errors
     ///
-    /// As [`Queue::pop`]; [`Error::Closed`](crate::Error::Closed) also when the queue is closed while it waits.
+    /// As [`Queue::pop`]; [`Error::Closed`](crate::Error::Closed) also when the queue is closed
+    /// while it waits.
     pub fn pop_wait(&self) -> Result<Delivery> {
         loop {
             let popped = self.engine().consumers().pop_until(None);
@@ -42,7 +45,7 @@ impl Queue {
         }
     }
 
-    /// Hands out the next message; waits for one up to `timeout`.
+    /// Hands out the next message, and waits for one up to `timeout`.
     ///
     /// # Errors
     ///
@@ -55,7 +58,7 @@ impl Queue {
         Ok(popped?.map(|taken| self.delivery(taken)))
     }
 
-    /// Hands out up to `limit` messages, as many as there are. Never waits.
+    /// Hands out up to `limit` messages, as many as are ready. Never waits.
     ///
     /// # Errors
     ///
@@ -66,15 +69,15 @@ impl Queue {
         Ok(taken?.into_iter().map(|taken| self.delivery(taken)).collect())
     }
 
-    /// Settles deliveries, with one sync under [`Options::sync_acks`](crate::Options::sync_acks). Like
-    /// [`Delivery::ack`] for each of them.
+    /// Settles deliveries, like [`Delivery::ack`] for each of them, but with one sync under
+    /// [`Options::sync_acks`](crate::Options::sync_acks).
     ///
     /// # Errors
     ///
-    /// The first error of [`Delivery::ack`]; all of the deliveries are answered as far as possible.
+    /// The first error of [`Delivery::ack`]. All of the deliveries are answered as far as possible.
     pub fn ack_batch(&self, deliveries: impl IntoIterator<Item = Delivery>) -> Result<()> {
-        // All of the caller's code has run before the first delivery counts as answered: should it
-        // panic, they all go back.
+        // All of the caller's code has run before the first delivery counts as answered: if it
+        // panics, they all go back.
         let deliveries: Vec<Delivery> = deliveries.into_iter().collect();
         let mut tickets = Vec::with_capacity(deliveries.len());
         let mut first_error = None;
@@ -82,7 +85,7 @@ impl Queue {
             if delivery.belongs_to(self.engine()) {
                 tickets.push(delivery.begin_answer());
             } else if let Err(error) = delivery.ack() {
-                // Another queue's delivery: its own queue settles it.
+                // A delivery of another queue: that queue settles it.
                 first_error = first_error.or(Some(error));
             }
         }
@@ -90,8 +93,8 @@ impl Queue {
         first_error.map_or(result, Err)
     }
 
-    /// The message that [`Queue::pop`] would hand out now, were there not too many in flight; without taking
-    /// it.
+    /// Shows the message that [`Queue::pop`] would hand out now, without taking it. The limit of
+    /// messages in flight does not count here.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -109,10 +112,10 @@ impl Queue {
         Ok(self.engine().inspect().peek()?.map(Peeked::new))
     }
 
-    /// All that waits, ready or delayed, in the order of `Seq`, without taking anything. What is in flight is
-    /// left out, and so is what is pushed from now on. Each message is shown as it is when it is reached:
-    /// one that was taken or settled by then is not. Unlike that of [`Queue::pop`], the order does not follow
-    /// delays.
+    /// Shows all waiting messages, ready or delayed, in the order of `Seq`, without taking any.
+    /// Messages in flight are left out, and so are messages that are pushed from now on. Each
+    /// message is shown as it is when the walk reaches it; a message that was taken or settled by
+    /// then is not shown. Unlike the order of [`Queue::pop`], this order does not follow delays.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -126,26 +129,29 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// Each item as [`Queue::pop`]; after an error the walk is over.
+    /// Each item as [`Queue::pop`]. After an error the walk is over.
     pub fn iter(&self) -> Messages {
         Messages::new(Arc::clone(self.engine()))
     }
 
-    /// A message by its number, whether it waits or is in flight; `None` if it is settled.
+    /// Shows one message by its number, whether it waits or is in flight; `None` if it is settled.
     ///
     /// # Errors
     ///
-    /// As [`Queue::is_acked`]; [`Error::UnknownSeq`](crate::Error::UnknownSeq) also if it is damaged.
+    /// As [`Queue::is_acked`]; [`Error::UnknownSeq`](crate::Error::UnknownSeq) also if the message
+    /// is damaged.
     pub fn get(&self, seq: Seq) -> Result<Option<Peeked>> {
         Ok(self.engine().inspect().get(seq.0)?.map(Peeked::new))
     }
 
-    /// Whether a message is settled, and so never handed out again: acked, purged, dropped, expired, moved to
-    /// the dead letters (or transient and of an earlier run). False: it is still owed.
+    /// Whether a message is settled, and so is never handed out again: it was acked, purged or
+    /// dropped, expired, or moved to the dead letters (or is transient and of an earlier run).
+    /// False: it is unsettled.
     ///
-    /// True as soon as the ack is stored, which may be before [`Delivery::ack`] has returned, and no
-    /// more durable than that: see [`Options::sync_acks`](crate::Options::sync_acks). A transient message whose run ended in a
-    /// power cut may count as owed until [`Queue::pop`] passes it.
+    /// This is true as soon as the ack is stored, which may be before [`Delivery::ack`] has
+    /// returned, and it is no more durable than the ack: see
+    /// [`Options::sync_acks`](crate::Options::sync_acks). A transient message whose run ended in a
+    /// power cut may count as unsettled until [`Queue::pop`] passes it.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -159,27 +165,29 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownSeq`](crate::Error::UnknownSeq) if the number was never given out, or its message was lost, or nobody
-    /// knows any more: CHECKPOINT is gone, or more than a thousand crashes and damaged places lie
-    /// between; [`Error::Closed`](crate::Error::Closed); [`Error::Io`](crate::Error::Io) if the state cannot be read.
+    /// * [`Error::UnknownSeq`](crate::Error::UnknownSeq) if the number was never given out, or its
+    ///   message was lost, or the answer is no longer known: CHECKPOINT is gone, or there were more
+    ///   than a thousand crashes and damaged places since.
+    /// * [`Error::Closed`](crate::Error::Closed).
+    /// * [`Error::Io`](crate::Error::Io) if the state cannot be read.
     pub fn is_acked(&self, seq: Seq) -> Result<bool> {
         self.engine().inspect().is_settled(seq.0)
     }
 
-    /// Waits up to `timeout` until a message is settled as [`Queue::is_acked`] says; false if it is
-    /// not by then. Any number of threads may wait, for the same or for other messages; each is
-    /// woken by its own.
+    /// Waits up to `timeout` until a message is settled, in the sense of [`Queue::is_acked`]; false
+    /// if it is not settled by then. Any number of threads may wait, for the same or for other
+    /// messages; each is woken by its own message.
     ///
     /// # Errors
     ///
-    /// As [`Queue::is_acked`], also for what happens while it waits.
+    /// As [`Queue::is_acked`], also if the cause arises while this waits.
     pub fn wait_acked(&self, seq: Seq, timeout: Duration) -> Result<bool> {
         self.engine().inspect().wait_settled(seq.0, clock::now().checked_add(timeout))
     }
 
-    /// Settles all that waits, ready or delayed, as if it was acked and no less durably; what is in flight and what is
-    /// pushed meanwhile stays. Tells how many messages there were. The disk space comes back in the
-    /// background.
+    /// Settles all waiting messages, ready or delayed, as durably as an ack. Messages in flight,
+    /// and messages that are pushed meanwhile, stay. Returns how many messages were settled. The
+    /// background gives the disk space back.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -192,14 +200,16 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// As [`Delivery::ack`]: some messages may be settled then, and the others wait as before.
+    /// As [`Delivery::ack`]. After an error some messages may be settled; the others wait as
+    /// before.
     pub fn purge(&self) -> Result<u64> {
         self.engine().consumers().purge()
     }
 
-    /// Pushes up to `limit` dead letters again, the oldest first: as new messages at the end of this queue, with
-    /// the same payload and headers, no attempt counted and no delay. Tells how many. Each is durable here
-    /// before it is gone there; a crash in between may leave it in both.
+    /// Pushes up to `limit` dead letters again, the oldest first: as new messages at the end of
+    /// this queue, with the same payload and headers, no attempt counted and no delay. Returns how
+    /// many. Each message is durable here before it is removed from the dead letters; a crash in
+    /// between may leave it in both places.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -213,9 +223,10 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// As [`Queue::dead_letters`] and [`Queue::push`]; [`Error::Full`](crate::Error::Full) whatever
-    /// [`Options::overflow`](crate::Options::overflow) says. Those that were pushed before the error are no longer dead
-    /// letters; after a failed sync some may be both.
+    /// As [`Queue::dead_letters`] and [`Queue::push`]; a full queue is
+    /// [`Error::Full`](crate::Error::Full), whatever
+    /// [`Options::overflow`](crate::Options::overflow) says. Messages that were pushed before the
+    /// error are no longer dead letters; after a failed sync some may be in both places.
     pub fn redrive(&self, limit: u64) -> Result<u64> {
         self.open_queue().redrive(limit)
     }

@@ -16,21 +16,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 impl Queue {
-    /// Puts a message at the end of the queue. `Ok` promises what its [`Durability`] says: with the
-    /// default, the message is on the disk. Consumers may see it before this returns.
+    /// Puts a message at the end of the queue. `Ok` promises what the message's [`Durability`]
+    /// says: with the default, the message is on the disk. Consumers may see it before this
+    /// returns.
     ///
     /// # Errors
     ///
-    /// [`Error::TooLarge`], [`Error::Full`], [`Error::StorageFull`], [`Error::Closed`], [`Error::Io`], and
-    /// [`Error::InvalidOption`] for a [`Message::durability`], delay, time or ttl that cannot be: the message is
-    /// not in the queue. ([`Overflow::DropNewest`](crate::Overflow::DropNewest) drops it with `Ok`.) [`Error::Poisoned`]: a sync failed; if
-    /// [`Error::is_indeterminate`], the message may be delivered all the same.
+    /// * [`Error::TooLarge`], [`Error::Full`], [`Error::StorageFull`], [`Error::Closed`],
+    ///   [`Error::Io`], and [`Error::InvalidOption`] for a [`Message::durability`], delay, time or
+    ///   ttl that cannot be: the message is not in the queue.
+    ///   ([`Overflow::DropNewest`](crate::Overflow::DropNewest) drops the message with `Ok`.)
+    /// * [`Error::Poisoned`]: a sync failed. If [`Error::is_indeterminate`], the message may be
+    ///   delivered all the same.
     pub fn push<'a>(&self, message: impl Into<Message<'a>>) -> Result<Seq> {
         self.push_one(&message.into(), WhenFull::AsOptions)
     }
 
-    /// Like [`Queue::push`], but never waits for room: a queue that is full is [`Error::Full`] at once under
-    /// [`Overflow::Block`](crate::Overflow::Block), too. It waits for the disk as the [`Durability`] says.
+    /// Like [`Queue::push`], but never waits for room: if the queue is full, this returns
+    /// [`Error::Full`] at once under [`Overflow::Block`](crate::Overflow::Block), too. It waits for
+    /// the disk as the [`Durability`] says.
     ///
     /// # Errors
     ///
@@ -57,8 +61,8 @@ impl Queue {
         Ok(Receipt::new(Arc::clone(self.engine()), seq))
     }
 
-    /// Puts messages at the end of the queue, all or none, side by side, with one sync. After a crash
-    /// the whole batch is there or nothing of it.
+    /// Puts messages at the end of the queue, all or none, side by side, with one sync. After a
+    /// crash the whole batch is there, or none of it.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -123,7 +127,8 @@ impl Queue {
         Ok(draft.with(message.is_transient, due, expires))
     }
 
-    /// When it may be handed out, and when it is over. No clock is read for a message without times.
+    /// When a message may be handed out, and when it expires. No clock is read for one without
+    /// times.
     fn times_of(&self, message: &Message<'_>) -> Result<(Option<u64>, Option<u64>)> {
         if message.due.is_none() && message.ttl.is_none() {
             return Ok((None, None));
@@ -163,7 +168,7 @@ impl Queue {
         pushed
     }
 
-    /// What is transient is not waited for.
+    /// A push of a transient message does not wait for the disk.
     fn durability_of(&self, message: &Message<'_>) -> Durability {
         if message.is_transient {
             return Durability::Os;
