@@ -1,4 +1,4 @@
-//! What a queue is like.
+//! Numbers and reports about a queue.
 
 use super::Queue;
 use crate::error::Result;
@@ -8,10 +8,12 @@ use crate::stats::Stats;
 use crate::stuck::Stuck;
 
 impl Queue {
-    /// How many messages are ready: neither in flight, delayed nor settled.
+    /// How many messages are ready: not settled, and neither delayed, in flight nor on their way to
+    /// the dead letters.
     ///
-    /// The first call after open may take as long as reading 16 bytes for each message of earlier runs, unless
-    /// the background was faster. What cannot be read counts as ready, and is read by a later call.
+    /// The first call after open may take as long as reading 16 bytes for each message of earlier
+    /// runs, unless the background was faster. A state that cannot be read counts as ready; a later
+    /// call reads it again.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.engine().consumers().ready()
@@ -29,34 +31,37 @@ impl Queue {
         self.engine().consumers().in_flight()
     }
 
-    /// How many messages wait for their time: pushed with a delay, or given back with one.
+    /// How many messages wait for their time: they were pushed with a delay, or given back with
+    /// one.
     #[must_use]
     pub fn delayed(&self) -> u64 {
         self.engine().consumers().delayed()
     }
 
     /// The number of the newest message in the log, pushed in this run or an earlier one; `None` if
-    /// there is none. After a kill it may be lower than before, if what was newer is settled and gone;
-    /// numbers go on above it all the same.
+    /// there is none. After a kill it may be lower than before, if newer messages are settled and
+    /// gone; new messages still get numbers above those.
     #[must_use]
     pub fn last_seq(&self) -> Option<Seq> {
         self.engine().last_seq().map(Seq)
     }
 
-    /// Numbers about the queue, all of one moment. The first call after open may take as long as that
-    /// of [`Queue::len`], and knows as much.
+    /// Numbers about the queue, all of one moment. The first call after open may take as long as
+    /// that of [`Queue::len`], and is as exact.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.open_queue().stats()
     }
 
-    /// What holds the disk: the files in which something is owed, oldest first, up to `limit` of them, each with its oldest
-    /// message and what it takes. Sum up [`Stuck::held_bytes`](crate::Stuck::held_bytes) to see what compaction could
-    /// give back; look at [`Stuck::state`](crate::Stuck::state) to see who keeps it from being settled.
+    /// What holds the disk: up to `limit` of the files with unsettled messages, oldest first, each
+    /// with its oldest unsettled message and the bytes that it takes. Add up
+    /// [`Stuck::held_bytes`](crate::Stuck::held_bytes) to see how much compaction could give back,
+    /// and look at [`Stuck::state`](crate::Stuck::state) to see why a message is not settled.
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`](crate::Error::Closed); [`Error::Io`](crate::Error::Io) if a file cannot be read.
+    /// [`Error::Closed`](crate::Error::Closed); [`Error::Io`](crate::Error::Io) if a file cannot be
+    /// read.
     pub fn stuck(&self, limit: usize) -> Result<Vec<Stuck>> {
         self.engine().consumers().count_all()?;
         self.engine().inspect().stuck(limit)
@@ -68,9 +73,8 @@ impl Queue {
         self.engine().recovery()
     }
 
-    /// What was found damaged so far, by open and by `pop`: the first 1,000 places.
-    /// Nothing here concerns a message that can still be delivered, except
-    /// [`DamageKind::Slot`](crate::DamageKind::Slot).
+    /// The damage that was found so far, by open and later: up to 1,000 places. None of it concerns
+    /// a message that can still be delivered, except [`DamageKind::Slot`](crate::DamageKind::Slot).
     #[must_use]
     pub fn damage(&self) -> Vec<Damage> {
         self.engine().damage()
