@@ -3,30 +3,9 @@
 use crate::distribution::Distribution;
 use std::time::Duration;
 
-/// What was done with messages since open: the list that is kept and told.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Counts {
-    pub(crate) popped: u64,
-    pub(crate) redelivered: u64,
-    pub(crate) acked: u64,
-    pub(crate) nacked: u64,
-    pub(crate) released: u64,
-    pub(crate) rejected: u64,
-    pub(crate) lease_expired: u64,
-    pub(crate) purged: u64,
-    pub(crate) expired: u64,
-    pub(crate) dropped: u64,
-    pub(crate) dead_lettered: u64,
-    /// Settled messages that came up to be handed out, and were passed over.
-    pub(crate) duplicated: u64,
-    /// First deliveries of messages behind one that was pushed later.
-    pub(crate) out_of_order: u64,
-}
-
-/// Numbers about an open queue, all of one moment but those of its dead letters, which are a moment older; from
-/// [`Queue::stats`](crate::Queue::stats). What is
-/// said to count *since open* starts at zero with each open; everything else is of the queue as it is, also
-/// right after a crash.
+/// Numbers about an open queue, from [`Queue::stats`](crate::Queue::stats). All are of one moment,
+/// except those of its dead letters, which are a moment older. Numbers *since open* start at zero
+/// with each open; all others describe the queue as it is, also right after a crash.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -64,7 +43,7 @@ pub struct Stats {
     pub(crate) background_error: Option<String>,
 }
 
-/// What is owed: each message that is not settled is in one of the first four.
+/// Unsettled messages: each of them is counted in one of the first four numbers.
 impl Stats {
     /// Messages that can be handed out.
     #[must_use]
@@ -84,21 +63,21 @@ impl Stats {
         self.delayed
     }
 
-    /// Messages on their way to the dead letters. More than a moment only while those refuse them: see
-    /// [`Stats::last_background_error`].
+    /// Messages on their way to the dead letters. They stay here for more than a moment only while
+    /// the dead letters refuse them: see [`Stats::last_background_error`].
     #[must_use]
     pub fn dying(&self) -> u64 {
         self.dying
     }
 
-    /// Messages that the queue of dead letters holds, ready or in flight. What has just been moved counts here and as
-    /// [`Stats::dying`] until that is durable.
+    /// Messages that the queue of dead letters holds, ready or in flight. A message that has just
+    /// been moved counts here and in [`Stats::dying`], until the move is durable.
     #[must_use]
     pub fn dead_letters(&self) -> u64 {
         self.dead_letters
     }
 
-    /// How long ago the oldest message was pushed that is not settled; `None` if there is none, or if it is
+    /// How long ago the oldest unsettled message was pushed; `None` if there is none, or if it is
     /// damaged.
     #[must_use]
     pub fn oldest(&self) -> Option<Duration> {
@@ -114,7 +93,8 @@ impl Stats {
         self.pushed
     }
 
-    /// Messages whose push failed, or which [`Overflow::DropNewest`](crate::Overflow::DropNewest) dropped.
+    /// Messages whose push failed, or which [`Overflow::DropNewest`](crate::Overflow::DropNewest)
+    /// dropped.
     #[must_use]
     pub fn failed_pushes(&self) -> u64 {
         self.failed_pushes
@@ -126,8 +106,8 @@ impl Stats {
         self.counts.popped
     }
 
-    /// Deliveries among [`Stats::popped`] of messages that had been handed out before, in this run
-    /// or an earlier one.
+    /// Deliveries in [`Stats::popped`] of messages that had been handed out before, in this run or
+    /// an earlier one.
     #[must_use]
     pub fn redelivered(&self) -> u64 {
         self.counts.redelivered
@@ -169,14 +149,14 @@ impl Stats {
         self.counts.purged
     }
 
-    /// Messages whose time was over when `pop` met them.
+    /// Messages that had expired when `pop` came to them.
     #[must_use]
     pub fn expired(&self) -> u64 {
         self.counts.expired
     }
 
-    /// Messages dropped for want of room ([`Overflow`](crate::Overflow)), or in place of becoming dead letters
-    /// ([`Options::dead_letters`](crate::Options::dead_letters)).
+    /// Messages dropped for lack of room ([`Overflow`](crate::Overflow)), or instead of becoming
+    /// dead letters ([`Options::dead_letters`](crate::Options::dead_letters)).
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.counts.dropped
@@ -194,16 +174,16 @@ impl Stats {
         self.lost
     }
 
-    /// Messages that came up to be handed out although their state said that they were settled, and were
-    /// passed over. Always zero, unless keepq is wrong or somebody else writes to its files: the state is
-    /// looked at with each delivery.
+    /// Messages that were about to be handed out although their state said that they were settled,
+    /// and were passed over. Always zero, unless keepq has a bug or another program writes to its
+    /// files: each delivery checks the state.
     #[must_use]
     pub fn duplicated(&self) -> u64 {
         self.counts.duplicated
     }
 
-    /// First deliveries of messages that came after one that was pushed later, without a delay. Always zero,
-    /// unless keepq is wrong: it is looked at with each delivery.
+    /// First deliveries, of messages without a delay, that came after the delivery of a message
+    /// that was pushed later. Always zero, unless keepq has a bug: each delivery checks the order.
     #[must_use]
     pub fn out_of_order(&self) -> u64 {
         self.counts.out_of_order
@@ -215,8 +195,8 @@ impl Stats {
         self.uptime
     }
 
-    /// The last error that the background thread met, such as a full disk while it prepared a
-    /// file ahead of need.
+    /// The last error that the background thread met, such as a full disk while it prepared a file
+    /// ahead of need: its text, followed by the texts of its sources.
     #[must_use]
     pub fn last_background_error(&self) -> Option<&str> {
         self.background_error.as_deref()
@@ -225,32 +205,33 @@ impl Stats {
 
 /// What the disk holds.
 impl Stats {
-    /// Segment files in use, without the one that is kept ready for what comes.
+    /// Segment files in use, without the one that is kept ready.
     #[must_use]
     pub fn segments(&self) -> u64 {
         self.segments
     }
 
-    /// Bytes that those files take on the disk, whatever is in them.
+    /// Bytes that those files take on the disk, whatever they hold.
     #[must_use]
     pub fn segment_bytes(&self) -> u64 {
         self.segment_bytes
     }
 
-    /// Bytes of all files: segments, the ready one, CHECKPOINT (or the room that is kept for it), and the dead
-    /// letters' once they are open. What [`Options::max_bytes`](crate::Options::max_bytes) limits.
+    /// Bytes of all files: segments, the one that is kept ready, CHECKPOINT (or the room that is
+    /// kept for it), and those of the dead letters once these are open.
+    /// [`Options::max_bytes`](crate::Options::max_bytes) limits this number.
     #[must_use]
     pub fn disk_bytes(&self) -> u64 {
         self.disk_bytes
     }
 
-    /// Bytes that messages which are not settled take in those files, with their states.
+    /// Bytes that unsettled messages take in the segment files, with their states.
     #[must_use]
     pub fn live_bytes(&self) -> u64 {
         self.live_bytes
     }
 
-    /// Bytes of segments that are taken by what is settled, or can no longer be used.
+    /// Bytes of segment files that settled messages take, or that can no longer be used.
     #[must_use]
     pub fn reclaimable_bytes(&self) -> u64 {
         self.reclaimable_bytes
@@ -259,16 +240,17 @@ impl Stats {
 
 /// What was written to the disk since open.
 impl Stats {
-    /// Bytes of the segment files that pushes took; a file that is used again counts again.
+    /// Bytes of the segment files that pushes took. A file that is used again counts again.
     #[must_use]
     pub fn taken_bytes(&self) -> u64 {
         self.taken_bytes
     }
 
-    /// Bytes that compaction wrote, copies that were given up included. Copies that are made to free disk are never more than what
-    /// pushes took, in this run and earlier ones, times p / (100 - p), where p is
-    /// [`Compaction::live_percent`](crate::Compaction::live_percent): once that much at 50. Others, that gather small files in
-    /// one, are never more than seven times that, and as a rule next to nothing.
+    /// Bytes that compaction wrote, including copies that were given up. With p for
+    /// [`Compaction::live_percent`](crate::Compaction::live_percent), copies that free disk space
+    /// are never more than p / (100 - p) times the bytes that pushes took in this run and earlier
+    /// ones: once these bytes at 50. Copies that gather small files are never more than seven times
+    /// that, and as a rule next to nothing.
     #[must_use]
     pub fn compacted_bytes(&self) -> u64 {
         self.compacted_bytes
@@ -277,21 +259,22 @@ impl Stats {
 
 /// How long things take, since open.
 impl Stats {
-    /// How long pushes took. Those that wait for the disk are all measured, of the others one in 64 of each
-    /// thread.
+    /// How long pushes took. All pushes that wait for the disk are measured; of the others, one in
+    /// 64 of each thread.
     #[must_use]
     pub fn push_time(&self) -> Distribution {
         self.push_time
     }
 
-    /// How long messages waited from push to hand-out, each time they were handed out: one in 64, to within
-    /// some 10 ms.
+    /// How long messages waited, from their push to each time they were handed out. One delivery in
+    /// 64 is measured, to within about 10 ms.
     #[must_use]
     pub fn waiting_time(&self) -> Distribution {
         self.waiting_time
     }
 
-    /// How long deliveries took from hand-out to answer: the same ones.
+    /// How long consumers took to answer a delivery. The same deliveries are measured as in
+    /// [`Stats::waiting_time`].
     #[must_use]
     pub fn processing_time(&self) -> Distribution {
         self.processing_time
@@ -300,7 +283,7 @@ impl Stats {
 
 /// The field's figures.
 impl Stats {
-    /// Messages acked a second: [`Stats::acked`] / [`Stats::uptime`].
+    /// Messages acked in a second: [`Stats::acked`] / [`Stats::uptime`].
     #[must_use]
     pub fn throughput(&self) -> f64 {
         ratio(self.counts.acked, 1) / self.uptime.as_secs_f64().max(0.001)
@@ -312,15 +295,15 @@ impl Stats {
         self.waiting_time.mean()
     }
 
-    /// Used / allowed: [`Stats::disk_bytes`] / [`Options::max_bytes`](crate::Options::max_bytes); `None` without
-    /// that.
+    /// Used / allowed: [`Stats::disk_bytes`] / [`Options::max_bytes`](crate::Options::max_bytes);
+    /// `None` without that option.
     #[must_use]
     pub fn storage_use(&self) -> Option<f64> {
         self.max_bytes.map(|max| ratio(self.disk_bytes, max))
     }
 
-    /// Failed / tried: [`Stats::failed_pushes`] / ([`Stats::failed_pushes`] + [`Stats::pushed`]), 0 if none was
-    /// tried.
+    /// Failed / tried: [`Stats::failed_pushes`] / ([`Stats::failed_pushes`] + [`Stats::pushed`]); 0
+    /// if none was tried.
     #[must_use]
     pub fn push_loss_rate(&self) -> f64 {
         ratio(self.failed_pushes, self.failed_pushes + self.pushed)
@@ -333,10 +316,10 @@ impl Stats {
         self.push_time.mean() + self.waiting_time.mean() + self.processing_time.mean()
     }
 
-    /// R = 1 - L - F - O: the parts of the messages that came up to be handed out which were lost
-    /// ([`Stats::lost`]), handed out although they were acked ([`Stats::duplicated`]) or handed out before
-    /// their turn ([`Stats::out_of_order`]). Each part is its count / ([`Stats::popped`] + [`Stats::lost`]). 1 if
-    /// none came up; never below 0.
+    /// R = 1 - L - F - O, where L, F and O are the parts of the messages that were due to be handed
+    /// out which were lost ([`Stats::lost`]), came up although they were settled
+    /// ([`Stats::duplicated`]), or came out of order ([`Stats::out_of_order`]). Each part is its
+    /// count / ([`Stats::popped`] + [`Stats::lost`]). R is 1 if there were none, and never below 0.
     #[must_use]
     pub fn reliability(&self) -> f64 {
         let wrong = self.lost + self.counts.duplicated + self.counts.out_of_order;

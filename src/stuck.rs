@@ -4,7 +4,8 @@ use crate::seq::Seq;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// A file in which something is owed, and the oldest message in it: from [`Queue::stuck`](crate::Queue::stuck).
+/// A file with unsettled messages, and the oldest of them: from
+/// [`Queue::stuck`](crate::Queue::stuck).
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -31,7 +32,7 @@ pub struct Stuck {
     pub(crate) held_bytes: u64,
 }
 
-/// Where a message is that is not settled.
+/// Where an unsettled message is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum MessageState {
@@ -39,20 +40,20 @@ pub enum MessageState {
     Ready,
     /// It waits for its time.
     Delayed,
-    /// Somebody has it, and has not answered.
+    /// A consumer has it, and has not answered.
     InFlight,
     /// It is on its way to the dead letters.
     Dying,
 }
 
 impl Stuck {
-    /// The oldest message of the file that is not settled.
+    /// The oldest unsettled message of the file.
     #[must_use]
     pub fn seq(&self) -> Seq {
         self.seq
     }
 
-    /// When that was pushed: see [`Delivery::pushed_at`](crate::Delivery::pushed_at).
+    /// When that message was pushed: see [`Delivery::pushed_at`](crate::Delivery::pushed_at).
     #[must_use]
     pub fn pushed_at(&self) -> SystemTime {
         self.pushed_at
@@ -64,13 +65,13 @@ impl Stuck {
         self.age
     }
 
-    /// How often it was handed out so far.
+    /// How often the message was handed out so far.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
 
-    /// Where it is.
+    /// Where the message is.
     #[must_use]
     pub fn state(&self) -> MessageState {
         self.state
@@ -82,20 +83,20 @@ impl Stuck {
         &self.path
     }
 
-    /// How many messages of the file are not settled.
+    /// How many messages of the file are unsettled.
     #[must_use]
     pub fn messages(&self) -> u64 {
         self.messages
     }
 
-    /// Bytes that those take, with their states.
+    /// Bytes that those messages take, with their states.
     #[must_use]
     pub fn live_bytes(&self) -> u64 {
         self.live_bytes
     }
 
-    /// Bytes of the disk that the file takes besides: what could be given back if those were settled, or, but for
-    /// the newest file, copied.
+    /// The other bytes that the file takes on the disk: what could be given back if its unsettled
+    /// messages were settled, or (except for the newest file) copied.
     #[must_use]
     pub fn held_bytes(&self) -> u64 {
         self.held_bytes
