@@ -3,7 +3,7 @@
 use crate::seq::Seq;
 use std::path::{Path, PathBuf};
 
-/// What open found: how the last run ended, what was dropped, skipped or ignored.
+/// What open found: how the last run ended, and what was dropped, skipped or ignored.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -24,8 +24,8 @@ pub struct RecoveryReport {
 }
 
 impl RecoveryReport {
-    /// Whether nothing was dropped, damaged or ignored. A crash makes it false only if it left an
-    /// unconfirmed push unfinished that is now cut off.
+    /// Whether nothing was dropped, damaged or ignored. A crash makes this false only if it left an
+    /// unconfirmed push unfinished, and that push is now cut off.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.cut.is_none() && self.damage.is_empty() && self.ignored.is_empty()
@@ -44,8 +44,8 @@ impl RecoveryReport {
         self.checkpoint
     }
 
-    /// Where the log of the last run was cut because its unconfirmed tail did not reach the disk
-    /// whole; `None` if it ended cleanly. The first Seq is the first one dropped.
+    /// Where the log of the last run was cut, because its unconfirmed tail did not reach the disk
+    /// as a whole; `None` if it ended cleanly. The first Seq is the first one that was dropped.
     #[must_use]
     pub fn cut(&self) -> Option<&Damage> {
         self.cut.as_ref()
@@ -57,14 +57,14 @@ impl RecoveryReport {
         self.dropped
     }
 
-    /// What was damaged although a sync had promised it, as far as open read; what lies in parts
-    /// that open does not read is found by `pop` and listed by [`Queue::damage`](crate::Queue::damage).
+    /// Damage to bytes that a sync had promised, as far as open read them. Damage in parts that
+    /// open does not read is found later, and listed by [`Queue::damage`](crate::Queue::damage).
     #[must_use]
     pub fn damage(&self) -> &[Damage] {
         &self.damage
     }
 
-    /// Files in the directory that were not used, each with the reason. None was touched.
+    /// Files in the directory that were not used, each with the reason. None of them was touched.
     pub fn ignored(&self) -> impl Iterator<Item = (&Path, &str)> {
         self.ignored.iter().map(|(path, reason)| (path.as_path(), *reason))
     }
@@ -95,14 +95,14 @@ pub struct Compacted {
 }
 
 impl Compacted {
-    /// Bytes of the disk that are free now and were not before: of files that were removed, less those that were
-    /// made.
+    /// Bytes of the disk that are free now and were not before: those of removed files, less those
+    /// of new files.
     #[must_use]
     pub fn freed_bytes(&self) -> u64 {
         self.freed_bytes
     }
 
-    /// Bytes of the files that were made.
+    /// Bytes of the new files.
     #[must_use]
     pub fn written_bytes(&self) -> u64 {
         self.written_bytes
@@ -114,13 +114,13 @@ impl Compacted {
         self.messages
     }
 
-    /// Files that were made, each from one or more others.
+    /// New files, each made from one or more others.
     #[must_use]
     pub fn copies(&self) -> u64 {
         self.copies
     }
 
-    /// Files that those replaced.
+    /// Files that the new ones replaced.
     #[must_use]
     pub fn replaced(&self) -> u64 {
         self.replaced
@@ -142,7 +142,7 @@ impl std::ops::Add for Compacted {
 }
 
 /// What became of the checkpoint. It holds hints: no message is lost without it, but
-/// [`Queue::is_acked`](crate::Queue::is_acked) knows no more of those that are long gone.
+/// [`Queue::is_acked`](crate::Queue::is_acked) no longer knows messages that are long gone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum CheckpointState {
@@ -151,7 +151,7 @@ pub enum CheckpointState {
     Missing,
     /// It was used.
     Used,
-    /// It was there, but no slot of it was valid.
+    /// It was there, but none of its slots was valid.
     Damaged,
     /// It belongs to another queue.
     Foreign,
@@ -169,13 +169,13 @@ pub struct Damage {
 }
 
 impl Damage {
-    /// The first message concerned.
+    /// The first message that is concerned.
     #[must_use]
     pub fn first_seq(&self) -> Seq {
         Seq(self.first)
     }
 
-    /// The last message concerned.
+    /// The last message that is concerned.
     #[must_use]
     pub fn last_seq(&self) -> Seq {
         Seq(self.last)
@@ -204,13 +204,13 @@ impl Damage {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum DamageKind {
-    /// Not whole at the unconfirmed end of the log, as expected after a power cut.
+    /// The unconfirmed end of the log is not whole, as expected after a power cut.
     Torn,
-    /// Wrong bytes where a sync had promised right ones: the message is lost.
+    /// The bytes are wrong, where a sync had promised the right ones: the message is lost.
     Corrupt,
-    /// Its state was unreadable: the message is kept and delivered (again).
+    /// The message's state was unreadable: the message is kept and delivered (again).
     Slot,
-    /// Its file is gone or has no readable header: the messages are lost.
+    /// The file is gone, or has no readable header: the messages are lost.
     Segment,
     /// It is whole, but it holds what only a newer keepq knows. It is not lost: it is not handed
     /// out, nothing is stored for it, and it stays as it was pushed until a keepq that knows it
