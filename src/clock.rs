@@ -1,8 +1,8 @@
-//! Where time comes in. Nothing else reads a clock.
+//! The only place where clocks are read.
 //!
-//! A queue's time is milliseconds since 1970 UTC: what the wall clock says at open, or the newest time
-//! in the log if that is later, and from there on as the monotonic clock goes. So it never goes back, and
-//! a wall clock that is set while the queue is open does not matter.
+//! A queue's time is in milliseconds since 1970 UTC. It starts with the wall clock's time at open,
+//! or with the newest time in the log if that is later, and then follows the monotonic clock. So it
+//! never goes back, and it does not matter if the wall clock is set while the queue is open.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -12,8 +12,8 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-/// The coarse clock is behind by no more milliseconds than this: a tick of the kernel, at most 10 ms,
-/// and what rounding takes off.
+/// The most milliseconds by which the coarse clock is behind: a tick of the kernel, at most 10 ms,
+/// and one for rounding.
 pub(crate) const TICK: u64 =
     if cfg!(any(target_os = "linux", target_os = "android")) { 11 } else { 0 };
 
@@ -28,12 +28,12 @@ pub(crate) fn system_time(millis: u64) -> SystemTime {
     UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(UNIX_EPOCH)
 }
 
-/// So many whole milliseconds, rounded up: nothing is ever early.
+/// The duration in whole milliseconds, rounded up, so that nothing is ever early.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
-/// The earlier of two times, if there are any.
+/// The earlier of two times, if there is one.
 pub(crate) fn earlier(one: Option<u64>, other: Option<u64>) -> Option<u64> {
     match (one, other) {
         (Some(one), Some(other)) => Some(one.min(other)),
@@ -60,10 +60,10 @@ pub(crate) enum Source {
 }
 
 impl Clock {
-    /// Starts now; never before `newest_time`.
+    /// Starts a clock with the time of the wall clock, or with `newest_time` if that is later.
     pub(crate) fn start(source: Source, newest_time: u64) -> Self {
         let start = source.wall().max(newest_time);
-        // Rounded up, as the start is rounded down: this clock is never ahead of the wall clock.
+        // Rounded up, since the start is rounded down: this clock is never ahead of the wall clock.
         let started = u64::from(matches!(source, Source::System));
         let start_elapsed = source.elapsed() + started;
         Self { source, start, start_elapsed }
@@ -79,19 +79,20 @@ impl Clock {
         self.start + self.source.elapsed().saturating_sub(self.start_elapsed)
     }
 
-    /// The first millisecond of the queue's time that has not begun: what is to take some time is counted from
-    /// here, so that it is not over too early.
+    /// The first millisecond of the queue's time that has not begun. Delays are counted from here,
+    /// so that none is over too early.
     pub(crate) fn next(&self) -> u64 {
         let now = self.now();
         if matches!(self.source, Source::System) { now + 1 } else { now }
     }
 
-    /// The queue's time or up to [`TICK`] less: 2 ns where the precise clock takes 23.
+    /// The queue's time, or up to [`TICK`] less. Takes 2 ns, where the precise clock takes 23.
     pub(crate) fn coarse(&self) -> u64 {
         self.start + self.source.coarse_elapsed().saturating_sub(self.start_elapsed)
     }
 
-    /// So much later than a reading of the coarse clock, and up to 2 [`TICK`]s more.
+    /// A time that is at least `millis` after the moment of a reading of the coarse clock, and up
+    /// to 2 [`TICK`]s more.
     pub(crate) fn after(&self, coarse: u64, millis: u64) -> u64 {
         let tick = if matches!(self.source, Source::System) { TICK } else { 0 };
         coarse.saturating_add(tick).saturating_add(millis)
@@ -102,17 +103,17 @@ impl Clock {
         self.is_past_at(self.coarse(), time)
     }
 
-    /// The same, where the coarse clock has just been read.
+    /// Whether `time` has come, where the coarse clock has just been read.
     pub(crate) fn is_past_at(&self, coarse: u64, time: u64) -> bool {
         time <= coarse || time <= coarse + TICK && time <= self.now()
     }
 
-    /// When `time` will come.
+    /// The instant at which `time` will come.
     pub(crate) fn instant(&self, time: u64) -> Option<Instant> {
         now().checked_add(Duration::from_millis(time.saturating_sub(self.now())))
     }
 
-    /// What the queue's time will be, or was, when the wall clock as it goes now shows `moment`.
+    /// The queue's time at the moment when the wall clock, as it is set now, shows `moment`.
     pub(crate) fn at(&self, moment: SystemTime) -> u64 {
         let wall = self.source.wall();
         let moment = moment.duration_since(UNIX_EPOCH).map_or(0, millis);
@@ -128,7 +129,7 @@ impl Source {
                 let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
             }
-            // Relaxed here and below: a test that sets the clock orders what it does by itself.
+            // Relaxed here and below: a test that sets the clock orders its own steps.
             #[cfg(feature = "fault-injection")]
             Self::Manual(clock) => clock.wall.load(Ordering::Relaxed),
         }
@@ -167,8 +168,8 @@ fn monotonic(_is_coarse: bool) -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A clock that goes when it is told to, for tests of what takes time: delays, leases, expiry. To be
-/// given to [`Options::clock`](crate::Options::clock). Calls that wait do so by the real one.
+/// A clock that stands still until a test advances it, for tests of delays, leases and expiry. Give
+/// it to [`Options::clock`](crate::Options::clock). Calls that wait still wait by the real clock.
 ///
 /// ```
 /// use keepq::{Message, Queue, fault::ManualClock};
@@ -192,7 +193,7 @@ pub struct ManualClock {
 
 #[cfg(feature = "fault-injection")]
 impl ManualClock {
-    /// A clock that shows `wall` until it is moved.
+    /// A clock that shows `wall` until it is advanced or set.
     #[must_use]
     pub fn new(wall: SystemTime) -> Self {
         let clock = Self { wall: AtomicU64::new(0), elapsed: AtomicU64::new(1) };
