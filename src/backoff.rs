@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-/// How long a message that was given back with its attempt counted (by `nack`, by drop, or because its
-/// lease ran out) stays away before it is handed out again. For
+/// How long a message stays away before it is handed out again, after it was given back with its
+/// attempt counted: by `nack`, by drop, or because its lease ran out. For
 /// [`Options::backoff`](crate::Options::backoff).
 ///
-/// After attempt number n that is `base * factor^(n - 1)`, at most `ceiling`, less a part of up to
-/// `jitter` of it that differs from message to message and from attempt to attempt, so that what
-/// failed together does not come back together.
+/// After attempt number n this time is `base * factor^(n - 1)`, at most `ceiling`. Then a part of
+/// it, up to `jitter`, is taken off. That part differs from message to message and from attempt to
+/// attempt, so that messages that failed together do not come back together.
 ///
 /// ```
 /// use keepq::{Backoff, Queue};
@@ -33,42 +33,43 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// Back at once. The default.
+    /// The message is back at once. The default.
     #[must_use]
     pub const fn none() -> Self {
         Self { base: Duration::ZERO, factor: 1.0, ceiling: Duration::ZERO, jitter: 0.0 }
     }
 
-    /// `base` after the first attempt, twice as long after each further one, at most an hour (or
-    /// `base`, if that is longer), without jitter.
+    /// `base` after the first attempt, and twice as long after each further attempt; at most an
+    /// hour (or `base`, if that is longer); without jitter.
     #[must_use]
     pub fn exponential(base: Duration) -> Self {
         let ceiling = base.max(Duration::from_secs(3600));
         Self { base, factor: 2.0, ceiling, jitter: 0.0 }
     }
 
-    /// How many times as long each further attempt takes, from 1 (always `base`). Default: 2.
+    /// By what the time is multiplied after each further attempt, 1 (always `base`) to 1000.
+    /// Default: 2.
     #[must_use]
     pub fn factor(mut self, factor: f64) -> Self {
         self.factor = factor;
         self
     }
 
-    /// The longest time, not below `base` and not above 8 years. Default: an hour.
+    /// The longest time, from `base` to 8 years. Default: an hour, or `base` if that is longer.
     #[must_use]
     pub fn ceiling(mut self, ceiling: Duration) -> Self {
         self.ceiling = ceiling;
         self
     }
 
-    /// Which part of the time may be taken off by chance, from 0 (none) to 1 (all). Default: 0.
+    /// Which part of the time may be taken off at random, from 0 (none) to 1 (all). Default: 0.
     #[must_use]
     pub fn jitter(mut self, jitter: f64) -> Self {
         self.jitter = jitter;
         self
     }
 
-    /// What is wrong with it: which value, and what it may be.
+    /// What is wrong with these settings: which value, and what it may be.
     pub(crate) fn fault(&self) -> Option<(String, &'static str)> {
         if *self == Self::none() {
             None
@@ -85,14 +86,15 @@ impl Backoff {
         }
     }
 
-    /// How long a message stays away after this attempt, from 1. `chance`: any number of its own.
+    /// How long a message stays away after this attempt, counted from 1. `chance`: any number that
+    /// depends on message and attempt.
     pub(crate) fn after(&self, attempts: u32, chance: u64) -> Duration {
         if self.base.is_zero() {
             return Duration::ZERO;
         }
         let exponent = i32::try_from(attempts.saturating_sub(1)).unwrap_or(i32::MAX);
         let seconds = self.base.as_secs_f64() * self.factor.powi(exponent);
-        // What is too large for a `Duration`, infinity included, is above the ceiling.
+        // A time that is too large for a `Duration`, infinity included, is above the ceiling.
         let whole = Duration::try_from_secs_f64(seconds).unwrap_or(self.ceiling).min(self.ceiling);
         // The upper half of the bits is a fraction of 2^32.
         let upper = u32::try_from(chance >> 32).unwrap_or(u32::MAX);

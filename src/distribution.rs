@@ -1,14 +1,15 @@
-//! How long things took: counted in buckets, so that any number of them takes the same memory.
+//! How long things took, counted in buckets, so that any number of measurements takes the same
+//! memory.
 
 use std::time::Duration;
 
-/// Buckets for each power of two: a value is told at most an eighth too large.
+/// Buckets for each power of two: a value is reported at most an eighth too large.
 const PARTS: u64 = 8;
 const PARTS_SHIFT: u32 = 3;
 const BUCKETS: usize = 62 * 8;
 
-/// How long something took: how often it was measured, and what came out, from
-/// [`Stats`](crate::Stats). The percentiles are at most an eighth too large, and never above the maximum.
+/// How long something took, and how often it was measured: from [`Stats`](crate::Stats). The
+/// percentiles are at most an eighth too large, and never above the maximum.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct Distribution {
@@ -20,38 +21,38 @@ pub struct Distribution {
 }
 
 impl Distribution {
-    /// How many were measured. All else is zero while this is.
+    /// How many times were measured. While this is zero, all other values are zero.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// The sum of all, divided by their number.
+    /// The sum of all times, divided by their number.
     #[must_use]
     pub fn mean(&self) -> Duration {
         self.mean
     }
 
-    /// Half of them took at most so long.
+    /// Half of the times are at most this long.
     #[must_use]
     pub fn p50(&self) -> Duration {
         self.p50
     }
 
-    /// 99 of 100 took at most so long.
+    /// 99 of 100 times are at most this long.
     #[must_use]
     pub fn p99(&self) -> Duration {
         self.p99
     }
 
-    /// The longest.
+    /// The longest time.
     #[must_use]
     pub fn max(&self) -> Duration {
         self.max
     }
 }
 
-/// Durations in nanoseconds, counted: about 4 KiB, made when the first one comes.
+/// Durations in nanoseconds, counted: about 4 KiB, allocated for the first one.
 #[derive(Debug, Default)]
 pub(crate) struct Histogram {
     buckets: Vec<u64>,
@@ -61,7 +62,7 @@ pub(crate) struct Histogram {
 }
 
 impl Histogram {
-    /// Counts one.
+    /// Counts one duration.
     pub(crate) fn record(&mut self, time: Duration) {
         let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.buckets.resize(BUCKETS, 0);
@@ -73,7 +74,7 @@ impl Histogram {
         self.max = self.max.max(nanos);
     }
 
-    /// What came out.
+    /// What was counted so far.
     pub(crate) fn distribution(&self) -> Distribution {
         let mean = self.sum.checked_div(self.count.into()).unwrap_or(0);
         Distribution {
@@ -85,7 +86,7 @@ impl Histogram {
         }
     }
 
-    /// So long took at most `percent` of 100.
+    /// The time that `percent` of 100 durations do not exceed.
     fn at_most(&self, percent: u64) -> Duration {
         let rank = (self.count * percent).div_ceil(100);
         let mut seen = 0;
@@ -130,7 +131,9 @@ mod tests {
             prop_assert!(bucket < BUCKETS);
             let told = largest_in(bucket);
             prop_assert!(told >= value && u128::from(told) * 8 <= u128::from(value) * 9 + 7);
-            prop_assert!(bucket == 0 || largest_in(bucket - 1) < value || bucket_of(value - 1) == bucket);
+            prop_assert!(
+                bucket == 0 || largest_in(bucket - 1) < value || bucket_of(value - 1) == bucket
+            );
         }
     }
 

@@ -5,10 +5,11 @@ use std::fmt;
 use std::num::ParseIntError;
 use std::str::FromStr;
 
-/// The number of a message: rises in push order and is never given to another message.
+/// The number of a message. Numbers increase in push order, and no number is ever given to another
+/// message.
 ///
-/// Numbers may be skipped (after a crash numbering goes on above every number that can have been
-/// given out), never reused, so a `Seq` serves as the key that makes processing idempotent.
+/// Numbers may be skipped (after a crash, numbering goes on above every number that may have been
+/// given out), but are never reused. So a `Seq` can be the key that makes processing idempotent.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -25,8 +26,8 @@ use std::str::FromStr;
 pub struct Seq(pub(crate) u64);
 
 impl Seq {
-    /// Whether this is the number 0, which no message has: what a push gives that
-    /// [`Overflow::DropNewest`](crate::Overflow::DropNewest) dropped.
+    /// Whether this is the number 0, which no message has. A push returns it when
+    /// [`Overflow::DropNewest`](crate::Overflow::DropNewest) dropped the message.
     #[must_use]
     pub fn is_dropped(self) -> bool {
         self.0 == 0
@@ -39,14 +40,14 @@ impl fmt::Display for Seq {
     }
 }
 
-/// For a number that was kept elsewhere, to ask [`Queue::is_acked`](crate::Queue::is_acked).
+/// For a number that was stored elsewhere, to ask [`Queue::is_acked`](crate::Queue::is_acked).
 impl From<u64> for Seq {
     fn from(seq: u64) -> Self {
         Self(seq)
     }
 }
 
-/// For a number that was kept as text.
+/// For a number that was stored as text.
 impl FromStr for Seq {
     type Err = ParseIntError;
 
