@@ -1,19 +1,19 @@
 //! Money moves between accounts. Kill it at any moment, cut the power, run it again: every transfer
-//! that a teller was told is accepted is applied, once, and no cent appears or disappears.
+//! that a teller was told is accepted is applied once, and no cent appears or disappears.
 //!
 //! `cargo run --release --example ledger [DIRECTORY [TRANSFERS]]`
 //!
-//! How, in three parts that are worth copying:
+//! Three parts are worth copying:
 //!
 //! 1. A teller's `push` returns when the transfer is on the disk (`Durability::Always`), and the
 //!    customer gets a receipt. A transfer whose teller was cut off before that may be applied as
-//!    well: a customer who asks again needs a key of his own in the transfer.
+//!    well: for customers who ask again, put a key of their own into the transfer.
 //! 2. The bookkeeper appends transfers to a journal under their `Seq`, syncs it, and acks after
-//!    that. A crash in between delivers them again; what the journal has is skipped.
+//!    that. A crash in between delivers them again; transfers in the journal are skipped.
 //! 3. `sync_acks`: once an ack returns, not even a power cut brings the transfer back.
 //!
-//! There is one bookkeeper and it gives nothing back, so transfers reach it in the order of their
-//! `Seq`, and "is it in the journal?" is one comparison with the last line.
+//! There is one bookkeeper, and it gives no message back, so transfers reach it in the order of
+//! their `Seq`, and "is it in the journal?" is one comparison with the last line.
 
 #![allow(
     clippy::unwrap_used,
@@ -55,8 +55,8 @@ struct Transfer {
     cents: u64,
 }
 
-/// What was applied, a line for each transfer: Seq, from, to, cents, and what the two accounts hold
-/// then.
+/// The transfers that were applied, a line for each: Seq, from, to, cents, and the balances of the
+/// two accounts after it.
 struct Journal {
     lines: Lines,
     seqs: BTreeSet<u64>,
@@ -92,8 +92,8 @@ impl Journal {
         self.seqs.last().copied().unwrap_or(0)
     }
 
-    /// Applies what is not in the journal yet; tells how many that were. When it returns, all of
-    /// it is in the journal, durably.
+    /// Applies the transfers that are not in the journal yet; returns how many there were. When
+    /// this returns, all of them are in the journal, durably.
     fn apply(&mut self, jobs: &[TypedDelivery<Transfer>]) -> Result<u64> {
         let (mut balances, mut refused) = (self.balances, self.refused);
         let mut lines: Vec<[u64; 6]> = Vec::new();
@@ -105,8 +105,8 @@ impl Journal {
             let mut transfer = Transfer::clone(job);
             let mut holds = post(&mut balances, &transfer);
             if holds.is_none() {
-                // Not covered, or between accounts that are not: it is noted as one of nothing between
-                // the first two. That settles it, too.
+                // Not covered, or between accounts that do not exist: it is noted as a transfer of
+                // nothing between the first two. That settles it, too.
                 transfer = Transfer { from: 0, to: 1, cents: 0 };
                 refused += 1;
                 holds = post(&mut balances, &transfer);
@@ -116,7 +116,7 @@ impl Journal {
             lines.push([seq, from, to, transfer.cents, from_holds, to_holds]);
         }
         self.lines.append_synced(&lines)?;
-        // Only what is in the journal counts: whoever goes on after an error finds all as it was.
+        // Only the journal counts: after an error everything else is as it was.
         self.seqs.extend(lines.iter().map(|line| line[0]));
         (self.balances, self.refused) = (balances, refused);
         Ok(lines.len() as u64)
@@ -142,7 +142,7 @@ impl Journal {
     }
 }
 
-/// Moves the money; tells what the two accounts hold then.
+/// Moves the money; returns the balances of the two accounts after that.
 fn post(balances: &mut [u64; ACCOUNTS], transfer: &Transfer) -> Option<(u64, u64)> {
     let left = balances.get(transfer.from)?.checked_sub(transfer.cents)?;
     let more = balances.get(transfer.to)?.checked_add(transfer.cents)?;
@@ -154,8 +154,8 @@ fn post(balances: &mut [u64; ACCOUNTS], transfer: &Transfer) -> Option<(u64, u64
     Some((left, more))
 }
 
-/// Applies transfers until the tellers have gone home and nothing is left; tells how many messages
-/// that took, and how many of them were new.
+/// Applies transfers until the tellers have gone home and no transfer is left; returns how many
+/// messages it took, and how many of them were new.
 fn keep_books(
     transfers: &TypedQueue<Transfer>,
     journal: &mut Journal,
@@ -178,7 +178,7 @@ fn keep_books(
     }
 }
 
-/// A teller at work: leaves also if something goes wrong.
+/// A teller at work. Leaves also if something goes wrong.
 struct Teller<'a> {
     transfers: &'a TypedQueue<Transfer>,
     receipts: &'a Mutex<Lines>,
@@ -223,7 +223,7 @@ fn main() -> Result<()> {
     let receipts = Mutex::new(Lines::open(&receipts_path, |_| ())?);
     println!("the journal ends with transfer {}", journal.last());
     journal.check_sum()?;
-    // No transfer is given up, however often this was killed while it had it.
+    // No transfer is given up, however often this program was killed while it worked on it.
     let options = Queue::options().durability(Durability::Always).sync_acks(true).max_attempts(0);
     let transfers = options.open(dir.join("transfers"))?.typed::<Transfer>();
     let waiting = transfers.queue().len();
@@ -246,7 +246,7 @@ fn main() -> Result<()> {
     let seconds = start.elapsed().as_secs_f64();
     println!("{taken} taken = {waiting} left over + {accepted} accepted; {applied} were new");
     println!(
-        "{:.0} a second; {} of all so far were not covered",
+        "{:.0} transfers a second; {} of all so far were not covered",
         applied as f64 / seconds,
         journal.refused
     );

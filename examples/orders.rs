@@ -3,15 +3,16 @@
 //!
 //! `cargo run --release --example orders [DIRECTORY [ORDERS]]`
 //!
-//! Three habits make it so, and are worth copying:
+//! Three habits achieve this, and are worth copying:
 //!
-//! 1. An order's number is the `Seq` under which the first queue took it. It travels with the order,
-//!    and each step does its work once for each number: it looks into its book, works, writes the
-//!    book, and only then goes on. Nobody else looks at the same number meanwhile.
+//! 1. An order's number is the `Seq` under which the first queue took it. It travels with the
+//!    order, and each step does its work once for each number: it looks into its book, works,
+//!    writes the book, and only then goes on. No other worker looks at the same number meanwhile.
 //! 2. An order is pushed to the next queue before it is acked in this one. A crash in between
 //!    delivers it again, and the next step's book shows that it is there already.
-//! 3. What may succeed later is given back (`nack`), and stays away for a while that grows with its attempts
-//!    (`Options::backoff`); what never will is ended in a book of its own.
+//! 3. An order that may succeed later is given back (`nack`), and stays away for a while that grows
+//!    with its attempts (`Options::backoff`). An order that never will is noted in a book of its
+//!    own.
 
 #![allow(
     clippy::unwrap_used,
@@ -43,10 +44,11 @@ use std::time::Duration;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const WORKERS_PER_STEP: usize = 2;
-/// One in so many charges fails for now, and one in so many for good.
+/// One charge in this many fails for now.
 const TIMEOUTS: u64 = 10;
+/// One charge in this many fails for good.
 const DECLINES: u64 = 25;
-/// An order stays away from the bank for so long after it timed out, and longer each time.
+/// How long an order stays away from the bank after the first timeout; it is longer each time.
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// What the customer wants.
@@ -57,7 +59,7 @@ struct Order {
     cents: u64,
 }
 
-/// The same, on its way, under its number.
+/// The same on its way, under its number.
 #[derive(Serialize, Deserialize, Clone)]
 struct Numbered {
     number: u64,
@@ -109,8 +111,8 @@ struct Shop {
     charged: Book,
     shipped: Book,
     declined: Book,
-    /// A crash may leave an order twice in a queue, and two workers may have one each: whoever works
-    /// on a number holds its desk.
+    /// A crash may leave an order twice in a queue, and two workers may have one each: a worker
+    /// holds the desk of the number that it works on.
     desks: [Mutex<()>; 16],
     retries: AtomicU64,
     has_failed: AtomicBool,
@@ -119,7 +121,7 @@ struct Shop {
 
 impl Shop {
     fn open(dir: &Path, orders: Option<u64>) -> Result<Self> {
-        // How many orders there are is settled by the first run.
+        // The first run decides how many orders there are.
         let mut known = None;
         let mut count =
             Lines::open(&dir.join("count"), |numbers| known = numbers.first().copied())?;
@@ -134,7 +136,7 @@ impl Shop {
             count.append_synced(&[[orders]])?;
         }
         let book = |name: &str| Book::open(&dir.join(name));
-        // No order is given up, however often this was killed while it had it.
+        // No order is given up, however often this program was killed while it worked on it.
         let options = || Queue::options().max_attempts(0);
         let patient = options().backoff(Backoff::exponential(PAUSE).jitter(0.5));
         let shop = Self {
@@ -150,7 +152,7 @@ impl Shop {
             has_failed: AtomicBool::new(false),
             orders,
         };
-        // A batch is there as a whole or not at all, so a run that was killed here changes nothing.
+        // A batch is there as a whole or not at all, so a run that is killed here changes nothing.
         if shop.accepted.queue().last_seq().is_none() && shop.reserved.count() == 0 {
             shop.accepted.push_batch((0..orders).map(|n| Order {
                 customer: format!("customer {n}"),
@@ -175,7 +177,7 @@ impl Shop {
         queue: &TypedQueue<T>,
         step: impl Fn(TypedDelivery<T>) -> Result<()>,
     ) -> Result<()> {
-        /// Whoever leaves early, by an error or a panic, ends the work of all.
+        /// A worker that leaves early, by an error or a panic, ends the work of all.
         struct Failing<'a>(&'a AtomicBool);
         impl Drop for Failing<'_> {
             fn drop(&mut self) {
@@ -197,7 +199,7 @@ impl Shop {
     }
 
     fn reserve(&self, job: TypedDelivery<Order>) -> Result<()> {
-        // One message, one number: it is with one worker at a time.
+        // One message, one number: only one worker has it at a time.
         let number = job.seq().into();
         if !self.reserved.has(number) {
             self.reserved.note(number, job.pieces)?;
@@ -210,8 +212,8 @@ impl Shop {
         let number = job.number;
         let desk = self.desk(number).lock().unwrap();
         if !self.charged.has(number) && !self.declined.has(number) {
-            // What the bank says of this order, this time. A real one is given the number as its
-            // idempotency key: a crash right here makes us ask again.
+            // What the bank says of this order, this time. Give a real bank the number as its
+            // idempotency key: after a crash right here we ask again.
             let said = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
             if said.is_multiple_of(TIMEOUTS) && job.attempts() == 1 {
                 self.retries.fetch_add(1, Relaxed);

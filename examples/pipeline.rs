@@ -1,12 +1,12 @@
-//! Producer threads, a pool of workers, and never more than a bounded backlog between them;
-//! throughput and latency while it runs, and a summary with percentiles. Kill it and run it again:
-//! what was left in the queue is worked on first.
+//! Producer threads, a pool of workers, and a bounded backlog between them. It shows throughput and
+//! latency while it runs, and a summary with percentiles at the end. Kill it and run it again: the
+//! messages that are left in the queue come first.
 //!
 //! `cargo run --release --example pipeline [DIRECTORY [MESSAGES]]`
 //!
-//! Worth copying: the limit that bounds the backlog (`max_messages` with `Overflow::Block`: a producer waits
-//! until a worker has acked), workers that take what waits in small batches, and the end: close the
-//! queue, and everybody who waits wakes up.
+//! Worth copying: the limit of the backlog (`max_messages` with `Overflow::Block`: a producer waits
+//! until a worker has acked); workers that take waiting messages in small batches; and the end:
+//! close the queue, and every thread that waits wakes up.
 
 #![allow(
     clippy::unwrap_used,
@@ -56,13 +56,13 @@ fn now() -> Duration {
 }
 
 impl Pipeline {
-    /// Runs a producer or a worker; when it fails, or panics, the others hear of it.
+    /// Runs a producer or a worker; if it fails or panics, the others stop, too.
     fn run(&self, act: impl FnOnce() -> Result<()>) -> Result<()> {
         struct Failing<'a>(&'a Pipeline);
         impl Drop for Failing<'_> {
             fn drop(&mut self) {
                 self.0.has_failed.store(true, Relaxed);
-                // Wakes who waits for room, or for a message.
+                // Wakes the threads that wait for room, or for a message.
                 self.0.queue.clone().close().ok();
             }
         }
@@ -72,14 +72,14 @@ impl Pipeline {
         Ok(())
     }
 
-    /// A message tells when it was made, and holds something to work on.
+    /// Pushes messages. Each says when it was made, and holds something to work on.
     fn produce(&self, count: u64) -> Result<()> {
         for number in 0..count {
             let mut payload = Vec::with_capacity(PAYLOAD_BYTES);
             payload.extend((now().as_nanos() as u64).to_le_bytes());
             payload.extend((8..PAYLOAD_BYTES).map(|at| (number as usize + at) as u8));
             match self.queue.push(payload) {
-                // Somebody else has failed, and tells why.
+                // Another thread has failed, and reports why.
                 Err(Error::Closed) => return Ok(()),
                 pushed => pushed?,
             };
@@ -139,7 +139,7 @@ impl Pipeline {
     }
 }
 
-/// The work: reads all of the message. Gives when it was made.
+/// The work: reads all of the message. Returns when it was made.
 fn work_on(job: &[u8]) -> Duration {
     let sum: u64 = job.iter().map(|&byte| u64::from(byte)).sum();
     std::hint::black_box(sum);
@@ -153,7 +153,7 @@ fn main() -> Result<()> {
     let count: u64 = args.next().map_or(Ok(600_000), |arg| arg.to_string_lossy().parse())?;
     // A power cut may take the last 100 ms and one sync; a kill takes nothing.
     let durability = Durability::Interval(Duration::from_millis(100));
-    // What was left over is tried again, however often this was killed.
+    // Messages that are left over are tried again, however often this program was killed.
     let options = Queue::options().durability(durability).max_attempts(0);
     let queue = options.max_messages(MAX_BACKLOG).overflow(Overflow::Block).open(dir)?;
     let waiting = queue.len();
@@ -181,7 +181,7 @@ fn main() -> Result<()> {
             })
             .collect();
         scope.spawn(|| pipeline.show());
-        // The queue is closed before anything is made of a panic: workers wait for that.
+        // The queue is closed before a panic is reported: workers wait for that.
         let produced: Vec<_> = producers.into_iter().map(ScopedJoinHandle::join).collect();
         while queue.len() + queue.in_flight() > 0 && !pipeline.has_failed.load(Relaxed) {
             std::thread::sleep(Duration::from_millis(1));

@@ -1,16 +1,17 @@
-//! A task scheduler: tasks that are due at their times, retries with backoff, a kind of task that fails
-//! whatever is tried and ends in the dead letters, and what happens to those once it is fixed. Kill it at any
+//! A task scheduler: tasks that are due at their times, retries with backoff, and a kind of task
+//! that fails at each attempt, ends in the dead letters, and is done after a fix. Kill it at any
 //! moment and run it again: every task is done once, and none before its time.
 //!
 //! `cargo run --release --example schedule [DIRECTORY [TASKS]]`
 //!
-//! What is worth copying:
+//! Worth copying:
 //!
-//! 1. A task is pushed with its time (`deliver_at`), and no worker sees it before; nobody keeps a timer.
-//! 2. A task that failed is given back (`nack`); `Options::backoff` says how long it stays away, and
-//!    `Options::max_attempts` when it is given up. Attempts are counted through kills.
-//! 3. Who fixed what was wrong calls `redrive`: the dead letters are tasks again, with new numbers. So a task
-//!    has a key of its own, and a book of what is done.
+//! 1. A task is pushed with its time (`deliver_at`), and no worker sees it before then. The program
+//!    needs no timer.
+//! 2. A task that failed is given back (`nack`). `Options::backoff` says how long it stays away,
+//!    and `Options::max_attempts` when it is given up. Attempts are counted through kills.
+//! 3. After the fix, the program calls `redrive`: the dead letters are tasks again, with new
+//!    numbers. So each task has a key of its own, and a book says which tasks are done.
 
 #![allow(
     clippy::unwrap_used,
@@ -48,7 +49,7 @@ const SPREAD: u64 = 1500;
 
 #[derive(Serialize, Deserialize, Clone)]
 struct Task {
-    /// Its key: the same however often it is pushed.
+    /// The task's key: the same however often the task is pushed.
     id: u64,
     /// Milliseconds since 1970.
     due: u64,
@@ -60,7 +61,7 @@ enum Kind {
     Plain,
     /// Fails now and then.
     Flaky,
-    /// Fails until somebody fixes it.
+    /// Fails until it is fixed.
     Broken,
 }
 
@@ -68,7 +69,8 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
-/// The keys of the tasks that are done, with how often each was tried; durable before a task is acked.
+/// The keys of the tasks that are done, each with the number of its attempts. An entry is durable
+/// before its task is acked.
 struct Book {
     done: Mutex<BTreeSet<u64>>,
     lines: Mutex<Lines>,
@@ -103,7 +105,7 @@ impl Scheduler {
         Ok(this)
     }
 
-    /// All or none, so a run that is killed here changes nothing.
+    /// Pushes all or none, so a run that is killed here changes nothing.
     fn push_all(&self) -> Result<()> {
         let start = now();
         let mut messages = Vec::new();
@@ -129,7 +131,7 @@ impl Scheduler {
         self.fix.exists()
     }
 
-    /// The work of a task: whether it succeeds.
+    /// The work of a task. Returns whether it succeeded.
     fn succeeds(&self, job: &TypedDelivery<Task>) -> bool {
         match job.kind {
             Kind::Plain => true,
@@ -147,7 +149,7 @@ impl Scheduler {
             self.retries.fetch_add(1, Relaxed);
             return Ok(job.nack()?);
         }
-        // Held while it is looked at and written: a task that is there twice is done once.
+        // The lock is held from the look to the write, so a task that is there twice is done once.
         let mut done = self.book.done.lock().unwrap();
         if !done.contains(&job.id) {
             let line = [job.id, job.attempts().into()];
@@ -158,7 +160,8 @@ impl Scheduler {
         Ok(job.ack()?)
     }
 
-    /// Works until the queue is closed; whoever leaves early, by an error or a panic, ends the work of all.
+    /// Works until the queue is closed. A worker that leaves early, by an error or a panic, ends
+    /// the work of all.
     fn work(&self) -> Result<()> {
         struct Failing<'a>(&'a AtomicBool);
         impl Drop for Failing<'_> {
@@ -178,22 +181,23 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Waits until all are done or dead; fixes what is broken; pushes the dead ones again.
+    /// Waits until all tasks are done or dead, fixes the broken ones, and pushes the dead ones
+    /// again.
     fn oversee(&self) -> Result<()> {
         let dead = self.tasks.queue().dead_letters()?;
-        // Done, and acked, too.
-        let owed = || {
+        // A task has to be acked, too, not only done.
+        let unsettled = || {
             let stats = self.tasks.queue().stats();
             stats.ready() + stats.in_flight() + stats.delayed() + stats.dying()
         };
-        while self.done() < self.count || owed() > 0 {
+        while self.done() < self.count || unsettled() > 0 {
             if self.has_failed.load(Relaxed) {
                 return Err("a worker failed".into());
             }
             let died = dead.len();
             if self.is_fixed() && died > 0 {
                 println!("{} dead tasks are pushed again", self.tasks.queue().redrive(died)?);
-            } else if died > 0 && owed() == 0 {
+            } else if died > 0 && unsettled() == 0 {
                 for letter in &dead {
                     let letter = letter?;
                     let death = letter.dead_letter().ok_or("a dead letter without an origin")?;
@@ -201,7 +205,9 @@ impl Scheduler {
                         return Err(format!("dead after {} attempts", death.attempts()).into());
                     }
                 }
-                println!("{died} tasks are dead after {MAX_ATTEMPTS} attempts each; fixing it");
+                println!(
+                    "{died} tasks are dead after {MAX_ATTEMPTS} attempts each; fixing the cause"
+                );
                 fs::write(&self.fix, "")?;
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -217,12 +223,12 @@ fn run(dir: &Path, count: u64) -> Result<()> {
         let scheduler = &scheduler;
         let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(|| scheduler.work())).collect();
         let overseen = scheduler.oversee();
-        // Whatever came of it: the workers wait for this.
+        // In any case: the workers wait for this.
         let closed = scheduler.tasks.queue().clone().close().map_err(Into::into);
         let worked = workers.into_iter().map(|worker| worker.join().expect("no panic"));
         [overseen, closed].into_iter().chain(worked).collect::<Vec<Result<()>>>()
     });
-    // First what a worker met, then what was made of it.
+    // The error of a worker comes first, then those that followed from it.
     results.into_iter().rev().collect::<Result<()>>()?;
     println!("{} attempts failed and were tried again later", scheduler.retries.load(Relaxed));
     println!("{} of {count} tasks are done, each once and none too early", scheduler.done());

@@ -2,10 +2,11 @@
 //!
 //! `cargo run --release --example ship_log [FILE OUT]`
 //!
-//! A reader puts the lines of FILE into a queue, two workers take them out and append them to OUT,
-//! in order. Kill it at any moment and start it again: OUT ends up byte-identical to FILE. It needs
-//! no notes of its own for that: OUT's length says how far it got, the queue holds what was read
-//! and not yet delivered, and a line that comes twice is recognised by its offset.
+//! A reader puts the lines of FILE into a queue; two workers take them out and append them to OUT,
+//! in order. Kill it at any moment and start it again: OUT ends up byte-identical to FILE. The
+//! program keeps no notes of its own for that: OUT's length says how far it got, the queue holds
+//! the lines that were read and not yet delivered, and a line that comes twice is recognised by its
+//! offset.
 
 #![allow(
     clippy::unwrap_used,
@@ -33,7 +34,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 
 /// A longer line travels in pieces.
 const MAX_LINE: u64 = 1 << 20;
-/// Lines pushed with one sync, or until they have so many bytes.
+/// A batch, which is pushed with one sync, ends at this number of lines or of bytes.
 const BATCH_LINES: usize = 2000;
 const BATCH_BYTES: u64 = 4 << 20;
 /// The reader waits while more lines than this are on their way.
@@ -109,7 +110,7 @@ fn ship(file: &Path, out: &Path) -> Result<()> {
     check_prefix(&source, &copy, len, out)?;
     let mut queue_name = out.file_name().unwrap_or_default().to_os_string();
     queue_name.push(".queue");
-    // No line is given up, however often this was killed while it had it.
+    // No line is given up, however often this program was killed while it worked on it.
     let queue = Queue::options().max_attempts(0).open(out.with_file_name(queue_name))?;
     let shared = Shared {
         queue: &queue,
@@ -123,7 +124,7 @@ fn ship(file: &Path, out: &Path) -> Result<()> {
     let start = Instant::now();
     shared.finish_last_run()?;
     {
-        // What the last run had read may be of a log that is there no more.
+        // The lines that the last run had read may come from a log that is no longer there.
         let out_now = shared.out.lock().unwrap();
         check_prefix(&source, &out_now.file, out_now.len, out)?;
     }
@@ -162,7 +163,8 @@ fn check_prefix(mut source: &File, mut copy: &File, len: u64, out: &Path) -> Res
 }
 
 impl Shared<'_> {
-    /// Delivers what the last run read and did not deliver. Then OUT's length is where to read on.
+    /// Delivers the lines that the last run read and did not deliver. Then OUT's length says where
+    /// to read on.
     fn finish_last_run(&self) -> Result<()> {
         loop {
             let lines = self.queue.pop_batch(BATCH_LINES)?;
@@ -171,8 +173,8 @@ impl Shared<'_> {
             }
             let mut out = self.out.lock().unwrap();
             for line in &lines {
-                // A line that starts behind the end is read again, in its turn: OUT had lost what
-                // was before it, in a power cut.
+                // A line that starts behind the end is read again in its turn: OUT lost the lines
+                // before it in a power cut.
                 if offset(line) <= out.len {
                     Self::append(&mut out, offset(line), &line[8..])?;
                 }
@@ -183,7 +185,7 @@ impl Shared<'_> {
         }
     }
 
-    /// Puts the rest of FILE into the queue, and an end mark for each worker.
+    /// Puts the rest of FILE into the queue.
     fn read(&self, mut source: File) -> Result<()> {
         let mut offset = self.out.lock().unwrap().len;
         source.seek(SeekFrom::Start(offset))?;
@@ -211,14 +213,14 @@ impl Shared<'_> {
         Ok(())
     }
 
-    /// Whoever waits for a turn that will not come goes home.
+    /// Ends the work of all, also of workers that wait for a turn that will not come.
     fn end(&self) {
         let _out = self.out.lock().unwrap();
         self.is_over.store(true, Relaxed);
         self.turn.notify_all();
     }
 
-    /// Takes lines and appends them to OUT when it is their turn, until all of FILE is there.
+    /// Takes lines, and appends them to OUT when it is their turn, until all of FILE is there.
     fn work(&self) -> Result<()> {
         while !self.is_over.load(Relaxed) && self.out.lock().unwrap().len < self.total {
             // A timeout, because the last line may be with the other worker.
@@ -251,7 +253,7 @@ impl Shared<'_> {
         Ok(())
     }
 
-    /// Appends what OUT does not have yet of the bytes at `offset` of FILE.
+    /// Appends those of the bytes at `offset` of FILE that OUT does not have yet.
     fn append(out: &mut Out, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let known = usize::try_from(out.len.saturating_sub(offset)).unwrap_or(usize::MAX);
         if let Some(new) = bytes.get(known..).filter(|_| offset <= out.len) {

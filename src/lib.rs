@@ -31,7 +31,7 @@ mod stats;
 mod stuck;
 mod typed;
 
-/// The pages: how to use keepq, what to choose, how it is built, and why it can be believed.
+/// The pages: how to use keepq, what to choose, how it is built, and why it can be trusted.
 pub mod docs {
     /// A tour: open, push, pop, ack, wait, headers, values, errors, testing.
     #[doc = include_str!("docs/guide.md")]
@@ -48,13 +48,14 @@ pub mod docs {
     /// How the parts work together, and which other ways were rejected.
     #[doc = include_str!("docs/design.md")]
     pub mod design {}
-    /// The assumptions, the invariants, the argument crash by crash, and the tests that attack it.
+    /// The assumptions, the invariants, the argument for each crash, and the tests that attack it.
     #[doc = include_str!("docs/proof.md")]
     pub mod proof {}
 }
 
-/// The door to the operating system, and others to put in its place: memory that forgets like a
-/// disk without power, and calls that fail. For tests of keepq and of programs that use it.
+/// The interface to the operating system's files, and other implementations of it: memory that
+/// forgets like a disk that loses power, and calls that fail. For tests of keepq, and of programs
+/// that use it.
 #[cfg(feature = "fault-injection")]
 pub mod fault {
     pub use crate::clock::ManualClock;

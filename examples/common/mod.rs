@@ -1,4 +1,4 @@
-//! What the examples keep besides the queue: a file of lines that is only appended to.
+//! What the examples keep beside the queue: a file of lines that is only appended to.
 
 #![allow(dead_code, reason = "each example uses a part of it")]
 
@@ -6,17 +6,17 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::Path;
 
-/// Lines of numbers, each with a checksum. What a crash left behind the last whole line is cut off; if
-/// there are whole lines behind it, it was no crash, and nothing is touched. After a write that failed nothing
-/// more is appended.
+/// Lines of numbers, each with a checksum. Bytes that a crash left behind the last whole line are
+/// cut off. If there are whole lines behind them, that was no crash, and nothing is touched. After
+/// a write that failed, nothing more is appended.
 pub(crate) struct Lines {
     file: File,
     has_failed: bool,
 }
 
 impl Lines {
-    /// Opens or makes the file; gives its lines to `each`, in order. When it returns, all of them
-    /// are on the disk, also those that a killed run had written and not synced.
+    /// Opens or creates the file, and passes its lines to `each`, in order. When this returns, all
+    /// of them are on the disk, also those that a killed run had written and not synced.
     pub(crate) fn open(path: &Path, mut each: impl FnMut(&[u64])) -> io::Result<Self> {
         let options = OpenOptions::new().read(true).append(true).create(true).clone();
         let mut file = options.open(path)?;
