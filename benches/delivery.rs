@@ -1,5 +1,5 @@
-//! What leases, attempts, backoff, expiry, limits and dead letters cost push and pop, both sides in one run;
-//! and a million delayed messages beside the others.
+//! What leases, attempts, backoff, expiry, limits and dead letters cost push and pop, with both
+//! sides in one run; and what a million delayed messages cost the others.
 //!
 //! `cargo bench --bench delivery`
 
@@ -80,7 +80,7 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures[figures.len() / 2]
 }
 
-/// Resident memory of this process.
+/// Anonymous resident memory of this process.
 fn memory() -> f64 {
     let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = text.lines().find(|line| line.starts_with("RssAnon")).unwrap_or("0 0");
@@ -121,7 +121,7 @@ fn main() {
         "push with a delay: {delayed:.0} ns; {bytes:.0} bytes of memory for each of {DELAYED}"
     );
     let beside = push(&queue);
-    // The first goes by all that are delayed, once.
+    // The first pop passes all delayed messages, once.
     queue.pop().unwrap().unwrap().release().unwrap();
     let popped_beside = pop(&queue);
     println!("push alone {alone:.0} ns, beside them {beside:.0} ns");
@@ -134,5 +134,5 @@ fn main() {
     while queue.delayed() < DELAYED {
         std::thread::yield_now();
     }
-    println!("open: {opened:.1?}; all of them known again after {:.1?}", start.elapsed());
+    println!("open: {opened:.1?}; all delayed messages are known after {:.1?}", start.elapsed());
 }

@@ -1,4 +1,4 @@
-//! What each durability costs: a table of push and ack, by threads and mode.
+//! What each durability costs: a table of push and ack, by durability and number of threads.
 //!
 //! `cargo bench --bench durability`; on a busy machine `chrt -f 5 cargo bench --bench durability`.
 //! `KEEPQ_BENCH_DIR` names the directory to work in (default: the system's temporary one).
@@ -28,8 +28,8 @@ const TIME: Duration = Duration::from_secs(2);
 /// No more than this is pushed in one measurement, so that no disk is filled.
 const MOST: u64 = 2_000_000;
 
-/// Calls `call` on so many threads for a while; prints the rate, and what a call took.
-/// An empty name prints nothing: the first measurement of a process is slower than all others.
+/// Calls `call` on `threads` threads for a while; prints the rate, and how long a call took. With
+/// an empty name it prints nothing: the first measurement of a process is slower than all others.
 fn measure(name: &str, options: Options, threads: u64, messages: u64, call: &impl Call) {
     let dir = common::directory();
     let queue = options.open(dir.path().join("q")).unwrap();

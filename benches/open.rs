@@ -1,7 +1,7 @@
-//! P10: how long it takes to open a queue whose process was killed, and what memory that takes.
+//! P10: how long it takes to open a queue whose process was killed, and how much memory.
 //!
-//! `cargo bench --bench open`; `KEEPQ_BENCH_DIR` chooses the disk. *Cold* drops the system's caches before, and needs
-//! root.
+//! `cargo bench --bench open`; `KEEPQ_BENCH_DIR` chooses the disk. *Cold* drops the system's caches
+//! first, and needs root.
 
 #![allow(
     clippy::unwrap_used,
@@ -25,13 +25,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// What is left behind when the process is killed.
+/// The queue that a killed process leaves behind.
 #[derive(Clone, Copy)]
 struct Case {
     name: &'static str,
     messages: u64,
     segment_bytes: u64,
-    /// One in so many is not acked; 0: none was handed out.
+    /// One message in this many is not acked; 0: none was handed out.
     kept: u64,
     delayed: u64,
     is_compacted: bool,
@@ -104,7 +104,7 @@ fn resident_kib() -> u64 {
     kib.unwrap_or(0)
 }
 
-/// Opens it, takes the first message, and counts; prints what that took.
+/// Opens the queue, takes the first message, and counts; prints how long each step took.
 fn open(case: Case, path: &Path) {
     let mut queue = None;
     let opened = timed(|| queue = Some(options(case).open(path).unwrap()));
@@ -155,7 +155,7 @@ fn main() {
         let dir = directory();
         let path = dir.path().join("q");
         child(number, &path, "fill");
-        // The first one meets what the kill left, all others too: nothing is pushed, and nobody closes.
+        // Each of them finds what the kill left, since none of them pushes or closes.
         let mut warm: Vec<Vec<u64>> = (0..5).map(|_| child(number, &path, "open")).collect();
         warm.sort();
         let warm = &warm[2];

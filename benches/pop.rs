@@ -1,4 +1,4 @@
-//! P7: pop and ack of 64 B, single and in batches of 100, beside the limit: copy and checksum.
+//! P7: pop and ack of 64 B, single and in batches of 100, beside the limit: a copy and a checksum.
 //!
 //! `cargo bench --bench pop`
 

@@ -26,8 +26,9 @@ use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
 
-/// P1 and P3: a push that waits for nothing, a new queue for each sample. Two limits: checksum and
-/// copy into memory that is resident, and into a mapped file whose pages are met for the first time.
+/// P1 and P3: a push that waits for nothing, with a new queue for each sample. There are two
+/// limits: a checksum and a copy into resident memory, and the same into a mapped file whose pages
+/// are touched for the first time.
 fn push_os(criterion: &mut Criterion) {
     for (name, len, most) in
         [("P1 push 64 B Os", 64, 2_000_000), ("P3 push 1 KiB Os", 1024, 200_000)]
@@ -73,8 +74,8 @@ fn in_rounds(times: u64, most: u64, round: impl Fn(u64) -> Duration) -> Duration
     sum
 }
 
-/// P5: a push that waits for the disk. The limit: one pwrite and one fdatasync in a prepared file.
-/// Both sides in turn within one measurement, so that a drift of the disk hits both.
+/// P5: a push that waits for the disk. The limit is one pwrite and one fdatasync in a prepared
+/// file. Both sides take turns within one measurement, so that a drift of the disk affects both.
 fn push_always(criterion: &mut Criterion) {
     for (name, len) in [("P5 push 64 B Always", 64), ("P5 push 1 KiB Always", 1024)] {
         let mut group = criterion.benchmark_group(name);

@@ -1,9 +1,10 @@
-//! Hours of mixed load in minutes, by a clock that goes fast: pushes of many sizes, with delays and times to live;
-//! consumers that ack, fail, reject, forget and hold on; dead letters pushed again; purges, closes, and drops. Disk, memory,
-//! descriptors and the time to open are plotted, and have to stay flat.
+//! Hours of mixed load in minutes, with a clock that is advanced fast: pushes of many sizes, with
+//! delays and times to live; consumers that ack, fail, reject, release and hold on; dead letters
+//! that are pushed again; purges, closes, and drops. Disk, memory, descriptors and the time to open
+//! are plotted, and must not grow.
 //!
-//! `cargo bench --bench soak`; `KEEPQ_SOAK_SECONDS` sets how long it takes (default 120), `KEEPQ_SOAK_SVG` where the
-//! plot goes (default `target/soak.svg`), `KEEPQ_BENCH_DIR` the disk.
+//! `cargo bench --bench soak`; `KEEPQ_SOAK_SECONDS` sets how long it takes (default 120),
+//! `KEEPQ_SOAK_SVG` where the plot goes (default `target/soak.svg`), `KEEPQ_BENCH_DIR` the disk.
 
 #![allow(
     clippy::unwrap_used,
@@ -30,16 +31,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-/// What is watched, and by how much it may differ between the middle and the last third: in parts, and besides.
+/// What is watched, and how much larger it may be in the last third than in the middle third: by
+/// this factor, and by this amount on top.
 const WATCHED: [(&str, f64, f64); 4] = [
     ("disk, MiB", 1.5, 4.0),
     ("memory without mapped files, MiB", 1.3, 4.0),
     ("descriptors", 1.3, 4.0),
     ("time to open, ms", 2.0, 5.0),
 ];
-/// A closing of the queue for each so many steps.
+/// The number of steps in one run of the queue.
 const STEPS: u64 = 6000;
-/// The queue's time that a step takes.
+/// How much of the queue's time a step takes.
 const TICK: Duration = Duration::from_millis(250);
 
 /// splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
@@ -58,7 +60,7 @@ struct Soak {
     clock: Arc<ManualClock>,
     path: PathBuf,
     dice: Dice,
-    /// Held for a long time, each with the step at which it is answered.
+    /// Deliveries that are held for a long time, each with the step at which it is answered.
     held: VecDeque<(u64, Delivery)>,
     step: u64,
     pushed: u64,
@@ -116,7 +118,7 @@ impl Soak {
             }
         }
         while self.held.front().is_some_and(|(until, _)| *until <= self.step) {
-            // Those of an earlier run are worth nothing any more.
+            // The answers to deliveries of an earlier run fail.
             drop(self.held.pop_front().map(|(_, job)| job.ack()));
         }
         if self.step.is_multiple_of(500) {
@@ -129,7 +131,7 @@ impl Soak {
         }
     }
 
-    /// One run of the queue: what it took to open, and what it held at the most.
+    /// One run of the queue: returns the time to open, and the largest numbers during the run.
     fn run(&mut self) -> [f64; 4] {
         let mut queue = None;
         let opened = timed(|| queue = Some(self.options().open(&self.path).unwrap()));
@@ -153,7 +155,7 @@ const MIB: f64 = (1 << 20) as f64;
 
 fn disk(path: &Path) -> u64 {
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-    // One may be gone by now.
+    // A file may be gone by now.
     let sizes = entries.filter_map(|entry| {
         let metadata = entry.metadata().ok()?;
         Some(if metadata.is_dir() { disk(&entry.path()) } else { metadata.len() })
@@ -198,7 +200,8 @@ fn plot(samples: &[(f64, [f64; 4])]) -> String {
             });
         writeln!(
             svg,
-            "<text x='90' y='{:.0}'>{name}: up to {most:.1}, in {hours:.1} hours of the queue's time</text>\n\
+            "<text x='90' y='{:.0}'>{name}: up to {most:.1}, in {hours:.1} hours of the queue's \
+             time</text>\n\
              <path d='M90 {top} V{bottom} H{right}' fill='none' stroke='#999'/>\n\
              <text x='82' y='{:.0}' text-anchor='end'>{most:.1}</text>\n\
              <text x='82' y='{bottom}' text-anchor='end'>0</text>\n\
@@ -252,7 +255,7 @@ fn main() {
         let last = most(&samples[samples.len() - third..], number);
         let holds = last <= middle * part + besides;
         is_flat &= holds;
-        let told = if holds { "flat" } else { "RISES" };
+        let told = if holds { "flat" } else { "GROWS" };
         println!("{name}: {middle:.1} in the middle third, {last:.1} in the last: {told}");
     }
     assert!(is_flat, "something grows: see {svg}");

@@ -1,5 +1,5 @@
-//! P12: the disk that a queue takes, at full size: 10 million messages of 100 B in segments of 64 MiB. Says for each
-//! bound whether it holds, and fails if one does not.
+//! P12: the disk that a queue takes, at full size: 10 million messages of 100 B in segments of 64
+//! MiB. Prints for each bound whether it holds, and fails if one does not.
 //!
 //! `cargo bench --bench space`; `KEEPQ_BENCH_DIR` chooses the disk, which needs 2 GiB.
 
@@ -35,15 +35,15 @@ fn open(path: &Path) -> Queue {
     Queue::options().durability(Durability::Os).open(path).unwrap()
 }
 
-/// Bytes that the files really have on the disk, by the file system's count of blocks.
+/// Bytes that the files really take on the disk, by the file system's count of blocks.
 fn disk(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-    // One may be gone by now.
+    // A file may be gone by now.
     entries.filter_map(|entry| entry.metadata().ok()).map(|file| file.blocks() * 512).sum()
 }
 
-/// Waits until the disk in use is within `most`, or a minute is over; tells how long that took.
+/// Waits until the disk in use is within `most`, or a minute is over; returns how long that took.
 fn settle(path: &Path, most: impl Fn() -> u64) -> Duration {
     let start = Instant::now();
     while disk(path) > most() && start.elapsed() < Duration::from_secs(60) {
@@ -77,7 +77,7 @@ fn push_all(queue: &Queue) {
     }
 }
 
-/// Pops all, acks what is not kept, and gives that.
+/// Pops all messages, acks those that are not kept, and returns the others.
 fn ack_all_but(queue: &Queue, is_kept: impl Fn(&Delivery) -> bool) -> Vec<Delivery> {
     let mut left = Vec::new();
     loop {
@@ -113,7 +113,7 @@ fn one_in_a_thousand(report: &mut Report) {
     report.line("1 in 1,000 left", disk(dir.path()), most(), Some(after));
     let stats = queue.stats();
     println!(
-        "| written for it | {:.2} MiB | {:.2} MiB that pushes took | | |",
+        "| compaction wrote | {:.2} MiB | {:.2} MiB that pushes took | | |",
         stats.compacted_bytes() as f64 / MIB,
         stats.taken_bytes() as f64 / MIB
     );
@@ -143,7 +143,7 @@ fn stuck_under_a_flow(report: &mut Report) {
     });
     let rate = MESSAGES as f64 / start.elapsed().as_secs_f64();
     report.line("one stuck under 10 million others", most, 3 * SEGMENT + FIXED, None);
-    println!("| the flow | {rate:.0} messages a second | | | |");
+    println!("| pushed, popped, acked | {rate:.0} messages a second | | | |");
     stuck.ack().unwrap();
 }
 

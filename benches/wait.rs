@@ -1,5 +1,5 @@
 //! How soon a waiting consumer has a message that is pushed, beside a mutex with a condition
-//! variable doing the same, in turn within one run.
+//! variable that does the same, in turn within one run.
 //!
 //! `cargo bench --bench wait`; on a busy machine `chrt -f 5 cargo bench --bench wait`.
 
@@ -25,10 +25,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 3000;
-/// So many of one side, then as many of the other.
+/// The rounds of one side before the other takes its turn.
 const IN_TURN: usize = 50;
 
-/// Something that a value is handed through to a thread that waits for it.
+/// Hands a value to a thread that waits for it.
 trait Handoff: Send + Sync + 'static {
     fn give(&self, value: u64);
     fn take(&self) -> u64;
@@ -70,7 +70,7 @@ impl Handoff for Queue {
     }
 }
 
-/// A hand-off, and how long each took.
+/// One kind of hand-off, and how long each of its rounds took.
 struct Side {
     name: &'static str,
     handoff: Arc<dyn Handoff>,
@@ -96,13 +96,13 @@ impl Side {
     }
 
     fn round(&mut self, start: Instant, pause: Duration) {
-        // The consumer is given so long to start waiting.
+        // The consumer has this long to start waiting.
         let until = Instant::now() + pause;
         while Instant::now() < until {
             std::hint::spin_loop();
         }
         self.handoff.give(start.elapsed().as_nanos() as u64);
-        // Not parked itself: that would leave the consumer idle for longer than asked.
+        // This thread does not park: that would leave the consumer idle for longer than `pause`.
         self.taken.push(loop {
             match self.back.try_recv() {
                 Ok(took) => break took,

@@ -1,4 +1,4 @@
-//! Physical limits to hold keepq against, and what else the benchmarks share.
+//! Physical limits to compare keepq with, and other things that the benchmarks share.
 
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 #![allow(clippy::disallowed_types, clippy::disallowed_methods, reason = "a benchmark, not keepq")]
@@ -49,7 +49,7 @@ pub(crate) fn fresh_copy(directory: &Path, bytes: u64) -> impl FnMut(&[u8]) + us
         OpenOptions::new().create(true).truncate(true).read(true).write(true).open(path).unwrap();
     let size = bytes.next_multiple_of(4096) + 4096;
     rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size).unwrap();
-    #[allow(unsafe_code, reason = "nobody else has this file")]
+    #[allow(unsafe_code, reason = "no other code has this file")]
     // SAFETY: the file was made above, and keeps its size.
     let map = unsafe { memmap2::MmapMut::map_mut(&file) }.unwrap();
     let state = Mutex::new((map, 0usize));
@@ -98,7 +98,7 @@ fn sectors_written(directory: &Path) -> Option<u64> {
     stat.split_whitespace().nth(6)?.parse().ok()
 }
 
-/// The value that so many percent of `values` do not exceed. Sorts them.
+/// The value that `percent` of 100 `values` do not exceed. Sorts them.
 pub(crate) fn percentile(values: &mut [Duration], percent: f64) -> Duration {
     values.sort_unstable();
     let is_within = |at: &usize| (*at as f64) < values.len() as f64 * percent / 100.0;
