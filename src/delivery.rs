@@ -248,7 +248,7 @@ impl Drop for Delivery {
         if !self.is_answered {
             // This fails if the queue was closed, and then the message comes back at the next open; or
             // if the lease ran out, and the message was handed out again since.
-            self.engine.answer([self.taken.given].into_iter(), &Answer::Drop).ok();
+            self.open.answer([self.taken.given].into_iter(), &Answer::Drop).ok();
         }
     }
 }

@@ -41,7 +41,7 @@ pub struct Queue {
 
 /// Closes the queue when the last clone is gone.
 struct Handle {
-    engine: Arc<Engine>,
+    open: Arc<OpenQueue>,
     /// If this is a queue of dead letters: the queue that they come from, kept open by this handle.
     owner: Option<Queue>,
 }
@@ -50,7 +50,7 @@ impl Drop for Handle {
     fn drop(&mut self) {
         if self.owner.is_none() {
             // A caller that wants to know the error calls `close`.
-            self.engine.close().ok();
+            self.open.close().ok();
         }
     }
 }

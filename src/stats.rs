@@ -3,6 +3,26 @@
 use crate::distribution::Distribution;
 use std::time::Duration;
 
+/// What was done with messages since open: the list that is kept and told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) popped: u64,
+    pub(crate) redelivered: u64,
+    pub(crate) acked: u64,
+    pub(crate) nacked: u64,
+    pub(crate) released: u64,
+    pub(crate) rejected: u64,
+    pub(crate) lease_expired: u64,
+    pub(crate) purged: u64,
+    pub(crate) expired: u64,
+    pub(crate) dropped: u64,
+    pub(crate) dead_lettered: u64,
+    /// Settled messages that came up to be handed out, and were passed over.
+    pub(crate) duplicated: u64,
+    /// First deliveries of messages behind one that was pushed later.
+    pub(crate) out_of_order: u64,
+}
+
 /// Numbers about an open queue, from [`Queue::stats`](crate::Queue::stats). All are of one moment,
 /// except those of its dead letters, which are a moment older. Numbers *since open* start at zero
 /// with each open; all others describe the queue as it is, also right after a crash.

@@ -81,17 +81,6 @@ impl OnFailedSync for Health {
     }
 }
 
-/// An error's text, and those of its sources.
-fn with_sources(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
-}
-
 impl Cause {
     fn error(&self, indeterminate: bool) -> Error {
         // Each caller gets an error of its own, of the same kind.
