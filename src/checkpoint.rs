@@ -1,8 +1,8 @@
 //! The file that holds the checkpoint.
 //!
 //! Promises: a power cut during a write leaves the checkpoint before it, or none if there was none.
-//! Relies on each write being synced before the next, so that the older slot is always the one
-//! that is overwritten. Refuses to be needed: whoever reads it can do without.
+//! Relies on its caller to sync each write before the next one, so that a write always goes to the
+//! older slot. Refuses to be needed: open works without it.
 
 use crate::error::{Error, Result};
 use crate::format::bytes::wide;
@@ -23,7 +23,7 @@ pub(crate) struct CheckpointFile {
     generation: u64,
     /// Which slot the newest checkpoint is in.
     slot: u64,
-    /// The file was renamed to its name, and the directory not yet synced.
+    /// The file was renamed to its name, and the directory was not synced since.
     has_new_name: bool,
     written: Option<Checkpoint>,
 }
@@ -39,8 +39,8 @@ pub(crate) enum CheckpointRead {
 }
 
 impl CheckpointFile {
-    /// Reads the newest checkpoint. An unreadable or foreign thing in its place is replaced by the
-    /// next write.
+    /// Reads the newest checkpoint. A damaged file, or something else in its place, is replaced by
+    /// the next write. `is_file`: what the directory has under its name.
     pub(crate) fn read(storage: &dyn Storage, is_file: Option<bool>) -> Result<CheckpointRead> {
         let missing = |state| Ok(CheckpointRead::Known(Self::default(), state, None));
         match is_file {
@@ -140,7 +140,7 @@ impl CheckpointFile {
             .write_at(0, bytes)
             .and_then(|()| file.sync())
             .and_then(|()| storage.rename(name::CHECKPOINT_TMP, name::CHECKPOINT));
-        // The first error is the one to tell; what stays is finished off at the next open.
+        // The first error is the one to tell; the next open removes a file that stays.
         written.inspect_err(|_| drop(storage.remove(name::CHECKPOINT_TMP)))?;
         Ok(file)
     }

@@ -1,28 +1,29 @@
-//! Who has which message, and until when: a slab. Pure: no I/O, no locks, no clock.
+//! The leases of messages that are handed out: a slab. Pure: no I/O, no locks, no clock.
 //!
-//! Promises: a ticket settles its own lease or nothing, however late it comes. A lease that ran out is
-//! remembered until its message is handed out again or settled, so that a late answer can still count.
-//! Memory is bounded by the most leases there ever were at one time. To begin and to end a lease takes a few
-//! steps, however many there are: those that were not extended run out in the order in which they began.
+//! Promises: a ticket ends its own lease or none, however late it is used. A lease that ran out is
+//! kept until its message is handed out again or settled, so that a late answer can still count.
+//! Memory is bounded by the largest number of leases that there was at one time. To begin and to
+//! end a lease takes a few steps, however many leases there are, because those that were not
+//! extended run out in the order in which they began.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Names a lease; worthless once the lease has ended.
+/// Names a lease. Once the lease has ended, it names nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Ticket {
     entry: u32,
     generation: u32,
 }
 
-/// What a lease knows of a message: which it is, and where it lay when that was last looked up. Compaction may have
-/// moved it since; its Seq finds it again.
+/// What a lease knows of its message: which one it is, and where it lay when that was last looked
+/// up. Compaction may have moved it since then; its Seq finds it again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub(crate) struct Place {
     pub(crate) seq: u64,
     pub(crate) ordinal: u64,
     pub(crate) index: u32,
     pub(crate) offset: u64,
-    /// This delivery included, while one is under way.
+    /// The delivery that is under way is counted.
     pub(crate) attempts: u32,
     /// Bytes of its record.
     pub(crate) bytes: u32,
@@ -34,12 +35,12 @@ pub(crate) struct Place {
 pub(crate) struct Leases {
     entries: Vec<Lease>,
     free: Vec<u32>,
-    /// The ends of the list of those that have the common timeout, by when they began.
+    /// The ends of the list of leases with the common timeout, in the order in which they began.
     oldest: Option<u32>,
     newest: Option<u32>,
-    /// Those with a deadline of their own.
+    /// Leases with a deadline of their own.
     extended: BTreeSet<(u64, u32)>,
-    /// Those that ran out: by Seq, with the time before which the message is not handed out again.
+    /// Leases that ran out, by Seq, with the time before which the message is not handed out again.
     expired: BTreeMap<u64, (Ticket, u64)>,
 }
 
@@ -66,21 +67,21 @@ enum LeaseState {
     Expired,
 }
 
-/// A lease that was ended.
+/// A lease that has just ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Ended {
     pub(crate) place: Place,
-    /// If it had run out: the time before which the message is not handed out again, 0 for none.
+    /// If it had run out: the time before which the message is not handed out again, or 0.
     pub(crate) expired: Option<u64>,
 }
 
 impl Leases {
-    /// How many have not run out.
+    /// How many leases have not run out.
     pub(crate) fn count(&self) -> usize {
         self.entries.len() - self.free.len() - self.expired.len()
     }
 
-    /// Begins a lease. Deadlines given here never fall.
+    /// Begins a lease. Its deadline is not before any that was given here earlier.
     #[inline]
     pub(crate) fn begin(&mut self, place: Place, deadline: Option<u64>) -> Ticket {
         let state = if deadline.is_some() { LeaseState::Timed } else { LeaseState::Held };
@@ -145,8 +146,8 @@ impl Leases {
         self.end(ticket)?.expired
     }
 
-    /// Gives a lease another deadline. One that had run out begins again, and what [`Leases::end`] would
-    /// have given is told; `None` if it has ended.
+    /// Gives a lease another deadline. A lease that had run out begins again. Returns what
+    /// [`Leases::end`] would have returned: `None` if the lease has ended.
     pub(crate) fn extend(&mut self, ticket: Ticket, deadline: u64) -> Option<Ended> {
         let (state, place) = self.known(ticket)?;
         self.leave(ticket.entry, state);
@@ -162,14 +163,14 @@ impl Leases {
         let first = self.extended.first().map(|&(deadline, _)| deadline);
         let oldest = self.oldest.and_then(|oldest| self.entries.get(widen(oldest)));
         let deadline = oldest.map(|entry| entry.deadline);
-        // No iterator: this is asked for all the time.
+        // No iterator, because this is called so often.
         match (first, deadline) {
             (Some(first), Some(deadline)) => Some(first.min(deadline)),
             (first, deadline) => first.or(deadline),
         }
     }
 
-    /// A lease whose deadline has come. The caller says with [`Leases::expire`] what becomes of it.
+    /// A lease whose deadline has come. The caller then calls [`Leases::expire`] for it.
     pub(crate) fn overdue(&self, now: u64) -> Option<(Ticket, Place)> {
         let oldest = self
             .oldest
@@ -180,7 +181,7 @@ impl Leases {
         Some((Ticket { entry: number, generation: entry.generation }, entry.place))
     }
 
-    /// This lease has run out; its message waits until `due`, or is at the front (0).
+    /// This lease has run out. Its message waits until `due`, or, if that is 0, comes next.
     pub(crate) fn expire(&mut self, ticket: Ticket, due: u64) {
         if let Some((state, place)) = self.known(ticket) {
             self.leave(ticket.entry, state);
@@ -199,7 +200,7 @@ impl Leases {
         &mut self.entries[widen(number)]
     }
 
-    /// Takes a lease, which is or was in this state, out of the order of deadlines.
+    /// Takes a lease, which is or was in this state, out of the list or set of its state.
     fn leave(&mut self, number: u32, state: LeaseState) {
         let Lease { older, newer, deadline, .. } = *self.entry(number);
         match state {
@@ -290,8 +291,11 @@ mod tests {
     proptest! {
         /// Against a plain list: begin, end, extend, expire in any order.
         #[test]
-        fn runs_out_in_the_order_of_deadlines(steps in prop::collection::vec((0u8..4, 0usize..9, 0u64..20), 0..60)) {
-            let (mut leases, mut model, mut now) = (Leases::default(), Vec::<(Ticket, u64, u64)>::new(), 0);
+        fn runs_out_in_the_order_of_deadlines(
+            steps in prop::collection::vec((0u8..4, 0usize..9, 0u64..20), 0..60),
+        ) {
+            let (mut leases, mut now) = (Leases::default(), 0);
+            let mut model = Vec::<(Ticket, u64, u64)>::new();
             for (step, (what, which, time)) in (1..).zip(steps) {
                 let which = which % model.len().max(1);
                 match what {
@@ -305,21 +309,25 @@ mod tests {
                     }
                     2 if !model.is_empty() => {
                         model[which].2 = now + time;
-                        prop_assert_eq!(leases.extend(model[which].0, now + time), Some(held(model[which].1)));
+                        let (ticket, seq, _) = model[which];
+                        prop_assert_eq!(leases.extend(ticket, now + time), Some(held(seq)));
                     }
                     _ => {
                         now += time;
                         while let Some((ticket, place)) = leases.overdue(now) {
-                            let at = model.iter().position(|(_, seq, _)| *seq == place.seq).unwrap();
+                            let at = model.iter().position(|(_, seq, _)| *seq == place.seq);
+                            let at = at.unwrap();
                             let (_, seq, deadline) = model.remove(at);
-                            prop_assert!(deadline <= now && model.iter().all(|other| other.2 >= deadline));
+                            let is_first = model.iter().all(|other| other.2 >= deadline);
+                            prop_assert!(deadline <= now && is_first);
                             leases.expire(ticket, 0);
                             leases.end_expired(seq);
                         }
                     }
                 }
                 prop_assert_eq!(leases.count(), model.len());
-                prop_assert_eq!(leases.next_deadline(), model.iter().map(|(_, _, deadline)| *deadline).min());
+                let first = model.iter().map(|(_, _, deadline)| *deadline).min();
+                prop_assert_eq!(leases.next_deadline(), first);
             }
         }
     }

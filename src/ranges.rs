@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// No more ranges than this are kept: beyond it, the oldest two become one that spans both.
 const KEPT: usize = 1000;
 
-/// A set of numbers as ranges, both ends included: in order, apart from each other.
+/// A set of numbers as ranges, both ends included, in order; no two touch.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Ranges(Vec<(u64, u64)>);
 
@@ -31,19 +31,19 @@ impl Ranges {
         }
     }
 
-    /// Takes all numbers from `end` on out.
+    /// Takes out all numbers from `end` on.
     pub(crate) fn cut(&mut self, end: u64) {
         self.remove(end, u64::MAX);
     }
 
-    /// Takes `first..=last` out, if that holds anything.
+    /// Takes out `first..=last`, if that holds anything.
     pub(crate) fn remove(&mut self, first: u64, last: u64) {
         if first > last {
             return;
         }
         let old = std::mem::take(&mut self.0);
         for (start, end) in old {
-            // What is left of it on either side.
+            // What is left of this range on either side.
             let before = first.checked_sub(1).map(|below| (start, end.min(below)));
             let behind = last.checked_add(1).map(|above| (start.max(above), end));
             let parts = [before, behind].into_iter().flatten();

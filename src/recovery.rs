@@ -1,10 +1,10 @@
 //! What a directory holds: [`Found`] -> [`Reconciled`] -> [`Log`].
 //!
 //! `Found` is what was read and may contradict itself; `Reconciled` is what counts; only a `Log`
-//! can be appended to. Nothing here writes, so open can be killed anywhere and repeated, and finds
-//! the same again. Knows: every rule of the section "Reading a queue" of format.md. Refuses to
-//! guess: what it drops, skips or ignores is in the report, and an I/O error is never taken for
-//! damage.
+//! can be appended to. Nothing here writes, so open can be killed at any point and repeated, and
+//! finds the same again. Knows every rule of the section "Reading a queue" of format.md. Refuses to
+//! guess: what it drops, skips or ignores is in the report; newer, damaged and unreadable are three
+//! things, so an I/O error ends the open and is never taken for damage or for nothing.
 
 #![warn(clippy::indexing_slicing)]
 
@@ -37,12 +37,12 @@ pub(crate) struct Part {
     pub(crate) count: u32,
     /// Where its records end.
     pub(crate) tail: u64,
-    /// Whether its seal says the same already.
+    /// Whether its seal already says the same.
     pub(crate) is_sealed: bool,
 }
 
 impl Part {
-    /// One behind its last Seq.
+    /// The Seq after its last one.
     pub(crate) fn end_seq(&self) -> u64 {
         let sources = self.segment.sources.as_ref();
         sources.map_or(self.first_seq + u64::from(self.count), |sources| sources.last_seq + 1)
@@ -59,7 +59,7 @@ pub(crate) struct Reconciled {
     report: RecoveryReport,
 }
 
-/// What the engine goes on from.
+/// The log from which the engine goes on.
 #[derive(Debug)]
 pub(crate) struct Log {
     pub(crate) queue_id: [u8; 16],
@@ -72,9 +72,10 @@ pub(crate) struct Log {
     pub(crate) newest_time: u64,
     /// In the order of the log.
     pub(crate) parts: Vec<Part>,
-    /// Copies whose states have to be merged with those of what they were made from, before anything else.
+    /// Copies that have to be merged with their sources before anything else is done.
     pub(crate) replaced: Vec<Replaced>,
-    /// Names to remove, with their bytes: half-made files, and segments that were let go.
+    /// Names to remove, with the sizes of their files: half-made ones, and segments that were let
+    /// go.
     pub(crate) leftovers: Vec<(String, u64)>,
     pub(crate) checkpoint: CheckpointFile,
     pub(crate) is_new: bool,
@@ -97,7 +98,7 @@ impl Found {
         });
         let newest_epoch = self.segments.last().map_or(0, |segment| segment.header.epoch);
         let mut parts: Vec<Part> = Vec::new();
-        // Sealed segments tell their first time only.
+        // Sealed segments tell only their first time.
         let mut newest_time = self.checkpoint.as_ref().map_or(0, |known| known.newest_time);
         let mut run_ended = None;
         for group in self.segments.chunk_by(|a, b| a.header.epoch == b.header.epoch) {
@@ -122,7 +123,7 @@ impl Found {
         Ok(Reconciled { found: self, parts, next_seq, newest_time, report })
     }
 
-    /// No Seq at or above it was given out.
+    /// No Seq at or above this one was given out.
     fn seq_limit(&self) -> u64 {
         let compacted = self.compacted.iter().map(|compacted| &compacted.segment);
         let replaced = self.replaced.iter().flat_map(|replaced| &replaced.sources);
@@ -130,12 +131,13 @@ impl Found {
             self.segments.iter().chain(compacted).chain(replaced.map(|source| &source.segment));
         let headers = all.map(|segment| segment.header.seq_limit);
         let hint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.seq_limit);
-        // Each segment that cannot be read may have raised it by what it and its predecessor held.
+        // Each segment whose header is damaged may have raised it by what it and its predecessor
+        // hold.
         let unknown = wide(self.unreadable) * 2 * capacity(MAX_SEGMENT);
         headers.chain(hint).max().unwrap_or(1) + unknown
     }
 
-    /// Whether there was a segment newer than all that are here.
+    /// Whether CHECKPOINT knows a segment that is newer than all that are here.
     fn lacks_newest(&self) -> bool {
         let ordinal = self.ordinals().max().unwrap_or(0);
         let epoch = self.segments.last().map_or(0, |newest| newest.header.epoch);
@@ -144,10 +146,10 @@ impl Found {
         })
     }
 
-    /// What CHECKPOINT lists and the directory does not have.
+    /// The segments that CHECKPOINT lists and the directory does not have.
     fn missing_segments(&self) -> Vec<Damage> {
         let Some(checkpoint) = &self.checkpoint else { return Vec::new() };
-        // One that was prepared and never used lost nothing.
+        // A segment that was prepared and never used held nothing.
         let missing = checkpoint.used().filter(|listed| !self.has(listed.ordinal));
         let damage = missing.map(|listed| Damage {
             first: listed.first_seq,
@@ -161,7 +163,7 @@ impl Found {
 }
 
 impl Reconciled {
-    /// What the engine goes on from.
+    /// The log from which the engine goes on.
     pub(crate) fn into_log(self) -> Result<Log> {
         let Self { found, parts, next_seq, newest_time, report } = self;
         let is_empty = parts.is_empty() && found.checkpoint.is_none();
@@ -200,8 +202,9 @@ impl Reconciled {
     }
 }
 
-/// Numbers below `next_seq` that no part has and that were not settled: what CHECKPOINT lists, all
-/// that came after it and is not here, and what is damaged. Without CHECKPOINT, all that is not here.
+/// Numbers below `next_seq` that no part has and that were not settled: those that CHECKPOINT
+/// lists, all that came after it and are not here, and those that are damaged. Without CHECKPOINT,
+/// all that are not here.
 fn unaccounted(
     found: &Found,
     parts: &[Part],
@@ -213,8 +216,9 @@ fn unaccounted(
         Some(Checkpoint { unaccounted, accounted, .. }) => (unaccounted.clone(), *accounted),
         None => (Ranges::default(), 0),
     };
-    // An open may have meant to skip numbers, noted that, and ended before it gave out any behind them; with
-    // what made it skip them gone, a later run gave them out after all. What is in a segment is not missing.
+    // An open may have decided to skip numbers, and noted them as missing, but ended before it gave
+    // out any number behind them. If the reason to skip them was gone later, they were given out
+    // after all. A number that is in a segment is not missing.
     for part in parts.iter().filter(|part| part.count > 0 && part.segment.sources.is_none()) {
         ranges.remove(part.first_seq, part.end_seq() - 1);
     }
@@ -227,9 +231,10 @@ fn unaccounted(
         }
     }
     ranges.insert(end, next_seq - 1);
-    // A segment that has fewer records than when it was listed, or is gone, was damaged since; an
-    // earlier open may have told, and ended before it could note it. Of what a copy replaces, all that the copy
-    // does not have was settled, or noted as lost, before the copy got its name.
+    // A segment that has fewer records than when it was listed, or is gone, was damaged since then.
+    // An earlier open may have reported that, and ended before it could note it. Of the segments
+    // that a copy replaces, all that the copy does not have was settled, or noted as lost, before
+    // the copy got its name.
     let replaced: BTreeSet<u64> = found.replaced_ordinals().collect();
     let listed = checkpoint.iter().flat_map(|checkpoint| checkpoint.used());
     for listed in listed.filter(|listed| !replaced.contains(&listed.ordinal)) {
@@ -242,12 +247,13 @@ fn unaccounted(
     let lost =
         lost.filter(|damage| [DamageKind::Corrupt, DamageKind::Segment].contains(&damage.kind));
     lost.for_each(|damage| ranges.insert(damage.first, damage.last));
-    // They are given out now.
+    // Numbers from `next_seq` on are given out from now on.
     ranges.cut(next_seq);
     Ok(ranges)
 }
 
-/// Puts in the numbers in between those that a compacted segment has: settled or lost, and nothing says which.
+/// Puts in the numbers between those that a compacted segment has: they were settled or lost, and
+/// nothing says which.
 fn insert_gaps(ranges: &mut Ranges, part: &Part) -> Result<()> {
     const STEP: usize = 4096;
     let step = u32::try_from(STEP).unwrap_or(u32::MAX);

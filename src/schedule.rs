@@ -1,7 +1,7 @@
-//! What must not be handed out before its time. Pure: no I/O, no locks, no clock.
+//! Messages that must not be handed out before their times. Pure: no I/O, no locks, no clock.
 //!
-//! Promises: what is due comes out in the order of its times, and by Seq among equals. Keeps two numbers for
-//! each message, about 30 bytes with the tree that they are in; where the message lies its slot says.
+//! Promises: messages come out in the order of their times, and those with one time in the order of
+//! their Seqs. Keeps two numbers for each message, about 30 bytes with the tree that they are in.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -11,20 +11,20 @@ use std::ops::Bound;
 pub(crate) struct Schedule {
     /// Time and Seq.
     entries: BTreeSet<(u64, u64)>,
-    /// The first of them: asked for all the time.
+    /// The first of them, kept here because it is needed so often.
     first: Option<(u64, u64)>,
-    /// What is due by this time has been counted.
+    /// `due` counts the entries up to this time.
     counted_until: u64,
     due: usize,
 }
 
 impl Schedule {
-    /// How many wait for a time that had not come when [`Schedule::advance`] was last called.
+    /// How many messages have a time that had not come when [`Schedule::advance`] was last called.
     pub(crate) fn delayed(&self) -> usize {
         self.entries.len() - self.due
     }
 
-    /// Keeps a message until `time`. Once more for the same time is once.
+    /// Keeps a message until `time`. To put it in again for the same time changes nothing.
     pub(crate) fn put(&mut self, time: u64, seq: u64) {
         if self.entries.insert((time, seq)) && time <= self.counted_until {
             self.due += 1;
@@ -57,7 +57,7 @@ impl Schedule {
         self.entries.range(undue).next().map(|(time, _)| *time)
     }
 
-    /// When the first one is due, or was.
+    /// The time of the first message, which may be past.
     pub(crate) fn first_time(&self) -> Option<u64> {
         self.first.map(|(time, _)| time)
     }
@@ -91,7 +91,7 @@ impl Schedule {
         self.entries.contains(&(time, seq))
     }
 
-    /// Takes out what was put in for this time, if it is there.
+    /// Takes out a message that was put in for this time; false if it is not there.
     pub(crate) fn remove(&mut self, time: u64, seq: u64) -> bool {
         let is_removed = self.entries.remove(&(time, seq));
         if is_removed && time <= self.counted_until {
@@ -103,7 +103,7 @@ impl Schedule {
         is_removed
     }
 
-    /// Drops them all.
+    /// Takes out all messages.
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
     }
@@ -149,7 +149,8 @@ mod tests {
                 let delayed = schedule.entries.iter().filter(|entry| entry.0 > now).count();
                 prop_assert_eq!(schedule.delayed(), delayed);
                 prop_assert_eq!(schedule.first, schedule.entries.first().copied());
-                prop_assert_eq!(schedule.first_due(), schedule.entries.first().copied().filter(|e| e.0 <= now));
+                let first_due = schedule.first.filter(|entry| entry.0 <= now);
+                prop_assert_eq!(schedule.first_due(), first_due);
             }
         }
     }

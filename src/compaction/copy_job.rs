@@ -1,8 +1,9 @@
-//! Copying what is owed in some segments into one, a step at a time.
+//! Copying the unsettled messages of some segments into one, a step at a time.
 //!
-//! Promises: every message that is owed when it is come by is copied as it was pushed, or is told of as damaged;
-//! an error of reading is an error and not damage. Relies on the caller to note which slots change from before
-//! the first step on, and to bring those up to date at the end. Takes no lock.
+//! Promises: every message that is unsettled when its slot is read is copied as it was pushed, or
+//! is a finding; an error of reading is an error and not damage. Relies on the caller to note which
+//! slots change from before the first step on, and to bring their copies up to date at the end.
+//! Takes no lock.
 
 use super::plan::Choice;
 use crate::error::Result;
@@ -15,16 +16,16 @@ use crate::log::merge::CopySource;
 use crate::log::sealed::{Located, Mapped};
 use std::sync::Arc;
 
-/// Slots read at once.
+/// Slots that are read at once.
 const STEP: u32 = 4096;
 
-/// What was met on the way, and has to be settled by whoever has the lock. Each is of the segment with this
-/// ordinal, and may have been settled meanwhile.
+/// What a job found besides messages to copy. The caller has to settle it under its lock; the
+/// message may have been settled meanwhile. `ordinal`: of the segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Finding {
-    /// Records `from..to` are damaged, or were sought in vain from this offset on.
+    /// Records `from..to` are damaged, or were not found from this offset on.
     Lost { ordinal: u64, from: u32, to: u32, offset: u64 },
-    /// A slot was not written to its place.
+    /// A slot is damaged.
     BadSlot { ordinal: u64, index: u32 },
     /// A transient message of an earlier run.
     Outlived { ordinal: u64, index: u32, offset: u64 },
@@ -34,26 +35,26 @@ pub(crate) enum Finding {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Step {
     More,
-    /// The first so many sources are copied; there is no room for others.
+    /// This many sources are copied, the first ones; there is no room for others.
     Done(usize),
 }
 
-/// Copying under way.
+/// A copy that is being made.
 #[derive(Debug)]
 pub(crate) struct CopyJob {
     sources: Vec<CopySource>,
     copy: CopyWriter,
-    /// The source at work, and how far.
+    /// The number of the source that is being copied.
     at: usize,
     reading: Option<Reading>,
-    /// Where the copy stood before this source.
+    /// What the copy had before this source.
     before: Progress,
     /// Messages before this one are of earlier runs of the queue.
     first_new: u64,
     findings: Vec<Finding>,
 }
 
-/// A source that is read.
+/// A source that is being read.
 #[derive(Debug)]
 struct Reading {
     window: Arc<Window>,
@@ -73,7 +74,7 @@ impl Reading {
 
     /// # Errors
     ///
-    /// If something could not be read since the last call: then nothing that looks like damage is.
+    /// If something could not be read since the last call: then what looks like damage may be none.
     fn check(&self) -> Result<()> {
         let failed = self.window.take_error();
         let error = |(offset, error)| self.mapped.segment.error("read segment", offset, error);
@@ -87,7 +88,7 @@ impl CopyJob {
         Self { sources, copy, at: 0, reading: None, before, first_new, findings: Vec::new() }
     }
 
-    /// What a copy of these takes.
+    /// The size of a copy of these segments.
     pub(crate) fn size_for(choice: &Choice) -> u64 {
         CopyWriter::size_for(choice.record_bytes, choice.records)
     }
@@ -100,12 +101,12 @@ impl CopyJob {
         &self.copy
     }
 
-    /// What was met since the last call.
+    /// What was found since the last call.
     pub(crate) fn take_findings(&mut self) -> Vec<Finding> {
         std::mem::take(&mut self.findings)
     }
 
-    /// Goes on until about so many bytes were read or written; tells how many were.
+    /// Goes on until about `budget` bytes were read or written; returns how many were.
     pub(crate) fn step(&mut self, budget: u64) -> Result<(Step, u64)> {
         let mut used = 0;
         while used < budget {
@@ -131,7 +132,8 @@ impl CopyJob {
         Ok((Step::More, used))
     }
 
-    /// Copies what is owed among some slots, until so much is written in all; false if there is no room for it.
+    /// Copies the unsettled messages among some slots, until `most` bytes are written in all; false
+    /// if there is no room for one of them.
     fn copy_some(&mut self, source: &CopySource, reading: &mut Reading, most: u64) -> Result<bool> {
         let number = STEP.min(source.count.saturating_sub(reading.index));
         if number == 0 {
@@ -143,7 +145,7 @@ impl CopyJob {
         for (seq, slot) in seqs.zip(slots) {
             let index = slot.0;
             if index < reading.index {
-                // Found to be lost with one before it.
+                // It is lost, together with an earlier one.
                 continue;
             }
             if !self.copy_one(source, reading, seq, slot)? {
@@ -156,7 +158,7 @@ impl CopyJob {
         Ok(true)
     }
 
-    /// Copies a message if it is owed; false if there is no room for it.
+    /// Copies a message if it is unsettled; false if there is no room for it.
     fn copy_one(
         &mut self,
         source: &CopySource,
@@ -179,7 +181,7 @@ impl CopyJob {
         if slot.is_none() {
             self.findings.push(Finding::BadSlot { ordinal, index });
         }
-        // As it is rebuilt.
+        // A damaged slot is rebuilt like this.
         let slot = slot.unwrap_or(Slot { state: State::Delivered, attempts: 1, offset: None });
         let Reading { offset, previous, .. } = *reading;
         let located = reading.mapped.locate(slot, index, source.count, offset, previous);
@@ -224,7 +226,7 @@ impl CopyJob {
         self.copy.finish(storage, ordinals, seq_limit)
     }
 
-    /// Gives it up: nothing of it stays.
+    /// Gives it up and removes its file.
     pub(crate) fn discard(self, storage: &dyn Storage) -> Result<()> {
         self.copy.discard(storage)
     }

@@ -1,58 +1,62 @@
 //! Which segments to copy into one. Pure: no I/O, no locks, no clock.
 //!
-//! Promises: what is chosen lies side by side in the log, and is copied for one of two reasons.
+//! Promises: the chosen segments lie side by side in the log, and are copied for one of two
+//! reasons.
 //!
-//! * To free: the copy takes no more than `live_percent` of what it replaces. With p for that, each byte that is freed costs
-//!   at most p / (100 - p) that are written; and since nothing can be freed that no push took before, all such copies
-//!   together are no more than that part of what pushes took: at 50 percent, no more than pushes took.
-//! * To gather: small files become one that is twice as large as each of them and frees an eighth, or eight
-//!   times as large and has sixteen in it. By the first a file gets no larger than some 150 KiB, where its header
-//!   pages no longer matter; by the second, a message is in a file of full size after three more. So a message is
-//!   gathered seven times at the most, and all copies together are eight times the first bound, and as a
-//!   rule next to nothing besides it.
+//! * To free space: the copy takes at most `live_percent` of the bytes that it replaces. Let p be
+//!   that number: each byte that is freed costs at most p / (100 - p) bytes that are written. Only
+//!   bytes that pushes took can be freed, so all such copies together take at most that part of the
+//!   bytes that pushes took: at 50 percent, no more than pushes took.
+//! * To gather small files: the copy is at least twice as large as each of them and frees an eighth
+//!   of their bytes; or it is at least eight times as large as each of them and has sixteen of them
+//!   in it. The first rule leads to files of some 150 KiB at most, where header pages no longer
+//!   matter; after three more copies by the second rule, a message is in a file of full size. So a
+//!   message is gathered seven times at most, and all copies together take at most eight times the
+//!   first bound; as a rule they take little more than it.
 
 use crate::format::segment::{MAX_SOURCES, size_for_copy};
 use std::ops::Range;
 
-/// A segment as the plan sees it.
+/// A segment that may be copied.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Candidate {
     pub(crate) size: u64,
-    /// Bytes of the records that are owed, and how many there are.
+    /// Bytes of the records of unsettled messages, and how many there are.
     pub(crate) record_bytes: u64,
     pub(crate) records: u64,
     /// Whether it may be copied now.
     pub(crate) is_free: bool,
-    /// Whether it cannot be copied behind others.
+    /// Whether a copy with this segment in it has to start with it.
     pub(crate) starts: bool,
 }
 
-/// What a copy may be like.
+/// How large a copy may be.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// It takes at most so many of 100 bytes of what it replaces.
+    /// At most this part, in percent, of the bytes that it replaces.
     pub(crate) live_percent: u64,
-    /// It is at most so large, or as the largest that it replaces.
+    /// At most this, or as large as the largest segment that it replaces.
     pub(crate) segment_bytes: u64,
-    /// And there is room for no more than this.
+    /// And at most this, because there is no more room.
     pub(crate) room: u64,
 }
 
-/// A file is gathered with at least one other into one that is so many times as large, and frees so large a part.
+/// A file is gathered with at least one other one if the copy is this many times as large as each
+/// of them, and frees one part in this many.
 const SMALL_GROWTH: u64 = 2;
 const SMALL_GAIN: u64 = 8;
-/// Or with so many into one that is so many times as large.
+/// Or if there are this many of them and the copy is this many times as large as each.
 const MANY: usize = 16;
 const MANY_GROWTH: u64 = 8;
 
-/// The syncs of a copy cost about as much as writing so many bytes.
+/// The syncs of a copy cost about as much as writing this many bytes.
 const FIXED_COST: u64 = 256 << 10;
 
-/// Segments that are to be copied into one.
+/// Candidates that are to be copied into one segment.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Choice {
     pub(crate) range: Range<usize>,
-    /// Bytes that they hold, and that their copy will take.
+    /// Bytes that they take, and that their copy will take.
     pub(crate) before: u64,
     pub(crate) after: u64,
     pub(crate) record_bytes: u64,
@@ -60,7 +64,7 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
-    /// Whether this one frees more for what it costs.
+    /// Whether this choice frees more than the other one for what it costs.
     fn is_better_than(&self, other: &Self) -> bool {
         let gain = |of: &Self| u128::from(of.before.saturating_sub(of.after));
         let cost = |of: &Self| u128::from(of.after + FIXED_COST);
@@ -68,7 +72,7 @@ impl Choice {
     }
 }
 
-/// The segments whose copying frees most for what it costs; `None` if nothing is worth it.
+/// The candidates whose copy frees most for what it costs; `None` if no copy is worth it.
 pub(crate) fn choose(candidates: &[Candidate], limits: &Limits) -> Option<Choice> {
     let mut best: Option<Choice> = None;
     for first in 0..candidates.len() {
@@ -158,19 +162,29 @@ mod tests {
     }
 
     proptest! {
-        /// Pushes, settling and compaction in any order: what compaction wrote is never more than its bounds, and at
-        /// rest no more than twice what is live stays, but for what a file takes at least.
+        /// Pushes, settling and compaction in any order: compaction never writes more than its
+        /// bounds, and at rest the files take no more than twice what is live, but for what a file
+        /// takes at least.
         #[test]
-        fn amplification_is_bounded(steps in prop::collection::vec((0u8..8, 0usize..40, 1u64..100), 1..150)) {
+        fn amplification_is_bounded(
+            steps in prop::collection::vec((0u8..8, 0usize..40, 1u64..100), 1..150),
+        ) {
             let segment = 64 << 10;
             let limits = Limits { live_percent: 50, segment_bytes: segment, room: u64::MAX };
+            let of = |size, record_bytes, records| Candidate {
+                size,
+                record_bytes,
+                records,
+                is_free: true,
+                starts: false,
+            };
             let (mut candidates, mut pushed) = (Vec::<Candidate>::new(), 0);
             let (mut freeing, mut gathering) = (0, 0);
             for (what, at, percent) in steps {
                 match what {
                     0..=2 => {
                         pushed += segment;
-                        candidates.push(Candidate { size: segment, record_bytes: 300 * 184, records: 300, is_free: true, starts: false });
+                        candidates.push(of(segment, 300 * 184, 300));
                     }
                     3..=5 if !candidates.is_empty() => {
                         let len = candidates.len();
@@ -184,16 +198,15 @@ mod tests {
                         while let Some(choice) = choose(&candidates, &limits) {
                             let frees = choice.after * 2 <= choice.before;
                             if frees { freeing += choice.after } else { gathering += choice.after }
-                            let Choice { after, record_bytes, records, .. } = choice;
-                            let copy =
-                                Candidate { size: after, record_bytes, records, is_free: true, starts: false };
+                            let copy = of(choice.after, choice.record_bytes, choice.records);
                             candidates.splice(choice.range, [copy]);
                             prop_assert!(freeing <= pushed, "{} {}", freeing, pushed);
                             prop_assert!(gathering <= 7 * pushed, "{} {}", gathering, pushed);
                         }
                         for pair in candidates.windows(2) {
-                            let live: u64 = pair.iter().map(|p| p.record_bytes + p.records * 24).sum();
-                            let size: u64 = pair.iter().map(|p| p.size).sum();
+                            let live = |one: &Candidate| one.record_bytes + one.records * 24;
+                            let live: u64 = pair.iter().map(live).sum();
+                            let size: u64 = pair.iter().map(|one| one.size).sum();
                             let fits = live + (12 << 10) <= segment;
                             prop_assert!(!fits || size < 2 * (live + (12 << 10)), "{:?}", pair);
                         }

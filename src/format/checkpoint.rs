@@ -54,7 +54,7 @@ pub(crate) enum DecodedCheckpoint {
 }
 
 impl Checkpoint {
-    /// Whether this segment existed when the list was written and was let go.
+    /// Whether this segment had been made, and let go, when the list was written.
     pub(crate) fn let_go(&self, ordinal: u64) -> bool {
         ordinal < self.next_ordinal && !self.segments.iter().any(|listed| listed.ordinal == ordinal)
     }
@@ -74,8 +74,8 @@ impl Checkpoint {
         self.used().next_back().map_or(0, |listed| listed.ordinal)
     }
 
-    /// The last Seq that a listed segment had for sure when the list was written: only the newest
-    /// one was in use.
+    /// The last Seq that a listed segment certainly had when the list was written; only the newest
+    /// one was in use then.
     pub(crate) fn last_seq_of(&self, listed: &Listed) -> u64 {
         match listed.span {
             0 => self.accounted,

@@ -2,15 +2,15 @@
 
 use super::bytes::{u32_at, u64_at, wide};
 
-/// A header that the user gave the message: length of the name (1 byte), name, value.
+/// A header that the user gave to the message: length of the name (1 byte), name, value.
 const HEADER: u8 = 0x01;
 /// Where a dead letter comes from: see [`Origin`].
 const ORIGIN: u8 = 0x05;
-/// Not to be handed out before: milliseconds since 1970 UTC (8 bytes).
+/// The message is not handed out before this time: milliseconds since 1970 UTC (8 bytes).
 const DUE: u8 = 0x81;
-/// Not to be handed out from then on: milliseconds since 1970 UTC (8 bytes).
+/// The message is not handed out from this time on: milliseconds since 1970 UTC (8 bytes).
 const EXPIRES: u8 = 0x82;
-/// Tags from here on must be understood.
+/// A reader must know tags from this one on.
 const MUST_KNOW: u8 = 0x80;
 /// Bytes before the first entry, and before the content of each.
 pub(crate) const LENGTH: usize = 2;
@@ -22,7 +22,7 @@ pub(crate) const MAX_ENTRIES: u64 = 64_000;
 /// The longest reason that is kept of a dead letter.
 pub(crate) const MAX_REASON: usize = 1024;
 const ORIGIN_FIXED: usize = 8 + 8 + 4 + 1;
-/// The most that all entries of a message take, keepq's own included.
+/// The most that the extensions of a message take, keepq's own entries included.
 pub(crate) const MAX_EXTENSIONS: u64 = 65_537;
 const _: () = assert!(MAX_EXTENSIONS == 0xFFFF + 2 && MAX_ENTRIES == 64_000);
 const _: () = assert!(64_000 + 2 * (ENTRY + 8) + ENTRY + ORIGIN_FIXED + MAX_REASON <= 0xFFFF);
@@ -273,7 +273,9 @@ mod tests {
     proptest! {
         #[test]
         fn headers_come_back(
-            given in prop::collection::vec((".{0,60}", prop::collection::vec(any::<u8>(), 0..99)), 0..9),
+            given in prop::collection::vec(
+                (".{0,60}", prop::collection::vec(any::<u8>(), 0..99)), 0..9
+            ),
             payload: Vec<u8>,
         ) {
             let given: Vec<_> = given.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect();

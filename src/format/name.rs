@@ -6,13 +6,13 @@ pub(crate) const LOCK: &str = "LOCK";
 pub(crate) const CHECKPOINT: &str = "CHECKPOINT";
 /// A checkpoint on its way.
 pub(crate) const CHECKPOINT_TMP: &str = "CHECKPOINT.tmp";
-/// Where the dead letters will lie.
+/// The directory of the dead letters.
 pub(crate) const DEAD: &str = "dead";
 
 const SEGMENT: &str = ".seg";
 const TEMPORARY: &str = ".tmp";
 
-/// What a name says. Only [`Kind::Segment`] files are looked into: their header decides.
+/// What a name says. Of [`Kind::Segment`] files the header decides what they are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
     /// `LOCK`, `CHECKPOINT`, `dead`.
@@ -30,7 +30,7 @@ pub(crate) fn segment(ordinal: u64) -> String {
     format!("{ordinal:016x}{SEGMENT}")
 }
 
-/// The name of that segment before it is one, and after it was one.
+/// The name of its file before it is a segment, and after it was one.
 pub(crate) fn temporary(ordinal: u64) -> String {
     format!("{ordinal:016x}{TEMPORARY}")
 }
@@ -58,8 +58,8 @@ pub(crate) fn kind(name: &str) -> Kind {
     }
 }
 
-/// The ordinal in a name that keepq itself writes for a segment, whole or half-made. Names that
-/// only look alike are not ours to delete.
+/// The ordinal in a name that keepq itself gives to a segment, whole or half-made. Files whose
+/// names only look like one are not ours to delete.
 pub(crate) fn ordinal(name: &str) -> Option<u64> {
     let stem = name.strip_suffix(SEGMENT).or_else(|| name.strip_suffix(TEMPORARY))?;
     let ordinal = u64::from_str_radix(stem, 16).ok()?;

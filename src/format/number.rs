@@ -1,7 +1,8 @@
 //! The Seq table of a compacted segment: one word for each record, in order.
 //!
-//! The low 48 bits are how much larger its Seq is than that of the first record, plus one; the others are a
-//! check. In a segment that is not compacted, the Seq follows from the index.
+//! The low 48 bits are the difference between the record's Seq and that of the first record, plus
+//! one; the high 16 bits are a check. In a segment that is not compacted, the Seq follows from the
+//! index.
 
 use super::checksum::Key;
 
@@ -14,13 +15,14 @@ const VALUE_MASK: u64 = (1 << 48) - 1;
 /// Keeps the check apart from those of slots.
 const PLACE: u64 = 1 << 33;
 
-/// The entry of record `index`, whose Seq is so much larger than the first one's.
+/// The entry of record `index`, whose Seq is that of the first record plus `after_first`.
 pub(crate) fn encode(after_first: u64, key: Key, index: u32) -> u64 {
     let value = (after_first + 1) & VALUE_MASK;
     value | key.slot_check(PLACE | u64::from(index), value)
 }
 
-/// How much larger its Seq is than the first one's; `None` if the word was not written to this place.
+/// The difference between the Seq of record `index` and that of the first record; `None` if the
+/// word was not written to this place.
 pub(crate) fn decode(word: u64, key: Key, index: u32) -> Option<u64> {
     let value = word & VALUE_MASK;
     let is_valid = key.slot_check(PLACE | u64::from(index), value) == word & !VALUE_MASK;

@@ -95,7 +95,7 @@ impl RecordHeader {
         out
     }
 
-    /// The header at `offset`, if these bytes are one that was written there.
+    /// The header at `offset`, if these bytes are a header that was written there.
     pub(crate) fn decode(from: &[u8; HEADER], key: Key, offset: u64) -> Option<Self> {
         // Cheap refusals first: a search tries every eighth byte.
         if from[KIND] != KIND_MESSAGE || from[FLAGS] & !KNOWN_FLAGS != 0 {
@@ -116,12 +116,12 @@ impl RecordHeader {
         })
     }
 
-    /// Bytes from this record's start to the next one's.
+    /// Bytes from the start of this record to the start of the next one.
     pub(crate) fn record_len(&self) -> u64 {
         len(u64::from(self.body_len))
     }
 
-    /// The same, of a length that is known to fit.
+    /// [`RecordHeader::record_len`] in 32 bits, which hold the length of every record.
     pub(crate) fn bytes(&self) -> u32 {
         u32::try_from(self.record_len()).unwrap_or(u32::MAX)
     }
@@ -145,7 +145,7 @@ pub(crate) fn len(body_len: u64) -> u64 {
     (wide(HEADER) + body_len).next_multiple_of(ALIGN)
 }
 
-/// How many Seqs before a record were not yet synced, in 16 bits, never too few.
+/// Encodes in 16 bits how many Seqs before a record were not yet synced; rounds up.
 pub(crate) fn encode_unsynced(count: u64) -> u16 {
     let encoded = if count < UNSYNCED_EXACT {
         count
@@ -155,7 +155,8 @@ pub(crate) fn encode_unsynced(count: u64) -> u16 {
     u16::try_from(encoded).unwrap_or(UNSYNCED_UNKNOWN)
 }
 
-/// The count again, at most one unit larger; `None` if it was too large to say.
+/// Decodes that count, which may be larger by less than a unit; `None` if it was too large to
+/// encode.
 pub(crate) fn decode_unsynced(encoded: u16) -> Option<u64> {
     let value = u64::from(encoded);
     match encoded {

@@ -57,7 +57,7 @@ pub(crate) struct SegmentHeader {
     pub(crate) epoch: u64,
     pub(crate) size: u64,
     pub(crate) seq_limit: u64,
-    /// How many segments it was made from: 0 unless compacted.
+    /// How many segments it was made from: 0 unless it is compacted.
     pub(crate) sources: u32,
 }
 
@@ -65,7 +65,7 @@ pub(crate) struct SegmentHeader {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum DecodedHeader {
     Valid(SegmentHeader),
-    /// Written by a newer keepq. Not `sure` when the check does not hold: then both copies decide.
+    /// Written by a newer keepq. It is `sure` when the check holds; else both copies decide.
     Newer {
         version: u16,
         sure: bool,
@@ -155,7 +155,7 @@ pub(crate) fn size_for_copy(record_bytes: u64, records: u64) -> u64 {
     size_for(record_bytes + records * number::NUMBER, records)
 }
 
-/// Written when the first record is placed: where its numbers and times start.
+/// Written when the first record is placed: where Seqs and times start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Activation {
     pub(crate) first_seq: u64,
@@ -178,7 +178,7 @@ impl Activation {
 pub(crate) struct Seal {
     pub(crate) tail: u64,
     pub(crate) count: u32,
-    /// The run ended in this segment, and no Seq behind its last record was given out.
+    /// The run ended in this segment, and no Seq after that of its last record was given out.
     pub(crate) run_ended: bool,
 }
 

@@ -1,5 +1,5 @@
-//! A slot: the state of one message, and the time before which it must not be handed out, in two words
-//! that are each written with one store.
+//! A slot: the state of one message, and the time before which it must not be handed out. It is two
+//! words, each written with one store.
 
 use super::checksum::Key;
 use super::{PAGE, record};
@@ -21,17 +21,17 @@ const _: () = assert!(ATTEMPTS_SHIFT + 15 == STATE_SHIFT && STATE_SHIFT + 4 == C
 /// Where a message stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum State {
-    /// Never handed out, or given back uncounted.
+    /// Never handed out, or given back without counting the attempt.
     Ready,
-    /// Handed out; owed again after a crash.
+    /// Handed out; after a crash it is handed out again.
     Delivered,
-    /// On its way to the dead letters; owed.
+    /// On its way to the dead letters; not settled.
     Dying,
     /// Settled.
     Dead,
     /// Found damaged.
     Lost,
-    /// Owed in the epoch that wrote it, settled in any later one.
+    /// Unsettled in the epoch that wrote it, settled in any later one.
     Transient,
 }
 
@@ -40,12 +40,12 @@ pub(crate) enum State {
 pub(crate) struct Slot {
     pub(crate) state: State,
     pub(crate) attempts: u32,
-    /// Offset of the record, where it is known.
+    /// Offset of the record, if it is known.
     pub(crate) offset: Option<u64>,
 }
 
 impl Slot {
-    /// What a slot says that was never written.
+    /// The meaning of a slot that was never written.
     pub(crate) const UNTOUCHED: Self = Self { state: State::Ready, attempts: 0, offset: None };
 
     pub(crate) fn encode(self, key: Key, index: u32) -> u64 {
@@ -86,7 +86,7 @@ impl Slot {
         Some(Self { state, attempts, offset: (offset != 0).then_some(offset) })
     }
 
-    /// Whether nothing is owed for it, seen from the run that wrote it or from a later one.
+    /// Whether its message is settled, seen from the run that wrote it or from a later one.
     pub(crate) fn is_settled(self, later_run: bool) -> bool {
         match self.state {
             State::Ready | State::Delivered | State::Dying => false,
@@ -99,9 +99,9 @@ impl Slot {
 /// The second word of a slot, decoded: times are milliseconds since 1970 UTC.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Delay {
-    /// Not before this.
+    /// The message is not handed out before this time.
     pub(crate) due: u64,
-    /// How long the delay was when it was given; decoded up to a 128th too long.
+    /// How long the delay was when it was given; decoding may make it longer by a 128th.
     pub(crate) given: u64,
 }
 
@@ -117,7 +117,7 @@ impl Delay {
     /// `base_time`: of the segment.
     pub(crate) fn encode(self, base_time: u64, key: Key, index: u32) -> u64 {
         let due = self.due.saturating_sub(base_time).min(DUE_MASK);
-        // Never 0, or else a delay that ends at the base time would be none.
+        // Never 0, or else a delay that ends at the base time would look like none.
         let given = encode_given(self.given.clamp(1, MAX_DELAY));
         let value = due | given << GIVEN_SHIFT;
         value | key.slot_check(DELAY_PLACE | u64::from(index), value) & !DELAY_MASK
@@ -155,8 +155,9 @@ fn decode_given(encoded: u64) -> u64 {
     }
 }
 
-/// Which of two versions of a message's state is the later one, where two copies of it are found after a
-/// crash: settled, then dying, then more attempts, then the later time.
+/// Whether `one` is later than `other`, where a crash left two versions of a message's state:
+/// settled is later than dying, dying than any other state; then more attempts decide, then the
+/// later time.
 pub(crate) fn is_later(one: (Slot, Option<Delay>), other: (Slot, Option<Delay>)) -> bool {
     let rank = |(slot, delay): (Slot, Option<Delay>)| {
         let state = match slot.state {
@@ -189,9 +190,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn comes_back(state in 0usize..6, attempts in 0..=MAX_ATTEMPTS, offset in 1..=OFFSET_MASK, index: u32) {
+        fn comes_back(
+            state in 0usize..6,
+            attempts in 0..=MAX_ATTEMPTS,
+            offset in 1..=OFFSET_MASK,
+            index: u32,
+        ) {
             let key = Key::new(&[3; 48]);
-            let slot = Slot { state: STATES[state], attempts, offset: Some(offset * record::ALIGN) };
+            let offset = Some(offset * record::ALIGN);
+            let slot = Slot { state: STATES[state], attempts, offset };
             let word = slot.encode(key, index);
             prop_assert_eq!(Slot::decode(word, key, index), Some(slot));
             for bit in 0..64 {
@@ -202,13 +209,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_delay_comes_back(base in 0u64..1 << 50, after in 0..=DUE_MASK, given in 1..=MAX_DELAY, index: u32) {
+        fn a_delay_comes_back(
+            base in 0u64..1 << 50,
+            after in 0..=DUE_MASK,
+            given in 1..=MAX_DELAY,
+            index: u32,
+        ) {
             let key = Key::new(&[3; 48]);
             let delay = Delay { due: base + after, given };
             let word = delay.encode(base, key, index);
             let told = Delay::decode(word, base, key, index).unwrap();
             prop_assert_eq!(told.due, delay.due);
-            prop_assert!(told.given >= given && told.given <= given + given / 128 + 1, "{} {}", given, told.given);
+            let longest = given + given / 128 + 1;
+            prop_assert!((given..=longest).contains(&told.given), "{} {}", given, told.given);
             prop_assert!(given >= 256 || told.given == given);
             // The check has 11 bits: one in 2,048 other keys takes it for its own.
             let takes = |key: &u8| Delay::decode(word, base, Key::new(&[*key; 48]), index).is_some();

@@ -30,7 +30,7 @@ impl DiskStorage {
         Err(io::ErrorKind::NotADirectory.into())
     }
 
-    /// Makes the directory, and those above it, if need be.
+    /// Makes the directory, and those above it, if they are not there.
     pub(crate) fn new(path: &Path) -> io::Result<Self> {
         let directory = std::path::absolute(path)?;
         let mut missing = Vec::new();
@@ -56,7 +56,7 @@ impl DiskStorage {
             Ok(mappable) => Ok(DiskFile::new(self.path(name), size, mappable, Some(file))),
             Err(error) => {
                 drop(file);
-                // The first error is the one to tell; a file that stays is finished off at open.
+                // The first error is the one to tell; the next open removes a file that stays.
                 self.remove(name).ok();
                 Err(error)
             }
@@ -136,7 +136,7 @@ impl Storage for DiskStorage {
     fn sync_parents(&self) -> io::Result<()> {
         for ancestor in self.directory.ancestors().skip(1) {
             match os::sync_directory(ancestor) {
-                // A directory that we may not even read was not made by us.
+                // A directory that this process may not read was not made by it.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
                 // Nor was one on a file system that cannot sync directories, such as /proc's.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => break,
@@ -161,20 +161,20 @@ impl Storage for DiskStorage {
     }
 }
 
-/// A file that is open only from when it is opened or mapped until it is released, and else for the length
-/// of a call: a backlog of thousands of segments needs no more descriptors than a short one. What was
-/// stored is synced through the descriptor it was stored under, which cannot miss an error of writing
-/// back; and the first failed sync of a file is its last.
+/// A file that holds a descriptor only from when it is opened or mapped until it is released, and
+/// otherwise for the length of a call: a backlog of thousands of segments needs no more descriptors
+/// than a short one. What was stored is synced through the descriptor that it was stored under,
+/// which cannot miss an error of writing back; and the first failed sync of a file is its last.
 #[derive(Debug)]
 struct DiskFile {
     path: PathBuf,
     size: u64,
     mappable: bool,
-    /// A new file stays open, because its name changes.
+    /// A new file stays open, because its name will change.
     kept: Option<Arc<File>>,
-    /// One map for a file, however often it is asked for.
+    /// The one map of the file, however often `map` is called.
     region: Mutex<Weak<DiskRegion>>,
-    /// The descriptor that it was opened, or last mapped, with, until all that was stored is synced.
+    /// The descriptor that it was opened or last mapped with, until all that was stored is synced.
     stored_to: Mutex<Option<Arc<File>>>,
     latch: SyncLatch,
 }
@@ -253,7 +253,7 @@ impl StorageFile for DiskFile {
     }
 }
 
-/// The switch between stores into the map and, where such a store could run out of room, writes.
+/// Stores into the map, or, where such a store could run out of room, by writes.
 #[derive(Debug)]
 struct DiskRegion {
     map: Map,

@@ -14,8 +14,8 @@ use std::sync::Arc;
 pub enum FaultPlan {
     /// Nothing.
     None,
-    /// From operation number `at` on nothing reaches the storage any more, and every call fails:
-    /// what is left is what a crash at this moment leaves.
+    /// From operation number `at` on, every call fails and nothing reaches the storage any more:
+    /// what is in it then is what a crash at this moment leaves.
     CrashAt {
         /// Counted from 0.
         at: u64,
@@ -34,8 +34,8 @@ pub enum FaultPlan {
         /// How it fails.
         error: io::ErrorKind,
     },
-    /// Everything that only looks fails: to list and to lock the directory, to open, read and map a
-    /// file. What is mapped already can be read. These are not counted as operations.
+    /// Everything that changes nothing fails: to list and to lock the directory, to open, read and
+    /// map a file. What is mapped already can be read. These calls are not counted as operations.
     FailReads {
         /// How it fails.
         error: io::ErrorKind,
@@ -99,7 +99,7 @@ impl FaultStorage {
 }
 
 impl Faults {
-    /// Fails if the plan says so of what only looks.
+    /// Before an operation that changes nothing; fails if the plan says so.
     fn before_read(&self) -> io::Result<()> {
         match self.state.lock().plan {
             FaultPlan::FailReads { error } => Err(error.into()),
@@ -107,7 +107,7 @@ impl Faults {
         }
     }
 
-    /// Counts an operation; fails if the plan says so.
+    /// Before an operation that changes something: counts it, and fails if the plan says so.
     fn before(&self, operation: Operation) -> io::Result<()> {
         let mut state = self.state.lock();
         let number = state.operations;

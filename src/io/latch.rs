@@ -1,7 +1,7 @@
 //! The first failed sync of a file is its last.
 //!
-//! Promises: once a sync has failed, no later one of the same file succeeds. After a failed sync the
-//! operating system may drop what it could not write and report success the next time.
+//! Promises: once a sync has failed, no later one of the same file succeeds. After a failed sync
+//! the operating system may drop what it could not write and report success the next time.
 
 use parking_lot::Mutex;
 use std::io;
@@ -13,7 +13,8 @@ pub(super) struct SyncLatch {
 }
 
 impl SyncLatch {
-    /// Syncs what `open` gives, unless an earlier sync failed. What cannot be opened is no failed sync.
+    /// Syncs what `open` gives, unless an earlier sync failed. What cannot be opened is no failed
+    /// sync.
     pub(super) fn sync<F>(
         &self,
         open: impl FnOnce() -> io::Result<F>,

@@ -2,8 +2,8 @@
 //!
 //! Every sector remembers each version that it had since its file was last synced, and every name
 //! each file that it stood for since the directory was last synced. [`MemoryStorage::power_cut`]
-//! makes a disk on which each of them has any of those versions, independently of all others: the
-//! weakest behaviour that a file system may show which keeps its word about syncs.
+//! makes a disk on which each of them has any of those versions, independently of all others. That
+//! is the weakest behaviour of a file system that keeps its promises about syncs.
 
 use super::{Access, Entry, Region, Storage, StorageFile, check_bounds, check_word};
 use parking_lot::Mutex;
@@ -64,7 +64,7 @@ impl MemoryStorage {
         Self::default()
     }
 
-    /// An empty directory on a disk of so many bytes.
+    /// An empty directory on a disk of `bytes` bytes.
     #[must_use]
     pub fn with_capacity(bytes: u64) -> Self {
         Self { capacity: Some(bytes), ..Self::default() }
@@ -98,8 +98,8 @@ impl MemoryStorage {
         Self { disk: Arc::new(Mutex::new(after)), capacity: self.capacity, ..Self::default() }
     }
 
-    /// The directory that another process finds after this one was killed: all that was stored is
-    /// there, but what was not synced still is not.
+    /// The disk that another process finds after this one was killed: all that was stored is there;
+    /// what was not synced still is not.
     #[must_use]
     pub fn killed(&self) -> Self {
         let disk = self.disk.lock();
@@ -376,7 +376,7 @@ impl Region for MemoryFile {
     fn populate(&self) {}
 }
 
-/// Chooses versions.
+/// Chooses what a power cut leaves of each sector and name.
 struct Dice(CrashImage);
 
 impl Dice {

@@ -1,7 +1,7 @@
 //! A mapped file: the only `unsafe` code in keepq.
 //!
 //! Relies on: the file's size never changes and its blocks are allocated (`io/disk.rs` sees to both
-//! before it maps; nobody else touches the files, an exclusive lock says so). Refuses to hand out
+//! before it maps, and the directory's lock keeps other processes away). Refuses to hand out
 //! references into the map: everything is copied, so no `&[u8]` can see bytes change under it.
 
 #![expect(unsafe_code, reason = "the home of unsafe: raw copies in and out of a mapped file")]
@@ -61,7 +61,7 @@ impl Map {
 
     /// One store of a whole word. The map must be writable.
     pub(super) fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
-        // Relaxed: the engine's locks order this with the loads; the store only has to be whole.
+        // Relaxed: the engine's locks order this with the loads; here it only has to be whole.
         self.word(offset)?.store(word.to_le(), Ordering::Relaxed);
         Ok(())
     }

@@ -1,10 +1,11 @@
 //! The only door to the operating system.
 //!
 //! [`Storage`] is one directory, [`StorageFile`] one file of fixed size, [`Region`] the same file
-//! seen as memory. What is promised: a call that returned `Ok` is visible to every later call,
-//! also of another process after this one was killed; what was there when [`StorageFile::sync`] or
-//! [`Storage::sync_directory`] was called is there after a power cut once it returned `Ok`; anything
-//! else may be in any state. Nothing here retries, interprets or hides an error.
+//! seen as memory. Two promises: what a call that returned `Ok` did is visible to every later call,
+//! also to those of another process after this one was killed; and what was there when
+//! [`StorageFile::sync`] or [`Storage::sync_directory`] was called is there after a power cut once
+//! that call has returned `Ok`. Anything else may be in any state. Nothing here retries, interprets
+//! or hides an error.
 
 #[cfg(test)]
 mod conformance;
@@ -46,7 +47,7 @@ pub trait Storage: Debug + Send + Sync {
     /// If the directory cannot be read.
     fn list(&self) -> io::Result<Vec<Entry>>;
 
-    /// Makes a file of `size` zero bytes, at least one, that really has all its blocks; replaces the
+    /// Makes a file of `size` zero bytes, at least one, with all its blocks allocated; replaces the
     /// file that had the name. What is returned stays usable when the file gets another name.
     ///
     /// # Errors
@@ -54,7 +55,7 @@ pub trait Storage: Debug + Send + Sync {
     /// If there is no room; then there is no file of this name. If a directory has the name.
     fn create(&self, name: &str, size: u64) -> io::Result<Arc<dyn StorageFile>>;
 
-    /// Opens a regular file.
+    /// Opens a regular file. A link is not followed.
     ///
     /// # Errors
     ///
@@ -83,14 +84,15 @@ pub trait Storage: Debug + Send + Sync {
     /// If the operating system refuses.
     fn sync_directory(&self) -> io::Result<()>;
 
-    /// The directory with this name in this one; made if it is not there, and not yet durable.
+    /// The directory with this name in this one; it is made if it is not there, and is then not yet
+    /// durable.
     ///
     /// # Errors
     ///
-    /// If the operating system refuses, or something else has the name.
+    /// If the operating system refuses, or a file or a link has the name.
     fn directory(&self, name: &str) -> io::Result<Arc<dyn Storage>>;
 
-    /// Makes the directory itself durable in its parents: once, for a new queue.
+    /// Makes the directory itself durable in its parents; called once, for a new queue.
     ///
     /// # Errors
     ///
@@ -103,11 +105,11 @@ pub trait Storage: Debug + Send + Sync {
 
 /// A file of fixed size.
 ///
-/// The first failed sync of a file is its last: every later [`StorageFile::sync`] of the same object
-/// fails, too, with an error of the same kind. After a failed sync the operating system may have
-/// dropped what it could not write, and report success the next time. A file that had to be opened
-/// again to be synced, and could not be opened, was not a failed sync. Whoever opens the file anew
-/// has an object that knows nothing of this, and may rely on no byte that was not read back since.
+/// The first failed sync of a file is its last: every later [`StorageFile::sync`] of the same
+/// object fails, too, with an error of the same kind. After a failed sync the operating system may
+/// have dropped what it could not write, and report success the next time. A file that had to be
+/// opened again to be synced, and could not be opened, was not a failed sync. An object from a
+/// later [`Storage::open`] knows nothing of it.
 pub trait StorageFile: Debug + Send + Sync {
     /// Its size in bytes.
     fn size(&self) -> u64;
@@ -130,12 +132,12 @@ pub trait StorageFile: Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// If the operating system refuses: then nothing is known about any unsynced byte. If an earlier
-    /// sync failed.
+    /// If the operating system refuses: then nothing is known about any unsynced byte. Also
+    /// if an earlier sync failed.
     fn sync(&self) -> io::Result<()>;
 
-    /// The file as memory: all regions of a file, and its reads and writes, see the same bytes. Valid
-    /// also after the file was removed, and after this object is gone. A file that is mapped
+    /// The file as memory: all regions of a file, and its reads and writes, see the same bytes.
+    /// Valid also after the file was removed, and after this object is gone. A file that is mapped
     /// already keeps the access it has.
     ///
     /// # Errors
@@ -143,18 +145,18 @@ pub trait StorageFile: Debug + Send + Sync {
     /// If the operating system refuses.
     fn map(&self, access: Access) -> io::Result<Arc<dyn Region>>;
 
-    /// All that was stored is synced: if nothing is mapped, what is held open may be closed until it
-    /// is needed again. It is then found by the name that it was opened by.
+    /// All that was stored is synced: if nothing is mapped, what is held open may be closed until
+    /// it is needed again. It is then found by the name that it was opened by.
     fn release(&self) {}
 }
 
-/// How a file will be stored to through a [`Region`].
+/// How bytes will be stored to a file through a [`Region`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
-    /// A few stores here and there, then a sync: the system should keep pages one by one, so that
-    /// a sync writes little more than what was stored.
+    /// A few stores here and there, then a sync: the system should keep single pages, so that a
+    /// sync writes little more than what was stored.
     Commits,
-    /// From start to end, synced late or never: the system should take pages by the dozen.
+    /// From start to end, synced late or never: the system should take many pages at once.
     Streams,
 }
 
@@ -205,7 +207,7 @@ pub trait Region: Debug + Send + Sync {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Entry {
-    /// The name; what is not UTF-8 is replaced, and then matches no name of ours.
+    /// The name. What is not UTF-8 is replaced, so that it matches no name of keepq.
     pub name: String,
     /// Whether it is a regular file, not a directory or a link.
     pub is_file: bool,

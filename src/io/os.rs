@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 
-/// Options for files that nobody but the owner may read, and that are not reached through a link.
+/// Options for files that only their owner may read, and that are not reached through a link.
 pub(super) fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true);
@@ -19,7 +19,7 @@ pub(super) fn private() -> OpenOptions {
     options
 }
 
-/// Makes a directory that nobody but the owner may enter.
+/// Makes a directory that only its owner may enter.
 pub(super) fn create_directory(path: &Path) -> io::Result<()> {
     let mut builder = std::fs::DirBuilder::new();
     #[cfg(unix)]
@@ -78,8 +78,8 @@ pub(super) fn write_all_at(file: &File, mut offset: u64, mut bytes: &[u8]) -> io
     Ok(())
 }
 
-/// Gives a new, empty file `size` bytes of really allocated zeros, and says whether a store into
-/// its map can then never run out of room (else stores have to go by write).
+/// Gives a new, empty file `size` zero bytes with all their blocks allocated, and says whether a
+/// store into its map can then never run out of room. If it can, bytes have to be stored by write.
 pub(super) fn allocate(file: &File, size: u64) -> io::Result<bool> {
     #[cfg(target_os = "linux")]
     {
@@ -97,8 +97,8 @@ pub(super) fn allocate(file: &File, size: u64) -> io::Result<bool> {
     }
 }
 
-/// Whether a store into the map of this existing, allocated file can never run out of room. Known
-/// of some file systems of Linux alone: APFS copies blocks that a snapshot holds, and ReFS all.
+/// Whether a store into the map of this existing, allocated file can never run out of room. That is
+/// known of some file systems of Linux only: APFS copies blocks that a snapshot holds, ReFS all.
 #[cfg_attr(
     not(target_os = "linux"),
     expect(clippy::unnecessary_wraps, reason = "other systems can refuse")
@@ -115,7 +115,8 @@ pub(super) fn is_mappable(file: &File) -> io::Result<bool> {
     }
 }
 
-/// No read-ahead: what is read here may be stored to later, and must not come in large folios.
+/// Asks for no read-ahead: pages that are read now may be stored to later, and must not be parts of
+/// large folios then.
 pub(super) fn advise_random(file: &File) {
     #[cfg(target_os = "linux")]
     // Advice that is refused changes nothing but speed.
@@ -161,7 +162,7 @@ mod linux {
         }
         if file_system(file)? == BTRFS {
             let flags = ioctl_getflags(file)?;
-            // Refused where data is compressed by mount option, say; `is_mappable` will see.
+            // It is refused where a mount option compresses data, say; `is_mappable` will see.
             ioctl_setflags(file, flags | IFlags::NOCOW).ok();
         }
         is_mappable(file)
@@ -171,7 +172,7 @@ mod linux {
         Ok(match file_system(file)? {
             EXT | XFS | TMPFS | RAMFS => true,
             BTRFS => ioctl_getflags(file)?.contains(IFlags::NOCOW),
-            // Copy-on-write, layered, remote or unknown: a store may need a new block.
+            // Copy-on-write, layered, remote or unknown file systems: a store may need a new block.
             _ => false,
         })
     }

@@ -1,15 +1,16 @@
 //! A file seen through a small window that is read as needed.
 //!
-//! Promises: what is asked for is read, not mapped, so that an unreadable sector is an error and no signal; the
-//! first such error is kept, so that nobody takes it for damage. Few bytes are read where few are asked for, more
-//! where it goes on from one end to the other. Refuses to store.
+//! Promises: bytes are read, not mapped, so that an unreadable sector is an error and not a signal;
+//! the first such error is kept, so that it is not taken for damage. Reads are small where a few
+//! bytes are loaded here and there, and grow where loads go on from the start to the end of a file.
+//! Refuses to store.
 
 use super::{Region, StorageFile, check_bounds};
 use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
 
-/// Bytes read at once: where nothing near was read before, and at the most.
+/// Bytes read at once: at first, and at most where loads go on behind each other.
 const SMALLEST: usize = 4 << 10;
 const LARGEST: usize = 256 << 10;
 
@@ -45,7 +46,7 @@ impl Window {
 }
 
 impl Held {
-    /// `len` bytes at `offset`, as far as they are held.
+    /// `len` bytes at `offset`, if all of them are held.
     fn get(&self, offset: u64, len: usize) -> Option<&[u8]> {
         let skip = usize::try_from(offset.checked_sub(self.start)?).ok()?;
         self.bytes.get(skip..skip.checked_add(len)?)
@@ -76,7 +77,7 @@ impl Region for Window {
     }
 
     fn load(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        // Asked for by bytes that lie: damage, and no error of reading.
+        // An offset or length outside comes from damaged bytes: it is no error of reading.
         check_bounds(offset, into.len(), self.file.size())?;
         let mut held = self.held.lock();
         if held.get(offset, into.len()).is_none()

@@ -1,7 +1,8 @@
 //! The segment that pushes go to.
 //!
-//! Promises: a batch is placed whole or not at all, and what `append` returned `Ok` for survives
-//! the process. Relies on one caller at a time (`&mut`). Nothing is published or synced here.
+//! Promises: a batch is placed whole or not at all, and a batch for which `append` returned `Ok`
+//! survives the process. Relies on one caller at a time (`&mut`). Nothing is published or synced
+//! here.
 
 use super::Segment;
 use crate::error::{Error, Result};
@@ -14,16 +15,16 @@ use crate::format::slot::{self, Delay, SLOT, Slot, State};
 use crate::io::Region;
 use std::sync::Arc;
 
-/// A message on its way into the log: its checksum taken, its place not yet known.
+/// A message on its way into the log: its checksum is known, its place is not.
 #[derive(Clone, Debug)]
 pub(crate) struct Draft<'a> {
-    /// What the body starts with, as `format::extension` encodes it.
+    /// The start of the body, as `format::extension` encodes it.
     extensions: Vec<u8>,
     payload: &'a [u8],
     body_check: u32,
     body_len: u32,
     is_transient: bool,
-    /// Not to be handed out before.
+    /// It is not handed out before this time.
     due: Option<u64>,
     /// Not to be handed out from then on.
     expires: Option<u64>,
@@ -60,7 +61,7 @@ impl<'a> Draft<'a> {
         self.due
     }
 
-    /// Whether its slots are stored with it.
+    /// Whether its slot is stored with it.
     fn has_slot(&self) -> bool {
         self.is_transient || self.due.is_some()
     }
@@ -71,7 +72,7 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// A record that a batch which failed may have left, and the slot it may have stored.
+/// The place of a record, and of its slot, that a failed batch may have stored.
 #[derive(Clone, Copy, Debug)]
 struct Remains {
     offset: u64,
@@ -87,7 +88,7 @@ pub(crate) struct Active {
     pub(crate) base_time: u64,
     tail: u64,
     count: u32,
-    /// What a batch that failed left behind the tail, and could not be erased yet.
+    /// What failed batches left behind the tail and what could not be erased yet.
     remains: Vec<Remains>,
 }
 
@@ -112,27 +113,27 @@ impl Active {
         })
     }
 
-    /// The seal that fits it as it is now.
+    /// The seal for its records so far.
     pub(crate) fn seal(&self, run_ended: bool) -> Seal {
         Seal { tail: self.tail, count: self.count, run_ended }
     }
 
-    /// Bytes that records and slots have taken of it.
+    /// Bytes that records and slots take in it, with its first header page.
     pub(crate) fn used_bytes(&self) -> u64 {
         self.tail + u64::from(self.count) * SLOT
     }
 
-    /// Bytes that records have taken of it.
+    /// Bytes that records take in it.
     pub(crate) fn record_bytes(&self) -> u64 {
         self.tail - RECORDS_START
     }
 
-    /// At most so many records can still be placed in it.
+    /// How many records can still be placed in it at most.
     pub(crate) fn room_in_records(&self) -> u64 {
         capacity((self.segment.header.size - PAGE).saturating_sub(self.used_bytes()))
     }
 
-    /// Whether so many records of so many bytes in all fit, pushed now.
+    /// Whether `records` records that take `bytes` in all, pushed now, fit.
     pub(crate) fn fits(&self, bytes: u64, records: u64, now: u64) -> bool {
         let end = self.used_bytes() + bytes + records * SLOT;
         let age = now.saturating_sub(self.base_time);
@@ -182,8 +183,9 @@ impl Active {
         }
     }
 
-    /// Makes sure that nothing of a batch that failed is ever taken for a record, or for the state of
-    /// one that comes to the same place. Until that is done nothing may be pushed, here or behind.
+    /// Erases what failed batches left, so that it is never taken for a record, or for the state of
+    /// a later record in the same place. Until that is done nothing may be pushed, into this
+    /// segment or a later one.
     pub(crate) fn erase_remains(&mut self) -> Result<()> {
         while let Some(&Remains { offset, slot }) = self.remains.last() {
             let header = self.region.store(offset, &[0; record::HEADER]);
@@ -220,7 +222,7 @@ impl Active {
             let place = slot::offset(segment.header.size, index);
             region.store_word(place, slot.encode(segment.key, index)).map_err(wrap)?;
         }
-        // Last: with its header the record is there.
+        // Last, because the record exists once its header is stored.
         region.store(offset, &header.encode(segment.key, offset)).map_err(wrap)
     }
 }

@@ -1,7 +1,8 @@
-//! Making a compacted segment: live records of others, with their Seqs, states and times.
+//! Making a compacted segment: the live records of others, with their Seqs, states and times.
 //!
-//! Promises: what is copied has passed its check on the way; the segment has its name only when all of it is
-//! durable, sealed, and tells what it was made from. Relies on one caller, who adds in the order of Seqs.
+//! Promises: each record has passed its check while it was copied; the segment gets its name only
+//! when all of it is durable, sealed, and tells what it was made from. Relies on one caller, which
+//! adds records in the order of their Seqs.
 
 use super::Segment;
 use super::sealed::Mapped;
@@ -19,10 +20,10 @@ use crate::io::{Access, Region, Storage, StorageFile};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Bytes of a body copied at once.
+/// Bytes of a body that are copied at once.
 const CHUNK: usize = 64 << 10;
 
-/// What is kept of a message besides its body.
+/// What a copy keeps of a message besides its body.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Survivor {
     pub(crate) seq: u64,
@@ -31,17 +32,17 @@ pub(crate) struct Survivor {
     pub(crate) delay: Option<Delay>,
 }
 
-/// What became of a record that was to be copied.
+/// What became of a record that was added.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Copied {
     Yes,
-    /// There is no room for it, or its times or numbers do not fit beside the others.
+    /// There is no room for it, or its time or Seq is too far from those of the others.
     NoRoom,
     /// Its body is not what was pushed.
     Damaged,
 }
 
-/// How far a copy has got.
+/// How much was added to a copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Progress {
     pub(crate) tail: u64,
@@ -76,7 +77,8 @@ pub(crate) struct Finished {
 }
 
 impl CopyWriter {
-    /// Begins a segment as `header` says, for up to `most` records, none of them pushed before `base_time`.
+    /// Begins a segment with this header, for up to `most` records, none of them pushed before
+    /// `base_time`.
     pub(crate) fn create(
         storage: &dyn Storage,
         header: SegmentHeader,
@@ -88,7 +90,7 @@ impl CopyWriter {
         let wrap = |error| Error::io("allocate segment", &path, 0, error);
         let file = storage.create(&temporary, header.size).map_err(wrap)?;
         let region = file.map(Access::Commits).map_err(|error| {
-            // The first error is the one to tell; what stays is finished off at the next open.
+            // The first error is the one to tell; the next open removes a file that stays.
             storage.remove(&temporary).ok();
             Error::io("map segment", &path, 0, error)
         })?;
@@ -111,7 +113,7 @@ impl CopyWriter {
         })
     }
 
-    /// Bytes that a copy of these records takes.
+    /// The size of a copy of these records.
     pub(crate) fn size_for(record_bytes: u64, records: u64) -> u64 {
         size_for_copy(record_bytes, records)
     }
@@ -128,12 +130,12 @@ impl CopyWriter {
         self.progress
     }
 
-    /// Bytes of records that were added.
+    /// The offset up to which records were added.
     pub(crate) fn written(&self) -> u64 {
         self.progress.tail
     }
 
-    /// Forgets what was added since.
+    /// Forgets what was added since then.
     pub(crate) fn rewind(&mut self, to: Progress) {
         self.progress = to;
     }
@@ -163,7 +165,7 @@ impl CopyWriter {
             .more(false);
         let new = RecordHeader { flags, unsynced: 0, index, age, ..*header };
         let size = self.header.size;
-        // Also where there is none: what was forgotten may have left one.
+        // Also where there is none: a record that was forgotten may have left one.
         let word = delay.map_or(0, |delay| delay.encode(self.base_time, self.key, index));
         self.store_word(slot::delay_offset(size, index), word)?;
         let slot = Slot { offset: Some(tail), ..slot };
@@ -176,7 +178,7 @@ impl CopyWriter {
         Ok(Copied::Yes)
     }
 
-    /// Copies a body in pieces, and tells whether it is what was pushed.
+    /// Copies a body, a part at a time, and tells whether it is what was pushed.
     fn copy_body(
         &self,
         from: &Mapped,
@@ -210,13 +212,14 @@ impl CopyWriter {
         stored.map_err(|error| Error::io("compact", &self.path, offset, error))
     }
 
-    /// Makes what was added so far durable, so that the end has less to write.
+    /// Makes durable what was added so far, so that [`CopyWriter::finish`] has less to write.
     pub(crate) fn sync(&self) -> Result<()> {
         let synced = self.file.sync();
         synced.map_err(|error| Error::io("sync segment", &self.path, 0, error))
     }
 
-    /// Seals it, makes all of it durable, and gives it its name. `seq_limit`: that of the whole log.
+    /// Seals it, makes all of it durable, and gives it its name. `ordinals`: of its sources.
+    /// `seq_limit`: of the whole log.
     pub(crate) fn finish(
         mut self,
         storage: &dyn Storage,
@@ -248,7 +251,7 @@ impl CopyWriter {
         Ok(())
     }
 
-    /// Gives it up: nothing of it stays.
+    /// Gives it up and removes its file.
     pub(crate) fn discard(self, storage: &dyn Storage) -> Result<()> {
         let Self { temporary, path, region, .. } = self;
         drop(region);

@@ -1,7 +1,8 @@
-//! What a crash between copying and letting go leaves: states in a copy and in what it was made from.
+//! After a crash between copying and letting go, a message has a state in a copy and one in what
+//! the copy was made from.
 //!
-//! Promises: each message in the copy has the later of its states; doing it again, or half, changes nothing
-//! else. Relies on the copy being synced before a source is let go.
+//! Promises: each message in the copy gets the later of its states; to merge again, or only half,
+//! does no harm. Relies on the copy being synced before a source is let go.
 
 use super::Segment;
 use super::sealed::Mapped;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 /// Slots read at once: a page of them.
 const STEP: u32 = 256;
 
-/// A segment of which a copy has, or will have, what is owed.
+/// A segment whose unsettled messages a copy has, or will have.
 #[derive(Clone, Debug)]
 pub(crate) struct CopySource {
     pub(crate) segment: Arc<Segment>,
@@ -61,7 +62,7 @@ pub(crate) fn merge(
     Ok(())
 }
 
-/// Reads slots of a source, in the order of their Seqs.
+/// Reads slots of a source, in the order of the Seqs of their messages.
 struct SlotReader<'a> {
     source: &'a CopySource,
     by_table: Option<Mapped>,
@@ -79,7 +80,7 @@ impl<'a> SlotReader<'a> {
         Self { source, by_table, first: 0, held: Vec::new() }
     }
 
-    /// `None` if the source does not have it, or its slot is unreadable.
+    /// `None` if the source does not have this message, or its slot is damaged.
     fn state_of(&mut self, seq: u64) -> Result<Option<(Slot, Option<Delay>)>> {
         let CopySource { segment, first_seq, base_time, count } = self.source;
         let index = match &self.by_table {

@@ -1,8 +1,9 @@
-//! Segments: how one comes into being, is used, sealed, recycled and let go.
+//! Segments: how one is made, used, sealed, recycled and let go.
 //!
-//! Promises: a segment has its name only when its blocks and both headers are durable; a recycled
-//! file loses its old name, durably, before its old content is touched; a seal is stored only by a
-//! caller that has just synced what it speaks of. Refuses to decide when any of this happens.
+//! Promises: a segment gets its name only when its blocks and both headers are durable; a recycled
+//! file loses its old name, durably, before its old content is changed. Relies on its callers to
+//! store a seal only after they have synced the records that it counts. Refuses to decide when any
+//! of this happens.
 
 pub(crate) mod active;
 pub(crate) mod copy;
@@ -28,7 +29,7 @@ use std::sync::Arc;
 const PAGE_LEN: usize = 4096;
 const _: () = assert!(PAGE == 4096);
 
-/// Recycling zeroes a quarter more slots than were used, and so many.
+/// Recycling zeroes a quarter more slots than were used, and this many besides.
 const SLOT_RESERVE: u32 = 1024;
 
 /// A segment file that has its name.
@@ -38,16 +39,16 @@ pub(crate) struct Segment {
     pub(crate) key: Key,
     pub(crate) name: String,
     pub(crate) path: PathBuf,
-    /// So many slots are zero until they are used: all, or those that recycling zeroed.
+    /// How many slots are zero until they are used: all, or those that recycling zeroed.
     pub(crate) slot_limit: u32,
     /// What it was made from, if it is compacted.
     pub(crate) sources: Option<Sources>,
-    /// What its first page said when it was found.
+    /// The marks of the page that was read when it was found.
     first_page: Marks,
     file: Arc<dyn StorageFile>,
 }
 
-/// What stands in a header page besides the header.
+/// What a header page holds besides the header.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Marks {
     activation: Option<Activation>,
@@ -96,12 +97,12 @@ impl Segment {
         Self { header, key, name, path, slot_limit, sources: None, first_page, file }
     }
 
-    /// The same, once it is known what it was made from.
+    /// This segment, which was made from `sources`.
     pub(crate) fn made_from(self, sources: Sources) -> Self {
         Self { sources: Some(sources), ..self }
     }
 
-    /// Brings a segment into being: blocks, headers, sync, name, directory.
+    /// Makes a segment: blocks, headers, sync, name, directory.
     pub(crate) fn create(storage: &dyn Storage, header: SegmentHeader) -> Result<Self> {
         let temporary = name::temporary(header.ordinal);
         let path = storage.path(&temporary);
@@ -111,8 +112,8 @@ impl Segment {
         Self::finish(storage, &temporary, header, &*file)
     }
 
-    /// Makes a new segment of a file in which nothing is owed and that no list names any more.
-    /// `count`: how many slots its last use had.
+    /// Makes a new segment of the file of this one, whose messages are all settled and which no
+    /// list names any more. `count`: how many slots its last use had.
     pub(crate) fn recycle(
         &self,
         storage: &dyn Storage,
@@ -122,11 +123,11 @@ impl Segment {
         let temporary = name::temporary(header.ordinal);
         let renamed = storage.rename(&self.name, &temporary);
         renamed.map_err(|error| self.error("recycle segment", 0, error))?;
-        // From here on the file means nothing. Until that is durable, its content must stay.
+        // The file means nothing now. Until that is durable, its content must stay.
         sync_directory(storage).inspect_err(|_| discard(storage, &temporary))?;
         let most = most_slots(header.size);
         let slot_limit = most.min(count.saturating_add(count / 4).saturating_add(SLOT_RESERVE));
-        // Opened anew, because the file that is here knows only its old name.
+        // Opened again, because `self.file` knows only the old name.
         let opened = storage.open(&temporary);
         let opened = opened.map_err(|error| self.error("recycle segment", 0, error));
         let file = opened.inspect_err(|_| discard(storage, &temporary))?;
@@ -136,7 +137,7 @@ impl Segment {
         Ok(Self { slot_limit, ..recycled })
     }
 
-    /// Through the map, page by page: big writes would leave large folios behind.
+    /// Zeroes through the map, page by page: big writes would leave large folios in the page cache.
     fn zero_marks_and_slots(&self, file: &dyn StorageFile, slot_limit: u32) -> Result<()> {
         const ZEROS: [u8; 4096] = [0; 4096];
         let region = file.map(Access::Commits);
@@ -167,7 +168,7 @@ impl Segment {
             .map_err(|error| Error::io("prepare segment", &path, 0, error));
         made.inspect_err(|_| discard(storage, temporary))?;
         sync_directory(storage).inspect_err(|_| discard(storage, &name))?;
-        // Opened anew, because the file that was made knows only its temporary name.
+        // Opened again, because `file` knows only the temporary name.
         let opened = storage.open(&name);
         let opened = opened.map_err(|error| Error::io("open segment", &path, 0, error));
         let file = opened.inspect_err(|_| discard(storage, &name))?;
@@ -181,7 +182,7 @@ impl Segment {
         self.file.map(access).map_err(|error| self.error("map segment", 0, error))
     }
 
-    /// The segment for whoever reads it once, from end to end or here and there.
+    /// The segment for reading it once, from start to end or here and there.
     pub(crate) fn window(&self) -> Arc<Window> {
         Arc::new(Window::new(Arc::clone(&self.file)))
     }
@@ -207,17 +208,17 @@ impl Segment {
         self.file.read_at(offset, into).map_err(|error| self.error("read segment", offset, error))
     }
 
-    /// The activation, from whichever header page has it.
+    /// The activation, from either header page; `None` if neither has it.
     pub(crate) fn activation(&self) -> Result<Option<Activation>> {
         self.mark(self.first_page.activation, ACTIVATION, Activation::decode)
     }
 
-    /// The seal, from whichever header page has it.
+    /// The seal, from either header page; `None` if neither has it.
     pub(crate) fn seal(&self) -> Result<Option<Seal>> {
         self.mark(self.first_page.seal, SEAL, Seal::decode)
     }
 
-    /// What it was made from, from whichever header page has it; `None` if neither has.
+    /// What it was made from, from either header page; `None` if neither says it.
     pub(crate) fn read_sources(&self) -> Result<Option<Sources>> {
         let (known, count) = (self.first_page.sources.clone(), self.header.sources);
         self.mark(known, SOURCES_PLACE, |bytes, key| Sources::decode(bytes, count, key))
@@ -233,7 +234,7 @@ impl Segment {
         Ok(record::RecordHeader::decode(&bytes, self.key, offset))
     }
 
-    /// Slots `first..first + number`, in order. Reads without the map, which would keep the pages.
+    /// Slots `first..first + number`, in order. Read without the map, which would keep the pages.
     pub(crate) fn read_slots(
         &self,
         first: u32,
@@ -253,7 +254,7 @@ impl Segment {
         }))
     }
 
-    /// The Seqs of records `first..first + number`, in order; `None` for one that is not known any more.
+    /// The Seqs of records `first..first + number`, in order; `None` where the number is damaged.
     /// `first_seq`: of the first record.
     pub(crate) fn read_seqs(
         &self,
@@ -275,7 +276,7 @@ impl Segment {
         }))
     }
 
-    /// What the page said that was read when it was found, or else what either one does.
+    /// A mark: as it was `known` when the segment was found, or else from either header page.
     fn mark<T, const N: usize>(
         &self,
         known: Option<T>,
@@ -295,8 +296,8 @@ impl Segment {
         Ok(None)
     }
 
-    /// Stores the seal. The caller has synced all that it speaks of, and it is not durable itself
-    /// before the next sync.
+    /// Stores the seal. The caller has synced all that it counts; the seal itself is durable after
+    /// the next sync.
     pub(crate) fn store_seal(&self, region: &dyn Region, seal: Seal) -> Result<()> {
         self.store_mark(region, SEAL, &seal.encode(self.key))
     }
@@ -320,8 +321,8 @@ impl Segment {
     }
 }
 
-/// Reads the header of a file, and what else its first page says; the last page only where the first one has no
-/// valid header. An error is told with the offset that could not be read.
+/// Reads the header of a file, and the marks beside it; reads the last page only where the first
+/// one has no valid header. An error comes with the offset that could not be read.
 pub(crate) fn read_header(
     file: &dyn StorageFile,
 ) -> std::result::Result<([DecodedHeader; 2], Marks), (u64, std::io::Error)> {
@@ -334,7 +335,7 @@ pub(crate) fn read_header(
         file.read_at(offset, &mut page).map_err(|error| (offset, error))?;
         *copy = page.first_chunk().map_or(DecodedHeader::Invalid, SegmentHeader::decode);
         if let DecodedHeader::Valid(header) = copy {
-            // Those of the first page, or of the last one, where that is the one to go by.
+            // Of the page with the valid header.
             let marks = Marks::decode(&page, header);
             return Ok((copies, marks));
         }
@@ -342,8 +343,8 @@ pub(crate) fn read_header(
     Ok((copies, Marks::default()))
 }
 
-/// Removes a half-made file. The error that made it half-made is the one to tell; what stays is
-/// finished off at the next open.
+/// Removes a half-made file. The error that made it half-made is the one to tell; the next open
+/// removes a file that stays.
 fn discard(storage: &dyn Storage, name: &str) {
     storage.remove(name).ok();
 }

@@ -1,7 +1,7 @@
 //! Reading an unsealed segment from its first record to its last, to find where the log ends.
 //!
-//! Promises: time and memory are linear in the file, whatever its bytes claim; nothing is stored.
-//! Decides nothing: which gap is damage and which is the torn end is for `recovery.rs` to say.
+//! Promises: time and memory are linear in the size of the file, whatever its bytes claim; nothing
+//! is stored. Refuses to decide which gap is damage and which is the torn end: `recovery` does.
 
 use super::Segment;
 use super::sealed::candidates;
@@ -20,20 +20,20 @@ const ZEROS: [u8; 4096] = [0; 4096];
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Stretch {
     pub(crate) first_index: u32,
-    /// Where its first record starts.
+    /// The offset at which its first record starts.
     pub(crate) start: u64,
-    /// One behind its last record's index.
+    /// One more than the index of its last record.
     pub(crate) end_index: u32,
-    /// Where its last record ends.
+    /// The offset at which its last record ends.
     pub(crate) end: u64,
-    /// Where a batch starts that this stretch does not finish: offset and index.
+    /// Offset and index of the first record of a batch whose end is not in this stretch.
     pub(crate) open_batch: Option<(u64, u32)>,
 }
 
 /// What a scan found.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Scanned {
-    /// In order; between two of them, and before the first, something is invalid.
+    /// In order; between two of them, and before the first, there is something invalid.
     pub(crate) stretches: Vec<Stretch>,
     /// The largest Seq that one of the records says was durable.
     pub(crate) watermark: u64,
@@ -56,7 +56,7 @@ pub(crate) fn scan(segment: &Segment, activation: Activation) -> Result<Scanned>
             add(&mut scanned, activation, &header, at, in_sequence);
             gap_start = end;
         }
-        // Else its header is right and its body is not: it is lost, what follows is not.
+        // Else its header is right and its body is not: this record is lost, the next is not.
         offset = end;
         index = header.index + 1;
         scanned.read_bytes = end - RECORDS_START;
@@ -98,8 +98,8 @@ struct RecordReader<'a> {
 }
 
 impl RecordReader<'_> {
-    /// The first valid header at or behind `offset` with an index from `index` on. `gap_start`:
-    /// where the last good record ended, which bounds how many can have been lost since.
+    /// The first valid header at or behind `offset` with at least this index. `gap_start`: where
+    /// the last good record ended, which bounds how many records can have been lost since then.
     fn next_header(
         &mut self,
         offset: u64,
@@ -113,7 +113,7 @@ impl RecordReader<'_> {
             let zeros = bytes.chunks(ZEROS.len()).take_while(|page| **page == ZEROS[..page.len()]);
             let skipped = zeros.map(<[u8]>::len).sum::<usize>();
             if skipped >= ZEROS.len() {
-                // A header may start in the last bytes of a zero page, so not all of it is passed.
+                // A header may start in the last bytes of a zero page: those are looked at again.
                 from += wide(skipped - HEADER) & !(record::ALIGN - 1);
                 continue;
             }
@@ -148,7 +148,8 @@ impl RecordReader<'_> {
         Ok(&self.window[skip..self.filled])
     }
 
-    /// Whether the body is what was pushed; read in windows, so that no length is believed.
+    /// Whether the body is what was pushed. It is read a window at a time, so that a wrong length
+    /// takes no memory.
     fn body_matches(&mut self, header: &RecordHeader, at: u64) -> Result<bool> {
         let mut hasher = crc32fast::Hasher::new();
         let mut offset = at + wide(HEADER);
@@ -163,7 +164,7 @@ impl RecordReader<'_> {
         Ok(hasher.finalize() == header.body_check)
     }
 
-    /// Like [`RecordReader::at`], but content with a single byte.
+    /// Like [`RecordReader::at`], but at least one byte.
     fn body_at(&mut self, offset: u64) -> Result<&[u8]> {
         let inside = offset.checked_sub(self.start).and_then(|skip| usize::try_from(skip).ok());
         match inside.filter(|&skip| skip < self.filled) {

@@ -1,7 +1,7 @@
 //! Reading records and slots of a mapped segment, one at a time.
 //!
-//! Promises: what it returns passed its checks; damage is a value, not an error. Relies on the
-//! caller to ask only for records that are published.
+//! Promises: what it returns has passed its checks, but for bodies, which the caller verifies;
+//! damage is a value, not an error. Relies on callers to ask only for records that are published.
 
 use super::Segment;
 use crate::error::Result;
@@ -14,7 +14,7 @@ use crate::format::standing::{Run, Standing};
 use crate::io::Region;
 use std::sync::Arc;
 
-/// Bytes looked at in one step of a search.
+/// Bytes that a search reads at once.
 const STEP: usize = 4096;
 
 /// A mapped segment.
@@ -68,7 +68,7 @@ impl Status {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Located {
     At(u64, RecordHeader),
-    /// Records up to this index, exclusive, are lost; the next one is at this offset.
+    /// Records before this index are lost; the next one is at this offset.
     Lost {
         end_index: u32,
         next: u64,
@@ -76,8 +76,8 @@ pub(crate) enum Located {
 }
 
 impl Mapped {
-    /// Finds record `index`: where its slot says, or else looking from `offset` on, where it or an earlier
-    /// record starts. `previous`: an earlier record, if its place is known for sure.
+    /// Finds record `index`: where its slot says, or else by a search from `offset`, where it or an
+    /// earlier record starts. `previous`: index and offset of an earlier record, if they are known.
     #[inline]
     pub(crate) fn locate(
         &self,
@@ -132,7 +132,7 @@ impl Mapped {
     pub(crate) fn body(&self, header: &RecordHeader, offset: u64) -> Vec<u8> {
         let mut body = Vec::new();
         let len = usize::try_from(header.body_len).unwrap_or(usize::MAX);
-        // It lies in the segment, as `header` has checked; if not, an empty body fails its check.
+        // `header` has checked that it lies in the segment; else an empty body fails its check.
         self.region.load_into(offset + wide(HEADER), len, &mut body).ok();
         body
     }
@@ -158,8 +158,8 @@ impl Mapped {
         None
     }
 
-    /// Where record `index` is, going from the first one, record by record; over what is damaged by
-    /// looking for the next.
+    /// Finds record `index` by going from record to record, from the first one on; behind damage it
+    /// goes on at the next record that it finds.
     pub(crate) fn walk_to(&self, index: u32) -> Option<(u64, RecordHeader)> {
         let (mut offset, mut at) = (RECORDS_START, 0);
         loop {
@@ -174,7 +174,8 @@ impl Mapped {
         }
     }
 
-    /// The Seq of record `index`; `None` if it is not known any more. `first_seq`: of the first record.
+    /// The Seq of record `index`; `None` if its number is damaged. `first_seq`: of the first
+    /// record.
     #[inline]
     pub(crate) fn seq(&self, index: u32, first_seq: u64) -> Result<Option<u64>> {
         let Some(sources) = &self.segment.sources else {
@@ -187,8 +188,8 @@ impl Mapped {
         Ok(after.map(|after| first_seq + after))
     }
 
-    /// The first of `count` records whose Seq is at least `seq`, as far as Seqs are known; `count` if there
-    /// is none. `first_seq`: of the first record.
+    /// The index of the first of `count` records whose Seq is at least `seq`, as far as Seqs are
+    /// known; `count` if there is none. `first_seq`: of the first record.
     pub(crate) fn index_from(&self, seq: u64, count: u32, first_seq: u64) -> Result<u32> {
         if self.segment.sources.is_none() {
             let index = u32::try_from(seq.saturating_sub(first_seq)).unwrap_or(u32::MAX);
@@ -197,7 +198,7 @@ impl Mapped {
         let (mut low, mut high) = (0, count);
         while low < high {
             let middle = low + (high - low) / 2;
-            // What is not known is passed over.
+            // Numbers that are damaged are passed over.
             let mut probe = middle;
             let mut found = None;
             while probe < high && found.is_none() {
@@ -212,7 +213,7 @@ impl Mapped {
         Ok(low)
     }
 
-    /// The index of message `seq` among `count` records, if it has it.
+    /// The index of message `seq` among `count` records, if it is one of them.
     pub(crate) fn index_of(&self, seq: u64, count: u32, first_seq: u64) -> Result<Option<u32>> {
         let mut index = self.index_from(seq, count, first_seq)?;
         while index < count {
@@ -224,7 +225,7 @@ impl Mapped {
         Ok(None)
     }
 
-    /// The slot of record `index`; `None` if what is there was never written to it.
+    /// The slot of record `index`; `None` if it is damaged.
     pub(crate) fn slot(&self, index: u32) -> Result<Option<Slot>> {
         let place = slot::offset(self.segment.header.size, index);
         let word = self.region.load_word(place);
@@ -272,7 +273,7 @@ impl Mapped {
         stored.map_err(|error| self.segment.error("store slot", place, error))
     }
 
-    /// Stores the slot of record `index`: from here on a kill of the process does not undo it.
+    /// Stores the state of record `index`. A kill of the process does not undo it.
     pub(crate) fn store_slot(&self, index: u32, slot: Slot) -> Result<()> {
         let place = slot::offset(self.segment.header.size, index);
         let stored = self.region.store_word(place, slot.encode(self.segment.key, index));

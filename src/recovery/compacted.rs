@@ -1,8 +1,9 @@
 //! Which compacted segments count, and what they replace.
 //!
-//! Promises: of a copy and what it was made from, only the copy's records count, and each state is the later of
-//! the two. Relies on a copy having its name only when it is whole, and being made from others only once what it
-//! was made from is gone for good.
+//! Promises: of a copy and the segments that it was made from, only the records of the copy count,
+//! and each message has the later of its two states. Relies on two rules of compaction: a copy gets
+//! its name only when it is whole, and becomes a source of another one only when its own sources
+//! are gone for good.
 
 use super::Part;
 use crate::error::Result;
@@ -19,7 +20,7 @@ pub(super) struct CompactedSegment {
     seal: Seal,
 }
 
-/// A copy, and what it was made from, as far as that is still there.
+/// A copy, and those of its sources that are still there.
 #[derive(Clone, Debug)]
 pub(crate) struct Replaced {
     pub(crate) copy: Part,
@@ -27,7 +28,7 @@ pub(crate) struct Replaced {
 }
 
 impl CompactedSegment {
-    /// `None` if it does not say any more what it holds.
+    /// `None` if the marks that say what it holds are damaged.
     pub(super) fn read(segment: Segment) -> Result<Option<Self>> {
         let marks = (segment.read_sources()?, segment.activation()?, segment.seal()?);
         let (Some(sources), Some(activation), Some(seal)) = marks else { return Ok(None) };
@@ -50,13 +51,13 @@ impl CompactedSegment {
         self.segment.sources.as_ref().map_or(&[], |sources| &sources.ordinals)
     }
 
-    /// Whether this one was made from `one`, or from one of `others` that was.
+    /// Whether this one was made from `one`, or from one of `others` that was made from it.
     fn has_inside(&self, one: &Self, others: &[Self]) -> bool {
         let has = |by: &Self| by.sources().contains(&one.segment.header.ordinal);
         has(self) || others.iter().any(|other| has(other) && self.has_inside(other, others))
     }
 
-    /// Whether this one was made from the other, or instead of it.
+    /// Whether this one was made from the other one, or in its place.
     fn replaces(&self, other: &Self) -> bool {
         let ordinal = other.segment.header.ordinal;
         let is_newer = self.segment.header.ordinal > ordinal;
@@ -65,17 +66,17 @@ impl CompactedSegment {
     }
 }
 
-/// Takes what a copy replaces out of both lists.
+/// Takes the segments that a copy replaces out of both lists.
 pub(super) fn take_replaced(
     segments: &mut Vec<Arc<Segment>>,
     compacted: &mut Vec<CompactedSegment>,
 ) -> Result<Vec<Replaced>> {
     let mut all = Vec::new();
-    // Newer ones first: what is replaced itself replaces nothing of its own.
+    // Newer ones first: a copy that is replaced itself replaces nothing.
     compacted.sort_by_key(|one| std::cmp::Reverse(one.segment.header.ordinal));
     let mut left = std::mem::take(compacted).into_iter();
     while let Some(copy) = left.next() {
-        // Also what those were made from that are replaced, should it have come back.
+        // Also the sources of copies that are replaced, if they have come back.
         let mut replaced: Vec<CompactedSegment> = Vec::new();
         loop {
             let (more, kept): (Vec<_>, Vec<_>) = left.partition(|other| {
@@ -88,7 +89,8 @@ pub(super) fn take_replaced(
             replaced.extend(more);
         }
         let mut sources = Vec::new();
-        // A copy that was made instead of this one, and given up, may have others that count.
+        // A copy that was given up, and in whose place this one was made, may have had other
+        // sources. Those count.
         let is_source = |segment: &mut Arc<Segment>| {
             let made = |one: &&CompactedSegment| copy.has_inside(one, &replaced);
             let mut copies = replaced.iter().filter(made).chain([&copy]);
@@ -110,7 +112,8 @@ pub(super) fn take_replaced(
     Ok(all)
 }
 
-/// One that lost its seal could have any number of records: no more than up to the next one.
+/// A source that lost its seal could have any number of records: it has no more than up to the next
+/// one.
 fn bound(sources: &mut [CopySource]) {
     sources.sort_by_key(|source| source.first_seq);
     let is_plain =
@@ -123,7 +126,7 @@ fn bound(sources: &mut [CopySource]) {
     }
 }
 
-/// One that does not say where its numbers start has no states to give.
+/// A segment whose activation is damaged gives no states: its Seqs are not known.
 fn source_of(segment: Arc<Segment>) -> Result<CopySource> {
     let activation = segment.activation()?;
     let sealed = segment.seal()?.map(|seal| seal.count);

@@ -16,7 +16,7 @@ pub(super) struct Watermark {
     pub(super) ordinal: u64,
 }
 
-/// What counts of an epoch.
+/// The parts of an epoch that count.
 #[derive(Debug)]
 pub(super) struct EpochRead {
     pub(super) parts: Vec<Part>,
@@ -25,7 +25,7 @@ pub(super) struct EpochRead {
     pub(super) run_ended_at: Option<u64>,
 }
 
-/// A segment, and where its records are known from.
+/// A segment that was used, and what tells where its records end.
 struct Member<'a> {
     segment: &'a Arc<Segment>,
     activation: Activation,
@@ -104,8 +104,8 @@ pub(super) fn read(
     {
         report.damage.push(end.damage(watermark + 1, DamageKind::Corrupt));
     }
-    // A segment that was prepared and not used holds nothing, but its run did not end in order
-    // unless the seal before it says so: close removes what it prepared.
+    // A segment that was prepared and not used holds nothing; but close removes what was prepared,
+    // so the run did not end in order.
     let unused = segments.last().is_some_and(|last| {
         members.last().is_none_or(|member| member.segment.header.ordinal != last.header.ordinal)
     });
@@ -138,9 +138,9 @@ impl End {
     }
 }
 
-/// The records that are missing between `previous` and `next`. Segments that hold no record and are
-/// there were used all the same, if a later one names them as its predecessor; if one of those named
-/// is not there, it was let go, and nothing is missing.
+/// The records that are missing between `previous` and `next`. A segment that is here and holds no
+/// record was used all the same if a later one names it as its predecessor. If a predecessor is not
+/// here, it was let go, and nothing is missing.
 fn gap_before(
     next: &Member<'_>,
     previous: Option<&End>,
@@ -157,8 +157,8 @@ fn gap_before(
         }
         let found = segments.iter().find(|segment| segment.header.ordinal == before);
         let Some(empty) = found else {
-            // One that was used, is here, and does not say any more with what: what came right before `next` was
-            // in it.
+            // A segment that was used and is here has lost its activation: what came right before
+            // `next` was in it.
             let lost = passed.filter(|_| end_seq - 1 > watermark);
             let Some(lost) = lost else { return Ok(None) };
             let path = lost.path.clone();
@@ -168,7 +168,7 @@ fn gap_before(
         let activation = empty.activation()?;
         let is_first = segments.first().is_some_and(|first| first.header.ordinal == before);
         if is_first && previous.is_none() {
-            // Where its numbers began, if it still says so. If not, and what came right before
+            // Where its Seqs began, if it still says so. If it does not, and what came right before
             // `next` was durable, it held nothing.
             let next_seq = match activation {
                 Some(activation) => activation.first_seq,
@@ -178,7 +178,7 @@ fn gap_before(
             let end = End { ordinal: before, next_seq, path: empty.path.clone(), tail: 0 };
             return Ok((next_seq < end_seq).then(|| end.damage(end_seq, DamageKind::Torn)));
         }
-        // One in which nothing was ever placed has the number of what follows it.
+        // A segment in which nothing was ever placed begins with the Seq of what follows it.
         if activation.is_none_or(|activation| activation.first_seq != end_seq) {
             passed = Some(empty);
         }
@@ -186,7 +186,8 @@ fn gap_before(
     }
 }
 
-/// Whether the log goes on behind a gap: if a sync had promised what is missing. Tells of it.
+/// Whether the log goes on behind a gap: it does if a sync had promised what is missing. Puts the
+/// gap into the report.
 fn accept(gap: Damage, watermark: u64, report: &mut RecoveryReport) -> bool {
     if gap.first > watermark {
         report.cut = Some(gap);
@@ -220,7 +221,7 @@ fn members<'a>(
     Ok(members)
 }
 
-/// Segments that were never used, and those that were dropped whole, hold nothing.
+/// The parts of segments that were never used or were dropped as a whole: they hold nothing.
 fn unused_parts(segments: &[Arc<Segment>], members: &[Member<'_>]) -> Vec<Part> {
     let is_used = |segment: &Segment| {
         members.iter().any(|member| member.segment.header.ordinal == segment.header.ordinal)
@@ -237,7 +238,7 @@ fn unused_parts(segments: &[Arc<Segment>], members: &[Member<'_>]) -> Vec<Part> 
     unused.map(part).collect()
 }
 
-/// The largest Seq of this epoch that was durable, as far as seals and records witness it.
+/// The largest Seq of this epoch that seals and records witness as durable.
 fn watermark(members: &[Member<'_>]) -> u64 {
     let witnessed = members.iter().map(|member| match &member.content {
         Content::Sealed { count, .. } => {
@@ -258,7 +259,7 @@ impl Member<'_> {
     }
 }
 
-/// Readable records with at least this index.
+/// How many readable records with at least this index there are.
 fn readable(scanned: &Scanned, from_index: u32) -> u64 {
     let lens = scanned
         .stretches
@@ -267,7 +268,8 @@ fn readable(scanned: &Scanned, from_index: u32) -> u64 {
     lens.map(u64::from).sum()
 }
 
-/// Where a scanned segment ends: at the first thing above the watermark that is not whole.
+/// The part of a scanned segment that counts: up to the first thing above the watermark that is not
+/// whole.
 fn end_of(
     member: &Member<'_>,
     scanned: &Scanned,
@@ -278,7 +280,7 @@ fn end_of(
     let (mut end, mut count) = (RECORDS_START, 0);
     let mut open_batch = None;
     for stretch in &scanned.stretches {
-        // Also one that is in order but not in its place: bytes of a write that failed.
+        // Also if the index is right and the place is not: bytes of a write that failed.
         if stretch.first_index > count || stretch.start != end {
             if first_seq + u64::from(count) > watermark {
                 let damage = member.damage(count, stretch.first_index, end, DamageKind::Torn);

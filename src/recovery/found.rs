@@ -18,16 +18,17 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(super) queue_id: [u8; 16],
-    /// Of this queue, one for each ordinal, in order, without those that were let go.
+    /// The segments of this queue that are not compacted: one for each ordinal, in order, without
+    /// those that were let go.
     pub(super) segments: Vec<Arc<Segment>>,
-    /// The same of those that compaction made.
+    /// Its compacted segments.
     pub(super) compacted: Vec<CompactedSegment>,
-    /// What those replace.
+    /// The segments that copies replace.
     pub(super) replaced: Vec<Replaced>,
     pub(super) checkpoint: Option<Checkpoint>,
     pub(super) checkpoint_file: CheckpointFile,
     pub(super) leftovers: Vec<(String, u64)>,
-    /// How many segments have no readable header.
+    /// How many segments have no valid header.
     pub(super) unreadable: usize,
     pub(super) directory: PathBuf,
     pub(super) has_dead_letters: bool,
@@ -36,10 +37,10 @@ pub(crate) struct Found {
     newest_epoch: u64,
 }
 
-/// No queue gets that far; a name or header that says so is not one that keepq wrote.
+/// No queue gets this far; keepq wrote no name or header that says so.
 const MAX_ORDINAL: u64 = 1 << 62;
 
-/// A file whose header is readable.
+/// A file with a valid header.
 #[derive(Debug)]
 struct SegmentFile {
     name: String,
@@ -48,7 +49,7 @@ struct SegmentFile {
     file: Arc<dyn StorageFile>,
 }
 
-/// Segments are read by several threads where there are more than so many for each.
+/// Several threads read segments where there are more than this many for each.
 const SEGMENTS_PER_THREAD: usize = 32;
 const MOST_THREADS: usize = 8;
 
@@ -86,7 +87,8 @@ impl Found {
         Ok(found)
     }
 
-    /// Ordinals are never reused, not even those that only a file's name claims.
+    /// Larger than every ordinal that is known, even if only from a file's name: none is used
+    /// twice.
     pub(super) fn next_ordinal(&self) -> u64 {
         let listed = self.checkpoint.iter().flat_map(|checkpoint| &checkpoint.segments);
         let known =
@@ -144,8 +146,8 @@ impl Found {
         Ok(files)
     }
 
-    /// The queue that CHECKPOINT belongs to, if a segment does, too; else the one that most segments
-    /// belong to, and the oldest of those breaks a tie.
+    /// Chooses the queue of CHECKPOINT if a segment is of that queue, too; else that of most
+    /// segments, and, where two have as many, that of the oldest of those segments.
     fn choose_queue(&mut self, files: &[SegmentFile]) -> Result<()> {
         let hint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.queue_id);
         let mut counts: BTreeMap<[u8; 16], usize> = BTreeMap::new();
@@ -224,16 +226,17 @@ impl Found {
             }
         }
         self.replaced = compacted::take_replaced(&mut self.segments, &mut self.compacted)?;
-        // Epochs rise with ordinals; a header that says otherwise is not one that keepq wrote.
+        // Epochs rise with ordinals; keepq wrote no header that says otherwise.
         self.segments.sort_by_key(|segment| (segment.header.epoch, segment.header.ordinal));
         Ok(())
     }
 }
 
-/// A segment's header, what else stands beside it, and its file; or why it cannot be used.
+/// A segment's header, the marks beside it, and its file; or why it cannot be used.
 type ReadSegment = std::result::Result<(SegmentHeader, Marks, Arc<dyn StorageFile>), &'static str>;
 
-/// Reads the headers of all these files, in order; several at a time, because each may have to wait for the disk.
+/// Reads the headers of all these files, several at a time, because each may have to wait for the
+/// disk. The results are in order.
 fn read_all(storage: &dyn Storage, names: Vec<String>) -> Vec<(String, Result<ReadSegment>)> {
     let read = |names: &[String]| -> Vec<Result<ReadSegment>> {
         names.iter().map(|name| read_segment(storage, name)).collect()
@@ -249,7 +252,7 @@ fn read_all(storage: &dyn Storage, names: Vec<String>) -> Vec<(String, Result<Re
                 (part, thread.ok())
             };
             let parts: Vec<_> = names.chunks(per_thread).map(begin).collect();
-            // What no thread could be had for, this one reads.
+            // This thread reads the parts for which there was no other.
             let ended = parts.into_iter().map(|(part, thread)| {
                 let ended = thread.and_then(|thread| thread.join().ok());
                 ended.unwrap_or_else(|| read(part))
