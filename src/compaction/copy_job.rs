@@ -72,13 +72,17 @@ impl Reading {
         Self { window, mapped, index: 0, offset: RECORDS_START, previous: None }
     }
 
+    /// Finds the next record, whose slot this is.
+    ///
     /// # Errors
     ///
-    /// If something could not be read since the last call: then what looks like damage may be none.
-    fn check(&self) -> Result<()> {
-        let failed = self.window.take_error();
-        let error = |(offset, error)| self.mapped.segment.error("read segment", offset, error);
-        failed.map_or(Ok(()), |failed| Err(error(failed)))
+    /// If something could not be read on the way: what looks like damage then may be none.
+    fn locate(&self, slot: Slot, index: u32, end_index: u32) -> Result<Located> {
+        let located = self.mapped.locate(slot, index, end_index, self.offset, self.previous);
+        match self.window.take_error() {
+            None => Ok(located),
+            Some((offset, error)) => Err(self.mapped.segment.error("read segment", offset, error)),
+        }
     }
 }
 
@@ -183,10 +187,7 @@ impl CopyJob {
         }
         // A damaged slot is rebuilt like this.
         let slot = slot.unwrap_or(Slot { state: State::Delivered, attempts: 1, offset: None });
-        let Reading { offset, previous, .. } = *reading;
-        let located = reading.mapped.locate(slot, index, source.count, offset, previous);
-        reading.check()?;
-        let (offset, header) = match located {
+        let (offset, header) = match reading.locate(slot, index, source.count)? {
             Located::At(offset, header) => (offset, header),
             Located::Lost { end_index, next } => {
                 let (from, to) = (index, end_index.max(index + 1));
@@ -202,9 +203,7 @@ impl CopyJob {
         }
         let pushed_at = source.base_time + u64::from(header.age);
         let survivor = Survivor { seq, pushed_at, slot, delay };
-        let copied = self.copy.add(&survivor, &reading.mapped, &header, offset);
-        reading.check()?;
-        match copied? {
+        match self.copy.add(&survivor, &reading.mapped, &header, offset)? {
             Copied::Yes => Ok(true),
             Copied::NoRoom => Ok(false),
             Copied::Damaged => {
