@@ -10,8 +10,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 /// All that is known of a tree of sources.
 pub(crate) struct House {
     pub(crate) sources: Vec<Source>,
+    pub(crate) modules: Modules,
     pub(crate) uses: Uses,
     pub(crate) owners: Owners,
+    /// From each file: what its uses lead to.
+    reached: Vec<BTreeSet<usize>>,
 }
 
 impl House {
@@ -22,7 +25,10 @@ impl House {
         let modules = Modules::of(&sources);
         let uses = Uses::of(&sources, &modules);
         let owners = Owners::of(&sources, &modules);
-        Self { sources, uses, owners }
+        let away = owners.impls_away().map(|away| (away.defined_in, away.file));
+        let arrows: Vec<(usize, usize)> = uses.of_files.keys().copied().chain(away).collect();
+        let reached = reached(sources.len(), &arrows);
+        Self { sources, modules, uses, owners, reached }
     }
 
     #[cfg(test)]
@@ -123,6 +129,11 @@ impl House {
         let (from, to, Use { line, name }) = &arrows[&circle[0]];
         let file = if name.starts_with("impl ") { to } else { from };
         in_src(self.name(*file), *line, size + &steps.join(", ") + &hint)
+    }
+
+    /// Whether uses lead from a file to another.
+    pub(crate) fn reaches(&self, from: usize, to: usize) -> bool {
+        from == to || self.reached[from].contains(&to)
     }
 
     /// The shortest way of uses from one of `files` to a file for which `is_end` holds, for each

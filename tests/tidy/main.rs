@@ -1,4 +1,4 @@
-//! Rules of this code base that no lint knows: rooms, circles, owners, texts.
+//! Rules of this code base that no lint knows: rooms, circles, owners, sentences, texts.
 //!
 //! Each rule tells what breaks it as `file:line: what is wrong and what to do`. The rooms stand in
 //! one table, in `rooms.rs`, with the form of the drawing that `src/docs/design.md` has of it.
@@ -12,6 +12,7 @@
 //!   is a door: a block all of whose methods are `pub` and return what the file defines
 //!   (`Options::open` beside `Queue`). Fields are private but for plain data. `Engine` has one
 //!   file, and no type has more than 40 methods.
+//! * Sentences (`sentences.rs`): what a pop, a push and a look must not do.
 //! * Texts (`texts.rs`): lengths, letters, and what is at home in which file.
 
 #![allow(
@@ -28,16 +29,20 @@
     reason = "a test may fail"
 )]
 
+mod body;
+mod calls;
 mod house;
 mod modules;
 mod owners;
 mod rooms;
+mod sentences;
 mod source;
 mod texts;
 mod uses;
 
 use house::House;
 use rooms::{LOCKING, PLAIN, ROOMS, Rooms, is_in};
+use sentences::HOUSE;
 use source::{assert_none, in_src, read, sources, texts as files};
 
 const ENGINE: &str = "engine/mod.rs";
@@ -97,6 +102,30 @@ fn the_engine_is_one_file_and_no_type_is_two() {
     let mut violations = owners.engine_blocks(ENGINE);
     violations.extend(owners.types_with_many_methods(MAX_METHODS));
     assert_none("Engine stands in its file, and types are small.", violations);
+}
+
+#[test]
+fn a_pop_does_no_upkeep() {
+    let violations = HOUSE.a_pop_does_no_upkeep(&House::new(sources()));
+    assert_none("A pop does no upkeep.", violations);
+}
+
+#[test]
+fn the_engine_knows_no_dead_letters() {
+    let violations = HOUSE.the_engine_knows_no_dead_letters(&House::new(sources()));
+    assert_none("An engine opens no other queue.", violations);
+}
+
+#[test]
+fn a_push_leads_no_compaction() {
+    let violations = HOUSE.a_push_leads_no_compaction(&House::new(sources()));
+    assert_none("A push leads no compaction of its own accord.", violations);
+}
+
+#[test]
+fn looking_changes_nothing() {
+    let violations = HOUSE.looking_changes_nothing(&House::new(sources()));
+    assert_none("Looking changes nothing.", violations);
 }
 
 #[test]

@@ -142,6 +142,19 @@ impl Modules {
         names.found
     }
 
+    /// Those that the parameters and bounds of a function name.
+    pub(crate) fn types_in_signature(
+        &self,
+        module: usize,
+        signature: &syn::Signature,
+        own: Option<&ItemId>,
+    ) -> BTreeSet<ItemId> {
+        let mut names = Names { modules: self, module, own, found: BTreeSet::new() };
+        names.visit_generics(&signature.generics);
+        signature.inputs.iter().for_each(|input| names.visit_fn_arg(input));
+        names.found
+    }
+
     /// The file that defines what was found.
     pub(crate) fn file_of(&self, target: &Target) -> Option<usize> {
         match target {
