@@ -129,7 +129,7 @@ fn looking_changes_nothing() {
 }
 
 #[test]
-fn texts_are_short_and_ascii() {
+fn texts_are_short_narrow_and_ascii() {
     let mut violations = Vec::new();
     for folder in ["src", "tests", "examples", "benches"] {
         for (name, text) in files(folder, ".rs") {
@@ -142,7 +142,7 @@ fn texts_are_short_and_ascii() {
     for name in ["README.md", "CHANGELOG.md"] {
         violations.extend(texts::of_text(name, &read(name)));
     }
-    assert_none("Texts are short and ASCII.", violations);
+    assert_none("Texts are short, narrow and ASCII.", violations);
 }
 
 #[test]

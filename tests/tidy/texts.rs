@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use syn::{BinOp, Expr, Item, Lit};
 
 const MAX_LINES: usize = 500;
+const MAX_COLUMNS: usize = 100;
 
 fn violation(file: &str, line: usize, what: impl Into<String>) -> Violation {
     Violation { file: file.to_string(), line, what: what.into() }
@@ -27,15 +28,27 @@ pub(crate) fn of_code(name: &str, text: &str) -> Vec<Violation> {
     violations
 }
 
-/// Any text is ASCII.
+/// Any text is ASCII and narrow.
 pub(crate) fn of_text(name: &str, text: &str) -> Vec<Violation> {
     let mut violations = Vec::new();
     for (index, line) in text.lines().enumerate() {
         if !line.is_ascii() {
             violations.push(violation(name, index + 1, "not ASCII"));
         }
+        if is_wide(line) {
+            let what = format!("{} columns, and {MAX_COLUMNS} are allowed", line.chars().count());
+            violations.push(violation(name, index + 1, what));
+        }
     }
     violations
+}
+
+/// A row of a table cannot be broken, nor can an address.
+fn is_wide(line: &str) -> bool {
+    let text = line.trim_start().trim_start_matches("//!").trim_start_matches("///").trim_start();
+    let without_addresses = line.split_inclusive(' ').filter(|word| !word.contains("://"));
+    let columns: usize = without_addresses.map(|word| word.chars().count()).sum();
+    columns > MAX_COLUMNS && !text.starts_with('|')
 }
 
 /// Nothing is left for later, and no test is left out.
@@ -243,6 +256,17 @@ mod tests {
 
     fn lines(violations: &[Violation]) -> Vec<usize> {
         violations.iter().map(|violation| violation.line).collect()
+    }
+
+    #[test]
+    fn wide_lines_are_found() {
+        let wide = "x ".repeat(51);
+        let text = format!("//! A file.\n{wide}\n| {wide}\n/// | {wide}\n// {wide}\n");
+        assert_eq!(lines(&of_code("a.rs", &text)), [2, 5]);
+        let address = format!("see https://{}", "x".repeat(120));
+        assert_eq!(lines(&of_text("a.md", &address)), [] as [usize; 0]);
+        assert_eq!(lines(&of_text("a.md", &format!("{wide}{address}"))), [1]);
+        assert_eq!(lines(&of_text("a.md", "caf\u{e9}")), [1]);
     }
 
     #[test]
