@@ -1,0 +1,304 @@
+//! What the tests of found faults share: calls in threads of their own, which can be seen to
+//! sleep and are waited for with patience; and a storage that counts, delays or holds up
+//! operations.
+
+use keepq::fault::{Access, Entry, MemoryStorage, Region, Storage, StorageFile};
+use keepq::{Durability, Options, Queue};
+use std::any::Any;
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::{self, JoinHandle, ThreadId};
+use std::time::{Duration, Instant};
+
+/// A call that works returns within this time, even on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(25);
+
+pub(crate) fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// A queue with small segments, on this storage. Its pushes do not wait for the disk.
+pub(crate) fn on(storage: Arc<dyn Storage>) -> Options {
+    Queue::options().durability(Durability::Os).segment_bytes(65_536).storage(storage)
+}
+
+/// The same in memory and without a background thread.
+pub(crate) fn alone() -> Options {
+    on(Arc::new(MemoryStorage::new())).background(false)
+}
+
+/// Whether the condition becomes true before `PATIENCE` is over.
+pub(crate) fn soon(mut is_so: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    while !is_so() {
+        if start.elapsed() > PATIENCE {
+            return false;
+        }
+        thread::sleep(ms(1));
+    }
+    true
+}
+
+/// A call in a thread of its own. If it hangs, its thread is left behind.
+pub(crate) struct Call<T> {
+    result: Receiver<T>,
+    thread: JoinHandle<()>,
+    /// The file in which Linux tells the state of the thread.
+    task: Option<PathBuf>,
+}
+
+pub(crate) fn call<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Call<T> {
+    let ((tell, result), (tell_task, task)) = (mpsc::channel(), mpsc::channel());
+    let thread = thread::spawn(move || {
+        let task = fs::read_link("/proc/thread-self").ok();
+        tell_task.send(task.map(|task| PathBuf::from("/proc").join(task).join("stat"))).ok();
+        tell.send(work()).ok();
+    });
+    Call { result, thread, task: task.recv().unwrap() }
+}
+
+impl<T> Call<T> {
+    /// Returns once the thread sleeps and stays asleep, or has ended.
+    pub(crate) fn asleep(&self) {
+        let Some(task) = &self.task else { return thread::sleep(ms(100)) };
+        let mut times = 0;
+        soon(|| {
+            // "id (name) state ...", where S is a thread that waits.
+            let stat = fs::read_to_string(task).unwrap_or_default();
+            let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
+            times = if state.starts_with('S') { times + 1 } else { 0 };
+            times > 3 || self.is_over()
+        });
+    }
+
+    /// What the call returns, if it returns before `end`.
+    pub(crate) fn result_by(self, end: Instant) -> Option<T> {
+        self.result.recv_timeout(end.saturating_duration_since(Instant::now())).ok()
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// How often the thread has gone to sleep; `None` where the system does not tell.
+    pub(crate) fn sleeps(&self) -> Option<u64> {
+        let status = fs::read_to_string(self.task.as_ref()?.with_file_name("status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        line.trim().parse().ok()
+    }
+
+    /// What the call returns.
+    #[track_caller]
+    pub(crate) fn result(self, what: &str) -> T {
+        match self.result.recv_timeout(PATIENCE) {
+            Ok(result) => result,
+            Err(error) => panic!("{what}: {error}"),
+        }
+    }
+}
+
+/// An operation that reaches a storage.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Op {
+    /// A sync of a file.
+    Sync,
+    /// A read of a file.
+    Read,
+    /// Bytes, or a word, loaded from a region.
+    Load,
+    /// A word stored to a region.
+    StoreWord,
+}
+
+/// Counts the operations that reach a storage, delays them, or holds one up.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    counts: BTreeMap<Op, u64>,
+    hold: Option<(Op, &'static str)>,
+    is_held: bool,
+    slow: Option<(Op, Duration)>,
+    /// How many words had been stored when each thread loaded something for the first time.
+    stores_at_load: HashMap<ThreadId, u64>,
+}
+
+/// Ends the holding up when it is dropped.
+pub(crate) struct Hold<'a>(&'a Watch);
+
+impl Watch {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// How many operations of this kind there have been.
+    pub(crate) fn count(&self, op: Op) -> u64 {
+        self.lock().counts.get(&op).copied().unwrap_or(0)
+    }
+
+    /// How many words had been stored when this thread loaded something for the first time.
+    pub(crate) fn stores_at_load(&self) -> Option<u64> {
+        self.lock().stores_at_load.get(&thread::current().id()).copied()
+    }
+
+    /// From here on each operation of this kind takes longer by this time.
+    pub(crate) fn slow_down(&self, op: Op, by: Duration) {
+        self.lock().slow = Some((op, by));
+    }
+
+    /// Makes a call, and holds up the first operation of this kind on a file whose name begins
+    /// with `name`. Returns once that operation is held up, or the call has returned.
+    #[track_caller]
+    pub(crate) fn hold<T: Send + 'static>(
+        &self,
+        op: Op,
+        name: &'static str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> (Hold<'_>, Call<T>) {
+        self.lock().hold = Some((op, name));
+        let (hold, call) = (Hold(self), call(work));
+        assert!(soon(|| call.is_over() || self.lock().is_held), "nothing was held up");
+        (hold, call)
+    }
+
+    fn pass(&self, op: Op, name: &str) {
+        let mut state = self.lock();
+        *state.counts.entry(op).or_default() += 1;
+        if op == Op::Load {
+            let stores = state.counts.get(&Op::StoreWord).copied().unwrap_or(0);
+            state.stores_at_load.entry(thread::current().id()).or_insert(stores);
+        }
+        if state.hold.is_some_and(|(held, from)| held == op && name.starts_with(from)) {
+            state.hold = None;
+            state.is_held = true;
+            state = self.changed.wait_while(state, |state| state.is_held).unwrap();
+        }
+        let slow = state.slow.filter(|slow| slow.0 == op);
+        drop(state);
+        if let Some((_, by)) = slow {
+            thread::sleep(by);
+        }
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        (state.hold, state.is_held) = (None, false);
+        self.0.changed.notify_all();
+    }
+}
+
+/// A storage, a file and a region that are watched.
+#[derive(Debug)]
+pub(crate) struct Watched<T: ?Sized> {
+    watch: Arc<Watch>,
+    /// The name of a file, or the beginning of all names in a directory.
+    name: String,
+    inner: Arc<T>,
+}
+
+/// A disk in memory that is watched.
+pub(crate) fn watched(disk: Arc<MemoryStorage>) -> (Arc<dyn Storage>, Arc<Watch>) {
+    let watch = Arc::new(Watch::default());
+    let inner: Arc<dyn Storage> = disk;
+    (Arc::new(Watched { watch: Arc::clone(&watch), name: String::new(), inner }), watch)
+}
+
+impl<T: ?Sized> Watched<T> {
+    fn with<U: ?Sized>(&self, name: &str, inner: Arc<U>) -> Watched<U> {
+        Watched { watch: Arc::clone(&self.watch), name: format!("{}{name}", self.name), inner }
+    }
+
+    fn pass(&self, op: Op) {
+        self.watch.pass(op, &self.name);
+    }
+}
+
+impl Storage for Watched<dyn Storage> {
+    fn lock(&self) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
+        self.inner.lock()
+    }
+    fn list(&self) -> io::Result<Vec<Entry>> {
+        self.inner.list()
+    }
+    fn create(&self, name: &str, size: u64) -> io::Result<Arc<dyn StorageFile>> {
+        Ok(Arc::new(self.with(name, self.inner.create(name, size)?)))
+    }
+    fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        Ok(Arc::new(self.with(name, self.inner.open(name)?)))
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.inner.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.inner.remove(name)
+    }
+    fn sync_directory(&self) -> io::Result<()> {
+        self.inner.sync_directory()
+    }
+    fn directory(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
+        Ok(Arc::new(self.with(&format!("{name}/"), self.inner.directory(name)?)))
+    }
+    fn sync_parents(&self) -> io::Result<()> {
+        self.inner.sync_parents()
+    }
+    fn path(&self, name: &str) -> PathBuf {
+        self.inner.path(name)
+    }
+}
+
+impl StorageFile for Watched<dyn StorageFile> {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.pass(Op::Read);
+        self.inner.read_at(offset, into)
+    }
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.inner.write_at(offset, bytes)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.pass(Op::Sync);
+        self.inner.sync()
+    }
+    fn map(&self, access: Access) -> io::Result<Arc<dyn Region>> {
+        Ok(Arc::new(self.with("", self.inner.map(access)?)))
+    }
+    fn release(&self) {
+        self.inner.release();
+    }
+}
+
+impl Region for Watched<dyn Region> {
+    fn store(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.inner.store(offset, bytes)
+    }
+    fn load(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.pass(Op::Load);
+        self.inner.load(offset, into)
+    }
+    fn load_into(&self, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
+        self.inner.load_into(offset, len, into)
+    }
+    fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
+        self.pass(Op::StoreWord);
+        self.inner.store_word(offset, word)
+    }
+    fn load_word(&self, offset: u64) -> io::Result<u64> {
+        self.pass(Op::Load);
+        self.inner.load_word(offset)
+    }
+    fn populate(&self) {
+        self.inner.populate();
+    }
+}
