@@ -1,0 +1,132 @@
+//! What other threads see while a queue, or the queue of its dead letters, is being closed. Each
+//! test is a story that once went wrong.
+
+use crate::found_support::{Op, alone, call, on, soon, watched};
+use keepq::fault::MemoryStorage;
+use keepq::{Error, Queue, Result, Seq};
+use std::sync::Arc;
+use std::thread;
+
+/// A monitor asked for a message that waited while another thread closed the queue. `get`
+/// returned `None`, which says that the message is settled.
+#[test]
+fn a_waiting_message_is_not_taken_for_settled_while_the_queue_is_closed() {
+    type Look = fn(&Queue, Seq) -> Result<bool>;
+    // Whether the call shows that the message, or any message, waits.
+    const LOOKS: [Look; 5] = [
+        |queue, seq| Ok(queue.get(seq)?.is_some()),
+        |queue, seq| Ok(!queue.is_acked(seq)?),
+        |queue, _| Ok(queue.peek()?.is_some()),
+        |queue, _| Ok(queue.iter().next().transpose()?.is_some()),
+        |queue, _| Ok(!queue.stuck(1)?.is_empty()),
+    ];
+    let until_closed = |queue: &Queue, seq: Seq, look: Look| loop {
+        match look(queue, seq) {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(error) => return matches!(error, Error::Closed),
+        }
+    };
+    for round in 0..20 {
+        let queue = alone().open("queue").unwrap();
+        let seq = queue.push_batch(["a", "b", "c"]).unwrap()[1];
+        thread::scope(|scope| {
+            // `get` twelve times, and each of the others.
+            let looks = LOOKS.iter().chain([&LOOKS[0]; 11]);
+            let queue = &queue;
+            let looks = looks.map(|&look| scope.spawn(move || until_closed(queue, seq, look)));
+            let looks: Vec<_> = looks.collect();
+            (0..round % 8).for_each(|_| thread::yield_now());
+            queue.clone().close().unwrap();
+            let is_right: Vec<bool> = looks.into_iter().map(|look| look.join().unwrap()).collect();
+            assert!(is_right.iter().all(|&is| is), "round {round}: {is_right:?}");
+        });
+    }
+}
+
+/// A queue with one dead letter, and the result of a call that is made while a handle of the dead
+/// letters is in the middle of closing them.
+fn while_dead_letters_close<T: Send + 'static>(
+    work: impl FnOnce(&Queue) -> T + Send + 'static,
+) -> (Queue, T) {
+    let (storage, watch) = watched(Arc::new(MemoryStorage::new()));
+    let queue = on(storage).background(false).open("queue").unwrap();
+    queue.push_batch(["a", "b", "c"]).unwrap();
+    queue.pop().unwrap().unwrap().reject("no").unwrap();
+    queue.maintain().unwrap();
+    let dead = queue.dead_letters().unwrap();
+    let (hold, closing) = watch.hold(Op::Sync, "dead/", move || dead.close());
+    let for_work = queue.clone();
+    let working = call(move || work(&for_work));
+    working.asleep();
+    drop(hold);
+    closing.result("close of the dead letters").unwrap();
+    (queue, working.result("the call during the close"))
+}
+
+/// One thread closed its handle of the dead letters while another one asked for them: `Locked`,
+/// "another process, or another handle in this one, has the queue open".
+#[test]
+fn dead_letters_are_opened_while_another_handle_closes_them() {
+    let (_queue, dead) = while_dead_letters_close(Queue::dead_letters);
+    assert_eq!(&dead.unwrap().pop().unwrap().expect("the letter")[..], b"a");
+}
+
+/// A redrive failed with the same error at that moment.
+#[test]
+fn dead_letters_are_redriven_while_another_handle_closes_them() {
+    let (queue, redriven) = while_dead_letters_close(|queue| queue.redrive(9));
+    assert_eq!(redriven.unwrap(), 1);
+    assert_eq!(queue.len(), 3);
+}
+
+/// At that moment `stats` said that there were no dead letters.
+#[test]
+fn dead_letters_are_counted_while_another_handle_closes_them() {
+    let (_queue, stats) = while_dead_letters_close(Queue::stats);
+    assert_eq!(stats.dead_letters(), 1);
+}
+
+/// A message that died at that moment was not moved; `maintain` and the last background error
+/// said `Locked`.
+#[test]
+fn messages_die_while_another_handle_closes_the_dead_letters() {
+    let ways: [fn(&Queue) -> Result<()>; 3] = [
+        |queue| queue.pop()?.unwrap().reject("no"),
+        |queue| queue.pop()?.unwrap().reject("no").and_then(|()| queue.maintain()),
+        |queue| {
+            // The second `pop` moves the first message, since there is no background.
+            queue.pop()?.unwrap().reject("no")?;
+            queue.pop()?.unwrap().ack()
+        },
+    ];
+    let told = ways.map(|work| {
+        let (queue, result) = while_dead_letters_close(work);
+        let told = queue.stats().last_background_error().map(ToString::to_string);
+        queue.maintain().unwrap();
+        assert_eq!(queue.dead_letters().unwrap().len(), 2);
+        (result.map_err(|error| error.to_string()), told)
+    });
+    assert!(told.iter().all(|told| *told == (Ok(()), None)), "{told:?}");
+}
+
+/// The background met the same error, and moved the message only a second later.
+#[test]
+fn the_background_moves_messages_while_another_handle_closes_the_dead_letters() {
+    let (storage, watch) = watched(Arc::new(MemoryStorage::new()));
+    let queue = on(storage).open("queue").unwrap();
+    queue.push_batch(["a", "b"]).unwrap();
+    queue.pop().unwrap().unwrap().reject("no").unwrap();
+    let moved = |count| move |queue: &Queue| queue.stats().dead_lettered() == count;
+    assert!(soon(|| moved(1)(&queue)));
+    let dead = queue.dead_letters().unwrap();
+    let (hold, closing) = watch.hold(Op::Sync, "dead/", move || dead.close());
+    let job = queue.pop().unwrap().unwrap();
+    let rejecting = call(move || job.reject("no"));
+    rejecting.asleep();
+    drop(hold);
+    closing.result("close of the dead letters").unwrap();
+    rejecting.result("reject").unwrap();
+    assert!(soon(|| moved(2)(&queue)));
+    assert_eq!(queue.stats().last_background_error(), None);
+}
