@@ -34,6 +34,13 @@ mod delivery_model;
 mod errors;
 mod examples;
 mod faults;
+mod found_closing;
+mod found_cost;
+mod found_reads;
+mod found_room;
+mod found_support;
+mod found_time;
+mod found_waiting;
 #[cfg(target_os = "linux")]
 mod full_disk;
 mod golden;
