@@ -5,6 +5,7 @@
 //! here.
 
 use super::Segment;
+use super::waypoints::Waypoints;
 use crate::error::{Error, Result};
 use crate::format::PAGE;
 use crate::format::bytes::wide;
@@ -170,8 +171,23 @@ impl Active {
             index += 1;
             unsynced += 1;
         }
+        if Waypoints::next_after(self.count) < index {
+            self.note_waypoints(drafts);
+        }
         (self.tail, self.count) = (tail, index);
         Ok(())
+    }
+
+    /// Notes where some of a batch are that was placed.
+    #[cold]
+    fn note_waypoints(&self, drafts: &[Draft<'_>]) {
+        let mut offset = self.tail;
+        for (index, draft) in (self.count..).zip(drafts) {
+            if Waypoints::is_one(index) {
+                self.segment.waypoints().note(index, offset);
+            }
+            offset += draft.record_len();
+        }
     }
 
     fn note_remains(&mut self, drafts: &[Draft<'_>]) {

@@ -11,6 +11,7 @@ pub(crate) mod merge;
 pub(crate) mod scan;
 pub(crate) mod sealed;
 pub(crate) mod walk;
+pub(crate) mod waypoints;
 
 use crate::error::{Error, Result};
 use crate::format::bytes::{u64_at, wide};
@@ -24,6 +25,7 @@ use crate::format::{PAGE, name, number, record, slot};
 use crate::io::{Access, Region, Storage, StorageFile, Window};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use waypoints::Waypoints;
 
 /// Bytes of a header page.
 const PAGE_LEN: usize = 4096;
@@ -46,6 +48,8 @@ pub(crate) struct Segment {
     /// The marks of the page that was read when it was found.
     first_page: Marks,
     file: Arc<dyn StorageFile>,
+    /// Where some of its records are.
+    waypoints: Waypoints,
 }
 
 /// What a header page holds besides the header.
@@ -94,7 +98,17 @@ impl Segment {
     ) -> Self {
         let (key, path) = (header.key(), storage.path(&name));
         let slot_limit = most_slots(header.size);
-        Self { header, key, name, path, slot_limit, sources: None, first_page, file }
+        Self {
+            header,
+            key,
+            name,
+            path,
+            slot_limit,
+            sources: None,
+            first_page,
+            file,
+            waypoints: Waypoints::default(),
+        }
     }
 
     /// This segment, which was made from `sources`.
@@ -174,7 +188,22 @@ impl Segment {
         let file = opened.inspect_err(|_| discard(storage, &name))?;
         let slot_limit = most_slots(header.size);
         let (key, first_page) = (header.key(), Marks::default());
-        Ok(Self { key, header, name, path, slot_limit, sources: None, first_page, file })
+        Ok(Self {
+            key,
+            header,
+            name,
+            path,
+            slot_limit,
+            sources: None,
+            first_page,
+            file,
+            waypoints: Waypoints::default(),
+        })
+    }
+
+    /// Where some of its records are.
+    pub(crate) fn waypoints(&self) -> &Waypoints {
+        &self.waypoints
     }
 
     /// The segment as memory.

@@ -4,6 +4,7 @@
 //! damage is a value, not an error. Relies on callers to ask only for records that are published.
 
 use super::Segment;
+use super::waypoints::Waypoints;
 use crate::error::Result;
 use crate::format::bytes::wide;
 use crate::format::number;
@@ -158,12 +159,16 @@ impl Mapped {
         None
     }
 
-    /// Finds record `index` by going from record to record, from the first one on; behind damage it
-    /// goes on at the next record that it finds.
+    /// Finds record `index` by going from record to record, from the nearest waypoint on; behind
+    /// damage it goes on at the next record that it finds.
     pub(crate) fn walk_to(&self, index: u32) -> Option<(u64, RecordHeader)> {
-        let (mut offset, mut at) = (RECORDS_START, 0);
+        let waypoints = self.segment.waypoints();
+        let (mut at, mut offset) = waypoints.before(index).unwrap_or((0, RECORDS_START));
         loop {
             if let Some(header) = self.header(offset, at) {
+                if Waypoints::is_one(at) {
+                    waypoints.note(at, offset);
+                }
                 if at == index {
                     return Some((offset, header));
                 }

@@ -1,0 +1,63 @@
+//! Where some of the records of a segment are: one of a thousand.
+//!
+//! A record that was never handed out is found by going from record to record. With waypoints that
+//! is a thousand steps at the most, not all that lies before it. They are noted as records are
+//! placed, and by each walk over records of an earlier run; a damaged record is no waypoint.
+
+use parking_lot::Mutex;
+
+/// The records between two waypoints.
+const EVERY: u32 = 1024;
+
+/// Offsets of records 0, 1024, 2048, ... as far as they are known.
+#[derive(Debug, Default)]
+pub(crate) struct Waypoints(Mutex<Vec<u64>>);
+
+impl Waypoints {
+    /// Whether record `index` is one to be noted.
+    #[inline]
+    pub(crate) fn is_one(index: u32) -> bool {
+        index.is_multiple_of(EVERY)
+    }
+
+    /// The first record from `index` on that is one to be noted.
+    #[inline]
+    pub(crate) fn next_after(index: u32) -> u32 {
+        index.checked_next_multiple_of(EVERY).unwrap_or(u32::MAX)
+    }
+
+    /// Record `index`, which is one to be noted, is at `offset`; noted if the one before is.
+    pub(crate) fn note(&self, index: u32, offset: u64) {
+        let mut offsets = self.0.lock();
+        if usize::try_from(index / EVERY).is_ok_and(|number| number == offsets.len()) {
+            offsets.push(offset);
+        }
+    }
+
+    /// The last known one up to record `index`: its index and offset.
+    pub(crate) fn before(&self, index: u32) -> Option<(u32, u64)> {
+        let offsets = self.0.lock();
+        let last = u32::try_from(offsets.len().checked_sub(1)?).ok()?;
+        let number = (index / EVERY).min(last);
+        let offset = offsets.get(usize::try_from(number).ok()?)?;
+        Some((number * EVERY, *offset))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_one_before_is_told() {
+        let waypoints = Waypoints::default();
+        assert_eq!(waypoints.before(5000), None);
+        for (index, offset) in [(0, 4096), (2048, 9), (1024, 50_000), (1024, 9), (2048, 90_000)] {
+            assert!(Waypoints::is_one(index) && !Waypoints::is_one(index + 1));
+            waypoints.note(index, offset);
+        }
+        assert_eq!(waypoints.before(1023), Some((0, 4096)));
+        assert_eq!(waypoints.before(1024), Some((1024, 50_000)));
+        assert_eq!(waypoints.before(9000), Some((2048, 90_000)));
+    }
+}
