@@ -134,10 +134,12 @@ impl OpenQueue {
     ) -> Result<()> {
         let answered = self.engine.consumers().answer(deliveries, answer);
         // A delivery that is dropped waits for no disk.
-        if *answer != Answer::Drop {
+        if !matches!(answer, Answer::Drop) {
             self.engine.sync_surplus();
         }
-        if let (Ok(()), Answer::Reject(_), Some(letters)) = (&answered, answer, &self.dead_letters)
+        if let Answer::Reject(_) = answer
+            && answered.is_ok()
+            && let Some(letters) = &self.dead_letters
         {
             // Now, so that its reason outlives a kill. What cannot be moved is moved later.
             let durably = self.engine.options().sync_acks;
@@ -147,6 +149,7 @@ impl OpenQueue {
     }
 
     /// To be called after messages were taken: what a background would do, where there is none.
+    #[inline]
     pub(crate) fn work_without_background(&self) {
         self.engine.sync_surplus();
         let context = self.engine.context();

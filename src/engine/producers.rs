@@ -37,6 +37,9 @@ pub(crate) struct Producers {
     dropping: Mutex<()>,
 }
 
+/// What messages need, how soon they are to be synced, and whom to ask for more room.
+type How<'a> = (Need, Option<Duration>, &'a dyn Fn() -> bool);
+
 /// What a push does when the queue is full.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum WhenFull {
@@ -79,15 +82,37 @@ impl Producers {
         when_full: WhenFull,
         more_room: &dyn Fn() -> bool,
     ) -> Result<u64> {
+        let Context { options, waiters, health, .. } = &*self.context;
+        // Producers that wait already are not overtaken.
+        let must_wait = options.overflow == Overflow::Block && !waiters.room.is_empty();
+        health.check(false)?;
+        let need = Need::of(drafts)?;
+        if !must_wait {
+            match self.appender.append(drafts, need, sync_within, self.commit.durable()) {
+                Ok(Appended::At(first_seq)) => return Ok(first_seq),
+                Ok(Appended::NeedsSegment) | Err(Error::Full { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let must_wait = must_wait && when_full == WhenFull::AsOptions;
+        self.push_slowly(drafts, when_full, must_wait, (need, sync_within, more_room))
+    }
+
+    /// The same where there is no room, or there are producers that wait.
+    #[cold]
+    fn push_slowly(
+        &self,
+        drafts: &[Draft<'_>],
+        when_full: WhenFull,
+        must_wait: bool,
+        how: How<'_>,
+    ) -> Result<u64> {
+        let (need, sync_within, more_room) = how;
         let overflow = match (when_full, self.context.options.overflow) {
             (WhenFull::Fail, _) | (WhenFull::NoWait, Overflow::Block) => Overflow::Reject,
             (WhenFull::NoWait | WhenFull::AsOptions, overflow) => overflow,
         };
-        // Producers that wait already are not overtaken.
-        let is_in_line = self.context.options.overflow == Overflow::Block
-            && !self.context.waiters.room.is_empty();
-        let need = Need::of(drafts)?;
-        let full = if is_in_line && when_full == WhenFull::AsOptions {
+        let full = if must_wait {
             None
         } else {
             match self.append_or_ask(drafts, need, sync_within, more_room) {
@@ -205,7 +230,7 @@ impl Producers {
     fn push_in_line(
         &self,
         drafts: &[Draft<'_>],
-        (need, sync_within, more_room): (Need, Option<Duration>, &dyn Fn() -> bool),
+        (need, sync_within, more_room): How<'_>,
         full: Option<Error>,
     ) -> Result<u64> {
         let timeout = self.context.options.push_timeout;

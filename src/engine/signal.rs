@@ -35,6 +35,50 @@ impl DispatchLock {
     pub(crate) fn lock(&self) -> DispatchGuard<'_> {
         DispatchGuard { lock: self, guard: Some(self.dispatch.lock()) }
     }
+
+    /// Gives the lock up, and tells others what changed under it.
+    #[inline(never)]
+    fn tell(&self, mut dispatch: MutexGuard<'_, Dispatch>) {
+        let Context { waiters, worker, clock, surplus, died, .. } = &*self.context;
+        let maps = dispatch.take_surplus_maps();
+        let (news, asks_for_sync) = dispatch.take_news();
+        let has_worker = worker.is_running();
+        let watch = dispatch.take_watch(has_worker);
+        // Asked under the lock, which each consumer takes between registering and looking.
+        let has_consumers = (news.returned || watch.is_some()) && waiters.consumers.has_waiters();
+        drop(dispatch);
+        if !maps.is_empty() {
+            drop(maps);
+            surplus.note();
+            worker.ask();
+        }
+        if has_consumers {
+            waiters.consumers.wake_one();
+        }
+        if news.settled || watch.is_some() && !has_worker {
+            waiters.room.wake_first();
+        }
+        for seq in news.settled_seqs {
+            waiters.settled.wake_keys(seq..=seq);
+        }
+        if news.settled_unknown {
+            waiters.settled.wake_all();
+        }
+        if asks_for_sync {
+            worker.sync_answers();
+        }
+        if news.died {
+            died.note();
+        }
+        if news.upkeep || news.died {
+            worker.ask();
+        } else if news.reclaims {
+            worker.compact_within(self.context.look_interval());
+        }
+        if let Some(at) = watch.filter(|_| has_worker).and_then(|time| clock.instant(time)) {
+            worker.watch(at);
+        }
+    }
 }
 
 impl Deref for DispatchGuard<'_> {
@@ -57,46 +101,10 @@ impl Drop for DispatchGuard<'_> {
     #[inline]
     fn drop(&mut self) {
         let Some(mut dispatch) = self.guard.take() else { return };
-        let Context { waiters, worker, clock, .. } = &*self.lock.context;
-        let surplus = dispatch.take_surplus_maps();
-        let (news, asks_for_sync) = dispatch.take_news();
-        let has_worker = worker.is_running();
-        let watch = dispatch.take_watch(has_worker);
-        // Asked under the lock, which each consumer takes between registering and looking.
-        let has_consumers = (news.returned || watch.is_some()) && waiters.consumers.has_waiters();
-        drop(dispatch);
-        if !surplus.is_empty() {
-            drop(surplus);
-            self.lock.context.surplus.note();
-            worker.ask();
-        }
-        if has_consumers {
-            waiters.consumers.wake_one();
-        }
-        if news.settled || watch.is_some() && !has_worker {
-            waiters.room.wake_first();
-        }
-        if news.settled {
-            for seq in news.settled_seqs {
-                waiters.settled.wake_keys(seq..=seq);
-            }
-            if news.settled_unknown {
-                waiters.settled.wake_all();
-            }
-        }
-        if asks_for_sync && has_worker {
-            worker.sync_answers();
-        }
-        if news.died {
-            self.lock.context.died.note();
-        }
-        if (news.upkeep || news.died) && has_worker {
-            worker.ask();
-        } else if news.reclaims && has_worker {
-            worker.compact_within(self.lock.context.look_interval());
-        }
-        if let Some(at) = watch.filter(|_| has_worker).and_then(|time| clock.instant(time)) {
-            worker.watch(at);
+        // Asked under the lock, which a producer takes between its place in line and its look.
+        let has_producers = !self.lock.context.waiters.room.is_empty();
+        if !dispatch.is_quiet(has_producers) {
+            self.lock.tell(dispatch);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The two checks of format 1: CRC-32 for content, `fold` for what is bound to a place.
 
 use super::bytes::{high_u32, u64_at};
+use std::sync::LazyLock;
 
 /// Names the pair of algorithms in this file, in every segment header.
 pub(crate) const CHECKSUM_ID: u8 = 1;
@@ -8,9 +9,15 @@ pub(crate) const CHECKSUM_ID: u8 = 1;
 /// 2^64 divided by the golden ratio, made odd (Knuth, TAOCP volume 3, section 6.4).
 const FOLD_FACTOR: u64 = 0x9E37_79B9_7F4A_7C15;
 
+/// A hasher that has found out what the processor can do: to clone it costs less than to ask again
+/// for each message.
+static HASHER: LazyLock<crc32fast::Hasher> = LazyLock::new(crc32fast::Hasher::new);
+
 /// CRC-32 (ISO-HDLC) of `bytes`.
 pub(crate) fn crc32(bytes: &[u8]) -> u32 {
-    crc32fast::hash(bytes)
+    let mut hasher = HASHER.clone();
+    hasher.update(bytes);
+    hasher.finalize()
 }
 
 /// CRC-32 (ISO-HDLC) of two pieces, one after the other.

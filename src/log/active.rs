@@ -89,6 +89,8 @@ pub(crate) struct Active {
     pub(crate) base_time: u64,
     tail: u64,
     count: u32,
+    /// The first record that is a waypoint and was not noted as one.
+    next_waypoint: u32,
     /// What failed batches left behind the tail and what could not be erased yet.
     remains: Vec<Remains>,
 }
@@ -110,6 +112,7 @@ impl Active {
             base_time: now,
             tail: RECORDS_START,
             count: 0,
+            next_waypoint: 0,
             remains: Vec::new(),
         })
     }
@@ -171,8 +174,9 @@ impl Active {
             index += 1;
             unsynced += 1;
         }
-        if Waypoints::next_after(self.count) < index {
+        if index > self.next_waypoint {
             self.note_waypoints(drafts);
+            self.next_waypoint = Waypoints::next_after(index);
         }
         (self.tail, self.count) = (tail, index);
         Ok(())

@@ -60,6 +60,7 @@ impl Status {
         numbering: Numbering,
     ) -> Self {
         let is_old = seq.map_or(numbering.is_old, |seq| run.is_old(seq));
+        let delay = delay.filter(|_| slot != Some(Slot::UNTOUCHED));
         let standing = Standing::of(slot, delay, is_old, run);
         Self { seq, slot: slot.unwrap_or(Self::REBUILT), delay, standing }
     }
@@ -131,8 +132,8 @@ impl Mapped {
 
     /// A copy of the body behind `header`, not yet verified.
     pub(crate) fn body(&self, header: &RecordHeader, offset: u64) -> Vec<u8> {
-        let mut body = Vec::new();
-        let len = usize::try_from(header.body_len).unwrap_or(usize::MAX);
+        let len = usize::try_from(header.body_len).unwrap_or(0);
+        let mut body = Vec::with_capacity(len);
         // `header` has checked that it lies in the segment; else an empty body fails its check.
         self.region.load_into(offset + wide(HEADER), len, &mut body).ok();
         body
@@ -231,6 +232,7 @@ impl Mapped {
     }
 
     /// The slot of record `index`; `None` if it is damaged.
+    #[inline]
     pub(crate) fn slot(&self, index: u32) -> Result<Option<Slot>> {
         let place = slot::offset(self.segment.header.size, index);
         let word = self.region.load_word(place);
@@ -239,11 +241,14 @@ impl Mapped {
     }
 
     /// What is said of message `index` besides its record.
-    #[inline]
+    #[expect(clippy::inline_always, reason = "on the way of every pop")]
+    #[inline(always)]
     pub(crate) fn status(&self, index: u32, numbering: Numbering, run: Run) -> Result<Status> {
         let seq = self.seq(index, numbering.first_seq)?;
         let slot = self.slot(index)?;
-        let delay = self.delay(index, numbering.base_time)?;
+        // A slot that was never stored to has no delay.
+        let is_untouched = slot == Some(Slot::UNTOUCHED);
+        let delay = if is_untouched { None } else { self.delay(index, numbering.base_time)? };
         Ok(Status::of(seq, slot, delay, run, numbering))
     }
 

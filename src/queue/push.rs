@@ -122,7 +122,9 @@ impl Queue {
         let headers = headers.map(|header| (header.name.as_str(), &header.value[..]));
         let (due, expires) = self.times_of(message)?;
         let notes = Notes { due, expires, origin: None };
-        let draft = Draft::new(extension::encode(headers, &notes), &message.payload);
+        let is_plain = message.headers.is_empty() && due.is_none() && expires.is_none();
+        let extensions = if is_plain { Vec::new() } else { extension::encode(headers, &notes) };
+        let draft = Draft::new(extensions, &message.payload);
         let draft = draft.ok_or(Error::TooLarge { len, max: record::MAX_PAYLOAD })?;
         Ok(draft.with(message.is_transient, due, expires))
     }

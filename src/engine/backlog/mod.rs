@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::format::bytes::wide;
 use crate::format::record;
 use crate::format::segment::Seal;
-use crate::format::slot::{self, Delay, State};
+use crate::format::slot::{self, Delay, Slot, State};
 use crate::format::standing::{Run, Standing};
 use crate::leases::Place;
 use crate::log::active::Active;
@@ -61,14 +61,8 @@ pub(crate) struct Found {
     pub(crate) spot: Spot,
     pub(crate) place: Place,
     pub(crate) header: record::RecordHeader,
-    /// What is said of it, its record included.
-    pub(crate) status: Status,
-}
-
-impl Found {
-    pub(crate) fn standing(&self) -> Standing {
-        self.status.standing
-    }
+    /// Where it stands, as the disk says, its record included.
+    pub(crate) standing: Standing,
 }
 
 /// What is stored where a message should be.
@@ -215,29 +209,29 @@ impl Backlog {
         let located = Position::at(index).locate(track.map()?, status.slot, index + 1);
         Ok(match located {
             Located::At(offset, header) => {
-                Lookup::Found(self.found(spot, seq, &status, offset, header))
+                let said = (seq, status.slot, status.standing);
+                Lookup::Found(self.found(spot, said, offset, header))
             }
             Located::Lost { next, .. } => Lookup::Lost(spot, status.slot.offset.unwrap_or(next)),
         })
     }
 
     /// What was found: `offset` and `header` are of its own record.
-    #[inline]
+    #[expect(clippy::inline_always, reason = "on the way of every pop")]
+    #[inline(always)]
     pub(super) fn found(
         &self,
         spot: Spot,
-        seq: u64,
-        status: &Status,
+        (seq, slot, standing): (u64, Slot, Standing),
         offset: u64,
         header: record::RecordHeader,
     ) -> Found {
-        let Spot { at, index } = spot;
-        let ordinal = self.tracks[at].ordinal();
-        let (attempts, bytes) = (status.slot.attempts, header.bytes());
+        let (ordinal, attempts) = (self.tracks[spot.at].ordinal(), slot.attempts);
+        let (index, bytes) = (spot.index, header.bytes());
         let is_transient = header.flags.is_transient();
-        let standing = status.standing.with_record(header.flags, self.run.is_old(seq));
+        let standing = standing.with_record(header.flags, self.run.is_old(seq));
         let place = Place { seq, ordinal, index, offset, attempts, bytes, is_transient };
-        Found { spot, place, header, status: Status { standing, ..*status } }
+        Found { spot, place, header, standing }
     }
 
     /// Stores the state of a message, unless it is settled. `record`: where its own record was
@@ -252,6 +246,21 @@ impl Backlog {
         let stored = self.tracks[spot.at].store(spot.index, state, record, self.run)?;
         self.changes += u64::from(stored != Stored::WasSettled);
         Ok(stored)
+    }
+
+    /// Stores the state of a message that was found under this lock, and so is not settled. Gives
+    /// its track.
+    #[inline]
+    pub(super) fn store_found(
+        &mut self,
+        spot: Spot,
+        state: (State, u32),
+        offset: u64,
+    ) -> Result<&mut Track> {
+        self.changes += 1;
+        let track = &mut self.tracks[spot.at];
+        track.store_unsettled(spot.index, state, offset)?;
+        Ok(track)
     }
 
     /// Stores the time before which a message is not to be handed out.
@@ -375,8 +384,13 @@ impl Backlog {
         (self.changes, dirty.map(take).collect())
     }
 
-    /// Maps above the limit. Costs a comparison where no map was made.
+    /// Whether maps were made since those above the limit were last taken.
     #[inline]
+    pub(super) fn has_new_maps(&self) -> bool {
+        self.maps.has_new()
+    }
+
+    /// Maps above the limit.
     pub(super) fn take_surplus_maps(&mut self, reading: u64) -> Vec<Arc<Mapped>> {
         if !self.maps.has_new() {
             return Vec::new();

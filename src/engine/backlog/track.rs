@@ -277,7 +277,8 @@ impl Track {
     }
 
     /// What is said of record `index` besides the record.
-    #[inline]
+    #[expect(clippy::inline_always, reason = "on the way of every pop")]
+    #[inline(always)]
     pub(crate) fn status(&mut self, index: u32, run: Run) -> Result<Status> {
         let numbering = self.numbering();
         self.map()?.status(index, numbering, run)
@@ -338,6 +339,21 @@ impl Track {
         self.counting.settle(index, bytes);
         let wakes_compaction = self.counting.settled() == self.idle.tell_at;
         Ok(Stored::Settled { wakes_compaction })
+    }
+
+    /// Stores the state of message `index`, which is not settled and does not become so; its record
+    /// is at `offset`.
+    #[inline]
+    pub(super) fn store_unsettled(
+        &mut self,
+        index: u32,
+        (state, attempts): (State, u32),
+        offset: u64,
+    ) -> Result<()> {
+        debug_assert!(!matches!(state, State::Dead | State::Lost), "that is `store`'s to do");
+        self.map()?.store_slot(index, Slot { state, attempts, offset: Some(offset) })?;
+        self.note_change(index);
+        Ok(())
     }
 
     /// Stores the time before which message `index` is not to be handed out.

@@ -94,7 +94,8 @@ impl Backlog {
             }
             return Ok(match cursor.position.locate(track.map()?, status.slot, end_index) {
                 Located::At(offset, header) => {
-                    Met::Message(self.found(spot, seq, &status, offset, header))
+                    let said = (seq, status.slot, standing);
+                    Met::Message(self.found(spot, said, offset, header))
                 }
                 Located::Lost { end_index, next } => {
                     let (indexes, offset) = (index..end_index, cursor.position.offset());

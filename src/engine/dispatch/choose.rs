@@ -191,7 +191,12 @@ impl Dispatch {
             self.lose(spot, place.offset)?;
             return Ok(None);
         };
-        let found = self.backlog.found(spot, place.seq, &status, place.offset, header);
+        let found = self.backlog.found(
+            spot,
+            (place.seq, status.slot, status.standing),
+            place.offset,
+            header,
+        );
         // The attempts are those of memory: what could not be stored counts as well.
         let found = Found { place, ..found };
         Ok(Some(Next { found, from: Front::Returned }))
@@ -207,7 +212,7 @@ impl Dispatch {
             let met = self.backlog.walk(&mut cursor, visible, is_ready);
             self.cursor = cursor;
             match met? {
-                Met::Message(found) if found.standing() == Standing::Ready => {
+                Met::Message(found) if found.standing == Standing::Ready => {
                     return Ok(Choice::Next(Next { found, from: Front::Cursor }));
                 }
                 // Transient, and of an earlier run.
@@ -238,9 +243,8 @@ impl Dispatch {
     fn lease(&mut self, next: &Next, now: Option<u64>) -> Result<Leased> {
         let Next { found: Found { spot, place, header, .. }, from } = *next;
         let place = Place { attempts: MAX_ATTEMPTS.min(place.attempts + 1), ..place };
-        let Place { seq, attempts, offset, bytes, .. } = place;
-        self.backlog.store(spot, (unsettled_state(&place), attempts), Some((offset, bytes)))?;
-        let track = self.backlog.track_at(spot.at);
+        let Place { seq, attempts, offset, .. } = place;
+        let track = self.backlog.store_found(spot, (unsettled_state(&place), attempts), offset)?;
         let pushed_at = track.base_time() + u64::from(header.age);
         track.note_leased();
         let body = Body::of(track.map()?, &header, offset);
@@ -259,7 +263,7 @@ impl Dispatch {
 
     /// The message that was chosen is leased: it is no longer where it waited, and its last holder,
     /// if its lease ran out, has it no more.
-    #[inline]
+    #[inline(always)]
     fn leave_front(&mut self, next: &Next) {
         let seq = next.found.place.seq;
         self.leases.end_expired(seq);

@@ -348,7 +348,7 @@ impl Dispatch {
                     self.lose(spot, offset)?;
                     return Ok(None);
                 }
-                Lookup::Found(found) if found.standing() == Standing::Outlived => {
+                Lookup::Found(found) if found.standing == Standing::Outlived => {
                     self.settle(found.spot, &found.place, State::Dead)?;
                     return Ok(None);
                 }
@@ -371,8 +371,9 @@ impl Dispatch {
         let track = self.backlog.track_at(spot.at);
         let header = track.map()?.header(offset, spot.index);
         if let Some((header, seq)) = header.zip(status.seq) {
-            let found = self.backlog.found(spot, seq, &status, offset, header);
-            if found.standing() == Standing::Outlived {
+            let found =
+                self.backlog.found(spot, (seq, status.slot, status.standing), offset, header);
+            if found.standing == Standing::Outlived {
                 self.settle(spot, &found.place, State::Dead)?;
             }
         }
@@ -428,6 +429,17 @@ impl Dispatch {
         }
     }
 
+    /// Where a message is that was found.
+    pub(crate) fn whereabouts_of(
+        &mut self,
+        found: &Found,
+        is_counted: bool,
+    ) -> Result<Whereabouts> {
+        let status = self.status(found.spot)?;
+        let status = Status { standing: found.standing, ..status };
+        Ok(self.whereabouts(found.place.seq, &status, is_counted))
+    }
+
     /// Messages that were given back, from this number on; and those whose time has come, from
     /// behind this entry on: as `pop` would take them.
     pub(crate) fn next_returned(&self, from: u64) -> Option<u64> {
@@ -445,8 +457,21 @@ impl Dispatch {
         self.backlog.list_damage(spot, offset, DamageKind::Newer);
     }
 
-    /// What others have to be told. Also tells whether answers have to be synced some time soon.
+    /// Whether there is nothing to tell, and nothing to do outside of the lock: the common case.
+    /// `has_producers`: some wait for room.
     #[inline]
+    pub(super) fn is_quiet(&mut self, has_producers: bool) -> bool {
+        let is_quiet = self.news.is_quiet(has_producers)
+            && !self.backlog.has_new_maps()
+            && (self.has_asked_for_sync || !self.backlog.has_unsynced_changes())
+            && self.next_time().is_none();
+        if is_quiet {
+            self.news.settled = false;
+        }
+        is_quiet
+    }
+
+    /// What others have to be told. Also tells whether answers have to be synced some time soon.
     pub(super) fn take_news(&mut self) -> (News, bool) {
         let asks = self.backlog.has_unsynced_changes() && !self.has_asked_for_sync;
         self.has_asked_for_sync |= asks;
@@ -454,14 +479,12 @@ impl Dispatch {
     }
 
     /// Maps above the limit, to be dropped outside of the lock.
-    #[inline]
     pub(super) fn take_surplus_maps(&mut self) -> Vec<Arc<Mapped>> {
         self.backlog.take_surplus_maps(self.cursor.ordinal)
     }
 
     /// A time that somebody has to watch, and nobody does: earlier than the one that is watched.
     /// `has_worker`: that says when it has looked; waiters do not.
-    #[inline]
     pub(super) fn take_watch(&mut self, has_worker: bool) -> Option<u64> {
         let next = self.next_time()?;
         if let Some(watched) = self.watched

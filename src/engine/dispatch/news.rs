@@ -19,3 +19,13 @@ pub(crate) struct News {
     /// There may be something to hand out that was not, or room for one more in flight.
     pub(crate) returned: bool,
 }
+
+impl News {
+    /// Whether nobody has to be told: messages may have been settled, if no producer waits.
+    #[inline]
+    pub(super) fn is_quiet(&self, has_producers: bool) -> bool {
+        let tells = self.upkeep || self.died || self.reclaims || self.returned;
+        let tells_waiters = self.settled_unknown || !self.settled_seqs.is_empty();
+        !tells && !tells_waiters && !(self.settled && has_producers)
+    }
+}

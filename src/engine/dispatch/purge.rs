@@ -85,7 +85,7 @@ impl Dispatch {
 
     /// Settles a message that a walk met, if it waits, ready or delayed; false if it does not.
     pub(super) fn settle_waiting(&mut self, found: &Found) -> Result<bool> {
-        match self.whereabouts(found.place.seq, &found.status, true) {
+        match self.whereabouts_of(found, true)? {
             Whereabouts::Ready | Whereabouts::Delayed(_) => {
                 self.settle(found.spot, &found.place, State::Dead)
             }

@@ -161,7 +161,7 @@ impl Inspect {
                 let wants = |standing| standing == Standing::Ready;
                 let met = dispatch.backlog_mut().walk(cursor, self.published.visible(), wants)?;
                 let Some(found) = pass(dispatch, cursor, met)? else { return Ok(None) };
-                let found = found.filter(|found| found.standing() == Standing::Ready);
+                let found = found.filter(|found| found.standing == Standing::Ready);
                 found.map(|found| sight(dispatch, &found, None)).transpose().map(Some)
             }
         }
@@ -170,7 +170,7 @@ impl Inspect {
     /// A message by its number, unless it is settled, damaged or given up.
     fn sight_by_seq(&self, dispatch: &mut Dispatch, seq: u64) -> Result<Option<Sighting>> {
         match dispatch.backlog_mut().look_up(seq)? {
-            Lookup::Found(found) if found.standing() != Standing::Outlived => {
+            Lookup::Found(found) if found.standing != Standing::Outlived => {
                 sight(dispatch, &found, None).map(Some)
             }
             _ => Ok(None),
@@ -299,7 +299,7 @@ impl Inspect {
             };
             let Some(found) = found else { continue };
             let is_counted = dispatch.backlog_mut().track_at(found.spot.at).is_counted();
-            let due = match dispatch.whereabouts(found.place.seq, &found.status, is_counted) {
+            let due = match dispatch.whereabouts_of(&found, is_counted)? {
                 Whereabouts::Ready => None,
                 Whereabouts::Delayed(due) => Some(due),
                 Whereabouts::Settled => continue,
