@@ -1,5 +1,6 @@
 //! How long a message that failed stays away.
 
+use crate::clock::MAX_DELAY;
 use std::time::Duration;
 
 /// How long a message stays away before it is handed out again, after it was given back with its
@@ -79,7 +80,7 @@ impl Backoff {
             Some((format!("factor {}", self.factor), "a factor from 1 to 1000"))
         } else if !(0.0..=1.0).contains(&self.jitter) {
             Some((format!("jitter {}", self.jitter), "a jitter from 0 to 1"))
-        } else if self.ceiling < self.base || self.ceiling > crate::message::MAX_DELAY {
+        } else if self.ceiling < self.base || self.ceiling > MAX_DELAY {
             Some((format!("ceiling {:?}", self.ceiling), "a ceiling from base to 8 years"))
         } else {
             None

@@ -17,6 +17,9 @@ use std::sync::{
 pub(crate) const TICK: u64 =
     if cfg!(any(target_os = "linux", target_os = "android")) { 11 } else { 0 };
 
+/// The longest time for which a message can be put off: 8 years of 365 days.
+pub(crate) const MAX_DELAY: Duration = Duration::from_secs(8 * 365 * 86_400);
+
 /// The monotonic clock, for timeouts.
 pub(crate) fn now() -> Instant {
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]

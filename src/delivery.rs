@@ -1,12 +1,10 @@
 //! A message that is handed out, and the wait for a message that is on its way to the disk.
 
-use crate::clock;
+use crate::clock::{self, MAX_DELAY};
 use crate::engine::{Answer, Cause, Engine, Given, Taken};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::extension::{self, Origin};
-use crate::message::MAX_DELAY;
 use crate::open_queue::OpenQueue;
-use crate::options;
 use crate::seq::Seq;
 use std::fmt;
 use std::ops::Deref;
@@ -155,7 +153,7 @@ impl Delivery {
     pub fn nack_after(self, delay: Duration) -> Result<()> {
         if delay > MAX_DELAY {
             let given = format!("{delay:?}");
-            return Err(options::invalid("Delivery::nack_after", given, "up to 8 years"));
+            return Err(Error::invalid_option("Delivery::nack_after", given, "up to 8 years"));
         }
         self.answer(&Answer::NackAfter(delay))
     }

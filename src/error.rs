@@ -4,7 +4,9 @@
 //! the error's source, because programs that print the whole chain would print that twice.
 
 use crate::seq::Seq;
+use std::fmt::Display;
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 /// The result of every operation of a queue.
@@ -229,6 +231,11 @@ impl Error {
         text
     }
 
+    /// `option` was given `value`, and has to be `bound`.
+    pub(crate) fn invalid_option(option: &'static str, value: impl Display, bound: &str) -> Self {
+        Self::InvalidOption { option, value: value.to_string(), bound: bound.to_string() }
+    }
+
     /// Wraps an error of the operating system with what keepq knows about it.
     pub(crate) fn io(operation: &'static str, path: &Path, offset: u64, source: io::Error) -> Self {
         let path = path.to_path_buf();
@@ -239,4 +246,14 @@ impl Error {
             _ => Self::Io { operation, path, offset, source },
         }
     }
+}
+
+/// # Errors
+///
+/// [`Error::InvalidOption`] if the value of `option` is out of bounds.
+pub(crate) fn within(option: &'static str, value: u64, bound: &RangeInclusive<u64>) -> Result<()> {
+    if bound.contains(&value) {
+        return Ok(());
+    }
+    Err(Error::invalid_option(option, value, &format!("{} to {}", bound.start(), bound.end())))
 }

@@ -1,10 +1,11 @@
 //! What is pushed.
 
+use crate::clock::MAX_DELAY;
 use crate::error::{Error, Result};
 use crate::format::bytes::wide;
 use crate::format::extension::{MAX_ENTRIES, MAX_NAME, header_len};
 use crate::format::slot;
-use crate::options::{self, Durability};
+use crate::options::Durability;
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
@@ -40,8 +41,6 @@ pub(crate) enum Due {
     At(SystemTime),
 }
 
-/// The longest delay: 8 years of 365 days.
-pub(crate) const MAX_DELAY: Duration = Duration::from_secs(8 * 365 * 86_400);
 const _: () = assert!(MAX_DELAY.as_secs() * 1000 <= slot::MAX_DELAY, "a slot can hold it");
 
 /// A name and a value that travel with the payload.
@@ -169,13 +168,13 @@ impl<'a> Message<'a> {
     ///
     /// [`Error::TooLarge`] and [`Error::InvalidOption`] for a message that no queue accepts.
     pub(crate) fn check(&self) -> Result<()> {
-        if let Some(Durability::Interval(Duration::ZERO)) = self.durability {
-            return Err(options::invalid_interval("Message::durability"));
+        if let Some(durability) = self.durability {
+            durability.check("Message::durability")?;
         }
         let spans = [("Message::ttl", self.ttl), ("Message::delay", self.after())];
         for (option, span) in spans {
             if let Some(span) = span.filter(|&span| span > MAX_DELAY) {
-                return Err(options::invalid(option, format!("{span:?}"), "up to 8 years"));
+                return Err(Error::invalid_option(option, format!("{span:?}"), "up to 8 years"));
             }
         }
         let within = |len, max| if len > max { Err(Error::TooLarge { len, max }) } else { Ok(()) };

@@ -5,13 +5,11 @@ mod compaction;
 pub use compaction::Compaction;
 
 use crate::backoff::Backoff;
-use crate::clock::Source;
-use crate::error::{Error, Result};
+use crate::clock::{MAX_DELAY, Source};
+use crate::error::{Error, Result, within};
 use crate::format::slot::MAX_ATTEMPTS;
 use crate::format::{PAGE, record};
 use crate::io::Storage;
-use crate::message::MAX_DELAY;
-use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +47,17 @@ impl Durability {
             (Self::Os, other) => other,
             (this, Self::Os) => this,
         }
+    }
+
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`] for an interval of 0, which `option` was given.
+    pub(crate) fn check(self, option: &'static str) -> Result<()> {
+        if self == Self::Interval(Duration::ZERO) {
+            let bound = "Always, or an interval above 0";
+            return Err(Error::invalid_option(option, "Interval(0)", bound));
+        }
+        Ok(())
     }
 }
 
@@ -422,39 +431,30 @@ impl Options {
         self.compaction.validate()?;
         within("open_segments", self.open_segments, &(1..=65_536))?;
         if let Some((value, bound)) = self.backoff.fault() {
-            return Err(invalid("backoff", value, bound));
+            return Err(Error::invalid_option("backoff", value, bound));
         }
         let visibility = self.visibility_timeout.map(|timeout| ("visibility_timeout", timeout));
         let spans = [visibility, self.message_ttl.map(|ttl| ("message_ttl", ttl))];
         for (option, span) in spans.into_iter().flatten() {
             if span.is_zero() || span > MAX_DELAY {
-                return Err(invalid(option, format!("{span:?}"), "above 0 and up to 8 years"));
+                return Err(Error::invalid_option(
+                    option,
+                    format!("{span:?}"),
+                    "above 0 and up to 8 years",
+                ));
             }
         }
         if !self.segment_bytes.is_multiple_of(PAGE) {
-            return Err(invalid("segment_bytes", self.segment_bytes, "a multiple of 4096"));
+            return Err(Error::invalid_option(
+                "segment_bytes",
+                self.segment_bytes,
+                "a multiple of 4096",
+            ));
         }
-        if let Durability::Interval(Duration::ZERO) = self.durability {
-            return Err(invalid_interval("durability"));
-        }
+        self.durability.check("durability")?;
         if self.ack_sync == AckSync::Set(Some(Duration::ZERO)) {
-            return Err(invalid("ack_sync", "0", "above 0 (or sync_acks(true))"));
+            return Err(Error::invalid_option("ack_sync", "0", "above 0 (or sync_acks(true))"));
         }
         Ok(())
     }
-}
-
-pub(crate) fn invalid_interval(option: &'static str) -> Error {
-    invalid(option, "Interval(0)", "Always, or an interval above 0")
-}
-
-fn within(option: &'static str, value: u64, bound: &RangeInclusive<u64>) -> Result<()> {
-    if bound.contains(&value) {
-        return Ok(());
-    }
-    Err(invalid(option, value, &format!("{} to {}", bound.start(), bound.end())))
-}
-
-pub(crate) fn invalid(option: &'static str, value: impl Display, bound: &str) -> Error {
-    Error::InvalidOption { option, value: value.to_string(), bound: bound.to_string() }
 }

@@ -1,7 +1,6 @@
 //! How to give back the disk space that settled messages hold.
 
-use super::{invalid, within};
-use crate::error::Result;
+use crate::error::{Error, Result, within};
 use std::time::Duration;
 
 /// How to give back the disk space that settled messages hold in files with unsettled ones: the
@@ -73,7 +72,7 @@ impl Compaction {
         within("compaction.max_rate", self.rate, &(64 << 10..=u64::MAX))?;
         if self.idle > Duration::from_secs(86_400) {
             let value = format!("{:?}", self.idle);
-            return Err(invalid("compaction.idle", value, "up to a day"));
+            return Err(Error::invalid_option("compaction.idle", value, "up to a day"));
         }
         Ok(())
     }

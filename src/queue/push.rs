@@ -1,7 +1,7 @@
 //! Pushing.
 
 use super::Queue;
-use crate::clock;
+use crate::clock::{self, MAX_DELAY};
 use crate::delivery::Receipt;
 use crate::engine::{WhenFull, start_push};
 use crate::error::{Error, Result};
@@ -9,8 +9,8 @@ use crate::format::bytes::wide;
 use crate::format::extension::Notes;
 use crate::format::{extension, record};
 use crate::log::active::Draft;
-use crate::message::{Due, MAX_DELAY, Message};
-use crate::options::{Durability, invalid};
+use crate::message::{Due, Message};
+use crate::options::Durability;
 use crate::seq::Seq;
 use std::sync::Arc;
 use std::time::Duration;
@@ -144,7 +144,8 @@ impl Queue {
         let due = due.filter(|&due| due > now);
         if due.is_some_and(|due| due - now > clock::millis(MAX_DELAY)) {
             let moment = format!("{:?}", due.map(clock::system_time));
-            return Err(invalid("Message::deliver_at", moment, "at most 8 years ahead"));
+            let bound = "at most 8 years ahead";
+            return Err(Error::invalid_option("Message::deliver_at", moment, bound));
         }
         Ok((due, message.ttl.map(|ttl| now + clock::millis(ttl))))
     }
