@@ -44,14 +44,18 @@ pub(crate) fn earlier(one: Option<u64>, other: Option<u64>) -> Option<u64> {
     }
 }
 
+/// In a millisecond.
+const NANOS: u64 = 1_000_000;
+
 /// The time of one open queue.
 #[derive(Debug)]
 pub(crate) struct Clock {
     source: Source,
     /// The queue's time at open.
     start: u64,
-    /// What the monotonic clock said then.
-    start_elapsed: u64,
+    /// Nanoseconds from the monotonic clock's zero to that of the queue's time. Exact, so that the
+    /// clocks of two runs agree to the millisecond: what one stores the next does not see too early.
+    offset: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -65,11 +69,10 @@ pub(crate) enum Source {
 impl Clock {
     /// Starts a clock with the time of the wall clock, or with `newest_time` if that is later.
     pub(crate) fn start(source: Source, newest_time: u64) -> Self {
-        let start = source.wall().max(newest_time);
-        // Rounded up, since the start is rounded down: this clock is never ahead of the wall clock.
-        let started = u64::from(matches!(source, Source::System));
-        let start_elapsed = source.elapsed() + started;
-        Self { source, start, start_elapsed }
+        let start = source.wall_nanos().max(newest_time.saturating_mul(NANOS));
+        // Wraps, if the system has been up for longer than the wall clock says that there was time.
+        let offset = start.wrapping_sub(source.elapsed_nanos());
+        Self { source, start: start / NANOS, offset }
     }
 
     /// The queue's time at open.
@@ -79,7 +82,7 @@ impl Clock {
 
     /// The queue's time.
     pub(crate) fn now(&self) -> u64 {
-        self.start + self.source.elapsed().saturating_sub(self.start_elapsed)
+        (self.source.elapsed_nanos().wrapping_add(self.offset) / NANOS).max(self.start)
     }
 
     /// The first millisecond of the queue's time that has not begun. Delays are counted from here,
@@ -91,7 +94,7 @@ impl Clock {
 
     /// The queue's time, or up to [`TICK`] less. Takes 2 ns, where the precise clock takes 23.
     pub(crate) fn coarse(&self) -> u64 {
-        self.start + self.source.coarse_elapsed().saturating_sub(self.start_elapsed)
+        (self.source.coarse_nanos().wrapping_add(self.offset) / NANOS).max(self.start)
     }
 
     /// A time that is at least `millis` after the moment of a reading of the coarse clock, and up
@@ -118,39 +121,39 @@ impl Clock {
 
     /// The queue's time at the moment when the wall clock, as it is set now, shows `moment`.
     pub(crate) fn at(&self, moment: SystemTime) -> u64 {
-        let wall = self.source.wall();
+        let wall = self.source.wall_nanos() / NANOS;
         let moment = moment.duration_since(UNIX_EPOCH).map_or(0, millis);
         self.next().saturating_add(moment).saturating_sub(wall)
     }
 }
 
 impl Source {
-    fn wall(&self) -> u64 {
+    fn wall_nanos(&self) -> u64 {
         match self {
             Self::System => {
                 #[expect(clippy::disallowed_methods, reason = "this is the clock")]
                 let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+                u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
             }
             // Relaxed here and below: a test that sets the clock orders its own steps.
             #[cfg(feature = "fault-injection")]
-            Self::Manual(clock) => clock.wall.load(Ordering::Relaxed),
+            Self::Manual(clock) => clock.wall.load(Ordering::Relaxed).saturating_mul(NANOS),
         }
     }
 
-    fn elapsed(&self) -> u64 {
+    fn elapsed_nanos(&self) -> u64 {
         match self {
             Self::System => monotonic(false),
             #[cfg(feature = "fault-injection")]
-            Self::Manual(clock) => clock.elapsed.load(Ordering::Relaxed),
+            Self::Manual(clock) => clock.elapsed.load(Ordering::Relaxed) * NANOS,
         }
     }
 
-    fn coarse_elapsed(&self) -> u64 {
+    fn coarse_nanos(&self) -> u64 {
         match self {
             Self::System => monotonic(true),
             #[cfg(feature = "fault-injection")]
-            Self::Manual(clock) => clock.elapsed.load(Ordering::Relaxed),
+            Self::Manual(clock) => clock.elapsed.load(Ordering::Relaxed) * NANOS,
         }
     }
 }
@@ -160,15 +163,14 @@ fn monotonic(is_coarse: bool) -> u64 {
     use rustix::time::{ClockId, clock_gettime};
     let clock = if is_coarse { ClockId::MonotonicCoarse } else { ClockId::Monotonic };
     let now = clock_gettime(clock);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1000
-        + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1000 * NANOS + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 fn monotonic(_is_coarse: bool) -> u64 {
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     let since = now().saturating_duration_since(*START.get_or_init(now));
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A clock that stands still until a test advances it, for tests of delays, leases and expiry. Give

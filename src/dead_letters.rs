@@ -193,7 +193,7 @@ impl DeadLetters {
         let Some(dead) = self.open_engine() else { return has_moved };
         let before = dead.context().space.given_back();
         // What fails there is not the concern of who pushes here.
-        self.note(dead.reclaim().let_go(usize::MAX).map(|_| ()));
+        self.note(dead.reclaim().let_go(1).map(|_| ()));
         has_moved || dead.context().space.given_back() > before
     }
 
@@ -231,8 +231,9 @@ impl DeadLetters {
     fn match_earlier(&self, dead: &Engine, mover: &mut Mover) -> Result<()> {
         if !mover.has_matched {
             self.queue.consumers().count_all()?;
-            if self.queue.dying().count() > 0 {
-                self.queue.dying().note_earlier(mover.origins(dead)?);
+            // After a clean end each slot says what became of its message.
+            if self.queue.dying().count() > 0 || !self.queue.recovery().was_closed() {
+                self.queue.dying().note_earlier(mover.origins(dead)?)?;
             }
             mover.has_matched = true;
         }

@@ -171,6 +171,7 @@ impl OpenQueue {
         self.engine.check_open()?;
         // What earlier runs left dying is known then.
         let counted = self.engine.look_at_times().and(self.engine.consumers().count_all());
+        while self.engine.consumers().sweep_expired()? {}
         let moved = self.dead_letters.as_ref().map_or(Ok(()), |letters| letters.move_all());
         self.engine.maintain()?;
         let compacted = self.engine.reclaim().compact_if_wanted();

@@ -101,14 +101,15 @@ impl Consumers {
         }
     }
 
-    /// Waits until there is a message to pop; `None` once `deadline` has passed.
+    /// Waits until there is a message to pop; `None` once `deadline` has passed, or if the caller has
+    /// to do what there is no background for.
     pub(crate) fn pop_until(&self, deadline: Option<Instant>) -> Result<Option<Taken>> {
         let registered = || self.registered();
         let look = || self.look_for_message();
         let consumers = &self.context.waiters.consumers;
         let found = consumers.wait_until(0, Soon::Perhaps, deadline, registered, look);
         self.pass_on();
-        found.transpose()
+        found.map_or(Ok(None), |found| found)
     }
 
     /// To be called between registering as a waiter and looking: pushes ask for waiters under the
@@ -117,15 +118,21 @@ impl Consumers {
         drop(self.appender.unsealed());
     }
 
-    pub(super) fn look_for_message(&self) -> Look<Result<Taken>> {
+    pub(super) fn look_for_message(&self) -> Look<Result<Option<Taken>>> {
         match self.try_pop() {
-            Ok(Popped::Taken(taken)) => Look::Found(Ok(taken)),
+            Ok(Popped::Taken(taken)) => Look::Found(Ok(Some(taken))),
+            Ok(Popped::Nothing(_)) if self.has_work_for_caller() => Look::Found(Ok(None)),
             Ok(Popped::Nothing(None)) => Look::NotYet,
             Ok(Popped::Nothing(Some(time))) => {
                 self.context.clock.instant(time).map_or(Look::NotYet, Look::NotBefore)
             }
             Err(error) => Look::Found(Err(error)),
         }
+    }
+
+    /// Whether messages have died, and there is no background to move them.
+    fn has_work_for_caller(&self) -> bool {
+        self.context.died.is_noted() && !self.context.worker.is_running()
     }
 
     /// A consumer that stops waiting wakes another one, if there may be something for it: a message,
@@ -362,6 +369,18 @@ impl Consumers {
         Ok(has_settled)
     }
 
+    /// Counts some slots of a segment; false once all of them are counted.
+    pub(crate) fn count_segment(&self, ordinal: u64) -> Result<bool> {
+        self.dispatch.lock().count_segment(ordinal)
+    }
+
+    /// The next time at which there is something to do, for a thread that waits where there is no
+    /// background.
+    pub(super) fn next_time(&self) -> Option<Instant> {
+        let time = self.dispatch.lock().next_time()?;
+        self.context.clock.instant(time)
+    }
+
     /// Messages in flight.
     pub(crate) fn in_flight(&self) -> u64 {
         self.end_due();
@@ -391,7 +410,7 @@ impl Consumers {
     /// Segments above the limit of open files are held open by answers, and there is no background:
     /// the caller syncs them.
     pub(crate) fn holds_too_many_open(&self) -> bool {
-        let factor = if self.context.worker.is_running() { 2 } else { 1 };
+        let factor = if self.context.worker.is_running() { 4 } else { 1 };
         self.dispatch.lock().backlog().holds_too_many(factor)
     }
 }

@@ -41,6 +41,11 @@ impl Hint {
         self.0.store(true, Ordering::Relaxed);
     }
 
+    #[inline]
+    pub(crate) fn is_noted(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// Whether it was noted since the last call.
     #[inline]
     pub(crate) fn take(&self) -> bool {

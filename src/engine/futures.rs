@@ -44,7 +44,7 @@ impl Future for Next<'_> {
             Look::Found(found) => {
                 registration.end();
                 self.engine.consumers().pass_on();
-                Poll::Ready(found)
+                Poll::Ready(found.map(|taken| taken.unwrap()))
             }
             Look::NotYet | Look::NotBefore(_) => {
                 self.registration = Some(registration);

@@ -47,14 +47,16 @@ impl DyingMessages {
         self.dispatch.lock().next_dying(after, STEP)
     }
 
-    /// A message of an earlier run that was moved then has this Seq among the dead letters.
-    pub(crate) fn note_earlier(&self, origins: &BTreeMap<u64, u64>) {
-        let mut dispatch = self.dispatch.lock();
+    /// Messages of earlier runs that were moved then have these Seqs among the dead letters. A power
+    /// cut may have undone that their slots said *dying*: they are so again, unless a consumer has
+    /// them.
+    pub(crate) fn note_earlier(&self, origins: &BTreeMap<u64, u64>) -> Result<()> {
         for (&seq, &there) in origins {
             if self.context.run.is_old(seq) {
-                dispatch.dying_mut().move_to(seq, there);
+                self.dispatch.lock().note_earlier_death(seq, there)?;
             }
         }
+        Ok(())
     }
 
     /// A message has this Seq among the dead letters now.

@@ -67,7 +67,7 @@ pub(crate) use consumers::{Consumers, Given, Taken};
 pub(crate) use context::Context;
 pub(crate) use dispatch::DyingMessage;
 pub(crate) use dispatch::{Answer, Cause, start_push};
-pub(crate) use inspect::{Inspect, Viewed, Walk};
+pub(crate) use inspect::{Front, Inspect, Viewed, Walk};
 pub(crate) use letters::DyingMessages;
 pub(crate) use line::Line;
 pub(crate) use producers::{Producers, WhenFull};
@@ -76,7 +76,7 @@ pub(crate) use reclaim::Reclaim;
 pub(crate) use space::{DEAD_LETTERS_ROOM, Share, Space};
 pub(crate) use worker::{Due, Worker};
 
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::distribution::Histogram;
 use crate::error::{Error, Result};
 use crate::format::name;
@@ -101,6 +101,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use wait::{Look, Soon};
 use waiters::Waiters;
 use worker::Scope;
 
@@ -279,6 +280,7 @@ impl Engine {
     /// Does all that the background does, but for compaction, at once and whether it is due or not.
     pub(crate) fn maintain(&self) -> Result<()> {
         self.look_at_times()?;
+        while self.consumers.sweep_expired()? {}
         let counted = self.consumers.count_all();
         self.sync()?;
         self.reclaim.release_idle_maps();
@@ -346,6 +348,26 @@ impl Engine {
         self.dispatch.lock().forget_watch();
         self.consumers.end_due();
         self.consumers.sweep_expired().map(|_| ())
+    }
+
+    /// Waits until message `seq` will never be handed out again; false once `deadline` has passed.
+    pub(crate) fn wait_settled(&self, seq: u64, deadline: Option<Instant>) -> Result<bool> {
+        let has_worker = self.context.worker.is_running();
+        let look = || {
+            if !has_worker && let Err(error) = self.look_at_times() {
+                return Look::Found(Err(error));
+            }
+            match self.inspect.is_settled(seq) {
+                Ok(false) if has_worker => Look::NotYet,
+                // Without a background, this thread watches the next time itself.
+                Ok(false) => self.consumers.next_time().map_or(Look::NotYet, Look::NotBefore),
+                found => Look::Found(found),
+            }
+        };
+        // A thread that settles asks for waiters under the dispatch lock, which looking takes.
+        let settled = &self.context.waiters.settled;
+        let found = settled.wait_until(seq, Soon::Perhaps, deadline, || (), look);
+        found.unwrap_or(Ok(false))
     }
 
     /// Syncs segments that only unsynced answers hold open, if those are too many and the background
@@ -445,7 +467,8 @@ impl Engine {
     /// Ends what `start_push` started.
     pub(crate) fn end_push(&self, start: Option<Instant>) {
         if let Some(start) = start {
-            self.push_times.lock().record(start.elapsed());
+            let took = clock::now().saturating_duration_since(start);
+            self.push_times.lock().record(took);
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::Queue;
 use crate::clock;
 use crate::delivery::Delivery;
-use crate::engine::{Answer, Taken};
+use crate::engine::{Answer, Front, Taken};
 use crate::error::Result;
 use crate::peeked::{Messages, Peeked};
 use crate::seq::Seq;
@@ -53,9 +53,16 @@ impl Queue {
     pub fn pop_timeout(&self, timeout: Duration) -> Result<Option<Delivery>> {
         // A timeout beyond the end of the clock is none.
         let deadline = clock::now().checked_add(timeout);
-        let popped = self.engine().consumers().pop_until(deadline);
-        self.open_queue().work_without_background();
-        Ok(popped?.map(|taken| self.delivery(taken)))
+        loop {
+            let popped = self.engine().consumers().pop_until(deadline);
+            self.open_queue().work_without_background();
+            if let Some(taken) = popped? {
+                return Ok(Some(self.delivery(taken)));
+            }
+            if deadline.is_some_and(|end| end <= clock::now()) {
+                return Ok(None);
+            }
+        }
     }
 
     /// Hands out up to `limit` messages, as many as are ready. Never waits.
@@ -109,7 +116,16 @@ impl Queue {
     ///
     /// As [`Queue::pop`].
     pub fn peek(&self) -> Result<Option<Peeked>> {
-        Ok(self.engine().inspect().peek()?.map(Peeked::new))
+        loop {
+            match self.engine().inspect().peek()? {
+                Front::Message(viewed) => return Ok(Some(Peeked::new(viewed))),
+                Front::Nothing => return Ok(None),
+                // Which of its messages are delayed is known once its slots are counted.
+                Front::Uncounted(segment) => {
+                    while self.engine().consumers().count_segment(segment)? {}
+                }
+            }
+        }
     }
 
     /// Shows all waiting messages, ready or delayed, in the order of `Seq`, without taking any.
@@ -182,7 +198,7 @@ impl Queue {
     ///
     /// As [`Queue::is_acked`], also if the cause arises while this waits.
     pub fn wait_acked(&self, seq: Seq, timeout: Duration) -> Result<bool> {
-        self.engine().inspect().wait_settled(seq.0, clock::now().checked_add(timeout))
+        self.engine().wait_settled(seq.0, clock::now().checked_add(timeout))
     }
 
     /// Settles all waiting messages, ready or delayed, as durably as an ack. Messages in flight,

@@ -71,8 +71,6 @@ pub(crate) enum Lookup {
     Found(Found),
     /// No segment has it, or it is settled.
     Gone,
-    /// Its slot is unreadable: to be rebuilt first.
-    BadSlot(Spot),
     /// Its record cannot be found; it was sought from this offset on.
     Lost(Spot, u64),
 }
@@ -193,7 +191,7 @@ impl Backlog {
         Ok(Some((Spot { at, index }, Place { ordinal, index, offset, ..place })))
     }
 
-    /// A message by its number.
+    /// A message by its number; also one whose slot cannot be read, as it would be rebuilt.
     pub(super) fn look_up(&mut self, seq: u64) -> Result<Lookup> {
         let Some(at) = self.position_of_seq(seq) else { return Ok(Lookup::Gone) };
         let run = self.run;
@@ -201,10 +199,8 @@ impl Backlog {
         let Some(index) = track.index_of(seq)? else { return Ok(Lookup::Gone) };
         let spot = Spot { at, index };
         let status = track.status(index, run)?;
-        match status.standing {
-            standing if standing.is_settled() => return Ok(Lookup::Gone),
-            Standing::Unreadable => return Ok(Lookup::BadSlot(spot)),
-            _ => {}
+        if status.standing.is_settled() {
+            return Ok(Lookup::Gone);
         }
         let located = Position::at(index).locate(track.map()?, status.slot, index + 1);
         Ok(match located {
@@ -418,14 +414,25 @@ impl Backlog {
         self.tracks.iter_mut().filter(is_idle).filter_map(Track::take_map).collect()
     }
 
-    /// Segments that are not mapped, and of which everything is synced.
-    pub(crate) fn unmapped_and_clean(&self, is_durable: impl Fn(u64) -> bool) -> Vec<Arc<Segment>> {
-        let clean = self.tracks.iter().filter(|track| {
+    /// Closes segments that are not mapped, and of which everything is synced. Under the lock, so
+    /// that nothing is stored in between, whose error of writing back would be missed.
+    pub(crate) fn release_clean(&self, is_durable: impl Fn(u64) -> bool) {
+        for track in &self.tracks {
             let end_seq = track.count().map(|_| track.end_seq(0));
             let is_synced = end_seq.is_some_and(|end_seq| is_durable(end_seq.saturating_sub(1)));
-            !track.is_mapped() && !track.is_dirty() && is_synced
-        });
-        clean.map(|track| Arc::clone(track.segment())).collect()
+            if is_synced && !track.is_mapped() && !track.is_dirty() {
+                track.segment().release();
+            }
+        }
+    }
+
+    /// Closes those of these segments, which were just synced, that are not in use again.
+    pub(crate) fn release_synced(&self, synced: &[Arc<Segment>]) {
+        for track in self.tracks.iter().filter(|track| !track.is_mapped() && !track.is_dirty()) {
+            if synced.iter().any(|segment| Arc::ptr_eq(segment, track.segment())) {
+                track.segment().release();
+            }
+        }
     }
 
     /// How many segments are mapped.

@@ -17,7 +17,7 @@ const STEP: u32 = 4096;
 #[derive(Debug)]
 pub(crate) enum Met {
     Message(Found),
-    /// A slot that cannot be read.
+    /// A slot that cannot be read, if that is not wanted.
     BadSlot(Spot),
     /// A message whose number cannot be read.
     Unnumbered(Spot),
@@ -85,10 +85,10 @@ impl Backlog {
             if seq > last_seq {
                 return Ok(Met::End);
             }
-            if standing == Standing::Unreadable {
-                return Ok(Met::BadSlot(spot));
-            }
             if !wants(standing) {
+                if standing == Standing::Unreadable {
+                    return Ok(Met::BadSlot(spot));
+                }
                 cursor.pass(status.slot.offset);
                 continue;
             }

@@ -10,6 +10,7 @@ use super::choose::{Leased, unsettled_state};
 use super::dying::{Cause, Death};
 use crate::clock;
 use crate::engine::backlog::Spot;
+use crate::engine::backlog::track::Stored;
 use crate::error::{Error, Result};
 use crate::format::checksum::fold;
 use crate::format::slot::{Delay, State};
@@ -43,11 +44,18 @@ impl Dispatch {
         self.check_open()?;
         let was_full = self.is_full();
         let ended = self.end_lease(ticket)?;
-        let (spot, place) = ended.ok_or(Error::LeaseExpired { seq: Seq(seq) })?;
+        let expired = || Error::LeaseExpired { seq: Seq(seq) };
+        let (spot, place) = ended.ok_or_else(expired)?;
         // Room for one more in flight.
         self.news.returned |= was_full;
+        if let Answer::Ack = answer {
+            return if self.acked(spot, place)? { Ok(()) } else { Err(expired()) };
+        }
+        if self.is_settled(spot, &place)? {
+            return Err(expired());
+        }
         match answer {
-            Answer::Ack => self.acked(spot, place),
+            Answer::Ack => Ok(()),
             Answer::Release => self.released(spot, place),
             Answer::Nack => self.failed(spot, place, None),
             // Nobody is there to hear of the error; the message is back.
@@ -102,13 +110,21 @@ impl Dispatch {
         }
     }
 
-    fn acked(&mut self, spot: Spot, place: Place) -> Result<()> {
+    /// False if it was settled already, which only damage does.
+    fn acked(&mut self, spot: Spot, place: Place) -> Result<bool> {
         let settled = self.settle_answered(spot, &place);
         if settled.is_err() {
             self.give_back(place);
         }
-        self.counts.acked += u64::from(settled?);
-        Ok(())
+        let settled = settled?;
+        self.counts.acked += u64::from(settled);
+        Ok(settled)
+    }
+
+    /// Whether a message that was in flight is settled: found damaged meanwhile.
+    fn is_settled(&mut self, spot: Spot, place: &Place) -> Result<bool> {
+        let status = self.status(spot).inspect_err(|_| self.give_back(*place))?;
+        Ok(status.standing.is_settled())
     }
 
     fn released(&mut self, spot: Spot, place: Place) -> Result<()> {
@@ -151,6 +167,7 @@ impl Dispatch {
         let given = clock::millis(delay);
         let due = self.clock.next() + given;
         self.schedule.put(due, place.seq);
+        self.expiry.note_head_changed(&self.clock);
         (due, self.store_delay(spot, place.seq, Delay { due, given }))
     }
 
@@ -162,8 +179,11 @@ impl Dispatch {
             return Ok(());
         }
         let record = Some((place.offset, place.bytes));
-        self.backlog.store(spot, (State::Dying, place.attempts), record)?;
+        let stored = self.backlog.store(spot, (State::Dying, place.attempts), record)?;
         self.take_out(spot, place.seq);
+        if stored == Stored::WasSettled {
+            return Ok(());
+        }
         self.dying.insert(place.seq, death);
         self.news.died = true;
         Ok(())
@@ -215,6 +235,10 @@ impl Dispatch {
                 continue;
             };
             self.backlog.track_at(spot.at).note_answered();
+            if self.is_settled(spot, &place).is_ok_and(|is_settled| is_settled) {
+                self.leases.end(ticket);
+                continue;
+            }
             if self.policy.is_last(place.attempts) {
                 self.leases.end(ticket);
                 let death = Death { cause: Some(Cause::Attempts), reason: None };

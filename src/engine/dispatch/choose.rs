@@ -232,6 +232,7 @@ impl Dispatch {
                 met => {
                     self.pass_damage(met, &mut cursor)?;
                     self.cursor = cursor;
+                    return Ok(Choice::Again);
                 }
             }
         }

@@ -8,12 +8,15 @@ use super::dying::Death;
 use crate::engine::backlog::Spot;
 use crate::error::Result;
 use crate::format::slot::State;
+use crate::format::standing::Standing;
 
 /// What counting found and has to be stored.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Unfinished {
     /// A record of this segment whose number cannot be read, and which is not settled: lost.
     Unnumbered { ordinal: u64, index: u32 },
+    /// The slot of this record of a segment cannot be read: rebuilt, and taken up then.
+    BadSlot { ordinal: u64, index: u32 },
     /// It was dying, and there are no dead letters any more: dropped.
     Dropped { seq: u64 },
 }
@@ -58,6 +61,8 @@ impl Dispatch {
         }
         let unnumbered = special.unnumbered.into_iter();
         self.unfinished.extend(unnumbered.map(|index| Unfinished::Unnumbered { ordinal, index }));
+        let bad_slots = special.bad_slots.into_iter();
+        self.unfinished.extend(bad_slots.map(|index| Unfinished::BadSlot { ordinal, index }));
         for seq in special.dying {
             if self.policy.has_dead_letters {
                 self.dying.insert(seq, Death { cause: None, reason: None });
@@ -69,16 +74,37 @@ impl Dispatch {
         self.finish_some()
     }
 
+    fn spot(&self, ordinal: u64, index: u32) -> Option<Spot> {
+        let mut tracks = self.backlog.tracks().iter();
+        tracks.position(|track| track.ordinal() == ordinal).map(|at| Spot { at, index })
+    }
+
+    /// Rebuilds a slot before any message of its segment is handed out in this run: if the delay
+    /// beside it can be read, it is taken up.
+    fn rebuild_counted(&mut self, spot: Spot) -> Result<()> {
+        if self.status(spot)?.standing == Standing::Unreadable {
+            self.backlog.rebuild_slot(spot)?;
+            let status = self.status(spot)?;
+            if let (Standing::Scheduled(due), Some(seq)) = (status.standing, status.seq) {
+                self.schedule.put(due, seq);
+            }
+        }
+        Ok(())
+    }
+
     /// Settles some of what counting found.
     fn finish_some(&mut self) -> Result<()> {
         for _ in 0..STEP {
             let Some(&unfinished) = self.unfinished.last() else { return Ok(()) };
             match unfinished {
                 Unfinished::Unnumbered { ordinal, index } => {
-                    let tracks = self.backlog.tracks();
-                    let at = tracks.iter().position(|track| track.ordinal() == ordinal);
-                    if let Some(at) = at {
-                        self.lose(Spot { at, index }, 0)?;
+                    if let Some(spot) = self.spot(ordinal, index) {
+                        self.lose(spot, 0)?;
+                    }
+                }
+                Unfinished::BadSlot { ordinal, index } => {
+                    if let Some(spot) = self.spot(ordinal, index) {
+                        self.rebuild_counted(spot)?;
                     }
                 }
                 Unfinished::Dropped { seq } => {

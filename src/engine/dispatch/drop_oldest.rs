@@ -92,7 +92,7 @@ impl Dispatch {
     /// Drops some of what waits in a segment; false once nothing is left there.
     pub(crate) fn drop_some(&mut self, dropping: &mut Dropping) -> Result<bool> {
         for _ in 0..STEP {
-            let wants = |standing| standing != Standing::Dying;
+            let wants = |standing| !matches!(standing, Standing::Dying | Standing::Unreadable);
             match self.backlog.walk(&mut dropping.cursor, dropping.last_seq, wants)? {
                 Met::Message(found) => {
                     if self.settle_waiting(&found)? {
@@ -103,7 +103,10 @@ impl Dispatch {
                 }
                 Met::End => return Ok(false),
                 Met::Tired => return Ok(true),
-                met => self.pass_damage(met, &mut dropping.cursor)?,
+                met => {
+                    self.pass_damage(met, &mut dropping.cursor)?;
+                    return Ok(true);
+                }
             }
         }
         Ok(true)

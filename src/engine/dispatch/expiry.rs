@@ -20,6 +20,8 @@ pub(super) struct Expiry {
     /// Some messages may expire.
     may_expire: bool,
     next_look: Option<u64>,
+    /// That is soon, because another message is at the front.
+    is_soon: bool,
     /// No look is planned: a producer says when its message expires.
     is_idle: Arc<AtomicBool>,
 }
@@ -28,7 +30,12 @@ impl Expiry {
     /// `has_old`: there are messages of earlier runs, which may have times of their own.
     pub(super) fn new(options: &Options, has_old: bool) -> Self {
         let may_expire = options.message_ttl.is_some() || has_old;
-        Self { may_expire, next_look: None, is_idle: Arc::new(AtomicBool::new(true)) }
+        Self {
+            may_expire,
+            next_look: None,
+            is_soon: false,
+            is_idle: Arc::new(AtomicBool::new(true)),
+        }
     }
 
     pub(super) fn next_look(&self) -> Option<u64> {
@@ -44,8 +51,10 @@ impl Expiry {
     /// Another message is at the front now.
     #[inline]
     pub(super) fn note_head_changed(&mut self, clock: &Clock) {
-        if self.may_expire && self.next_look.is_none() {
-            self.plan(Some(clock.coarse() + LOOK_AGAIN));
+        if self.may_expire && !self.is_soon {
+            self.is_soon = true;
+            let soon = Some(clock.coarse() + LOOK_AGAIN);
+            self.plan(clock::earlier(self.next_look, soon));
         }
     }
 }
@@ -71,6 +80,7 @@ impl Dispatch {
         if !self.expiry.may_expire {
             return Ok(None);
         }
+        self.expiry.is_soon = false;
         self.expiry.plan(None);
         // Pairs with the fence of a producer, who publishes and then asks whether a look is
         // planned: one of the two sees the other.

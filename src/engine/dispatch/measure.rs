@@ -46,7 +46,7 @@ impl Measure {
         if let Some(at) = self.out.iter().rposition(|(out, _)| *out == ticket)
             && let Some((_, since)) = self.out.remove(at)
         {
-            self.processing.record(since.elapsed());
+            self.processing.record(clock::now().saturating_duration_since(since));
         }
     }
 

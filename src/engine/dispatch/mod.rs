@@ -334,6 +334,7 @@ impl Dispatch {
     /// At the front again.
     fn give_back(&mut self, place: Place) {
         self.returned.insert(place.seq, place);
+        self.expiry.note_head_changed(&self.clock);
         self.news.returned = true;
     }
 
@@ -343,9 +344,13 @@ impl Dispatch {
         loop {
             match self.backlog.look_up(seq)? {
                 Lookup::Gone => return Ok(None),
-                Lookup::BadSlot(spot) => self.backlog.rebuild_slot(spot)?,
+                Lookup::Found(found) if found.standing == Standing::Unreadable => {
+                    self.backlog.rebuild_slot(found.spot)?;
+                }
                 Lookup::Lost(spot, offset) => {
-                    self.lose(spot, offset)?;
+                    if !self.may_be_in_flight(spot)? {
+                        self.lose(spot, offset)?;
+                    }
                     return Ok(None);
                 }
                 Lookup::Found(found) if found.standing == Standing::Outlived => {
@@ -387,7 +392,7 @@ impl Dispatch {
             return Ok(false);
         }
         let status = self.status(spot)?;
-        let is_counted = self.backlog.track_at(spot.at).is_counted();
+        let is_counted = self.backlog.track_at(spot.at).is_counted_at(spot.index);
         let whereabouts = status.seq.map(|seq| self.whereabouts(seq, &status, is_counted));
         Ok(whereabouts.is_none_or(|is| is == Whereabouts::InFlight))
     }
@@ -464,7 +469,8 @@ impl Dispatch {
         let is_quiet = self.news.is_quiet(has_producers)
             && !self.backlog.has_new_maps()
             && (self.has_asked_for_sync || !self.backlog.has_unsynced_changes())
-            && self.next_time().is_none();
+            && self.next_time().is_none()
+            && self.watched.is_none();
         if is_quiet {
             self.news.settled = false;
         }
@@ -486,15 +492,15 @@ impl Dispatch {
     /// A time that somebody has to watch, and nobody does: earlier than the one that is watched.
     /// `has_worker`: that says when it has looked; waiters do not.
     pub(super) fn take_watch(&mut self, has_worker: bool) -> Option<u64> {
-        let next = self.next_time()?;
-        if let Some(watched) = self.watched
-            && watched <= next
-            && (has_worker || !self.clock.is_past(watched))
-        {
-            return None;
+        let next = self.next_time();
+        if has_worker {
+            let next = next.filter(|&next| self.watched.is_none_or(|watched| next < watched));
+            self.watched = next.or(self.watched);
+            return next;
         }
-        self.watched = Some(next);
-        Some(next)
+        // A waiter that sleeps has looked when this was the next time.
+        let before = std::mem::replace(&mut self.watched, next);
+        next.filter(|&next| before.is_none_or(|before| next < before))
     }
 
     /// The background looks now: it watches nothing any more.

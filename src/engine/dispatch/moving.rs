@@ -1,8 +1,8 @@
 //! Dying messages on their way to the dead letters, under the dispatch lock.
 
-use super::Dispatch;
 use super::choose::Body;
 use super::dying::Death;
+use super::{Dispatch, Whereabouts};
 use crate::engine::backlog::Found;
 use crate::error::Result;
 use crate::format::record;
@@ -43,6 +43,20 @@ impl Dispatch {
             messages.push(DyingMessage { place, header, pushed_at, body, death });
         }
         Ok((messages, last))
+    }
+
+    /// A message of an earlier run was moved then: it has this Seq among the dead letters. If it is
+    /// not settled, and no consumer has it, it is dying, whatever its slot says.
+    pub(crate) fn note_earlier_death(&mut self, seq: u64, there: u64) -> Result<()> {
+        if let Some(found) = self.look_up(seq)? {
+            let is_counted = self.backlog.track_at(found.spot.at).is_counted_at(found.spot.index);
+            let whereabouts = self.whereabouts_of(&found, is_counted)?;
+            if matches!(whereabouts, Whereabouts::Ready | Whereabouts::Delayed(_)) {
+                self.die(found.spot, &found.place, Death { cause: None, reason: None })?;
+            }
+            self.dying.move_to(seq, there);
+        }
+        Ok(())
     }
 
     /// The payload of a dying message is damaged.

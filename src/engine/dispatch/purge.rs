@@ -11,6 +11,8 @@ use crate::error::Result;
 use crate::format::slot::State;
 use crate::format::standing::Standing;
 
+/// Lost messages settled under one lock.
+const HOLE: u32 = 16_384;
 /// Messages settled under one lock.
 const STEP: usize = 256;
 
@@ -40,7 +42,7 @@ impl Dispatch {
         self.check_open()?;
         self.end_due();
         for _ in 0..STEP {
-            let wants = |standing| standing != Standing::Dying;
+            let wants = |standing| !matches!(standing, Standing::Dying | Standing::Unreadable);
             match self.backlog.walk(&mut purge.cursor, purge.last_seq, wants)? {
                 Met::Message(found) => {
                     if self.settle_waiting(&found)? {
@@ -51,7 +53,10 @@ impl Dispatch {
                 }
                 Met::End => return Ok(false),
                 Met::Tired => return Ok(true),
-                met => self.pass_damage(met, &mut purge.cursor)?,
+                met => {
+                    self.pass_damage(met, &mut purge.cursor)?;
+                    return Ok(true);
+                }
             }
         }
         Ok(true)
@@ -73,9 +78,15 @@ impl Dispatch {
                 cursor.pass(None);
             }
             Met::Lost(LostRecords { at, indexes, offset, next }) => {
-                let end_index = indexes.end;
-                for index in indexes {
-                    self.lose(Spot { at, index }, offset)?;
+                // A step of a long hole; the next one is found behind it again.
+                let end_index = indexes.end.min(indexes.start.saturating_add(HOLE));
+                let next = if end_index < indexes.end { offset } else { next };
+                for index in indexes.start..end_index {
+                    let spot = Spot { at, index };
+                    // One that is in flight is in a consumer's hands, whole.
+                    if !self.may_be_in_flight(spot)? {
+                        self.lose(spot, offset)?;
+                    }
                 }
                 cursor.pass_lost(end_index, next);
             }

@@ -19,7 +19,6 @@ use super::dispatch::{Body, Dispatch, Whereabouts};
 use super::published::Published;
 use super::reclaim::Reclaim;
 use super::signal::DispatchLock;
-use super::wait::{Look, Soon};
 use crate::error::{Error, Result};
 use crate::format::extension::Verified;
 use crate::format::record;
@@ -27,7 +26,6 @@ use crate::format::slot::State;
 use crate::format::standing::Standing;
 use crate::seq::Seq;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// Messages looked at under one lock.
 const STEP: usize = 512;
@@ -73,6 +71,16 @@ pub(crate) struct Walk {
     is_over: bool,
 }
 
+/// A step of a look ahead.
+enum Step {
+    Sighting(Sighting),
+    /// Nothing that `pop` would hand out: there is more.
+    Passed,
+    /// The slots of this segment are not counted.
+    Uncounted(u64),
+    End,
+}
+
 /// A message that was met, and its body, which is verified outside of the lock.
 struct Sighting {
     seq: u64,
@@ -84,9 +92,19 @@ struct Sighting {
     body: Body,
 }
 
+/// What is at the front of the queue.
+#[derive(Debug)]
+pub(crate) enum Front {
+    /// The message that `pop` would hand out now.
+    Message(Viewed),
+    Nothing,
+    /// Not known before the slots of this segment, which has this ordinal, are counted.
+    Uncounted(u64),
+}
+
 /// How far a look for the message at the front has got: the order is that of `pop`.
 #[derive(Clone, Copy, Debug)]
-enum Front {
+enum Ahead {
     /// From this Seq on among those that were given back.
     Returned(u64),
     /// Behind this entry of the schedule.
@@ -112,68 +130,74 @@ impl Inspect {
     }
 
     /// The message that `pop` would hand out now.
-    pub(crate) fn peek(&self) -> Result<Option<Viewed>> {
-        let mut front = Front::Returned(0);
+    pub(crate) fn peek(&self) -> Result<Front> {
+        let mut ahead = Ahead::Returned(0);
         loop {
             let mut dispatch = self.dispatch.lock();
             dispatch.check_open()?;
             dispatch.end_due();
-            let met = self.look_at_front(&mut dispatch, &mut front);
+            let step = self.look_ahead(&mut dispatch, &mut ahead);
             drop(dispatch);
-            match met? {
-                Some(Some(sighting)) => {
+            match step? {
+                Step::Sighting(sighting) => {
                     if let Some(viewed) = self.view_if_fresh(sighting) {
-                        return Ok(Some(viewed));
+                        return Ok(Front::Message(viewed));
                     }
                 }
-                Some(None) => {}
-                None => return Ok(None),
+                Step::Passed => {}
+                Step::Uncounted(segment) => return Ok(Front::Uncounted(segment)),
+                Step::End => return Ok(Front::Nothing),
             }
         }
     }
 
-    /// Goes on to the next message that may be at the front: `Some(None)` after a step without one,
-    /// `None` at the end.
-    fn look_at_front(
-        &self,
-        dispatch: &mut Dispatch,
-        front: &mut Front,
-    ) -> Result<Option<Option<Sighting>>> {
-        match front {
-            Front::Returned(from) => {
+    /// Goes on to the next message that may be at the front.
+    fn look_ahead(&self, dispatch: &mut Dispatch, ahead: &mut Ahead) -> Result<Step> {
+        match ahead {
+            Ahead::Returned(from) => {
                 let Some(seq) = dispatch.next_returned(*from) else {
-                    *front = Front::Due((0, 0));
-                    return Ok(Some(None));
+                    *ahead = Ahead::Due((0, 0));
+                    return Ok(Step::Passed);
                 };
                 *from = seq + 1;
-                self.sight_by_seq(dispatch, seq).map(Some)
+                self.sight_by_seq(dispatch, seq)
             }
-            Front::Due(after) => {
+            Ahead::Due(after) => {
                 let next = dispatch.next_due(*after);
                 let Some(entry) = next.filter(|(_, seq)| *seq <= self.published.visible()) else {
-                    *front = Front::Cursor(*dispatch.cursor());
-                    return Ok(Some(None));
+                    *ahead = Ahead::Cursor(*dispatch.cursor());
+                    return Ok(Step::Passed);
                 };
                 *after = entry;
-                self.sight_by_seq(dispatch, entry.1).map(Some)
+                self.sight_by_seq(dispatch, entry.1)
             }
-            Front::Cursor(cursor) => {
-                let wants = |standing| standing == Standing::Ready;
+            Ahead::Cursor(cursor) => {
+                let wants = |standing| matches!(standing, Standing::Ready | Standing::Unreadable);
                 let met = dispatch.backlog_mut().walk(cursor, self.published.visible(), wants)?;
-                let Some(found) = pass(dispatch, cursor, met)? else { return Ok(None) };
-                let found = found.filter(|found| found.standing == Standing::Ready);
-                found.map(|found| sight(dispatch, &found, None)).transpose().map(Some)
+                if let Met::OldSegment(at) = met {
+                    let track = dispatch.backlog_mut().track_at(at);
+                    if !track.is_counted() {
+                        return Ok(Step::Uncounted(track.ordinal()));
+                    }
+                }
+                match pass(dispatch, cursor, met)? {
+                    None => Ok(Step::End),
+                    Some(Some(found)) if found.standing != Standing::Outlived => {
+                        sight(dispatch, &found, None).map(Step::Sighting)
+                    }
+                    Some(_) => Ok(Step::Passed),
+                }
             }
         }
     }
 
     /// A message by its number, unless it is settled, damaged or given up.
-    fn sight_by_seq(&self, dispatch: &mut Dispatch, seq: u64) -> Result<Option<Sighting>> {
+    fn sight_by_seq(&self, dispatch: &mut Dispatch, seq: u64) -> Result<Step> {
         match dispatch.backlog_mut().look_up(seq)? {
             Lookup::Found(found) if found.standing != Standing::Outlived => {
-                sight(dispatch, &found, None).map(Some)
+                sight(dispatch, &found, None).map(Step::Sighting)
             }
-            _ => Ok(None),
+            _ => Ok(Step::Passed),
         }
     }
 
@@ -231,7 +255,7 @@ impl Inspect {
             return Ok(None);
         };
         let status = track.status(index, run)?;
-        let (base_time, is_counted) = (track.base_time(), track.is_counted());
+        let (base_time, is_counted) = (track.base_time(), track.is_counted_at(index));
         let mapped = Arc::clone(track.map()?);
         let due = match dispatch.whereabouts(seq, &status, is_counted) {
             Whereabouts::Delayed(due) => Some(due),
@@ -298,7 +322,8 @@ impl Inspect {
                 return Ok(None);
             };
             let Some(found) = found else { continue };
-            let is_counted = dispatch.backlog_mut().track_at(found.spot.at).is_counted();
+            let is_counted =
+                dispatch.backlog_mut().track_at(found.spot.at).is_counted_at(found.spot.index);
             let due = match dispatch.whereabouts_of(&found, is_counted)? {
                 Whereabouts::Ready => None,
                 Whereabouts::Delayed(due) => Some(due),
@@ -346,18 +371,6 @@ impl Inspect {
             return unknown;
         }
         Ok(status.standing.is_settled())
-    }
-
-    /// Waits until message `seq` will never be handed out again; false once `deadline` has passed.
-    pub(crate) fn wait_settled(&self, seq: u64, deadline: Option<Instant>) -> Result<bool> {
-        let look = || match self.is_settled(seq) {
-            Ok(false) => Look::NotYet,
-            found => Look::Found(found),
-        };
-        // A thread that settles asks for waiters under the dispatch lock, which looking takes.
-        let settled = &self.context.waiters.settled;
-        let found = settled.wait_until(seq, Soon::Perhaps, deadline, || (), look);
-        found.unwrap_or(Ok(false))
     }
 }
 

@@ -61,10 +61,10 @@ fn stuck_from(
     let (live_bytes, _) = track.live_and_dead_bytes(now.published, now.used);
     let held_bytes = track.size().saturating_sub(live_bytes);
     let (path, base_time) = (track.segment().path.clone(), track.base_time());
-    let is_counted = track.is_counted();
     let Some((index, _, header)) = track.oldest(now.published) else {
         return Ok(Some((None, next)));
     };
+    let is_counted = track.is_counted_at(index);
     let status: Status = track.status(index, now.run)?;
     let Some(seq) = status.seq else { return Ok(Some((None, next))) };
     let state = match dispatch.whereabouts(seq, &status, is_counted) {

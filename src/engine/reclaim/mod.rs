@@ -101,6 +101,16 @@ impl Reclaim {
         done > most_done
     }
 
+    /// Whether a segment is done, and waits to be sealed before it can be let go.
+    fn has_done_unsealed(&self) -> bool {
+        let unsealed = self.appender.unsealed();
+        let dispatch = self.dispatch.lock();
+        let mut tracks = dispatch.backlog().tracks().iter();
+        let has_any = tracks.any(|track| track.is_done() && unsealed.is_full(track.segment()));
+        drop(unsealed);
+        has_any
+    }
+
     /// Does what the background would, so that the queue takes no more disk because its producers
     /// are fast: the work of one file.
     pub(crate) fn catch_up(&self) -> Result<()> {
@@ -111,6 +121,7 @@ impl Reclaim {
         // Where it is not sealed yet, that belongs to it.
         if self.has_too_many_done()
             && self.let_go(1)?.segments == 0
+            && self.has_done_unsealed()
             && self.commit.sync_oldest_full()?
         {
             self.let_go(1)?;
@@ -125,12 +136,14 @@ impl Reclaim {
         let (before, ready) = (self.context.space.given_back(), self.appender.ready_bytes());
         let has_given_back = || self.context.space.given_back() > before;
         loop {
-            let has_synced = self.commit.sync_oldest_full()?;
-            let has_more = self.let_go(1)?.has_more;
+            let gone = self.let_go(1)?;
             if has_given_back() || self.appender.ready_bytes() > ready {
                 return Ok(true);
             }
-            if !has_synced && !has_more {
+            // Where a done segment is not sealed yet, that belongs to it.
+            let has_sealed =
+                !gone.has_more && self.has_done_unsealed() && self.commit.sync_oldest_full()?;
+            if !gone.has_more && !has_sealed {
                 break;
             }
         }
@@ -155,10 +168,7 @@ impl Reclaim {
             return;
         }
         let is_durable = |last_seq| self.commit.is_durable(last_seq);
-        let clean = self.dispatch.lock().backlog().unmapped_and_clean(is_durable);
-        for segment in clean {
-            segment.release();
-        }
+        self.dispatch.lock().backlog().release_clean(is_durable);
     }
 
     /// Syncs segments above the limit of open files that only unsynced answers hold open.
@@ -167,11 +177,13 @@ impl Reclaim {
         // them go.
         let lead = self.commit.lead_when_free();
         let held = self.dispatch.lock().backlog_mut().take_held_open();
-        for segment in held {
-            self.context.health.sync(&segment)?;
-            segment.release();
+        for segment in &held {
+            self.context.health.sync(segment)?;
         }
         drop(lead);
+        if !held.is_empty() {
+            self.dispatch.lock().backlog().release_synced(&held);
+        }
         Ok(())
     }
 
@@ -192,9 +204,10 @@ impl Reclaim {
             while self.dispatch.lock().count_segment(ordinal)? {}
         }
         self.appender.finish_old_tail()?;
-        self.let_go(usize::MAX)?;
+        // The producer waits for it: no more than keeps their number where it is.
+        self.let_go(2)?;
         if self.context.options.compaction.is_on {
-            self.compact_now(Trigger::NewRun, u64::MAX)?;
+            self.compact_now(Trigger::NewRun, 1)?;
         }
         Ok(())
     }

@@ -104,7 +104,14 @@ impl Reclaim {
             return Ok(LetGo::NOTHING);
         }
         let is_cut = self.retire(&mut upkeep, limit, is_over)?;
-        self.write_checkpoint(&mut upkeep)?;
+        // For its hints alone, a caller that waits writes none.
+        let is_needed = limit == usize::MAX
+            || !upkeep.done.is_empty()
+            || !upkeep.leftovers.is_empty()
+            || !upkeep.replaced.is_empty();
+        if is_needed {
+            self.write_checkpoint(&mut upkeep)?;
+        }
         let mut result = Ok(());
         let most = limit.min(upkeep.done.len());
         for (segment, count) in upkeep.done.drain(..most).collect::<Vec<_>>() {

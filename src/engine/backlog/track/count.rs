@@ -73,6 +73,8 @@ pub(crate) struct Special {
     pub(crate) settled: u32,
     /// Unsettled, and their Seq cannot be read: lost. By index.
     pub(crate) unnumbered: Vec<u32>,
+    /// Their slots cannot be read. By index.
+    pub(crate) bad_slots: Vec<u32>,
     /// Settled because they were found damaged.
     pub(crate) lost: Vec<u64>,
     /// On their way to the dead letters.
@@ -86,6 +88,11 @@ impl Track {
     #[inline]
     pub(crate) fn is_counted(&self) -> bool {
         self.count.is_none_or(|count| self.counting.counted >= count)
+    }
+
+    /// Whether the slot of this record is counted.
+    pub(crate) fn is_counted_at(&self, index: u32) -> bool {
+        index < self.counting.counted
     }
 
     /// Whether there are slots to count, and no reading of them has failed.
@@ -144,8 +151,8 @@ impl Track {
                 Standing::Lost => special.lost.push(seq),
                 Standing::Dying => special.dying.push(seq),
                 Standing::Scheduled(due) => special.delayed.push((due, seq)),
-                Standing::Settled | Standing::Ready | Standing::Outlived | Standing::Unreadable => {
-                }
+                Standing::Unreadable => special.bad_slots.push(index),
+                Standing::Settled | Standing::Ready | Standing::Outlived => {}
             }
         }
         self.counting.settled += settled.count;
