@@ -313,14 +313,13 @@ impl DeadLetters {
         if dead.published().held_back() > there {
             dead.published().hold_back_from(there);
         }
-        let there = match known {
-            Some(there) => Some(there),
-            None => self.push_one(dead, message)?,
-        };
-        if let Some(there) = there {
-            self.queue.dying().note_moved(seq, there);
+        let there = known.map_or_else(|| self.push_one(dead, message), |there| Ok(Some(there)));
+        match there {
+            Ok(Some(there)) => self.queue.dying().note_moved(seq, there),
+            // What others push there is not hidden for it.
+            Ok(None) | Err(_) => self.show(dead, false),
         }
-        Ok(())
+        there.map(|_| ())
     }
 
     /// Its number there; `None` if it cannot be moved.

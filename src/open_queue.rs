@@ -134,7 +134,9 @@ impl OpenQueue {
     ) -> Result<()> {
         let answered = self.engine.consumers().answer(deliveries, answer);
         // A delivery that is dropped waits for no disk.
-        if !matches!(answer, Answer::Drop) {
+        if matches!(answer, Answer::Drop) {
+            self.engine.release_surplus();
+        } else {
             self.engine.sync_surplus();
         }
         if let Answer::Reject(_) = answer

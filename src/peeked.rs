@@ -115,6 +115,7 @@ impl Iterator for Messages {
 
     fn next(&mut self) -> Option<Result<Peeked>> {
         let found = self.engine.inspect().walk_on(self.walk.as_mut()?).transpose();
+        self.engine.sync_surplus();
         if !matches!(found, Some(Ok(_))) {
             self.walk = None;
         }

@@ -10,10 +10,10 @@ use crate::error::Result;
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::{Slot, State};
 use crate::io::{Storage, Window};
-use crate::log::ReadSlot;
 use crate::log::copy::{Copied, CopyWriter, Finished, Progress, Survivor};
 use crate::log::merge::CopySource;
 use crate::log::sealed::{Located, Mapped};
+use crate::log::{OnFailedSync, ReadSlot};
 use std::sync::Arc;
 
 /// Slots that are read at once.
@@ -219,10 +219,11 @@ impl CopyJob {
         storage: &dyn Storage,
         count: usize,
         seq_limit: u64,
+        told: &dyn OnFailedSync,
     ) -> Result<Finished> {
         let ordinals = self.sources.iter().take(count);
         let ordinals = ordinals.map(|source| source.segment.header.ordinal).collect();
-        self.copy.finish(storage, ordinals, seq_limit)
+        self.copy.finish(storage, ordinals, seq_limit, told)
     }
 
     /// Gives it up and removes its file.
@@ -234,6 +235,7 @@ impl CopyJob {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
     use crate::format::extension::Verified;
     use crate::format::segment::{Activation, SegmentHeader, most_slots};
     use crate::io::Access;
@@ -241,9 +243,19 @@ mod tests {
     use crate::log::Segment;
     use crate::log::active::{Active, Draft};
     use crate::log::scan::scan;
+    use std::path::Path;
 
     /// What a newer keepq says of a message, and what a reader must not ignore of it.
     const MUST_BE_KNOWN: &[u8] = b"\x04\x00\x83\x01\x00A";
+
+    /// No sync fails here.
+    struct Refused;
+
+    impl OnFailedSync for Refused {
+        fn failed(&self, operation: &'static str, path: &Path, error: std::io::Error) -> Error {
+            Error::io(operation, path, 0, error)
+        }
+    }
 
     fn header(ordinal: u64, size: u64) -> SegmentHeader {
         SegmentHeader {
@@ -262,7 +274,7 @@ mod tests {
     #[test]
     fn what_must_be_known_is_copied_as_it_is() {
         let storage = MemoryStorage::new();
-        let segment = Arc::new(Segment::create(&storage, header(1, 64 << 10)).unwrap());
+        let segment = Arc::new(Segment::create(&storage, header(1, 64 << 10), &Refused).unwrap());
         let region = segment.map(Access::Commits).unwrap();
         let mut active = Active::start(Arc::clone(&segment), region, 7, 1000).unwrap();
         let drafts = [
@@ -280,7 +292,7 @@ mod tests {
         let mut run = CopyJob::new(vec![source], copy, 1);
         assert_eq!(run.step(u64::MAX).unwrap().0, Step::Done(1));
         assert_eq!(run.take_findings(), []);
-        let Finished { segment, count, .. } = run.finish(&storage, 1, 100).unwrap();
+        let Finished { segment, count, .. } = run.finish(&storage, 1, 100, &Refused).unwrap();
         assert_eq!(count, 2);
         let region = segment.map(Access::Commits).unwrap();
         let copied = Mapped { segment, region };

@@ -271,6 +271,7 @@ impl Engine {
     /// Makes durable all that was pushed and answered before the call. Does what it can, and tells
     /// the first error.
     pub(crate) fn sync(&self) -> Result<()> {
+        self.context.health.check(true)?;
         let tail = self.appender.finish_old_tail();
         let changes = self.dispatch.lock().backlog().change_count();
         let records = self.commit.wait_durable(self.published.newest());
@@ -374,9 +375,25 @@ impl Engine {
     /// does not keep up, or there is none. To be called by whoever may wait for a disk.
     #[inline]
     pub(crate) fn sync_surplus(&self) {
-        if self.context.surplus.take() && self.consumers.holds_too_many_open() {
+        if self.context.surplus.take() {
+            self.sync_surplus_now();
+        }
+    }
+
+    #[cold]
+    fn sync_surplus_now(&self) {
+        if self.consumers.holds_too_many_open() {
             // It is poisoned, if that fails, which the next sync says.
             self.context.health.note_background(self.reclaim.sync_held_open());
+        }
+        self.reclaim.release_clean();
+    }
+
+    /// Closes what is in use for nothing, and waits for no disk.
+    #[inline]
+    pub(crate) fn release_surplus(&self) {
+        if self.context.surplus.is_noted() {
+            self.reclaim.release_clean();
         }
     }
 

@@ -4,8 +4,8 @@
 //! when all of it is durable, sealed, and tells what it was made from. Relies on one caller, which
 //! adds records in the order of their Seqs.
 
-use super::Segment;
 use super::sealed::Mapped;
+use super::{OnFailedSync, Segment};
 use crate::error::{Error, Result};
 use crate::format::bytes::wide;
 use crate::format::checksum::Key;
@@ -225,6 +225,7 @@ impl CopyWriter {
         storage: &dyn Storage,
         ordinals: Vec<u64>,
         seq_limit: u64,
+        told: &dyn OnFailedSync,
     ) -> Result<Finished> {
         let Progress { tail, count, last_seq } = self.progress;
         let (first_seq, base_time, table) = (self.first_seq, self.base_time, self.table);
@@ -235,7 +236,7 @@ impl CopyWriter {
         let Self { header, temporary, file, region, .. } = self;
         // Some systems rename no file that is mapped.
         drop(region);
-        let made = marked.and_then(|()| Segment::finish(storage, &temporary, header, &*file));
+        let made = marked.and_then(|()| Segment::finish(storage, &temporary, header, &*file, told));
         let segment = made.inspect_err(|_| super::discard(storage, &temporary))?;
         let segment = Arc::new(segment.made_from(sources));
         Ok(Finished { segment, first_seq, base_time, tail, count })

@@ -117,13 +117,18 @@ impl Segment {
     }
 
     /// Makes a segment: blocks, headers, sync, name, directory.
-    pub(crate) fn create(storage: &dyn Storage, header: SegmentHeader) -> Result<Self> {
+    /// `told`: of a sync of the directory that fails.
+    pub(crate) fn create(
+        storage: &dyn Storage,
+        header: SegmentHeader,
+        told: &dyn OnFailedSync,
+    ) -> Result<Self> {
         let temporary = name::temporary(header.ordinal);
         let path = storage.path(&temporary);
         let file = storage
             .create(&temporary, header.size)
             .map_err(|error| Error::io("allocate segment", &path, 0, error))?;
-        Self::finish(storage, &temporary, header, &*file)
+        Self::finish(storage, &temporary, header, &*file, told)
     }
 
     /// Makes a new segment of the file of this one, whose messages are all settled and which no
@@ -133,12 +138,13 @@ impl Segment {
         storage: &dyn Storage,
         header: SegmentHeader,
         count: u32,
+        told: &dyn OnFailedSync,
     ) -> Result<Self> {
         let temporary = name::temporary(header.ordinal);
         let renamed = storage.rename(&self.name, &temporary);
         renamed.map_err(|error| self.error("recycle segment", 0, error))?;
         // The file means nothing now. Until that is durable, its content must stay.
-        sync_directory(storage).inspect_err(|_| discard(storage, &temporary))?;
+        sync_directory(storage, told).inspect_err(|_| discard(storage, &temporary))?;
         let most = most_slots(header.size);
         let slot_limit = most.min(count.saturating_add(count / 4).saturating_add(SLOT_RESERVE));
         // Opened again, because `self.file` knows only the old name.
@@ -147,7 +153,7 @@ impl Segment {
         let file = opened.inspect_err(|_| discard(storage, &temporary))?;
         let zeroed = self.zero_marks_and_slots(&*file, slot_limit);
         zeroed.inspect_err(|_| discard(storage, &temporary))?;
-        let recycled = Self::finish(storage, &temporary, header, &*file)?;
+        let recycled = Self::finish(storage, &temporary, header, &*file, told)?;
         Ok(Self { slot_limit, ..recycled })
     }
 
@@ -170,6 +176,7 @@ impl Segment {
         temporary: &str,
         header: SegmentHeader,
         file: &dyn StorageFile,
+        told: &dyn OnFailedSync,
     ) -> Result<Self> {
         let name = name::segment(header.ordinal);
         let path = storage.path(&name);
@@ -181,7 +188,7 @@ impl Segment {
             .and_then(|()| storage.rename(temporary, &name))
             .map_err(|error| Error::io("prepare segment", &path, 0, error));
         made.inspect_err(|_| discard(storage, temporary))?;
-        sync_directory(storage).inspect_err(|_| discard(storage, &name))?;
+        sync_directory(storage, told).inspect_err(|_| discard(storage, &name))?;
         // Opened again, because `file` knows only the temporary name.
         let opened = storage.open(&name);
         let opened = opened.map_err(|error| Error::io("open segment", &path, 0, error));
@@ -378,7 +385,8 @@ fn discard(storage: &dyn Storage, name: &str) {
     storage.remove(name).ok();
 }
 
-fn sync_directory(storage: &dyn Storage) -> Result<()> {
+/// A failed sync of the directory is as bad as one of a file: no later one is believed.
+fn sync_directory(storage: &dyn Storage, told: &dyn OnFailedSync) -> Result<()> {
     let synced = storage.sync_directory();
-    synced.map_err(|error| Error::io("sync directory", &storage.path(""), 0, error))
+    synced.map_err(|error| told.failed("sync directory", &storage.path(""), error))
 }

@@ -157,7 +157,9 @@ impl Queue {
     /// As [`Queue::is_acked`]; [`Error::UnknownSeq`](crate::Error::UnknownSeq) also if the message
     /// is damaged.
     pub fn get(&self, seq: Seq) -> Result<Option<Peeked>> {
-        Ok(self.engine().inspect().get(seq.0)?.map(Peeked::new))
+        let found = self.engine().inspect().get(seq.0);
+        self.engine().sync_surplus();
+        Ok(found?.map(Peeked::new))
     }
 
     /// Whether a message is settled, and so is never handed out again: it was acked, purged or
@@ -187,7 +189,9 @@ impl Queue {
     /// * [`Error::Closed`](crate::Error::Closed).
     /// * [`Error::Io`](crate::Error::Io) if the state cannot be read.
     pub fn is_acked(&self, seq: Seq) -> Result<bool> {
-        self.engine().inspect().is_settled(seq.0)
+        let is_settled = self.engine().inspect().is_settled(seq.0);
+        self.engine().sync_surplus();
+        is_settled
     }
 
     /// Waits up to `timeout` until a message is settled, in the sense of [`Queue::is_acked`]; false
@@ -219,7 +223,9 @@ impl Queue {
     /// As [`Delivery::ack`]. After an error some messages may be settled; the others wait as
     /// before.
     pub fn purge(&self) -> Result<u64> {
-        self.engine().consumers().purge()
+        let purged = self.engine().consumers().purge();
+        self.engine().sync_surplus();
+        purged
     }
 
     /// Pushes up to `limit` dead letters again, the oldest first: as new messages at the end of

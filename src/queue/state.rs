@@ -64,7 +64,9 @@ impl Queue {
     /// read.
     pub fn stuck(&self, limit: usize) -> Result<Vec<Stuck>> {
         self.engine().consumers().count_all()?;
-        self.engine().inspect().stuck(limit)
+        let stuck = self.engine().inspect().stuck(limit);
+        self.engine().sync_surplus();
+        stuck
     }
 
     /// What open found: how the last run ended, and what was dropped, skipped or ignored.

@@ -36,11 +36,17 @@ mod examples;
 mod faults;
 mod found_closing;
 mod found_cost;
+mod found_errors;
+mod found_hooks;
+mod found_letters;
+mod found_lost;
 mod found_reads;
 mod found_room;
 mod found_support;
+mod found_syncs;
 mod found_time;
 mod found_waiting;
+mod found_waits;
 #[cfg(target_os = "linux")]
 mod full_disk;
 mod golden;

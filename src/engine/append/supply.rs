@@ -146,7 +146,8 @@ impl Appender {
         }
         let size = self.take_space(supply.next_bytes.max(bytes), bytes)?;
         let prepared = self.next_header(supply, size).and_then(|header| {
-            let segment = Arc::new(Segment::create(&*self.context.storage, header)?);
+            let segment =
+                Arc::new(Segment::create(&*self.context.storage, header, &self.context.health)?);
             supply.next_bytes = (supply.next_bytes * 2).min(self.context.options.segment_limit());
             self.map_prepared(segment)
         });
@@ -338,7 +339,9 @@ impl Appender {
         }
         let recycled = self
             .next_header(&mut supply, size)
-            .and_then(|header| segment.recycle(&*self.context.storage, header, count))
+            .and_then(|header| {
+                segment.recycle(&*self.context.storage, header, count, &self.context.health)
+            })
             .and_then(|recycled| self.map_prepared(Arc::new(recycled)));
         let prepared = match recycled {
             Ok(prepared) => prepared,

@@ -51,12 +51,15 @@ impl Dispatch {
         if let Answer::Ack = answer {
             return if self.acked(spot, place)? { Ok(()) } else { Err(expired()) };
         }
-        if self.is_settled(spot, &place)? {
-            return Err(expired());
-        }
         match answer {
             Answer::Ack => Ok(()),
-            Answer::Release => self.released(spot, place),
+            Answer::Release => {
+                if self.released(spot, place)? {
+                    Ok(())
+                } else {
+                    Err(expired())
+                }
+            }
             Answer::Nack => self.failed(spot, place, None),
             // Nobody is there to hear of the error; the message is back.
             Answer::Drop => self.failed(spot, place, None).or(Ok(())),
@@ -122,23 +125,28 @@ impl Dispatch {
     }
 
     /// Whether a message that was in flight is settled: found damaged meanwhile.
-    fn is_settled(&mut self, spot: Spot, place: &Place) -> Result<bool> {
-        let status = self.status(spot).inspect_err(|_| self.give_back(*place))?;
-        Ok(status.standing.is_settled())
+    fn is_settled(&mut self, spot: Spot) -> Result<bool> {
+        Ok(self.status(spot)?.standing.is_settled())
     }
 
-    fn released(&mut self, spot: Spot, place: Place) -> Result<()> {
+    /// False if it is settled, which only damage does.
+    fn released(&mut self, spot: Spot, place: Place) -> Result<bool> {
         let released = Place { attempts: place.attempts - 1, ..place };
-        let stored = self.store_unsettled(spot, &released);
-        self.give_back(if stored.is_ok() { released } else { place });
-        self.counts.released += u64::from(stored.is_ok());
-        stored
+        let stored =
+            self.store_unsettled(spot, &released).inspect_err(|_| self.give_back(place))?;
+        if stored {
+            self.give_back(released);
+            self.counts.released += 1;
+        }
+        Ok(stored)
     }
 
-    fn store_unsettled(&mut self, spot: Spot, place: &Place) -> Result<()> {
+    /// False if it is settled: then nothing is stored.
+    fn store_unsettled(&mut self, spot: Spot, place: &Place) -> Result<bool> {
         let (state, attempts) = (unsettled_state(place), place.attempts);
         let record = Some((place.offset, place.bytes));
-        self.backlog.store(spot, (state, attempts), record).map(|_| ())
+        let stored = self.backlog.store(spot, (state, attempts), record)?;
+        Ok(stored != Stored::WasSettled)
     }
 
     /// An attempt failed: the message goes back, now or later, or dies.
@@ -162,6 +170,10 @@ impl Dispatch {
     fn stay_away(&mut self, spot: Spot, place: Place, delay: Duration) -> (u64, Result<()>) {
         if delay.is_zero() {
             self.give_back(place);
+            return (0, Ok(()));
+        }
+        // One that was found damaged meanwhile is in no place any more.
+        if self.is_settled(spot).is_ok_and(|is_settled| is_settled) {
             return (0, Ok(()));
         }
         let given = clock::millis(delay);
@@ -235,10 +247,6 @@ impl Dispatch {
                 continue;
             };
             self.backlog.track_at(spot.at).note_answered();
-            if self.is_settled(spot, &place).is_ok_and(|is_settled| is_settled) {
-                self.leases.end(ticket);
-                continue;
-            }
             if self.policy.is_last(place.attempts) {
                 self.leases.end(ticket);
                 let death = Death { cause: Some(Cause::Attempts), reason: None };
@@ -300,7 +308,7 @@ impl Dispatch {
         self.schedule.put(due, place.seq);
         let released = Place { attempts: place.attempts - 1, ..place };
         let delayed = self.store_delay(spot, place.seq, Delay { due, given });
-        delayed.and(self.store_unsettled(spot, &released))
+        delayed.and(self.store_unsettled(spot, &released).map(|_| ()))
     }
 
     /// The time of a leased message turned out to be over.
@@ -337,7 +345,7 @@ impl Dispatch {
     pub(crate) fn set_aside(&mut self, leased: &Leased) -> Result<()> {
         let Some((spot, place)) = self.take_back_unseen(leased)? else { return Ok(()) };
         self.note_newer(spot, place.seq, place.offset);
-        self.store_unsettled(spot, &Place { attempts: place.attempts - 1, ..place })
+        self.store_unsettled(spot, &Place { attempts: place.attempts - 1, ..place }).map(|_| ())
     }
 
     /// Ends a lease whose message no consumer has seen.

@@ -370,8 +370,10 @@ impl Reclaim {
     /// Gives the copy of the first `count` sources its name, and lets it take their place.
     fn finish_copy(&self, run: CopyJob, count: usize, done: &mut Done) -> Result<()> {
         let mut upkeep = self.upkeep.lock();
-        let prepared = upkeep.check_open();
+        let health = &self.context.health;
+        let prepared = upkeep.check_open().and_then(|()| health.check(false));
         let prepared = prepared.and_then(|()| run.copy().sync());
+        let prepared = prepared.and_then(|()| health.check(false));
         let prepared = prepared.and_then(|()| self.write_checkpoint(&mut upkeep));
         if let Err(error) = prepared {
             self.give_up(run, Some(&mut upkeep));
@@ -379,19 +381,22 @@ impl Reclaim {
         }
         let (sources, size) = (run.sources().to_vec(), run.copy().size());
         let seq_limit = self.appender.with_supply_state(|supply| supply.seq_limit);
-        let made = run.finish(&*self.context.storage, count, seq_limit);
+        let made = run.finish(&*self.context.storage, count, seq_limit, health);
         let switched = match made {
-            Ok(made) => match self.switch(&sources[..count], &made) {
-                Ok(messages) => Ok((made, messages)),
-                Err(error) => {
-                    // Should it stay, it is merged with its sources, or deleted, at the next open.
-                    match self.context.storage.remove(&made.segment.name) {
-                        Ok(()) => self.context.space.undo(size),
-                        Err(_) => upkeep.leave(made.segment.name.clone(), size),
+            // Not in a queue that was poisoned meanwhile.
+            Ok(made) => {
+                match health.check(false).and_then(|()| self.switch(&sources[..count], &made)) {
+                    Ok(messages) => Ok((made, messages)),
+                    Err(error) => {
+                        // Should it stay, it is merged with its sources, or deleted, at the next open.
+                        match self.context.storage.remove(&made.segment.name) {
+                            Ok(()) => self.context.space.undo(size),
+                            Err(_) => upkeep.leave(made.segment.name.clone(), size),
+                        }
+                        Err(error)
                     }
-                    Err(error)
                 }
-            },
+            }
             Err(error) => {
                 // What has its name is removed again, and else nothing of it is there.
                 self.context.space.undo(size);

@@ -167,6 +167,11 @@ impl Reclaim {
         if self.sync_held_open().is_err() {
             return;
         }
+        self.release_clean();
+    }
+
+    /// Closes segments that are not mapped, and of which everything is synced.
+    pub(crate) fn release_clean(&self) {
         let is_durable = |last_seq| self.commit.is_durable(last_seq);
         self.dispatch.lock().backlog().release_clean(is_durable);
     }
