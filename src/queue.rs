@@ -6,7 +6,8 @@ mod state;
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::io::{DiskStorage, Storage};
+use crate::io::Storage;
+use crate::io::disk::DiskStorage;
 use crate::open_queue::OpenQueue;
 use crate::options::Options;
 use crate::report::Compacted;

@@ -1,8 +1,9 @@
 //! What every [`Storage`] must do: the promises of `io/mod.rs`, run over each of them.
 
+use super::disk::DiskStorage;
 use super::fault::FaultStorage;
 use super::memory::MemoryStorage;
-use super::{Access, DiskStorage, Storage, StorageFile};
+use super::{Access, Storage, StorageFile};
 use crate::format::name::LOCK;
 use std::io;
 use std::sync::Arc;

@@ -9,7 +9,7 @@
 
 #[cfg(test)]
 mod conformance;
-mod disk;
+pub(crate) mod disk;
 #[cfg(feature = "fault-injection")]
 pub(crate) mod fault;
 mod latch;
@@ -17,15 +17,13 @@ mod latch;
 pub(crate) mod memory;
 mod mmap;
 mod os;
-mod window;
+pub(crate) mod window;
 
-pub(crate) use disk::DiskStorage;
 use std::any::Any;
 use std::fmt::Debug;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-pub(crate) use window::Window;
 
 /// A directory, and the names in it.
 ///

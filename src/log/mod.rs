@@ -22,7 +22,8 @@ use crate::format::segment::{
 };
 use crate::format::slot::{Delay, SLOT, Slot};
 use crate::format::{PAGE, name, number, record, slot};
-use crate::io::{Access, Region, Storage, StorageFile, Window};
+use crate::io::window::Window;
+use crate::io::{Access, Region, Storage, StorageFile};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use waypoints::Waypoints;
