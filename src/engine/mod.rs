@@ -85,7 +85,7 @@ use crate::io::{Access, Storage};
 use crate::log::merge::merge;
 use crate::log::sealed::Mapped;
 use crate::options::Options;
-use crate::recovery::{Found, Log, Replaced};
+use crate::recovery::{Found, Log, Reconciled, Replaced};
 use crate::report::{Compacted, Damage, RecoveryReport};
 use crate::stats::Stats;
 use append::Appender;
@@ -187,7 +187,7 @@ impl Engine {
         if options.create_new {
             check_presence(&*storage, &options, name::is_of_a_used_queue)?;
         }
-        let log = Found::read(&*storage)?.reconcile()?.into_log()?;
+        let log = Reconciled::of(Found::read(&*storage)?)?.into_log()?;
         let had_dead_letters = log.has_dead_letters && options.dead_letters;
         merge_replaced(&log)?;
         setting.space.set(setting.bytes_of(&log, &options));

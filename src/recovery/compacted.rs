@@ -5,7 +5,7 @@
 //! its name only when it is whole, and becomes a source of another one only when its own sources
 //! are gone for good.
 
-use super::Part;
+use super::part::Part;
 use crate::error::Result;
 use crate::format::segment::{Activation, Seal, most_slots};
 use crate::log::Segment;

@@ -1,6 +1,6 @@
 //! Which records of one epoch count.
 
-use super::Part;
+use super::part::Part;
 use crate::error::Result;
 use crate::format::segment::{Activation, RECORDS_START, Seal, most_slots};
 use crate::log::Segment;

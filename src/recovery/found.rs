@@ -3,13 +3,14 @@
 use super::compacted::{self, CompactedSegment, Replaced};
 use crate::checkpoint::{CheckpointFile, CheckpointRead};
 use crate::error::{Error, Result};
+use crate::format::bytes::wide;
 use crate::format::checkpoint::Checkpoint;
 use crate::format::name::{self, Kind};
-use crate::format::segment::{DecodedHeader, MIN_SEGMENT, SegmentHeader};
+use crate::format::segment::{DecodedHeader, MIN_SEGMENT, SegmentHeader, capacity};
 use crate::format::{FORMAT_VERSION, PAGE, slot};
 use crate::io::{Entry, Storage, StorageFile};
 use crate::log::{Marks, Segment, read_header};
-use crate::report::{CheckpointState, RecoveryReport};
+use crate::report::{CheckpointState, Damage, DamageKind, RecoveryReport};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -66,25 +67,47 @@ impl Found {
             CheckpointRead::Known(file, state, checkpoint) => (file, state, checkpoint),
             CheckpointRead::Newer(version) => return Err(unsupported(version)),
         };
-        let mut found = Self {
-            queue_id: [0; 16],
-            segments: Vec::new(),
-            compacted: Vec::new(),
-            replaced: Vec::new(),
-            checkpoint,
-            checkpoint_file,
+        let mut reading = Reading {
+            directory,
             leftovers: Vec::new(),
             unreadable: 0,
-            directory,
-            has_dead_letters: entries.iter().any(|entry| entry.name == name::DEAD),
-            report: RecoveryReport { checkpoint: state, ..RecoveryReport::default() },
             largest_ordinal: 0,
             newest_epoch: 0,
+            report: RecoveryReport { checkpoint: state, ..RecoveryReport::default() },
         };
-        let files = found.read_entries(storage, entries)?;
-        found.choose_queue(&files)?;
-        found.keep(storage, files)?;
-        Ok(found)
+        let has_dead_letters = entries.iter().any(|entry| entry.name == name::DEAD);
+        let files = reading.read_entries(storage, entries)?;
+        let hint = checkpoint.as_ref().map(|checkpoint| checkpoint.queue_id);
+        let queue_id = match choose_queue(&files, hint) {
+            Some(id) => id,
+            None => random()?,
+        };
+        let checkpoint = checkpoint.filter(|checkpoint| checkpoint.queue_id == queue_id);
+        if hint.is_some() && checkpoint.is_none() {
+            reading.report.checkpoint = CheckpointState::Foreign;
+        }
+        let kept = reading.keep(files, queue_id, checkpoint.as_ref());
+        let (mut segments, mut compacted) = reading.segments_of(storage, kept)?;
+        let replaced = compacted::take_replaced(&mut segments, &mut compacted)?;
+        // Epochs rise with ordinals; keepq wrote no header that says otherwise.
+        segments.sort_by_key(|segment| (segment.header.epoch, segment.header.ordinal));
+        let Reading { directory, leftovers, unreadable, largest_ordinal, newest_epoch, report } =
+            reading;
+        Ok(Self {
+            queue_id,
+            segments,
+            compacted,
+            replaced,
+            checkpoint,
+            checkpoint_file,
+            leftovers,
+            unreadable,
+            directory,
+            has_dead_letters,
+            report,
+            largest_ordinal,
+            newest_epoch,
+        })
     }
 
     /// Larger than every ordinal that is known, even if only from a file's name: none is used
@@ -101,10 +124,77 @@ impl Found {
         self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.epoch).max(self.newest_epoch)
     }
 
-    pub(super) fn path_of(&self, ordinal: u64) -> PathBuf {
-        self.directory.join(name::segment(ordinal))
+    /// No Seq at or above this one was given out.
+    pub(super) fn seq_limit(&self) -> u64 {
+        let compacted = self.compacted.iter().map(|compacted| &compacted.segment);
+        let replaced = self.replaced.iter().flat_map(|replaced| &replaced.sources);
+        let all =
+            self.segments.iter().chain(compacted).chain(replaced.map(|source| &source.segment));
+        let headers = all.map(|segment| segment.header.seq_limit);
+        let hint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.seq_limit);
+        // Each segment whose header is damaged may have raised it by what it and its predecessor
+        // hold.
+        let unknown = wide(self.unreadable) * 2 * capacity(slot::MAX_SEGMENT);
+        headers.chain(hint).max().unwrap_or(1) + unknown
     }
 
+    /// Whether CHECKPOINT knows a segment that is newer than all that are here.
+    pub(super) fn lacks_newest(&self) -> bool {
+        let ordinal = self.ordinals().max().unwrap_or(0);
+        let epoch = self.segments.last().map_or(0, |newest| newest.header.epoch);
+        self.checkpoint.as_ref().is_some_and(|checkpoint| {
+            checkpoint.last_ordinal() > ordinal || checkpoint.epoch > epoch
+        })
+    }
+
+    /// The segments that CHECKPOINT lists and the directory does not have.
+    pub(super) fn missing_segments(&self) -> Vec<Damage> {
+        let Some(checkpoint) = &self.checkpoint else { return Vec::new() };
+        // A segment that was prepared and never used held nothing.
+        let missing = checkpoint.used().filter(|listed| !self.has(listed.ordinal));
+        let damage = missing.map(|listed| Damage {
+            first: listed.first_seq,
+            last: checkpoint.last_seq_of(listed).max(listed.first_seq),
+            path: self.path_of(listed.ordinal),
+            offset: 0,
+            kind: DamageKind::Segment,
+        });
+        damage.collect()
+    }
+
+    pub(super) fn replaced_ordinals(&self) -> impl Iterator<Item = u64> {
+        let sources = self.replaced.iter().flat_map(|replaced| &replaced.sources);
+        sources.map(|source| source.segment.header.ordinal)
+    }
+
+    /// Whether a segment with this ordinal is here, replaced or not.
+    fn has(&self, ordinal: u64) -> bool {
+        self.ordinals().any(|here| here == ordinal)
+    }
+
+    /// The ordinals of all segments that are here.
+    fn ordinals(&self) -> impl Iterator<Item = u64> {
+        let segments = self.segments.iter().map(|segment| segment.header.ordinal);
+        let compacted = self.compacted.iter().map(|one| one.segment.header.ordinal);
+        segments.chain(compacted).chain(self.replaced_ordinals())
+    }
+
+    fn path_of(&self, ordinal: u64) -> PathBuf {
+        self.directory.join(name::segment(ordinal))
+    }
+}
+
+/// What is noted while the files of a directory are read.
+struct Reading {
+    directory: PathBuf,
+    leftovers: Vec<(String, u64)>,
+    unreadable: usize,
+    largest_ordinal: u64,
+    newest_epoch: u64,
+    report: RecoveryReport,
+}
+
+impl Reading {
     fn ignore(&mut self, name: &str, reason: &'static str) {
         self.report.ignored.push((self.directory.join(name), reason));
     }
@@ -146,59 +236,24 @@ impl Found {
         Ok(files)
     }
 
-    /// Chooses the queue of CHECKPOINT if a segment is of that queue, too; else that of most
-    /// segments, and, where two have as many, that of the oldest of those segments.
-    fn choose_queue(&mut self, files: &[SegmentFile]) -> Result<()> {
-        let hint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.queue_id);
-        let mut counts: BTreeMap<[u8; 16], usize> = BTreeMap::new();
-        for SegmentFile { header, .. } in files {
-            *counts.entry(header.queue_id).or_default() += 1;
-        }
-        let hinted = hint.filter(|id| counts.contains_key(id));
-        let most = counts.values().copied().max().unwrap_or(0);
-        let common = files.iter().map(|file| &file.header);
-        let common = common.filter(|header| counts.get(&header.queue_id) == Some(&most));
-        let oldest = common.min_by_key(|header| header.ordinal).map(|header| header.queue_id);
-        self.queue_id = match hinted.or(oldest).or(hint) {
-            Some(id) => id,
-            None => random()?,
-        };
-        if self.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.queue_id != self.queue_id) {
-            self.report.checkpoint = CheckpointState::Foreign;
-            self.checkpoint = None;
-        }
-        Ok(())
-    }
-
-    /// Whether a segment with this ordinal is here, replaced or not.
-    pub(super) fn has(&self, ordinal: u64) -> bool {
-        self.ordinals().any(|here| here == ordinal)
-    }
-
-    /// The ordinals of all segments that are here.
-    pub(super) fn ordinals(&self) -> impl Iterator<Item = u64> {
-        let segments = self.segments.iter().map(|segment| segment.header.ordinal);
-        let compacted = self.compacted.iter().map(|one| one.segment.header.ordinal);
-        segments.chain(compacted).chain(self.replaced_ordinals())
-    }
-
-    pub(super) fn replaced_ordinals(&self) -> impl Iterator<Item = u64> {
-        let sources = self.replaced.iter().flat_map(|replaced| &replaced.sources);
-        sources.map(|source| source.segment.header.ordinal)
-    }
-
-    fn keep(&mut self, storage: &dyn Storage, files: Vec<SegmentFile>) -> Result<()> {
+    /// The files of the chosen queue, one for each ordinal, without those that were let go.
+    fn keep(
+        &mut self,
+        files: Vec<SegmentFile>,
+        queue_id: [u8; 16],
+        checkpoint: Option<&Checkpoint>,
+    ) -> BTreeMap<u64, SegmentFile> {
         let mut kept: BTreeMap<u64, SegmentFile> = BTreeMap::new();
         for found in files {
             let SegmentFile { name, header, .. } = &found;
             let (name, ordinal) = (name.clone(), header.ordinal);
-            if header.queue_id != self.queue_id {
+            if header.queue_id != queue_id {
                 self.ignore(&name, "a segment of another queue");
                 continue;
             }
             self.largest_ordinal = self.largest_ordinal.max(ordinal);
             self.newest_epoch = self.newest_epoch.max(header.epoch);
-            if self.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.let_go(ordinal)) {
+            if checkpoint.is_some_and(|checkpoint| checkpoint.let_go(ordinal)) {
                 self.leftovers.push((name, found.file.size()));
                 continue;
             }
@@ -214,22 +269,45 @@ impl Found {
                 }
             }
         }
+        kept
+    }
+
+    /// Segments that are not compacted, and those that are.
+    fn segments_of(
+        &mut self,
+        storage: &dyn Storage,
+        kept: BTreeMap<u64, SegmentFile>,
+    ) -> Result<(Vec<Arc<Segment>>, Vec<CompactedSegment>)> {
+        let (mut segments, mut compacted) = (Vec::new(), Vec::new());
         for SegmentFile { name, header, marks, file } in kept.into_values() {
             let is_compacted = header.sources > 0;
             let segment = Segment::found(storage, name.clone(), header, marks, file);
             if !is_compacted {
-                self.segments.push(Arc::new(segment));
-            } else if let Some(compacted) = CompactedSegment::read(segment)? {
-                self.compacted.push(compacted);
+                segments.push(Arc::new(segment));
+            } else if let Some(one) = CompactedSegment::read(segment)? {
+                compacted.push(one);
             } else {
                 self.ignore(&name, "a compacted segment that does not say what it holds");
             }
         }
-        self.replaced = compacted::take_replaced(&mut self.segments, &mut self.compacted)?;
-        // Epochs rise with ordinals; keepq wrote no header that says otherwise.
-        self.segments.sort_by_key(|segment| (segment.header.epoch, segment.header.ordinal));
-        Ok(())
+        Ok((segments, compacted))
     }
+}
+
+/// Chooses the queue of CHECKPOINT, `hint`, if a segment is of that queue, too; else that of most
+/// segments, and, where two have as many, that of the oldest of those segments. `None` if neither
+/// CHECKPOINT nor a segment names one.
+fn choose_queue(files: &[SegmentFile], hint: Option<[u8; 16]>) -> Option<[u8; 16]> {
+    let mut counts: BTreeMap<[u8; 16], usize> = BTreeMap::new();
+    for SegmentFile { header, .. } in files {
+        *counts.entry(header.queue_id).or_default() += 1;
+    }
+    let hinted = hint.filter(|id| counts.contains_key(id));
+    let most = counts.values().copied().max().unwrap_or(0);
+    let common = files.iter().map(|file| &file.header);
+    let common = common.filter(|header| counts.get(&header.queue_id) == Some(&most));
+    let oldest = common.min_by_key(|header| header.ordinal).map(|header| header.queue_id);
+    hinted.or(oldest).or(hint)
 }
 
 /// A segment's header, the marks beside it, and its file; or why it cannot be used.

@@ -1,0 +1,25 @@
+//! A segment that counts, and how much of it.
+
+use crate::log::Segment;
+use std::sync::Arc;
+
+/// A segment that counts.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) first_seq: u64,
+    pub(crate) base_time: u64,
+    pub(crate) count: u32,
+    /// Where its records end.
+    pub(crate) tail: u64,
+    /// Whether its seal already says the same.
+    pub(crate) is_sealed: bool,
+}
+
+impl Part {
+    /// The Seq after its last one.
+    pub(crate) fn end_seq(&self) -> u64 {
+        let sources = self.segment.sources.as_ref();
+        sources.map_or(self.first_seq + u64::from(self.count), |sources| sources.last_seq + 1)
+    }
+}

@@ -1,0 +1,198 @@
+//! What counts, and the log that goes on from it.
+//!
+//! Promises: a [`Log`] comes from a [`Reconciled`] alone, and that from a [`Found`] alone, so no
+//! record is appended behind what was not decided. Relies on the report for what was lost: numbers
+//! that are not here and were not settled are never taken for settled.
+
+use super::compacted::Replaced;
+use super::epoch::{self, Watermark};
+use super::found::Found;
+use super::part::Part;
+use crate::checkpoint::CheckpointFile;
+use crate::error::{Error, Result};
+use crate::format::checkpoint::Checkpoint;
+use crate::ranges::Ranges;
+use crate::report::{DamageKind, RecoveryReport};
+use std::collections::BTreeSet;
+
+/// What counts.
+#[derive(Debug)]
+pub(crate) struct Reconciled {
+    found: Found,
+    parts: Vec<Part>,
+    next_seq: u64,
+    newest_time: u64,
+    report: RecoveryReport,
+}
+
+/// The log from which the engine goes on.
+#[derive(Debug)]
+pub(crate) struct Log {
+    pub(crate) queue_id: [u8; 16],
+    /// The newest epoch on disk.
+    pub(crate) epoch: u64,
+    pub(crate) next_seq: u64,
+    pub(crate) last_seq: Option<u64>,
+    pub(crate) seq_limit: u64,
+    pub(crate) next_ordinal: u64,
+    pub(crate) newest_time: u64,
+    /// In the order of the log.
+    pub(crate) parts: Vec<Part>,
+    /// Copies that have to be merged with their sources before anything else is done.
+    pub(crate) replaced: Vec<Replaced>,
+    /// Names to remove, with the sizes of their files: half-made ones, and segments that were let
+    /// go.
+    pub(crate) leftovers: Vec<(String, u64)>,
+    pub(crate) checkpoint: CheckpointFile,
+    pub(crate) is_new: bool,
+    /// There is a directory for dead letters.
+    pub(crate) has_dead_letters: bool,
+    /// Numbers below `next_seq` that no part has and that were not settled.
+    pub(crate) unaccounted: Ranges,
+    pub(crate) report: RecoveryReport,
+    /// Private, so that nothing but a [`Reconciled`] becomes a log.
+    _reconciled: (),
+}
+
+impl Reconciled {
+    /// Decides what counts.
+    pub(crate) fn of(mut found: Found) -> Result<Self> {
+        let mut report = std::mem::take(&mut found.report);
+        let lost = found.missing_segments();
+        report.damage.extend(lost);
+        let hint = found.checkpoint.as_ref().map(|checkpoint| Watermark {
+            seq: checkpoint.watermark,
+            ordinal: checkpoint.last_used_ordinal(),
+        });
+        let newest_epoch = found.segments.last().map_or(0, |segment| segment.header.epoch);
+        let mut parts: Vec<Part> = Vec::new();
+        // Sealed segments tell only their first time.
+        let mut newest_time = found.checkpoint.as_ref().map_or(0, |known| known.newest_time);
+        let mut run_ended = None;
+        for group in found.segments.chunk_by(|a, b| a.header.epoch == b.header.epoch) {
+            let is_last = group.iter().any(|segment| segment.header.epoch == newest_epoch);
+            let read = epoch::read(group, is_last, hint, &mut report)?;
+            newest_time = newest_time.max(read.newest_time);
+            run_ended = read.run_ended_at;
+            parts.extend(read.parts);
+        }
+        for compacted in &found.compacted {
+            let part = compacted.part();
+            newest_time = newest_time.max(part.base_time);
+            let is_before = |other: &Part| other.count > 0 && other.first_seq < part.first_seq;
+            let at = parts.iter().rposition(is_before).map_or(0, |before| before + 1);
+            parts.insert(at, part);
+        }
+        report.was_closed = run_ended.is_some() || found.segments.is_empty();
+        let next_seq = match run_ended {
+            Some(next_seq) if found.unreadable == 0 && !found.lacks_newest() => next_seq,
+            _ => found.seq_limit(),
+        };
+        Ok(Self { found, parts, next_seq, newest_time, report })
+    }
+
+    /// The log from which the engine goes on.
+    pub(crate) fn into_log(self) -> Result<Log> {
+        let Self { found, parts, next_seq, newest_time, report } = self;
+        let is_empty = parts.is_empty() && found.checkpoint.is_none();
+        if is_empty && found.unreadable > 0 {
+            return Err(Error::Corrupt {
+                operation: "open",
+                path: found.directory.clone(),
+                offset: 0,
+                reason: "there are segments, but neither a readable header nor a checkpoint says \
+                         how far their numbers went; restore one of them, or move them away",
+            });
+        }
+        let seq_limit = found.seq_limit();
+        // The first checkpoint comes after the first segment, and that after the directory is
+        // durable in its parents.
+        let is_new = found.checkpoint.is_none();
+        let last = parts.iter().rev().find(|part| part.count > 0);
+        let unaccounted = unaccounted(&found, &parts, next_seq, &report)?;
+        Ok(Log {
+            unaccounted,
+            queue_id: found.queue_id,
+            epoch: found.newest_epoch(),
+            next_seq,
+            last_seq: last.map(|part| part.end_seq() - 1),
+            seq_limit,
+            next_ordinal: found.next_ordinal(),
+            newest_time,
+            parts,
+            replaced: found.replaced,
+            leftovers: found.leftovers,
+            checkpoint: found.checkpoint_file,
+            is_new,
+            has_dead_letters: found.has_dead_letters,
+            report,
+            _reconciled: (),
+        })
+    }
+}
+
+/// Numbers below `next_seq` that no part has and that were not settled: those that CHECKPOINT
+/// lists, all that came after it and are not here, and those that are damaged. Without CHECKPOINT,
+/// all that are not here.
+fn unaccounted(
+    found: &Found,
+    parts: &[Part],
+    next_seq: u64,
+    report: &RecoveryReport,
+) -> Result<Ranges> {
+    let checkpoint = found.checkpoint.as_ref();
+    let (mut ranges, accounted) = match checkpoint {
+        Some(Checkpoint { unaccounted, accounted, .. }) => (unaccounted.clone(), *accounted),
+        None => (Ranges::default(), 0),
+    };
+    // An open may have decided to skip numbers, and noted them as missing, but ended before it gave
+    // out any number behind them. If the reason to skip them was gone later, they were given out
+    // after all. A number that is in a segment is not missing.
+    for part in parts.iter().filter(|part| part.count > 0 && part.segment.sources.is_none()) {
+        ranges.remove(part.first_seq, part.end_seq() - 1);
+    }
+    let mut end = accounted + 1;
+    for part in parts.iter().filter(|part| part.count > 0) {
+        ranges.insert(end, part.first_seq - 1);
+        end = end.max(part.end_seq());
+        if checkpoint.is_none() && part.segment.sources.is_some() {
+            insert_gaps(&mut ranges, part)?;
+        }
+    }
+    ranges.insert(end, next_seq - 1);
+    // A segment that has fewer records than when it was listed, or is gone, was damaged since then.
+    // An earlier open may have reported that, and ended before it could note it. Of the segments
+    // that a copy replaces, all that the copy does not have was settled, or noted as lost, before
+    // the copy got its name.
+    let replaced: BTreeSet<u64> = found.replaced_ordinals().collect();
+    let listed = checkpoint.iter().flat_map(|checkpoint| checkpoint.used());
+    for listed in listed.filter(|listed| !replaced.contains(&listed.ordinal)) {
+        let part = parts.iter().find(|part| part.segment.header.ordinal == listed.ordinal);
+        let span = part.map_or(0, |part| part.end_seq() - part.first_seq);
+        let last = checkpoint.map_or(0, |checkpoint| checkpoint.last_seq_of(listed));
+        ranges.insert(listed.first_seq + span, last);
+    }
+    let lost = report.damage.iter();
+    let lost =
+        lost.filter(|damage| [DamageKind::Corrupt, DamageKind::Segment].contains(&damage.kind));
+    lost.for_each(|damage| ranges.insert(damage.first, damage.last));
+    // Numbers from `next_seq` on are given out from now on.
+    ranges.cut(next_seq);
+    Ok(ranges)
+}
+
+/// Puts in the numbers between those that a compacted segment has: they were settled or lost, and
+/// nothing says which.
+fn insert_gaps(ranges: &mut Ranges, part: &Part) -> Result<()> {
+    const STEP: usize = 4096;
+    let step = u32::try_from(STEP).unwrap_or(u32::MAX);
+    let mut next = part.first_seq;
+    for from in (0..part.count).step_by(STEP) {
+        let number = step.min(part.count - from);
+        for seq in part.segment.read_seqs(from, number, part.first_seq)?.flatten() {
+            ranges.insert(next, seq.saturating_sub(1));
+            next = seq + 1;
+        }
+    }
+    Ok(())
+}
