@@ -11,9 +11,6 @@ use crate::io::disk::DiskStorage;
 use crate::open_queue::OpenQueue;
 use crate::options::Options;
 use crate::report::Compacted;
-use crate::typed::TypedQueue;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -71,7 +68,10 @@ impl Options {
     /// * [`Error::Io`] or [`Error::StorageFull`] if the operating system refuses.
     pub fn open(self, path: impl AsRef<Path>) -> Result<Queue> {
         self.validate()?;
-        Queue::open_with(self, path.as_ref())
+        let (path, may_make) = (path.as_ref(), self.create || self.create_new);
+        let storage = self.storage.clone().map_or_else(|| disk(path, may_make), Ok)?;
+        let open = OpenQueue::open(self, storage)?;
+        Ok(Queue { handle: Arc::new(Handle { open, owner: None }) })
     }
 }
 
@@ -91,26 +91,12 @@ impl Queue {
         Options::default()
     }
 
-    pub(crate) fn open_with(options: Options, path: &Path) -> Result<Self> {
-        let may_make = options.create || options.create_new;
-        let storage = options.storage.clone().map_or_else(|| disk(path, may_make), Ok)?;
-        let open = OpenQueue::open(options, storage)?;
-        Ok(Self { handle: Arc::new(Handle { open, owner: None }) })
-    }
-
     pub(crate) fn open_queue(&self) -> &Arc<OpenQueue> {
         &self.handle.open
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {
         self.handle.open.engine()
-    }
-
-    /// The queue as a queue of values of `T`, in `postcard` encoding. It is the same queue, and
-    /// both may be used at the same time.
-    #[must_use]
-    pub fn typed<T: Serialize + DeserializeOwned>(&self) -> TypedQueue<T> {
-        TypedQueue::new(self.clone())
     }
 
     /// The queue of this queue's dead letters: messages that were rejected

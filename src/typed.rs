@@ -53,11 +53,16 @@ pub struct TypedQueue<T> {
     values: PhantomData<fn(T) -> T>,
 }
 
-impl<T: Serialize + DeserializeOwned> TypedQueue<T> {
-    pub(crate) fn new(queue: Queue) -> Self {
-        Self { queue, values: PhantomData }
+impl Queue {
+    /// The queue as a queue of values of `T`, in `postcard` encoding. It is the same queue, and
+    /// both may be used at the same time.
+    #[must_use]
+    pub fn typed<T: Serialize + DeserializeOwned>(&self) -> TypedQueue<T> {
+        TypedQueue { queue: self.clone(), values: PhantomData }
     }
+}
 
+impl<T: Serialize + DeserializeOwned> TypedQueue<T> {
     /// The queue itself: its length, its statistics, and all else that does not depend on the type.
     #[must_use]
     pub fn queue(&self) -> &Queue {
