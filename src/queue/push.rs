@@ -1,16 +1,16 @@
 //! Pushing.
 
 use super::Queue;
-use crate::clock::{self, MAX_DELAY};
+use crate::clock::{self, Clock, MAX_DELAY};
 use crate::delivery::Receipt;
-use crate::engine::{WhenFull, start_push};
+use crate::engine::{Context, WhenFull, start_push};
 use crate::error::{Error, Result};
 use crate::format::bytes::wide;
 use crate::format::extension::Notes;
 use crate::format::{extension, record};
 use crate::log::active::Draft;
 use crate::message::{Due, Message};
-use crate::options::Durability;
+use crate::options::{Durability, Options};
 use crate::seq::Seq;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,10 +51,10 @@ impl Queue {
     /// As [`Queue::push`]; the message is not in the queue.
     pub fn submit<'a>(&self, message: impl Into<Message<'a>>) -> Result<Receipt> {
         let message = message.into();
-        let durability = self.durability_of(&message);
+        let durability = durability_of(self.engine().options(), &message);
         let start = start_push(false);
         let seq = self.noting_failure(1, || {
-            let draft = self.draft(&message)?;
+            let draft = draft(self.engine().context(), &message)?;
             self.open_queue().push(&[draft], interval(durability), WhenFull::AsOptions)
         })?;
         self.engine().end_push(start);
@@ -79,7 +79,8 @@ impl Queue {
         &self,
         messages: impl IntoIterator<Item = M>,
     ) -> Result<Vec<Seq>> {
-        let max = self.engine().options().max_batch_bytes;
+        let options = self.engine().options();
+        let max = options.max_batch_bytes;
         let (mut batch, mut bytes) = (Vec::new(), 0);
         for message in messages {
             let message = message.into();
@@ -94,11 +95,12 @@ impl Queue {
         if batch.is_empty() {
             return self.engine().check_open().map(|()| Vec::new());
         }
-        let each = batch.iter().map(|message| self.durability_of(message));
+        let each = batch.iter().map(|message| durability_of(options, message));
         let durability = each.reduce(Durability::stricter).unwrap_or(Durability::Os);
         let start = start_push(durability == Durability::Always);
         let first = self.noting_failure(batch.len(), || {
-            let drafts = batch.iter().map(|message| self.draft(message));
+            let context = self.engine().context();
+            let drafts = batch.iter().map(|message| draft(context, message));
             let drafts: Vec<Draft<'_>> = drafts.collect::<Result<_>>()?;
             self.open_queue().push(&drafts, interval(durability), WhenFull::AsOptions)
         })?;
@@ -111,50 +113,11 @@ impl Queue {
         waited.map(|()| seqs)
     }
 
-    fn draft<'m>(&self, message: &'m Message<'_>) -> Result<Draft<'m>> {
-        let max = self.engine().options().max_message_bytes;
-        let len = message.bytes();
-        if len > max {
-            return Err(Error::TooLarge { len, max });
-        }
-        message.check()?;
-        let headers = message.headers.iter();
-        let headers = headers.map(|header| (header.name.as_str(), &header.value[..]));
-        let (due, expires) = self.times_of(message)?;
-        let notes = Notes { due, expires, origin: None };
-        let is_plain = message.headers.is_empty() && due.is_none() && expires.is_none();
-        let extensions = if is_plain { Vec::new() } else { extension::encode(headers, &notes) };
-        let draft = Draft::new(extensions, &message.payload);
-        let draft = draft.ok_or(Error::TooLarge { len, max: record::MAX_PAYLOAD })?;
-        Ok(draft.with(message.is_transient, due, expires))
-    }
-
-    /// When a message may be handed out, and when it expires. No clock is read for one without
-    /// times.
-    fn times_of(&self, message: &Message<'_>) -> Result<(Option<u64>, Option<u64>)> {
-        if message.due.is_none() && message.ttl.is_none() {
-            return Ok((None, None));
-        }
-        let clock = &self.engine().context().clock;
-        let now = clock.next();
-        let due = message.due.map(|due| match due {
-            Due::After(delay) => now + clock::millis(delay),
-            Due::At(time) => clock.at(time),
-        });
-        let due = due.filter(|&due| due > now);
-        if due.is_some_and(|due| due - now > clock::millis(MAX_DELAY)) {
-            let moment = format!("{:?}", due.map(clock::system_time));
-            let bound = "at most 8 years ahead";
-            return Err(Error::invalid_option("Message::deliver_at", moment, bound));
-        }
-        Ok((due, message.ttl.map(|ttl| now + clock::millis(ttl))))
-    }
-
     fn push_one(&self, message: &Message<'_>, when_full: WhenFull) -> Result<Seq> {
-        let durability = self.durability_of(message);
+        let durability = durability_of(self.engine().options(), message);
         let start = start_push(durability == Durability::Always);
         let seq = self.noting_failure(1, || {
-            let draft = self.draft(message)?;
+            let draft = draft(self.engine().context(), message)?;
             self.open_queue().push(&[draft], interval(durability), when_full)
         })?;
         let waited = if seq == 0 { Ok(()) } else { self.wait(seq, durability) };
@@ -171,20 +134,58 @@ impl Queue {
         pushed
     }
 
-    /// A push of a transient message does not wait for the disk.
-    fn durability_of(&self, message: &Message<'_>) -> Durability {
-        if message.is_transient {
-            return Durability::Os;
-        }
-        message.durability.unwrap_or(self.engine().options().durability)
-    }
-
     fn wait(&self, seq: u64, durability: Durability) -> Result<()> {
         match durability {
             Durability::Always => self.engine().commit().wait_durable(seq),
             Durability::Interval(_) | Durability::Os => Ok(()),
         }
     }
+}
+
+/// The message as it goes into the log.
+fn draft<'m>(context: &Context, message: &'m Message<'_>) -> Result<Draft<'m>> {
+    let max = context.options.max_message_bytes;
+    let len = message.bytes();
+    if len > max {
+        return Err(Error::TooLarge { len, max });
+    }
+    message.check()?;
+    let headers = message.headers.iter();
+    let headers = headers.map(|header| (header.name.as_str(), &header.value[..]));
+    let (due, expires) = times_of(message, &context.clock)?;
+    let notes = Notes { due, expires, origin: None };
+    let is_plain = message.headers.is_empty() && due.is_none() && expires.is_none();
+    let extensions = if is_plain { Vec::new() } else { extension::encode(headers, &notes) };
+    let draft = Draft::new(extensions, &message.payload);
+    let draft = draft.ok_or(Error::TooLarge { len, max: record::MAX_PAYLOAD })?;
+    Ok(draft.with(message.is_transient, due, expires))
+}
+
+/// When a message may be handed out, and when it expires. No clock is read for one without times.
+fn times_of(message: &Message<'_>, clock: &Clock) -> Result<(Option<u64>, Option<u64>)> {
+    if message.due.is_none() && message.ttl.is_none() {
+        return Ok((None, None));
+    }
+    let now = clock.next();
+    let due = message.due.map(|due| match due {
+        Due::After(delay) => now + clock::millis(delay),
+        Due::At(time) => clock.at(time),
+    });
+    let due = due.filter(|&due| due > now);
+    if due.is_some_and(|due| due - now > clock::millis(MAX_DELAY)) {
+        let moment = format!("{:?}", due.map(clock::system_time));
+        let bound = "at most 8 years ahead";
+        return Err(Error::invalid_option("Message::deliver_at", moment, bound));
+    }
+    Ok((due, message.ttl.map(|ttl| now + clock::millis(ttl))))
+}
+
+/// A push of a transient message does not wait for the disk.
+fn durability_of(options: &Options, message: &Message<'_>) -> Durability {
+    if message.is_transient {
+        return Durability::Os;
+    }
+    message.durability.unwrap_or(options.durability)
 }
 
 fn interval(durability: Durability) -> Option<Duration> {
