@@ -180,7 +180,7 @@ impl Commit {
             published = unsealed.next_seq() - 1;
             unsealed.forget_interval();
             let unsynced = unsealed.active().filter(|_| !self.is_durable(published));
-            segments.extend(unsynced.map(|active| Arc::clone(&active.segment)));
+            segments.extend(unsynced.map(|active| Arc::clone(active.segment())));
         }
         drop(unsealed);
         let mut answers = None;

@@ -83,10 +83,10 @@ struct Remains {
 /// The segment that pushes go to.
 #[derive(Debug)]
 pub(crate) struct Active {
-    pub(crate) segment: Arc<Segment>,
-    pub(crate) region: Arc<dyn Region>,
-    pub(crate) first_seq: u64,
-    pub(crate) base_time: u64,
+    segment: Arc<Segment>,
+    region: Arc<dyn Region>,
+    first_seq: u64,
+    base_time: u64,
     tail: u64,
     count: u32,
     /// The first record that is a waypoint and was not noted as one.
@@ -115,6 +115,28 @@ impl Active {
             next_waypoint: 0,
             remains: Vec::new(),
         })
+    }
+
+    #[inline]
+    pub(crate) fn segment(&self) -> &Arc<Segment> {
+        &self.segment
+    }
+
+    /// The segment as memory.
+    #[inline]
+    pub(crate) fn region(&self) -> &Arc<dyn Region> {
+        &self.region
+    }
+
+    #[inline]
+    pub(crate) fn first_seq(&self) -> u64 {
+        self.first_seq
+    }
+
+    /// When it was started: its records say how much later they came.
+    #[inline]
+    pub(crate) fn base_time(&self) -> u64 {
+        self.base_time
     }
 
     /// The seal for its records so far.

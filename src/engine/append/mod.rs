@@ -78,8 +78,8 @@ pub(crate) struct Full {
 
 impl Full {
     fn of(active: &Active) -> Self {
-        let segment = Arc::clone(&active.segment);
-        Self { segment, first_seq: active.first_seq, seal: active.seal(false) }
+        let segment = Arc::clone(active.segment());
+        Self { segment, first_seq: active.first_seq(), seal: active.seal(false) }
     }
 
     pub(crate) fn last_seq(&self) -> u64 {
@@ -203,7 +203,7 @@ impl Unsealed {
     /// Whether a next segment should be at hand: a quarter of the active one is used, or segments
     /// fill faster than they are synced. Not sooner, so that one may be recycled instead.
     fn wants_supply(&self) -> bool {
-        let used = |active: &Active| active.used_bytes() * 4 >= active.segment.header.size;
+        let used = |active: &Active| active.used_bytes() * 4 >= active.segment().header.size;
         self.full.len() > 1 || self.active.as_ref().is_some_and(used)
     }
 

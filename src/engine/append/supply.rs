@@ -191,7 +191,7 @@ impl Appender {
         let unsealed = self.unsealed();
         let active = unsealed.active();
         let room = active.map_or(0, Active::room_in_records);
-        let predecessor = active.map(|active| active.segment.header.ordinal);
+        let predecessor = active.map(|active| active.segment().header.ordinal);
         let seq_limit = unsealed.next_seq() + room + capacity(size);
         drop(unsealed);
         supply.seq_limit = supply.seq_limit.max(seq_limit);
@@ -299,8 +299,8 @@ impl Appender {
     fn seal_active(&self) -> Result<()> {
         let unsealed = self.unsealed();
         let Some(active) = unsealed.active() else { return Ok(()) };
-        let (segment, seal) = (&active.segment, active.seal(true));
-        segment.store_seal(&*active.region, seal)?;
+        let (segment, seal) = (active.segment(), active.seal(true));
+        segment.store_seal(&**active.region(), seal)?;
         self.context.health.sync(segment)?;
         let mut dispatch = self.dispatch.lock();
         dispatch.backlog_mut().seal_newest(seal);
@@ -367,7 +367,7 @@ impl Appender {
             self.discard(unused).ok();
         } else {
             let unsealed = self.unsealed();
-            let is_active = unsealed.active().is_some_and(|active| is_this(&active.segment));
+            let is_active = unsealed.active().is_some_and(|active| is_this(active.segment()));
             if is_active || unsealed.is_full(&segment) {
                 drop((unsealed, supply));
                 return Err(self.context.health.poison("sync segment", &segment.path, error));

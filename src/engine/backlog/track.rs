@@ -83,9 +83,9 @@ pub(crate) enum Stored {
 impl Track {
     /// The segment that pushes go to.
     pub(super) fn active(active: &Active, maps: &MapNumbers) -> Self {
-        let (segment, region) = (Arc::clone(&active.segment), Arc::clone(&active.region));
+        let (segment, region) = (Arc::clone(active.segment()), Arc::clone(active.region()));
         let mapped = Mapped { segment, region };
-        let (first_seq, base_time) = (active.first_seq, active.base_time);
+        let (first_seq, base_time) = (active.first_seq(), active.base_time());
         Self::of_this_run(Arc::new(mapped), first_seq, base_time, maps)
     }
 
