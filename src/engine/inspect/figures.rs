@@ -4,20 +4,11 @@
 //! what is told here is derived from that and from the log, so it is right after a crash, and never
 //! below zero.
 
-use super::Inspect;
+use super::{Inspect, Others};
 use crate::engine::dispatch::Dispatch;
 use crate::format::bytes::wide;
 use crate::stats::Stats;
 use std::time::Duration;
-
-/// What the rooms above know of a queue, for its figures.
-#[derive(Clone, Debug)]
-pub(crate) struct Others {
-    /// Messages among the dead letters.
-    pub(crate) dead_letters: u64,
-    pub(crate) failed_pushes: u64,
-    pub(crate) push_time: crate::distribution::Distribution,
-}
 
 impl Inspect {
     pub(crate) fn stats(&self, others: Others) -> Stats {

@@ -7,8 +7,6 @@
 mod figures;
 mod stuck;
 
-pub(crate) use figures::Others;
-
 use super::append::Appender;
 use super::backlog::cursor::Cursor;
 use super::backlog::track::Track;
@@ -19,6 +17,7 @@ use super::dispatch::{Body, Dispatch, Whereabouts};
 use super::published::Published;
 use super::reclaim::Reclaim;
 use super::signal::DispatchLock;
+use crate::distribution::Distribution;
 use crate::error::{Error, Result};
 use crate::format::extension::Verified;
 use crate::format::record;
@@ -38,6 +37,15 @@ pub(crate) struct Inspect {
     published: Arc<Published>,
     appender: Arc<Appender>,
     reclaim: Arc<Reclaim>,
+}
+
+/// What the rooms above know of a queue, for its figures.
+#[derive(Clone, Debug)]
+pub(crate) struct Others {
+    /// Messages among the dead letters.
+    pub(crate) dead_letters: u64,
+    pub(crate) failed_pushes: u64,
+    pub(crate) push_time: Distribution,
 }
 
 /// A message that was looked at.
