@@ -368,13 +368,3 @@ fn every_operation_of_a_workload_can_be_the_last() {
         }
     }
 }
-
-/// Chains that once failed.
-#[test]
-fn what_was_found_before_stays_mended() {
-    // An open noted that it skips numbers, and its crash took the reason away: numbers that were given out then
-    // were unknown once they were settled and let go.
-    chain(126_436);
-    // The same, and the run that gave them out was killed before it could note that.
-    chain(516_613);
-}

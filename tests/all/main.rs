@@ -1,9 +1,15 @@
 //! keepq from the outside. All tests are modules of one program, so that they are linked once:
 //! `cargo test --test all` runs them, and `cargo test --test all crash::` those of one module.
 //!
-//! They run as threads of one process. So a test counts what its own directory or queue has, never
-//! what the process has; where that is not possible, it runs in a process of its own
-//! (`support::process::is_alone`).
+//! They run as threads of one process, beside each other and on machines that are busy. So a test
+//!
+//! - counts what its own directory or queue has, never what the process has; where that is not
+//!   possible, it runs in a process of its own (`support::process::is_alone`);
+//! - relies on nothing being faster than some time. What would hang has a deadline that is never
+//!   reached when all is well (`support::DEADLINE`), what waits for a thread or a child is told by
+//!   it, and what is about time has a `ManualClock`;
+//! - that replays what a random test once found has its steps written out. A seed stands for other
+//!   steps as soon as the random test is given a new one.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,6 +30,7 @@ mod compaction;
 mod compaction_crash;
 mod compaction_found;
 mod crash;
+mod crash_found;
 mod crash_threads;
 mod damage;
 mod dead_letters;
