@@ -1,6 +1,7 @@
 //! Compaction cut short at every operation, and an error at every operation of it.
 //!
-//! `KEEPQ_COMPACTION_IMAGES` sets how many disks are tried for each operation that can be the last (default 2).
+//! `KEEPQ_COMPACTION_IMAGES` sets how many disks are tried for each operation that can be the last
+//! (default 2).
 
 use crate::support::cases;
 use crate::support::sparse::{ack_most, number, on, payload};
@@ -19,7 +20,8 @@ struct Told {
     acking: BTreeSet<u64>,
 }
 
-/// Pushes, settles, compacts, settles some of what was moved, and goes on; each call that returned is noted.
+/// Pushes, settles, compacts, settles some of what was moved, and goes on; each call that returned
+/// is noted.
 fn work(options: Options, told: &mut Told) -> Result<(), Error> {
     let queue = options.sync_acks(true).open("memory")?;
     for n in 0..130 {
@@ -120,7 +122,8 @@ fn every_operation_can_be_the_last() {
     }
 }
 
-/// Errors in the middle of it: nothing is lost, nothing comes back, and it works once they are over.
+/// Errors in the middle of it: nothing is lost, nothing comes back, and it works once they are
+/// over.
 #[test]
 fn every_operation_can_fail() {
     for error in [ErrorKind::StorageFull, ErrorKind::Other] {

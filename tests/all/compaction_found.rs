@@ -22,7 +22,8 @@ fn leave_one(queue: &Queue, count: u8) -> Delivery {
     first
 }
 
-/// Push times in one segment are at most 49 days apart. A plan that did not know it was made again and again.
+/// Push times in one segment are at most 49 days apart. A plan that did not know it was made again
+/// and again.
 #[test]
 fn messages_that_are_months_apart_do_not_share_a_segment() {
     let clock = Arc::new(ManualClock::new(UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
@@ -96,8 +97,8 @@ fn closed_dead_letters_need_no_compaction() {
     forgotten.ack().unwrap();
 }
 
-/// A consumer that had begun to copy a payload out found the file in use for something else, and took the message
-/// for damaged.
+/// A consumer that had begun to copy a payload out found the file in use for something else, and
+/// took the message for damaged.
 #[test]
 fn a_payload_that_is_being_copied_stays_what_it_is() {
     let dir = tempfile::tempdir().unwrap();
@@ -167,7 +168,8 @@ fn a_large_file_is_copied_into_one_that_is_smaller() {
     queue.ack_batch(left).unwrap();
 }
 
-/// Dead letters took the room that copies need, and one message in each segment held a full queue for ever.
+/// Dead letters took the room that copies need, and one message in each segment held a full queue
+/// for ever.
 #[test]
 fn a_full_queue_with_dead_letters_is_emptied_by_compaction() {
     let options = on(Arc::new(MemoryStorage::new())).segment_bytes(64 << 20).max_bytes(1 << 20);

@@ -17,7 +17,8 @@ fn run(disk: &Arc<MemoryStorage>, crash_at: u64, work: impl Fn(Queue) -> Result<
     faults.operations()
 }
 
-/// What `work` leaves on this disk, ended by a kill or a power cut at each of its operations, or not.
+/// What `work` leaves on this disk, ended by a kill or a power cut at each of its operations, or
+/// not.
 fn ends(disk: &MemoryStorage, work: impl Fn(Queue) -> Result<()>) -> Vec<MemoryStorage> {
     let operations = run(&Arc::new(disk.killed()), u64::MAX, &work);
     let ends = (0..=operations).flat_map(|at| {
@@ -33,10 +34,11 @@ fn next_seq(disk: &MemoryStorage) -> u64 {
     on(Arc::new(disk.killed())).open("memory").unwrap().push("next").unwrap().into()
 }
 
-/// A run that was closed by halves: the newest segment says where its numbers end, one that was made
-/// ahead is gone, and CHECKPOINT lists it still. So the next open skips numbers, and notes that they
-/// are unaccounted for; when it is closed, CHECKPOINT lists that segment no more. The open after it
-/// has no reason to skip any. Calls `check` with what is there then, and the number after the last.
+/// A run that was closed by halves: the newest segment says where its numbers end, one that was
+/// made ahead is gone, and CHECKPOINT lists it still. So the next open skips numbers, and notes
+/// that they are unaccounted for; when it is closed, CHECKPOINT lists that segment no more. The
+/// open after it has no reason to skip any. Calls `check` with what is there then, and the number
+/// after the last.
 fn skips_and_does_not(check: impl Fn(MemoryStorage, u64)) {
     let mut does = false;
     let first = |queue: Queue| {

@@ -106,7 +106,7 @@ fn check(disk: MemoryStorage, told: &Told, is_power_cut: bool, sync_acks: bool) 
         let back: Vec<_> = here.intersection(&told.acked).collect();
         assert!(
             back.is_empty(),
-            "{back:?} came back after a durable ack; power cut {is_power_cut}, sync_acks {sync_acks}"
+            "{back:?} came back after a durable ack: cut {is_power_cut}, sync_acks {sync_acks}"
         );
     }
     if !is_power_cut {

@@ -1,4 +1,5 @@
-//! Dead letters: what they say, and that a message is in one place at a time, whatever fails or is killed.
+//! Dead letters: what they say, and that a message is in one place at a time, whatever fails or is
+//! killed.
 
 use crate::support::{DEADLINE, Dice, cases};
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, ManualClock, MemoryStorage, Storage};
@@ -132,7 +133,8 @@ fn one_queue_however_often_it_is_asked_for() {
     assert!(Queue::open(dir.path()).is_ok());
 }
 
-/// While the dead letters refuse, a message is neither handed out nor lost; it is moved once they do not.
+/// While the dead letters refuse, a message is neither handed out nor lost; it is moved once they
+/// do not.
 #[test]
 fn what_cannot_be_moved_is_parked() {
     let memory = Arc::new(MemoryStorage::with_capacity(100_000));
@@ -201,8 +203,9 @@ fn places(queue: &Queue) -> BTreeMap<[u8; 2], u32> {
     places
 }
 
-/// A kill at every operation, and once more at every operation of what goes on after it: each message is
-/// in one place. A power cut: in one at least, and once in the dead letters when it dies again.
+/// A kill at every operation, and once more at every operation of what goes on after it: each
+/// message is in one place. A power cut: in one at least, and once in the dead letters when it dies
+/// again.
 #[test]
 fn a_crash_at_every_operation_leaves_each_message_in_one_place() {
     let most = cases("KEEPQ_BURIAL_CRASHES", 400);

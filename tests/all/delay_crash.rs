@@ -1,4 +1,5 @@
-//! Delayed messages through crashes: none that was confirmed is lost, and none comes before its time.
+//! Delayed messages through crashes: none that was confirmed is lost, and none comes before its
+//! time.
 
 use crate::support::{Dice, cases};
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, ManualClock, MemoryStorage, Storage};

@@ -25,8 +25,8 @@ fn on(storage: Arc<dyn Storage>) -> Options {
     Queue::options().segment_bytes(65_536).background(false).storage(storage)
 }
 
-/// A lease that ran out while its payload was still being copied was ended twice, and a message that was
-/// settled came back.
+/// A lease that ran out while its payload was still being copied was ended twice, and a message
+/// that was settled came back.
 #[test]
 fn leases_run_out_while_payloads_are_copied() {
     const COUNT: u64 = 150;
@@ -63,7 +63,8 @@ fn leases_run_out_while_payloads_are_copied() {
     queue.maintain().unwrap();
 }
 
-/// Everything was dropped for a push that could never fit, or that in-flight messages had no room for.
+/// Everything was dropped for a push that could never fit, or that in-flight messages had no room
+/// for.
 #[test]
 fn nothing_is_dropped_for_a_push_that_fails_all_the_same() {
     let dir = directory();
@@ -129,7 +130,8 @@ fn a_push_that_waits_for_bytes_is_woken_by_acks() {
     }
 }
 
-/// A full queue in each segment of which something dies had no room for the dead letters, and so for nothing.
+/// A full queue in each segment of which something dies had no room for the dead letters, and so
+/// for nothing.
 #[test]
 fn a_full_queue_has_room_for_what_dies() {
     let dir = directory();
@@ -177,7 +179,8 @@ fn whoever_waits_hears_of_what_a_look_settles() {
     assert_eq!(queue.stats().dropped(), 1);
 }
 
-/// A dead letter could be taken and acked before its message was settled; a kill then, and it died twice.
+/// A dead letter could be taken and acked before its message was settled; a kill then, and it died
+/// twice.
 #[test]
 fn a_dead_letter_is_shown_when_its_message_is_settled() {
     let memory = Arc::new(MemoryStorage::new());
@@ -197,7 +200,8 @@ fn a_dead_letter_is_shown_when_its_message_is_settled() {
     assert_eq!((killed.dead_letters().unwrap().len(), killed.len()), (0, 1));
 }
 
-/// Without dead letters, what an earlier run had left dying kept its segment for ever, and failed every close.
+/// Without dead letters, what an earlier run had left dying kept its segment for ever, and failed
+/// every close.
 #[test]
 fn what_was_dying_is_dropped_where_dead_letters_are_switched_off() {
     let faults = Arc::new(FaultStorage::new(Arc::new(MemoryStorage::new())));
@@ -260,7 +264,8 @@ fn a_consumer_is_woken_when_an_expired_message_makes_room() {
     }
 }
 
-/// A sealed segment tells its first time only: with the clock set back after a close, a delay grew by an hour.
+/// A sealed segment tells its first time only: with the clock set back after a close, a delay grew
+/// by an hour.
 #[test]
 fn a_delay_does_not_grow_after_a_close_and_a_clock_set_back() {
     let start = UNIX_EPOCH + ms(1_000_000_000);
@@ -329,8 +334,8 @@ fn dead_letters_of_a_full_segment_are_not_shown_early() {
     assert_eq!((shown, dead.len()), (vec![1, 2, 3], 3), "in order, and given back by the drop");
 }
 
-/// The newest segment is not let go: with what it takes, a push might never find room, however long it waited
-/// and whatever was dropped for it.
+/// The newest segment is not let go: with what it takes, a push might never find room, however long
+/// it waited and whatever was dropped for it.
 #[test]
 fn a_push_that_the_newest_segment_leaves_no_room_for_fails_at_once() {
     for overflow in [Overflow::Block, Overflow::DropOldest] {
@@ -411,7 +416,8 @@ fn many_producers_drop_no_more_than_one_would() {
     assert_eq!(stats.ready() + stats.dropped(), 2400);
 }
 
-/// What became due between two looks at the clock was neither ready nor delayed in one and the same `Stats`.
+/// What became due between two looks at the clock was neither ready nor delayed in one and the same
+/// `Stats`.
 #[test]
 fn what_becomes_due_is_counted_once() {
     const COUNT: u64 = 4000;

@@ -308,8 +308,8 @@ fn reads_that_fail_are_errors_and_not_damage() {
     assert!(queue.damage().is_empty() && memory.read("CHECKPOINT").is_some());
 }
 
-/// A disk that is full while a record is written, and still while what it left is erased: push works
-/// again once there is room, and nothing of the failed ones is ever seen.
+/// A disk that is full while a record is written, and still while what it left is erased: push
+/// works again once there is room, and nothing of the failed ones is ever seen.
 #[test]
 fn push_works_again_after_an_erasing_that_failed() {
     for at in 0..6 {

@@ -57,7 +57,8 @@ fn fill_and_drain(mnt: &Path, durability: Durability) {
     fs::remove_dir_all(path).unwrap();
 }
 
-/// Nothing is free, and most of what the queue has is settled: it gives that back by itself, and goes on.
+/// Nothing is free, and most of what the queue has is settled: it gives that back by itself, and
+/// goes on.
 fn fill_and_compact(mnt: &Path) {
     let path = mnt.join("q");
     let options = || Queue::options().segment_bytes(1 << 20).durability(Durability::Os);

@@ -1,8 +1,9 @@
 //! Directories of format 1 as they were written once: this and every later keepq reads them alike,
 //! and so does a reader that knows nothing but `src/docs/format.md`.
 //!
-//! `KEEPQ_GOLDEN=make cargo test --test all golden::make` writes them anew, with the texts that say what
-//! is in them: for a new case or before format 1 is released, never to make a failing test pass.
+//! `KEEPQ_GOLDEN=make cargo test --test all golden::make` writes them anew, with the texts that say
+//! what is in them: for a new case or before format 1 is released, never to make a failing test
+//! pass.
 
 use crate::support::reader;
 use keepq::{Durability, Message, Options, Queue};

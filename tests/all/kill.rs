@@ -1,8 +1,9 @@
 //! A real process, killed by SIGKILL at random moments, again and again on one directory.
 //!
 //! The child pushes and acks from several threads and tells on its standard output what returned
-//! `Ok`; after each kill the parent opens the queue and compares. `KEEPQ_KILL_ROUNDS` sets the number
-//! of rounds (default 200); the long run is `KEEPQ_KILL_ROUNDS=5000 cargo test --release --test all kill::`.
+//! `Ok`; after each kill the parent opens the queue and compares. `KEEPQ_KILL_ROUNDS` sets the
+//! number of rounds (default 200); the long run is `KEEPQ_KILL_ROUNDS=5000 cargo test --release
+//! --test all kill::`.
 
 use crate::support::process::again;
 use crate::support::{Dice, cases};

@@ -1,7 +1,8 @@
 //! The disk that a queue takes follows what is owed, whatever the order of acks.
 //!
-//! `KEEPQ_SPACE_RUNS` sets how many short runs there are (default 120), `KEEPQ_SPACE_ROTATIONS` how many segments are
-//! filled and left behind (default 1500). Bounds at full size are in `cargo bench --bench space`.
+//! `KEEPQ_SPACE_RUNS` sets how many short runs there are (default 120), `KEEPQ_SPACE_ROTATIONS` how
+//! many segments are filled and left behind (default 1500). Bounds at full size are in `cargo bench
+//! --bench space`.
 
 use crate::support::{DEADLINE, cases, process};
 use keepq::{Compaction, Delivery, Durability, Error, Message, Options, Queue};

@@ -410,7 +410,8 @@ fn a_message_with_an_impossible_interval_is_refused() {
     assert!(queue.is_empty());
 }
 
-/// A purge that only meets what is damaged settles it all the same, and says so to who waits for it.
+/// A purge that only meets what is damaged settles it all the same, and says so to who waits for
+/// it.
 #[test]
 fn purge_wakes_who_waits_for_what_it_finds_lost() {
     let dir = directory();

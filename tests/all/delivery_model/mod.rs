@@ -1,7 +1,8 @@
-//! Every way to push, take and answer, with time passing, kills and reopens, against a plain model: what is
-//! handed out, and every public count, after each step.
+//! Every way to push, take and answer, with time passing, kills and reopens, against a plain model:
+//! what is handed out, and every public count, after each step.
 //!
-//! `KEEPQ_MODEL_CASES` sets how many histories are tried, `KEEPQ_MODEL_STEPS` how long they are at most.
+//! `KEEPQ_MODEL_CASES` sets how many histories are tried, `KEEPQ_MODEL_STEPS` how long they are at
+//! most.
 
 mod model;
 
