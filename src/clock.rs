@@ -69,10 +69,21 @@ pub(crate) enum Source {
 impl Clock {
     /// Starts a clock with the time of the wall clock, or with `newest_time` if that is later.
     pub(crate) fn start(source: Source, newest_time: u64) -> Self {
-        let start = source.wall_nanos().max(newest_time.saturating_mul(NANOS));
+        let (wall, elapsed) = source.wall_and_elapsed();
+        Self::start_at(source, wall, elapsed, newest_time)
+    }
+
+    /// A clock that starts where the source's two clocks show this, in nanoseconds.
+    fn start_at(source: Source, wall: u64, elapsed: u64, newest_time: u64) -> Self {
+        let start = wall.max(newest_time.saturating_mul(NANOS));
         // Wraps, if the system has been up for longer than the wall clock says that there was time.
-        let offset = start.wrapping_sub(source.elapsed_nanos());
+        let offset = start.wrapping_sub(elapsed);
         Self { source, start: start / NANOS, offset }
+    }
+
+    /// The queue's time when the monotonic clock shows this, in nanoseconds.
+    fn time(&self, elapsed: u64) -> u64 {
+        (elapsed.wrapping_add(self.offset) / NANOS).max(self.start)
     }
 
     /// The queue's time at open.
@@ -82,7 +93,7 @@ impl Clock {
 
     /// The queue's time.
     pub(crate) fn now(&self) -> u64 {
-        (self.source.elapsed_nanos().wrapping_add(self.offset) / NANOS).max(self.start)
+        self.time(self.source.elapsed_nanos())
     }
 
     /// The first millisecond of the queue's time that has not begun. Delays are counted from here,
@@ -94,7 +105,7 @@ impl Clock {
 
     /// The queue's time, or up to [`TICK`] less. Takes 2 ns, where the precise clock takes 23.
     pub(crate) fn coarse(&self) -> u64 {
-        (self.source.coarse_nanos().wrapping_add(self.offset) / NANOS).max(self.start)
+        self.time(self.source.coarse_nanos())
     }
 
     /// A time that is at least `millis` after the moment of a reading of the coarse clock, and up
@@ -128,6 +139,24 @@ impl Clock {
 }
 
 impl Source {
+    /// What both clocks show at the same moment. A thread that is interrupted between the two
+    /// readings reads them again: a clock that is behind by the interruption would store times that
+    /// are early for the next run.
+    fn wall_and_elapsed(&self) -> (u64, u64) {
+        const SOON: u64 = 10_000;
+        let mut best = (u64::MAX, 0, 0);
+        for _ in 0..10 {
+            let before = self.elapsed_nanos();
+            let wall = self.wall_nanos();
+            let elapsed = self.elapsed_nanos();
+            best = best.min((elapsed.saturating_sub(before), wall, elapsed));
+            if best.0 <= SOON {
+                break;
+            }
+        }
+        (best.1, best.2)
+    }
+
     fn wall_nanos(&self) -> u64 {
         match self {
             Self::System => {
@@ -222,6 +251,32 @@ impl ManualClock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Each run starts at another part of a millisecond, and perhaps after a reboot. With clocks that
+    /// were rounded on their own, a message could come a millisecond before its time then.
+    #[test]
+    fn no_run_is_ahead_of_the_one_that_stored_a_time() {
+        let start = |wall, elapsed| Clock::start_at(Source::System, wall, elapsed, 0);
+        let parts = || (0..NANOS).step_by(111_111);
+        let walls = parts().map(|part| 1_700_000_000 * 1000 * NANOS + part);
+        for (wall, part) in walls.flat_map(|wall| parts().map(move |part| (wall, part))) {
+            let first = start(wall, part);
+            for later in parts().map(|part| 3 * NANOS + part) {
+                // What `next` and `at` make of it: not before 5 ms from here.
+                let moment = (wall + later) / NANOS + 5;
+                let due = first.time(part + later) + 1 + moment - (wall + later) / NANOS;
+                assert!(due == moment || due == moment + 1, "{due} {moment}");
+                for again in parts() {
+                    let (wall, elapsed) = (wall + later + again, 7 * NANOS + part / 2);
+                    let second = start(wall, elapsed);
+                    for now in (0..7 * NANOS).step_by(99_999) {
+                        let is_early = (wall + now) / NANOS < moment;
+                        assert!(!is_early || second.time(elapsed + now) < due, "{wall} {now}");
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn the_coarse_clock_is_behind_by_a_tick_at_most() {
