@@ -57,6 +57,7 @@ mod found_waits;
 #[cfg(target_os = "linux")]
 mod full_disk;
 mod golden;
+mod history;
 mod kill;
 mod lost_numbers;
 mod poison;
