@@ -48,12 +48,14 @@ mod found_hooks;
 mod found_letters;
 mod found_lost;
 mod found_reads;
+mod found_rebuild;
 mod found_room;
 mod found_support;
 mod found_syncs;
 mod found_time;
 mod found_waiting;
 mod found_waits;
+mod found_work;
 #[cfg(target_os = "linux")]
 mod full_disk;
 mod golden;
