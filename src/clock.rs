@@ -54,7 +54,8 @@ pub(crate) struct Clock {
     /// The queue's time at open.
     start: u64,
     /// Nanoseconds from the monotonic clock's zero to that of the queue's time. Exact, so that the
-    /// clocks of two runs agree to the millisecond: what one stores the next does not see too early.
+    /// clocks of two runs agree to the millisecond: what one stores the next does not see too
+    /// early.
     offset: u64,
 }
 
@@ -252,8 +253,8 @@ impl ManualClock {
 mod tests {
     use super::*;
 
-    /// Each run starts at another part of a millisecond, and perhaps after a reboot. With clocks that
-    /// were rounded on their own, a message could come a millisecond before its time then.
+    /// Each run starts at another part of a millisecond, and perhaps after a reboot. With clocks
+    /// that were rounded on their own, a message could come a millisecond before its time then.
     #[test]
     fn no_run_is_ahead_of_the_one_that_stored_a_time() {
         let start = |wall, elapsed| Clock::start_at(Source::System, wall, elapsed, 0);

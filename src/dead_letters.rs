@@ -1,7 +1,7 @@
 //! Moving messages between a queue and its dead letters: the only place that knows two engines.
 //!
-//! A message dies in three steps: its slot says *dying*, so that no consumer gets it any more; it is
-//! pushed to the queue in `dead/`, with where it comes from; once that is durable, its slot says
+//! A message dies in three steps: its slot says *dying*, so that no consumer gets it any more; it
+//! is pushed to the queue in `dead/`, with where it comes from; once that is durable, its slot says
 //! *dead*. Promises: a message that is dying is neither handed out nor lost, however long `dead/`
 //! refuses it; after a kill or a power cut it goes on where it was, and is in `dead/` once. For
 //! that, a dead letter is shown to consumers only once its message is settled here *durably*: were
@@ -183,8 +183,8 @@ impl DeadLetters {
         self.move_up_to(true, MOVED_AT_ONCE)
     }
 
-    /// A push finds no room: settles what is dying, and gives back what the dead letters have in use
-    /// for nothing. Whether there may be room now.
+    /// A push finds no room: settles what is dying, and gives back what the dead letters have in
+    /// use for nothing. Whether there may be room now.
     pub(crate) fn make_room(&self) -> bool {
         let has_moved = self.is_worth_it(true);
         if has_moved {
@@ -226,8 +226,8 @@ impl DeadLetters {
         pushed.and(settled)
     }
 
-    /// Compares what earlier runs left dying with what `dead/` holds: those that were moved then are
-    /// settled, and not moved again. From then on the others are shown.
+    /// Compares what earlier runs left dying with what `dead/` holds: those that were moved then
+    /// are settled, and not moved again. From then on the others are shown.
     fn match_earlier(&self, dead: &Engine, mover: &mut Mover) -> Result<()> {
         if !mover.has_matched {
             self.queue.consumers().count_all()?;

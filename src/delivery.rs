@@ -244,8 +244,8 @@ impl AsRef<[u8]> for Delivery {
 impl Drop for Delivery {
     fn drop(&mut self) {
         if !self.is_answered {
-            // This fails if the queue was closed, and then the message comes back at the next open; or
-            // if the lease ran out, and the message was handed out again since.
+            // This fails if the queue was closed, and then the message comes back at the next open;
+            // or if the lease ran out, and the message was handed out again since.
             self.open.answer([self.taken.given].into_iter(), &Answer::Drop).ok();
         }
     }

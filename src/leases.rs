@@ -135,8 +135,8 @@ impl Leases {
         self.known(ticket).map(|(state, place)| (place, state == LeaseState::Expired))
     }
 
-    /// Ends the lease of a message that ran out, if there is one: the message is handed out again, or
-    /// settled. Tells the time before which it was not to be handed out, 0 for none.
+    /// Ends the lease of a message that ran out, if there is one: the message is handed out again,
+    /// or settled. Tells the time before which it was not to be handed out, 0 for none.
     #[inline]
     pub(crate) fn end_expired(&mut self, seq: u64) -> Option<u64> {
         if self.expired.is_empty() {

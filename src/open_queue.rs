@@ -1,6 +1,7 @@
 //! An open queue: its engine and its dead letters, as all handles and deliveries share them.
 //!
-//! What concerns both is put together here, and the background thread is started: it works for both.
+//! What concerns both is put together here, and the background thread is started: it works for
+//! both.
 
 use crate::dead_letters::DeadLetters;
 use crate::engine::{

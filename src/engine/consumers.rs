@@ -1,8 +1,9 @@
 //! The side of consumers: taking messages, waiting for them, answering.
 //!
 //! Promises: payloads are copied and verified outside of the dispatch lock; an answer with
-//! `sync_acks` returns after its sync; a consumer that waits is woken by what it waits for and polls
-//! nothing. Work that takes long is done in steps, between which other threads have their turn.
+//! `sync_acks` returns after its sync; a consumer that waits is woken by what it waits for and
+//! polls nothing. Work that takes long is done in steps, between which other threads have their
+//! turn.
 
 use super::append::Appender;
 use super::commit::Commit;
@@ -101,8 +102,8 @@ impl Consumers {
         }
     }
 
-    /// Waits until there is a message to pop; `None` once `deadline` has passed, or if the caller has
-    /// to do what there is no background for.
+    /// Waits until there is a message to pop; `None` once `deadline` has passed, or if the caller
+    /// has to do what there is no background for.
     pub(crate) fn pop_until(&self, deadline: Option<Instant>) -> Result<Option<Taken>> {
         let registered = || self.registered();
         let look = || self.look_for_message();
@@ -135,8 +136,8 @@ impl Consumers {
         self.context.died.is_noted() && !self.context.worker.is_running()
     }
 
-    /// A consumer that stops waiting wakes another one, if there may be something for it: a message,
-    /// or a time to wait for.
+    /// A consumer that stops waiting wakes another one, if there may be something for it: a
+    /// message, or a time to wait for.
     pub(super) fn pass_on(&self) {
         // The one that is woken looks for itself, so a hint is enough.
         let consumers = &self.context.waiters.consumers;
@@ -393,8 +394,8 @@ impl Consumers {
         self.dispatch.lock().delayed()
     }
 
-    /// Messages that can be handed out. Counts the slots of earlier runs first; where they cannot be
-    /// read, as far as they can.
+    /// Messages that can be handed out. Counts the slots of earlier runs first; where they cannot
+    /// be read, as far as they can.
     pub(crate) fn ready(&self) -> u64 {
         self.context.health.note_background(self.count_all());
         self.end_due();

@@ -47,9 +47,9 @@ impl DyingMessages {
         self.dispatch.lock().next_dying(after, STEP)
     }
 
-    /// Messages of earlier runs that were moved then have these Seqs among the dead letters. A power
-    /// cut may have undone that their slots said *dying*: they are so again, unless a consumer has
-    /// them.
+    /// Messages of earlier runs that were moved then have these Seqs among the dead letters. A
+    /// power cut may have undone that their slots said *dying*: they are so again, unless a
+    /// consumer has them.
     pub(crate) fn note_earlier(&self, origins: &BTreeMap<u64, u64>) -> Result<()> {
         for (&seq, &there) in origins {
             if self.context.run.is_old(seq) {
@@ -74,9 +74,9 @@ impl DyingMessages {
         self.dispatch.lock().set_dying_aside(place)
     }
 
-    /// All that were moved up to this Seq among the dead letters are durable there: they are settled
-    /// here. Tells the number of the change that has to be durable before any of them is shown.
-    /// Goes on after an error, and tells the first.
+    /// All that were moved up to this Seq among the dead letters are durable there: they are
+    /// settled here. Tells the number of the change that has to be durable before any of them is
+    /// shown. Goes on after an error, and tells the first.
     pub(crate) fn settle_moved(&self, there: u64) -> (u64, Result<()>) {
         let mut dispatch = self.dispatch.lock();
         let settled = dispatch.settle_moved(there);

@@ -242,8 +242,8 @@ impl Engine {
         }))
     }
 
-    /// Ends the queue for every handle; a caller that comes while it is under way waits for the end.
-    /// `stop_others`: called once nothing is pushed, taken or answered any more.
+    /// Ends the queue for every handle; a caller that comes while it is under way waits for the
+    /// end. `stop_others`: called once nothing is pushed, taken or answered any more.
     pub(crate) fn close(&self, stop_others: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut closing = self.closing.lock();
         match *closing {
@@ -343,8 +343,8 @@ impl Engine {
         done.fold(finished, Result::and).and(prepared)
     }
 
-    /// Ends leases and delays that are over, lets go of messages that have expired at the front, and
-    /// has the next time watched.
+    /// Ends leases and delays that are over, lets go of messages that have expired at the front,
+    /// and has the next time watched.
     pub(crate) fn look_at_times(&self) -> Result<()> {
         self.dispatch.lock().forget_watch();
         self.consumers.end_due();
@@ -371,8 +371,8 @@ impl Engine {
         found.unwrap_or(Ok(false))
     }
 
-    /// Syncs segments that only unsynced answers hold open, if those are too many and the background
-    /// does not keep up, or there is none. To be called by whoever may wait for a disk.
+    /// Syncs segments that only unsynced answers hold open, if those are too many and the
+    /// background does not keep up, or there is none. To be called by whoever may wait for a disk.
     #[inline]
     pub(crate) fn sync_surplus(&self) {
         if self.context.surplus.take() {

@@ -2,8 +2,8 @@
 //!
 //! Promises: what is above a limit is refused before anything is written; no more than
 //! `max_messages` are unsettled at any moment. No message is dropped, and no producer waits, where
-//! that could not make room enough. A producer that waits for room is served in the order of coming,
-//! and is woken by what makes some: an answer, a time, poison, `close`.
+//! that could not make room enough. A producer that waits for room is served in the order of
+//! coming, and is woken by what makes some: an answer, a time, poison, `close`.
 
 use super::append::{Appended, Appender, Need};
 use super::commit::Commit;
@@ -73,8 +73,8 @@ impl Producers {
     }
 
     /// Places and publishes `drafts` as one batch, within the limits; gives the Seq of the first, 0
-    /// if they were dropped. `more_room`: asked before anything is refused for want of room; whether
-    /// there may be some now.
+    /// if they were dropped. `more_room`: asked before anything is refused for want of room;
+    /// whether there may be some now.
     pub(crate) fn push(
         &self,
         drafts: &[Draft<'_>],
@@ -326,8 +326,8 @@ impl Producers {
         Ok(true)
     }
 
-    /// Drops all that waits in the oldest segment of which nothing else is unsettled; false if there
-    /// is none.
+    /// Drops all that waits in the oldest segment of which nothing else is unsettled; false if
+    /// there is none.
     fn drop_segment(&self) -> Result<bool> {
         self.consumers.end_due();
         let mut after = None;

@@ -1,7 +1,7 @@
 //! What files take of the disk, and may take: of a queue and its dead letters together.
 //!
-//! Promises: no more than `max_bytes` are taken, but for a CHECKPOINT that has to grow. Relies on whoever makes or
-//! removes a file to say so.
+//! Promises: no more than `max_bytes` are taken, but for a CHECKPOINT that has to grow. Relies on
+//! whoever makes or removes a file to say so.
 
 use crate::error::{Error, Result};
 use std::sync::Arc;
@@ -13,8 +13,8 @@ pub(crate) const SMALLEST_SEGMENT: u64 = 64 << 10;
 /// What a CHECKPOINT of a few hundred segments takes.
 pub(super) const CHECKPOINT_ROOM: u64 = 2 * crate::format::PAGE;
 
-/// What is left for the dead letters: two segments of the smallest size, so that there is room for a
-/// new one before the old one is gone.
+/// What is left for the dead letters: two segments of the smallest size, so that there is room for
+/// a new one before the old one is gone.
 pub(crate) const DEAD_LETTERS_ROOM: u64 = 2 * SMALLEST_SEGMENT;
 
 /// What files may take, and take: of a queue and its dead letters together.
@@ -81,8 +81,8 @@ impl Share {
     /// So much more is there, over the limit or not.
     pub(super) fn add(&self, bytes: u64) {
         self.own.fetch_add(bytes, Ordering::SeqCst);
-        // SeqCst, here and below: pairs with itself. Whoever waits for room registers and then looks at
-        // this; whoever gives some back changes it and then asks who waits.
+        // SeqCst, here and below: pairs with itself. Whoever waits for room registers and then
+        // looks at this; whoever gives some back changes it and then asks who waits.
         self.space.used.fetch_add(bytes, Ordering::SeqCst);
     }
 
@@ -115,8 +115,8 @@ impl Share {
         self.reserve_beside(self.of_others())
     }
 
-    /// What is left for the others once they take so much: always a segment of the smallest size, so that they can
-    /// begin another while they cannot let go of the last one.
+    /// What is left for the others once they take so much: always a segment of the smallest size,
+    /// so that they can begin another while they cannot let go of the last one.
     fn reserve_beside(&self, others: u64) -> u64 {
         self.reserve.saturating_sub(others).max(self.reserve.min(SMALLEST_SEGMENT))
     }
@@ -156,7 +156,8 @@ impl Share {
         self.space.used().saturating_sub(self.own.load(Ordering::SeqCst))
     }
 
-    /// Whether a file of this size could be made if nothing but so much was taken, here and by the others.
+    /// Whether a file of this size could be made if nothing but so much was taken, here and by the
+    /// others.
     pub(super) fn could_ever_take(&self, bytes: u64, fixed: u64, others: u64) -> bool {
         let left = others + self.reserve_beside(others) + self.scratch;
         let all = bytes.saturating_add(fixed).saturating_add(left);

@@ -79,8 +79,8 @@ impl DiskStorage {
     }
 }
 
-/// The lock of a directory, given back when this is dropped. Closing the file would not do: a process
-/// that another thread is starting in this moment has it open, too.
+/// The lock of a directory, given back when this is dropped. Closing the file would not do: a
+/// process that another thread is starting in this moment has it open, too.
 struct Lock(File);
 
 impl Drop for Lock {

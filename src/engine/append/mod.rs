@@ -245,9 +245,9 @@ impl Appender {
         self.taken_bytes.load(Ordering::Relaxed)
     }
 
-    /// Places and publishes `drafts` as one batch, if the active segment has room and no limit is in
-    /// the way. `sync_within`: how soon the background has to sync them; `durable`: the newest Seq
-    /// that a sync has covered.
+    /// Places and publishes `drafts` as one batch, if the active segment has room and no limit is
+    /// in the way. `sync_within`: how soon the background has to sync them; `durable`: the newest
+    /// Seq that a sync has covered.
     ///
     /// # Errors
     ///
@@ -343,8 +343,8 @@ impl Appender {
         }
     }
 
-    /// Fails if there would be too many unsettled messages. Called with the lock, so that nothing is
-    /// pushed meanwhile. `pushed`: in this run.
+    /// Fails if there would be too many unsettled messages. Called with the lock, so that nothing
+    /// is pushed meanwhile. `pushed`: in this run.
     fn check_count(&self, pushed: u64, records: u64) -> Result<()> {
         let Some(max) = self.context.options.max_messages else { return Ok(()) };
         if self.unsettled(pushed) + records > max {

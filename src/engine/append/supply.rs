@@ -42,7 +42,8 @@ pub(super) struct Supply {
     next_bytes: u64,
     seq_limit: u64,
     ready: Option<Prepared>,
-    /// The ordinal of a compacted segment in the making: it may have its name before anybody reads it.
+    /// The ordinal of a compacted segment in the making: it may have its name before anybody reads
+    /// it.
     compacting: Option<u64>,
     /// Parts of earlier runs that have no seal yet.
     old_tail: Vec<Part>,
@@ -213,8 +214,8 @@ impl Appender {
         })
     }
 
-    /// Makes stores into a prepared segment fast: pages resident, and, where the queue syncs, extents
-    /// written, so that a commit has no file system metadata to write.
+    /// Makes stores into a prepared segment fast: pages resident, and, where the queue syncs,
+    /// extents written, so that a commit has no file system metadata to write.
     fn warm_up(&self, prepared: &Prepared) -> std::io::Result<()> {
         prepared.region.populate();
         if self.context.options.durability == Durability::Os {

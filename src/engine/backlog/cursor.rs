@@ -66,8 +66,8 @@ impl Cursor {
         self.position.pass_lost(end_index, offset);
     }
 
-    /// On behind settled messages at the start of an old segment. `previous`: the last of them whose
-    /// place is known.
+    /// On behind settled messages at the start of an old segment. `previous`: the last of them
+    /// whose place is known.
     pub(super) fn skip_to(&mut self, index: u32, previous: Option<(u32, u64)>) {
         self.seq += u64::from(index - self.index());
         self.position.skip_to(index, previous);

@@ -1,9 +1,10 @@
 //! The backlog: what is known of the messages that are stored, segment by segment.
 //!
-//! Promises: a message is found by its Seq, wherever compaction has moved it; every store of a state
-//! goes through [`Backlog::store`], which counts it and has the next sync of answers cover it;
-//! damage is told, and a record is lost only if it was seen to be. Refuses to know who has a message
-//! or when it may be handed out. Relies on the dispatch lock, under which all of it is used.
+//! Promises: a message is found by its Seq, wherever compaction has moved it; every store of a
+//! state goes through [`Backlog::store`], which counts it and has the next sync of answers cover
+//! it; damage is told, and a record is lost only if it was seen to be. Refuses to know who has a
+//! message or when it may be handed out. Relies on the dispatch lock, under which all of it is
+//! used.
 
 pub(crate) mod cursor;
 pub(crate) mod losses;

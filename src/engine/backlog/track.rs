@@ -1,9 +1,9 @@
 //! What the engine knows of one segment of the log: where its records end, which of its slots are
 //! settled, and what has happened to it.
 //!
-//! Promises: a slot is counted as settled once, when it becomes so; a slot that was settled is never
-//! stored to again; every store is noted for the next sync, and for a copy that is being made. The
-//! offset in a slot is that of its own record. Relies on the dispatch lock.
+//! Promises: a slot is counted as settled once, when it becomes so; a slot that was settled is
+//! never stored to again; every store is noted for the next sync, and for a copy that is being
+//! made. The offset in a slot is that of its own record. Relies on the dispatch lock.
 
 mod count;
 
@@ -112,8 +112,8 @@ impl Track {
         }
     }
 
-    /// A copy that this run made: whatever it was made from, it is as if this run had pushed it. Its
-    /// slots are stored to before they are synced again.
+    /// A copy that this run made: whatever it was made from, it is as if this run had pushed it.
+    /// Its slots are stored to before they are synced again.
     pub(crate) fn copied(mapped: Arc<Mapped>, made: &Finished, maps: &MapNumbers) -> Self {
         let (count, tail) = (Some(made.count), Some(made.tail));
         let active = Self::of_this_run(mapped, made.first_seq, made.base_time, maps);
@@ -121,7 +121,8 @@ impl Track {
         Self { count, tail, counting, has_sources: true, is_dirty: true, ..active }
     }
 
-    /// A segment of an earlier run. `has_sources`: it is a copy, and what it was made from is there.
+    /// A segment of an earlier run. `has_sources`: it is a copy, and what it was made from is
+    /// there.
     pub(super) fn of_earlier_run(part: &Part, has_sources: bool, maps: &MapNumbers) -> Self {
         Self {
             segment: Arc::clone(&part.segment),

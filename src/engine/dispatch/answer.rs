@@ -74,8 +74,8 @@ impl Dispatch {
         }
     }
 
-    /// Ends a lease; `None` if it has ended already. Tells where its message is now, which from here
-    /// on is in no place.
+    /// Ends a lease; `None` if it has ended already. Tells where its message is now, which from
+    /// here on is in no place.
     #[inline]
     fn end_lease(&mut self, ticket: Ticket) -> Result<Option<(Spot, Place)>> {
         let Some((place, has_expired)) = self.leases.place(ticket) else { return Ok(None) };
@@ -165,8 +165,8 @@ impl Dispatch {
         self.policy.backoff.after(place.attempts, chance)
     }
 
-    /// Back after this time: tells when that is, 0 for at once, and whether it is stored. If not, it
-    /// holds in this run all the same.
+    /// Back after this time: tells when that is, 0 for at once, and whether it is stored. If not,
+    /// it holds in this run all the same.
     fn stay_away(&mut self, spot: Spot, place: Place, delay: Duration) -> (u64, Result<()>) {
         if delay.is_zero() {
             self.give_back(place);

@@ -1,7 +1,7 @@
 //! Taking up what earlier runs left, as their slots are counted.
 //!
-//! Promises: what a counted slot says is taken up once, also if a store that it needs fails: that is
-//! kept, and tried again by the next call.
+//! Promises: what a counted slot says is taken up once, also if a store that it needs fails: that
+//! is kept, and tried again by the next call.
 
 use super::Dispatch;
 use super::dying::Death;

@@ -1,8 +1,8 @@
 //! Messages on their way to the dead letters: what is known of them in the queue where they died.
 //!
-//! A message dies in three steps: its slot says *dying*, so that no consumer gets it any more; it is
-//! pushed to the dead letters; once that is durable, its slot says *dead*. The second step is led by
-//! `dead_letters.rs`, which knows both queues.
+//! A message dies in three steps: its slot says *dying*, so that no consumer gets it any more; it
+//! is pushed to the dead letters; once that is durable, its slot says *dead*. The second step is
+//! led by `dead_letters.rs`, which knows both queues.
 
 use crate::format::bytes::wide;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,10 +1,11 @@
 //! Dispatch: which message is handed out next, who has which, and what becomes of it.
 //!
 //! Promises: every message that is not settled is in one place: behind the cursor (never handed out
-//! in this run), *returned* (given back, at the front), *scheduled* (not before its time), *leased*,
-//! or *dying*. [`Dispatch::settle`] is the only way to settle one: it looks at the slot first, so
-//! no message is settled twice, and takes the message out of wherever it is. Waits for no I/O: work
-//! that takes long is done in steps, between which the lock is given up ([`Again`](Leasing::Again)).
+//! in this run), *returned* (given back, at the front), *scheduled* (not before its time),
+//! *leased*, or *dying*. [`Dispatch::settle`] is the only way to settle one: it looks at the slot
+//! first, so no message is settled twice, and takes the message out of wherever it is. Waits for no
+//! I/O: work that takes long is done in steps, between which the lock is given up
+//! ([`Again`](Leasing::Again)).
 //!
 //! Memory does not grow with the backlog but by two numbers for each delayed message. Who is next
 //! is chosen in `choose`, answers are in `answer`, what takes time in `expiry` and `purge`.
@@ -243,8 +244,8 @@ impl Dispatch {
         Ok(self.note_settled(spot, Some(place.seq), stored))
     }
 
-    /// Settles a message that is damaged, wherever it is; false if it was settled already. `offset`:
-    /// where its record is, or was sought.
+    /// Settles a message that is damaged, wherever it is; false if it was settled already.
+    /// `offset`: where its record is, or was sought.
     pub(crate) fn lose(&mut self, spot: Spot, offset: u64) -> Result<bool> {
         let seq = self.backlog.track_at(spot.at).seq(spot.index)?;
         let stored = self.backlog.store(spot, (State::Lost, 0), None)?;

@@ -1,7 +1,7 @@
 //! Settling all messages that wait.
 //!
-//! A walk from the first message to the last one that was there at the beginning, in steps under the
-//! lock: what is pushed meanwhile stays, and so does what is in flight or dying.
+//! A walk from the first message to the last one that was there at the beginning, in steps under
+//! the lock: what is pushed meanwhile stays, and so does what is in flight or dying.
 
 use super::{Dispatch, Whereabouts};
 use crate::engine::backlog::cursor::Cursor;

@@ -1,8 +1,9 @@
 //! Looking at messages, and asking what became of them.
 //!
-//! Promises: changes nothing. What a look meets damaged, expired or given up it leaves for `pop`, and
-//! shows what `pop` would hand out behind it. A walk goes by Seq and holds the dispatch lock for a
-//! few hundred slots at a time, so it goes on whatever is pushed, answered or let go meanwhile.
+//! Promises: changes nothing. What a look meets damaged, expired or given up it leaves for `pop`,
+//! and shows what `pop` would hand out behind it. A walk goes by Seq and holds the dispatch lock
+//! for a few hundred slots at a time, so it goes on whatever is pushed, answered or let go
+//! meanwhile.
 
 mod figures;
 mod stuck;

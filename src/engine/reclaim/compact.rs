@@ -8,7 +8,8 @@
 //! 1. Under the dispatch lock: from here on each source notes which of its slots are stored to.
 //! 2. The copy gets an ordinal, which every CHECKPOINT lists from here on; unsettled messages are
 //!    copied.
-//! 3. The copy is synced; a CHECKPOINT is written, so that what is not copied is known to be settled
+//! 3. The copy is synced; a CHECKPOINT is written, so that what is not copied is known to be
+//!   settled
 //!    or lost; the copy gets its name.
 //! 4. What changed meanwhile is brought up to date; the last of it under the dispatch lock, where
 //!    the copy takes the sources' place. The `upkeep` lock is held until
@@ -165,7 +166,8 @@ impl Reclaim {
         Ok(done)
     }
 
-    /// A step of the job at hand, or of a new one; tells how many bytes it took, `None` if there is nothing to do.
+    /// A step of the job at hand, or of a new one; tells how many bytes it took, `None` if there is
+    /// nothing to do.
     fn compact_step(
         &self,
         compaction: &mut Compaction,
@@ -194,7 +196,8 @@ impl Reclaim {
                 Ok(Some(used))
             }
             Ok((Step::Done(0), used)) => {
-                // What the first one's records take was not known well: it is taken for more from here on.
+                // What the first one's records take was not known well: it is taken for more from
+                // here on.
                 let first = job.run.sources().first().map(|first| first.segment.header.ordinal);
                 let mut dispatch = self.dispatch.lock();
                 if let Some(track) = first.and_then(|first| dispatch.backlog_mut().track(first)) {
@@ -224,7 +227,8 @@ impl Reclaim {
         }
     }
 
-    /// Whether a copy of the first `count` sources of a run has anything in it, and gives back what it is to.
+    /// Whether a copy of the first `count` sources of a run has anything in it, and gives back what
+    /// it is to.
     fn is_worth_it(&self, run: &CopyJob, count: usize) -> bool {
         if run.copy().progress().count == 0 || count == run.sources().len() {
             return run.copy().progress().count > 0;
@@ -235,7 +239,8 @@ impl Reclaim {
         run.copy().size() * 100 <= before * percent
     }
 
-    /// This one does not fit behind others: from here on a copy may start with it, and not go over it.
+    /// This one does not fit behind others: from here on a copy may start with it, and not go over
+    /// it.
     fn start_with(&self, source: Option<&CopySource>) {
         let mut dispatch = self.dispatch.lock();
         let track =
@@ -388,7 +393,8 @@ impl Reclaim {
                 match health.check(false).and_then(|()| self.switch(&sources[..count], &made)) {
                     Ok(messages) => Ok((made, messages)),
                     Err(error) => {
-                        // Should it stay, it is merged with its sources, or deleted, at the next open.
+                        // Should it stay, it is merged with its sources, or deleted, at the next
+                        // open.
                         match self.context.storage.remove(&made.segment.name) {
                             Ok(()) => self.context.space.undo(size),
                             Err(_) => upkeep.leave(made.segment.name.clone(), size),

@@ -129,8 +129,8 @@ impl Reclaim {
         Ok(())
     }
 
-    /// A push finds no room: gives back a file that is in use for nothing, or has less in it than it
-    /// takes; false if there is none.
+    /// A push finds no room: gives back a file that is in use for nothing, or has less in it than
+    /// it takes; false if there is none.
     pub(crate) fn make_room(&self) -> Result<bool> {
         self.appender.finish_old_tail()?;
         let (before, ready) = (self.context.space.given_back(), self.appender.ready_bytes());

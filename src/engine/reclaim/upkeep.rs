@@ -1,8 +1,8 @@
 //! Letting go: checkpoint, recycle, remove.
 //!
 //! Promises: a checkpoint that does not list a segment is durable before that segment is touched,
-//! so a listed file that is absent is a loss; no segment is let go before every one of its slots was
-//! seen settled. Relies on the `upkeep` lock; may be called at any time, by any thread.
+//! so a listed file that is absent is a loss; no segment is let go before every one of its slots
+//! was seen settled. Relies on the `upkeep` lock; may be called at any time, by any thread.
 
 use super::Reclaim;
 use crate::checkpoint::CheckpointFile;
@@ -187,9 +187,9 @@ impl Reclaim {
         Ok(())
     }
 
-    /// Takes up to `limit` segments without an unsettled message out of the log, once all of each is
-    /// synced: should such a file come back after a power cut, it shows the same. Tells whether it
-    /// ended early.
+    /// Takes up to `limit` segments without an unsettled message out of the log, once all of each
+    /// is synced: should such a file come back after a power cut, it shows the same. Tells whether
+    /// it ended early.
     fn retire(
         &self,
         upkeep: &mut Upkeep,
