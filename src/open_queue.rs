@@ -175,7 +175,7 @@ impl OpenQueue {
         // What earlier runs left dying is known then.
         let counted = self.engine.look_at_times().and(self.engine.consumers().count_all());
         while self.engine.consumers().sweep_expired()? {}
-        let moved = self.dead_letters.as_ref().map_or(Ok(()), |letters| letters.move_all());
+        let moved = self.dead_letters.as_ref().map_or(Ok(()), DeadLetters::move_all);
         self.engine.maintain()?;
         let compacted = self.engine.reclaim().compact_if_wanted();
         let gone = self.engine.reclaim().let_go(usize::MAX).map(|_| ());
@@ -191,7 +191,7 @@ impl OpenQueue {
     /// nothing.
     pub(crate) fn compact(&self) -> Result<Compacted> {
         let own = self.engine.compact()?;
-        let dead = self.with_open_dead_letters(Compacted::default(), |dead| dead.compact())?;
+        let dead = self.with_open_dead_letters(Compacted::default(), Engine::compact)?;
         Ok(own + dead)
     }
 

@@ -472,7 +472,7 @@ impl Engine {
         // Relaxed: a number by itself.
         let failed_pushes = self.failed_pushes.load(Ordering::Relaxed);
         let push_time = self.push_times.lock().distribution();
-        self.inspect.stats(Others { dead_letters, failed_pushes, push_time })
+        self.inspect.stats(&Others { dead_letters, failed_pushes, push_time })
     }
 
     /// Counts messages whose push failed.

@@ -120,14 +120,14 @@ pub(crate) fn encode<'h>(
 pub(crate) fn carry_over(start: &[u8], notes: &Notes<'_>) -> Option<Vec<u8>> {
     let entries = split(start).map_or(&[][..], |(entries, _)| entries);
     let kept = Entries(entries).filter(|(tag, _)| ![DUE, EXPIRES, ORIGIN].contains(tag));
-    let noted = encode(std::iter::empty(), notes);
+    let own = encode(std::iter::empty(), notes);
     let mut out = vec![0; LENGTH];
     for (tag, content) in kept {
         out.push(tag);
         out.extend(length(content.len()));
         out.extend_from_slice(content);
     }
-    out.extend_from_slice(noted.get(LENGTH..).unwrap_or_default());
+    out.extend_from_slice(own.get(LENGTH..).unwrap_or_default());
     if out.len() == LENGTH {
         return Some(Vec::new());
     }
@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(notes(&back), Notes::default());
         assert!(back.ends_with(b"\x42\x02\x00ab") && headers(&back).count() == 1);
         assert_eq!(carry_over(b"", &Notes::default()), Some(Vec::new()));
-        let long = [&[0xFF, 0xFF, 0x42, 0xFC, 0xFF][..], &[7; 0xFFFC]].concat();
+        let long = [vec![0xFF, 0xFF, 0x42, 0xFC, 0xFF], vec![7; 0xFFFC]].concat();
         assert_eq!(carry_over(&long, &notes_there), None, "no room for the origin");
     }
 

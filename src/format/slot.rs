@@ -224,7 +224,8 @@ mod tests {
             prop_assert!((given..=longest).contains(&told.given), "{} {}", given, told.given);
             prop_assert!(given >= 256 || told.given == given);
             // The check has 11 bits: one in 2,048 other keys takes it for its own.
-            let takes = |key: &u8| Delay::decode(word, base, Key::new(&[*key; 48]), index).is_some();
+            let takes =
+                |key: &u8| Delay::decode(word, base, Key::new(&[*key; 48]), index).is_some();
             prop_assert!((4..44).filter(takes).count() < 4);
             for bit in 0..64 {
                 prop_assert_ne!(Delay::decode(word ^ 1 << bit, base, key, index), Some(told));

@@ -13,6 +13,7 @@
 //!   (`Options::open` beside `Queue`). Fields are private but for plain data. `Engine` has one
 //!   file, and no type has more than 40 methods.
 //! * Sentences (`sentences.rs`): what a pop, a push and a look must not do.
+//! * Exceptions (`exceptions.rs`): where a rule does not hold yet; numbers that may only fall.
 //! * Texts (`texts.rs`): lengths, letters, and what is at home in which file.
 
 #![allow(
@@ -31,6 +32,7 @@
 
 mod body;
 mod calls;
+mod exceptions;
 mod house;
 mod modules;
 mod owners;
@@ -40,6 +42,7 @@ mod source;
 mod texts;
 mod uses;
 
+use exceptions::{KNOTS, LARGE_TYPES};
 use house::House;
 use rooms::{LOCKING, PLAIN, ROOMS, Rooms, is_in};
 use sentences::HOUSE;
@@ -81,7 +84,7 @@ fn nothing_uses_a_higher_room() {
 
 #[test]
 fn nothing_goes_in_circles() {
-    assert_none("Files do not use each other in circles.", House::new(sources()).circles());
+    assert_none("Files do not use each other in circles.", House::new(sources()).circles(KNOTS));
 }
 
 #[test]
@@ -100,7 +103,7 @@ fn fields_are_private() {
 fn the_engine_is_one_file_and_no_type_is_two() {
     let owners = House::new(sources()).owners;
     let mut violations = owners.engine_blocks(ENGINE);
-    violations.extend(owners.types_with_many_methods(MAX_METHODS));
+    violations.extend(owners.types_with_many_methods(MAX_METHODS, LARGE_TYPES));
     assert_none("Engine stands in its file, and types are small.", violations);
 }
 

@@ -25,21 +25,24 @@ pub(crate) const ROOMS: &[&str] = &[
     "delivery",
     "open_queue",
     "dead_letters",
-    "engine/mod",
-    "engine/inspect",
+    "engine/mod engine/futures",
+    "engine/producers",
+    "engine/consumers engine/inspect engine/letters",
     "engine/reclaim",
     "engine/commit",
     "engine/append",
     "engine/signal",
     "engine/dispatch",
     "engine/backlog",
-    "engine/context engine/worker engine/health engine/wait engine/line",
+    "engine/context engine/published",
+    "engine/health engine/worker engine/waiters",
+    "engine/space engine/line engine/wait",
     "recovery compaction",
     "log checkpoint leases schedule",
-    "options message stats stuck report",
+    "options message backoff stats stuck report",
     "io",
     "format",
-    "error seq clock backoff distribution ranges",
+    "error seq clock distribution ranges",
 ];
 
 /// Rooms of plain data: their structs may have fields that other files see, although they have
@@ -64,10 +67,17 @@ pub(crate) const PLAIN: &[&str] = &[
     "io",
     "recovery",
     "compaction",
+    "engine/context",
+    "engine/waiters",
+    "engine/mod",
+    "engine/append",
+    "engine/dispatch/policy",
+    "engine/dispatch/news",
 ];
 
 /// Rooms that may have locks.
-pub(crate) const LOCKING: &[&str] = &["engine", "io", "open_queue", "dead_letters"];
+pub(crate) const LOCKING: &[&str] =
+    &["engine", "io", "open_queue", "dead_letters", "log/waypoints"];
 
 /// Rooms and files without locks, files and clocks, so that they can be tested to the last case.
 pub(crate) const PURE: &[&str] = &["format", "leases", "schedule", "compaction/plan"];

@@ -13,11 +13,11 @@ use crate::log::walk::Position;
 pub(crate) struct Cursor {
     /// No message before this one is meant. What follows is where it lies, while its segment has
     /// this ordinal.
-    pub(crate) seq: u64,
-    pub(crate) ordinal: u64,
-    pub(crate) position: Position,
+    seq: u64,
+    ordinal: u64,
+    position: Position,
     /// Settled slots at the start of this old segment have been skipped.
-    pub(crate) has_skipped: bool,
+    has_skipped: bool,
 }
 
 impl Cursor {
@@ -38,6 +38,30 @@ impl Cursor {
         }
         let position = Position::at(track.index_from(seq)?);
         Ok(Self { seq, position, ..start })
+    }
+
+    /// No message before this one is meant.
+    #[inline]
+    pub(crate) fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// Of the segment where it lies.
+    #[inline]
+    pub(crate) fn ordinal(&self) -> u64 {
+        self.ordinal
+    }
+
+    /// Where it lies in its segment.
+    #[inline]
+    pub(super) fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// Whether settled slots at the start of this old segment have been skipped.
+    #[inline]
+    pub(super) fn has_skipped(&self) -> bool {
+        self.has_skipped
     }
 
     #[inline]

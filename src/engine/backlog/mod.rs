@@ -219,11 +219,11 @@ impl Backlog {
     pub(super) fn found(
         &self,
         spot: Spot,
-        (seq, slot, standing): (u64, Slot, Standing),
+        (seq, Slot { attempts, .. }, standing): (u64, Slot, Standing),
         offset: u64,
         header: record::RecordHeader,
     ) -> Found {
-        let (ordinal, attempts) = (self.tracks[spot.at].ordinal(), slot.attempts);
+        let ordinal = self.tracks[spot.at].ordinal();
         let (index, bytes) = (spot.index, header.bytes());
         let is_transient = header.flags.is_transient();
         let standing = standing.with_record(header.flags, self.run.is_old(seq));
@@ -325,7 +325,7 @@ impl Backlog {
     /// The track at which a cursor goes on; looks for its place anew if its segment is no more.
     #[inline]
     pub(crate) fn resume(&mut self, cursor: &mut Cursor) -> Result<Option<usize>> {
-        match self.position(cursor.ordinal, cursor.seq) {
+        match self.position(cursor.ordinal(), cursor.seq()) {
             Some(at) => Ok(Some(at)),
             None => self.resume_anew(cursor),
         }
@@ -333,9 +333,9 @@ impl Backlog {
 
     #[cold]
     fn resume_anew(&mut self, cursor: &mut Cursor) -> Result<Option<usize>> {
-        let at = self.position_of_seq(cursor.seq).unwrap_or(0);
+        let at = self.position_of_seq(cursor.seq()).unwrap_or(0);
         let Some(track) = self.tracks.get_mut(at) else { return Ok(None) };
-        *cursor = Cursor::in_track(track, cursor.seq)?;
+        *cursor = Cursor::in_track(track, cursor.seq())?;
         Ok(Some(at))
     }
 

@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 /// One segment of the log.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each says one thing, and any may be true")]
 pub(crate) struct Track {
     segment: Arc<Segment>,
     mapped: Option<Arc<Mapped>>,

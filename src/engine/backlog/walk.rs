@@ -71,7 +71,7 @@ impl Backlog {
             if track.first_seq() + u64::from(index) > last_seq {
                 return Ok(Met::End);
             }
-            if !cursor.has_skipped && track.is_old() {
+            if !cursor.has_skipped() && track.is_old() {
                 return Ok(Met::OldSegment(at));
             }
             let spot = Spot { at, index };
@@ -92,13 +92,13 @@ impl Backlog {
                 cursor.pass(status.slot.offset);
                 continue;
             }
-            return Ok(match cursor.position.locate(track.map()?, status.slot, end_index) {
+            return Ok(match cursor.position().locate(track.map()?, status.slot, end_index) {
                 Located::At(offset, header) => {
                     let said = (seq, status.slot, standing);
                     Met::Message(self.found(spot, said, offset, header))
                 }
                 Located::Lost { end_index, next } => {
-                    let (indexes, offset) = (index..end_index, cursor.position.offset());
+                    let (indexes, offset) = (index..end_index, cursor.position().offset());
                     Met::Lost(LostRecords { at, indexes, offset, next })
                 }
             });

@@ -3,6 +3,7 @@
 use super::Dispatch;
 use super::choose::Choice;
 use crate::engine::backlog::cursor::Cursor;
+use crate::engine::backlog::track::Track;
 use crate::engine::backlog::walk::Met;
 use crate::error::Result;
 use crate::format::slot::State;
@@ -69,7 +70,7 @@ impl Dispatch {
 
     /// Bytes of the newest segment.
     pub(crate) fn newest_bytes(&self) -> u64 {
-        self.backlog.tracks().back().map_or(0, |track| track.size())
+        self.backlog.tracks().back().map_or(0, Track::size)
     }
 
     /// The oldest segment behind message `after` that can be let go once what waits in it is

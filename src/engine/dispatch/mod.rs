@@ -430,7 +430,9 @@ impl Dispatch {
             // What is not counted yet was not handed out in this run.
             Standing::Scheduled(due) if !is_counted => waits_until(due),
             // No one has met what is behind the cursor.
-            Standing::Ready | Standing::Unreadable if seq >= self.cursor.seq => Whereabouts::Ready,
+            Standing::Ready | Standing::Unreadable if seq >= self.cursor.seq() => {
+                Whereabouts::Ready
+            }
             _ => Whereabouts::InFlight,
         }
     }
@@ -487,7 +489,7 @@ impl Dispatch {
 
     /// Maps above the limit, to be dropped outside of the lock.
     pub(super) fn take_surplus_maps(&mut self) -> Vec<Arc<Mapped>> {
-        self.backlog.take_surplus_maps(self.cursor.ordinal)
+        self.backlog.take_surplus_maps(self.cursor.ordinal())
     }
 
     /// A time that somebody has to watch, and nobody does: earlier than the one that is watched.
@@ -526,7 +528,7 @@ impl Dispatch {
     /// Whether there is, or seems to be, something to hand out.
     pub(super) fn has_more(&self, published: u64) -> bool {
         let is_at_front = !self.returned.is_empty() || self.schedule.first_due().is_some();
-        let is_behind_cursor = !self.backlog.tracks().is_empty() && self.cursor.seq <= published;
+        let is_behind_cursor = !self.backlog.tracks().is_empty() && self.cursor.seq() <= published;
         is_at_front || is_behind_cursor || self.next_delivery_time().is_some()
     }
 

@@ -26,6 +26,7 @@ impl News {
     pub(super) fn is_quiet(&self, has_producers: bool) -> bool {
         let tells = self.upkeep || self.died || self.reclaims || self.returned;
         let tells_waiters = self.settled_unknown || !self.settled_seqs.is_empty();
-        !tells && !tells_waiters && !(self.settled && has_producers)
+        let tells_producers = self.settled && has_producers;
+        !(tells || tells_waiters || tells_producers)
     }
 }

@@ -5,13 +5,14 @@
 //! below zero.
 
 use super::{Inspect, Others};
+use crate::engine::backlog::track::Track;
 use crate::engine::dispatch::Dispatch;
 use crate::format::bytes::wide;
 use crate::stats::Stats;
 use std::time::Duration;
 
 impl Inspect {
-    pub(crate) fn stats(&self, others: Others) -> Stats {
+    pub(crate) fn stats(&self, others: &Others) -> Stats {
         let unsealed = self.appender.unsealed();
         let mut dispatch = self.dispatch.lock();
         let ready = dispatch.ready(|| self.published.visible());
@@ -25,7 +26,7 @@ impl Inspect {
         let oldest = oldest(&mut dispatch, published);
         let now = self.context.clock.now();
         let tracks = dispatch.backlog().tracks();
-        let Others { dead_letters, failed_pushes, push_time } = others;
+        let Others { dead_letters, failed_pushes, push_time } = *others;
         let space = &self.context.space;
         Stats {
             ready,
@@ -38,7 +39,7 @@ impl Inspect {
             counts: dispatch.counts(),
             lost: dispatch.backlog().losses().count(),
             segments: wide(tracks.len()),
-            segment_bytes: tracks.iter().map(|track| track.size()).sum(),
+            segment_bytes: tracks.iter().map(Track::size).sum(),
             disk_bytes: space.used(),
             max_bytes: space.max(),
             live_bytes,

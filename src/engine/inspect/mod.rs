@@ -169,7 +169,7 @@ impl Inspect {
                     return Ok(Step::Passed);
                 };
                 *from = seq + 1;
-                self.sight_by_seq(dispatch, seq)
+                Self::sight_by_seq(dispatch, seq)
             }
             Ahead::Due(after) => {
                 let next = dispatch.next_due(*after);
@@ -178,7 +178,7 @@ impl Inspect {
                     return Ok(Step::Passed);
                 };
                 *after = entry;
-                self.sight_by_seq(dispatch, entry.1)
+                Self::sight_by_seq(dispatch, entry.1)
             }
             Ahead::Cursor(cursor) => {
                 let wants = |standing| matches!(standing, Standing::Ready | Standing::Unreadable);
@@ -190,18 +190,18 @@ impl Inspect {
                     }
                 }
                 match pass(dispatch, cursor, met)? {
-                    None => Ok(Step::End),
-                    Some(Some(found)) if found.standing != Standing::Outlived => {
+                    Passed::End => Ok(Step::End),
+                    Passed::Message(found) if found.standing != Standing::Outlived => {
                         sight(dispatch, &found, None).map(Step::Sighting)
                     }
-                    Some(_) => Ok(Step::Passed),
+                    Passed::Message(_) | Passed::Other => Ok(Step::Passed),
                 }
             }
         }
     }
 
     /// A message by its number, unless it is settled, damaged or given up.
-    fn sight_by_seq(&self, dispatch: &mut Dispatch, seq: u64) -> Result<Step> {
+    fn sight_by_seq(dispatch: &mut Dispatch, seq: u64) -> Result<Step> {
         match dispatch.backlog_mut().look_up(seq)? {
             Lookup::Found(found) if found.standing != Standing::Outlived => {
                 sight(dispatch, &found, None).map(Step::Sighting)
@@ -277,10 +277,10 @@ impl Inspect {
 
     /// Starts a walk over the messages that wait now.
     pub(crate) fn walk(&self) -> Walk {
-        self.start_walk(Which::Waiting, self.published.visible())
+        Self::start_walk(Which::Waiting, self.published.visible())
     }
 
-    fn start_walk(&self, which: Which, last_seq: u64) -> Walk {
+    fn start_walk(which: Which, last_seq: u64) -> Walk {
         Walk { cursor: Cursor::START, which, last_seq, is_over: false }
     }
 
@@ -290,7 +290,7 @@ impl Inspect {
             let mut dispatch = self.dispatch.lock();
             dispatch.check_open()?;
             dispatch.end_due();
-            let met = self.walk_some(&mut dispatch, walk);
+            let met = Self::walk_some(&mut dispatch, walk);
             drop(dispatch);
             let Some(mut sighting) = met? else { continue };
             let viewed = match walk.which {
@@ -313,7 +313,7 @@ impl Inspect {
 
     /// Shows the Seq, and the part before the payload, of all that are not settled.
     pub(crate) fn for_each_unsettled(&self, mut each: impl FnMut(u64, &[u8])) -> Result<()> {
-        let mut walk = self.start_walk(Which::Unsettled, self.published.newest());
+        let mut walk = Self::start_walk(Which::Unsettled, self.published.newest());
         while let Some(viewed) = self.walk_on(&mut walk)? {
             each(viewed.seq, viewed.body.get(..viewed.payload_start).unwrap_or_default());
         }
@@ -321,27 +321,30 @@ impl Inspect {
     }
 
     /// Some steps of a walk, up to the next message that it shows.
-    fn walk_some(&self, dispatch: &mut Dispatch, walk: &mut Walk) -> Result<Option<Sighting>> {
+    fn walk_some(dispatch: &mut Dispatch, walk: &mut Walk) -> Result<Option<Sighting>> {
         for _ in 0..STEP {
             let last_seq = walk.last_seq;
             let wants = |_| true;
             let met = dispatch.backlog_mut().walk(&mut walk.cursor, last_seq, wants)?;
-            let Some(found) = pass(dispatch, &mut walk.cursor, met)? else {
-                walk.is_over = true;
-                return Ok(None);
+            let found = match pass(dispatch, &mut walk.cursor, met)? {
+                Passed::Message(found) => found,
+                Passed::Other => continue,
+                Passed::End => {
+                    walk.is_over = true;
+                    return Ok(None);
+                }
             };
-            let Some(found) = found else { continue };
             let is_counted =
                 dispatch.backlog_mut().track_at(found.spot.at).is_counted_at(found.spot.index);
-            let due = match dispatch.whereabouts_of(&found, is_counted)? {
-                Whereabouts::Ready => None,
-                Whereabouts::Delayed(due) => Some(due),
-                Whereabouts::Settled => continue,
-                Whereabouts::InFlight | Whereabouts::Dying if walk.which == Which::Waiting => {
-                    continue;
+            let is_shown_at = match dispatch.whereabouts_of(&found, is_counted)? {
+                Whereabouts::Delayed(due) => Some(Some(due)),
+                Whereabouts::Ready => Some(None),
+                Whereabouts::Settled => None,
+                Whereabouts::InFlight | Whereabouts::Dying => {
+                    (walk.which == Which::Unsettled).then_some(None)
                 }
-                Whereabouts::InFlight | Whereabouts::Dying => None,
             };
+            let Some(due) = is_shown_at else { continue };
             return sight(dispatch, &found, due).map(Some);
         }
         Ok(None)
@@ -393,21 +396,27 @@ struct Known {
     due: Option<u64>,
 }
 
-/// Takes a walk that changes nothing past what it met: the message, or `Some(None)` if it met none;
-/// `None` at the end.
-fn pass(dispatch: &mut Dispatch, cursor: &mut Cursor, met: Met) -> Result<Option<Option<Found>>> {
+/// What a walk has passed.
+enum Passed {
+    Message(Found),
+    Other,
+    End,
+}
+
+/// Takes a walk that changes nothing past what it met.
+fn pass(dispatch: &mut Dispatch, cursor: &mut Cursor, met: Met) -> Result<Passed> {
     match met {
         Met::Message(found) => {
             cursor.pass_found(&found);
-            return Ok(Some(Some(found)));
+            return Ok(Passed::Message(found));
         }
-        Met::End => return Ok(None),
+        Met::End => return Ok(Passed::End),
         Met::Tired => {}
         Met::OldSegment(at) => dispatch.backlog_mut().skip_settled(at, cursor)?,
         Met::BadSlot(_) | Met::Unnumbered(_) => cursor.pass(None),
         Met::Lost(lost) => cursor.pass_lost(lost.indexes.end, lost.next),
     }
-    Ok(Some(None))
+    Ok(Passed::Other)
 }
 
 fn sight(dispatch: &mut Dispatch, found: &Found, due: Option<u64>) -> Result<Sighting> {

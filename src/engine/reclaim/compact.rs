@@ -9,8 +9,7 @@
 //! 2. The copy gets an ordinal, which every CHECKPOINT lists from here on; unsettled messages are
 //!    copied.
 //! 3. The copy is synced; a CHECKPOINT is written, so that what is not copied is known to be
-//!   settled
-//!    or lost; the copy gets its name.
+//!    settled or lost; the copy gets its name.
 //! 4. What changed meanwhile is brought up to date; the last of it under the dispatch lock, where
 //!    the copy takes the sources' place. The `upkeep` lock is held until
 //! 5. the copy is synced again; only then can a CHECKPOINT without the sources be written, and they

@@ -45,7 +45,7 @@ pub(super) fn candidates(
     (now, idle): (u64, u64),
     is_unsynced: impl Fn(u64) -> bool,
 ) -> Vec<Candidate> {
-    let cursor = dispatch.cursor().seq;
+    let cursor = dispatch.cursor().seq();
     let newest = dispatch.backlog().tracks().len().saturating_sub(1);
     let tracks = dispatch.backlog_mut().tracks_mut().enumerate();
     let candidates = tracks.map(|(at, track)| {
@@ -95,9 +95,9 @@ impl Reclaim {
         let mut copy = Track::copied(mapped, made, &maps);
         for _ in 0..ROUNDS {
             let changes = take_changes(&mut self.dispatch.lock(), sources)?;
-            let changed: usize = changes.iter().map(|change| change.indexes.len()).sum();
+            let slots: usize = changes.iter().map(|change| change.indexes.len()).sum();
             changes.iter().try_for_each(|change| self.update(&mut copy, change))?;
-            if changed < FEW {
+            if slots < FEW {
                 break;
             }
         }
