@@ -366,17 +366,20 @@ impl DeadLetters {
 
     /// Pushes up to `limit` dead letters again, as new messages; tells how many.
     pub(crate) fn redrive(&self, limit: u64) -> Result<u64> {
-        let dead = self.shown()?;
+        let mut dead = self.shown()?;
         // Those that come meanwhile are for the next time.
         let limit = limit.min(dead.consumers().ready());
         let mut redriven = 0;
         while redriven < limit {
             let step = usize::try_from(limit - redriven).unwrap_or(STEP).min(STEP);
-            let letters = dead.consumers().pop_batch(step)?;
-            if letters.is_empty() {
-                break;
+            let letters = dead.consumers().pop_batch(step);
+            match letters.and_then(|letters| self.redrive_some(&dead, letters)) {
+                Ok(0) => break,
+                Ok(some) => redriven += some,
+                // Another handle of the dead letters closed them, not this queue.
+                Err(Error::Closed) if self.queue.check_open().is_ok() => dead = self.shown()?,
+                Err(error) => return Err(error),
             }
-            redriven += self.redrive_some(&dead, letters)?;
         }
         Ok(redriven)
     }

@@ -191,8 +191,9 @@ impl Delivery {
     /// # Errors
     ///
     /// [`Error::LeaseExpired`](crate::Error::LeaseExpired) if the lease ran out and the message was
-    /// handed out again, settled or given up since; [`Error::Closed`](crate::Error::Closed) if the
-    /// queue was closed.
+    /// handed out again, settled or given up since, or if
+    /// [`Options::max_in_flight`](crate::Options::max_in_flight) other messages are in flight now;
+    /// [`Error::Closed`](crate::Error::Closed) if the queue was closed.
     pub fn extend(&self, time: Duration) -> Result<()> {
         self.open.engine().consumers().extend(self.taken.given, time)
     }

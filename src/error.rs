@@ -104,7 +104,9 @@ pub enum Error {
     },
     /// The lease ran out ([`Options::visibility_timeout`](crate::Options::visibility_timeout)), and
     /// since then the message was handed out again, was settled, or became a dead letter. The
-    /// answer did nothing.
+    /// answer did nothing. From [`Delivery::extend`](crate::Delivery::extend) also: others took
+    /// its place among the messages in flight
+    /// ([`Options::max_in_flight`](crate::Options::max_in_flight)).
     #[error(
         "message {seq}: the lease ran out, and since then the message was handed out again, \
          settled or given up; the answer did nothing; call Delivery::extend during long work, or \

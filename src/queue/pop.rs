@@ -231,7 +231,7 @@ impl Queue {
     /// Pushes up to `limit` dead letters again, the oldest first: as new messages at the end of
     /// this queue, with the same payload and headers, no attempt counted and no delay. Returns how
     /// many. Each message is durable here before it is removed from the dead letters; a crash in
-    /// between may leave it in both places.
+    /// between, or another handle that closes them, may leave it in both places.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;

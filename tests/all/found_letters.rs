@@ -348,3 +348,33 @@ fn neither_a_dead_letter_nor_a_redriven_message_expires_with_the_first_one() {
     assert_eq!((&again[..], again.attempts()), (&b"a"[..], 1));
     again.ack().unwrap();
 }
+
+/// Another handle of the dead letters may close them at any moment: that is not the end of the
+/// queue, and `redrive` does not say so.
+#[test]
+fn a_redrive_goes_on_when_another_handle_closes_the_dead_letters() {
+    let queue = on(Arc::new(MemoryStorage::new())).open("queue").unwrap();
+    let messages = 200;
+    queue.push_batch((0..messages).map(|number| format!("{number}"))).unwrap();
+    for job in queue.pop_batch(messages).unwrap() {
+        job.reject("no").unwrap();
+    }
+    queue.maintain().unwrap();
+    std::thread::scope(|scope| {
+        let closer = scope.spawn(|| {
+            while queue.stats().ready() == 0 {
+                queue.dead_letters().unwrap().close().unwrap();
+            }
+        });
+        let mut redriven = 0;
+        while redriven == 0 {
+            redriven = queue.redrive(1).unwrap();
+        }
+        closer.join().unwrap();
+    });
+    queue.redrive(u64::MAX).unwrap();
+    let mut back = texts(&queue.pop_batch(9 * messages).unwrap());
+    back.sort_unstable();
+    back.dedup();
+    assert_eq!(back.len(), messages);
+}

@@ -9,7 +9,7 @@ pub(crate) const LARGE_TYPES: &[(&str, usize)] =
 /// Files with more lines than others may have.
 pub(crate) const LONG_FILES: &[(&str, usize)] = &[
     ("src/engine/backlog/mod.rs", 515),
-    ("src/engine/backlog/track.rs", 578),
+    ("src/engine/backlog/track.rs", 579),
     ("src/engine/dispatch/mod.rs", 556),
     ("src/engine/mod.rs", 523),
 ];

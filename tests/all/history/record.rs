@@ -147,7 +147,11 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { run, thread, start, call, .. } = self;
         let end = if self.end == NEVER { "...".into() } else { self.end.to_string() };
-        let times = format!("{:.1}..{:.1} ms", millis(self.began), millis(self.ended));
+        let ended = match self.ended {
+            Duration::MAX => "...".into(),
+            time => format!("{:.1}", millis(time)),
+        };
+        let times = format!("{:.1}..{ended} ms", millis(self.began));
         let cut = if self.is_cut { " (cut by the crash)" } else { "" };
         write!(f, "run {run} {thread:<11} [{start}..{end}] {times:<18} {call:?} -> ")?;
         match &self.said {

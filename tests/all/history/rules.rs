@@ -219,7 +219,7 @@ fn errors(facts: &Facts, events: &[&Event]) -> Result<(), Fault> {
     for event in events {
         let Said::Failed(error) = &event.said else { continue };
         let is_letter = matches!(event.call, Call::PopLetter | Call::AnswerLetter(..))
-            || matches!(event.call, Call::OpenLetters | Call::CloseLetters | Call::Redrive);
+            || matches!(event.call, Call::OpenLetters | Call::CloseLetters);
         let is_allowed = match *error {
             "Closed" => is_letter || closing.is_none_or(|close| close.start < event.end),
             "Full" => has_limit,
