@@ -19,7 +19,7 @@ use crate::format::{name, record};
 use crate::log::active::Draft;
 use crate::options::Options;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -369,11 +369,13 @@ impl DeadLetters {
         let mut dead = self.shown()?;
         // Those that come meanwhile are for the next time.
         let limit = limit.min(dead.consumers().ready());
+        // Those that are here, and not yet settled there.
+        let mut here = BTreeSet::new();
         let mut redriven = 0;
         while redriven < limit {
             let step = usize::try_from(limit - redriven).unwrap_or(STEP).min(STEP);
             let letters = dead.consumers().pop_batch(step);
-            match letters.and_then(|letters| self.redrive_some(&dead, letters)) {
+            match letters.and_then(|letters| self.redrive_some(&dead, letters, &mut here)) {
                 Ok(0) => break,
                 Ok(some) => redriven += some,
                 // Another handle of the dead letters closed them, not this queue.
@@ -384,21 +386,30 @@ impl DeadLetters {
         Ok(redriven)
     }
 
-    fn redrive_some(&self, dead: &Engine, letters: Vec<Taken>) -> Result<u64> {
+    /// Pushes letters, but for those that are `here` already, and settles them.
+    fn redrive_some(
+        &self,
+        dead: &Engine,
+        letters: Vec<Taken>,
+        here: &mut BTreeSet<u64>,
+    ) -> Result<u64> {
         let (mut done, mut left, mut last_seq) = (Vec::new(), Vec::new(), 0);
         let mut pushed = Ok(());
         for letter in letters {
             let (start, payload) = letter.body.split_at(letter.payload_start);
-            if pushed.is_ok() {
+            if pushed.is_ok() && !here.contains(&letter.given.seq) {
                 let draft = carried_over(start, &Notes::default(), payload);
                 let push =
                     |draft| self.queue.producers().push(&[draft], None, WhenFull::Fail, &|| false);
                 pushed = draft.and_then(push).map(|seq| last_seq = seq);
+                if pushed.is_ok() {
+                    here.insert(letter.given.seq);
+                }
             }
-            if pushed.is_ok() { &mut done } else { &mut left }.push(letter.given);
+            if here.contains(&letter.given.seq) { &mut done } else { &mut left }.push(letter.given);
         }
         let durable =
-            if done.is_empty() { Ok(()) } else { self.queue.commit().wait_durable(last_seq) };
+            if last_seq == 0 { Ok(()) } else { self.queue.commit().wait_durable(last_seq) };
         if durable.is_err() {
             left.append(&mut done);
         }
