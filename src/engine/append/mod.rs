@@ -3,8 +3,9 @@
 //! Promises: Seqs ascend without gaps within a run, in the order in which messages are published; a
 //! batch is published whole; what is above a limit is refused before anything is written. Syncs
 //! nothing but what it prepares. Refuses to make room: it says what is missing, and the engine
-//! decides. Segments come from `supply`.
+//! decides. Segments come from `prepare`.
 
+mod prepare;
 mod supply;
 
 pub(super) use supply::FIRST_SEGMENT;
@@ -375,11 +376,11 @@ impl Appender {
         }
         let prepared = self.take_supply(&mut supply, need)?;
         let mut unsealed = self.unsealed.lock();
-        unsealed.check_open().inspect_err(|_| supply.put_back(prepared.clone()))?;
+        unsealed.check_open().inspect_err(|_| supply.ready = Some(prepared.clone()))?;
         let now = unsealed.now(&self.context.clock);
         let Prepared { segment, region } = prepared.clone();
         let active = Active::start(segment, region, unsealed.next_seq, now)
-            .inspect_err(|_| supply.put_back(prepared.clone()))?;
+            .inspect_err(|_| supply.ready = Some(prepared.clone()))?;
         let full = unsealed.active.as_ref().map(Full::of);
         let mut dispatch = self.dispatch.lock();
         dispatch.backlog_mut().rotate(full.as_ref().map(|full| full.seal), &active);

@@ -1,20 +1,13 @@
-//! Segments for pushes: prepared one ahead, so that rotation costs no I/O.
+//! What pushes will need: the segment that is ready, and what the next one will be.
 //!
-//! Promises: before the first segment of a run gets its name, all that counts of earlier runs is
-//! durable and sealed, so a dropped record can never come back behind a newer one; `seq_limit`
-//! never falls. Relies on the `supply` lock for everything here.
+//! Plain data under the `supply` lock. No ordinal is given out twice, and `seq_limit` never falls.
 
-use super::{Appender, Need};
-use crate::engine::space::SMALLEST_SEGMENT;
 use crate::error::{Error, Result};
-use crate::format::segment::{Seal, SegmentHeader, capacity};
-use crate::io::{Access, Region};
+use crate::io::Region;
 use crate::log::Segment;
-use crate::log::active::Active;
-use crate::options::{Durability, Options};
-use crate::recovery::{Log, Part, random};
+use crate::options::Options;
+use crate::recovery::{Log, Part};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// The first segment of a run; each next one is twice as large, up to `segment_bytes`.
 pub(crate) const FIRST_SEGMENT: u64 = 1 << 20;
@@ -29,24 +22,24 @@ pub(crate) struct Prepared {
 /// What pushes will need.
 #[derive(Debug)]
 pub(super) struct Supply {
-    queue_id: [u8; 16],
-    epoch: u64,
+    pub(super) queue_id: [u8; 16],
+    pub(super) epoch: u64,
     /// Whether this run has a segment.
-    has_begun: bool,
+    pub(super) has_begun: bool,
     /// The directory itself may not be durable in its parents yet.
-    is_new: bool,
-    is_closed: bool,
-    next_ordinal: u64,
+    pub(super) is_new: bool,
+    pub(super) is_closed: bool,
+    pub(super) next_ordinal: u64,
     /// The segment that the next one follows.
-    predecessor: u64,
-    next_bytes: u64,
-    seq_limit: u64,
-    ready: Option<Prepared>,
+    pub(super) predecessor: u64,
+    pub(super) next_bytes: u64,
+    pub(super) seq_limit: u64,
+    pub(super) ready: Option<Prepared>,
     /// The ordinal of a compacted segment in the making: it may have its name before anybody reads
     /// it.
-    compacting: Option<u64>,
+    pub(super) compacting: Option<u64>,
     /// Parts of earlier runs that have no seal yet.
-    old_tail: Vec<Part>,
+    pub(super) old_tail: Vec<Part>,
 }
 
 impl Supply {
@@ -68,33 +61,10 @@ impl Supply {
         }
     }
 
-    /// Gives back what was taken and not used.
-    pub(super) fn put_back(&mut self, prepared: Prepared) {
-        self.ready = Some(prepared);
-    }
-
-    /// The header of a compacted segment of this size, which belongs to no epoch of its own.
-    fn copy_header(&mut self, size: u64) -> Result<SegmentHeader> {
-        self.check_open()?;
-        let ordinal = self.next_ordinal;
-        self.next_ordinal += 1;
-        self.compacting = Some(ordinal);
-        Ok(SegmentHeader {
-            queue_id: self.queue_id,
-            ordinal,
-            predecessor: 0,
-            generation: u64::from_le_bytes(random()?),
-            epoch: self.epoch,
-            size,
-            seq_limit: self.seq_limit,
-            sources: 0,
-        })
-    }
-
     /// # Errors
     ///
     /// [`Error::Closed`] once the queue is closed.
-    fn check_open(&self) -> Result<()> {
+    pub(super) fn check_open(&self) -> Result<()> {
         if self.is_closed { Err(Error::Closed) } else { Ok(()) }
     }
 }
@@ -110,293 +80,4 @@ pub(crate) struct SupplyState {
     /// Of the segment that is ready, and of the copy that is being made.
     pub(crate) ready: Option<u64>,
     pub(crate) compacting: Option<u64>,
-}
-
-impl Appender {
-    /// A segment with room: the ready one, or one that is made now.
-    pub(super) fn take_supply(&self, supply: &mut Supply, need: Need) -> Result<Prepared> {
-        let (bytes, records) = (need.segment_bytes(), need.records());
-        if let Some(ready) = supply.ready.take() {
-            let Segment { header, slot_limit, .. } = &*ready.segment;
-            if header.size >= bytes && u64::from(*slot_limit) >= records {
-                return Ok(ready);
-            }
-            // Too small for this one message. It was never used, so nothing is lost with it.
-            self.discard(ready)?;
-        }
-        let prepared = self.prepare(supply, bytes)?;
-        if prepared.segment.header.size <= FIRST_SEGMENT
-            && let Err(error) = self.warm_up(&prepared)
-        {
-            let error = prepared.segment.error("prepare segment", 0, error);
-            // The first error is the one to tell; what stays is removed at the next open.
-            self.discard(prepared).ok();
-            return Err(error);
-        }
-        Ok(prepared)
-    }
-
-    /// Makes a segment of at least `bytes`.
-    fn prepare(&self, supply: &mut Supply, bytes: u64) -> Result<Prepared> {
-        supply.check_open()?;
-        self.finish_tail(supply)?;
-        if supply.is_new {
-            let synced = self.context.storage.sync_parents();
-            self.context.health.believe("sync parents", &self.context.directory(), synced)?;
-            supply.is_new = false;
-        }
-        let size = self.take_space(supply.next_bytes.max(bytes), bytes)?;
-        let prepared = self.next_header(supply, size).and_then(|header| {
-            let segment =
-                Arc::new(Segment::create(&*self.context.storage, header, &self.context.health)?);
-            supply.next_bytes = (supply.next_bytes * 2).min(self.context.options.segment_limit());
-            self.map_prepared(segment)
-        });
-        let prepared = prepared.inspect_err(|_| self.context.space.undo(size))?;
-        self.note_taken(size);
-        Ok(prepared)
-    }
-
-    fn note_taken(&self, bytes: u64) {
-        // Relaxed: a number by itself.
-        self.taken_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Room for a segment of this size, or else for one of at least `bytes`; tells which.
-    fn take_space(&self, size: u64, bytes: u64) -> Result<u64> {
-        let smallest = bytes.max(SMALLEST_SEGMENT).min(size);
-        let space = &self.context.space;
-        space.take(size).map(|()| size).or_else(|full| {
-            if smallest < size { space.take(smallest).map(|()| smallest) } else { Err(full) }
-        })
-    }
-
-    /// A segment that was just made, mapped; or, if it cannot be, removed.
-    fn map_prepared(&self, segment: Arc<Segment>) -> Result<Prepared> {
-        let access = match self.context.options.durability {
-            Durability::Os => Access::Streams,
-            Durability::Always | Durability::Interval(_) => Access::Commits,
-        };
-        match segment.map(access) {
-            Ok(region) => Ok(Prepared { segment, region }),
-            Err(error) => {
-                // The first error is the one to tell; what stays is removed at the next open.
-                self.context.storage.remove(&segment.name).ok();
-                Err(error)
-            }
-        }
-    }
-
-    /// The header of the next segment. Begins the epoch with the first one.
-    fn next_header(&self, supply: &mut Supply, size: u64) -> Result<SegmentHeader> {
-        let unsealed = self.unsealed();
-        let active = unsealed.active();
-        let room = active.map_or(0, Active::room_in_records);
-        let predecessor = active.map(|active| active.segment().header.ordinal);
-        let seq_limit = unsealed.next_seq() + room + capacity(size);
-        drop(unsealed);
-        supply.seq_limit = supply.seq_limit.max(seq_limit);
-        if !supply.has_begun {
-            supply.epoch += 1;
-            supply.has_begun = true;
-        }
-        let ordinal = supply.next_ordinal;
-        supply.next_ordinal += 1;
-        Ok(SegmentHeader {
-            queue_id: supply.queue_id,
-            ordinal,
-            predecessor: predecessor.unwrap_or(supply.predecessor),
-            generation: u64::from_le_bytes(random()?),
-            epoch: supply.epoch,
-            size,
-            seq_limit: supply.seq_limit,
-            sources: 0,
-        })
-    }
-
-    /// Makes stores into a prepared segment fast: pages resident, and, where the queue syncs,
-    /// extents written, so that a commit has no file system metadata to write.
-    fn warm_up(&self, prepared: &Prepared) -> std::io::Result<()> {
-        prepared.region.populate();
-        if self.context.options.durability == Durability::Os {
-            return Ok(());
-        }
-        prepared.segment.sync_unused()
-    }
-
-    /// Removes a prepared segment that was never used.
-    fn discard(&self, prepared: Prepared) -> Result<()> {
-        let Prepared { segment, region } = prepared;
-        drop(region);
-        let removed = self.context.storage.remove(&segment.name);
-        removed.map_err(|error| segment.error("remove segment", 0, error))?;
-        self.context.space.give_back(segment.header.size);
-        Ok(())
-    }
-
-    /// Removes the segment that is kept ready, for its room; false if there is none.
-    pub(crate) fn give_up_ready(&self) -> Result<bool> {
-        let ready = self.supply.lock().ready.take();
-        ready.map_or(Ok(false), |ready| self.discard(ready).map(|()| true))
-    }
-
-    /// Bytes of the segment that is kept ready.
-    pub(crate) fn ready_bytes(&self) -> u64 {
-        self.supply.lock().ready.as_ref().map_or(0, |ready| ready.segment.header.size)
-    }
-
-    /// Whether this run has a segment.
-    pub(crate) fn has_begun(&self) -> bool {
-        self.supply.lock().has_begun
-    }
-
-    /// Makes durable and seals what earlier runs left.
-    pub(crate) fn finish_old_tail(&self) -> Result<()> {
-        self.finish_tail(&mut self.supply.lock())
-    }
-
-    /// Whether all of earlier runs is durable and sealed.
-    pub(crate) fn is_old_tail_finished(&self) -> bool {
-        self.supply.lock().old_tail.is_empty()
-    }
-
-    fn finish_tail(&self, supply: &mut Supply) -> Result<()> {
-        if supply.old_tail.is_empty() {
-            return Ok(());
-        }
-        let health = &self.context.health;
-        health.check(false)?;
-        supply.old_tail.iter().try_for_each(|part| health.sync(&part.segment))?;
-        for Part { segment, tail, count, .. } in &supply.old_tail {
-            let seal = Seal { tail: *tail, count: *count, run_ended: false };
-            segment.store_seal(&*segment.map(Access::Commits)?, seal)?;
-        }
-        // The seals decide from here on where those segments end. They must be durable before
-        // anything newer is.
-        supply.old_tail.iter().try_for_each(|part| health.sync(&part.segment))?;
-        for part in &supply.old_tail {
-            part.segment.release();
-        }
-        supply.old_tail.clear();
-        Ok(())
-    }
-
-    /// Ends the run: nothing is prepared, appended or stored after it. In order, if all is synced.
-    /// The caller writes a last CHECKPOINT.
-    pub(crate) fn finish_run(&self, is_synced: bool) -> Result<()> {
-        let mut supply = self.supply.lock();
-        supply.is_closed = true;
-        supply.old_tail.clear();
-        let unused = supply.ready.take();
-        if !is_synced {
-            return Ok(());
-        }
-        self.seal_active()?;
-        drop(supply);
-        unused.map_or(Ok(()), |unused| self.discard(unused))
-    }
-
-    /// Seals the active segment, which is synced: the run ended here.
-    fn seal_active(&self) -> Result<()> {
-        let unsealed = self.unsealed();
-        let Some(active) = unsealed.active() else { return Ok(()) };
-        let (segment, seal) = (active.segment(), active.seal(true));
-        segment.store_seal(&**active.region(), seal)?;
-        self.context.health.sync(segment)?;
-        let mut dispatch = self.dispatch.lock();
-        dispatch.backlog_mut().seal_newest(seal);
-        // In this order, so that wakers are called outside of all locks.
-        drop(unsealed);
-        drop(dispatch);
-        Ok(())
-    }
-
-    /// Prepares the next segment if it will be needed soon. `something_goes`: a segment is about to
-    /// be let go, which is used again.
-    pub(crate) fn prepare_ahead(&self, something_goes: impl Fn() -> bool) -> Result<()> {
-        let mut supply = self.supply.lock();
-        let is_wanted = self.unsealed().wants_supply();
-        if supply.is_closed || supply.ready.is_some() || !is_wanted || something_goes() {
-            return Ok(());
-        }
-        let prepared = match self.prepare(&mut supply, 0) {
-            // What is left may do for a smaller one, when it is needed.
-            Err(Error::Full { .. }) => return Ok(()),
-            prepared => prepared?,
-        };
-        supply.ready = Some(prepared.clone());
-        drop(supply);
-        self.warm_up_ready(prepared)
-    }
-
-    /// Makes a segment that no list names the ready one, if there is none and it is of full size;
-    /// `None` if it is of no use. `count`: how many slots it had.
-    pub(crate) fn recycle(&self, segment: &Arc<Segment>, count: u32) -> Option<Result<()>> {
-        let mut supply = self.supply.lock();
-        let size = segment.header.size;
-        let is_full_size = size == self.context.options.segment_limit();
-        if !is_full_size || supply.ready.is_some() || !supply.has_begun || supply.is_closed {
-            return None;
-        }
-        let recycled = self
-            .next_header(&mut supply, size)
-            .and_then(|header| {
-                segment.recycle(&*self.context.storage, header, count, &self.context.health)
-            })
-            .and_then(|recycled| self.map_prepared(Arc::new(recycled)));
-        let prepared = match recycled {
-            Ok(prepared) => prepared,
-            Err(error) => return Some(Err(error)),
-        };
-        self.note_taken(size);
-        supply.ready = Some(prepared.clone());
-        drop(supply);
-        Some(self.warm_up_ready(prepared))
-    }
-
-    /// Warms a segment up that a push may have taken meanwhile. While it holds nothing, a failed
-    /// sync costs the file; after that, the belief in syncs.
-    fn warm_up_ready(&self, prepared: Prepared) -> Result<()> {
-        let Err(error) = self.warm_up(&prepared) else { return Ok(()) };
-        let Prepared { segment, region } = prepared;
-        // Only the supply may keep it mapped: some systems remove no file that is.
-        drop(region);
-        let mut supply = self.supply.lock();
-        let is_this = |other: &Arc<Segment>| Arc::ptr_eq(other, &segment);
-        if let Some(unused) = supply.ready.take_if(|ready| is_this(&ready.segment)) {
-            // The first error is the one to tell; what stays is removed at the next open.
-            self.discard(unused).ok();
-        } else {
-            let unsealed = self.unsealed();
-            let is_active = unsealed.active().is_some_and(|active| is_this(active.segment()));
-            if is_active || unsealed.is_full(&segment) {
-                drop((unsealed, supply));
-                return Err(self.context.health.poison("sync segment", &segment.path, error));
-            }
-        }
-        Err(segment.error("prepare segment", 0, error))
-    }
-
-    /// The header of a copy of this size; every CHECKPOINT lists it from here on.
-    pub(crate) fn begin_copy(&self, size: u64) -> Result<SegmentHeader> {
-        self.supply.lock().copy_header(size)
-    }
-
-    /// The copy counts, or is given up.
-    pub(crate) fn end_copy(&self) {
-        self.supply.lock().compacting = None;
-    }
-
-    /// Shows what CHECKPOINT tells of the supply, which is locked meanwhile.
-    pub(crate) fn with_supply_state<T>(&self, show: impl FnOnce(SupplyState) -> T) -> T {
-        let supply = self.supply.lock();
-        show(SupplyState {
-            queue_id: supply.queue_id,
-            epoch: supply.epoch,
-            seq_limit: supply.seq_limit,
-            next_ordinal: supply.next_ordinal,
-            ready: supply.ready.as_ref().map(|ready| ready.segment.header.ordinal),
-            compacting: supply.compacting,
-        })
-    }
 }
