@@ -73,6 +73,8 @@ pub(crate) const PLAIN: &[&str] = &[
     "engine/append",
     "engine/dispatch/policy",
     "engine/dispatch/news",
+    "engine/dispatch/exchange",
+    "engine/dispatch/progress",
 ];
 
 /// Rooms that may have locks.

@@ -3,7 +3,7 @@
 //!
 //! Where it lies is only a hint: if its segment is no more, its Seq finds it again.
 
-use super::Found;
+use super::found::Found;
 use super::track::Track;
 use crate::error::Result;
 use crate::log::walk::Position;

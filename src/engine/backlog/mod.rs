@@ -7,10 +7,14 @@
 //! used.
 
 pub(crate) mod cursor;
+mod found;
 pub(crate) mod losses;
+pub(crate) mod map_numbers;
 pub(crate) mod maps;
 pub(crate) mod track;
 pub(crate) mod walk;
+
+pub(crate) use found::{Found, Lookup, LostRecords, Met, Spot};
 
 use crate::error::Result;
 use crate::format::bytes::wide;
@@ -27,7 +31,8 @@ use crate::recovery::{Log, Replaced};
 use crate::report::{Damage, DamageKind};
 use cursor::Cursor;
 use losses::Losses;
-use maps::{MapNumbers, Maps};
+use map_numbers::MapNumbers;
+use maps::Maps;
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
@@ -46,34 +51,6 @@ pub(crate) struct Backlog {
     changes: u64,
     /// The newest change for which a sync has begun.
     synced_changes: u64,
-}
-
-/// A record, by the position of its segment among the tracks and its index: good until tracks come
-/// or go, which they do under the same lock.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Spot {
-    pub(crate) at: usize,
-    pub(crate) index: u32,
-}
-
-/// A message that is stored and not settled, with its record.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Found {
-    pub(crate) spot: Spot,
-    pub(crate) place: Place,
-    pub(crate) header: record::RecordHeader,
-    /// Where it stands, as the disk says, its record included.
-    pub(crate) standing: Standing,
-}
-
-/// What is stored where a message should be.
-#[derive(Debug)]
-pub(crate) enum Lookup {
-    Found(Found),
-    /// No segment has it, or it is settled.
-    Gone,
-    /// Its record cannot be found; it was sought from this offset on.
-    Lost(Spot, u64),
 }
 
 impl Backlog {

@@ -9,7 +9,7 @@ mod count;
 
 pub(super) use count::Special;
 
-use super::maps::MapNumbers;
+use super::map_numbers::MapNumbers;
 use crate::error::Result;
 use crate::format::record;
 use crate::format::segment::{RECORDS_START, Seal};

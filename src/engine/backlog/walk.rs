@@ -4,43 +4,13 @@
 //! go and are compacted meanwhile. Stores nothing: what to do with damage is the caller's to say.
 
 use super::cursor::Cursor;
-use super::{Backlog, Found, Spot};
+use super::{Backlog, LostRecords, Met, Spot};
 use crate::error::Result;
 use crate::format::standing::Standing;
 use crate::log::sealed::Located;
-use std::ops::Range;
 
 /// Slots passed over under one lock.
 const STEP: u32 = 4096;
-
-/// What a walk meets. The cursor stays at it until it is told to pass.
-#[derive(Debug)]
-pub(crate) enum Met {
-    Message(Found),
-    /// A slot that cannot be read, if that is not wanted.
-    BadSlot(Spot),
-    /// A message whose number cannot be read.
-    Unnumbered(Spot),
-    Lost(LostRecords),
-    /// A segment of an earlier run, before its first slot.
-    OldSegment(usize),
-    /// Nothing yet: others should have their turn.
-    Tired,
-    /// Nothing more up to the last Seq.
-    End,
-}
-
-/// Records that cannot be found.
-#[derive(Clone, Debug)]
-pub(crate) struct LostRecords {
-    /// The position of their segment.
-    pub(crate) at: usize,
-    pub(crate) indexes: Range<u32>,
-    /// Where they were sought from.
-    pub(crate) offset: u64,
-    /// Where the one behind them is, or is sought from.
-    pub(crate) next: u64,
-}
 
 impl Backlog {
     /// Goes on from a cursor to the next message up to `last_seq` whose standing is wanted. Settled

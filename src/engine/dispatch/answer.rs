@@ -6,8 +6,8 @@
 //! with its last attempt.
 
 use super::Dispatch;
-use super::choose::{Leased, unsettled_state};
 use super::dying::{Cause, Death};
+use super::exchange::{Answer, Leased, unsettled_state};
 use crate::clock;
 use crate::engine::backlog::Spot;
 use crate::engine::backlog::track::Stored;
@@ -21,22 +21,6 @@ use std::time::Duration;
 
 /// Leases that are ended under one lock.
 const STEP: usize = 256;
-
-/// What a consumer says.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Answer {
-    Ack,
-    /// It failed: back after the queue's backoff.
-    Nack,
-    /// The same, and there is no caller to hear of an error.
-    Drop,
-    /// It failed: back after this time.
-    NackAfter(Duration),
-    /// Back, as if it had not been handed out.
-    Release,
-    /// It will never succeed.
-    Reject(String),
-}
 
 impl Dispatch {
     /// Ends a delivery as its holder says.

@@ -10,98 +10,18 @@
 
 #![expect(clippy::inline_always, reason = "measured: see above")]
 
+use super::exchange::{Body, Choice, Front, Leased, Leasing, Next, unsettled_state};
 use super::{Dispatch, Measure};
 use crate::engine::backlog::Found;
-use crate::engine::backlog::walk::Met;
+use crate::engine::backlog::Met;
 use crate::engine::dispatch::dying::{Cause, Death};
 use crate::error::Result;
-use crate::format::record;
 use crate::format::slot::{MAX_ATTEMPTS, State};
 use crate::format::standing::Standing;
-use crate::leases::{Place, Ticket};
-use crate::log::sealed::Mapped;
-use std::sync::Arc;
+use crate::leases::Place;
 
-/// Bodies up to this size are copied under the lock.
-const COPY_UNDER_LOCK: u32 = 1024;
 /// Slots passed over, and messages given up, under one lock.
 const STEP: u32 = 4096;
-
-/// A message that can be leased.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Next {
-    pub(crate) found: Found,
-    from: Front,
-}
-
-/// Where a message waits.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Front {
-    /// At the cursor: never handed out in this run, and pushed without a delay.
-    Cursor,
-    Returned,
-    /// In the schedule, for this time.
-    Schedule(u64),
-}
-
-/// What a choice gives.
-#[derive(Debug)]
-pub(crate) enum Choice {
-    Next(Next),
-    Nothing,
-    /// A step of other work was done: to be asked again, once others had their turn.
-    Again,
-}
-
-/// What taking the next message gives.
-#[derive(Debug)]
-pub(crate) enum Leasing {
-    Leased(Leased),
-    Nothing,
-    /// As [`Choice::Again`].
-    Again,
-}
-
-/// A message that is leased and not yet verified.
-#[derive(Debug)]
-pub(crate) struct Leased {
-    pub(crate) ticket: Ticket,
-    pub(crate) seq: u64,
-    pub(crate) attempts: u32,
-    pub(crate) offset: u64,
-    pub(crate) pushed_at: u64,
-    pub(crate) body: Body,
-    pub(crate) header: record::RecordHeader,
-    /// How long things take is measured with this one.
-    pub(crate) is_sample: bool,
-    /// The coarse clock, if it was read.
-    pub(crate) now: Option<u64>,
-}
-
-/// Where the bytes of a message are. A short copy is cheaper than a reference count.
-#[derive(Debug)]
-pub(crate) enum Body {
-    Copied(Vec<u8>),
-    In(Arc<Mapped>),
-}
-
-impl Body {
-    pub(crate) fn of(mapped: &Arc<Mapped>, header: &record::RecordHeader, offset: u64) -> Self {
-        if header.body_len <= COPY_UNDER_LOCK {
-            Self::Copied(mapped.body(header, offset))
-        } else {
-            Self::In(Arc::clone(mapped))
-        }
-    }
-
-    /// The bytes, not yet verified.
-    pub(crate) fn take(&mut self, header: &record::RecordHeader, offset: u64) -> Vec<u8> {
-        match self {
-            Self::Copied(body) => std::mem::take(body),
-            Self::In(mapped) => mapped.body(header, offset),
-        }
-    }
-}
 
 impl Dispatch {
     /// Leases the next message up to `visible`, if one is ready and not as many are in flight as
@@ -305,14 +225,5 @@ impl Dispatch {
         let Found { spot, place, header, .. } = next.found;
         let mapped = self.backlog.track_at(spot.at).map()?;
         Ok(Body::of(mapped, &header, place.offset))
-    }
-}
-
-/// The state of a message that comes back after a crash.
-pub(super) fn unsettled_state(place: &Place) -> State {
-    match place {
-        Place { is_transient: true, .. } => State::Transient,
-        Place { attempts: 0, .. } => State::Ready,
-        _ => State::Delivered,
     }
 }

@@ -5,21 +5,11 @@
 
 use super::Dispatch;
 use super::dying::Death;
+use super::progress::Unfinished;
 use crate::engine::backlog::Spot;
 use crate::error::Result;
 use crate::format::slot::State;
 use crate::format::standing::Standing;
-
-/// What counting found and has to be stored.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Unfinished {
-    /// A record of this segment whose number cannot be read, and which is not settled: lost.
-    Unnumbered { ordinal: u64, index: u32 },
-    /// The slot of this record of a segment cannot be read: rebuilt, and taken up then.
-    BadSlot { ordinal: u64, index: u32 },
-    /// It was dying, and there are no dead letters any more: dropped.
-    Dropped { seq: u64 },
-}
 
 /// Such messages settled under one lock.
 const STEP: usize = 256;

@@ -1,47 +1,17 @@
 //! Dropping the oldest messages to make room for new ones.
 
 use super::Dispatch;
-use super::choose::Choice;
+use super::exchange::Choice;
+use super::progress::{Dropped, Dropping};
+use crate::engine::backlog::Met;
 use crate::engine::backlog::cursor::Cursor;
 use crate::engine::backlog::track::Track;
-use crate::engine::backlog::walk::Met;
 use crate::error::Result;
 use crate::format::slot::State;
 use crate::format::standing::Standing;
 
 /// Messages dropped under one lock.
 const STEP: usize = 4096;
-
-/// How far dropping a segment has got.
-#[derive(Debug)]
-pub(crate) struct Dropping {
-    cursor: Cursor,
-    first_seq: u64,
-    last_seq: u64,
-    dropped: u64,
-}
-
-impl Dropping {
-    /// How many messages were dropped.
-    pub(crate) fn dropped(&self) -> u64 {
-        self.dropped
-    }
-
-    /// The first Seq of its segment.
-    pub(crate) fn first_seq(&self) -> u64 {
-        self.first_seq
-    }
-}
-
-/// What a step of dropping did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Dropped {
-    One,
-    /// Nothing waits.
-    None,
-    /// Other work first: to be asked again.
-    Again,
-}
 
 impl Dispatch {
     /// Drops the message that would be handed out next, or else the next delayed one.

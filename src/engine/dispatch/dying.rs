@@ -4,7 +4,10 @@
 //! is pushed to the dead letters; once that is durable, its slot says *dead*. The second step is
 //! led by `dead_letters.rs`, which knows both queues.
 
+use super::exchange::Body;
 use crate::format::bytes::wide;
+use crate::format::record::RecordHeader;
+use crate::leases::Place;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, Range};
 
@@ -33,6 +36,16 @@ pub(crate) struct Death {
     /// Not known of a message that an earlier run left: then its attempts tell.
     pub(crate) cause: Option<Cause>,
     pub(crate) reason: Option<Box<str>>,
+}
+
+/// A message that is to be moved to the dead letters.
+#[derive(Debug)]
+pub(crate) struct DyingMessage {
+    pub(crate) place: Place,
+    pub(crate) header: RecordHeader,
+    pub(crate) pushed_at: u64,
+    pub(crate) body: Body,
+    pub(crate) death: Death,
 }
 
 /// What is dying: some 40 bytes and the reason for each.

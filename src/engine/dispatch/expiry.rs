@@ -3,13 +3,10 @@
 //! Only the front is watched: what is behind a message that is worth something waits for it. Costs
 //! nothing where no message has a time to live.
 
-use super::Dispatch;
-use super::choose::{Body, Choice, Next};
 use crate::clock::{self, Clock};
-use crate::error::Result;
 use crate::options::Options;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How soon after a change at the front the next look is, in milliseconds: not for each message.
 const LOOK_AGAIN: u64 = 1000;
@@ -44,7 +41,7 @@ impl Expiry {
 
     fn plan(&mut self, look: Option<u64>) {
         self.next_look = look;
-        // Relaxed: see the fence in `look_at_front`.
+        // Relaxed: see the fence in `Dispatch::look_at_front`.
         self.is_idle.store(look.is_none(), Ordering::Relaxed);
     }
 
@@ -57,71 +54,29 @@ impl Expiry {
             self.plan(clock::earlier(self.next_look, soon));
         }
     }
-}
 
-impl Dispatch {
-    /// Whether a producer whose message expires has to say so.
-    pub(in super::super) fn expiry_is_idle(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.expiry.is_idle)
+    /// Whether no look is planned, for producers.
+    pub(super) fn is_idle(&self) -> &Arc<AtomicBool> {
+        &self.is_idle
     }
 
     /// A message that expires then is about to be published.
-    pub(crate) fn note_expiring(&mut self, expires: u64) {
-        self.expiry.may_expire = true;
-        self.expiry.plan(clock::earlier(self.expiry.next_look, Some(expires)));
+    pub(super) fn note_expiring(&mut self, expires: u64) {
+        self.may_expire = true;
+        self.plan_before(expires);
     }
 
-    /// The message at the front, to be looked at outside of the lock, if any may expire. Plans no
-    /// other look.
-    pub(crate) fn look_at_front(
-        &mut self,
-        visible: impl Fn() -> u64,
-    ) -> Result<Option<(Choice, Option<Body>)>> {
-        if !self.expiry.may_expire {
-            return Ok(None);
+    /// There has to be a look then, if there is none before.
+    pub(super) fn plan_before(&mut self, time: u64) {
+        self.plan(clock::earlier(self.next_look, Some(time)));
+    }
+
+    /// A look begins, and no other one is planned; false if there is nothing to look for.
+    pub(super) fn begin_look(&mut self) -> bool {
+        if self.may_expire {
+            self.is_soon = false;
+            self.plan(None);
         }
-        self.expiry.is_soon = false;
-        self.expiry.plan(None);
-        // Pairs with the fence of a producer, who publishes and then asks whether a look is
-        // planned: one of the two sees the other.
-        fence(Ordering::SeqCst);
-        let choice = self.choose(visible())?;
-        let body = if let Choice::Next(next) = &choice { Some(self.body_of(next)?) } else { None };
-        Ok(Some((choice, body)))
-    }
-
-    /// The front is to be looked at then, since it expires; `None`: it does not.
-    pub(crate) fn plan_look(&mut self, expires: Option<u64>) {
-        if let Some(expires) = expires {
-            self.expiry.plan(clock::earlier(self.expiry.next_look, Some(expires)));
-        }
-    }
-
-    /// The message at the front has expired, if it is still this one.
-    pub(crate) fn expire_front(&mut self, seq: u64, visible: u64) -> Result<()> {
-        if let Choice::Next(next) = self.choose(visible)?
-            && next.found.place.seq == seq
-        {
-            self.settle_expired(next.found.spot, &next.found.place)?;
-            self.leave_chosen(&next);
-        }
-        Ok(())
-    }
-
-    /// The message at the front is damaged, if it is still this one.
-    pub(crate) fn lose_front(&mut self, seq: u64, visible: u64) -> Result<()> {
-        if let Choice::Next(next) = self.choose(visible)?
-            && next.found.place.seq == seq
-        {
-            self.lose(next.found.spot, next.found.place.offset)?;
-            self.leave_chosen(&next);
-        }
-        Ok(())
-    }
-
-    /// When a chosen message was pushed.
-    pub(crate) fn pushed_at(&mut self, next: &Next) -> u64 {
-        let track = self.backlog.track_at(next.found.spot.at);
-        track.base_time() + u64::from(next.found.header.age)
+        self.may_expire
     }
 }

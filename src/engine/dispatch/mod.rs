@@ -8,27 +8,29 @@
 //! ([`Again`](Leasing::Again)).
 //!
 //! Memory does not grow with the backlog but by two numbers for each delayed message. Who is next
-//! is chosen in `choose`, answers are in `answer`, what takes time in `expiry` and `purge`.
+//! is chosen in `choose`, answers are in `answer`, what takes time in `purge`,
+//! `drop_oldest` and `counting`.
 
 mod answer;
 mod choose;
 mod counting;
 mod drop_oldest;
 pub(super) mod dying;
+mod exchange;
 mod expiry;
+mod front;
 mod measure;
 mod moving;
 pub(super) mod news;
 mod policy;
+mod progress;
 mod purge;
+mod whereabouts;
 
-pub(crate) use answer::Answer;
-pub(crate) use choose::{Body, Choice, Leased, Leasing};
-pub(crate) use drop_oldest::Dropped;
-pub(crate) use dying::Cause;
+pub(crate) use dying::{Cause, DyingMessage};
+pub(crate) use exchange::{Answer, Body, Choice, Leased, Leasing};
 pub(crate) use measure::{Measure, start_push};
-pub(crate) use moving::DyingMessage;
-pub(crate) use purge::Purge;
+pub(crate) use progress::{Dropped, Purge};
 
 use super::backlog::cursor::Cursor;
 use super::backlog::track::Stored;
@@ -47,11 +49,11 @@ use crate::recovery::Log;
 use crate::report::DamageKind;
 use crate::schedule::Schedule;
 use crate::stats::Counts;
-use counting::Unfinished;
 use dying::Dying;
 use expiry::Expiry;
 use news::News;
 use policy::Policy;
+use progress::Unfinished;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -386,18 +388,6 @@ impl Dispatch {
         Ok(())
     }
 
-    /// Whether a message may be in flight: its segment has deliveries, and its slot does not say
-    /// where it waits.
-    pub(crate) fn may_be_in_flight(&mut self, spot: Spot) -> Result<bool> {
-        if self.backlog.track_at(spot.at).leased() == 0 {
-            return Ok(false);
-        }
-        let status = self.status(spot)?;
-        let is_counted = self.backlog.track_at(spot.at).is_counted_at(spot.index);
-        let whereabouts = status.seq.map(|seq| self.whereabouts(seq, &status, is_counted));
-        Ok(whereabouts.is_none_or(|is| is == Whereabouts::InFlight))
-    }
-
     /// Counts some slots of a segment; false once all of them are counted, or it is no more.
     pub(crate) fn count_segment(&mut self, ordinal: u64) -> Result<bool> {
         let at = self.backlog.tracks().iter().position(|track| track.ordinal() == ordinal);
@@ -406,57 +396,6 @@ impl Dispatch {
         };
         self.count_some_of(at)?;
         Ok(true)
-    }
-
-    /// Where a message is, of which `status` is said.
-    pub(crate) fn whereabouts(&self, seq: u64, status: &Status, is_counted: bool) -> Whereabouts {
-        match status.standing {
-            Standing::Settled | Standing::Lost | Standing::Outlived => return Whereabouts::Settled,
-            Standing::Dying => return Whereabouts::Dying,
-            Standing::Scheduled(_) | Standing::Ready | Standing::Unreadable => {}
-        }
-        if self.returned.contains_key(&seq) {
-            return Whereabouts::Ready;
-        }
-        let waits_until = |due: u64| {
-            if self.clock.is_past(due) { Whereabouts::Ready } else { Whereabouts::Delayed(due) }
-        };
-        let times = self.times_of(seq, status).into_iter();
-        let mut times = times.chain([self.untold.get(&seq).copied()]).flatten();
-        if let Some(due) = times.find(|&due| self.schedule.contains(due, seq)) {
-            return waits_until(due);
-        }
-        match status.standing {
-            // What is not counted yet was not handed out in this run.
-            Standing::Scheduled(due) if !is_counted => waits_until(due),
-            // No one has met what is behind the cursor.
-            Standing::Ready | Standing::Unreadable if seq >= self.cursor.seq() => {
-                Whereabouts::Ready
-            }
-            _ => Whereabouts::InFlight,
-        }
-    }
-
-    /// Where a message is that was found.
-    pub(crate) fn whereabouts_of(
-        &mut self,
-        found: &Found,
-        is_counted: bool,
-    ) -> Result<Whereabouts> {
-        let status = self.status(found.spot)?;
-        let status = Status { standing: found.standing, ..status };
-        Ok(self.whereabouts(found.place.seq, &status, is_counted))
-    }
-
-    /// Messages that were given back, from this number on; and those whose time has come, from
-    /// behind this entry on: as `pop` would take them.
-    pub(crate) fn next_returned(&self, from: u64) -> Option<u64> {
-        self.returned.range(from..).next().map(|(seq, _)| *seq)
-    }
-
-    /// The first scheduled message behind `after` whose time has come.
-    pub(crate) fn next_due(&self, after: (u64, u64)) -> Option<(u64, u64)> {
-        self.schedule.next_due(after)
     }
 
     /// The record of a message is of a newer version of keepq: it is not handed out.

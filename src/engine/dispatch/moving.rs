@@ -1,23 +1,12 @@
 //! Dying messages on their way to the dead letters, under the dispatch lock.
 
-use super::choose::Body;
-use super::dying::Death;
+use super::dying::{Death, DyingMessage};
+use super::exchange::Body;
 use super::{Dispatch, Whereabouts};
 use crate::engine::backlog::Found;
 use crate::error::Result;
-use crate::format::record;
 use crate::format::slot::State;
 use crate::leases::Place;
-
-/// A message that is to be moved to the dead letters.
-#[derive(Debug)]
-pub(crate) struct DyingMessage {
-    pub(crate) place: Place,
-    pub(crate) header: record::RecordHeader,
-    pub(crate) pushed_at: u64,
-    pub(crate) body: Body,
-    pub(crate) death: Death,
-}
 
 impl Dispatch {
     /// Some of those behind `after` that wait to be moved, and the last Seq that was looked at.

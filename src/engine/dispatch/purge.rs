@@ -3,10 +3,11 @@
 //! A walk from the first message to the last one that was there at the beginning, in steps under
 //! the lock: what is pushed meanwhile stays, and so does what is in flight or dying.
 
+use super::progress::Purge;
 use super::{Dispatch, Whereabouts};
 use crate::engine::backlog::cursor::Cursor;
-use crate::engine::backlog::walk::{LostRecords, Met};
 use crate::engine::backlog::{Found, Spot};
+use crate::engine::backlog::{LostRecords, Met};
 use crate::error::Result;
 use crate::format::slot::State;
 use crate::format::standing::Standing;
@@ -15,26 +16,6 @@ use crate::format::standing::Standing;
 const HOLE: u32 = 16_384;
 /// Messages settled under one lock.
 const STEP: usize = 256;
-
-/// How far a purge has got.
-#[derive(Debug)]
-pub(crate) struct Purge {
-    cursor: Cursor,
-    last_seq: u64,
-    purged: u64,
-}
-
-impl Purge {
-    /// Of all that wait up to this message.
-    pub(crate) fn up_to(last_seq: u64) -> Self {
-        Self { cursor: Cursor::START, last_seq, purged: 0 }
-    }
-
-    /// How many messages it has settled.
-    pub(crate) fn purged(&self) -> u64 {
-        self.purged
-    }
-}
 
 impl Dispatch {
     /// Settles some of the messages that wait; false once none is left.

@@ -9,9 +9,9 @@ mod figures;
 mod stuck;
 
 use super::append::Appender;
+use super::backlog::Met;
 use super::backlog::cursor::Cursor;
 use super::backlog::track::Track;
-use super::backlog::walk::Met;
 use super::backlog::{Found, Lookup};
 use super::context::Context;
 use super::dispatch::{Body, Dispatch, Whereabouts};

@@ -15,8 +15,9 @@
 //! 5. the copy is synced again; only then can a CHECKPOINT without the sources be written, and they
 //!    go.
 
-use super::Reclaim;
+use super::job::{Compaction, Done, Job, Trigger};
 use super::upkeep::Upkeep;
+use super::{Reclaim, candidates};
 use crate::clock;
 use crate::compaction::copy_job::{CopyJob, Step};
 use crate::compaction::plan::{self, Choice, Limits};
@@ -29,46 +30,12 @@ use crate::log::merge::CopySource;
 use crate::report::Compacted;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Bytes read and written in one step.
 const STEP: u64 = 1 << 20;
 /// How soon a copy that failed is tried again.
 const RETRY: Duration = Duration::from_secs(10);
-
-/// What is copied at the moment, and when it goes on.
-#[derive(Debug, Default)]
-pub(super) struct Compaction {
-    job: Option<Job>,
-    next_at: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct Job {
-    run: CopyJob,
-    /// Bytes of the copy that are synced.
-    synced: u64,
-}
-
-/// What a copy is made for, and so what may be copied.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Trigger {
-    /// The background found segments that have not changed for a while.
-    Idle,
-    /// A caller or a producer wants the room: all that is worth it.
-    Requested,
-    /// A run begins: the small segments that short runs leave behind.
-    NewRun,
-}
-
-/// What compaction did.
-#[derive(Clone, Copy, Default, Debug)]
-pub(super) struct Done {
-    copies: u64,
-    replaced: u64,
-    messages: u64,
-    written: u64,
-}
 
 impl Reclaim {
     /// One step in the background, if it is time for one; tells when the next one may be due.
@@ -292,8 +259,7 @@ impl Reclaim {
         drop(unsealed);
         let now = self.context.clock.coarse();
         let is_unsynced = |ordinal| full.contains(&ordinal);
-        let candidates =
-            super::switch::candidates(&mut dispatch, trigger, (now, idle), is_unsynced);
+        let candidates = candidates::of(&mut dispatch, trigger, (now, idle), is_unsynced);
         let choice = plan::choose(&candidates, limits)?;
         let (from, number) = (choice.range.start, choice.range.len());
         let chosen = dispatch.backlog_mut().tracks_mut().skip(from).take(number);
@@ -307,7 +273,7 @@ impl Reclaim {
         is_unsynced: impl Fn(u64) -> bool,
     ) -> Vec<plan::Candidate> {
         let now = self.context.clock.coarse();
-        super::switch::candidates(&mut self.dispatch.lock(), trigger, (now, idle), is_unsynced)
+        candidates::of(&mut self.dispatch.lock(), trigger, (now, idle), is_unsynced)
     }
 
     fn begin_with(&self, sources: &[CopySource], choice: &Choice) -> Result<Job> {

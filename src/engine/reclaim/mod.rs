@@ -5,7 +5,9 @@
 //! when, the engine says. `upkeep` lets go, `compact` leads copies, `switch` puts them in the place
 //! of what they were made from.
 
+mod candidates;
 mod compact;
+mod job;
 mod switch;
 mod upkeep;
 
@@ -17,7 +19,7 @@ use super::signal::DispatchLock;
 use crate::error::Result;
 use crate::format::bytes::wide;
 use crate::recovery::Log;
-use compact::{Compaction, Trigger};
+use job::{Compaction, Trigger};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,19 +1,14 @@
-//! What compaction does under the dispatch lock: to see which segments are worth it, to settle what
-//! copying met, and to put a copy in the place of what it was made from.
+//! What compaction does under the dispatch lock: to settle what copying met, and to put a copy in
+//! the place of what it was made from.
 //!
 //! Promises: the numbers of unsettled, leased and settled messages are the same before and after; a
 //! message that is known by its place is found again by its Seq. Relies on `compact` for everything
 //! that takes time.
 
 use super::Reclaim;
-use super::compact::Trigger;
-use crate::clock;
 use crate::compaction::copy_job::{CopyJob, Finding};
-use crate::compaction::plan::Candidate;
-use crate::engine::append::FIRST_SEGMENT;
 use crate::engine::backlog::Spot;
 use crate::engine::backlog::track::Track;
-use crate::engine::context::SOON;
 use crate::engine::dispatch::Dispatch;
 use crate::error::{Error, Result};
 use crate::io::Access;
@@ -22,8 +17,6 @@ use crate::log::merge::CopySource;
 use crate::log::sealed::Mapped;
 use std::sync::Arc;
 
-/// A segment of which at most one part in this many is unsettled is cheap to copy.
-const CHEAP_PART: u64 = 16;
 /// While more slots than this change between two looks, they are brought up to date without the
 /// lock, so many times at most.
 const FEW: usize = 256;
@@ -35,43 +28,6 @@ struct Change {
     first_seq: u64,
     base_time: u64,
     indexes: Vec<u32>,
-}
-
-/// The segments as the plan sees them, at this time. Idle is what had nothing settled for that many
-/// milliseconds.
-pub(super) fn candidates(
-    dispatch: &mut Dispatch,
-    trigger: Trigger,
-    (now, idle): (u64, u64),
-    is_unsynced: impl Fn(u64) -> bool,
-) -> Vec<Candidate> {
-    let cursor = dispatch.cursor().seq();
-    let newest = dispatch.backlog().tracks().len().saturating_sub(1);
-    let tracks = dispatch.backlog_mut().tracks_mut().enumerate();
-    let candidates = tracks.map(|(at, track)| {
-        let size = track.size();
-        let is_free = at < newest
-            && track.can_be_copied()
-            && (trigger == Trigger::Requested || !track.rests_at(now))
-            && !is_unsynced(track.ordinal());
-        if !is_free {
-            return Candidate { size, record_bytes: 0, records: 0, is_free: false, starts: false };
-        }
-        let idle_since = track.idle_since(now);
-        let records = u64::from(track.count().unwrap_or(0).saturating_sub(track.settled()));
-        let record_bytes = if records == 0 { 0 } else { track.live_record_bytes(0) };
-        // No consumer is about to take what is left, or it is next to nothing.
-        let is_passed = track.end_seq(0) <= cursor || track.is_old();
-        let is_cheap = is_passed && record_bytes <= size / CHEAP_PART;
-        let needed = if is_cheap { clock::millis(SOON).min(idle) } else { idle };
-        let is_free = match trigger {
-            Trigger::Idle => now.saturating_sub(idle_since) >= needed,
-            Trigger::Requested => true,
-            Trigger::NewRun => size <= FIRST_SEGMENT,
-        };
-        Candidate { size, record_bytes, records, is_free, starts: track.starts_copy() }
-    });
-    candidates.collect()
 }
 
 impl Reclaim {

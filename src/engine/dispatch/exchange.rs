@@ -1,0 +1,113 @@
+//! What goes between dispatch and a consumer: what is chosen, what is leased, what is answered.
+
+use crate::engine::backlog::Found;
+use crate::format::record::RecordHeader;
+use crate::format::slot::State;
+use crate::leases::{Place, Ticket};
+use crate::log::sealed::Mapped;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bodies up to this size are copied under the lock.
+const COPY_UNDER_LOCK: u32 = 1024;
+
+/// A message that can be leased.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Next {
+    pub(crate) found: Found,
+    pub(super) from: Front,
+}
+
+/// Where a message waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Front {
+    /// At the cursor: never handed out in this run, and pushed without a delay.
+    Cursor,
+    Returned,
+    /// In the schedule, for this time.
+    Schedule(u64),
+}
+
+/// What a choice gives.
+#[derive(Debug)]
+pub(crate) enum Choice {
+    Next(Next),
+    Nothing,
+    /// A step of other work was done: to be asked again, once others had their turn.
+    Again,
+}
+
+/// What taking the next message gives.
+#[derive(Debug)]
+pub(crate) enum Leasing {
+    Leased(Leased),
+    Nothing,
+    /// As [`Choice::Again`].
+    Again,
+}
+
+/// A message that is leased and not yet verified.
+#[derive(Debug)]
+pub(crate) struct Leased {
+    pub(crate) ticket: Ticket,
+    pub(crate) seq: u64,
+    pub(crate) attempts: u32,
+    pub(crate) offset: u64,
+    pub(crate) pushed_at: u64,
+    pub(crate) body: Body,
+    pub(crate) header: RecordHeader,
+    /// How long things take is measured with this one.
+    pub(crate) is_sample: bool,
+    /// The coarse clock, if it was read.
+    pub(crate) now: Option<u64>,
+}
+
+/// Where the bytes of a message are. A short copy is cheaper than a reference count.
+#[derive(Debug)]
+pub(crate) enum Body {
+    Copied(Vec<u8>),
+    In(Arc<Mapped>),
+}
+
+impl Body {
+    pub(crate) fn of(mapped: &Arc<Mapped>, header: &RecordHeader, offset: u64) -> Self {
+        if header.body_len <= COPY_UNDER_LOCK {
+            Self::Copied(mapped.body(header, offset))
+        } else {
+            Self::In(Arc::clone(mapped))
+        }
+    }
+
+    /// The bytes, not yet verified.
+    pub(crate) fn take(&mut self, header: &RecordHeader, offset: u64) -> Vec<u8> {
+        match self {
+            Self::Copied(body) => std::mem::take(body),
+            Self::In(mapped) => mapped.body(header, offset),
+        }
+    }
+}
+
+/// What a consumer says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Answer {
+    Ack,
+    /// It failed: back after the queue's backoff.
+    Nack,
+    /// The same, and there is no caller to hear of an error.
+    Drop,
+    /// It failed: back after this time.
+    NackAfter(Duration),
+    /// Back, as if it had not been handed out.
+    Release,
+    /// It will never succeed.
+    Reject(String),
+}
+
+/// The state of a message that comes back after a crash.
+pub(super) fn unsettled_state(place: &Place) -> State {
+    match place {
+        Place { is_transient: true, .. } => State::Transient,
+        Place { attempts: 0, .. } => State::Ready,
+        _ => State::Delivered,
+    }
+}

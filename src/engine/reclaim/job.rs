@@ -1,0 +1,39 @@
+//! Copies: what each is made for, how far it has got, what came of it.
+
+use crate::compaction::copy_job::CopyJob;
+use std::time::Instant;
+
+/// What is copied at the moment, and when it goes on.
+#[derive(Debug, Default)]
+pub(super) struct Compaction {
+    pub(super) job: Option<Job>,
+    pub(super) next_at: Option<Instant>,
+}
+
+/// A copy that is being made.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) run: CopyJob,
+    /// Bytes of the copy that are synced.
+    pub(super) synced: u64,
+}
+
+/// What a copy is made for, and so what may be copied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Trigger {
+    /// The background found segments that have not changed for a while.
+    Idle,
+    /// A caller or a producer wants the room: all that is worth it.
+    Requested,
+    /// A run begins: the small segments that short runs leave behind.
+    NewRun,
+}
+
+/// What compaction did.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Done {
+    pub(super) copies: u64,
+    pub(super) replaced: u64,
+    pub(super) messages: u64,
+    pub(super) written: u64,
+}
