@@ -5,7 +5,7 @@
 //! older slot. Refuses to be needed: open works without it.
 
 use crate::error::{Error, Result};
-use crate::format::bytes::wide;
+use crate::format::bytes::to_u64;
 use crate::format::checkpoint::{Checkpoint, DecodedCheckpoint};
 use crate::format::{PAGE, name};
 use crate::io::{Storage, StorageFile};
@@ -103,7 +103,7 @@ impl CheckpointFile {
         self.written = None;
         let bytes = checkpoint.encode(self.generation + 1);
         match &self.file {
-            Some(file) if wide(bytes.len()) <= file.size() / 2 => {
+            Some(file) if to_u64(bytes.len()) <= file.size() / 2 => {
                 let slot = 1 - self.slot;
                 file.write_at(slot * (file.size() / 2), &bytes).map_err(wrap)?;
                 self.slot = slot;
@@ -134,7 +134,7 @@ impl CheckpointFile {
     }
 
     fn replace(storage: &dyn Storage, bytes: &[u8]) -> std::io::Result<Arc<dyn StorageFile>> {
-        let half = wide(bytes.len()).next_power_of_two().max(PAGE);
+        let half = to_u64(bytes.len()).next_power_of_two().max(PAGE);
         let file = storage.create(name::CHECKPOINT_TMP, 2 * half)?;
         let written = file
             .write_at(0, bytes)

@@ -13,7 +13,7 @@
 use crate::clock;
 use crate::engine::{Answer, Cause, DyingMessage, Engine, Need, Setting, Taken, WhenFull};
 use crate::error::{Error, Result};
-use crate::format::bytes::wide;
+use crate::format::bytes::to_u64;
 use crate::format::extension::{self, Notes, Origin, Verified};
 use crate::format::{name, record};
 use crate::log::active::Draft;
@@ -397,23 +397,23 @@ impl DeadLetters {
         let mut pushed = Ok(());
         for letter in letters {
             let (start, payload) = letter.body.split_at(letter.payload_start);
-            if pushed.is_ok() && !here.contains(&letter.given.seq) {
+            if pushed.is_ok() && !here.contains(&letter.key.seq) {
                 let draft = carried_over(start, &Notes::default(), payload);
                 let push =
                     |draft| self.queue.producers().push(&[draft], None, WhenFull::Fail, &|| false);
                 pushed = draft.and_then(push).map(|seq| last_seq = seq);
                 if pushed.is_ok() {
-                    here.insert(letter.given.seq);
+                    here.insert(letter.key.seq);
                 }
             }
-            if here.contains(&letter.given.seq) { &mut done } else { &mut left }.push(letter.given);
+            if here.contains(&letter.key.seq) { &mut done } else { &mut left }.push(letter.key);
         }
         let durable =
             if last_seq == 0 { Ok(()) } else { self.queue.commit().wait_durable(last_seq) };
         if durable.is_err() {
             left.append(&mut done);
         }
-        let count = wide(done.len());
+        let count = to_u64(done.len());
         let released = dead.consumers().answer(left.into_iter(), &Answer::Release);
         let acked = dead.consumers().answer(done.into_iter(), &Answer::Ack);
         durable.and(pushed).and(released).and(acked).map(|()| count)

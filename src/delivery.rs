@@ -1,7 +1,7 @@
 //! A message that is handed out, and the wait for a message that is on its way to the disk.
 
 use crate::clock::{self, MAX_DELAY};
-use crate::engine::{Answer, Cause, Engine, Given, Taken};
+use crate::engine::{Answer, Cause, Engine, LeaseKey, Taken};
 use crate::error::{Error, Result};
 use crate::format::extension::{self, Origin};
 use crate::open_queue::OpenQueue;
@@ -45,7 +45,7 @@ impl Delivery {
     /// ever has it.
     #[must_use]
     pub fn seq(&self) -> Seq {
-        Seq(self.taken.given.seq)
+        Seq(self.taken.key.seq)
     }
 
     /// How often the message was handed out, this time included. The count survives a crash of the
@@ -195,7 +195,7 @@ impl Delivery {
     /// [`Options::max_in_flight`](crate::Options::max_in_flight) other messages are in flight now;
     /// [`Error::Closed`](crate::Error::Closed) if the queue was closed.
     pub fn extend(&self, time: Duration) -> Result<()> {
-        self.open.engine().consumers().extend(self.taken.given, time)
+        self.open.engine().consumers().extend(self.taken.key, time)
     }
 
     /// Gives the message back as if it had not been handed out, for a consumer that took more than
@@ -213,14 +213,14 @@ impl Delivery {
     }
 
     pub(crate) fn answer(mut self, answer: &Answer) -> Result<()> {
-        let given = self.begin_answer();
-        self.open.answer([given].into_iter(), answer)
+        let key = self.begin_answer();
+        self.open.answer([key].into_iter(), answer)
     }
 
     /// From here on the caller answers for this delivery.
-    pub(crate) fn begin_answer(&mut self) -> Given {
+    pub(crate) fn begin_answer(&mut self) -> LeaseKey {
         self.is_answered = true;
-        self.taken.given
+        self.taken.key
     }
 
     pub(crate) fn belongs_to(&self, engine: &Arc<Engine>) -> bool {
@@ -247,7 +247,7 @@ impl Drop for Delivery {
         if !self.is_answered {
             // This fails if the queue was closed, and then the message comes back at the next open;
             // or if the lease ran out, and the message was handed out again since.
-            self.open.answer([self.taken.given].into_iter(), &Answer::Drop).ok();
+            self.open.answer([self.taken.key].into_iter(), &Answer::Drop).ok();
         }
     }
 }
@@ -255,7 +255,7 @@ impl Drop for Delivery {
 impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Delivery")
-            .field("seq", &self.taken.given.seq)
+            .field("seq", &self.taken.key.seq)
             .field("attempts", &self.taken.attempts)
             .field("len", &self.len())
             .finish_non_exhaustive()

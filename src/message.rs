@@ -2,7 +2,7 @@
 
 use crate::clock::MAX_DELAY;
 use crate::error::{Error, Result};
-use crate::format::bytes::wide;
+use crate::format::bytes::to_u64;
 use crate::format::extension::{MAX_ENTRIES, MAX_NAME, header_len};
 use crate::format::slot;
 use crate::options::Durability;
@@ -157,9 +157,9 @@ impl<'a> Message<'a> {
 
     /// Bytes of its payload and headers.
     pub(crate) fn bytes(&self) -> u64 {
-        let mut bytes = wide(self.payload.len());
+        let mut bytes = to_u64(self.payload.len());
         for header in &*self.headers {
-            bytes += wide(header.name.len() + header.value.len());
+            bytes += to_u64(header.name.len() + header.value.len());
         }
         bytes
     }
@@ -180,7 +180,7 @@ impl<'a> Message<'a> {
         let within = |len, max| if len > max { Err(Error::TooLarge { len, max }) } else { Ok(()) };
         let mut entries = 0;
         for header in &*self.headers {
-            within(wide(header.name.len()), MAX_NAME)?;
+            within(to_u64(header.name.len()), MAX_NAME)?;
             entries += header_len(&header.name, &header.value);
         }
         within(entries, MAX_ENTRIES)

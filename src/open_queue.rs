@@ -5,7 +5,7 @@
 
 use crate::dead_letters::DeadLetters;
 use crate::engine::{
-    Answer, DEAD_LETTERS_ROOM, Due, Engine, Given, Line, Setting, Share, Space, WhenFull, Worker,
+    Answer, DEAD_LETTERS_ROOM, Due, Engine, LeaseKey, Line, Setting, Share, Space, WhenFull, Worker,
 };
 use crate::error::{Error, Result};
 use crate::io::Storage;
@@ -130,7 +130,7 @@ impl OpenQueue {
     /// Ends deliveries as their holder says.
     pub(crate) fn answer(
         &self,
-        deliveries: impl Iterator<Item = Given>,
+        deliveries: impl Iterator<Item = LeaseKey>,
         answer: &Answer,
     ) -> Result<()> {
         let answered = self.engine.consumers().answer(deliveries, answer);

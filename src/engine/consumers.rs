@@ -31,7 +31,7 @@ pub(crate) struct Consumers {
 /// A message that is handed out; its payload was copied outside of the lock.
 #[derive(Debug)]
 pub(crate) struct Taken {
-    pub(crate) given: Given,
+    pub(crate) key: LeaseKey,
     pub(crate) attempts: u32,
     /// Milliseconds since 1970 UTC.
     pub(crate) pushed_at: u64,
@@ -41,7 +41,7 @@ pub(crate) struct Taken {
 
 /// What it takes to answer.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Given {
+pub(crate) struct LeaseKey {
     pub(crate) ticket: Ticket,
     pub(crate) seq: u64,
     /// How long it takes is measured.
@@ -215,14 +215,14 @@ impl Consumers {
         if is_sample {
             self.measure(ticket, pushed_at);
         }
-        let given = Given { ticket, seq, is_sample };
-        Ok(Some(Taken { given, attempts, pushed_at, body, payload_start }))
+        let key = LeaseKey { ticket, seq, is_sample };
+        Ok(Some(Taken { key, attempts, pushed_at, body, payload_start }))
     }
 
     #[cold]
     fn measure(&self, ticket: Ticket, pushed_at: u64) {
         let waited = self.context.clock.coarse().saturating_sub(pushed_at);
-        self.dispatch.lock().measure().handed_out(ticket, Duration::from_millis(waited));
+        self.dispatch.lock().measure_mut().handed_out(ticket, Duration::from_millis(waited));
     }
 
     /// Its payload is damaged, or for a newer version of keepq only.
@@ -263,14 +263,14 @@ impl Consumers {
     /// on the disk.
     pub(crate) fn answer(
         &self,
-        deliveries: impl Iterator<Item = Given>,
+        deliveries: impl Iterator<Item = LeaseKey>,
         answer: &Answer,
     ) -> Result<()> {
         let mut first_error = None;
         let mut dispatch = self.dispatch.lock();
-        for Given { ticket, seq, is_sample } in deliveries {
+        for LeaseKey { ticket, seq, is_sample } in deliveries {
             if is_sample {
-                dispatch.measure().answered(ticket);
+                dispatch.measure_mut().answered(ticket);
             }
             if let Err(error) = dispatch.answer(ticket, seq, answer) {
                 first_error = first_error.or(Some(error));
@@ -291,8 +291,8 @@ impl Consumers {
     }
 
     /// Gives a delivery more time.
-    pub(crate) fn extend(&self, given: Given, time: Duration) -> Result<()> {
-        self.dispatch.lock().extend(given.ticket, given.seq, time)
+    pub(crate) fn extend(&self, key: LeaseKey, time: Duration) -> Result<()> {
+        self.dispatch.lock().extend(key.ticket, key.seq, time)
     }
 
     /// Settles all messages that wait, ready or delayed; tells how many there were.

@@ -140,7 +140,7 @@ fn push(engine: &Engine, payload: &[u8]) -> u64 {
 }
 
 fn ack(engine: &Engine, taken: &Taken) {
-    engine.consumers().answer([taken.given].into_iter(), &super::Answer::Ack).unwrap();
+    engine.consumers().answer([taken.key].into_iter(), &super::Answer::Ack).unwrap();
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn many_futures_on_one_thread_share_what_another_pushes() {
             if message.body.is_empty() {
                 return taken;
             }
-            taken.push(message.given.seq);
+            taken.push(message.key.seq);
         }
     };
     let mut all = thread::scope(|scope| {
@@ -192,7 +192,7 @@ fn a_future_that_is_dropped_after_it_was_woken_wakes_another() {
     else {
         panic!("the message is there");
     };
-    assert_eq!(taken.given.seq, seq);
+    assert_eq!(taken.key.seq, seq);
 }
 
 #[test]

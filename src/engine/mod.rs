@@ -63,7 +63,7 @@ mod worker;
 
 pub(crate) use append::Need;
 pub(crate) use commit::Commit;
-pub(crate) use consumers::{Consumers, Given, Taken};
+pub(crate) use consumers::{Consumers, LeaseKey, Taken};
 pub(crate) use context::Context;
 pub(crate) use dispatch::DyingMessage;
 pub(crate) use dispatch::{Answer, Cause, start_push};

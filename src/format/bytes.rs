@@ -36,6 +36,6 @@ pub(crate) const fn high_u32(word: u64) -> u32 {
 }
 
 /// A `usize` as a `u64`: never loses anything on the platforms that Rust's std knows.
-pub(crate) fn wide(len: usize) -> u64 {
+pub(crate) fn to_u64(len: usize) -> u64 {
     u64::try_from(len).unwrap_or(u64::MAX)
 }

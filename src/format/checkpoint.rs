@@ -1,7 +1,7 @@
 //! A checkpoint: hints that save time, in one of two slots.
 
 use super::FORMAT_VERSION;
-use super::bytes::{put, take, u16_at, u32_at, u64_at, wide};
+use super::bytes::{put, take, to_u64, u16_at, u32_at, u64_at};
 use super::checksum::crc32_of_both;
 use crate::ranges::Ranges;
 use serde::{Deserialize, Serialize};
@@ -103,7 +103,7 @@ impl Checkpoint {
         }
         let body_len = u64::from(u32_at(from, BODY_LEN));
         let rest = &from[HEADER..];
-        if body_len > wide(rest.len()) {
+        if body_len > to_u64(rest.len()) {
             return DecodedCheckpoint::Invalid;
         }
         let body = &rest[..usize::try_from(body_len).unwrap_or(0)];

@@ -1,6 +1,6 @@
 //! Extensions of a record: tagged entries in its body, before the payload.
 
-use super::bytes::{u32_at, u64_at, wide};
+use super::bytes::{to_u64, u32_at, u64_at};
 
 /// A header that the user gave to the message: length of the name (1 byte), name, value.
 const HEADER: u8 = 0x01;
@@ -68,7 +68,7 @@ pub(crate) enum Verified {
 
 /// Bytes that a header takes among the entries.
 pub(crate) fn header_len(name: &str, value: &[u8]) -> u64 {
-    wide(ENTRY + 1 + name.len() + value.len())
+    to_u64(ENTRY + 1 + name.len() + value.len())
 }
 
 /// The extensions of a message with these headers, whose entries keep to [`MAX_NAME`] and
@@ -285,7 +285,7 @@ mod tests {
                 return Ok(());
             }
             let entries: u64 = given.iter().map(|(name, value)| header_len(name, value)).sum();
-            prop_assert_eq!(wide(body.len()), entries + 2);
+            prop_assert_eq!(to_u64(body.len()), entries + 2);
             body.extend(&payload);
             prop_assert_eq!(verify(&body), Verified::Payload(body.len() - payload.len()));
             prop_assert_eq!(headers(&body).collect::<Vec<_>>(), given);

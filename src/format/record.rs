@@ -1,6 +1,6 @@
 //! A record: 24 bytes of header, then the body.
 
-use super::bytes::{put, u16_at, u32_at, u64_at, wide};
+use super::bytes::{put, to_u64, u16_at, u32_at, u64_at};
 use super::checksum::{Key, crc32};
 use super::extension::{self, Verified};
 
@@ -142,7 +142,7 @@ fn words(bytes: &[u8; HEADER]) -> [u64; 3] {
 
 /// Bytes that a record with this body takes, up to the next record's start.
 pub(crate) fn len(body_len: u64) -> u64 {
-    (wide(HEADER) + body_len).next_multiple_of(ALIGN)
+    (to_u64(HEADER) + body_len).next_multiple_of(ALIGN)
 }
 
 /// Encodes in 16 bits how many Seqs before a record were not yet synced; rounds up.

@@ -1,6 +1,6 @@
 //! The header page of a segment: header, activation and seal, each in sectors of its own.
 
-use super::bytes::{high_u32, low_u32, put, take, u16_at, u32_at, u64_at, wide};
+use super::bytes::{high_u32, low_u32, put, take, to_u64, u16_at, u32_at, u64_at};
 use super::checksum::{CHECKSUM_ID, Key, crc32};
 use super::{FORMAT_VERSION, PAGE, SECTOR, number, record, slot};
 
@@ -137,7 +137,7 @@ impl SegmentHeader {
 
 /// The most records that fit into the given bytes between the header pages.
 pub(crate) fn capacity(bytes: u64) -> u64 {
-    bytes / (wide(record::HEADER) + slot::SLOT)
+    bytes / (to_u64(record::HEADER) + slot::SLOT)
 }
 
 /// The most slots that a segment of this size can use.
@@ -233,7 +233,7 @@ impl Sources {
     }
 
     fn check(bytes: &[u8], key: Key) -> u32 {
-        key.check(SOURCES_PLACE, [crc32(bytes).into(), wide(bytes.len())])
+        key.check(SOURCES_PLACE, [crc32(bytes).into(), to_u64(bytes.len())])
     }
 }
 

@@ -8,7 +8,7 @@ use super::Segment;
 use super::waypoints::Waypoints;
 use crate::error::{Error, Result};
 use crate::format::PAGE;
-use crate::format::bytes::wide;
+use crate::format::bytes::to_u64;
 use crate::format::checksum::crc32_of_both;
 use crate::format::record::{self, Flags, RecordHeader};
 use crate::format::segment::{ACTIVATION, Activation, RECORDS_START, Seal, capacity};
@@ -245,11 +245,11 @@ impl Active {
     fn place(&self, header: &RecordHeader, draft: &Draft<'_>, offset: u64) -> Result<()> {
         let (segment, region) = (&self.segment, &self.region);
         let wrap = |error| Error::io("append", &segment.path, offset, error);
-        let body = offset + wide(record::HEADER);
+        let body = offset + to_u64(record::HEADER);
         if !draft.extensions.is_empty() {
             region.store(body, &draft.extensions).map_err(wrap)?;
         }
-        region.store(body + wide(draft.extensions.len()), draft.payload).map_err(wrap)?;
+        region.store(body + to_u64(draft.extensions.len()), draft.payload).map_err(wrap)?;
         let index = header.index;
         if let Some(due) = draft.due {
             let now = self.base_time + u64::from(header.age);

@@ -7,7 +7,7 @@
 use super::sealed::Mapped;
 use super::{OnFailedSync, Segment};
 use crate::error::{Error, Result};
-use crate::format::bytes::wide;
+use crate::format::bytes::to_u64;
 use crate::format::checksum::Key;
 use crate::format::record::{self, Flags, RecordHeader};
 use crate::format::segment::{
@@ -191,7 +191,7 @@ impl CopyWriter {
         let mut piece = Vec::with_capacity(len.min(CHUNK));
         let mut done = 0;
         while done < len {
-            let at = wide(record::HEADER + done);
+            let at = to_u64(record::HEADER + done);
             piece.clear();
             let loaded = from.region.load_into(offset + at, CHUNK.min(len - done), &mut piece);
             loaded.map_err(|error| from.segment.error("read segment", offset + at, error))?;

@@ -14,7 +14,7 @@ pub(crate) mod walk;
 pub(crate) mod waypoints;
 
 use crate::error::{Error, Result};
-use crate::format::bytes::{u64_at, wide};
+use crate::format::bytes::{to_u64, u64_at};
 use crate::format::checksum::Key;
 use crate::format::segment::{
     ACTIVATION, Activation, DecodedHeader, SEAL, SOURCES_PLACE, Seal, SegmentHeader, Sources,
@@ -264,7 +264,7 @@ impl Segment {
     /// The header of the record at `offset`, if there is one.
     pub(crate) fn read_header_at(&self, offset: u64) -> Result<Option<record::RecordHeader>> {
         let mut bytes = [0; record::HEADER];
-        if offset + wide(record::HEADER) > self.header.size {
+        if offset + to_u64(record::HEADER) > self.header.size {
             return Ok(None);
         }
         self.read_at(offset, &mut bytes)?;
@@ -285,7 +285,7 @@ impl Segment {
         let key = self.key;
         Ok((first..first + number).map(move |index| {
             let from_end = (u64::from(index - first) + 1) * SLOT;
-            let at = usize::try_from(wide(bytes.len()) - from_end).unwrap_or(0);
+            let at = usize::try_from(to_u64(bytes.len()) - from_end).unwrap_or(0);
             let delay = Delay::decode(u64_at(&bytes, at + 8), base_time, key, index);
             (index, Slot::decode(u64_at(&bytes, at), key, index), delay)
         }))

@@ -7,7 +7,7 @@ use super::Segment;
 use super::sealed::candidates;
 use crate::error::Result;
 use crate::format::PAGE;
-use crate::format::bytes::wide;
+use crate::format::bytes::to_u64;
 use crate::format::record::{self, HEADER, RecordHeader};
 use crate::format::segment::{Activation, RECORDS_START};
 use crate::format::slot;
@@ -108,24 +108,24 @@ impl RecordReader<'_> {
     ) -> Result<Option<(u64, RecordHeader)>> {
         let (key, size) = (self.segment.key, self.segment.header.size);
         let mut from = offset;
-        while from + wide(HEADER) <= size - PAGE {
+        while from + to_u64(HEADER) <= size - PAGE {
             let bytes = self.at(from)?;
             let zeros = bytes.chunks(ZEROS.len()).take_while(|page| **page == ZEROS[..page.len()]);
             let skipped = zeros.map(<[u8]>::len).sum::<usize>();
             if skipped >= ZEROS.len() {
                 // A header may start in the last bytes of a zero page: those are looked at again.
-                from += wide(skipped - HEADER) & !(record::ALIGN - 1);
+                from += to_u64(skipped - HEADER) & !(record::ALIGN - 1);
                 continue;
             }
             for (at, bytes) in candidates(bytes, from) {
                 let Some(header) = RecordHeader::decode(bytes, key, at) else { continue };
-                let at_most = u64::from(index) + (at - gap_start) / wide(HEADER);
+                let at_most = u64::from(index) + (at - gap_start) / to_u64(HEADER);
                 let in_range = header.index >= index && u64::from(header.index) <= at_most;
                 if in_range && at + header.record_len() <= slot::offset(size, header.index) {
                     return Ok(Some((at, header)));
                 }
             }
-            let passed = wide(bytes.len().saturating_sub(HEADER - 1)).next_multiple_of(8);
+            let passed = to_u64(bytes.len().saturating_sub(HEADER - 1)).next_multiple_of(8);
             from += passed.max(record::ALIGN);
         }
         Ok(None)
@@ -152,14 +152,14 @@ impl RecordReader<'_> {
     /// takes no memory.
     fn body_matches(&mut self, header: &RecordHeader, at: u64) -> Result<bool> {
         let mut hasher = crc32fast::Hasher::new();
-        let mut offset = at + wide(HEADER);
+        let mut offset = at + to_u64(HEADER);
         let mut left = usize::try_from(header.body_len).unwrap_or(usize::MAX);
         while left > 0 {
             let bytes = self.body_at(offset)?;
             let len = bytes.len().min(left);
             hasher.update(&bytes[..len]);
             left -= len;
-            offset += wide(len);
+            offset += to_u64(len);
         }
         Ok(hasher.finalize() == header.body_check)
     }

@@ -6,7 +6,7 @@
 use super::Segment;
 use super::waypoints::Waypoints;
 use crate::error::Result;
-use crate::format::bytes::wide;
+use crate::format::bytes::to_u64;
 use crate::format::number;
 use crate::format::record::{ALIGN, HEADER, RecordHeader};
 use crate::format::segment::RECORDS_START;
@@ -135,7 +135,7 @@ impl Mapped {
         let len = usize::try_from(header.body_len).unwrap_or(0);
         let mut body = Vec::with_capacity(len);
         // `header` has checked that it lies in the segment; else an empty body fails its check.
-        self.region.load_into(offset + wide(HEADER), len, &mut body).ok();
+        self.region.load_into(offset + to_u64(HEADER), len, &mut body).ok();
         body
     }
 
@@ -155,7 +155,7 @@ impl Mapped {
                     return Some((offset, header.index));
                 }
             }
-            start += wide(STEP);
+            start += to_u64(STEP);
         }
         None
     }

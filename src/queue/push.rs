@@ -5,7 +5,7 @@ use crate::clock::{self, Clock, MAX_DELAY};
 use crate::delivery::Receipt;
 use crate::engine::{Context, WhenFull, start_push};
 use crate::error::{Error, Result};
-use crate::format::bytes::wide;
+use crate::format::bytes::to_u64;
 use crate::format::extension::Notes;
 use crate::format::{extension, record};
 use crate::log::active::Draft;
@@ -87,7 +87,7 @@ impl Queue {
             bytes += message.bytes();
             if bytes > max {
                 let too_large = Error::TooLarge { len: bytes, max };
-                self.engine().note_failed_pushes(wide(batch.len()) + 1);
+                self.engine().note_failed_pushes(to_u64(batch.len()) + 1);
                 return Err(too_large);
             }
             batch.push(message);
@@ -108,7 +108,7 @@ impl Queue {
             return Ok(vec![Seq(0); batch.len()]);
         }
         let seqs: Vec<Seq> = (first..).zip(&batch).map(|(seq, _)| Seq(seq)).collect();
-        let waited = self.wait(first + wide(batch.len()) - 1, durability);
+        let waited = self.wait(first + to_u64(batch.len()) - 1, durability);
         self.engine().end_push(start);
         waited.map(|()| seqs)
     }
@@ -129,7 +129,7 @@ impl Queue {
     fn noting_failure(&self, messages: usize, push: impl FnOnce() -> Result<u64>) -> Result<u64> {
         let pushed = push();
         if !matches!(pushed, Ok(1..)) {
-            self.engine().note_failed_pushes(wide(messages));
+            self.engine().note_failed_pushes(to_u64(messages));
         }
         pushed
     }

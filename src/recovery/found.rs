@@ -3,7 +3,7 @@
 use super::compacted::{self, CompactedSegment, Replaced};
 use crate::checkpoint::{CheckpointFile, CheckpointRead};
 use crate::error::{Error, Result};
-use crate::format::bytes::wide;
+use crate::format::bytes::to_u64;
 use crate::format::checkpoint::Checkpoint;
 use crate::format::name::{self, Kind};
 use crate::format::segment::{DecodedHeader, MIN_SEGMENT, SegmentHeader, capacity};
@@ -134,7 +134,7 @@ impl Found {
         let hint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.seq_limit);
         // Each segment whose header is damaged may have raised it by what it and its predecessor
         // hold.
-        let unknown = wide(self.unreadable) * 2 * capacity(slot::MAX_SEGMENT);
+        let unknown = to_u64(self.unreadable) * 2 * capacity(slot::MAX_SEGMENT);
         headers.chain(hint).max().unwrap_or(1) + unknown
     }
 

@@ -16,7 +16,7 @@ use super::published::Published;
 use super::signal::{DispatchGuard, DispatchLock};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
-use crate::format::bytes::wide;
+use crate::format::bytes::to_u64;
 use crate::format::segment::{Seal, size_for};
 use crate::format::slot::MAX_SEGMENT;
 use crate::log::Segment;
@@ -104,7 +104,7 @@ impl Need {
         for draft in drafts {
             bytes += draft.record_len();
         }
-        let need = Self { bytes, records: wide(drafts.len()) };
+        let need = Self { bytes, records: to_u64(drafts.len()) };
         if need.segment_bytes() > MAX_SEGMENT {
             return Err(Error::TooLarge { len: bytes, max: MAX_SEGMENT });
         }
@@ -307,7 +307,7 @@ impl Appender {
     /// The guard is to be dropped outside of the lock.
     #[inline]
     fn publish(&self, drafts: &[Draft<'_>], first_seq: u64) -> Option<DispatchGuard<'_>> {
-        let last_seq = first_seq + wide(drafts.len()) - 1;
+        let last_seq = first_seq + to_u64(drafts.len()) - 1;
         if drafts.iter().all(|draft| draft.due().is_none()) {
             self.published.publish(last_seq);
             return None;

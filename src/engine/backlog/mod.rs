@@ -17,7 +17,7 @@ pub(crate) mod walk;
 pub(crate) use found::{Found, Lookup, LostRecords, Met, Spot};
 
 use crate::error::Result;
-use crate::format::bytes::wide;
+use crate::format::bytes::to_u64;
 use crate::format::record;
 use crate::format::segment::Seal;
 use crate::format::slot::{self, Delay, Slot, State};
@@ -415,14 +415,14 @@ impl Backlog {
 
     /// How many segments are mapped.
     pub(crate) fn mapped_segments(&self) -> u64 {
-        wide(self.tracks.iter().filter(|track| track.is_mapped()).count())
+        to_u64(self.tracks.iter().filter(|track| track.is_mapped()).count())
     }
 
     /// How many segments without an unsettled message there are that can be let go.
     pub(crate) fn done_segments(&self) -> u64 {
         let older = self.tracks.len().saturating_sub(1);
         let older = self.tracks.iter().take(older);
-        wide(older.filter(|track| track.is_done() && !track.is_pinned()).count())
+        to_u64(older.filter(|track| track.is_done() && !track.is_pinned()).count())
     }
 
     /// Takes out a segment in which nothing is unsettled and nothing unsynced. The newest segment

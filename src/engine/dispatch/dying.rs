@@ -5,7 +5,7 @@
 //! led by `dead_letters.rs`, which knows both queues.
 
 use super::exchange::Body;
-use crate::format::bytes::wide;
+use crate::format::bytes::to_u64;
 use crate::format::record::RecordHeader;
 use crate::leases::Place;
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,7 +62,7 @@ pub(crate) struct Dying {
 impl Dying {
     /// How many are not settled here.
     pub(crate) fn count(&self) -> u64 {
-        wide(self.waiting.len() + self.moved.len())
+        to_u64(self.waiting.len() + self.moved.len())
     }
 
     pub(crate) fn has_waiting(&self) -> bool {

@@ -39,7 +39,7 @@ use super::context::Context;
 use super::waiters::Waiters;
 use crate::clock::{self, Clock};
 use crate::error::{Error, Result};
-use crate::format::bytes::wide;
+use crate::format::bytes::to_u64;
 use crate::format::slot::{Delay, Slot, State};
 use crate::format::standing::Standing;
 use crate::leases::{Leases, Place};
@@ -182,7 +182,11 @@ impl Dispatch {
         self.counts
     }
 
-    pub(crate) fn measure(&mut self) -> &mut Measure {
+    pub(crate) fn measure(&self) -> &Measure {
+        &self.measure
+    }
+
+    pub(crate) fn measure_mut(&mut self) -> &mut Measure {
         &mut self.measure
     }
 
@@ -197,24 +201,24 @@ impl Dispatch {
 
     /// Messages in flight.
     pub(crate) fn in_flight(&self) -> u64 {
-        wide(self.leases.count())
+        to_u64(self.leases.count())
     }
 
     /// Messages that wait for their time, which is looked at first.
     pub(crate) fn delayed(&mut self) -> u64 {
         self.advance_schedule();
-        wide(self.schedule.delayed())
+        to_u64(self.schedule.delayed())
     }
 
     /// The same as of the last look.
     pub(crate) fn known_delayed(&self) -> u64 {
-        wide(self.schedule.delayed())
+        to_u64(self.schedule.delayed())
     }
 
     /// Messages that can be handed out; reads what is published only under the lock.
     pub(crate) fn ready(&mut self, published: impl Fn() -> u64) -> u64 {
         let elsewhere = self.delayed() + self.in_flight() + self.dying.count();
-        let elsewhere = elsewhere + wide(self.set_aside.len());
+        let elsewhere = elsewhere + to_u64(self.set_aside.len());
         self.backlog.unsettled(published()).saturating_sub(elsewhere)
     }
 

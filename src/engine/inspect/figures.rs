@@ -7,7 +7,7 @@
 use super::{Inspect, Others};
 use crate::engine::backlog::track::Track;
 use crate::engine::dispatch::Dispatch;
-use crate::format::bytes::wide;
+use crate::format::bytes::to_u64;
 use crate::stats::Stats;
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ impl Inspect {
             failed_pushes,
             counts: dispatch.counts(),
             lost: dispatch.backlog().losses().count(),
-            segments: wide(tracks.len()),
+            segments: to_u64(tracks.len()),
             segment_bytes: tracks.iter().map(Track::size).sum(),
             disk_bytes: space.used(),
             max_bytes: space.max(),

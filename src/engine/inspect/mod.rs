@@ -82,7 +82,7 @@ pub(crate) struct Walk {
 
 /// A step of a look ahead.
 enum Step {
-    Sighting(Sighting),
+    Message(Unverified),
     /// Nothing that `pop` would hand out: there is more.
     Passed,
     /// The slots of this segment are not counted.
@@ -91,7 +91,7 @@ enum Step {
 }
 
 /// A message that was met, and its body, which is verified outside of the lock.
-struct Sighting {
+struct Unverified {
     seq: u64,
     attempts: u32,
     due: Option<u64>,
@@ -148,8 +148,8 @@ impl Inspect {
             let step = self.look_ahead(&mut dispatch, &mut ahead);
             drop(dispatch);
             match step? {
-                Step::Sighting(sighting) => {
-                    if let Some(viewed) = self.view_if_fresh(sighting) {
+                Step::Message(unverified) => {
+                    if let Some(viewed) = self.view_if_fresh(unverified) {
                         return Ok(Front::Message(viewed));
                     }
                 }
@@ -169,7 +169,7 @@ impl Inspect {
                     return Ok(Step::Passed);
                 };
                 *from = seq + 1;
-                Self::sight_by_seq(dispatch, seq)
+                Self::unverified_by_seq(dispatch, seq)
             }
             Ahead::Due(after) => {
                 let next = dispatch.next_due(*after);
@@ -178,7 +178,7 @@ impl Inspect {
                     return Ok(Step::Passed);
                 };
                 *after = entry;
-                Self::sight_by_seq(dispatch, entry.1)
+                Self::unverified_by_seq(dispatch, entry.1)
             }
             Ahead::Cursor(cursor) => {
                 let wants = |standing| matches!(standing, Standing::Ready | Standing::Unreadable);
@@ -192,7 +192,7 @@ impl Inspect {
                 match pass(dispatch, cursor, met)? {
                     Passed::End => Ok(Step::End),
                     Passed::Message(found) if found.standing != Standing::Outlived => {
-                        sight(dispatch, &found, None).map(Step::Sighting)
+                        unverified(dispatch, &found, None).map(Step::Message)
                     }
                     Passed::Message(_) | Passed::Other => Ok(Step::Passed),
                 }
@@ -201,23 +201,23 @@ impl Inspect {
     }
 
     /// A message by its number, unless it is settled, damaged or given up.
-    fn sight_by_seq(dispatch: &mut Dispatch, seq: u64) -> Result<Step> {
+    fn unverified_by_seq(dispatch: &mut Dispatch, seq: u64) -> Result<Step> {
         match dispatch.backlog_mut().look_up(seq)? {
             Lookup::Found(found) if found.standing != Standing::Outlived => {
-                sight(dispatch, &found, None).map(Step::Sighting)
+                unverified(dispatch, &found, None).map(Step::Message)
             }
             _ => Ok(Step::Passed),
         }
     }
 
     /// A message that `pop` would hand out: whole, not over, and with an attempt left.
-    fn view_if_fresh(&self, mut sighting: Sighting) -> Option<Viewed> {
-        let header = sighting.header;
+    fn view_if_fresh(&self, mut unverified: Unverified) -> Option<Viewed> {
+        let header = unverified.header;
         let policy = *self.dispatch.lock().policy();
-        if policy.is_last(sighting.attempts) {
+        if policy.is_last(unverified.attempts) {
             return None;
         }
-        let viewed = view(&mut sighting)?;
+        let viewed = view(&mut unverified)?;
         let expires = policy.expires_at(&header, &viewed.body, viewed.pushed_at);
         let is_over = expires.is_some_and(|time| self.context.clock.is_past(time));
         (!is_over).then_some(viewed)
@@ -243,7 +243,7 @@ impl Inspect {
         let Some((offset, header)) = near.or_else(|| mapped.walk_to(*index)) else {
             return if self.is_settled(seq)? { Ok(None) } else { unknown() };
         };
-        let mut sighting = Sighting {
+        let mut unverified = Unverified {
             seq,
             attempts: known.attempts,
             due: known.due,
@@ -252,7 +252,7 @@ impl Inspect {
             offset,
             body: Body::In(known.mapped),
         };
-        view(&mut sighting).map_or_else(unknown, |viewed| Ok(Some(viewed)))
+        view(&mut unverified).map_or_else(unknown, |viewed| Ok(Some(viewed)))
     }
 
     fn status_of(&self, dispatch: &mut Dispatch, seq: u64) -> Result<Option<Known>> {
@@ -292,17 +292,17 @@ impl Inspect {
             dispatch.end_due();
             let met = Self::walk_some(&mut dispatch, walk);
             drop(dispatch);
-            let Some(mut sighting) = met? else { continue };
+            let Some(mut unverified) = met? else { continue };
             let viewed = match walk.which {
                 Which::Waiting => {
                     let policy = *self.dispatch.lock().policy();
-                    let header = sighting.header;
-                    view(&mut sighting).filter(|viewed| {
+                    let header = unverified.header;
+                    view(&mut unverified).filter(|viewed| {
                         let expires = policy.expires_at(&header, &viewed.body, viewed.pushed_at);
                         expires.is_none_or(|time| !self.context.clock.is_past(time))
                     })
                 }
-                Which::Unsettled => view(&mut sighting),
+                Which::Unsettled => view(&mut unverified),
             };
             if viewed.is_some() {
                 return Ok(viewed);
@@ -321,7 +321,7 @@ impl Inspect {
     }
 
     /// Some steps of a walk, up to the next message that it shows.
-    fn walk_some(dispatch: &mut Dispatch, walk: &mut Walk) -> Result<Option<Sighting>> {
+    fn walk_some(dispatch: &mut Dispatch, walk: &mut Walk) -> Result<Option<Unverified>> {
         for _ in 0..STEP {
             let last_seq = walk.last_seq;
             let wants = |_| true;
@@ -345,7 +345,7 @@ impl Inspect {
                 }
             };
             let Some(due) = is_shown_at else { continue };
-            return sight(dispatch, &found, due).map(Some);
+            return unverified(dispatch, &found, due).map(Some);
         }
         Ok(None)
     }
@@ -419,20 +419,20 @@ fn pass(dispatch: &mut Dispatch, cursor: &mut Cursor, met: Met) -> Result<Passed
     Ok(Passed::Other)
 }
 
-fn sight(dispatch: &mut Dispatch, found: &Found, due: Option<u64>) -> Result<Sighting> {
+fn unverified(dispatch: &mut Dispatch, found: &Found, due: Option<u64>) -> Result<Unverified> {
     let Found { spot, place, header, .. } = *found;
     let track = dispatch.backlog_mut().track_at(spot.at);
     let pushed_at = track.base_time() + u64::from(header.age);
     let body = Body::of(track.map()?, &header, place.offset);
     let (seq, attempts, offset) = (place.seq, place.attempts, place.offset);
-    Ok(Sighting { seq, attempts, due, pushed_at, header, offset, body })
+    Ok(Unverified { seq, attempts, due, pushed_at, header, offset, body })
 }
 
 /// `None` if it is damaged, or for a newer version of keepq only.
-fn view(sighting: &mut Sighting) -> Option<Viewed> {
-    let body = sighting.body.take(&sighting.header, sighting.offset);
-    let Verified::Payload(payload_start) = sighting.header.verify(&body) else { return None };
-    let Sighting { seq, attempts, due, pushed_at, .. } = *sighting;
+fn view(unverified: &mut Unverified) -> Option<Viewed> {
+    let body = unverified.body.take(&unverified.header, unverified.offset);
+    let Verified::Payload(payload_start) = unverified.header.verify(&body) else { return None };
+    let Unverified { seq, attempts, due, pushed_at, .. } = *unverified;
     Some(Viewed { seq, attempts, pushed_at, body, payload_start, due })
 }
 

@@ -24,7 +24,7 @@ use crate::compaction::plan::{self, Choice, Limits};
 use crate::engine::backlog::track::Track;
 use crate::engine::context::SOON;
 use crate::error::{Error, Result};
-use crate::format::bytes::wide;
+use crate::format::bytes::to_u64;
 use crate::log::copy::CopyWriter;
 use crate::log::merge::CopySource;
 use crate::report::Compacted;
@@ -380,11 +380,11 @@ impl Reclaim {
         // Relaxed: a number by itself.
         self.compacted_bytes.fetch_add(size, Ordering::Relaxed);
         done.copies += 1;
-        done.replaced += wide(count);
+        done.replaced += to_u64(count);
         done.messages += messages;
         done.written += size;
         // Relaxed: as in `retire`; a moment late.
-        self.letting_go.fetch_add(wide(count), Ordering::Relaxed);
+        self.letting_go.fetch_add(to_u64(count), Ordering::Relaxed);
         let replaced = sources.into_iter().take(count).map(|source| source.segment);
         upkeep.replace(Arc::clone(&made.segment), replaced.collect());
         Ok(())

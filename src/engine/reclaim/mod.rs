@@ -17,7 +17,7 @@ use super::commit::Commit;
 use super::context::Context;
 use super::signal::DispatchLock;
 use crate::error::Result;
-use crate::format::bytes::wide;
+use crate::format::bytes::to_u64;
 use crate::recovery::Log;
 use job::{Compaction, Trigger};
 use parking_lot::Mutex;
@@ -91,7 +91,7 @@ impl Reclaim {
 
     fn has_too_many_open(&self) -> bool {
         let most = self.context.options.open_segments;
-        wide(self.appender.unsealed().full().len()) > most
+        to_u64(self.appender.unsealed().full().len()) > most
             || self.dispatch.lock().backlog().mapped_segments() > most + 2
     }
 

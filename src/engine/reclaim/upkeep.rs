@@ -21,7 +21,7 @@ use std::time::Duration;
 
 /// A segment that is not needed any more. With the number of its slots, it can be used again;
 /// without, a payload may still be copied out of it.
-type Left = (Arc<Segment>, Option<u32>);
+type Retired = (Arc<Segment>, Option<u32>);
 
 /// What is to be tidied.
 #[derive(Debug)]
@@ -30,10 +30,10 @@ pub(super) struct Upkeep {
     /// Names that mean nothing any more, with the bytes that count as used by them.
     leftovers: Vec<(String, u64)>,
     /// Segments without an unsettled message, with the number of their slots.
-    done: Vec<Left>,
+    done: Vec<Retired>,
     /// Copies, and what they were made from: to be let go once the copy is synced with the latest
     /// states.
-    replaced: Vec<(Arc<Segment>, Vec<Left>)>,
+    replaced: Vec<(Arc<Segment>, Vec<Retired>)>,
     /// Copies, and the names of what they were made from, which may not be removed for good.
     alone: Vec<(u64, Vec<String>)>,
     is_closed: bool,
