@@ -89,10 +89,11 @@ fn a_message_of_any_size_can_die() {
     let queue = Queue::options().max_message_bytes(1 << 20).open(dir.path()).unwrap();
     let name = "n".repeat(255);
     let largest = Message::new(vec![7; 900_000]).header(&name, vec![1; 64_000 - 4 - 255]);
-    queue.push(largest).unwrap();
     let later = Duration::from_millis(1);
-    queue.push(Message::new("").delay(later).ttl(Duration::from_secs(99)).transient()).unwrap();
-    for _ in 0..2 {
+    let smallest = Message::new("").delay(later).ttl(Duration::from_secs(99)).transient();
+    // One after the other: what is due goes before what was never handed out.
+    for message in [largest, smallest] {
+        queue.push(message).unwrap();
         queue.pop_wait().unwrap().reject("r".repeat(5000)).unwrap();
     }
     queue.maintain().unwrap();
