@@ -70,6 +70,7 @@ pub(crate) enum Body {
 }
 
 impl Body {
+    #[inline]
     pub(crate) fn of(mapped: &Arc<Mapped>, header: &RecordHeader, offset: u64) -> Self {
         if header.body_len <= COPY_UNDER_LOCK {
             Self::Copied(mapped.body(header, offset))
@@ -79,6 +80,7 @@ impl Body {
     }
 
     /// The bytes, not yet verified.
+    #[inline]
     pub(crate) fn take(&mut self, header: &RecordHeader, offset: u64) -> Vec<u8> {
         match self {
             Self::Copied(body) => std::mem::take(body),
@@ -104,6 +106,7 @@ pub(crate) enum Answer {
 }
 
 /// The state of a message that comes back after a crash.
+#[inline]
 pub(super) fn unsettled_state(place: &Place) -> State {
     match place {
         Place { is_transient: true, .. } => State::Transient,

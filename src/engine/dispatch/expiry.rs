@@ -35,6 +35,7 @@ impl Expiry {
         }
     }
 
+    #[inline]
     pub(super) fn next_look(&self) -> Option<u64> {
         self.next_look
     }

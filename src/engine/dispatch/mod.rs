@@ -186,6 +186,7 @@ impl Dispatch {
         &self.measure
     }
 
+    #[inline]
     pub(crate) fn measure_mut(&mut self) -> &mut Measure {
         &mut self.measure
     }
