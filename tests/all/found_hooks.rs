@@ -4,6 +4,7 @@
 //! A rule may count a call, hold it up, or make it fail. A test waits for something that it names,
 //! not for a time; [`LIMIT`] is reached only where keepq is wrong.
 
+use crate::support::DEADLINE;
 use keepq::fault::{Access, Entry, MemoryStorage, Region, Storage, StorageFile};
 use keepq::{Error, Options, Queue};
 use std::any::Any;
@@ -16,7 +17,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for something that right code does at once.
-pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const LIMIT: Duration = DEADLINE;
 
 /// Bytes of the header of a record, and of the extension that a delay takes: see the format page.
 pub(crate) const RECORD_HEADER: u64 = 24;

@@ -2,6 +2,7 @@
 //! sleep and are waited for with patience; and a storage that counts, delays or holds up
 //! operations.
 
+use crate::support::DEADLINE;
 use keepq::fault::{Access, Entry, MemoryStorage, Region, Storage, StorageFile};
 use keepq::{Durability, Options, Queue};
 use std::any::Any;
@@ -15,7 +16,7 @@ use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 /// A call that works returns within this time, even on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(25);
+pub(crate) const PATIENCE: Duration = DEADLINE;
 
 pub(crate) fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)

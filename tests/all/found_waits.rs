@@ -265,7 +265,7 @@ fn a_push_waits_for_one_file_of_a_clean_up_at_the_most() {
     queue.ack_batch(jobs).unwrap();
     until("the background waits for a sync", || gate.has_waiting());
     // The background makes one sync at a time, until the pushes are over.
-    while pushes.stuck_at(Duration::from_millis(100)).is_some() {
+    while pushes.stuck_at(Duration::from_millis(500)).is_some() {
         let passed = gate.passed();
         assert!(passed <= 20, "a push into a new file waits for {passed} syncs and more");
         gate.give_ticket();
