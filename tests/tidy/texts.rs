@@ -34,27 +34,20 @@ pub(crate) fn of_code(name: &str, text: &str) -> Vec<Violation> {
     violations
 }
 
-/// Any text is ASCII and narrow.
+/// Any text is ASCII and narrow: its tables and its code as well.
 pub(crate) fn of_text(name: &str, text: &str) -> Vec<Violation> {
     let mut violations = Vec::new();
     for (index, line) in text.lines().enumerate() {
         if !line.is_ascii() {
             violations.push(violation(name, index + 1, "not ASCII"));
         }
-        if is_wide(line) {
-            let what = format!("{} columns, and {MAX_COLUMNS} are allowed", line.chars().count());
+        let columns = line.chars().count();
+        if columns > MAX_COLUMNS {
+            let what = format!("{columns} columns, and {MAX_COLUMNS} are allowed");
             violations.push(violation(name, index + 1, what));
         }
     }
     violations
-}
-
-/// A row of a table cannot be broken, nor can an address.
-fn is_wide(line: &str) -> bool {
-    let text = line.trim_start().trim_start_matches("//!").trim_start_matches("///").trim_start();
-    let without_addresses = line.split_inclusive(' ').filter(|word| !word.contains("://"));
-    let columns: usize = without_addresses.map(|word| word.chars().count()).sum();
-    columns > MAX_COLUMNS && !text.starts_with('|')
 }
 
 /// Nothing is left for later, and no test is left out.
@@ -266,12 +259,13 @@ mod tests {
 
     #[test]
     fn wide_lines_are_found() {
-        let wide = "x ".repeat(51);
-        let text = format!("//! A file.\n{wide}\n| {wide}\n/// | {wide}\n// {wide}\n");
-        assert_eq!(lines(&of_code("a.rs", &text)), [2, 5]);
-        let address = format!("see https://{}", "x".repeat(120));
-        assert_eq!(lines(&of_text("a.md", &address)), [] as [usize; 0]);
-        assert_eq!(lines(&of_text("a.md", &format!("{wide}{address}"))), [1]);
+        let (narrow, wide) = ("x".repeat(100), "x".repeat(101));
+        let text = format!("//! A file.\n{narrow}\n{wide}\n/// | {narrow}\n// {wide}\n");
+        assert_eq!(lines(&of_code("a.rs", &text)), [3, 4, 5]);
+        let row = |cell: &str| format!("| a | b |\n| --- | --- |\n| {cell} | b |\n");
+        assert_eq!(lines(&of_text("a.md", &row(&"x".repeat(92)))), [] as [usize; 0]);
+        assert_eq!(lines(&of_text("a.md", &row(&"x".repeat(93)))), [3]);
+        assert_eq!(lines(&of_text("a.md", &format!("```text\n{wide}\n```"))), [2]);
         assert_eq!(lines(&of_text("a.md", "caf\u{e9}")), [1]);
     }
 
