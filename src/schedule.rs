@@ -20,8 +20,20 @@ pub(crate) struct Schedule {
 
 impl Schedule {
     /// How many messages have a time that had not come when [`Schedule::advance`] was last called.
-    pub(crate) fn delayed(&self) -> usize {
+    fn delayed(&self) -> usize {
         self.entries.len() - self.due
+    }
+
+    /// How many messages have a time that has not come at `now`.
+    pub(crate) fn delayed_at(&self, now: u64) -> usize {
+        if now <= self.counted_until {
+            return self.delayed();
+        }
+        self.delayed() - self.due_between(self.counted_until, now)
+    }
+
+    fn due_between(&self, before: u64, now: u64) -> usize {
+        self.entries.range((before + 1, 0)..=(now, u64::MAX)).count()
     }
 
     /// Keeps a message until `time`. To put it in again for the same time changes nothing.
@@ -37,7 +49,7 @@ impl Schedule {
         if now <= self.counted_until {
             return 0;
         }
-        let more = self.entries.range((self.counted_until + 1, 0)..=(now, u64::MAX)).count();
+        let more = self.due_between(self.counted_until, now);
         self.due += more;
         self.counted_until = now;
         more
@@ -102,11 +114,6 @@ impl Schedule {
         }
         is_removed
     }
-
-    /// Takes out all messages.
-    pub(crate) fn clear(&mut self) {
-        *self = Self::default();
-    }
 }
 
 #[cfg(test)]
@@ -148,6 +155,8 @@ mod tests {
                 }
                 let delayed = schedule.entries.iter().filter(|entry| entry.0 > now).count();
                 prop_assert_eq!(schedule.delayed(), delayed);
+                let later = schedule.entries.iter().filter(|entry| entry.0 > now.max(time));
+                prop_assert_eq!(schedule.delayed_at(time), later.count());
                 prop_assert_eq!(schedule.first, schedule.entries.first().copied());
                 let first_due = schedule.first.filter(|entry| entry.0 <= now);
                 prop_assert_eq!(schedule.first_due(), first_due);

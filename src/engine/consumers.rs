@@ -8,7 +8,7 @@
 use super::append::Appender;
 use super::commit::Commit;
 use super::context::Context;
-use super::dispatch::{Answer, Choice, Leased, Leasing, Purge};
+use super::dispatch::{Answer, FrontLook, FrontMessage, FrontState, Leased, Leasing, Purge, Unfit};
 use super::published::Published;
 use super::signal::DispatchLock;
 use super::wait::{Look, Soon};
@@ -222,7 +222,8 @@ impl Consumers {
     #[cold]
     fn measure(&self, ticket: Ticket, pushed_at: u64) {
         let waited = self.context.clock.coarse().saturating_sub(pushed_at);
-        self.dispatch.lock().measure_mut().handed_out(ticket, Duration::from_millis(waited));
+        let mut dispatch = self.dispatch.lock();
+        dispatch.deliveries_mut().measure_mut().handed_out(ticket, Duration::from_millis(waited));
     }
 
     /// Its payload is damaged, or for a newer version of keepq only.
@@ -230,8 +231,10 @@ impl Consumers {
     fn pass_over(&self, leased: &Leased, verified: Verified) -> Result<()> {
         let mut dispatch = self.dispatch.lock();
         match verified {
-            Verified::Newer => dispatch.set_aside(leased),
-            Verified::Damaged | Verified::Payload(_) => dispatch.lose_leased(leased),
+            Verified::Newer => dispatch.deliveries_mut().set_aside(leased),
+            Verified::Damaged | Verified::Payload(_) => {
+                dispatch.deliveries_mut().lose_leased(leased)
+            }
         }
     }
 
@@ -245,7 +248,7 @@ impl Consumers {
         let ttl = ttl.map(|ttl| pushed_at.saturating_add(ttl));
         let expires = crate::clock::earlier(own.and_then(|notes| notes.expires), ttl);
         if expires.is_some_and(|time| clock.is_past_at(now, time)) {
-            return self.dispatch.lock().expire(leased).map(|()| true);
+            return self.dispatch.lock().deliveries_mut().expire(leased).map(|()| true);
         }
         if leased.attempts > 1 {
             return Ok(false);
@@ -256,7 +259,7 @@ impl Consumers {
         let due = own.and_then(|notes| notes.due);
         let due = due.map(|due| if is_old { due.min(most(due)) } else { due });
         let Some(due) = due.filter(|&due| !clock.is_past_at(now, due)) else { return Ok(false) };
-        self.dispatch.lock().put_off(leased, due).map(|()| true)
+        self.dispatch.lock().deliveries_mut().put_off(leased, due).map(|()| true)
     }
 
     /// Ends deliveries as their holder says. With `sync_acks`, an ack or reject returns once it is
@@ -270,9 +273,9 @@ impl Consumers {
         let mut dispatch = self.dispatch.lock();
         for LeaseKey { ticket, seq, is_sample } in deliveries {
             if is_sample {
-                dispatch.measure_mut().answered(ticket);
+                dispatch.deliveries_mut().measure_mut().answered(ticket);
             }
-            if let Err(error) = dispatch.answer(ticket, seq, answer) {
+            if let Err(error) = dispatch.deliveries_mut().answer(ticket, seq, answer) {
                 first_error = first_error.or(Some(error));
             }
         }
@@ -292,13 +295,13 @@ impl Consumers {
 
     /// Gives a delivery more time.
     pub(crate) fn extend(&self, key: LeaseKey, time: Duration) -> Result<()> {
-        self.dispatch.lock().extend(key.ticket, key.seq, time)
+        self.dispatch.lock().deliveries_mut().extend(key.ticket, key.seq, time)
     }
 
     /// Settles all messages that wait, ready or delayed; tells how many there were.
     pub(crate) fn purge(&self) -> Result<u64> {
         let mut purge = Purge::up_to(self.published.visible());
-        while self.dispatch.lock().purge_some(&mut purge)? {}
+        while purge.settle_some(&mut self.dispatch.lock())? {}
         let number = self.dispatch.lock().backlog().change_count();
         self.wait_answers(number)?;
         Ok(purge.purged())
@@ -324,7 +327,7 @@ impl Consumers {
 
     /// Ends leases and delays that are over, step by step.
     pub(crate) fn end_due(&self) {
-        while self.dispatch.lock().end_due() {}
+        while self.dispatch.lock().deliveries_mut().end_due() {}
     }
 
     /// Settles messages at the front that have expired, and plans the next look; tells whether it
@@ -336,38 +339,38 @@ impl Consumers {
             if dispatch.check_open().is_err() {
                 return Ok(has_settled);
             }
-            let looked = dispatch.look_at_front(|| self.published.visible())?;
-            let Some((choice, body)) = looked else { return Ok(has_settled) };
-            let next = match choice {
-                Choice::Next(next) => next,
-                Choice::Nothing => return Ok(has_settled),
-                Choice::Again => continue,
+            let mut front = match FrontMessage::look(&mut dispatch, || self.published.visible())? {
+                FrontLook::Message(front) => front,
+                FrontLook::Nothing => return Ok(has_settled),
+                FrontLook::Again => continue,
             };
-            let pushed_at = dispatch.pushed_at(&next);
-            let (place, header) = (next.found.place, next.found.header);
+            let policy = *dispatch.ledger().policy();
             drop(dispatch);
-            let body = body.map(|mut body| body.take(&header, place.offset)).unwrap_or_default();
-            let verified = header.verify(&body);
-            let mut dispatch = self.dispatch.lock();
-            let visible = self.published.visible();
-            match verified {
-                Verified::Damaged => dispatch.lose_front(place.seq, visible)?,
+            let unfit = match front.read(&policy) {
+                FrontState::Damaged => Unfit::Damaged,
                 // `pop` sets it aside.
-                Verified::Newer => return Ok(has_settled),
-                Verified::Payload(_) => {
-                    let expires = dispatch.policy().expires_at(&header, &body, pushed_at);
+                FrontState::Newer => return Ok(has_settled),
+                FrontState::Whole { expires } => {
                     if !expires.is_some_and(|time| self.context.clock.is_past(time)) {
-                        dispatch.plan_look(expires);
+                        self.plan_look(expires);
                         return Ok(has_settled);
                     }
-                    dispatch.expire_front(place.seq, visible)?;
+                    Unfit::Expired
                 }
-            }
+            };
+            front.settle(unfit, &mut self.dispatch.lock(), self.published.visible())?;
             has_settled = true;
         }
         // There are more.
-        self.dispatch.lock().plan_look(Some(0));
+        self.plan_look(Some(0));
         Ok(has_settled)
+    }
+
+    /// The front is to be looked at then; `None`: it does not expire.
+    fn plan_look(&self, time: Option<u64>) {
+        if let Some(time) = time {
+            self.dispatch.lock().ledger_mut().expiry_mut().plan_before(time);
+        }
     }
 
     /// Counts some slots of a segment; false once all of them are counted.
@@ -385,13 +388,14 @@ impl Consumers {
     /// Messages in flight.
     pub(crate) fn in_flight(&self) -> u64 {
         self.end_due();
-        self.dispatch.lock().in_flight()
+        self.dispatch.lock().ledger().places().in_flight()
     }
 
     /// Messages that wait for their time.
     pub(crate) fn delayed(&self) -> u64 {
         self.end_due();
-        self.dispatch.lock().delayed()
+        let now = self.context.clock.now();
+        self.dispatch.lock().ledger().places().delayed_at(now)
     }
 
     /// Messages that can be handed out. Counts the slots of earlier runs first; where they cannot
@@ -399,7 +403,7 @@ impl Consumers {
     pub(crate) fn ready(&self) -> u64 {
         self.context.health.note_background(self.count_all());
         self.end_due();
-        self.dispatch.lock().ready(|| self.published.visible())
+        self.dispatch.lock().ledger().ready_and_delayed(|| self.published.visible()).0
     }
 
     /// Messages that are not settled.

@@ -3,10 +3,12 @@
 //! Promises: a message that is dying stays with its queue until it is settled there, however often
 //! moving it fails. Decides nothing: `dead_letters.rs`, which knows both queues, leads.
 
+use super::backlog::{Body, Found};
 use super::context::Context;
-use super::dispatch::DyingMessage;
+use super::dispatch::{Death, DyingMessage, Whereabouts};
 use super::signal::DispatchLock;
 use crate::error::Result;
+use crate::format::slot::State;
 use crate::leases::Place;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,23 +30,40 @@ impl DyingMessages {
 
     /// How many are not settled.
     pub(crate) fn count(&self) -> u64 {
-        self.dispatch.lock().dying().count()
+        self.dispatch.lock().ledger().places().dying().count()
     }
 
     /// Whether some wait to be moved, or, `durably`, were moved and are not settled for good.
     pub(crate) fn are_pending(&self, durably: bool) -> bool {
         let dispatch = self.dispatch.lock();
-        dispatch.dying().has_waiting() || durably && dispatch.dying().has_moved()
+        let dying = dispatch.ledger().places().dying();
+        dying.has_waiting() || durably && dying.has_moved()
     }
 
     /// Whether some were moved, and are not settled for good.
     pub(crate) fn has_moved(&self) -> bool {
-        self.dispatch.lock().dying().has_moved()
+        self.dispatch.lock().ledger().places().dying().has_moved()
     }
 
     /// Some of those behind `after` that wait to be moved, and the last Seq that was looked at.
     pub(crate) fn next(&self, after: u64) -> Result<(Vec<DyingMessage>, Option<u64>)> {
-        self.dispatch.lock().next_dying(after, STEP)
+        let mut dispatch = self.dispatch.lock();
+        let ledger = dispatch.ledger_mut();
+        let waiting = ledger.places().dying().waiting_behind(after, STEP);
+        let last = waiting.last().copied();
+        let mut messages = Vec::new();
+        for seq in waiting {
+            // What turns out to be damaged is lost, and nothing is left to be moved.
+            let Some(found) = ledger.look_up(seq)? else {
+                ledger.places_mut().dying_mut().remove(seq);
+                continue;
+            };
+            let Some(death) = ledger.places().dying().death(seq) else { continue };
+            let (pushed_at, body) = Body::of_found(ledger.backlog_mut(), &found)?;
+            let Found { place, header, .. } = found;
+            messages.push(DyingMessage { place, header, pushed_at, body, death });
+        }
+        Ok((messages, last))
     }
 
     /// Messages of earlier runs that were moved then have these Seqs among the dead letters. A
@@ -53,25 +72,50 @@ impl DyingMessages {
     pub(crate) fn note_earlier(&self, origins: &BTreeMap<u64, u64>) -> Result<()> {
         for (&seq, &there) in origins {
             if self.context.run.is_old(seq) {
-                self.dispatch.lock().note_earlier_death(seq, there)?;
+                self.note_earlier_death(seq, there)?;
             }
         }
         Ok(())
     }
 
+    fn note_earlier_death(&self, seq: u64, there: u64) -> Result<()> {
+        let mut dispatch = self.dispatch.lock();
+        let ledger = dispatch.ledger_mut();
+        let Some(found) = ledger.look_up(seq)? else { return Ok(()) };
+        let track = ledger.backlog_mut().track_at(found.spot.at);
+        let is_counted = track.is_counted_at(found.spot.index);
+        let whereabouts = ledger.whereabouts_of(&found, is_counted)?;
+        if matches!(whereabouts, Whereabouts::Ready | Whereabouts::Delayed(_)) {
+            ledger.die(found.spot, &found.place, Death { cause: None, reason: None })?;
+        }
+        ledger.places_mut().dying_mut().move_to(seq, there);
+        Ok(())
+    }
+
     /// A message has this Seq among the dead letters now.
     pub(crate) fn note_moved(&self, seq: u64, there: u64) {
-        self.dispatch.lock().dying_mut().move_to(seq, there);
+        self.dispatch.lock().ledger_mut().places_mut().dying_mut().move_to(seq, there);
     }
 
     /// The payload of a dying message is damaged.
     pub(crate) fn lose(&self, place: Place) -> Result<()> {
-        self.dispatch.lock().lose_place(place)
+        let mut dispatch = self.dispatch.lock();
+        let ledger = dispatch.ledger_mut();
+        if let Some((spot, place)) = ledger.backlog_mut().find_place(place)? {
+            ledger.lose(spot, place.offset)?;
+        }
+        Ok(())
     }
 
     /// A newer version of keepq wrote it: it stays as it is.
     pub(crate) fn set_aside(&self, place: Place) -> Result<()> {
-        self.dispatch.lock().set_dying_aside(place)
+        let mut dispatch = self.dispatch.lock();
+        let ledger = dispatch.ledger_mut();
+        if let Some((spot, place)) = ledger.backlog_mut().find_place(place)? {
+            ledger.places_mut().dying_mut().remove(place.seq);
+            ledger.note_newer(spot, place.seq, place.offset);
+        }
+        Ok(())
     }
 
     /// All that were moved up to this Seq among the dead letters are durable there: they are
@@ -79,17 +123,34 @@ impl DyingMessages {
     /// shown. Goes on after an error, and tells the first.
     pub(crate) fn settle_moved(&self, there: u64) -> (u64, Result<()>) {
         let mut dispatch = self.dispatch.lock();
-        let settled = dispatch.settle_moved(there);
-        (dispatch.backlog().change_count(), settled)
+        let ledger = dispatch.ledger_mut();
+        let mut result = Ok(());
+        for (seq, number) in ledger.places().dying().moved_up_to(there) {
+            let settled = ledger.look_up(seq).and_then(|found| match found {
+                Some(found) => ledger.settle(found.spot, &found.place, State::Dead),
+                None => Ok(false),
+            });
+            match settled {
+                Ok(is_new) => {
+                    ledger.counts_mut().dead_lettered += u64::from(is_new);
+                    let dying = ledger.places_mut().dying_mut();
+                    dying.remove(seq);
+                    dying.settled(number);
+                }
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
+        (ledger.backlog().change_count(), result)
     }
 
     /// What was settled is durable, or (false) may not be. Tells the first Seq among the dead
     /// letters that must not be shown.
     pub(crate) fn first_hidden(&self, is_durable: bool) -> u64 {
         let mut dispatch = self.dispatch.lock();
+        let dying = dispatch.ledger_mut().places_mut().dying_mut();
         if is_durable {
-            dispatch.dying_mut().forget_unsynced();
+            dying.forget_unsynced();
         }
-        dispatch.dying().first_moved()
+        dying.first_moved()
     }
 }

@@ -9,7 +9,7 @@ use super::append::{Appended, Appender, Need};
 use super::commit::Commit;
 use super::consumers::Consumers;
 use super::context::Context;
-use super::dispatch::Dropped;
+use super::dispatch::{Dropped, Dropping};
 use super::published::Published;
 use super::reclaim::Reclaim;
 use super::signal::DispatchLock;
@@ -128,7 +128,7 @@ impl Producers {
                 self.push_over_oldest(drafts, need, sync_within)
             }
             Overflow::DropNewest => {
-                self.dispatch.lock().note_dropped(need.records());
+                self.dispatch.lock().ledger_mut().counts_mut().dropped += need.records();
                 Ok(0)
             }
             Overflow::Reject | Overflow::Block | Overflow::DropOldest => match full {
@@ -140,7 +140,7 @@ impl Producers {
 
     /// Whether there could ever be room: else no message is dropped for it, and no producer waits.
     fn could_fit(&self, need: Need, overflow: Overflow) -> bool {
-        let newest = self.dispatch.lock().newest_bytes();
+        let newest = self.dispatch.lock().backlog().newest_bytes();
         let space = &self.context.space;
         // The newest segment is not let go before there is a newer one. What dead letters take is
         // not freed by dropping the oldest.
@@ -306,7 +306,7 @@ impl Producers {
         self.consumers.end_due();
         let mut dispatch = self.dispatch.lock();
         dispatch.check_open()?;
-        let others = dispatch.in_flight() + dispatch.dying().count();
+        let others = dispatch.ledger().places().elsewhere();
         if others + records > max {
             return Ok(false);
         }
@@ -334,9 +334,10 @@ impl Producers {
         loop {
             let dispatch = self.dispatch.lock();
             dispatch.check_open()?;
-            let Some(mut dropping) = dispatch.droppable_segment(after) else { return Ok(false) };
+            let dropping = Dropping::of_oldest(&dispatch, after);
             drop(dispatch);
-            while self.dispatch.lock().drop_some(&mut dropping)? {}
+            let Some(mut dropping) = dropping else { return Ok(false) };
+            while dropping.drop_some(&mut self.dispatch.lock())? {}
             if dropping.dropped() > 0 {
                 return Ok(true);
             }

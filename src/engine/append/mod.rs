@@ -229,8 +229,8 @@ impl Appender {
             supply: Mutex::new(Supply::new(log, &context.options)),
             unsealed: Padded(Mutex::new(Unsealed::new(log))),
             records_before: log.parts.iter().map(|part| u64::from(part.count)).sum(),
-            settled_count: Arc::clone(guard.settled_count()),
-            expiry_is_idle: guard.expiry_is_idle(),
+            settled_count: Arc::clone(guard.ledger().settled_count()),
+            expiry_is_idle: Arc::clone(guard.ledger().expiry().is_idle()),
             taken_bytes: AtomicU64::new(0),
         }
     }
@@ -315,7 +315,10 @@ impl Appender {
         // Messages with a delay are known to have it before they can be seen.
         let mut dispatch = self.dispatch.lock();
         let drafts = (first_seq..).zip(drafts);
-        dispatch.schedule_new(drafts.filter_map(|(seq, draft)| Some((draft.due()?, seq))));
+        let schedule = dispatch.ledger_mut().places_mut().schedule_mut();
+        for (due, seq) in drafts.filter_map(|(seq, draft)| Some((draft.due()?, seq))) {
+            schedule.put(due, seq);
+        }
         self.published.publish(last_seq);
         Some(dispatch)
     }
@@ -331,7 +334,7 @@ impl Appender {
 
     #[cold]
     fn plan_look(&self, drafts: &[Draft<'_>], now: u64) {
-        // Pairs with the fence in `Dispatch::look_at_front`.
+        // Pairs with the fence in `FrontMessage::look`.
         fence(Ordering::SeqCst);
         if !self.expiry_is_idle.load(Ordering::Relaxed) {
             return;
@@ -340,7 +343,7 @@ impl Appender {
         let ttl = ttl.map(|ttl| now.saturating_add(ttl));
         let own = drafts.iter().filter_map(Draft::expires).min();
         if let Some(expires) = crate::clock::earlier(ttl, own) {
-            self.dispatch.lock().note_expiring(expires);
+            self.dispatch.lock().ledger_mut().expiry_mut().note_expiring(expires);
         }
     }
 

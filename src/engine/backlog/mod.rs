@@ -6,6 +6,7 @@
 //! message or when it may be handed out. Relies on the dispatch lock, under which all of it is
 //! used.
 
+mod body;
 pub(crate) mod cursor;
 mod found;
 pub(crate) mod losses;
@@ -14,6 +15,7 @@ pub(crate) mod maps;
 pub(crate) mod track;
 pub(crate) mod walk;
 
+pub(crate) use body::Body;
 pub(crate) use found::{Found, Lookup, LostRecords, Met, Spot};
 
 use crate::error::Result;
@@ -112,6 +114,11 @@ impl Backlog {
         if let Some(newest) = self.tracks.back_mut() {
             newest.seal(seal);
         }
+    }
+
+    /// Bytes of the newest segment.
+    pub(crate) fn newest_bytes(&self) -> u64 {
+        self.tracks.back().map_or(0, Track::size)
     }
 
     /// Messages that are not settled.

@@ -1,8 +1,8 @@
-//! Choosing the message that is handed out next, and leasing it.
+//! Choosing the message that is handed out next.
 //!
 //! Promises: messages that were given back come first, by Seq; then those whose time has come, by
-//! their times; then those that were never handed out, in push order. The attempt is stored before
-//! the message is handed out. No clock is read while nothing has a time.
+//! their times; then those that were never handed out, in push order. No clock is read while
+//! nothing has a time.
 //!
 //! What is on the way of every `pop` is inlined into one function: handed from one to the next by
 //! value, these structs would be stored and loaded again, at 20 ns a message
@@ -10,13 +10,12 @@
 
 #![expect(clippy::inline_always, reason = "measured: see above")]
 
-use super::exchange::{Body, Choice, Front, Leased, Leasing, Next, unsettled_state};
-use super::{Dispatch, Measure};
-use crate::engine::backlog::Found;
-use crate::engine::backlog::Met;
-use crate::engine::dispatch::dying::{Cause, Death};
+use super::Dispatch;
+use super::dying::{Cause, Death};
+use super::exchange::{Choice, Front, Leasing, Next};
+use crate::engine::backlog::{Found, Met};
 use crate::error::Result;
-use crate::format::slot::{MAX_ATTEMPTS, State};
+use crate::format::slot::State;
 use crate::format::standing::Standing;
 use crate::leases::Place;
 
@@ -28,9 +27,9 @@ impl Dispatch {
     /// may be.
     pub(crate) fn lease_next(&mut self, visible: u64) -> Result<Leasing> {
         self.check_open()?;
-        let now = self.coarse_time();
-        let has_more_due = self.end_due_at(now);
-        if self.is_full() {
+        let now = self.deliveries.coarse_time();
+        let has_more_due = self.deliveries.end_due_at(now);
+        if self.deliveries.is_full() {
             return Ok(if has_more_due { Leasing::Again } else { Leasing::Nothing });
         }
         let next = match self.choose(visible)? {
@@ -38,34 +37,23 @@ impl Dispatch {
             Choice::Nothing => return Ok(Leasing::Nothing),
             Choice::Again => return Ok(Leasing::Again),
         };
+        let Found { spot, ref place, .. } = next.found;
         // One whose last attempt ended with its process.
-        if self.policy.is_last(next.found.place.attempts) {
-            self.die_of(&next, Cause::Attempts)?;
+        if self.ledger().policy().is_last(place.attempts) {
+            let death = Death { cause: Some(Cause::Attempts), reason: None };
+            self.ledger_mut().die(spot, place, death)?;
+            self.leave_chosen(&next);
             return Ok(Leasing::Again);
         }
-        let leased = self.lease(&next, now)?;
+        let leased = self.deliveries.lease(&next, now)?;
         self.leave_front(&next);
         Ok(Leasing::Leased(leased))
     }
 
-    /// Whether as many are in flight as may be.
-    #[inline]
-    pub(super) fn is_full(&self) -> bool {
-        self.leases.count() >= self.policy.max_in_flight
-    }
-
-    /// The coarse clock, if anything here has a time.
-    #[inline]
-    pub(super) fn coarse_time(&self) -> Option<u64> {
-        let has_times =
-            self.schedule.first_time().is_some() || self.leases.next_deadline().is_some();
-        (has_times || self.policy.has_times).then(|| self.clock.coarse())
-    }
-
     /// The next message that is ready. It stays where it is until it is leased or settled.
     #[inline(always)]
-    pub(crate) fn choose(&mut self, visible: u64) -> Result<Choice> {
-        if !self.returned.is_empty() || self.schedule.first_due().is_some() {
+    pub(super) fn choose(&mut self, visible: u64) -> Result<Choice> {
+        if self.ledger().places().has_front() {
             let front = self.choose_front(visible)?;
             if !matches!(front, Choice::Nothing) {
                 return Ok(front);
@@ -77,46 +65,44 @@ impl Dispatch {
     /// The next of those that were given back, or whose time has come.
     fn choose_front(&mut self, visible: u64) -> Result<Choice> {
         for _ in 0..STEP {
-            let first = self.returned.first_key_value().map(|(_, &place)| place);
-            if let Some(place) = first {
+            if let Some(place) = self.ledger().places().first_returned() {
                 if let Some(next) = self.look_again(place)? {
                     return Ok(Choice::Next(next));
                 }
-                self.returned.remove(&place.seq);
+                self.ledger_mut().places_mut().leave_returned(place.seq);
                 continue;
             }
-            let Some((due, seq)) = self.schedule.first_due() else { return Ok(Choice::Nothing) };
+            let first = self.ledger().places().schedule().first_due();
+            let Some((due, seq)) = first else { return Ok(Choice::Nothing) };
             if seq > visible {
                 // Held back: it waits for its message to be settled in another queue.
                 return Ok(Choice::Nothing);
             }
-            if let Some(found) = self.look_up(seq)? {
+            if let Some(found) = self.ledger_mut().look_up(seq)? {
                 return Ok(Choice::Next(Next { found, from: Front::Schedule(due) }));
             }
-            self.schedule.remove(due, seq);
+            self.ledger_mut().places_mut().leave_schedule(due, seq);
         }
         Ok(Choice::Again)
     }
 
     /// A message that was given back; `None` if it is settled, or got damaged meanwhile.
     fn look_again(&mut self, place: Place) -> Result<Option<Next>> {
-        let Some((spot, place)) = self.backlog.find_place(place)? else { return Ok(None) };
-        let status = self.status(spot)?;
+        let ledger = self.ledger_mut();
+        let found = ledger.backlog_mut().find_place(place)?;
+        let Some((spot, place)) = found else { return Ok(None) };
+        let status = ledger.status(spot)?;
         if status.standing.is_settled() {
-            self.counts.duplicated += 1;
+            ledger.counts_mut().duplicated += 1;
             return Ok(None);
         }
-        let mapped = self.backlog.track_at(spot.at).map()?;
+        let mapped = ledger.backlog_mut().track_at(spot.at).map()?;
         let Some(header) = mapped.header(place.offset, place.index) else {
-            self.lose(spot, place.offset)?;
+            ledger.lose(spot, place.offset)?;
             return Ok(None);
         };
-        let found = self.backlog.found(
-            spot,
-            (place.seq, status.slot, status.standing),
-            place.offset,
-            header,
-        );
+        let said = (place.seq, status.slot, status.standing);
+        let found = ledger.backlog().found(spot, said, place.offset, header);
         // The attempts are those of memory: what could not be stored counts as well.
         let found = Found { place, ..found };
         Ok(Some(Next { found, from: Front::Returned }))
@@ -126,32 +112,28 @@ impl Dispatch {
     #[inline(always)]
     fn choose_at_cursor(&mut self, visible: u64) -> Result<Choice> {
         for _ in 0..STEP {
-            let mut cursor = self.cursor;
+            let ledger = self.ledger_mut();
+            let mut cursor = *ledger.places().cursor();
             // What is delayed or dying is known elsewhere.
             let is_ready = |standing| standing == Standing::Ready;
-            let met = self.backlog.walk(&mut cursor, visible, is_ready);
-            self.cursor = cursor;
+            let met = ledger.backlog_mut().walk(&mut cursor, visible, is_ready);
+            *ledger.places_mut().cursor_mut() = cursor;
             match met? {
                 Met::Message(found) if found.standing == Standing::Ready => {
                     return Ok(Choice::Next(Next { found, from: Front::Cursor }));
                 }
                 // Transient, and of an earlier run.
                 Met::Message(found) => {
-                    self.settle(found.spot, &found.place, State::Dead)?;
-                    self.cursor.pass_found(&found);
+                    ledger.settle(found.spot, &found.place, State::Dead)?;
+                    ledger.places_mut().cursor_mut().pass_found(&found);
                 }
                 Met::End => return Ok(Choice::Nothing),
                 Met::Tired => return Ok(Choice::Again),
-                Met::OldSegment(at) => {
-                    // Before a message of it is handed out, all of its slots are counted, so that
-                    // those that are delayed or dying are known, and known once.
-                    self.pass_damage(Met::OldSegment(at), &mut cursor)?;
-                    self.cursor = cursor;
-                    return Ok(Choice::Again);
-                }
+                // Before a message of an old segment is handed out, all slots of it are counted,
+                // so that those that are delayed or dying are known, and known once.
                 met => {
                     self.pass_damage(met, &mut cursor)?;
-                    self.cursor = cursor;
+                    *self.ledger_mut().places_mut().cursor_mut() = cursor;
                     return Ok(Choice::Again);
                 }
             }
@@ -159,71 +141,28 @@ impl Dispatch {
         Ok(Choice::Again)
     }
 
-    /// Stores the attempt and begins the lease.
-    #[inline(always)]
-    fn lease(&mut self, next: &Next, now: Option<u64>) -> Result<Leased> {
-        let Next { found: Found { spot, place, header, .. }, from } = *next;
-        let place = Place { attempts: MAX_ATTEMPTS.min(place.attempts + 1), ..place };
-        let Place { seq, attempts, offset, .. } = place;
-        let track = self.backlog.store_found(spot, (unsettled_state(&place), attempts), offset)?;
-        let pushed_at = track.base_time() + u64::from(header.age);
-        track.note_leased();
-        let body = Body::of(track.map()?, &header, offset);
-        self.counts.popped += 1;
-        self.counts.redelivered += u64::from(attempts > 1);
-        if from == Front::Cursor {
-            self.counts.out_of_order += u64::from(seq < self.newest_first);
-            self.newest_first = self.newest_first.max(seq);
-        }
-        let deadline = self.policy.visibility.zip(now);
-        let deadline = deadline.map(|(timeout, now)| self.clock.after(now, timeout));
-        let ticket = self.leases.begin(place, deadline);
-        let is_sample = Measure::is_sample(self.counts.popped);
-        Ok(Leased { ticket, seq, attempts, offset, pushed_at, body, header, is_sample, now })
-    }
-
     /// The message that was chosen is leased: it is no longer where it waited, and its last holder,
     /// if its lease ran out, has it no more.
     #[inline(always)]
     fn leave_front(&mut self, next: &Next) {
         let seq = next.found.place.seq;
-        self.leases.end_expired(seq);
+        let places = self.ledger_mut().places_mut();
+        places.leases_mut().end_expired(seq);
         match next.from {
-            Front::Cursor => self.cursor.pass_found(&next.found),
-            Front::Returned => drop(self.returned.remove(&seq)),
-            Front::Schedule(due) => {
-                self.schedule.remove(due, seq);
-                self.untold.remove(&seq);
+            Front::Cursor => places.cursor_mut().pass_found(&next.found),
+            Front::Returned => {
+                places.leave_returned(seq);
             }
+            Front::Schedule(due) => places.leave_schedule(due, seq),
         }
-        self.expiry.note_head_changed(&self.clock);
+        self.ledger_mut().note_head_changed();
     }
 
-    /// The message that was chosen is settled, wherever it waited; false if it was already.
-    pub(super) fn settle_chosen(&mut self, next: &Next, state: State) -> Result<bool> {
-        let is_new = self.settle(next.found.spot, &next.found.place, state)?;
-        self.leave_chosen(next);
-        Ok(is_new)
-    }
-
-    /// The message that was chosen dies.
-    pub(super) fn die_of(&mut self, next: &Next, cause: Cause) -> Result<()> {
-        self.die(next.found.spot, &next.found.place, Death { cause: Some(cause), reason: None })?;
-        self.leave_chosen(next);
-        Ok(())
-    }
-
+    /// The message that was chosen is settled, or dying.
     pub(super) fn leave_chosen(&mut self, next: &Next) {
         if next.from == Front::Cursor {
-            self.cursor.pass_found(&next.found);
+            self.ledger_mut().places_mut().cursor_mut().pass_found(&next.found);
         }
-        self.expiry.note_head_changed(&self.clock);
-    }
-
-    /// Where the body of a message that was chosen lies, to be read outside of the lock.
-    pub(crate) fn body_of(&mut self, next: &Next) -> Result<Body> {
-        let Found { spot, place, header, .. } = next.found;
-        let mapped = self.backlog.track_at(spot.at).map()?;
-        Ok(Body::of(mapped, &header, place.offset))
+        self.ledger_mut().note_head_changed();
     }
 }

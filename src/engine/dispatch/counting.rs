@@ -1,107 +1,116 @@
-//! Taking up what earlier runs left, as their slots are counted.
+//! Taking up what earlier runs left, as their slots are counted, and what a walk meets besides
+//! messages.
 //!
 //! Promises: what a counted slot says is taken up once, also if a store that it needs fails: that
 //! is kept, and tried again by the next call.
 
-use super::Dispatch;
 use super::dying::Death;
-use super::progress::Unfinished;
-use crate::engine::backlog::Spot;
+use super::ledger::Ledger;
+use crate::engine::backlog::cursor::Cursor;
+use crate::engine::backlog::{LostRecords, Met, Spot};
 use crate::error::Result;
 use crate::format::slot::State;
 use crate::format::standing::Standing;
 
 /// Such messages settled under one lock.
 const STEP: usize = 256;
+/// Lost messages settled under one lock.
+const HOLE: u32 = 16_384;
 
-impl Dispatch {
-    /// What could not be read may be readable now.
-    pub(crate) fn count_again(&mut self) {
-        self.backlog.count_again();
-    }
+/// What was counted, and is not taken up.
+#[derive(Debug, Default)]
+pub(super) struct Counting {
+    unfinished: Vec<Unfinished>,
+}
 
+/// What counting found and has to be stored.
+#[derive(Clone, Copy, Debug)]
+enum Unfinished {
+    /// A record of this segment whose number cannot be read, and which is not settled: lost.
+    Unnumbered { ordinal: u64, index: u32 },
+    /// The slot of this record of a segment cannot be read: rebuilt, and taken up then.
+    BadSlot { ordinal: u64, index: u32 },
+    /// It was dying, and there are no dead letters any more: dropped.
+    Dropped { seq: u64 },
+}
+
+impl Counting {
     /// Whether counting found what could not be stored.
-    pub(crate) fn has_unfinished(&self) -> bool {
+    pub(super) fn has_unfinished(&self) -> bool {
         !self.unfinished.is_empty()
     }
 
+    /// All that was found is given up.
+    pub(super) fn clear(&mut self) {
+        self.unfinished.clear();
+    }
+
     /// Counts some slots of earlier runs; false once all are counted.
-    pub(crate) fn count_some(&mut self) -> Result<bool> {
-        if !self.unfinished.is_empty() {
-            self.finish_some()?;
+    pub(super) fn count_some(&mut self, ledger: &mut Ledger) -> Result<bool> {
+        if self.has_unfinished() {
+            self.finish_some(ledger)?;
             return Ok(true);
         }
-        let Some(at) = self.backlog.first_uncounted() else { return Ok(false) };
-        self.count_some_of(at)?;
+        let Some(at) = ledger.backlog().first_uncounted() else { return Ok(false) };
+        self.count_some_of(at, ledger)?;
+        Ok(true)
+    }
+
+    /// Counts some slots of a segment; false once all of them are counted, or it is no more.
+    pub(super) fn count_segment(&mut self, ordinal: u64, ledger: &mut Ledger) -> Result<bool> {
+        let at = at_ordinal(ledger, ordinal);
+        let Some(at) = at.filter(|&at| !ledger.backlog().tracks()[at].is_counted()) else {
+            return Ok(false);
+        };
+        self.count_some_of(at, ledger)?;
         Ok(true)
     }
 
     /// Counts some slots of a segment, and takes up what they say.
-    pub(super) fn count_some_of(&mut self, at: usize) -> Result<()> {
-        let special = self.backlog.count_some(at)?;
-        let ordinal = self.backlog.tracks()[at].ordinal();
-        self.add_settled(special.settled.into());
-        self.news.settled |= special.settled > 0;
-        self.news.upkeep |= self.backlog.tracks()[at].is_done();
+    fn count_some_of(&mut self, at: usize, ledger: &mut Ledger) -> Result<()> {
+        let special = ledger.backlog_mut().count_some(at)?;
+        let ordinal = ledger.backlog().tracks()[at].ordinal();
+        ledger.note_found_settled(at, special.settled);
         for lost in special.lost {
-            self.backlog.note_lost_numbers(lost, lost);
+            ledger.backlog_mut().note_lost_numbers(lost, lost);
         }
         for (due, seq) in special.delayed {
-            self.schedule.put(due, seq);
+            ledger.places_mut().schedule_mut().put(due, seq);
         }
         let unnumbered = special.unnumbered.into_iter();
         self.unfinished.extend(unnumbered.map(|index| Unfinished::Unnumbered { ordinal, index }));
         let bad_slots = special.bad_slots.into_iter();
         self.unfinished.extend(bad_slots.map(|index| Unfinished::BadSlot { ordinal, index }));
         for seq in special.dying {
-            if self.policy.has_dead_letters {
-                self.dying.insert(seq, Death { cause: None, reason: None });
-                self.news.died = true;
+            if ledger.policy().has_dead_letters {
+                ledger.note_dying(seq, Death { cause: None, reason: None });
             } else {
                 self.unfinished.push(Unfinished::Dropped { seq });
             }
         }
-        self.finish_some()
-    }
-
-    fn spot(&self, ordinal: u64, index: u32) -> Option<Spot> {
-        let mut tracks = self.backlog.tracks().iter();
-        tracks.position(|track| track.ordinal() == ordinal).map(|at| Spot { at, index })
-    }
-
-    /// Rebuilds a slot before any message of its segment is handed out in this run: if the delay
-    /// beside it can be read, it is taken up.
-    fn rebuild_counted(&mut self, spot: Spot) -> Result<()> {
-        if self.status(spot)?.standing == Standing::Unreadable {
-            self.backlog.rebuild_slot(spot)?;
-            let status = self.status(spot)?;
-            if let (Standing::Scheduled(due), Some(seq)) = (status.standing, status.seq) {
-                self.schedule.put(due, seq);
-            }
-        }
-        Ok(())
+        self.finish_some(ledger)
     }
 
     /// Settles some of what counting found.
-    fn finish_some(&mut self) -> Result<()> {
+    fn finish_some(&mut self, ledger: &mut Ledger) -> Result<()> {
         for _ in 0..STEP {
             let Some(&unfinished) = self.unfinished.last() else { return Ok(()) };
             match unfinished {
                 Unfinished::Unnumbered { ordinal, index } => {
-                    if let Some(spot) = self.spot(ordinal, index) {
-                        self.lose(spot, 0)?;
+                    if let Some(at) = at_ordinal(ledger, ordinal) {
+                        ledger.lose(Spot { at, index }, 0)?;
                     }
                 }
                 Unfinished::BadSlot { ordinal, index } => {
-                    if let Some(spot) = self.spot(ordinal, index) {
-                        self.rebuild_counted(spot)?;
+                    if let Some(at) = at_ordinal(ledger, ordinal) {
+                        rebuild_counted(ledger, Spot { at, index })?;
                     }
                 }
                 Unfinished::Dropped { seq } => {
-                    if let Some(found) = self.look_up(seq)?
-                        && self.settle(found.spot, &found.place, State::Dead)?
+                    if let Some(found) = ledger.look_up(seq)?
+                        && ledger.settle(found.spot, &found.place, State::Dead)?
                     {
-                        self.counts.dropped += 1;
+                        ledger.counts_mut().dropped += 1;
                     }
                 }
             }
@@ -109,4 +118,59 @@ impl Dispatch {
         }
         Ok(())
     }
+
+    /// Takes a walk that settles past what it met besides messages: a segment of an earlier run is
+    /// counted and entered, damage is settled.
+    pub(super) fn pass_damage(
+        &mut self,
+        met: Met,
+        cursor: &mut Cursor,
+        ledger: &mut Ledger,
+    ) -> Result<()> {
+        match met {
+            Met::Message(_) | Met::End | Met::Tired => {}
+            // So that what is delayed or dying is known.
+            Met::OldSegment(at) if !ledger.backlog().tracks()[at].is_counted() => {
+                self.count_some_of(at, ledger)?;
+            }
+            Met::OldSegment(at) => ledger.backlog_mut().skip_settled(at, cursor)?,
+            Met::BadSlot(spot) => ledger.backlog_mut().rebuild_slot(spot)?,
+            Met::Unnumbered(spot) => {
+                ledger.lose(spot, 0)?;
+                cursor.pass(None);
+            }
+            Met::Lost(LostRecords { at, indexes, offset, next }) => {
+                // A step of a long hole; the next one is found behind it again.
+                let end_index = indexes.end.min(indexes.start.saturating_add(HOLE));
+                let next = if end_index < indexes.end { offset } else { next };
+                for index in indexes.start..end_index {
+                    let spot = Spot { at, index };
+                    // One that is in flight is in a consumer's hands, whole.
+                    if !ledger.may_be_in_flight(spot)? {
+                        ledger.lose(spot, offset)?;
+                    }
+                }
+                cursor.pass_lost(end_index, next);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where the track of a segment is, if there is one.
+fn at_ordinal(ledger: &Ledger, ordinal: u64) -> Option<usize> {
+    ledger.backlog().tracks().iter().position(|track| track.ordinal() == ordinal)
+}
+
+/// Rebuilds a slot before any message of its segment is handed out in this run: if the delay beside
+/// it can be read, it is taken up.
+fn rebuild_counted(ledger: &mut Ledger, spot: Spot) -> Result<()> {
+    if ledger.status(spot)?.standing == Standing::Unreadable {
+        ledger.backlog_mut().rebuild_slot(spot)?;
+        let status = ledger.status(spot)?;
+        if let (Standing::Scheduled(due), Some(seq)) = (status.standing, status.seq) {
+            ledger.places_mut().schedule_mut().put(due, seq);
+        }
+    }
+    Ok(())
 }

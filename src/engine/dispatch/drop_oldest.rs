@@ -2,84 +2,95 @@
 
 use super::Dispatch;
 use super::exchange::Choice;
-use super::progress::{Dropped, Dropping};
-use crate::engine::backlog::Met;
+use crate::engine::backlog::Found;
 use crate::engine::backlog::cursor::Cursor;
-use crate::engine::backlog::track::Track;
 use crate::error::Result;
 use crate::format::slot::State;
-use crate::format::standing::Standing;
 
 /// Messages dropped under one lock.
 const STEP: usize = 4096;
 
-impl Dispatch {
-    /// Drops the message that would be handed out next, or else the next delayed one.
-    pub(crate) fn drop_next(&mut self, published: u64) -> Result<Dropped> {
-        match self.choose(published)? {
-            Choice::Next(next) => {
-                let is_new = self.settle_chosen(&next, State::Dead)?;
-                self.counts.dropped += u64::from(is_new);
-                Ok(if is_new { Dropped::One } else { Dropped::Again })
-            }
-            Choice::Again => Ok(Dropped::Again),
-            Choice::Nothing => self.drop_delayed(),
-        }
-    }
+/// How far dropping a segment has got.
+#[derive(Debug)]
+pub(crate) struct Dropping {
+    cursor: Cursor,
+    first_seq: u64,
+    last_seq: u64,
+    dropped: u64,
+}
 
-    fn drop_delayed(&mut self) -> Result<Dropped> {
-        let Some((due, seq)) = self.schedule.first() else { return Ok(Dropped::None) };
-        let mut is_new = false;
-        if let Some(found) = self.look_up(seq)? {
-            is_new = self.settle(found.spot, &found.place, State::Dead)?;
-            self.counts.dropped += u64::from(is_new);
-        }
-        self.schedule.remove(due, seq);
-        Ok(if is_new { Dropped::One } else { Dropped::Again })
-    }
+/// What a step of dropping did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Dropped {
+    One,
+    /// Nothing waits.
+    None,
+    /// Other work first: to be asked again.
+    Again,
+}
 
-    /// Bytes of the newest segment.
-    pub(crate) fn newest_bytes(&self) -> u64 {
-        self.backlog.tracks().back().map_or(0, Track::size)
-    }
-
+impl Dropping {
     /// The oldest segment behind message `after` that can be let go once what waits in it is
     /// dropped: not the newest, and nothing of it is in flight or dying.
-    pub(crate) fn droppable_segment(&self, after: Option<u64>) -> Option<Dropping> {
-        let tracks = self.backlog.tracks();
+    pub(crate) fn of_oldest(dispatch: &Dispatch, after: Option<u64>) -> Option<Self> {
+        let ledger = dispatch.ledger();
+        let tracks = ledger.backlog().tracks();
         let older = tracks.len().saturating_sub(1);
         let mut older = tracks.iter().take(older);
         let track = older.find(|track| {
-            let (first_seq, end_seq) = (track.first_seq(), track.end_seq(0));
-            let is_behind = after.is_none_or(|after| first_seq > after);
-            let is_free = track.leased() == 0 && !track.is_pinned();
-            is_behind && is_free && !self.dying.has_any_in(first_seq..end_seq)
+            let seqs = track.first_seq()..track.end_seq(0);
+            let is_behind = after.is_none_or(|after| seqs.start > after);
+            let is_free = track.leased() == 0 && !track.is_pinned() && !seqs.is_empty();
+            is_behind && is_free && !ledger.places().dying().has_any_in(seqs)
         })?;
-        let last_seq = track.end_seq(0).saturating_sub(1).max(track.first_seq());
-        let (cursor, first_seq) = (Cursor::start_of(track), track.first_seq());
-        Some(Dropping { cursor, first_seq, last_seq, dropped: 0 })
+        let (first_seq, last_seq) = (track.first_seq(), track.end_seq(0) - 1);
+        Some(Self { cursor: Cursor::start_of(track), first_seq, last_seq, dropped: 0 })
     }
 
-    /// Drops some of what waits in a segment; false once nothing is left there.
-    pub(crate) fn drop_some(&mut self, dropping: &mut Dropping) -> Result<bool> {
-        for _ in 0..STEP {
-            let wants = |standing| !matches!(standing, Standing::Dying | Standing::Unreadable);
-            match self.backlog.walk(&mut dropping.cursor, dropping.last_seq, wants)? {
-                Met::Message(found) => {
-                    if self.settle_waiting(&found)? {
-                        dropping.dropped += 1;
-                        self.counts.dropped += 1;
-                    }
-                    dropping.cursor.pass_found(&found);
-                }
-                Met::End => return Ok(false),
-                Met::Tired => return Ok(true),
-                met => {
-                    self.pass_damage(met, &mut dropping.cursor)?;
-                    return Ok(true);
-                }
+    /// Drops some of what waits in the segment; false once nothing is left there.
+    pub(crate) fn drop_some(&mut self, dispatch: &mut Dispatch) -> Result<bool> {
+        let Self { cursor, last_seq, dropped, .. } = self;
+        dispatch.settle_on_walk(cursor, *last_seq, STEP, |counts| {
+            counts.dropped += 1;
+            *dropped += 1;
+        })
+    }
+
+    /// How many messages were dropped.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// The first Seq of its segment.
+    pub(crate) fn first_seq(&self) -> u64 {
+        self.first_seq
+    }
+}
+
+impl Dispatch {
+    /// Drops the message that would be handed out next, or else the next delayed one.
+    pub(crate) fn drop_next(&mut self, published: u64) -> Result<Dropped> {
+        let is_new = match self.choose(published)? {
+            Choice::Next(next) => {
+                let found = &next.found;
+                let is_new = self.ledger_mut().settle(found.spot, &found.place, State::Dead)?;
+                self.leave_chosen(&next);
+                is_new
             }
-        }
-        Ok(true)
+            Choice::Again => false,
+            Choice::Nothing => {
+                let ledger = self.ledger_mut();
+                let Some((due, seq)) = ledger.places().schedule().first() else {
+                    return Ok(Dropped::None);
+                };
+                let found = ledger.look_up(seq)?;
+                let settle = |found: Found| ledger.settle(found.spot, &found.place, State::Dead);
+                let is_new = found.map_or(Ok(false), settle)?;
+                ledger.places_mut().leave_schedule(due, seq);
+                is_new
+            }
+        };
+        self.ledger_mut().counts_mut().dropped += u64::from(is_new);
+        Ok(if is_new { Dropped::One } else { Dropped::Again })
     }
 }

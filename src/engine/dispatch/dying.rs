@@ -4,7 +4,7 @@
 //! is pushed to the dead letters; once that is durable, its slot says *dead*. The second step is
 //! led by `dead_letters.rs`, which knows both queues.
 
-use super::exchange::Body;
+use crate::engine::backlog::Body;
 use crate::format::bytes::to_u64;
 use crate::format::record::RecordHeader;
 use crate::leases::Place;
@@ -74,16 +74,16 @@ impl Dying {
         !self.moved.is_empty() || !self.unsynced.is_empty()
     }
 
-    pub(super) fn has_any_in(&self, seqs: Range<u64>) -> bool {
+    pub(crate) fn has_any_in(&self, seqs: Range<u64>) -> bool {
         self.waiting.range(seqs.clone()).next().is_some() || self.moved.range(seqs).next().is_some()
     }
 
-    pub(super) fn insert(&mut self, seq: u64, death: Death) {
+    pub(crate) fn insert(&mut self, seq: u64, death: Death) {
         self.waiting.insert(seq, death);
     }
 
     /// It is settled, or lost.
-    pub(super) fn remove(&mut self, seq: u64) {
+    pub(crate) fn remove(&mut self, seq: u64) {
         if self.count() > 0 {
             self.waiting.remove(&seq);
             self.moved.remove(&seq);
@@ -91,12 +91,12 @@ impl Dying {
     }
 
     /// Some of those behind `after` that wait to be moved.
-    pub(super) fn waiting_behind(&self, after: u64, most: usize) -> Vec<u64> {
+    pub(crate) fn waiting_behind(&self, after: u64, most: usize) -> Vec<u64> {
         let behind = (Bound::Excluded(after), Bound::Unbounded);
         self.waiting.range(behind).map(|(seq, _)| *seq).take(most).collect()
     }
 
-    pub(super) fn death(&self, seq: u64) -> Option<Death> {
+    pub(crate) fn death(&self, seq: u64) -> Option<Death> {
         self.waiting.get(&seq).cloned()
     }
 
@@ -108,13 +108,13 @@ impl Dying {
     }
 
     /// Those that were moved up to this Seq there.
-    pub(super) fn moved_up_to(&self, there: u64) -> Vec<(u64, u64)> {
+    pub(crate) fn moved_up_to(&self, there: u64) -> Vec<(u64, u64)> {
         let moved = self.moved.iter().map(|(seq, there)| (*seq, *there));
         moved.filter(|(_, number)| *number <= there).collect()
     }
 
     /// One that was moved is settled here; the store is not synced.
-    pub(super) fn settled(&mut self, there: u64) {
+    pub(crate) fn settled(&mut self, there: u64) {
         self.unsynced.insert(there);
     }
 

@@ -1,15 +1,10 @@
 //! What goes between dispatch and a consumer: what is chosen, what is leased, what is answered.
 
-use crate::engine::backlog::Found;
+use crate::engine::backlog::{Body, Found};
 use crate::format::record::RecordHeader;
 use crate::format::slot::State;
 use crate::leases::{Place, Ticket};
-use crate::log::sealed::Mapped;
-use std::sync::Arc;
 use std::time::Duration;
-
-/// Bodies up to this size are copied under the lock.
-const COPY_UNDER_LOCK: u32 = 1024;
 
 /// A message that can be leased.
 #[derive(Clone, Copy, Debug)]
@@ -60,33 +55,6 @@ pub(crate) struct Leased {
     pub(crate) is_sample: bool,
     /// The coarse clock, if it was read.
     pub(crate) now: Option<u64>,
-}
-
-/// Where the bytes of a message are. A short copy is cheaper than a reference count.
-#[derive(Debug)]
-pub(crate) enum Body {
-    Copied(Vec<u8>),
-    In(Arc<Mapped>),
-}
-
-impl Body {
-    #[inline]
-    pub(crate) fn of(mapped: &Arc<Mapped>, header: &RecordHeader, offset: u64) -> Self {
-        if header.body_len <= COPY_UNDER_LOCK {
-            Self::Copied(mapped.body(header, offset))
-        } else {
-            Self::In(Arc::clone(mapped))
-        }
-    }
-
-    /// The bytes, not yet verified.
-    #[inline]
-    pub(crate) fn take(&mut self, header: &RecordHeader, offset: u64) -> Vec<u8> {
-        match self {
-            Self::Copied(body) => std::mem::take(body),
-            Self::In(mapped) => mapped.body(header, offset),
-        }
-    }
 }
 
 /// What a consumer says.

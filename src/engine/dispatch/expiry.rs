@@ -13,7 +13,7 @@ const LOOK_AGAIN: u64 = 1000;
 
 /// When the front is looked at.
 #[derive(Debug)]
-pub(super) struct Expiry {
+pub(crate) struct Expiry {
     /// Some messages may expire.
     may_expire: bool,
     next_look: Option<u64>,
@@ -42,7 +42,7 @@ impl Expiry {
 
     fn plan(&mut self, look: Option<u64>) {
         self.next_look = look;
-        // Relaxed: see the fence in `Dispatch::look_at_front`.
+        // Relaxed: see the fence in `FrontMessage::look`.
         self.is_idle.store(look.is_none(), Ordering::Relaxed);
     }
 
@@ -57,18 +57,18 @@ impl Expiry {
     }
 
     /// Whether no look is planned, for producers.
-    pub(super) fn is_idle(&self) -> &Arc<AtomicBool> {
+    pub(crate) fn is_idle(&self) -> &Arc<AtomicBool> {
         &self.is_idle
     }
 
     /// A message that expires then is about to be published.
-    pub(super) fn note_expiring(&mut self, expires: u64) {
+    pub(crate) fn note_expiring(&mut self, expires: u64) {
         self.may_expire = true;
         self.plan_before(expires);
     }
 
     /// There has to be a look then, if there is none before.
-    pub(super) fn plan_before(&mut self, time: u64) {
+    pub(crate) fn plan_before(&mut self, time: u64) {
         self.plan(clock::earlier(self.next_look, Some(time)));
     }
 

@@ -1,71 +1,94 @@
-//! Looking at the message at the front, and settling it once it has expired.
+//! Looking whether the message at the front has expired, and settling it then.
 
 use super::Dispatch;
-use super::exchange::{Body, Choice, Next};
+use super::exchange::{Choice, Next};
+use super::policy::Policy;
+use crate::engine::backlog::{Body, Found};
 use crate::error::Result;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use crate::format::extension::Verified;
+use std::sync::atomic::{Ordering, fence};
 
-impl Dispatch {
-    /// Whether a producer whose message expires has to say so.
-    pub(in super::super) fn expiry_is_idle(&self) -> Arc<AtomicBool> {
-        Arc::clone(self.expiry.is_idle())
-    }
+/// The message at the front, to be looked at outside of the lock.
+#[derive(Debug)]
+pub(crate) struct FrontMessage {
+    next: Next,
+    body: Body,
+    pushed_at: u64,
+}
 
-    /// A message that expires then is about to be published.
-    pub(crate) fn note_expiring(&mut self, expires: u64) {
-        self.expiry.note_expiring(expires);
-    }
+/// What a look at the front gives.
+#[derive(Debug)]
+pub(crate) enum FrontLook {
+    Message(FrontMessage),
+    /// Nothing waits, or nothing can expire.
+    Nothing,
+    /// Other work first: to be asked again.
+    Again,
+}
 
-    /// The message at the front, to be looked at outside of the lock, if any may expire. Plans no
-    /// other look.
-    pub(crate) fn look_at_front(
-        &mut self,
-        visible: impl Fn() -> u64,
-    ) -> Result<Option<(Choice, Option<Body>)>> {
-        if !self.expiry.begin_look() {
-            return Ok(None);
+/// What the message at the front is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum FrontState {
+    Whole {
+        expires: Option<u64>,
+    },
+    Damaged,
+    /// Only a newer version of keepq can read it.
+    Newer,
+}
+
+/// Why the message at the front is settled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unfit {
+    Expired,
+    Damaged,
+}
+
+impl FrontMessage {
+    /// Looks at the front, if any message may expire. Plans no other look.
+    pub(crate) fn look(dispatch: &mut Dispatch, visible: impl Fn() -> u64) -> Result<FrontLook> {
+        if !dispatch.ledger_mut().expiry_mut().begin_look() {
+            return Ok(FrontLook::Nothing);
         }
         // Pairs with the fence of a producer, who publishes and then asks whether a look is
         // planned: one of the two sees the other.
         fence(Ordering::SeqCst);
-        let choice = self.choose(visible())?;
-        let body = if let Choice::Next(next) = &choice { Some(self.body_of(next)?) } else { None };
-        Ok(Some((choice, body)))
+        let next = match dispatch.choose(visible())? {
+            Choice::Next(next) => next,
+            Choice::Nothing => return Ok(FrontLook::Nothing),
+            Choice::Again => return Ok(FrontLook::Again),
+        };
+        let (pushed_at, body) = Body::of_found(dispatch.backlog_mut(), &next.found)?;
+        Ok(FrontLook::Message(Self { next, body, pushed_at }))
     }
 
-    /// The front is to be looked at then, since it expires; `None`: it does not.
-    pub(crate) fn plan_look(&mut self, expires: Option<u64>) {
-        if let Some(expires) = expires {
-            self.expiry.plan_before(expires);
+    /// Settles the message, if it is still at the front.
+    pub(crate) fn settle(&self, unfit: Unfit, dispatch: &mut Dispatch, visible: u64) -> Result<()> {
+        let Choice::Next(next) = dispatch.choose(visible)? else { return Ok(()) };
+        let Found { spot, ref place, .. } = next.found;
+        if place.seq != self.next.found.place.seq {
+            return Ok(());
         }
-    }
-
-    /// The message at the front has expired, if it is still this one.
-    pub(crate) fn expire_front(&mut self, seq: u64, visible: u64) -> Result<()> {
-        if let Choice::Next(next) = self.choose(visible)?
-            && next.found.place.seq == seq
-        {
-            self.settle_expired(next.found.spot, &next.found.place)?;
-            self.leave_chosen(&next);
+        match unfit {
+            Unfit::Expired => dispatch.deliveries_mut().settle_expired(spot, place)?,
+            Unfit::Damaged => {
+                dispatch.ledger_mut().lose(spot, place.offset)?;
+            }
         }
+        dispatch.leave_chosen(&next);
         Ok(())
     }
 
-    /// The message at the front is damaged, if it is still this one.
-    pub(crate) fn lose_front(&mut self, seq: u64, visible: u64) -> Result<()> {
-        if let Choice::Next(next) = self.choose(visible)?
-            && next.found.place.seq == seq
-        {
-            self.lose(next.found.spot, next.found.place.offset)?;
-            self.leave_chosen(&next);
+    /// Reads the message, outside of the lock. `policy`: of its queue.
+    pub(crate) fn read(&mut self, policy: &Policy) -> FrontState {
+        let Found { ref header, place, .. } = self.next.found;
+        let body = self.body.take(header, place.offset);
+        match header.verify(&body) {
+            Verified::Damaged => FrontState::Damaged,
+            Verified::Newer => FrontState::Newer,
+            Verified::Payload(_) => {
+                FrontState::Whole { expires: policy.expires_at(header, &body, self.pushed_at) }
+            }
         }
-        Ok(())
-    }
-
-    /// When a chosen message was pushed.
-    pub(crate) fn pushed_at(&mut self, next: &Next) -> u64 {
-        let track = self.backlog.track_at(next.found.spot.at);
-        track.base_time() + u64::from(next.found.header.age)
     }
 }

@@ -15,9 +15,9 @@ impl Inspect {
     pub(crate) fn stats(&self, others: &Others) -> Stats {
         let unsealed = self.appender.unsealed();
         let mut dispatch = self.dispatch.lock();
-        let ready = dispatch.ready(|| self.published.visible());
-        // Not asked for again below: what becomes due meanwhile would be in neither.
-        let (in_flight, delayed) = (dispatch.in_flight(), dispatch.known_delayed());
+        let ledger = dispatch.ledger();
+        let (ready, delayed) = ledger.ready_and_delayed(|| self.published.visible());
+        let in_flight = ledger.places().in_flight();
         let published = self.published.newest();
         let (used, pushed) = (unsealed.active_record_bytes(), unsealed.pushed());
         // What follows may take a while: pushes go on.
@@ -32,11 +32,11 @@ impl Inspect {
             ready,
             in_flight,
             delayed,
-            dying: dispatch.dying().count(),
+            dying: dispatch.ledger().places().dying().count(),
             dead_letters,
             pushed,
             failed_pushes,
-            counts: dispatch.counts(),
+            counts: *dispatch.ledger().counts(),
             lost: dispatch.backlog().losses().count(),
             segments: to_u64(tracks.len()),
             segment_bytes: tracks.iter().map(Track::size).sum(),
@@ -49,8 +49,8 @@ impl Inspect {
             oldest: oldest.map(|time| Duration::from_millis(now.saturating_sub(time))),
             uptime: Duration::from_millis(now - self.context.clock.start_time()),
             push_time,
-            waiting_time: dispatch.measure().waiting(),
-            processing_time: dispatch.measure().processing(),
+            waiting_time: dispatch.deliveries().measure().waiting(),
+            processing_time: dispatch.deliveries().measure().processing(),
             background_error: self.background_error(),
         }
     }

@@ -12,9 +12,9 @@ use super::append::Appender;
 use super::backlog::Met;
 use super::backlog::cursor::Cursor;
 use super::backlog::track::Track;
-use super::backlog::{Found, Lookup};
+use super::backlog::{Body, Found, Lookup};
 use super::context::Context;
-use super::dispatch::{Body, Dispatch, Whereabouts};
+use super::dispatch::{Dispatch, Whereabouts};
 use super::published::Published;
 use super::reclaim::Reclaim;
 use super::signal::DispatchLock;
@@ -144,7 +144,7 @@ impl Inspect {
         loop {
             let mut dispatch = self.dispatch.lock();
             dispatch.check_open()?;
-            dispatch.end_due();
+            dispatch.deliveries_mut().end_due();
             let step = self.look_ahead(&mut dispatch, &mut ahead);
             drop(dispatch);
             match step? {
@@ -164,7 +164,7 @@ impl Inspect {
     fn look_ahead(&self, dispatch: &mut Dispatch, ahead: &mut Ahead) -> Result<Step> {
         match ahead {
             Ahead::Returned(from) => {
-                let Some(seq) = dispatch.next_returned(*from) else {
+                let Some(seq) = dispatch.ledger().places().next_returned(*from) else {
                     *ahead = Ahead::Due((0, 0));
                     return Ok(Step::Passed);
                 };
@@ -172,9 +172,9 @@ impl Inspect {
                 Self::unverified_by_seq(dispatch, seq)
             }
             Ahead::Due(after) => {
-                let next = dispatch.next_due(*after);
+                let next = dispatch.ledger().places().schedule().next_due(*after);
                 let Some(entry) = next.filter(|(_, seq)| *seq <= self.published.visible()) else {
-                    *ahead = Ahead::Cursor(*dispatch.cursor());
+                    *ahead = Ahead::Cursor(*dispatch.ledger().places().cursor());
                     return Ok(Step::Passed);
                 };
                 *after = entry;
@@ -213,7 +213,7 @@ impl Inspect {
     /// A message that `pop` would hand out: whole, not over, and with an attempt left.
     fn view_if_fresh(&self, mut unverified: Unverified) -> Option<Viewed> {
         let header = unverified.header;
-        let policy = *self.dispatch.lock().policy();
+        let policy = *self.dispatch.lock().ledger().policy();
         if policy.is_last(unverified.attempts) {
             return None;
         }
@@ -266,7 +266,7 @@ impl Inspect {
         let status = track.status(index, run)?;
         let (base_time, is_counted) = (track.base_time(), track.is_counted_at(index));
         let mapped = Arc::clone(track.map()?);
-        let due = match dispatch.whereabouts(seq, &status, is_counted) {
+        let due = match dispatch.ledger().whereabouts(seq, &status, is_counted) {
             Whereabouts::Delayed(due) => Some(due),
             Whereabouts::Settled => return Ok(None),
             Whereabouts::Ready | Whereabouts::InFlight | Whereabouts::Dying => None,
@@ -289,13 +289,13 @@ impl Inspect {
         while !walk.is_over {
             let mut dispatch = self.dispatch.lock();
             dispatch.check_open()?;
-            dispatch.end_due();
+            dispatch.deliveries_mut().end_due();
             let met = Self::walk_some(&mut dispatch, walk);
             drop(dispatch);
             let Some(mut unverified) = met? else { continue };
             let viewed = match walk.which {
                 Which::Waiting => {
-                    let policy = *self.dispatch.lock().policy();
+                    let policy = *self.dispatch.lock().ledger().policy();
                     let header = unverified.header;
                     view(&mut unverified).filter(|viewed| {
                         let expires = policy.expires_at(&header, &viewed.body, viewed.pushed_at);
@@ -336,7 +336,7 @@ impl Inspect {
             };
             let is_counted =
                 dispatch.backlog_mut().track_at(found.spot.at).is_counted_at(found.spot.index);
-            let is_shown_at = match dispatch.whereabouts_of(&found, is_counted)? {
+            let is_shown_at = match dispatch.ledger_mut().whereabouts_of(&found, is_counted)? {
                 Whereabouts::Delayed(due) => Some(Some(due)),
                 Whereabouts::Ready => Some(None),
                 Whereabouts::Settled => None,
@@ -420,10 +420,8 @@ fn pass(dispatch: &mut Dispatch, cursor: &mut Cursor, met: Met) -> Result<Passed
 }
 
 fn unverified(dispatch: &mut Dispatch, found: &Found, due: Option<u64>) -> Result<Unverified> {
-    let Found { spot, place, header, .. } = *found;
-    let track = dispatch.backlog_mut().track_at(spot.at);
-    let pushed_at = track.base_time() + u64::from(header.age);
-    let body = Body::of(track.map()?, &header, place.offset);
+    let (pushed_at, body) = Body::of_found(dispatch.backlog_mut(), found)?;
+    let Found { place, header, .. } = *found;
     let (seq, attempts, offset) = (place.seq, place.attempts, place.offset);
     Ok(Unverified { seq, attempts, due, pushed_at, header, offset, body })
 }

@@ -32,7 +32,7 @@ impl Inspect {
             let used = unsealed.active_record_bytes();
             drop(unsealed);
             dispatch.check_open()?;
-            dispatch.end_due();
+            dispatch.deliveries_mut().end_due();
             let (published, time) = (self.published.newest(), self.context.clock.now());
             let now = Now { published, used, time, run: self.context.run };
             let found = stuck_from(&mut dispatch, from, now);
@@ -67,7 +67,7 @@ fn stuck_from(
     let is_counted = track.is_counted_at(index);
     let status: Status = track.status(index, now.run)?;
     let Some(seq) = status.seq else { return Ok(Some((None, next))) };
-    let state = match dispatch.whereabouts(seq, &status, is_counted) {
+    let state = match dispatch.ledger().whereabouts(seq, &status, is_counted) {
         Whereabouts::Ready => MessageState::Ready,
         Whereabouts::Delayed(_) => MessageState::Delayed,
         Whereabouts::Dying => MessageState::Dying,

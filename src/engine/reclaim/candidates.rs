@@ -18,7 +18,7 @@ pub(super) fn of(
     (now, idle): (u64, u64),
     is_unsynced: impl Fn(u64) -> bool,
 ) -> Vec<Candidate> {
-    let cursor = dispatch.cursor().seq();
+    let cursor = dispatch.ledger().places().cursor().seq();
     let newest = dispatch.backlog().tracks().len().saturating_sub(1);
     let tracks = dispatch.backlog_mut().tracks_mut().enumerate();
     let candidates = tracks.map(|(at, track)| {

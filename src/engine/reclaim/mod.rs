@@ -161,7 +161,7 @@ impl Reclaim {
     /// Unmaps what no delivery needs, and closes what is synced besides.
     pub(crate) fn release_idle_maps(&self) {
         let mut dispatch = self.dispatch.lock();
-        let reading = dispatch.cursor().ordinal();
+        let reading = dispatch.ledger().places().cursor().ordinal();
         let idle = dispatch.backlog_mut().take_idle_maps(reading);
         drop(dispatch);
         drop(idle);

@@ -9,8 +9,10 @@ use super::Reclaim;
 use crate::compaction::copy_job::{CopyJob, Finding};
 use crate::engine::backlog::Spot;
 use crate::engine::backlog::track::Track;
-use crate::engine::dispatch::Dispatch;
+use crate::engine::dispatch::{Dispatch, Ledger};
 use crate::error::{Error, Result};
+use crate::format::slot::State;
+use crate::format::standing::Standing;
 use crate::io::Access;
 use crate::log::copy::Finished;
 use crate::log::merge::CopySource;
@@ -38,7 +40,8 @@ impl Reclaim {
             return Ok(());
         }
         let mut dispatch = self.dispatch.lock();
-        findings.into_iter().try_for_each(|finding| settle_finding(&mut dispatch, finding))
+        let ledger = dispatch.ledger_mut();
+        findings.into_iter().try_for_each(|finding| settle_finding(ledger, finding))
     }
 
     /// Brings the copy up to date, and lets it take the place of its sources; tells how many
@@ -98,33 +101,54 @@ fn take_changes(dispatch: &mut Dispatch, sources: &[CopySource]) -> Result<Vec<C
 }
 
 /// Settles what copying met, unless it is settled already.
-fn settle_finding(dispatch: &mut Dispatch, finding: Finding) -> Result<()> {
+fn settle_finding(ledger: &mut Ledger, finding: Finding) -> Result<()> {
     let (Finding::Lost { ordinal, .. }
     | Finding::BadSlot { ordinal, .. }
     | Finding::Outlived { ordinal, .. }) = finding;
-    let tracks = dispatch.backlog().tracks();
+    let tracks = ledger.backlog().tracks();
     let Some(at) = tracks.iter().position(|track| track.ordinal() == ordinal) else {
         return Ok(());
     };
     match finding {
         Finding::Lost { from, to, offset, .. } => {
-            (from..to).try_for_each(|index| lose_copied(dispatch, Spot { at, index }, offset))
+            (from..to).try_for_each(|index| lose_copied(ledger, Spot { at, index }, offset))
         }
-        Finding::BadSlot { index, .. } => dispatch.rebuild_if_bad(Spot { at, index }),
+        Finding::BadSlot { index, .. } => rebuild_if_bad(ledger, Spot { at, index }),
         Finding::Outlived { index, offset, .. } => {
-            dispatch.settle_outlived(Spot { at, index }, offset)
+            settle_outlived(ledger, Spot { at, index }, offset)
         }
     }
 }
 
 /// A message is damaged: it is lost, wherever it waits. One that is in flight, with a copy of its
 /// payload in a consumer's hands, is not.
-fn lose_copied(dispatch: &mut Dispatch, spot: Spot, offset: u64) -> Result<()> {
-    if dispatch.may_be_in_flight(spot)? {
-        let path = dispatch.backlog_mut().track_at(spot.at).segment().path.clone();
+fn lose_copied(ledger: &mut Ledger, spot: Spot, offset: u64) -> Result<()> {
+    if ledger.may_be_in_flight(spot)? {
+        let path = ledger.backlog_mut().track_at(spot.at).segment().path.clone();
         let reason = "a message that may be in flight is damaged; once it is answered, its \
                       segment can be compacted";
         return Err(Error::Corrupt { operation: "compact", path, offset, reason });
     }
-    dispatch.lose(spot, offset).map(|_| ())
+    ledger.lose(spot, offset).map(|_| ())
+}
+
+/// Rebuilds a slot, if it still cannot be read.
+fn rebuild_if_bad(ledger: &mut Ledger, spot: Spot) -> Result<()> {
+    match ledger.status(spot)?.standing {
+        Standing::Unreadable => ledger.backlog_mut().rebuild_slot(spot),
+        _ => Ok(()),
+    }
+}
+
+/// Settles a transient message of an earlier run, whose record is at `offset`.
+fn settle_outlived(ledger: &mut Ledger, spot: Spot, offset: u64) -> Result<()> {
+    let status = ledger.status(spot)?;
+    let header = ledger.backlog_mut().track_at(spot.at).map()?.header(offset, spot.index);
+    let Some((header, seq)) = header.zip(status.seq) else { return Ok(()) };
+    let said = (seq, status.slot, status.standing);
+    let found = ledger.backlog().found(spot, said, offset, header);
+    if found.standing == Standing::Outlived {
+        ledger.settle(spot, &found.place, State::Dead)?;
+    }
+    Ok(())
 }

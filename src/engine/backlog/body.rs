@@ -1,0 +1,44 @@
+//! The bytes of a message, on their way out of the log.
+
+use super::{Backlog, Found};
+use crate::error::Result;
+use crate::format::record::RecordHeader;
+use crate::log::sealed::Mapped;
+use std::sync::Arc;
+
+/// Bodies up to this size are copied under the lock.
+const COPY_UNDER_LOCK: u32 = 1024;
+
+/// Where the bytes of a message are. A short copy is cheaper than a reference count.
+#[derive(Debug)]
+pub(crate) enum Body {
+    Copied(Vec<u8>),
+    In(Arc<Mapped>),
+}
+
+impl Body {
+    #[inline]
+    pub(crate) fn of(mapped: &Arc<Mapped>, header: &RecordHeader, offset: u64) -> Self {
+        if header.body_len <= COPY_UNDER_LOCK {
+            Self::Copied(mapped.body(header, offset))
+        } else {
+            Self::In(Arc::clone(mapped))
+        }
+    }
+
+    /// When a message that was found was pushed, and where its bytes are.
+    pub(crate) fn of_found(backlog: &mut Backlog, found: &Found) -> Result<(u64, Self)> {
+        let track = backlog.track_at(found.spot.at);
+        let pushed_at = track.base_time() + u64::from(found.header.age);
+        Ok((pushed_at, Self::of(track.map()?, &found.header, found.place.offset)))
+    }
+
+    /// The bytes, not yet verified.
+    #[inline]
+    pub(crate) fn take(&mut self, header: &RecordHeader, offset: u64) -> Vec<u8> {
+        match self {
+            Self::Copied(body) => std::mem::take(body),
+            Self::In(mapped) => mapped.body(header, offset),
+        }
+    }
+}

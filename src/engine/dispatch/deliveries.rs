@@ -1,0 +1,426 @@
+//! Deliveries: leases, from the hand-out of a message to its answer, or the end of its time.
+//!
+//! Promises: the attempt is stored before a message is handed out. An answer is one store, after
+//! which a kill does not undo it; it concerns the delivery that it belongs to and no newer one of
+//! the same message. A late answer counts as long as the message was not handed out again, settled
+//! or given up. A message that failed goes back, or dies with its last attempt. Work that takes
+//! long is done in steps.
+
+use super::dying::{Cause, Death};
+use super::exchange::{Answer, Front, Leased, Next, unsettled_state};
+use super::ledger::Ledger;
+use super::measure::Measure;
+use crate::clock::{self, Clock};
+use crate::engine::backlog::{Body, Found, Spot};
+use crate::engine::context::Context;
+use crate::error::{Error, Result};
+use crate::format::checksum::fold;
+use crate::format::slot::{Delay, MAX_ATTEMPTS, State};
+use crate::leases::{Leases, Place, Ticket};
+use crate::options::Expired;
+use crate::recovery::Log;
+use crate::seq::Seq;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Leases that are ended under one lock.
+const STEP: usize = 256;
+
+/// Who has which message, until when.
+#[derive(Debug)]
+pub(crate) struct Deliveries {
+    ledger: Ledger,
+    clock: Arc<Clock>,
+    measure: Measure,
+    /// The newest message that was handed out for the first time in push order.
+    newest_first: u64,
+}
+
+impl Deliveries {
+    pub(super) fn new(log: &Log, context: &Context) -> Self {
+        Self {
+            ledger: Ledger::new(log, context),
+            clock: Arc::clone(&context.clock),
+            measure: Measure::default(),
+            newest_first: 0,
+        }
+    }
+
+    #[inline]
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    #[inline]
+    pub(super) fn ledger_mut(&mut self) -> &mut Ledger {
+        &mut self.ledger
+    }
+
+    pub(crate) fn measure(&self) -> &Measure {
+        &self.measure
+    }
+
+    #[inline]
+    pub(crate) fn measure_mut(&mut self) -> &mut Measure {
+        &mut self.measure
+    }
+
+    #[inline]
+    fn leases(&self) -> &Leases {
+        self.ledger.places().leases()
+    }
+
+    #[inline]
+    fn leases_mut(&mut self) -> &mut Leases {
+        self.ledger.places_mut().leases_mut()
+    }
+
+    /// Whether as many are in flight as may be.
+    #[inline]
+    pub(super) fn is_full(&self) -> bool {
+        self.leases().count() >= self.ledger.policy().max_in_flight
+    }
+
+    /// When there will be something to hand out that is not there yet.
+    #[inline]
+    pub(super) fn next_time(&self) -> Option<u64> {
+        self.ledger.places().next_delivery_time(self.is_full())
+    }
+
+    /// The coarse clock, if anything here has a time.
+    #[inline]
+    pub(super) fn coarse_time(&self) -> Option<u64> {
+        let (places, policy) = (self.ledger.places(), self.ledger.policy());
+        let has_times =
+            places.schedule().first_time().is_some() || places.leases().next_deadline().is_some();
+        (has_times || policy.has_times).then(|| self.clock.coarse())
+    }
+
+    /// Stores the attempt and begins the lease.
+    #[expect(clippy::inline_always, reason = "on the way of every pop: see `choose`")]
+    #[inline(always)]
+    pub(super) fn lease(&mut self, next: &Next, now: Option<u64>) -> Result<Leased> {
+        let Next { found: Found { spot, place, header, .. }, from } = *next;
+        let place = Place { attempts: MAX_ATTEMPTS.min(place.attempts + 1), ..place };
+        let Place { seq, attempts, offset, .. } = place;
+        let state = (unsettled_state(&place), attempts);
+        let track = self.ledger.backlog_mut().store_found(spot, state, offset)?;
+        let pushed_at = track.base_time() + u64::from(header.age);
+        track.note_leased();
+        let body = Body::of(track.map()?, &header, offset);
+        let counts = self.ledger.counts_mut();
+        counts.popped += 1;
+        counts.redelivered += u64::from(attempts > 1);
+        if from == Front::Cursor {
+            counts.out_of_order += u64::from(seq < self.newest_first);
+            self.newest_first = self.newest_first.max(seq);
+        }
+        let is_sample = Measure::is_sample(counts.popped);
+        let deadline = self.ledger.policy().visibility.zip(now);
+        let deadline = deadline.map(|(timeout, now)| self.clock.after(now, timeout));
+        let ticket = self.leases_mut().begin(place, deadline);
+        Ok(Leased { ticket, seq, attempts, offset, pushed_at, body, header, is_sample, now })
+    }
+
+    /// Ends a delivery as its holder says.
+    pub(crate) fn answer(&mut self, ticket: Ticket, seq: u64, answer: &Answer) -> Result<()> {
+        self.ledger.check_open()?;
+        let was_full = self.is_full();
+        let ended = self.end_lease(ticket)?;
+        let expired = || Error::LeaseExpired { seq: Seq(seq) };
+        let (spot, place) = ended.ok_or_else(expired)?;
+        // Room for one more in flight.
+        self.ledger.news_mut().returned |= was_full;
+        if let Answer::Ack = answer {
+            return if self.acked(spot, place)? { Ok(()) } else { Err(expired()) };
+        }
+        match answer {
+            Answer::Ack => Ok(()),
+            Answer::Release => {
+                if self.released(spot, place)? {
+                    Ok(())
+                } else {
+                    Err(expired())
+                }
+            }
+            Answer::Nack => self.failed(spot, place, None),
+            // Nobody is there to hear of the error; the message is back.
+            Answer::Drop => self.failed(spot, place, None).or(Ok(())),
+            Answer::NackAfter(delay) => self.failed(spot, place, Some(*delay)),
+            Answer::Reject(reason) => {
+                let reason = Some(reason.as_str().into());
+                let death = Death { cause: Some(Cause::Rejected), reason };
+                let died = self.ledger.die(spot, &place, death);
+                self.ledger.counts_mut().rejected += u64::from(died.is_ok());
+                died.inspect_err(|_| self.ledger.give_back(place))
+            }
+        }
+    }
+
+    /// Ends a lease; `None` if it has ended already. Tells where its message is now, which from
+    /// here on is in no place.
+    #[inline]
+    fn end_lease(&mut self, ticket: Ticket) -> Result<Option<(Spot, Place)>> {
+        let Some((place, has_expired)) = self.leases().place(ticket) else { return Ok(None) };
+        let found = self.ledger.backlog_mut().find_place(place).inspect_err(|_| {
+            // What was out goes back, to be looked up again; its segment is kept for this run.
+            if !has_expired {
+                self.leases_mut().end(ticket);
+                self.ledger.give_back(place);
+            }
+        })?;
+        let Some((spot, place)) = found else {
+            self.leases_mut().end(ticket);
+            return if self.ledger.check_open().is_err() { Err(Error::Closed) } else { Ok(None) };
+        };
+        if has_expired {
+            self.take_back_expired(ticket, spot, place.seq);
+        } else {
+            self.leases_mut().end(ticket);
+            self.ledger.backlog_mut().track_at(spot.at).note_answered();
+        }
+        Ok(Some((spot, place)))
+    }
+
+    /// A holder whose lease ran out has its message again: it leaves the place where it waited.
+    fn take_back_expired(&mut self, ticket: Ticket, spot: Spot, seq: u64) {
+        let was_delayed = !self.ledger.places().is_returned(seq);
+        self.ledger.take_out(spot, seq);
+        self.leases_mut().end(ticket);
+        if was_delayed {
+            // Over, and still one of this run: else the cursor, should it come by, would take the
+            // message for one that it has to hand out. If it cannot be stored, the message stays
+            // away a little after a restart.
+            let over = Delay { due: self.clock.start_time() + 1, given: 1 };
+            self.ledger.backlog_mut().store_delay(spot, over).ok();
+        }
+    }
+
+    /// False if it was settled already, which only damage does.
+    fn acked(&mut self, spot: Spot, place: Place) -> Result<bool> {
+        let settled = self.ledger.settle_answered(spot, &place);
+        if settled.is_err() {
+            self.ledger.give_back(place);
+        }
+        let settled = settled?;
+        self.ledger.counts_mut().acked += u64::from(settled);
+        Ok(settled)
+    }
+
+    /// Whether a message that was in flight is settled: found damaged meanwhile.
+    fn is_settled(&mut self, spot: Spot) -> Result<bool> {
+        Ok(self.ledger.status(spot)?.standing.is_settled())
+    }
+
+    /// False if it is settled, which only damage does.
+    fn released(&mut self, spot: Spot, place: Place) -> Result<bool> {
+        let released = Place { attempts: place.attempts - 1, ..place };
+        let stored = self
+            .ledger
+            .store_unsettled(spot, &released)
+            .inspect_err(|_| self.ledger.give_back(place))?;
+        if stored {
+            self.ledger.give_back(released);
+            self.ledger.counts_mut().released += 1;
+        }
+        Ok(stored)
+    }
+
+    /// An attempt failed: the message goes back, now or later, or dies.
+    fn failed(&mut self, spot: Spot, place: Place, delay: Option<Duration>) -> Result<()> {
+        self.ledger.counts_mut().nacked += 1;
+        if self.ledger.policy().is_last(place.attempts) {
+            let died =
+                self.ledger.die(spot, &place, Death { cause: Some(Cause::Attempts), reason: None });
+            return died.inspect_err(|_| self.ledger.give_back(place));
+        }
+        let delay = delay.unwrap_or_else(|| self.backoff_of(&place));
+        self.stay_away(spot, place, delay).1
+    }
+
+    fn backoff_of(&self, place: &Place) -> Duration {
+        let chance = fold(fold(self.clock.start_time(), place.seq), place.attempts.into());
+        self.ledger.policy().backoff.after(place.attempts, chance)
+    }
+
+    /// Back after this time: tells when that is, 0 for at once, and whether it is stored. If not,
+    /// it holds in this run all the same.
+    fn stay_away(&mut self, spot: Spot, place: Place, delay: Duration) -> (u64, Result<()>) {
+        if delay.is_zero() {
+            self.ledger.give_back(place);
+            return (0, Ok(()));
+        }
+        // One that was found damaged meanwhile is in no place any more.
+        if self.is_settled(spot).is_ok_and(|is_settled| is_settled) {
+            return (0, Ok(()));
+        }
+        let given = clock::millis(delay);
+        let due = self.clock.next() + given;
+        self.ledger.places_mut().schedule_mut().put(due, place.seq);
+        self.ledger.note_head_changed();
+        (due, self.ledger.store_delay(spot, place.seq, Delay { due, given }))
+    }
+
+    /// Ends leases that have run out, and delays; a step of them. Tells whether more have.
+    #[inline]
+    pub(super) fn end_due_at(&mut self, coarse: Option<u64>) -> bool {
+        let Some(coarse) = coarse else { return false };
+        if let Some(time) = self.ledger.places().schedule().first_undue()
+            && self.clock.is_past_at(coarse, time)
+        {
+            self.advance_schedule();
+        }
+        match self.leases().next_deadline() {
+            Some(deadline) if self.clock.is_past_at(coarse, deadline) => self.end_overdue_leases(),
+            _ => false,
+        }
+    }
+
+    /// The same, with the clock read if anything has a time.
+    pub(crate) fn end_due(&mut self) -> bool {
+        self.end_due_at(self.coarse_time())
+    }
+
+    pub(super) fn advance_schedule(&mut self) {
+        if self.ledger.places().schedule().first_undue().is_some() {
+            let due = self.ledger.places_mut().schedule_mut().advance(self.clock.now());
+            self.ledger.news_mut().returned |= due > 0;
+        }
+    }
+
+    /// Leases that have run out: their messages go back, or die.
+    #[cold]
+    fn end_overdue_leases(&mut self) -> bool {
+        let now = self.clock.now();
+        for _ in 0..STEP {
+            let Some((ticket, place)) = self.leases().overdue(now) else { return false };
+            self.ledger.news_mut().returned = true;
+            self.ledger.counts_mut().lease_expired += 1;
+            let Ok(found) = self.ledger.backlog_mut().find_place(place) else {
+                // To be looked up again; its segment is kept for this run.
+                self.ledger.give_back(place);
+                self.leases_mut().expire(ticket, 0);
+                continue;
+            };
+            let Some((spot, place)) = found else {
+                self.leases_mut().end(ticket);
+                continue;
+            };
+            self.ledger.backlog_mut().track_at(spot.at).note_answered();
+            if self.ledger.policy().is_last(place.attempts) {
+                self.leases_mut().end(ticket);
+                let death = Death { cause: Some(Cause::Attempts), reason: None };
+                let died = self.ledger.die(spot, &place, death);
+                // It is handed out no more, but looked at again.
+                died.unwrap_or_else(|_| self.ledger.give_back(place));
+                continue;
+            }
+            // That it stays away is kept in memory at least.
+            let (due, _) = self.stay_away(spot, place, self.backoff_of(&place));
+            self.leases_mut().expire(ticket, due);
+        }
+        self.leases().overdue(now).is_some()
+    }
+
+    /// Gives a delivery more time; one that has run out is its holder's again, if there is room for
+    /// one more in flight.
+    pub(crate) fn extend(&mut self, ticket: Ticket, seq: u64, time: Duration) -> Result<()> {
+        self.ledger.check_open()?;
+        let expired = Error::LeaseExpired { seq: Seq(seq) };
+        if self.ledger.policy().visibility.is_none() {
+            // Without a timeout nothing runs out.
+            return Ok(());
+        }
+        let Some((place, has_expired)) = self.leases().place(ticket) else { return Err(expired) };
+        if time.is_zero() {
+            if !has_expired {
+                self.leases_mut().extend(ticket, 0);
+                self.end_overdue_leases();
+            }
+            return Ok(());
+        }
+        let deadline = self.clock.after(self.clock.coarse(), clock::millis(time));
+        if !has_expired {
+            self.leases_mut().extend(ticket, deadline).ok_or(expired)?;
+            return Ok(());
+        }
+        if self.is_full() {
+            return Err(expired);
+        }
+        let Some((spot, place)) = self.ledger.backlog_mut().find_place(place)? else {
+            return Err(expired);
+        };
+        // The lease begins again under the same ticket; the message leaves where it waits.
+        let ended = self.leases_mut().extend(ticket, deadline).ok_or(expired)?;
+        let was_delayed = !self.ledger.places_mut().leave_returned(place.seq);
+        self.ledger.places_mut().schedule_mut().remove(ended.expired.unwrap_or(0), place.seq);
+        self.ledger.take_out(spot, place.seq);
+        if was_delayed {
+            let over = Delay { due: self.clock.start_time() + 1, given: 1 };
+            self.ledger.backlog_mut().store_delay(spot, over).ok();
+        }
+        self.ledger.backlog_mut().track_at(spot.at).note_leased();
+        Ok(())
+    }
+
+    /// A leased message turned out not to be due: its record says so, and its slot did not.
+    pub(crate) fn put_off(&mut self, leased: &Leased, due: u64) -> Result<()> {
+        let Some((spot, place)) = self.take_back_unseen(leased)? else { return Ok(()) };
+        let given = due.saturating_sub(leased.pushed_at);
+        self.ledger.places_mut().schedule_mut().put(due, place.seq);
+        let released = Place { attempts: place.attempts - 1, ..place };
+        let delayed = self.ledger.store_delay(spot, place.seq, Delay { due, given });
+        delayed.and(self.ledger.store_unsettled(spot, &released).map(|_| ()))
+    }
+
+    /// The time of a leased message turned out to be over.
+    pub(crate) fn expire(&mut self, leased: &Leased) -> Result<()> {
+        let Some((spot, place)) = self.take_back_unseen(leased)? else { return Ok(()) };
+        // This time it was not handed out.
+        let unseen = Place { attempts: place.attempts - 1, ..place };
+        let ended = self.settle_expired(spot, &unseen);
+        ended.inspect_err(|_| self.ledger.give_back(place))
+    }
+
+    /// The time of a message that waits is over, or of one that is in no place.
+    pub(super) fn settle_expired(&mut self, spot: Spot, place: &Place) -> Result<()> {
+        if self.ledger.policy().expired == Expired::DeadLetter
+            && self.ledger.policy().has_dead_letters
+        {
+            self.ledger.die(spot, place, Death { cause: Some(Cause::Expired), reason: None })?;
+        } else {
+            self.ledger.settle(spot, place, State::Dead)?;
+        }
+        self.ledger.counts_mut().expired += 1;
+        Ok(())
+    }
+
+    /// The payload of a leased message turned out to be damaged.
+    pub(crate) fn lose_leased(&mut self, leased: &Leased) -> Result<()> {
+        if let Some((spot, place)) = self.take_back_unseen(leased)? {
+            let lost = self.ledger.lose(spot, place.offset);
+            lost.inspect_err(|_| self.ledger.give_back(place))?;
+        }
+        Ok(())
+    }
+
+    /// A leased message turned out to be of a newer version of keepq: no consumer gets it, and it
+    /// stays stored as it was.
+    pub(crate) fn set_aside(&mut self, leased: &Leased) -> Result<()> {
+        let Some((spot, place)) = self.take_back_unseen(leased)? else { return Ok(()) };
+        self.ledger.note_newer(spot, place.seq, place.offset);
+        self.ledger
+            .store_unsettled(spot, &Place { attempts: place.attempts - 1, ..place })
+            .map(|_| ())
+    }
+
+    /// Ends a lease whose message no consumer has seen.
+    fn take_back_unseen(&mut self, leased: &Leased) -> Result<Option<(Spot, Place)>> {
+        // It may have run out while its payload was copied, and be back, or somebody else's.
+        let Some(found) = self.end_lease(leased.ticket)? else { return Ok(None) };
+        self.ledger.counts_mut().popped -= 1;
+        self.ledger.counts_mut().redelivered -= u64::from(leased.attempts > 1);
+        self.ledger.news_mut().returned = true;
+        Ok(Some(found))
+    }
+}

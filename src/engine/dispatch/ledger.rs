@@ -1,0 +1,376 @@
+//! The ledger: what is stored of each message, and where it is. The two change together.
+//!
+//! Promises: [`Ledger::settle`] is the only way to settle a message, and [`Ledger::lose`] to settle
+//! one that is damaged: they look at the slot first, so no message is settled twice, and take the
+//! message out of wherever it is. What others have to hear of is noted with the change. Waits for
+//! no I/O.
+
+use super::dying::Death;
+use super::exchange::unsettled_state;
+use super::expiry::Expiry;
+use super::news::News;
+use super::places::{Places, Whereabouts};
+use super::policy::Policy;
+use crate::clock::Clock;
+use crate::engine::backlog::track::Stored;
+use crate::engine::backlog::{Backlog, Found, Lookup, Spot};
+use crate::engine::context::Context;
+use crate::engine::waiters::Waiters;
+use crate::error::{Error, Result};
+use crate::format::slot::{Delay, Slot, State};
+use crate::format::standing::Standing;
+use crate::leases::Place;
+use crate::log::sealed::Status;
+use crate::recovery::Log;
+use crate::report::DamageKind;
+use crate::stats::Counts;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The stored messages, and their places.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    backlog: Backlog,
+    places: Places,
+    expiry: Expiry,
+    counts: Counts,
+    policy: Policy,
+    clock: Arc<Clock>,
+    waiters: Arc<Waiters>,
+    /// What others have to be told once the lock is given up.
+    news: News,
+    /// How many slots were found or made settled in this run: for producers.
+    settled_count: Arc<AtomicU64>,
+    is_closed: bool,
+}
+
+impl Ledger {
+    pub(super) fn new(log: &Log, context: &Context) -> Self {
+        let Context { options, run, clock, waiters, .. } = context;
+        let most_maps = usize::try_from(options.open_segments).unwrap_or(usize::MAX);
+        Self {
+            backlog: Backlog::new(log, *run, most_maps),
+            places: Places::new(),
+            expiry: Expiry::new(options, !log.parts.is_empty()),
+            counts: Counts::default(),
+            policy: Policy::of(options),
+            clock: Arc::clone(clock),
+            waiters: Arc::clone(waiters),
+            news: News::default(),
+            settled_count: Arc::default(),
+            is_closed: false,
+        }
+    }
+
+    /// From here on no message is handed out or answered.
+    pub(super) fn close(&mut self) {
+        self.is_closed = true;
+    }
+
+    /// Gives up maps and all that is known of messages.
+    pub(super) fn clear(&mut self) {
+        self.backlog.clear();
+        self.places = Places::new();
+    }
+
+    /// # Errors
+    ///
+    /// [`Error::Closed`] once the queue is closed.
+    #[inline]
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.is_closed { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    #[inline]
+    pub(crate) fn backlog(&self) -> &Backlog {
+        &self.backlog
+    }
+
+    #[inline]
+    pub(crate) fn backlog_mut(&mut self) -> &mut Backlog {
+        &mut self.backlog
+    }
+
+    #[inline]
+    pub(crate) fn places(&self) -> &Places {
+        &self.places
+    }
+
+    #[inline]
+    pub(crate) fn places_mut(&mut self) -> &mut Places {
+        &mut self.places
+    }
+
+    pub(crate) fn expiry(&self) -> &Expiry {
+        &self.expiry
+    }
+
+    pub(crate) fn expiry_mut(&mut self) -> &mut Expiry {
+        &mut self.expiry
+    }
+
+    #[inline]
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    #[inline]
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    #[inline]
+    pub(crate) fn counts_mut(&mut self) -> &mut Counts {
+        &mut self.counts
+    }
+
+    #[inline]
+    pub(super) fn news(&self) -> &News {
+        &self.news
+    }
+
+    #[inline]
+    pub(super) fn news_mut(&mut self) -> &mut News {
+        &mut self.news
+    }
+
+    /// How many slots were found or made settled in this run, for producers.
+    pub(crate) fn settled_count(&self) -> &Arc<AtomicU64> {
+        &self.settled_count
+    }
+
+    /// Messages that can be handed out, and those that wait for their time, of one moment;
+    /// `published` is asked under the lock.
+    pub(crate) fn ready_and_delayed(&self, published: impl Fn() -> u64) -> (u64, u64) {
+        let delayed = self.places.delayed_at(self.clock.now());
+        let elsewhere = delayed + self.places.elsewhere();
+        (self.backlog.unsettled(published()).saturating_sub(elsewhere), delayed)
+    }
+
+    /// Settles a message, wherever it is; false if it was settled already.
+    pub(crate) fn settle(&mut self, spot: Spot, place: &Place, state: State) -> Result<bool> {
+        let record = Some((place.offset, place.bytes));
+        let stored = self.backlog.store(spot, (state, place.attempts), record)?;
+        self.take_out(spot, place.seq);
+        Ok(self.note_settled(spot, Some(place.seq), stored))
+    }
+
+    /// The same for one that was in flight until now: it is in no other place.
+    #[inline]
+    pub(super) fn settle_answered(&mut self, spot: Spot, place: &Place) -> Result<bool> {
+        let record = Some((place.offset, place.bytes));
+        let stored = self.backlog.store(spot, (State::Dead, place.attempts), record)?;
+        Ok(self.note_settled(spot, Some(place.seq), stored))
+    }
+
+    /// Settles a message that is damaged, wherever it is; false if it was settled already.
+    /// `offset`: where its record is, or was sought.
+    pub(crate) fn lose(&mut self, spot: Spot, offset: u64) -> Result<bool> {
+        let seq = self.backlog.track_at(spot.at).seq(spot.index)?;
+        let stored = self.backlog.store(spot, (State::Lost, 0), None)?;
+        if let Some(seq) = seq {
+            self.take_out(spot, seq);
+        }
+        let is_new = self.note_settled(spot, seq, stored);
+        if is_new {
+            self.backlog.note_loss(spot, offset);
+        }
+        Ok(is_new)
+    }
+
+    /// Settles a message that waits, ready or delayed; false if it does not.
+    pub(super) fn settle_waiting(&mut self, found: &Found) -> Result<bool> {
+        match self.whereabouts_of(found, true)? {
+            Whereabouts::Ready | Whereabouts::Delayed(_) => {
+                self.settle(found.spot, &found.place, State::Dead)
+            }
+            Whereabouts::Settled => {
+                // Transient, and of an earlier run: it did not wait.
+                self.settle(found.spot, &found.place, State::Dead).map(|_| false)
+            }
+            Whereabouts::InFlight | Whereabouts::Dying => Ok(false),
+        }
+    }
+
+    /// Counts what a store settled, and has others told of it.
+    #[inline]
+    fn note_settled(&mut self, spot: Spot, seq: Option<u64>, stored: Stored) -> bool {
+        let Stored::Settled { wakes_compaction } = stored else { return false };
+        self.news.reclaims |= wakes_compaction;
+        self.add_settled(1);
+        self.news.settled = true;
+        self.news.upkeep |= self.backlog.track_at(spot.at).is_done();
+        if self.waiters.settled.has_waiters() {
+            match seq {
+                Some(seq) => self.news.settled_seqs.push(seq),
+                None => self.news.settled_unknown = true,
+            }
+        }
+        true
+    }
+
+    fn add_settled(&self, more: u64) {
+        // Relaxed, and stored under the lock only: a reader that sees an older value takes more
+        // for unsettled.
+        let count = self.settled_count.load(Ordering::Relaxed);
+        self.settled_count.store(count + more, Ordering::Relaxed);
+    }
+
+    /// So many slots of a segment were found settled.
+    pub(super) fn note_found_settled(&mut self, at: usize, slots: u32) {
+        self.add_settled(slots.into());
+        self.news.settled |= slots > 0;
+        self.news.upkeep |= self.backlog.tracks()[at].is_done();
+    }
+
+    /// Takes a message out of wherever it is.
+    pub(super) fn take_out(&mut self, spot: Spot, seq: u64) {
+        if self.places.take_out(seq) {
+            return;
+        }
+        let status = self.status(spot);
+        let times = status.as_ref().map_or([None; 2], |status| self.times_of(seq, status));
+        // A time that cannot be read is sought by the number; that is slow, and damage is rare.
+        if !self.places.unschedule(seq, times) && self.has_unreadable_delay(spot) {
+            self.places.schedule_mut().remove_seq(seq);
+        }
+    }
+
+    fn has_unreadable_delay(&mut self, spot: Spot) -> bool {
+        let track = self.backlog.track_at(spot.at);
+        let base_time = track.base_time();
+        track.map().is_ok_and(|mapped| mapped.has_unreadable_delay(spot.index, base_time))
+    }
+
+    /// What the slot of a message says.
+    pub(crate) fn status(&mut self, spot: Spot) -> Result<Status> {
+        let run = self.backlog.run();
+        self.backlog.track_at(spot.at).status(spot.index, run)
+    }
+
+    /// The times for which a message may be in the schedule, as its slot says.
+    fn times_of(&self, seq: u64, status: &Status) -> [Option<u64>; 2] {
+        let run = self.backlog.run();
+        let as_if_ready = Some(Slot::UNTOUCHED);
+        let first = match Standing::of(as_if_ready, status.delay, run.is_old(seq), run) {
+            Standing::Scheduled(due) => Some(due),
+            _ => None,
+        };
+        [status.delay.map(|delay| delay.due), first]
+    }
+
+    /// Where a message is, of which `status` is said.
+    pub(crate) fn whereabouts(&self, seq: u64, status: &Status, is_counted: bool) -> Whereabouts {
+        let times = self.times_of(seq, status);
+        match self.places.of(seq, status.standing, times, is_counted) {
+            Whereabouts::Delayed(due) if self.clock.is_past(due) => Whereabouts::Ready,
+            whereabouts => whereabouts,
+        }
+    }
+
+    /// Where a message is that was found.
+    pub(crate) fn whereabouts_of(
+        &mut self,
+        found: &Found,
+        is_counted: bool,
+    ) -> Result<Whereabouts> {
+        let status = self.status(found.spot)?;
+        let status = Status { standing: found.standing, ..status };
+        Ok(self.whereabouts(found.place.seq, &status, is_counted))
+    }
+
+    /// Whether a message may be in flight: its segment has deliveries, and its slot does not say
+    /// where it waits.
+    pub(crate) fn may_be_in_flight(&mut self, spot: Spot) -> Result<bool> {
+        if self.backlog.track_at(spot.at).leased() == 0 {
+            return Ok(false);
+        }
+        let status = self.status(spot)?;
+        let is_counted = self.backlog.track_at(spot.at).is_counted_at(spot.index);
+        let whereabouts = status.seq.map(|seq| self.whereabouts(seq, &status, is_counted));
+        Ok(whereabouts.is_none_or(|is| is == Whereabouts::InFlight))
+    }
+
+    /// At the front again.
+    pub(super) fn give_back(&mut self, place: Place) {
+        self.places.put_back(place);
+        self.note_head_changed();
+        self.news.returned = true;
+    }
+
+    /// Another message is at the front now.
+    #[inline]
+    pub(super) fn note_head_changed(&mut self) {
+        self.expiry.note_head_changed(&self.clock);
+    }
+
+    /// A message that is in no place, or waits, dies; without dead letters it is settled.
+    pub(crate) fn die(&mut self, spot: Spot, place: &Place, death: Death) -> Result<()> {
+        if !self.policy.has_dead_letters {
+            let is_new = self.settle(spot, place, State::Dead)?;
+            self.counts.dropped += u64::from(is_new);
+            return Ok(());
+        }
+        let record = Some((place.offset, place.bytes));
+        let stored = self.backlog.store(spot, (State::Dying, place.attempts), record)?;
+        self.take_out(spot, place.seq);
+        if stored == Stored::WasSettled {
+            return Ok(());
+        }
+        self.note_dying(place.seq, death);
+        Ok(())
+    }
+
+    /// Its slot says that it is dying.
+    pub(super) fn note_dying(&mut self, seq: u64, death: Death) {
+        self.places.dying_mut().insert(seq, death);
+        self.news.died = true;
+    }
+
+    /// The record of a message is of a newer version of keepq: it is not handed out.
+    pub(crate) fn note_newer(&mut self, spot: Spot, seq: u64, offset: u64) {
+        self.places.set_aside(seq);
+        self.backlog.list_damage(spot, offset, DamageKind::Newer);
+    }
+
+    /// Stores a delay; if that fails, it holds in this run all the same.
+    pub(super) fn store_delay(&mut self, spot: Spot, seq: u64, delay: Delay) -> Result<()> {
+        let stored = self.backlog.store_delay(spot, delay);
+        if stored.is_err() {
+            self.places.note_untold(seq, delay.due);
+        }
+        stored
+    }
+
+    /// Stores that a message waits. False if it is settled: then nothing is stored.
+    pub(super) fn store_unsettled(&mut self, spot: Spot, place: &Place) -> Result<bool> {
+        let (state, attempts) = (unsettled_state(place), place.attempts);
+        let record = Some((place.offset, place.bytes));
+        let stored = self.backlog.store(spot, (state, attempts), record)?;
+        Ok(stored != Stored::WasSettled)
+    }
+
+    /// A message by its number, if it is not settled. Damage is settled, and a slot rebuilt, on the
+    /// way.
+    pub(crate) fn look_up(&mut self, seq: u64) -> Result<Option<Found>> {
+        loop {
+            match self.backlog.look_up(seq)? {
+                Lookup::Gone => return Ok(None),
+                Lookup::Found(found) if found.standing == Standing::Unreadable => {
+                    self.backlog.rebuild_slot(found.spot)?;
+                }
+                Lookup::Lost(spot, offset) => {
+                    if !self.may_be_in_flight(spot)? {
+                        self.lose(spot, offset)?;
+                    }
+                    return Ok(None);
+                }
+                Lookup::Found(found) if found.standing == Standing::Outlived => {
+                    self.settle(found.spot, &found.place, State::Dead)?;
+                    return Ok(None);
+                }
+                Lookup::Found(found) => return Ok(Some(found)),
+            }
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Where each message is that is not settled. Pure: no I/O, no lock, no clock.
+//!
+//! Promises: a message is in one place at most: behind the cursor (never handed out in this run),
+//! *returned* (given back, at the front), *scheduled* (not before its time), *leased*, *dying*, or
+//! *set aside*. One that is in none of them is settled. Memory does not grow with the backlog but
+//! by two numbers for each delayed message.
+
+use super::dying::Dying;
+use crate::clock;
+use crate::engine::backlog::cursor::Cursor;
+use crate::format::bytes::to_u64;
+use crate::format::standing::Standing;
+use crate::leases::{Leases, Place};
+use crate::schedule::Schedule;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Where a message is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Whereabouts {
+    Ready,
+    /// Not to be handed out before this time.
+    Delayed(u64),
+    InFlight,
+    Dying,
+    Settled,
+}
+
+/// The places of all messages that are not settled.
+#[derive(Debug)]
+pub(crate) struct Places {
+    /// What is behind it was never handed out in this run.
+    cursor: Cursor,
+    /// Handed out once, and given back.
+    returned: BTreeMap<u64, Place>,
+    /// Not to be handed out before their time: pushed so, or given back.
+    schedule: Schedule,
+    /// Those of which the slot does not tell the time, because it could not be stored.
+    untold: BTreeMap<u64, u64>,
+    leases: Leases,
+    dying: Dying,
+    /// Those that only a newer version of keepq can read: stored, and handed out to no consumer.
+    set_aside: BTreeSet<u64>,
+}
+
+impl Places {
+    pub(super) fn new() -> Self {
+        Self {
+            cursor: Cursor::START,
+            returned: BTreeMap::new(),
+            schedule: Schedule::default(),
+            untold: BTreeMap::new(),
+            leases: Leases::default(),
+            dying: Dying::default(),
+            set_aside: BTreeSet::new(),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn cursor(&self) -> &Cursor {
+        &self.cursor
+    }
+
+    #[inline]
+    pub(super) fn cursor_mut(&mut self) -> &mut Cursor {
+        &mut self.cursor
+    }
+
+    #[inline]
+    pub(super) fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
+    #[inline]
+    pub(super) fn leases_mut(&mut self) -> &mut Leases {
+        &mut self.leases
+    }
+
+    #[inline]
+    pub(crate) fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    #[inline]
+    pub(crate) fn schedule_mut(&mut self) -> &mut Schedule {
+        &mut self.schedule
+    }
+
+    pub(crate) fn dying(&self) -> &Dying {
+        &self.dying
+    }
+
+    pub(crate) fn dying_mut(&mut self) -> &mut Dying {
+        &mut self.dying
+    }
+
+    /// At the front again.
+    pub(super) fn put_back(&mut self, place: Place) {
+        self.returned.insert(place.seq, place);
+    }
+
+    /// The first of those that were given back.
+    #[inline]
+    pub(super) fn first_returned(&self) -> Option<Place> {
+        self.returned.first_key_value().map(|(_, &place)| place)
+    }
+
+    /// The first one that was given back, from this number on: as `pop` would take them.
+    pub(crate) fn next_returned(&self, from: u64) -> Option<u64> {
+        self.returned.range(from..).next().map(|(seq, _)| *seq)
+    }
+
+    /// It is no longer among those that were given back; false if it was not.
+    pub(super) fn leave_returned(&mut self, seq: u64) -> bool {
+        self.returned.remove(&seq).is_some()
+    }
+
+    /// The slot could not be told this time.
+    pub(super) fn note_untold(&mut self, seq: u64, due: u64) {
+        self.untold.insert(seq, due);
+    }
+
+    /// It is no longer in the schedule, where it had this time.
+    pub(super) fn leave_schedule(&mut self, due: u64, seq: u64) {
+        self.schedule.remove(due, seq);
+        self.untold.remove(&seq);
+    }
+
+    pub(super) fn set_aside(&mut self, seq: u64) {
+        self.set_aside.insert(seq);
+    }
+
+    /// Whether something comes before what is behind the cursor.
+    #[inline]
+    pub(super) fn has_front(&self) -> bool {
+        !self.returned.is_empty() || self.schedule.first_due().is_some()
+    }
+
+    /// Messages in flight.
+    pub(crate) fn in_flight(&self) -> u64 {
+        to_u64(self.leases.count())
+    }
+
+    /// Messages that wait for their time.
+    pub(crate) fn delayed_at(&self, now: u64) -> u64 {
+        to_u64(self.schedule.delayed_at(now))
+    }
+
+    /// Whether it was given back.
+    pub(super) fn is_returned(&self, seq: u64) -> bool {
+        self.returned.contains_key(&seq)
+    }
+
+    /// How many messages are not ready, those left out that are not before their times.
+    pub(crate) fn elsewhere(&self) -> u64 {
+        self.in_flight() + to_u64(self.set_aside.len()) + self.dying.count()
+    }
+
+    /// When there will be something to hand out that is not there yet. `is_full`: as many are in
+    /// flight as may be.
+    #[inline]
+    pub(super) fn next_delivery_time(&self, is_full: bool) -> Option<u64> {
+        let due = self.schedule.first_undue().filter(|_| !is_full);
+        clock::earlier(due, self.leases.next_deadline())
+    }
+
+    /// Takes a message out of wherever it is: returned, scheduled, dying, or with a holder whose
+    /// lease has run out. (One that is in flight is nowhere else.) False if it may still be in the
+    /// schedule, for a time that its slot says: see [`Places::unschedule`].
+    pub(super) fn take_out(&mut self, seq: u64) -> bool {
+        self.returned.remove(&seq);
+        self.dying.remove(seq);
+        self.set_aside.remove(&seq);
+        let run_out = self.leases.end_expired(seq).filter(|&due| due > 0);
+        let untold = self.untold.remove(&seq);
+        let mut known = [run_out, untold].into_iter().flatten();
+        self.schedule.is_empty() || known.any(|due| self.schedule.remove(due, seq))
+    }
+
+    /// Takes a message out of the schedule, which has it for one of these times; false if not.
+    pub(super) fn unschedule(&mut self, seq: u64, times: [Option<u64>; 2]) -> bool {
+        let mut is_out = false;
+        for due in times.into_iter().flatten() {
+            is_out |= self.schedule.remove(due, seq);
+        }
+        is_out
+    }
+
+    /// Where a message is. `standing`, `times`: what its slot says; `is_counted`: that was taken up
+    /// in this run. A time may be past.
+    pub(super) fn of(
+        &self,
+        seq: u64,
+        standing: Standing,
+        times: [Option<u64>; 2],
+        is_counted: bool,
+    ) -> Whereabouts {
+        match standing {
+            Standing::Settled | Standing::Lost | Standing::Outlived => return Whereabouts::Settled,
+            Standing::Dying => return Whereabouts::Dying,
+            Standing::Scheduled(_) | Standing::Ready | Standing::Unreadable => {}
+        }
+        if self.is_returned(seq) {
+            return Whereabouts::Ready;
+        }
+        let mut times = times.into_iter().chain([self.untold.get(&seq).copied()]).flatten();
+        if let Some(due) = times.find(|&due| self.schedule.contains(due, seq)) {
+            return Whereabouts::Delayed(due);
+        }
+        match standing {
+            // What is not counted yet was not handed out in this run.
+            Standing::Scheduled(due) if !is_counted => Whereabouts::Delayed(due),
+            // No one has met what is behind the cursor.
+            Standing::Ready | Standing::Unreadable if seq >= self.cursor.seq() => {
+                Whereabouts::Ready
+            }
+            _ => Whereabouts::InFlight,
+        }
+    }
+}
