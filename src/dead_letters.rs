@@ -10,22 +10,22 @@
 //! One thread moves at a time (the `mover` lock, taken before all locks of both engines but
 //! `closing`), and none of this is done when a delivery is dropped.
 
+mod redrive;
+
 use crate::clock;
-use crate::engine::{Answer, Cause, DyingMessage, Engine, Need, Setting, Taken, WhenFull};
+use crate::engine::{Cause, DyingMessage, Engine, Need, Setting};
 use crate::error::{Error, Result};
-use crate::format::bytes::to_u64;
 use crate::format::extension::{self, Notes, Origin, Verified};
 use crate::format::{name, record};
 use crate::log::active::Draft;
 use crate::options::Options;
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, BTreeSet};
+use redrive::Redrive;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Dead letters pushed again in one step.
-const STEP: usize = 64;
 /// Messages moved by the background between two looks at what is due.
 const MOVED_AT_ONCE: usize = 1024;
 /// How soon what `dead/` refused is tried again.
@@ -368,55 +368,23 @@ impl DeadLetters {
     pub(crate) fn redrive(&self, limit: u64) -> Result<u64> {
         let mut dead = self.shown()?;
         // Those that come meanwhile are for the next time.
-        let limit = limit.min(dead.consumers().ready());
-        // Those that are here, and not yet settled there.
-        let mut here = BTreeSet::new();
-        let mut redriven = 0;
-        while redriven < limit {
-            let step = usize::try_from(limit - redriven).unwrap_or(STEP).min(STEP);
-            let letters = dead.consumers().pop_batch(step);
-            match letters.and_then(|letters| self.redrive_some(&dead, letters, &mut here)) {
-                Ok(0) => break,
-                Ok(some) => redriven += some,
+        let mut redrive = Redrive::of(limit.min(dead.consumers().ready()));
+        loop {
+            match redrive.push_some(&self.queue, &dead) {
+                Ok(true) => {}
+                Ok(false) => break,
                 // Another handle of the dead letters closed them, not this queue.
-                Err(Error::Closed) if self.queue.check_open().is_ok() => dead = self.shown()?,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(redriven)
-    }
-
-    /// Pushes letters, but for those that are `here` already, and settles them.
-    fn redrive_some(
-        &self,
-        dead: &Engine,
-        letters: Vec<Taken>,
-        here: &mut BTreeSet<u64>,
-    ) -> Result<u64> {
-        let (mut done, mut left, mut last_seq) = (Vec::new(), Vec::new(), 0);
-        let mut pushed = Ok(());
-        for letter in letters {
-            let (start, payload) = letter.body.split_at(letter.payload_start);
-            if pushed.is_ok() && !here.contains(&letter.key.seq) {
-                let draft = carried_over(start, &Notes::default(), payload);
-                let push =
-                    |draft| self.queue.producers().push(&[draft], None, WhenFull::Fail, &|| false);
-                pushed = draft.and_then(push).map(|seq| last_seq = seq);
-                if pushed.is_ok() {
-                    here.insert(letter.key.seq);
+                Err(Error::Closed) if self.queue.check_open().is_ok() => {
+                    redrive.forget_leases();
+                    dead = self.shown()?;
+                }
+                Err(error) => {
+                    redrive.end(&dead).ok();
+                    return Err(error);
                 }
             }
-            if here.contains(&letter.key.seq) { &mut done } else { &mut left }.push(letter.key);
         }
-        let durable =
-            if last_seq == 0 { Ok(()) } else { self.queue.commit().wait_durable(last_seq) };
-        if durable.is_err() {
-            left.append(&mut done);
-        }
-        let count = to_u64(done.len());
-        let released = dead.consumers().answer(left.into_iter(), &Answer::Release);
-        let acked = dead.consumers().answer(done.into_iter(), &Answer::Ack);
-        durable.and(pushed).and(released).and(acked).map(|()| count)
+        redrive.end(&dead).map(|()| redrive.pushed())
     }
 
     /// Ends the dead letters with their queue.

@@ -80,6 +80,32 @@ fn dead_letters_are_redriven_while_another_handle_closes_them() {
     assert_eq!(queue.len(), 3);
 }
 
+/// A letter was pushed, another handle closed the dead letters before it was settled there, and a
+/// consumer of theirs took it: nobody counted it, and `redrive(1)` pushed another one in its place.
+#[test]
+fn a_redrive_counts_what_it_pushed_though_the_dead_letters_were_closed() {
+    let (storage, watch) = watched(Arc::new(MemoryStorage::new()));
+    let queue = on(storage).background(false).open("queue").unwrap();
+    queue.push_batch(["a", "b", "c"]).unwrap();
+    for job in queue.pop_batch(2).unwrap() {
+        job.reject("no").unwrap();
+    }
+    queue.maintain().unwrap();
+    let dead = queue.dead_letters().unwrap();
+    let for_redrive = queue.clone();
+    // The sync of the message that it has pushed.
+    let (hold, redrive) = watch.hold(Op::Sync, "", move || for_redrive.redrive(1));
+    dead.close().unwrap();
+    let dead = queue.dead_letters().unwrap();
+    let letter = dead.pop().unwrap().unwrap();
+    assert_eq!(&letter[..], b"a");
+    letter.ack().unwrap();
+    drop(hold);
+    assert_eq!(redrive.result("redrive").unwrap(), 1);
+    assert_eq!((queue.stats().pushed(), queue.len(), dead.len()), (4, 2, 1));
+    assert_eq!(queue.redrive(9).unwrap(), 1);
+}
+
 /// At that moment `stats` said that there were no dead letters.
 #[test]
 fn dead_letters_are_counted_while_another_handle_closes_them() {

@@ -1,0 +1,96 @@
+//! Dead letters that are pushed again.
+//!
+//! Promises: a letter is durable in its queue before it is settled among the dead letters; no more
+//! are pushed than asked for; and one that was pushed is not pushed a second time by the same call,
+//! whoever closes the dead letters meanwhile.
+
+use super::carried_over;
+use crate::engine::{Answer, Engine, LeaseKey, Taken, WhenFull};
+use crate::error::Result;
+use crate::format::bytes::to_u64;
+use crate::format::extension::Notes;
+use std::collections::BTreeSet;
+
+/// Letters taken at a time.
+const STEP: usize = 64;
+
+/// How far a call has got.
+#[derive(Debug)]
+pub(super) struct Redrive {
+    limit: u64,
+    pushed: u64,
+    /// The letters that were pushed, and are not settled among the dead letters.
+    unsettled: BTreeSet<u64>,
+    /// Letters that were taken, and are not to be pushed: held until the end, so that the next look
+    /// finds those behind them.
+    passed: Vec<LeaseKey>,
+}
+
+impl Redrive {
+    /// Of up to `limit` letters.
+    pub(super) fn of(limit: u64) -> Self {
+        Self { limit, pushed: 0, unsettled: BTreeSet::new(), passed: Vec::new() }
+    }
+
+    /// How many letters were pushed.
+    pub(super) fn pushed(&self) -> u64 {
+        self.pushed
+    }
+
+    /// Pushes some letters to `queue`, and settles those that it has; false once nothing is left to
+    /// do.
+    pub(super) fn push_some(&mut self, queue: &Engine, dead: &Engine) -> Result<bool> {
+        let wanted = self.limit - self.pushed + to_u64(self.unsettled.len());
+        let step = usize::try_from(wanted).unwrap_or(STEP).min(STEP);
+        if step == 0 {
+            return Ok(false);
+        }
+        let letters = dead.consumers().pop_batch(step)?;
+        if letters.is_empty() {
+            return Ok(false);
+        }
+        let (mut here, mut last_seq, mut result) = (Vec::new(), 0, Ok(()));
+        for letter in letters {
+            let seq = letter.key.seq;
+            let is_wanted = result.is_ok() && self.pushed < self.limit;
+            if is_wanted && !self.unsettled.contains(&seq) {
+                match push(queue, &letter) {
+                    Ok(pushed) => {
+                        last_seq = pushed;
+                        self.pushed += 1;
+                        self.unsettled.insert(seq);
+                    }
+                    Err(error) => result = Err(error),
+                }
+            }
+            let is_here = self.unsettled.contains(&seq);
+            if is_here { &mut here } else { &mut self.passed }.push(letter.key);
+        }
+        let durable = if last_seq == 0 { Ok(()) } else { queue.commit().wait_durable(last_seq) };
+        if let Err(error) = durable {
+            self.passed.append(&mut here);
+            return Err(error);
+        }
+        dead.consumers().answer(here.iter().copied(), &Answer::Ack)?;
+        for key in here {
+            self.unsettled.remove(&key.seq);
+        }
+        result.map(|()| true)
+    }
+
+    /// The dead letters were closed: they have taken the leases back.
+    pub(super) fn forget_leases(&mut self) {
+        self.passed.clear();
+    }
+
+    /// Gives back the letters that are not pushed.
+    pub(super) fn end(&mut self, dead: &Engine) -> Result<()> {
+        dead.consumers().answer(self.passed.drain(..), &Answer::Release)
+    }
+}
+
+fn push(queue: &Engine, letter: &Taken) -> Result<u64> {
+    let (start, payload) = letter.body.split_at(letter.payload_start);
+    let draft = carried_over(start, &Notes::default(), payload)?;
+    queue.producers().push(&[draft], None, WhenFull::Fail, &|| false)
+}
