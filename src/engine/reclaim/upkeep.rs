@@ -23,6 +23,9 @@ use std::time::Duration;
 /// without, a payload may still be copied out of it.
 type Retired = (Arc<Segment>, Option<u32>);
 
+/// The ordinal of a copy, with the names of what it was made from.
+type CopyOfSources = (u64, Vec<String>);
+
 /// What is to be tidied.
 #[derive(Debug)]
 pub(super) struct Upkeep {
@@ -34,8 +37,8 @@ pub(super) struct Upkeep {
     /// Copies, and what they were made from: to be let go once the copy is synced with the latest
     /// states.
     replaced: Vec<(Arc<Segment>, Vec<Retired>)>,
-    /// Copies, and the names of what they were made from, which may not be removed for good.
-    alone: Vec<(u64, Vec<String>)>,
+    /// Copies whose sources are not known to be removed for good.
+    with_sources: Vec<CopyOfSources>,
     is_closed: bool,
 }
 
@@ -60,8 +63,14 @@ impl Upkeep {
             let sources = replaced.sources.into_iter().map(counted).collect();
             (replaced.copy.segment, sources)
         });
-        let (done, alone) = (Vec::new(), Vec::new());
-        Self { checkpoint, leftovers, done, replaced: replaced.collect(), alone, is_closed: false }
+        Self {
+            checkpoint,
+            leftovers,
+            done: Vec::new(),
+            replaced: replaced.collect(),
+            with_sources: Vec::new(),
+            is_closed: false,
+        }
     }
 
     /// This name means nothing any more; this many bytes count as used by it.
@@ -74,6 +83,75 @@ impl Upkeep {
     pub(super) fn replace(&mut self, copy: Arc<Segment>, sources: Vec<Arc<Segment>>) {
         let sources = sources.into_iter().map(|source| (source, None));
         self.replaced.push((copy, sources.collect()));
+    }
+
+    /// A copy that is not synced with the states that it was given last.
+    pub(super) fn unsynced_copy(&self) -> Option<&Arc<Segment>> {
+        self.replaced.last().map(|(copy, _)| copy)
+    }
+
+    /// That copy is synced: its sources can be let go.
+    pub(super) fn note_synced_copy(&mut self) {
+        if let Some((copy, sources)) = self.replaced.pop() {
+            let names = sources.iter().map(|(source, _)| source.name.clone()).collect();
+            self.with_sources.push((copy.header.ordinal, names));
+            self.done.extend(sources);
+        }
+    }
+
+    /// Copies all of whose sources were removed.
+    pub(super) fn take_copies_without_sources(&mut self) -> Vec<CopyOfSources> {
+        let Self { done, leftovers, with_sources, .. } = self;
+        let is_there = |name: &String| {
+            done.iter().any(|(segment, _)| segment.name == *name)
+                || leftovers.iter().any(|(left, _)| left == name)
+        };
+        let has_sources = |copy: &CopyOfSources| copy.1.iter().any(is_there);
+        let (kept, removed) = std::mem::take(with_sources).into_iter().partition(has_sources);
+        *with_sources = kept;
+        removed
+    }
+
+    /// Their removal is not durable: they are asked for again.
+    pub(super) fn put_back_copies(&mut self, copies: Vec<CopyOfSources>) {
+        self.with_sources.extend(copies);
+    }
+
+    /// This segment left the log without an unsettled message; it has this many slots.
+    pub(super) fn add_done(&mut self, segment: Arc<Segment>, count: u32) {
+        self.done.push((segment, Some(count)));
+    }
+
+    pub(super) fn done_count(&self) -> usize {
+        self.done.len()
+    }
+
+    /// The first segments to be removed or used again, this many at most.
+    pub(super) fn take_done(&mut self, limit: usize) -> Vec<Retired> {
+        self.done.drain(..limit.min(self.done.len())).collect()
+    }
+
+    /// The first names to be removed, this many at most, with the bytes that count as used.
+    pub(super) fn take_leftovers(&mut self, limit: usize) -> Vec<(String, u64)> {
+        self.leftovers.drain(..limit.min(self.leftovers.len())).collect()
+    }
+
+    /// Whether any file is to be removed or used again, now or once a copy is synced.
+    pub(super) fn has_files(&self) -> bool {
+        !(self.done.is_empty() && self.leftovers.is_empty() && self.replaced.is_empty())
+    }
+
+    pub(super) fn checkpoint_file(&mut self) -> &mut CheckpointFile {
+        &mut self.checkpoint
+    }
+
+    /// The run ends: nothing is let go after it.
+    pub(super) fn close(&mut self) {
+        self.is_closed = true;
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed
     }
 
     pub(super) fn check_open(&self) -> Result<()> {
@@ -95,7 +173,7 @@ impl Reclaim {
 
     fn let_go_until(&self, limit: usize, is_over: impl Fn() -> bool) -> Result<LetGo> {
         let mut upkeep = self.upkeep.lock();
-        if upkeep.is_closed {
+        if upkeep.is_closed() {
             return Ok(LetGo::NOTHING);
         }
         self.context.health.check(false)?;
@@ -105,64 +183,55 @@ impl Reclaim {
         }
         let is_cut = self.retire(&mut upkeep, limit, is_over)?;
         // For its hints alone, a caller that waits writes none.
-        let is_needed = limit == usize::MAX
-            || !upkeep.done.is_empty()
-            || !upkeep.leftovers.is_empty()
-            || !upkeep.replaced.is_empty();
-        if is_needed {
+        if limit == usize::MAX || upkeep.has_files() {
             self.write_checkpoint(&mut upkeep)?;
         }
         let mut result = Ok(());
-        let most = limit.min(upkeep.done.len());
-        for (segment, count) in upkeep.done.drain(..most).collect::<Vec<_>>() {
+        let done = upkeep.take_done(limit);
+        let segments = done.len();
+        for (segment, count) in done {
             let reused = self.reuse_or_remove(&mut upkeep, &segment, count);
             // Relaxed: a thread that waits for it waits for the lock that is held here.
             let going = self.letting_go.load(Ordering::Relaxed);
             self.letting_go.store(going.saturating_sub(1), Ordering::Relaxed);
             result = result.and(reused);
         }
-        let most_left = (limit - most).min(upkeep.leftovers.len());
-        for (name, bytes) in upkeep.leftovers.drain(..most_left).collect::<Vec<_>>() {
+        let leftovers = upkeep.take_leftovers(limit - segments);
+        let has_tried = segments > 0 || !leftovers.is_empty();
+        for (name, bytes) in leftovers {
             match self.context.storage.remove(&name) {
                 Ok(()) => self.context.space.give_back(bytes),
                 Err(error) => {
                     let path = self.context.storage.path(&name);
-                    upkeep.leftovers.push((name, bytes));
+                    upkeep.leave(name, bytes);
                     result = result.and(Err(Error::io("remove file", &path, 0, error)));
                 }
             }
         }
-        let has_more = is_cut || !upkeep.done.is_empty() || most == limit && most > 0;
+        let has_more = is_cut || upkeep.done_count() > 0 || segments == limit && segments > 0;
         let forgotten = self.forget_sources(&mut upkeep);
         drop(upkeep);
-        if most > 0 || most_left > 0 {
+        if has_tried {
             self.context.waiters.room.wake_first();
         }
-        result.and(forgotten).map(|()| LetGo { segments: most, has_more })
+        result.and(forgotten).map(|()| LetGo { segments, has_more })
     }
 
     /// Makes sure that what copies were made from is gone for good: from then on others can be made
     /// from them.
     fn forget_sources(&self, upkeep: &mut Upkeep) -> Result<()> {
-        let Upkeep { done, leftovers, alone, .. } = upkeep;
-        let is_there = |name: &String| {
-            done.iter().any(|(segment, _)| segment.name == *name)
-                || leftovers.iter().any(|(left, _)| left == name)
-        };
-        let (removed, kept): (Vec<_>, Vec<_>) =
-            std::mem::take(alone).into_iter().partition(|(_, names)| !names.iter().any(is_there));
-        *alone = kept;
-        if removed.is_empty() {
+        let copies = upkeep.take_copies_without_sources();
+        if copies.is_empty() {
             return Ok(());
         }
         let directory = self.context.directory();
         let synced = self.context.storage.sync_directory();
         if let Err(error) = self.context.health.believe("sync directory", &directory, synced) {
-            upkeep.alone.extend(removed);
+            upkeep.put_back_copies(copies);
             return Err(error);
         }
         let mut dispatch = self.dispatch.lock();
-        for (ordinal, _) in removed {
+        for (ordinal, _) in copies {
             if let Some(track) = dispatch.backlog_mut().track(ordinal) {
                 track.forget_sources();
             }
@@ -173,16 +242,12 @@ impl Reclaim {
     /// Syncs copies with the states that they were given last, so that what they were made from can
     /// go.
     fn sync_copies(&self, upkeep: &mut Upkeep) -> Result<()> {
-        while let Some((copy, _)) = upkeep.replaced.last() {
+        while let Some(copy) = upkeep.unsynced_copy() {
             self.context.health.sync(copy)?;
             // A round of syncs that began before they were replaced may have one of them in its
             // plan.
             drop(self.commit.lead_when_free());
-            if let Some((copy, sources)) = upkeep.replaced.pop() {
-                let names = sources.iter().map(|(source, _)| source.name.clone()).collect();
-                upkeep.alone.push((copy.header.ordinal, names));
-                upkeep.done.extend(sources);
-            }
+            upkeep.note_synced_copy();
         }
         Ok(())
     }
@@ -196,8 +261,8 @@ impl Reclaim {
         limit: usize,
         is_over: impl Fn() -> bool,
     ) -> Result<bool> {
-        while upkeep.done.len() < limit {
-            if !upkeep.done.is_empty() && is_over() {
+        while upkeep.done_count() < limit {
+            if upkeep.done_count() > 0 && is_over() {
                 return Ok(true);
             }
             if let Some(segment) = self.first_done_and_dirty() {
@@ -225,7 +290,7 @@ impl Reclaim {
                 }
                 continue;
             };
-            upkeep.done.push((segment, Some(count)));
+            upkeep.add_done(segment, count);
         }
         Ok(false)
     }
@@ -246,21 +311,21 @@ impl Reclaim {
         self.sync_copies(upkeep)?;
         // While the supply is locked no ordinal is given out, and no segment becomes active.
         let checkpoint = self.appender.with_supply_state(|supply| self.checkpoint(&supply));
-        if upkeep.checkpoint.is_current(&checkpoint) || checkpoint.segments.is_empty() {
+        let (context, file) = (&self.context, upkeep.checkpoint_file());
+        if file.is_current(&checkpoint) || checkpoint.segments.is_empty() {
             return Ok(());
         }
-        let Self { context, .. } = self;
         context.health.check(false)?;
-        let size = upkeep.checkpoint.size();
-        let written = upkeep.checkpoint.write(&*context.storage, &checkpoint);
-        let [before, now] = [size, upkeep.checkpoint.size()].map(|size| size.max(CHECKPOINT_ROOM));
+        let size = file.size();
+        let written = file.write(&*context.storage, &checkpoint);
+        let [before, now] = [size, file.size()].map(|size| size.max(CHECKPOINT_ROOM));
         context.space.add(now.saturating_sub(before));
         match written {
             // No room for the first one: then no list names a segment, and any may be let go.
-            Err(Error::StorageFull { .. }) if !upkeep.checkpoint.exists() => return Ok(()),
+            Err(Error::StorageFull { .. }) if !file.exists() => return Ok(()),
             result => result?,
         }
-        let synced = upkeep.checkpoint.sync(&*context.storage, checkpoint);
+        let synced = file.sync(&*context.storage, checkpoint);
         let path = context.storage.path(name::CHECKPOINT);
         context.health.believe("sync checkpoint", &path, synced)
     }
@@ -331,7 +396,7 @@ impl Reclaim {
     /// Ends the run: nothing is let go after it.
     pub(crate) fn finish_run(&self, is_synced: bool) -> Result<()> {
         let mut upkeep = self.upkeep.lock();
-        upkeep.is_closed = true;
+        upkeep.close();
         let finished = self.appender.finish_run(is_synced);
         if !is_synced {
             return finished;
