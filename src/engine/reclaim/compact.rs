@@ -96,9 +96,9 @@ impl Reclaim {
         let before = self.context.space.given_back();
         self.appender.finish_old_tail()?;
         while self.commit.sync_oldest_full()? {}
-        self.let_go(usize::MAX)?;
+        self.retirer.let_go(usize::MAX)?;
         let done = self.compact_now(Trigger::Requested, u64::MAX)?;
-        self.let_go(usize::MAX)?;
+        self.retirer.let_go(usize::MAX)?;
         let freed = self.context.space.given_back() - before;
         Ok(Compacted {
             freed_bytes: freed.saturating_sub(done.written),
@@ -183,7 +183,7 @@ impl Reclaim {
                 self.start_with(job.run.sources().get(count));
                 self.finish_copy(job.run, count, done)?;
                 // What it was made from goes, as far as it can: what cannot goes later.
-                self.context.health.note_background(self.let_go(usize::MAX).map(|_| ()));
+                self.context.health.note_background(self.retirer.let_go(usize::MAX).map(|_| ()));
                 Ok(Some(used))
             }
             Err(error) => {
@@ -333,18 +333,18 @@ impl Reclaim {
         let name = crate::format::name::temporary(ordinal);
         match upkeep {
             Some(upkeep) => upkeep.leave(name, size),
-            None => self.upkeep.lock().leave(name, size),
+            None => self.retirer.upkeep().leave(name, size),
         }
     }
 
     /// Gives the copy of the first `count` sources its name, and lets it take their place.
     fn finish_copy(&self, run: CopyJob, count: usize, done: &mut Done) -> Result<()> {
-        let mut upkeep = self.upkeep.lock();
+        let mut upkeep = self.retirer.upkeep();
         let health = &self.context.health;
         let prepared = upkeep.check_open().and_then(|()| health.check(false));
         let prepared = prepared.and_then(|()| run.copy().sync());
         let prepared = prepared.and_then(|()| health.check(false));
-        let prepared = prepared.and_then(|()| self.write_checkpoint(&mut upkeep));
+        let prepared = prepared.and_then(|()| self.retirer.write_checkpoint(&mut upkeep));
         if let Err(error) = prepared {
             self.give_up(run, Some(&mut upkeep));
             return Err(error);
@@ -383,10 +383,8 @@ impl Reclaim {
         done.replaced += to_u64(count);
         done.messages += messages;
         done.written += size;
-        // Relaxed: as in `retire`; a moment late.
-        self.letting_go.fetch_add(to_u64(count), Ordering::Relaxed);
         let replaced = sources.into_iter().take(count).map(|source| source.segment);
-        upkeep.replace(Arc::clone(&made.segment), replaced.collect());
+        self.retirer.replace(&mut upkeep, Arc::clone(&made.segment), replaced.collect());
         Ok(())
     }
 

@@ -2,12 +2,13 @@
 //!
 //! Promises: no byte of the disk is given back before what it held is settled for good; a push that
 //! asks for room waits for the work of one file at a time. Decides by itself what is worth it;
-//! when, the engine says. `upkeep` lets go, `compact` leads copies, `switch` puts them in the place
+//! when, the engine says. `retire` lets go, `compact` leads copies, `switch` puts them in the place
 //! of what they were made from.
 
 mod candidates;
 mod compact;
 mod job;
+mod retire;
 mod switch;
 mod upkeep;
 
@@ -21,9 +22,9 @@ use crate::format::bytes::to_u64;
 use crate::recovery::Log;
 use job::{Compaction, Trigger};
 use parking_lot::Mutex;
+use retire::Retirer;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use upkeep::Upkeep;
 
 /// As many done segments may wait to be let go, while another one is ready.
 const MOST_DONE: u64 = 1;
@@ -35,10 +36,8 @@ pub(crate) struct Reclaim {
     dispatch: Arc<DispatchLock>,
     appender: Arc<Appender>,
     commit: Arc<Commit>,
-    upkeep: Mutex<Upkeep>,
+    retirer: Retirer,
     compaction: Mutex<Compaction>,
-    /// Segments that are no longer in the log, and not yet removed or used again.
-    letting_go: AtomicU64,
     /// Bytes of files that compaction wrote.
     compacted_bytes: AtomicU64,
 }
@@ -56,11 +55,15 @@ impl Reclaim {
             dispatch: Arc::clone(dispatch),
             appender: Arc::clone(appender),
             commit: Arc::clone(commit),
-            upkeep: Mutex::new(Upkeep::new(log)),
+            retirer: Retirer::new(context, dispatch, appender, commit, log),
             compaction: Mutex::default(),
-            letting_go: AtomicU64::new(0),
             compacted_bytes: AtomicU64::new(0),
         }
+    }
+
+    /// What retires segments, and removes files.
+    pub(crate) fn retirer(&self) -> &Retirer {
+        &self.retirer
     }
 
     /// Bytes of files that compaction wrote since open.
@@ -69,18 +72,10 @@ impl Reclaim {
         self.compacted_bytes.load(Ordering::Relaxed)
     }
 
-    /// Segments that are done, or on their way out.
-    fn done_segments(&self) -> u64 {
-        // Relaxed: a segment that goes is in one of the two, under the lock of the unsealed ones,
-        // which a caller holds that wants to know exactly.
-        let going = self.letting_go.load(Ordering::Relaxed);
-        self.dispatch.lock().backlog().done_segments() + going
-    }
-
     /// Prepares the next segment if it will be needed soon, unless one is about to be let go that
     /// serves.
     pub(crate) fn prepare_ahead(&self) -> Result<()> {
-        self.appender.prepare_ahead(|| self.done_segments() > 0)
+        self.appender.prepare_ahead(|| self.retirer.done_segments() > 0)
     }
 
     /// Whether the background does not keep up: done segments take the disk, or unsynced ones would
@@ -98,7 +93,7 @@ impl Reclaim {
     fn has_too_many_done(&self) -> bool {
         let most_done = if self.appender.ready_bytes() > 0 { MOST_DONE } else { 0 };
         let unsealed = self.appender.unsealed();
-        let done = self.done_segments();
+        let done = self.retirer.done_segments();
         drop(unsealed);
         done > most_done
     }
@@ -122,11 +117,11 @@ impl Reclaim {
         }
         // Where it is not sealed yet, that belongs to it.
         if self.has_too_many_done()
-            && self.let_go(1)?.segments == 0
+            && self.retirer.let_go(1)?.segments == 0
             && self.has_done_unsealed()
             && self.commit.sync_oldest_full()?
         {
-            self.let_go(1)?;
+            self.retirer.let_go(1)?;
         }
         Ok(())
     }
@@ -138,7 +133,7 @@ impl Reclaim {
         let (before, ready) = (self.context.space.given_back(), self.appender.ready_bytes());
         let has_given_back = || self.context.space.given_back() > before;
         loop {
-            let gone = self.let_go(1)?;
+            let gone = self.retirer.let_go(1)?;
             if has_given_back() || self.appender.ready_bytes() > ready {
                 return Ok(true);
             }
@@ -153,7 +148,7 @@ impl Reclaim {
             // One copy at the most: the producer waits for it.
             let copied = self.compact_now(Trigger::Requested, 1);
             self.context.health.note_background(copied.map(|_| ()));
-            self.let_go(usize::MAX)?;
+            self.retirer.let_go(usize::MAX)?;
         }
         Ok(has_given_back())
     }
@@ -212,7 +207,7 @@ impl Reclaim {
         }
         self.appender.finish_old_tail()?;
         // The producer waits for it: no more than keeps their number where it is.
-        self.let_go(2)?;
+        self.retirer.let_go(2)?;
         if self.context.options.compaction.is_on {
             self.compact_now(Trigger::NewRun, 1)?;
         }
