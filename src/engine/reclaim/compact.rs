@@ -17,7 +17,7 @@
 
 use super::job::{Compaction, Done, Job, Trigger};
 use super::upkeep::Upkeep;
-use super::{Reclaim, candidates};
+use super::{Reclaim, candidates, switch};
 use crate::clock;
 use crate::compaction::copy_job::{CopyJob, Step};
 use crate::compaction::plan::{self, Choice, Limits};
@@ -25,7 +25,7 @@ use crate::engine::backlog::track::Track;
 use crate::engine::context::SOON;
 use crate::error::{Error, Result};
 use crate::format::bytes::to_u64;
-use crate::log::copy::CopyWriter;
+use crate::log::copy::{CopyWriter, Finished};
 use crate::log::merge::CopySource;
 use crate::report::Compacted;
 use std::sync::Arc;
@@ -147,7 +147,8 @@ impl Reclaim {
         // Not in a poisoned queue: whatever is synced there is not believed.
         let may_go_on = self.check_open().and_then(|()| self.context.health.check(false));
         let stepped = may_go_on.and_then(|()| job.run.step(STEP));
-        let stepped = stepped.and_then(|step| self.settle_findings(&mut job.run).map(|()| step));
+        let stepped = stepped
+            .and_then(|step| switch::settle_findings(&self.dispatch, &mut job.run).map(|()| step));
         match stepped {
             Ok((Step::More, used)) => {
                 let written = job.run.copy().written();
@@ -353,21 +354,17 @@ impl Reclaim {
         let seq_limit = self.appender.with_supply_state(|supply| supply.seq_limit);
         let made = run.finish(&*self.context.storage, count, seq_limit, health);
         let switched = match made {
-            // Not in a queue that was poisoned meanwhile.
-            Ok(made) => {
-                match health.check(false).and_then(|()| self.switch(&sources[..count], &made)) {
-                    Ok(messages) => Ok((made, messages)),
-                    Err(error) => {
-                        // Should it stay, it is merged with its sources, or deleted, at the next
-                        // open.
-                        match self.context.storage.remove(&made.segment.name) {
-                            Ok(()) => self.context.space.undo(size),
-                            Err(_) => upkeep.leave(made.segment.name.clone(), size),
-                        }
-                        Err(error)
+            Ok(made) => match self.switch(&sources[..count], &made) {
+                Ok(messages) => Ok((made, messages)),
+                Err(error) => {
+                    // Should it stay, it is merged with its sources, or deleted, at the next open.
+                    match self.context.storage.remove(&made.segment.name) {
+                        Ok(()) => self.context.space.undo(size),
+                        Err(_) => upkeep.leave(made.segment.name.clone(), size),
                     }
+                    Err(error)
                 }
-            }
+            },
             Err(error) => {
                 // What has its name is removed again, and else nothing of it is there.
                 self.context.space.undo(size);
@@ -386,6 +383,13 @@ impl Reclaim {
         let replaced = sources.into_iter().take(count).map(|source| source.segment);
         self.retirer.replace(&mut upkeep, Arc::clone(&made.segment), replaced.collect());
         Ok(())
+    }
+
+    /// Lets a copy take the place of its sources; tells how many messages it has.
+    fn switch(&self, sources: &[CopySource], made: &Finished) -> Result<u64> {
+        // Not in a queue that was poisoned meanwhile.
+        self.context.health.check(false)?;
+        switch::replace_sources(&self.dispatch, self.context.run, sources, made)
     }
 
     /// Ends what is under way: the queue is closed.
