@@ -254,7 +254,7 @@ impl Engine {
         self.appender.close();
         self.dispatch.lock().close();
         self.context.waiters.wake_all();
-        self.reclaim.stop_compaction();
+        self.reclaim.compactor().stop();
         let others = stop_others();
         let synced = self.sync();
         // Whatever the result: nothing is stored from here on, and the directory is free.
@@ -314,7 +314,7 @@ impl Engine {
         let tidied = if due.upkeep { self.run_upkeep() } else { Ok(()) };
         // After everything that a push or an answer may wait for.
         let compacted = if due.upkeep || due.compaction {
-            self.reclaim.compact_in_background()
+            self.reclaim.compactor().run_in_background()
         } else {
             Ok(())
         };

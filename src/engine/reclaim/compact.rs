@@ -16,20 +16,23 @@
 //!    go.
 
 use super::job::{Compaction, Done, Job, Trigger};
+use super::retire::Retirer;
 use super::upkeep::Upkeep;
-use super::{Reclaim, candidates, switch};
+use super::{candidates, switch};
 use crate::clock;
 use crate::compaction::copy_job::{CopyJob, Step};
 use crate::compaction::plan::{self, Choice, Limits};
+use crate::engine::append::Appender;
 use crate::engine::backlog::track::Track;
-use crate::engine::context::SOON;
+use crate::engine::context::{Context, SOON};
+use crate::engine::signal::DispatchLock;
 use crate::error::{Error, Result};
 use crate::format::bytes::to_u64;
 use crate::log::copy::{CopyWriter, Finished};
 use crate::log::merge::CopySource;
-use crate::report::Compacted;
+use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Bytes read and written in one step.
@@ -37,10 +40,44 @@ const STEP: u64 = 1 << 20;
 /// How soon a copy that failed is tried again.
 const RETRY: Duration = Duration::from_secs(10);
 
-impl Reclaim {
+/// Copies what is unsettled in sparse segments.
+#[derive(Debug)]
+pub(crate) struct Compactor {
+    context: Arc<Context>,
+    dispatch: Arc<DispatchLock>,
+    appender: Arc<Appender>,
+    retirer: Arc<Retirer>,
+    compaction: Mutex<Compaction>,
+    /// Bytes of files that compaction wrote.
+    compacted_bytes: AtomicU64,
+}
+
+impl Compactor {
+    pub(super) fn new(
+        context: &Arc<Context>,
+        dispatch: &Arc<DispatchLock>,
+        appender: &Arc<Appender>,
+        retirer: &Arc<Retirer>,
+    ) -> Self {
+        Self {
+            context: Arc::clone(context),
+            dispatch: Arc::clone(dispatch),
+            appender: Arc::clone(appender),
+            retirer: Arc::clone(retirer),
+            compaction: Mutex::default(),
+            compacted_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// Bytes of files that compaction wrote since open.
+    pub(crate) fn compacted_bytes(&self) -> u64 {
+        // Relaxed: a number by itself.
+        self.compacted_bytes.load(Ordering::Relaxed)
+    }
+
     /// One step in the background, if it is time for one; tells when the next one may be due.
-    pub(crate) fn compact_in_background(&self) -> Result<()> {
-        let compacted = self.compact_when_due();
+    pub(crate) fn run_in_background(&self) -> Result<()> {
+        let compacted = self.run_when_due();
         match &compacted {
             Ok(Some(again)) => self.context.worker.compact_within(*again),
             // What is poisoned is not compacted in this run.
@@ -50,7 +87,7 @@ impl Reclaim {
         compacted.map(|_| ())
     }
 
-    fn compact_when_due(&self) -> Result<Option<Duration>> {
+    fn run_when_due(&self) -> Result<Option<Duration>> {
         if !self.context.options.compaction.is_on || self.check_open().is_err() {
             return Ok(None);
         }
@@ -89,24 +126,6 @@ impl Reclaim {
             segment_bytes: self.context.options.segment_limit(),
             room: self.context.space.scratch_room().saturating_add(ready),
         }
-    }
-
-    /// Copies all that is worth it, and lets go of what is in use for nothing.
-    pub(crate) fn compact_all(&self) -> Result<Compacted> {
-        let before = self.context.space.given_back();
-        self.appender.finish_old_tail()?;
-        while self.commit.sync_oldest_full()? {}
-        self.retirer.let_go(usize::MAX)?;
-        let done = self.compact_now(Trigger::Requested, u64::MAX)?;
-        self.retirer.let_go(usize::MAX)?;
-        let freed = self.context.space.given_back() - before;
-        Ok(Compacted {
-            freed_bytes: freed.saturating_sub(done.written),
-            written_bytes: done.written,
-            messages: done.messages,
-            copies: done.copies,
-            replaced: done.replaced,
-        })
     }
 
     /// Copies all that is worth it, if the options want any of it.
@@ -393,7 +412,7 @@ impl Reclaim {
     }
 
     /// Ends what is under way: the queue is closed.
-    pub(crate) fn stop_compaction(&self) {
+    pub(crate) fn stop(&self) {
         let job = self.compaction.lock().job.take();
         if let Some(job) = job {
             self.give_up(job.run, None);

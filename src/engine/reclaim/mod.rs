@@ -2,8 +2,9 @@
 //!
 //! Promises: no byte of the disk is given back before what it held is settled for good; a push that
 //! asks for room waits for the work of one file at a time. Decides by itself what is worth it;
-//! when, the engine says. `retire` lets go, `compact` leads copies, `switch` puts them in the place
-//! of what they were made from.
+//! when, the engine says. [`Retirer`] lets go, and has the list of what is to be tidied.
+//! [`Compactor`] leads copies, and stands above it. [`Reclaim`] owns both, and says who does what
+//! when a producer or a caller asks for room.
 
 mod candidates;
 mod compact;
@@ -20,11 +21,11 @@ use super::signal::DispatchLock;
 use crate::error::Result;
 use crate::format::bytes::to_u64;
 use crate::recovery::Log;
-use job::{Compaction, Trigger};
-use parking_lot::Mutex;
+use crate::report::Compacted;
+use compact::Compactor;
+use job::Trigger;
 use retire::Retirer;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// As many done segments may wait to be let go, while another one is ready.
 const MOST_DONE: u64 = 1;
@@ -36,10 +37,8 @@ pub(crate) struct Reclaim {
     dispatch: Arc<DispatchLock>,
     appender: Arc<Appender>,
     commit: Arc<Commit>,
-    retirer: Retirer,
-    compaction: Mutex<Compaction>,
-    /// Bytes of files that compaction wrote.
-    compacted_bytes: AtomicU64,
+    retirer: Arc<Retirer>,
+    compactor: Compactor,
 }
 
 impl Reclaim {
@@ -50,14 +49,15 @@ impl Reclaim {
         commit: &Arc<Commit>,
         log: Log,
     ) -> Self {
+        let retirer = Arc::new(Retirer::new(context, dispatch, appender, commit, log));
+        let compactor = Compactor::new(context, dispatch, appender, &retirer);
         Self {
             context: Arc::clone(context),
             dispatch: Arc::clone(dispatch),
             appender: Arc::clone(appender),
             commit: Arc::clone(commit),
-            retirer: Retirer::new(context, dispatch, appender, commit, log),
-            compaction: Mutex::default(),
-            compacted_bytes: AtomicU64::new(0),
+            retirer,
+            compactor,
         }
     }
 
@@ -66,10 +66,9 @@ impl Reclaim {
         &self.retirer
     }
 
-    /// Bytes of files that compaction wrote since open.
-    pub(crate) fn compacted_bytes(&self) -> u64 {
-        // Relaxed: a number by itself.
-        self.compacted_bytes.load(Ordering::Relaxed)
+    /// What copies unsettled messages out of sparse segments.
+    pub(crate) fn compactor(&self) -> &Compactor {
+        &self.compactor
     }
 
     /// Prepares the next segment if it will be needed soon, unless one is about to be let go that
@@ -146,11 +145,29 @@ impl Reclaim {
         }
         if self.context.options.compaction.is_on {
             // One copy at the most: the producer waits for it.
-            let copied = self.compact_now(Trigger::Requested, 1);
+            let copied = self.compactor.compact_now(Trigger::Requested, 1);
             self.context.health.note_background(copied.map(|_| ()));
             self.retirer.let_go(usize::MAX)?;
         }
         Ok(has_given_back())
+    }
+
+    /// Copies all that is worth it, and lets go of what is in use for nothing.
+    pub(crate) fn compact_all(&self) -> Result<Compacted> {
+        let before = self.context.space.given_back();
+        self.appender.finish_old_tail()?;
+        while self.commit.sync_oldest_full()? {}
+        self.retirer.let_go(usize::MAX)?;
+        let done = self.compactor.compact_now(Trigger::Requested, u64::MAX)?;
+        self.retirer.let_go(usize::MAX)?;
+        let freed = self.context.space.given_back() - before;
+        Ok(Compacted {
+            freed_bytes: freed.saturating_sub(done.written),
+            written_bytes: done.written,
+            messages: done.messages,
+            copies: done.copies,
+            replaced: done.replaced,
+        })
     }
 
     /// Unmaps what no delivery needs, and closes what is synced besides.
@@ -209,7 +226,7 @@ impl Reclaim {
         // The producer waits for it: no more than keeps their number where it is.
         self.retirer.let_go(2)?;
         if self.context.options.compaction.is_on {
-            self.compact_now(Trigger::NewRun, 1)?;
+            self.compactor.compact_now(Trigger::NewRun, 1)?;
         }
         Ok(())
     }
