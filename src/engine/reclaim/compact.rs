@@ -11,9 +11,10 @@
 //! 3. The copy is synced; a CHECKPOINT is written, so that what is not copied is known to be
 //!    settled or lost; the copy gets its name.
 //! 4. What changed meanwhile is brought up to date; the last of it under the dispatch lock, where
-//!    the copy takes the sources' place. The `upkeep` lock is held until
-//! 5. the copy is synced again; only then can a CHECKPOINT without the sources be written, and they
-//!    go.
+//!    the copy takes the sources' place. The `upkeep` lock is held from step 3 until the copy is
+//!    listed as not synced, so no CHECKPOINT is written in between.
+//! 5. The copy is synced again before the next CHECKPOINT is written; that one does not list the
+//!    sources, and they go.
 
 use super::job::{Compaction, Done, Job, Trigger};
 use super::retire::Retirer;
