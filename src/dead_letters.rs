@@ -193,7 +193,7 @@ impl DeadLetters {
         let Some(dead) = self.open_engine() else { return has_moved };
         let before = dead.context().space.given_back();
         // What fails there is not the concern of who pushes here.
-        self.note(dead.reclaim().let_go(1).map(|_| ()));
+        self.note(dead.reclaim().retirer().let_go(1).map(|_| ()));
         has_moved || dead.context().space.given_back() > before
     }
 

@@ -177,12 +177,12 @@ impl OpenQueue {
         while self.engine.consumers().sweep_expired()? {}
         let moved = self.dead_letters.as_ref().map_or(Ok(()), DeadLetters::move_all);
         self.engine.maintain()?;
-        let compacted = self.engine.reclaim().compact_if_wanted();
-        let gone = self.engine.reclaim().let_go(usize::MAX).map(|_| ());
+        let compacted = self.engine.reclaim().compactor().compact_if_wanted();
+        let gone = self.engine.reclaim().retirer().let_go(usize::MAX).map(|_| ());
         let dead = self.with_open_dead_letters((), |dead| {
             dead.maintain()?;
-            dead.reclaim().compact_if_wanted()?;
-            dead.reclaim().let_go(usize::MAX).map(|_| ())
+            dead.reclaim().compactor().compact_if_wanted()?;
+            dead.reclaim().retirer().let_go(usize::MAX).map(|_| ())
         });
         counted.and(moved).and(compacted).and(gone).and(dead)
     }

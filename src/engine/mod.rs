@@ -254,11 +254,11 @@ impl Engine {
         self.appender.close();
         self.dispatch.lock().close();
         self.context.waiters.wake_all();
-        self.reclaim.stop_compaction();
+        self.reclaim.compactor().stop();
         let others = stop_others();
         let synced = self.sync();
         // Whatever the result: nothing is stored from here on, and the directory is free.
-        let finished = self.reclaim.finish_run(synced.is_ok());
+        let finished = self.reclaim.retirer().finish_run(synced.is_ok());
         self.appender.clear();
         self.dispatch.lock().clear();
         self.context.waiters.wake_all();
@@ -285,7 +285,7 @@ impl Engine {
         let counted = self.consumers.count_all();
         self.sync()?;
         self.reclaim.release_idle_maps();
-        let gone = self.reclaim.let_go(usize::MAX).map(|_| ());
+        let gone = self.reclaim.retirer().let_go(usize::MAX).map(|_| ());
         counted.and(gone).and(self.reclaim.prepare_ahead())
     }
 
@@ -314,7 +314,7 @@ impl Engine {
         let tidied = if due.upkeep { self.run_upkeep() } else { Ok(()) };
         // After everything that a push or an answer may wait for.
         let compacted = if due.upkeep || due.compaction {
-            self.reclaim.compact_in_background()
+            self.reclaim.compactor().run_in_background()
         } else {
             Ok(())
         };
@@ -334,7 +334,7 @@ impl Engine {
             // What could not be read is tried again the next time.
             self.dispatch.lock().count_again();
         }
-        let can_let_go = self.reclaim.let_go_for(STEP).map(|gone| gone.has_more);
+        let can_let_go = self.reclaim.retirer().let_go_for(STEP).map(|gone| gone.has_more);
         if [&has_unsealed, &can_count, &can_let_go].iter().any(|more| matches!(more, Ok(true))) {
             self.context.worker.ask();
         }

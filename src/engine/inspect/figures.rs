@@ -45,7 +45,7 @@ impl Inspect {
             live_bytes,
             reclaimable_bytes: dead_bytes,
             taken_bytes: self.appender.taken_bytes(),
-            compacted_bytes: self.reclaim.compacted_bytes(),
+            compacted_bytes: self.reclaim.compactor().compacted_bytes(),
             oldest: oldest.map(|time| Duration::from_millis(now.saturating_sub(time))),
             uptime: Duration::from_millis(now - self.context.clock.start_time()),
             push_time,

@@ -11,25 +11,29 @@
 //! 3. The copy is synced; a CHECKPOINT is written, so that what is not copied is known to be
 //!    settled or lost; the copy gets its name.
 //! 4. What changed meanwhile is brought up to date; the last of it under the dispatch lock, where
-//!    the copy takes the sources' place. The `upkeep` lock is held until
-//! 5. the copy is synced again; only then can a CHECKPOINT without the sources be written, and they
-//!    go.
+//!    the copy takes the sources' place. The `upkeep` lock is held from step 3 until the copy is
+//!    listed as not synced, so no CHECKPOINT is written in between.
+//! 5. The copy is synced again before the next CHECKPOINT is written; that one does not list the
+//!    sources, and they go.
 
 use super::job::{Compaction, Done, Job, Trigger};
+use super::retire::Retirer;
 use super::upkeep::Upkeep;
-use super::{Reclaim, candidates};
+use super::{candidates, switch};
 use crate::clock;
 use crate::compaction::copy_job::{CopyJob, Step};
 use crate::compaction::plan::{self, Choice, Limits};
+use crate::engine::append::Appender;
 use crate::engine::backlog::track::Track;
-use crate::engine::context::SOON;
+use crate::engine::context::{Context, SOON};
+use crate::engine::signal::DispatchLock;
 use crate::error::{Error, Result};
 use crate::format::bytes::to_u64;
-use crate::log::copy::CopyWriter;
+use crate::log::copy::{CopyWriter, Finished};
 use crate::log::merge::CopySource;
-use crate::report::Compacted;
+use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Bytes read and written in one step.
@@ -37,10 +41,44 @@ const STEP: u64 = 1 << 20;
 /// How soon a copy that failed is tried again.
 const RETRY: Duration = Duration::from_secs(10);
 
-impl Reclaim {
+/// Copies what is unsettled in sparse segments.
+#[derive(Debug)]
+pub(crate) struct Compactor {
+    context: Arc<Context>,
+    dispatch: Arc<DispatchLock>,
+    appender: Arc<Appender>,
+    retirer: Arc<Retirer>,
+    compaction: Mutex<Compaction>,
+    /// Bytes of files that compaction wrote.
+    compacted_bytes: AtomicU64,
+}
+
+impl Compactor {
+    pub(super) fn new(
+        context: &Arc<Context>,
+        dispatch: &Arc<DispatchLock>,
+        appender: &Arc<Appender>,
+        retirer: &Arc<Retirer>,
+    ) -> Self {
+        Self {
+            context: Arc::clone(context),
+            dispatch: Arc::clone(dispatch),
+            appender: Arc::clone(appender),
+            retirer: Arc::clone(retirer),
+            compaction: Mutex::default(),
+            compacted_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// Bytes of files that compaction wrote since open.
+    pub(crate) fn compacted_bytes(&self) -> u64 {
+        // Relaxed: a number by itself.
+        self.compacted_bytes.load(Ordering::Relaxed)
+    }
+
     /// One step in the background, if it is time for one; tells when the next one may be due.
-    pub(crate) fn compact_in_background(&self) -> Result<()> {
-        let compacted = self.compact_when_due();
+    pub(crate) fn run_in_background(&self) -> Result<()> {
+        let compacted = self.run_when_due();
         match &compacted {
             Ok(Some(again)) => self.context.worker.compact_within(*again),
             // What is poisoned is not compacted in this run.
@@ -50,7 +88,7 @@ impl Reclaim {
         compacted.map(|_| ())
     }
 
-    fn compact_when_due(&self) -> Result<Option<Duration>> {
+    fn run_when_due(&self) -> Result<Option<Duration>> {
         if !self.context.options.compaction.is_on || self.check_open().is_err() {
             return Ok(None);
         }
@@ -91,24 +129,6 @@ impl Reclaim {
         }
     }
 
-    /// Copies all that is worth it, and lets go of what is in use for nothing.
-    pub(crate) fn compact_all(&self) -> Result<Compacted> {
-        let before = self.context.space.given_back();
-        self.appender.finish_old_tail()?;
-        while self.commit.sync_oldest_full()? {}
-        self.let_go(usize::MAX)?;
-        let done = self.compact_now(Trigger::Requested, u64::MAX)?;
-        self.let_go(usize::MAX)?;
-        let freed = self.context.space.given_back() - before;
-        Ok(Compacted {
-            freed_bytes: freed.saturating_sub(done.written),
-            written_bytes: done.written,
-            messages: done.messages,
-            copies: done.copies,
-            replaced: done.replaced,
-        })
-    }
-
     /// Copies all that is worth it, if the options want any of it.
     pub(crate) fn compact_if_wanted(&self) -> Result<()> {
         if !self.context.options.compaction.is_on {
@@ -147,7 +167,8 @@ impl Reclaim {
         // Not in a poisoned queue: whatever is synced there is not believed.
         let may_go_on = self.check_open().and_then(|()| self.context.health.check(false));
         let stepped = may_go_on.and_then(|()| job.run.step(STEP));
-        let stepped = stepped.and_then(|step| self.settle_findings(&mut job.run).map(|()| step));
+        let stepped = stepped
+            .and_then(|step| switch::settle_findings(&self.dispatch, &mut job.run).map(|()| step));
         match stepped {
             Ok((Step::More, used)) => {
                 let written = job.run.copy().written();
@@ -183,7 +204,7 @@ impl Reclaim {
                 self.start_with(job.run.sources().get(count));
                 self.finish_copy(job.run, count, done)?;
                 // What it was made from goes, as far as it can: what cannot goes later.
-                self.context.health.note_background(self.let_go(usize::MAX).map(|_| ()));
+                self.context.health.note_background(self.retirer.let_go(usize::MAX).map(|_| ()));
                 Ok(Some(used))
             }
             Err(error) => {
@@ -333,18 +354,18 @@ impl Reclaim {
         let name = crate::format::name::temporary(ordinal);
         match upkeep {
             Some(upkeep) => upkeep.leave(name, size),
-            None => self.upkeep.lock().leave(name, size),
+            None => self.retirer.upkeep().leave(name, size),
         }
     }
 
     /// Gives the copy of the first `count` sources its name, and lets it take their place.
     fn finish_copy(&self, run: CopyJob, count: usize, done: &mut Done) -> Result<()> {
-        let mut upkeep = self.upkeep.lock();
+        let mut upkeep = self.retirer.upkeep();
         let health = &self.context.health;
         let prepared = upkeep.check_open().and_then(|()| health.check(false));
         let prepared = prepared.and_then(|()| run.copy().sync());
         let prepared = prepared.and_then(|()| health.check(false));
-        let prepared = prepared.and_then(|()| self.write_checkpoint(&mut upkeep));
+        let prepared = prepared.and_then(|()| self.retirer.write_checkpoint(&mut upkeep));
         if let Err(error) = prepared {
             self.give_up(run, Some(&mut upkeep));
             return Err(error);
@@ -353,21 +374,17 @@ impl Reclaim {
         let seq_limit = self.appender.with_supply_state(|supply| supply.seq_limit);
         let made = run.finish(&*self.context.storage, count, seq_limit, health);
         let switched = match made {
-            // Not in a queue that was poisoned meanwhile.
-            Ok(made) => {
-                match health.check(false).and_then(|()| self.switch(&sources[..count], &made)) {
-                    Ok(messages) => Ok((made, messages)),
-                    Err(error) => {
-                        // Should it stay, it is merged with its sources, or deleted, at the next
-                        // open.
-                        match self.context.storage.remove(&made.segment.name) {
-                            Ok(()) => self.context.space.undo(size),
-                            Err(_) => upkeep.leave(made.segment.name.clone(), size),
-                        }
-                        Err(error)
+            Ok(made) => match self.switch(&sources[..count], &made) {
+                Ok(messages) => Ok((made, messages)),
+                Err(error) => {
+                    // Should it stay, it is merged with its sources, or deleted, at the next open.
+                    match self.context.storage.remove(&made.segment.name) {
+                        Ok(()) => self.context.space.undo(size),
+                        Err(_) => upkeep.leave(made.segment.name.clone(), size),
                     }
+                    Err(error)
                 }
-            }
+            },
             Err(error) => {
                 // What has its name is removed again, and else nothing of it is there.
                 self.context.space.undo(size);
@@ -383,15 +400,20 @@ impl Reclaim {
         done.replaced += to_u64(count);
         done.messages += messages;
         done.written += size;
-        // Relaxed: as in `retire`; a moment late.
-        self.letting_go.fetch_add(to_u64(count), Ordering::Relaxed);
         let replaced = sources.into_iter().take(count).map(|source| source.segment);
-        upkeep.replace(Arc::clone(&made.segment), replaced.collect());
+        self.retirer.replace(&mut upkeep, Arc::clone(&made.segment), replaced.collect());
         Ok(())
     }
 
+    /// Lets a copy take the place of its sources; tells how many messages it has.
+    fn switch(&self, sources: &[CopySource], made: &Finished) -> Result<u64> {
+        // Not in a queue that was poisoned meanwhile.
+        self.context.health.check(false)?;
+        switch::replace_sources(&self.dispatch, self.context.run, sources, made)
+    }
+
     /// Ends what is under way: the queue is closed.
-    pub(crate) fn stop_compaction(&self) {
+    pub(crate) fn stop(&self) {
         let job = self.compaction.lock().job.take();
         if let Some(job) = job {
             self.give_up(job.run, None);

@@ -2,12 +2,14 @@
 //!
 //! Promises: no byte of the disk is given back before what it held is settled for good; a push that
 //! asks for room waits for the work of one file at a time. Decides by itself what is worth it;
-//! when, the engine says. `upkeep` lets go, `compact` leads copies, `switch` puts them in the place
-//! of what they were made from.
+//! when, the engine says. [`Retirer`] lets go, and has the list of what is to be tidied.
+//! [`Compactor`] leads copies, and stands above it. [`Reclaim`] owns both, and says who does what
+//! when a producer or a caller asks for room.
 
 mod candidates;
 mod compact;
 mod job;
+mod retire;
 mod switch;
 mod upkeep;
 
@@ -19,11 +21,11 @@ use super::signal::DispatchLock;
 use crate::error::Result;
 use crate::format::bytes::to_u64;
 use crate::recovery::Log;
-use job::{Compaction, Trigger};
-use parking_lot::Mutex;
+use crate::report::Compacted;
+use compact::Compactor;
+use job::Trigger;
+use retire::Retirer;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use upkeep::Upkeep;
 
 /// As many done segments may wait to be let go, while another one is ready.
 const MOST_DONE: u64 = 1;
@@ -35,12 +37,8 @@ pub(crate) struct Reclaim {
     dispatch: Arc<DispatchLock>,
     appender: Arc<Appender>,
     commit: Arc<Commit>,
-    upkeep: Mutex<Upkeep>,
-    compaction: Mutex<Compaction>,
-    /// Segments that are no longer in the log, and not yet removed or used again.
-    letting_go: AtomicU64,
-    /// Bytes of files that compaction wrote.
-    compacted_bytes: AtomicU64,
+    retirer: Arc<Retirer>,
+    compactor: Compactor,
 }
 
 impl Reclaim {
@@ -51,36 +49,32 @@ impl Reclaim {
         commit: &Arc<Commit>,
         log: Log,
     ) -> Self {
+        let retirer = Arc::new(Retirer::new(context, dispatch, appender, commit, log));
+        let compactor = Compactor::new(context, dispatch, appender, &retirer);
         Self {
             context: Arc::clone(context),
             dispatch: Arc::clone(dispatch),
             appender: Arc::clone(appender),
             commit: Arc::clone(commit),
-            upkeep: Mutex::new(Upkeep::new(log)),
-            compaction: Mutex::default(),
-            letting_go: AtomicU64::new(0),
-            compacted_bytes: AtomicU64::new(0),
+            retirer,
+            compactor,
         }
     }
 
-    /// Bytes of files that compaction wrote since open.
-    pub(crate) fn compacted_bytes(&self) -> u64 {
-        // Relaxed: a number by itself.
-        self.compacted_bytes.load(Ordering::Relaxed)
+    /// What retires segments, and removes files.
+    pub(crate) fn retirer(&self) -> &Retirer {
+        &self.retirer
     }
 
-    /// Segments that are done, or on their way out.
-    fn done_segments(&self) -> u64 {
-        // Relaxed: a segment that goes is in one of the two, under the lock of the unsealed ones,
-        // which a caller holds that wants to know exactly.
-        let going = self.letting_go.load(Ordering::Relaxed);
-        self.dispatch.lock().backlog().done_segments() + going
+    /// What copies unsettled messages out of sparse segments.
+    pub(crate) fn compactor(&self) -> &Compactor {
+        &self.compactor
     }
 
     /// Prepares the next segment if it will be needed soon, unless one is about to be let go that
     /// serves.
     pub(crate) fn prepare_ahead(&self) -> Result<()> {
-        self.appender.prepare_ahead(|| self.done_segments() > 0)
+        self.appender.prepare_ahead(|| self.retirer.done_segments() > 0)
     }
 
     /// Whether the background does not keep up: done segments take the disk, or unsynced ones would
@@ -98,7 +92,7 @@ impl Reclaim {
     fn has_too_many_done(&self) -> bool {
         let most_done = if self.appender.ready_bytes() > 0 { MOST_DONE } else { 0 };
         let unsealed = self.appender.unsealed();
-        let done = self.done_segments();
+        let done = self.retirer.done_segments();
         drop(unsealed);
         done > most_done
     }
@@ -122,11 +116,11 @@ impl Reclaim {
         }
         // Where it is not sealed yet, that belongs to it.
         if self.has_too_many_done()
-            && self.let_go(1)?.segments == 0
+            && self.retirer.let_go(1)?.segments == 0
             && self.has_done_unsealed()
             && self.commit.sync_oldest_full()?
         {
-            self.let_go(1)?;
+            self.retirer.let_go(1)?;
         }
         Ok(())
     }
@@ -138,7 +132,7 @@ impl Reclaim {
         let (before, ready) = (self.context.space.given_back(), self.appender.ready_bytes());
         let has_given_back = || self.context.space.given_back() > before;
         loop {
-            let gone = self.let_go(1)?;
+            let gone = self.retirer.let_go(1)?;
             if has_given_back() || self.appender.ready_bytes() > ready {
                 return Ok(true);
             }
@@ -151,11 +145,29 @@ impl Reclaim {
         }
         if self.context.options.compaction.is_on {
             // One copy at the most: the producer waits for it.
-            let copied = self.compact_now(Trigger::Requested, 1);
+            let copied = self.compactor.compact_now(Trigger::Requested, 1);
             self.context.health.note_background(copied.map(|_| ()));
-            self.let_go(usize::MAX)?;
+            self.retirer.let_go(usize::MAX)?;
         }
         Ok(has_given_back())
+    }
+
+    /// Copies all that is worth it, and lets go of what is in use for nothing.
+    pub(crate) fn compact_all(&self) -> Result<Compacted> {
+        let before = self.context.space.given_back();
+        self.appender.finish_old_tail()?;
+        while self.commit.sync_oldest_full()? {}
+        self.retirer.let_go(usize::MAX)?;
+        let done = self.compactor.compact_now(Trigger::Requested, u64::MAX)?;
+        self.retirer.let_go(usize::MAX)?;
+        let freed = self.context.space.given_back() - before;
+        Ok(Compacted {
+            freed_bytes: freed.saturating_sub(done.written),
+            written_bytes: done.written,
+            messages: done.messages,
+            copies: done.copies,
+            replaced: done.replaced,
+        })
     }
 
     /// Unmaps what no delivery needs, and closes what is synced besides.
@@ -212,9 +224,9 @@ impl Reclaim {
         }
         self.appender.finish_old_tail()?;
         // The producer waits for it: no more than keeps their number where it is.
-        self.let_go(2)?;
+        self.retirer.let_go(2)?;
         if self.context.options.compaction.is_on {
-            self.compact_now(Trigger::NewRun, 1)?;
+            self.compactor.compact_now(Trigger::NewRun, 1)?;
         }
         Ok(())
     }

@@ -5,14 +5,14 @@
 //! message that is known by its place is found again by its Seq. Relies on `compact` for everything
 //! that takes time.
 
-use super::Reclaim;
 use crate::compaction::copy_job::{CopyJob, Finding};
 use crate::engine::backlog::Spot;
 use crate::engine::backlog::track::Track;
 use crate::engine::dispatch::{Dispatch, Ledger};
+use crate::engine::signal::DispatchLock;
 use crate::error::{Error, Result};
 use crate::format::slot::State;
-use crate::format::standing::Standing;
+use crate::format::standing::{Run, Standing};
 use crate::io::Access;
 use crate::log::copy::Finished;
 use crate::log::merge::CopySource;
@@ -32,56 +32,59 @@ struct Change {
     indexes: Vec<u32>,
 }
 
-impl Reclaim {
-    /// Settles what copying has met, each unless it is settled already.
-    pub(super) fn settle_findings(&self, run: &mut CopyJob) -> Result<()> {
-        let findings = run.take_findings();
-        if findings.is_empty() {
-            return Ok(());
-        }
-        let mut dispatch = self.dispatch.lock();
-        let ledger = dispatch.ledger_mut();
-        findings.into_iter().try_for_each(|finding| settle_finding(ledger, finding))
+/// Settles what copying has met, each unless it is settled already.
+pub(super) fn settle_findings(dispatch: &DispatchLock, job: &mut CopyJob) -> Result<()> {
+    let findings = job.take_findings();
+    if findings.is_empty() {
+        return Ok(());
     }
+    let mut dispatch = dispatch.lock();
+    let ledger = dispatch.ledger_mut();
+    findings.into_iter().try_for_each(|finding| settle_finding(ledger, finding))
+}
 
-    /// Brings the copy up to date, and lets it take the place of its sources; tells how many
-    /// messages it has.
-    pub(super) fn switch(&self, sources: &[CopySource], made: &Finished) -> Result<u64> {
-        let segment = Arc::clone(&made.segment);
-        let region = segment.map(Access::Commits)?;
-        let mapped = Arc::new(Mapped { segment, region });
-        let maps = self.dispatch.lock().backlog().map_numbers().clone();
-        let mut copy = Track::copied(mapped, made, &maps);
-        for _ in 0..ROUNDS {
-            let changes = take_changes(&mut self.dispatch.lock(), sources)?;
-            let slots: usize = changes.iter().map(|change| change.indexes.len()).sum();
-            changes.iter().try_for_each(|change| self.update(&mut copy, change))?;
-            if slots < FEW {
-                break;
-            }
+/// Brings the copy up to date, and lets it take the place of its sources; tells how many messages
+/// it has.
+pub(super) fn replace_sources(
+    dispatch: &DispatchLock,
+    run: Run,
+    sources: &[CopySource],
+    made: &Finished,
+) -> Result<u64> {
+    let segment = Arc::clone(&made.segment);
+    let region = segment.map(Access::Commits)?;
+    let mapped = Arc::new(Mapped { segment, region });
+    let maps = dispatch.lock().backlog().map_numbers().clone();
+    let mut copy = Track::copied(mapped, made, &maps);
+    for _ in 0..ROUNDS {
+        let changes = take_changes(&mut dispatch.lock(), sources)?;
+        let slots: usize = changes.iter().map(|change| change.indexes.len()).sum();
+        changes.iter().try_for_each(|change| update(run, &mut copy, change))?;
+        if slots < FEW {
+            break;
         }
-        let mut dispatch = self.dispatch.lock();
-        let changes = take_changes(&mut dispatch, sources)?;
-        changes.iter().try_for_each(|change| self.update(&mut copy, change))?;
-        let replaced = dispatch.backlog_mut().replace(sources, copy);
-        drop(dispatch);
-        // Unmapped outside of the lock.
-        drop(replaced);
-        Ok(u64::from(made.count))
     }
+    let mut dispatch = dispatch.lock();
+    let changes = take_changes(&mut dispatch, sources)?;
+    changes.iter().try_for_each(|change| update(run, &mut copy, change))?;
+    let replaced = dispatch.backlog_mut().replace(sources, copy);
+    drop(dispatch);
+    // Unmapped outside of the lock.
+    drop(replaced);
+    Ok(u64::from(made.count))
+}
 
-    /// Brings some slots of a copy up to date.
-    fn update(&self, copy: &mut Track, change: &Change) -> Result<()> {
-        let Change { mapped, first_seq, base_time, indexes } = change;
-        for &index in indexes {
-            let Some(seq) = mapped.seq(index, *first_seq)? else { continue };
-            let Some(to) = copy.index_of(seq)? else { continue };
-            let Some(slot) = mapped.slot(index)? else { continue };
-            let delay = mapped.delay(index, *base_time)?;
-            copy.follow(to, slot, delay, self.context.run.is_old(seq))?;
-        }
-        Ok(())
+/// Brings some slots of a copy up to date.
+fn update(run: Run, copy: &mut Track, change: &Change) -> Result<()> {
+    let Change { mapped, first_seq, base_time, indexes } = change;
+    for &index in indexes {
+        let Some(seq) = mapped.seq(index, *first_seq)? else { continue };
+        let Some(to) = copy.index_of(seq)? else { continue };
+        let Some(slot) = mapped.slot(index)? else { continue };
+        let delay = mapped.delay(index, *base_time)?;
+        copy.follow(to, slot, delay, run.is_old(seq))?;
     }
+    Ok(())
 }
 
 /// Which slots of the sources were stored to since this was last asked.

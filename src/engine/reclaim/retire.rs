@@ -1,0 +1,337 @@
+//! Letting go: checkpoint, recycle, remove.
+//!
+//! Promises: a checkpoint that does not list a segment is durable before that segment is touched,
+//! so a listed file that is absent is a loss; no segment is let go before every one of its slots
+//! was seen settled. Relies on the `upkeep` lock; may be called at any time, by any thread.
+
+use super::upkeep::Upkeep;
+use crate::clock;
+use crate::engine::append::{Appender, SupplyState};
+use crate::engine::commit::Commit;
+use crate::engine::context::Context;
+use crate::engine::signal::DispatchLock;
+use crate::engine::space::CHECKPOINT_ROOM;
+use crate::error::{Error, Result};
+use crate::format::bytes::to_u64;
+use crate::format::checkpoint::{Checkpoint, Listed};
+use crate::format::name;
+use crate::log::Segment;
+use crate::recovery::Log;
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Retires segments, and removes all that is in use for nothing.
+#[derive(Debug)]
+pub(crate) struct Retirer {
+    context: Arc<Context>,
+    dispatch: Arc<DispatchLock>,
+    appender: Arc<Appender>,
+    commit: Arc<Commit>,
+    upkeep: Mutex<Upkeep>,
+    /// Segments that are no longer in the log, and not yet removed or used again.
+    letting_go: AtomicU64,
+}
+
+/// What letting go did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct LetGo {
+    /// Segments that were removed, or will be used again.
+    pub(crate) segments: usize,
+    /// There may be more.
+    pub(crate) has_more: bool,
+}
+
+impl LetGo {
+    const NOTHING: Self = Self { segments: 0, has_more: false };
+}
+
+impl Retirer {
+    pub(super) fn new(
+        context: &Arc<Context>,
+        dispatch: &Arc<DispatchLock>,
+        appender: &Arc<Appender>,
+        commit: &Arc<Commit>,
+        log: Log,
+    ) -> Self {
+        Self {
+            context: Arc::clone(context),
+            dispatch: Arc::clone(dispatch),
+            appender: Arc::clone(appender),
+            commit: Arc::clone(commit),
+            upkeep: Mutex::new(Upkeep::new(log)),
+            letting_go: AtomicU64::new(0),
+        }
+    }
+
+    /// What is to be tidied: while this is locked, nothing is let go.
+    pub(super) fn upkeep(&self) -> MutexGuard<'_, Upkeep> {
+        self.upkeep.lock()
+    }
+
+    /// Segments that are done, or on their way out.
+    pub(super) fn done_segments(&self) -> u64 {
+        // Relaxed: a segment that goes is in one of the two, under the lock of the unsealed ones,
+        // which a caller holds that wants to know exactly.
+        let going = self.letting_go.load(Ordering::Relaxed);
+        self.dispatch.lock().backlog().done_segments() + going
+    }
+
+    /// From here on a copy counts, and what it was made from does not.
+    pub(super) fn replace(
+        &self,
+        upkeep: &mut Upkeep,
+        copy: Arc<Segment>,
+        sources: Vec<Arc<Segment>>,
+    ) {
+        // Relaxed: as in `retire`; a moment late.
+        self.letting_go.fetch_add(to_u64(sources.len()), Ordering::Relaxed);
+        upkeep.replace(copy, sources);
+    }
+
+    /// Gives files back that are in use for nothing, for about this time.
+    pub(crate) fn let_go_for(&self, time: Duration) -> Result<LetGo> {
+        let end = clock::now().checked_add(time);
+        self.let_go_until(usize::MAX, || end.is_some_and(|end| clock::now() >= end))
+    }
+
+    /// Gives up to `limit` such files back.
+    pub(crate) fn let_go(&self, limit: usize) -> Result<LetGo> {
+        self.let_go_until(limit, || false)
+    }
+
+    fn let_go_until(&self, limit: usize, is_over: impl Fn() -> bool) -> Result<LetGo> {
+        let mut upkeep = self.upkeep.lock();
+        if upkeep.is_closed() {
+            return Ok(LetGo::NOTHING);
+        }
+        self.context.health.check(false)?;
+        // What earlier runs left must be sealed before any of it is touched, or its end is lost.
+        if !self.appender.is_old_tail_finished() {
+            return Ok(LetGo::NOTHING);
+        }
+        let is_cut = self.retire(&mut upkeep, limit, is_over)?;
+        // For its hints alone, a caller that waits writes none.
+        if limit == usize::MAX || upkeep.has_files() {
+            self.write_checkpoint(&mut upkeep)?;
+        }
+        let mut result = Ok(());
+        let done = upkeep.take_done(limit);
+        let segments = done.len();
+        for (segment, count) in done {
+            let reused = self.reuse_or_remove(&mut upkeep, &segment, count);
+            // Relaxed: a thread that waits for it waits for the lock that is held here.
+            let going = self.letting_go.load(Ordering::Relaxed);
+            self.letting_go.store(going.saturating_sub(1), Ordering::Relaxed);
+            result = result.and(reused);
+        }
+        let leftovers = upkeep.take_leftovers(limit - segments);
+        let has_tried = segments > 0 || !leftovers.is_empty();
+        for (name, bytes) in leftovers {
+            match self.context.storage.remove(&name) {
+                Ok(()) => self.context.space.give_back(bytes),
+                Err(error) => {
+                    let path = self.context.storage.path(&name);
+                    upkeep.leave(name, bytes);
+                    result = result.and(Err(Error::io("remove file", &path, 0, error)));
+                }
+            }
+        }
+        let has_more = is_cut || upkeep.done_count() > 0 || segments == limit && segments > 0;
+        let forgotten = self.forget_sources(&mut upkeep);
+        drop(upkeep);
+        if has_tried {
+            self.context.waiters.room.wake_first();
+        }
+        result.and(forgotten).map(|()| LetGo { segments, has_more })
+    }
+
+    /// Makes sure that what copies were made from is gone for good: from then on others can be made
+    /// from them.
+    fn forget_sources(&self, upkeep: &mut Upkeep) -> Result<()> {
+        let copies = upkeep.take_copies_without_sources();
+        if copies.is_empty() {
+            return Ok(());
+        }
+        let directory = self.context.directory();
+        let synced = self.context.storage.sync_directory();
+        if let Err(error) = self.context.health.believe("sync directory", &directory, synced) {
+            upkeep.put_back_copies(copies);
+            return Err(error);
+        }
+        let mut dispatch = self.dispatch.lock();
+        for (ordinal, _) in copies {
+            if let Some(track) = dispatch.backlog_mut().track(ordinal) {
+                track.forget_sources();
+            }
+        }
+        Ok(())
+    }
+
+    /// Syncs copies with the states that they were given last, so that what they were made from can
+    /// go.
+    fn sync_copies(&self, upkeep: &mut Upkeep) -> Result<()> {
+        while let Some(copy) = upkeep.unsynced_copy() {
+            self.context.health.sync(copy)?;
+            // A round of syncs that began before they were replaced may have one of them in its
+            // plan.
+            drop(self.commit.lead_when_free());
+            upkeep.note_synced_copy();
+        }
+        Ok(())
+    }
+
+    /// Takes up to `limit` segments without an unsettled message out of the log, once all of each
+    /// is synced: should such a file come back after a power cut, it shows the same. Tells whether
+    /// it ended early.
+    fn retire(
+        &self,
+        upkeep: &mut Upkeep,
+        limit: usize,
+        is_over: impl Fn() -> bool,
+    ) -> Result<bool> {
+        while upkeep.done_count() < limit {
+            if upkeep.done_count() > 0 && is_over() {
+                return Ok(true);
+            }
+            if let Some(segment) = self.first_done_and_dirty() {
+                self.context.health.sync(&segment)?;
+                // A done segment has no more stores.
+                let mut dispatch = self.dispatch.lock();
+                if let Some(track) = dispatch.backlog_mut().track(segment.header.ordinal) {
+                    track.set_clean();
+                }
+            }
+            // While this leads, no round has one of them in its plan.
+            let lead = self.commit.lead_when_free();
+            let unsealed = self.appender.unsealed();
+            let is_synced = |segment: &Arc<Segment>| !unsealed.is_full(segment);
+            let mut dispatch = self.dispatch.lock();
+            let done = dispatch.backlog_mut().take_done(is_synced);
+            // Relaxed: the lock of the unsealed segments orders it.
+            self.letting_go.fetch_add(u64::from(done.is_some()), Ordering::Relaxed);
+            drop(unsealed);
+            drop(dispatch);
+            drop(lead);
+            let Some((segment, count)) = done else {
+                if self.first_done_and_dirty().is_none() {
+                    return Ok(false);
+                }
+                continue;
+            };
+            upkeep.add_done(segment, count);
+        }
+        Ok(false)
+    }
+
+    /// The first segment without an unsettled message whose slots are not synced yet.
+    fn first_done_and_dirty(&self) -> Option<Arc<Segment>> {
+        let dispatch = self.dispatch.lock();
+        let tracks = dispatch.backlog().tracks();
+        let older = tracks.len().saturating_sub(1);
+        let mut older = tracks.iter().take(older);
+        let first = older.find(|track| track.is_done() && track.is_dirty() && !track.is_pinned());
+        first.map(|track| Arc::clone(track.segment()))
+    }
+
+    /// Writes what open would like to know, if it has changed.
+    pub(super) fn write_checkpoint(&self, upkeep: &mut Upkeep) -> Result<()> {
+        // No list goes without a segment whose states are not safe elsewhere.
+        self.sync_copies(upkeep)?;
+        // While the supply is locked no ordinal is given out, and no segment becomes active.
+        let checkpoint = self.appender.with_supply_state(|supply| self.checkpoint(&supply));
+        let (context, file) = (&self.context, upkeep.checkpoint_file());
+        if file.is_current(&checkpoint) || checkpoint.segments.is_empty() {
+            return Ok(());
+        }
+        context.health.check(false)?;
+        let size = file.size();
+        let written = file.write(&*context.storage, &checkpoint);
+        let [before, now] = [size, file.size()].map(|size| size.max(CHECKPOINT_ROOM));
+        context.space.add(now.saturating_sub(before));
+        match written {
+            // No room for the first one: then no list names a segment, and any may be let go.
+            Err(Error::StorageFull { .. }) if !file.exists() => return Ok(()),
+            result => result?,
+        }
+        let synced = file.sync(&*context.storage, checkpoint);
+        let path = context.storage.path(name::CHECKPOINT);
+        context.health.believe("sync checkpoint", &path, synced)
+    }
+
+    fn checkpoint(&self, supply: &SupplyState) -> Checkpoint {
+        let unsealed = self.appender.unsealed();
+        let (last_seq, newest_time) = (unsealed.last_seq().unwrap_or(0), unsealed.newest_time());
+        drop(unsealed);
+        let dispatch = self.dispatch.lock();
+        let backlog = dispatch.backlog();
+        let used = backlog.tracks().iter().map(|track| Listed {
+            ordinal: track.ordinal(),
+            first_seq: if track.count() == Some(0) { 0 } else { track.first_seq() },
+            span: track.count().map_or(0, |_| track.end_seq(0) - track.first_seq()),
+        });
+        let is_used =
+            |ordinal: &u64| backlog.tracks().iter().any(|track| track.ordinal() == *ordinal);
+        let others = supply.ready.into_iter().chain(supply.compacting);
+        let others = others.filter(|ordinal| !is_used(ordinal));
+        let others = others.map(|ordinal| Listed { ordinal, first_seq: 0, span: 0 });
+        let segments: Vec<Listed> = used.chain(others).collect();
+        // Numbers that an unclean end made open skip are no records, nor are those let go.
+        let last_listed = segments.iter().rev().find(|listed| listed.first_seq > 0);
+        let last_listed = last_listed.map_or(0, |listed| match listed.span {
+            0 => u64::MAX,
+            span => listed.first_seq + span - 1,
+        });
+        let durable = self.commit.durable();
+        Checkpoint {
+            queue_id: supply.queue_id,
+            epoch: supply.epoch,
+            watermark: durable.min(last_seq).min(last_listed),
+            seq_limit: supply.seq_limit,
+            segments,
+            // What is durable is in a segment, settled, or was found missing by open; what was let
+            // go is durable.
+            accounted: durable,
+            unaccounted: backlog.losses().unaccounted().clone(),
+            newest_time,
+            next_ordinal: supply.next_ordinal,
+        }
+    }
+
+    /// Makes a segment that no list names the ready one, or removes it.
+    fn reuse_or_remove(
+        &self,
+        upkeep: &mut Upkeep,
+        segment: &Arc<Segment>,
+        count: Option<u32>,
+    ) -> Result<()> {
+        let size = segment.header.size;
+        if let Some(recycled) = count.and_then(|count| self.appender.recycle(segment, count)) {
+            // What a failure leaves under the old name means nothing.
+            return recycled.inspect_err(|_| upkeep.leave(segment.name.clone(), size));
+        }
+        match self.context.storage.remove(&segment.name) {
+            Ok(()) => {
+                self.context.space.give_back(size);
+                Ok(())
+            }
+            Err(error) => {
+                upkeep.leave(segment.name.clone(), size);
+                Err(segment.error("remove segment", 0, error))
+            }
+        }
+    }
+
+    /// Ends the run: nothing is let go after it.
+    pub(crate) fn finish_run(&self, is_synced: bool) -> Result<()> {
+        let mut upkeep = self.upkeep.lock();
+        upkeep.close();
+        let finished = self.appender.finish_run(is_synced);
+        if !is_synced {
+            return finished;
+        }
+        finished?;
+        self.write_checkpoint(&mut upkeep)
+    }
+}
