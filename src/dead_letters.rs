@@ -10,6 +10,7 @@
 //! One thread moves at a time (the `mover` lock, taken before all locks of both engines but
 //! `closing`), and none of this is done when a delivery is dropped.
 
+mod carried;
 mod redrive;
 
 use crate::clock;
@@ -17,8 +18,8 @@ use crate::engine::{Cause, DyingMessage, Engine, Need, Setting};
 use crate::error::{Error, Result};
 use crate::format::extension::{self, Notes, Origin, Verified};
 use crate::format::{name, record};
-use crate::log::active::Draft;
 use crate::options::Options;
+use carried::carried_over;
 use parking_lot::Mutex;
 use redrive::Redrive;
 use std::collections::BTreeMap;
@@ -396,12 +397,4 @@ impl DeadLetters {
             result => result,
         }
     }
-}
-
-/// A message as it goes on in another queue: with all that it had but its times and its origin.
-fn carried_over<'p>(start: &[u8], notes: &Notes<'_>, payload: &'p [u8]) -> Result<Draft<'p>> {
-    let max = record::MAX_BODY;
-    let extensions = extension::carry_over(start, notes);
-    let draft = extensions.and_then(|extensions| Draft::new(extensions, payload));
-    draft.ok_or(Error::TooLarge { len: max, max })
 }

@@ -114,6 +114,7 @@ impl Iterator for Messages {
     type Item = Result<Peeked>;
 
     fn next(&mut self) -> Option<Result<Peeked>> {
+        self.engine.consumers().end_due();
         let found = self.engine.inspect().walk_on(self.walk.as_mut()?).transpose();
         self.engine.sync_surplus();
         if !matches!(found, Some(Ok(_))) {

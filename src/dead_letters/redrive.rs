@@ -4,7 +4,7 @@
 //! are pushed than asked for; and one that was pushed is not pushed a second time by the same call,
 //! whoever closes the dead letters meanwhile.
 
-use super::carried_over;
+use super::carried::carried_over;
 use crate::engine::{Answer, Engine, LeaseKey, Taken, WhenFull};
 use crate::error::Result;
 use crate::format::bytes::to_u64;

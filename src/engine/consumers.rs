@@ -8,7 +8,9 @@
 use super::append::Appender;
 use super::commit::Commit;
 use super::context::Context;
-use super::dispatch::{Answer, FrontLook, FrontMessage, FrontState, Leased, Leasing, Purge, Unfit};
+use super::dispatch::front::{FrontLook, FrontMessage, FrontState, Unfit};
+use super::dispatch::purge::Purge;
+use super::dispatch::{Answer, Leased, Leasing};
 use super::published::Published;
 use super::signal::DispatchLock;
 use super::wait::{Look, Soon};

@@ -6,10 +6,12 @@
 //! coming, and is woken by what makes some: an answer, a time, poison, `close`.
 
 use super::append::{Appended, Appender, Need};
+use super::backlog::track::Track;
 use super::commit::Commit;
 use super::consumers::Consumers;
 use super::context::Context;
-use super::dispatch::{Dropped, Dropping};
+use super::dispatch::Dropped;
+use super::dispatch::drop_segment::Dropping;
 use super::published::Published;
 use super::reclaim::Reclaim;
 use super::signal::DispatchLock;
@@ -140,7 +142,10 @@ impl Producers {
 
     /// Whether there could ever be room: else no message is dropped for it, and no producer waits.
     fn could_fit(&self, need: Need, overflow: Overflow) -> bool {
-        let newest = self.dispatch.lock().backlog().newest_bytes();
+        let newest = {
+            let dispatch = self.dispatch.lock();
+            dispatch.backlog().tracks().back().map_or(0, Track::size)
+        };
         let space = &self.context.space;
         // The newest segment is not let go before there is a newer one. What dead letters take is
         // not freed by dropping the oldest.

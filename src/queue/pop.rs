@@ -117,6 +117,7 @@ impl Queue {
     /// As [`Queue::pop`].
     pub fn peek(&self) -> Result<Option<Peeked>> {
         loop {
+            self.engine().consumers().end_due();
             match self.engine().inspect().peek()? {
                 Front::Message(viewed) => return Ok(Some(Peeked::new(viewed))),
                 Front::Nothing => return Ok(None),

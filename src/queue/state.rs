@@ -64,6 +64,7 @@ impl Queue {
     /// read.
     pub fn stuck(&self, limit: usize) -> Result<Vec<Stuck>> {
         self.engine().consumers().count_all()?;
+        self.engine().consumers().end_due();
         let stuck = self.engine().inspect().stuck(limit);
         self.engine().sync_surplus();
         stuck

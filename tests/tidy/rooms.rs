@@ -74,7 +74,6 @@ pub(crate) const PLAIN: &[&str] = &[
     "engine/dispatch/policy",
     "engine/dispatch/news",
     "engine/dispatch/exchange",
-    "engine/dispatch/progress",
 ];
 
 /// Rooms that may have locks.

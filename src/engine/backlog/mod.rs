@@ -116,11 +116,6 @@ impl Backlog {
         }
     }
 
-    /// Bytes of the newest segment.
-    pub(crate) fn newest_bytes(&self) -> u64 {
-        self.tracks.back().map_or(0, Track::size)
-    }
-
     /// Messages that are not settled.
     pub(crate) fn unsettled(&self, published: u64) -> u64 {
         self.tracks.iter().map(|track| track.unsettled(published)).sum()

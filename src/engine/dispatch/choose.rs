@@ -12,7 +12,7 @@
 
 use super::Dispatch;
 use super::dying::{Cause, Death};
-use super::exchange::{Choice, Front, Leasing, Next};
+use super::exchange::{Choice, Dropped, Front, Leasing, Next};
 use crate::engine::backlog::{Found, Met};
 use crate::error::Result;
 use crate::format::slot::State;
@@ -164,5 +164,31 @@ impl Dispatch {
             self.ledger_mut().places_mut().cursor_mut().pass_found(&next.found);
         }
         self.ledger_mut().note_head_changed();
+    }
+
+    /// Drops the message that would be handed out next, or else the next delayed one.
+    pub(crate) fn drop_next(&mut self, published: u64) -> Result<Dropped> {
+        let is_new = match self.choose(published)? {
+            Choice::Next(next) => {
+                let found = &next.found;
+                let is_new = self.ledger_mut().settle(found.spot, &found.place, State::Dead)?;
+                self.leave_chosen(&next);
+                is_new
+            }
+            Choice::Again => false,
+            Choice::Nothing => {
+                let ledger = self.ledger_mut();
+                let Some((due, seq)) = ledger.places().schedule().first() else {
+                    return Ok(Dropped::None);
+                };
+                let found = ledger.look_up(seq)?;
+                let settle = |found: Found| ledger.settle(found.spot, &found.place, State::Dead);
+                let is_new = found.map_or(Ok(false), settle)?;
+                ledger.places_mut().leave_schedule(due, seq);
+                is_new
+            }
+        };
+        self.ledger_mut().counts_mut().dropped += u64::from(is_new);
+        Ok(if is_new { Dropped::One } else { Dropped::Again })
     }
 }

@@ -57,6 +57,16 @@ pub(crate) struct Leased {
     pub(crate) now: Option<u64>,
 }
 
+/// What dropping the next message did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Dropped {
+    One,
+    /// Nothing waits.
+    None,
+    /// Other work first: to be asked again.
+    Again,
+}
+
 /// What a consumer says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Answer {

@@ -8,27 +8,24 @@
 mod choose;
 mod counting;
 mod deliveries;
-mod drop_oldest;
+pub(super) mod drop_segment;
 pub(super) mod dying;
 mod exchange;
 mod expiry;
-mod front;
+pub(super) mod front;
 mod ledger;
 mod measure;
 pub(super) mod news;
 mod places;
 mod policy;
-mod purge;
+pub(super) mod purge;
 
 pub(crate) use deliveries::Deliveries;
-pub(crate) use drop_oldest::{Dropped, Dropping};
 pub(crate) use dying::{Cause, Death, DyingMessage};
-pub(crate) use exchange::{Answer, Leased, Leasing};
-pub(crate) use front::{FrontLook, FrontMessage, FrontState, Unfit};
+pub(crate) use exchange::{Answer, Dropped, Leased, Leasing};
 pub(crate) use ledger::Ledger;
 pub(crate) use measure::start_push;
 pub(crate) use places::Whereabouts;
-pub(crate) use purge::Purge;
 
 use super::backlog::cursor::Cursor;
 use super::backlog::{Backlog, Met};

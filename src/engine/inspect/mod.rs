@@ -144,7 +144,6 @@ impl Inspect {
         loop {
             let mut dispatch = self.dispatch.lock();
             dispatch.check_open()?;
-            dispatch.deliveries_mut().end_due();
             let step = self.look_ahead(&mut dispatch, &mut ahead);
             drop(dispatch);
             match step? {
@@ -289,7 +288,6 @@ impl Inspect {
         while !walk.is_over {
             let mut dispatch = self.dispatch.lock();
             dispatch.check_open()?;
-            dispatch.deliveries_mut().end_due();
             let met = Self::walk_some(&mut dispatch, walk);
             drop(dispatch);
             let Some(mut unverified) = met? else { continue };

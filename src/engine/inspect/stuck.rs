@@ -32,7 +32,6 @@ impl Inspect {
             let used = unsealed.active_record_bytes();
             drop(unsealed);
             dispatch.check_open()?;
-            dispatch.deliveries_mut().end_due();
             let (published, time) = (self.published.newest(), self.context.clock.now());
             let now = Now { published, used, time, run: self.context.run };
             let found = stuck_from(&mut dispatch, from, now);

@@ -1,11 +1,8 @@
-//! Dropping the oldest messages to make room for new ones.
+//! Dropping all that waits in the oldest segment, to make room for new messages.
 
 use super::Dispatch;
-use super::exchange::Choice;
-use crate::engine::backlog::Found;
 use crate::engine::backlog::cursor::Cursor;
 use crate::error::Result;
-use crate::format::slot::State;
 
 /// Messages dropped under one lock.
 const STEP: usize = 4096;
@@ -17,16 +14,6 @@ pub(crate) struct Dropping {
     first_seq: u64,
     last_seq: u64,
     dropped: u64,
-}
-
-/// What a step of dropping did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Dropped {
-    One,
-    /// Nothing waits.
-    None,
-    /// Other work first: to be asked again.
-    Again,
 }
 
 impl Dropping {
@@ -64,33 +51,5 @@ impl Dropping {
     /// The first Seq of its segment.
     pub(crate) fn first_seq(&self) -> u64 {
         self.first_seq
-    }
-}
-
-impl Dispatch {
-    /// Drops the message that would be handed out next, or else the next delayed one.
-    pub(crate) fn drop_next(&mut self, published: u64) -> Result<Dropped> {
-        let is_new = match self.choose(published)? {
-            Choice::Next(next) => {
-                let found = &next.found;
-                let is_new = self.ledger_mut().settle(found.spot, &found.place, State::Dead)?;
-                self.leave_chosen(&next);
-                is_new
-            }
-            Choice::Again => false,
-            Choice::Nothing => {
-                let ledger = self.ledger_mut();
-                let Some((due, seq)) = ledger.places().schedule().first() else {
-                    return Ok(Dropped::None);
-                };
-                let found = ledger.look_up(seq)?;
-                let settle = |found: Found| ledger.settle(found.spot, &found.place, State::Dead);
-                let is_new = found.map_or(Ok(false), settle)?;
-                ledger.places_mut().leave_schedule(due, seq);
-                is_new
-            }
-        };
-        self.ledger_mut().counts_mut().dropped += u64::from(is_new);
-        Ok(if is_new { Dropped::One } else { Dropped::Again })
     }
 }

@@ -1,0 +1,18 @@
+//! What a message takes with it from one queue to another.
+
+use crate::error::{Error, Result};
+use crate::format::extension::{self, Notes};
+use crate::format::record;
+use crate::log::active::Draft;
+
+/// A message as it goes on in another queue: with all that it had but its times and its origin.
+pub(super) fn carried_over<'p>(
+    start: &[u8],
+    notes: &Notes<'_>,
+    payload: &'p [u8],
+) -> Result<Draft<'p>> {
+    let max = record::MAX_BODY;
+    let extensions = extension::carry_over(start, notes);
+    let draft = extensions.and_then(|extensions| Draft::new(extensions, payload));
+    draft.ok_or(Error::TooLarge { len: max, max })
+}
