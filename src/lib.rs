@@ -22,6 +22,7 @@ mod open_queue;
 mod options;
 mod peeked;
 mod queue;
+mod random;
 mod ranges;
 mod recovery;
 mod report;

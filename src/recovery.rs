@@ -15,6 +15,6 @@ mod part;
 mod reconciled;
 
 pub(crate) use compacted::Replaced;
-pub(crate) use found::{Found, random};
+pub(crate) use found::Found;
 pub(crate) use part::Part;
 pub(crate) use reconciled::{Log, Reconciled};

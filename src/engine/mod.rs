@@ -12,6 +12,7 @@
 //! dispatch                 which message is next, who has which
 //! backlog                  what is known of stored messages
 //! context  published       what all rooms share
+//! opening                  what open checks before there are rooms
 //! health  worker  waiters  poison; the background thread; who waits
 //! space  line  wait
 //! ```
@@ -52,6 +53,7 @@ mod health;
 mod inspect;
 mod letters;
 mod line;
+mod opening;
 mod producers;
 mod published;
 mod reclaim;
@@ -70,6 +72,7 @@ pub(crate) use dispatch::{Answer, Cause, start_push};
 pub(crate) use inspect::{Front, Inspect, Viewed, Walk};
 pub(crate) use letters::DyingMessages;
 pub(crate) use line::Line;
+pub(crate) use opening::Setting;
 pub(crate) use producers::{Producers, WhenFull};
 pub(crate) use published::Published;
 pub(crate) use reclaim::Reclaim;
@@ -81,11 +84,9 @@ use crate::distribution::Histogram;
 use crate::error::{Error, Result};
 use crate::format::name;
 use crate::format::standing::Run;
-use crate::io::{Access, Storage};
-use crate::log::merge::merge;
-use crate::log::sealed::Mapped;
+use crate::io::Storage;
 use crate::options::Options;
-use crate::recovery::{Found, Log, Reconciled, Replaced};
+use crate::recovery::{Found, Reconciled};
 use crate::report::{Compacted, Damage, RecoveryReport};
 use crate::stats::Stats;
 use append::Appender;
@@ -93,11 +94,10 @@ use context::Hint;
 use dispatch::Dispatch;
 use health::Health;
 use inspect::Others;
+use opening::{check_presence, merge_replaced};
 use parking_lot::Mutex;
 use signal::DispatchLock;
-use space::CHECKPOINT_ROOM;
 use std::any::Any;
-use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -128,37 +128,6 @@ pub(crate) struct Engine {
     closing: Mutex<Closing>,
     /// The operating system's lock on the directory.
     lock: Mutex<Option<Box<dyn Any + Send + Sync>>>,
-}
-
-/// What an engine is given besides options and storage.
-#[derive(Debug)]
-pub(crate) struct Setting {
-    /// The background thread, running or not.
-    pub(crate) worker: Arc<Worker>,
-    /// What its files take.
-    pub(crate) space: Arc<Share>,
-    /// Where its producers wait for room.
-    pub(crate) room: Arc<Line>,
-    /// It is for the dead letters of another queue.
-    pub(crate) is_for_dead_letters: bool,
-}
-
-impl Setting {
-    /// What the files of a log take. Each CHECKPOINT has its room from the start, that of the dead
-    /// letters before they are opened.
-    fn bytes_of(&self, log: &Log, options: &Options) -> u64 {
-        let replaced = log.replaced.iter().flat_map(|replaced| &replaced.sources);
-        let replaced = replaced.map(|source| &source.segment);
-        let all = log.parts.iter().map(|part| &part.segment).chain(replaced);
-        let segments: u64 = all.map(|segment| segment.header.size).sum();
-        let segments = segments + log.leftovers.iter().map(|(_, bytes)| bytes).sum::<u64>();
-        let checkpoint = log.checkpoint.size();
-        if self.is_for_dead_letters {
-            return segments + checkpoint.saturating_sub(CHECKPOINT_ROOM);
-        }
-        let others = if options.dead_letters { CHECKPOINT_ROOM } else { 0 };
-        segments + checkpoint.max(CHECKPOINT_ROOM) + others
-    }
 }
 
 /// How long the background lets go of files before it looks again at what is due.
@@ -488,36 +457,4 @@ impl Engine {
             self.push_times.lock().record(took);
         }
     }
-}
-
-/// Gives messages in copies the latest states, where a crash left what they were made from.
-fn merge_replaced(log: &Log) -> Result<()> {
-    for Replaced { copy, sources } in &log.replaced {
-        let segment = Arc::clone(&copy.segment);
-        let region = segment.map(Access::Commits)?;
-        merge(&Mapped { segment, region }, copy.first_seq, copy.base_time, copy.count, sources)?;
-    }
-    Ok(())
-}
-
-/// Whether a queue is, or is not, there as the options want it.
-fn check_presence(
-    storage: &dyn Storage,
-    options: &Options,
-    is_sign: impl Fn(&str) -> bool,
-) -> Result<()> {
-    if options.create && !options.create_new {
-        return Ok(());
-    }
-    let directory = storage.path("");
-    let entries =
-        storage.list().map_err(|error| Error::io("list directory", &directory, 0, error))?;
-    let is_there = entries.iter().any(|entry| is_sign(&entry.name));
-    let kind = match (is_there, options.create_new) {
-        (true, true) => ErrorKind::AlreadyExists,
-        (false, false) => ErrorKind::NotFound,
-        _ => return Ok(()),
-    };
-    let what = if is_there { "a queue is there (create_new)" } else { "no queue (create(false))" };
-    Err(Error::io("open", &directory, 0, std::io::Error::new(kind, what)))
 }

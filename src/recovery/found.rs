@@ -10,6 +10,7 @@ use crate::format::segment::{DecodedHeader, MIN_SEGMENT, SegmentHeader, capacity
 use crate::format::{FORMAT_VERSION, PAGE, slot};
 use crate::io::{Entry, Storage, StorageFile};
 use crate::log::{Marks, Segment, read_header};
+use crate::random;
 use crate::report::{CheckpointState, Damage, DamageKind, RecoveryReport};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -80,7 +81,7 @@ impl Found {
         let hint = checkpoint.as_ref().map(|checkpoint| checkpoint.queue_id);
         let queue_id = match choose_queue(&files, hint) {
             Some(id) => id,
-            None => random()?,
+            None => random::bytes()?,
         };
         let checkpoint = checkpoint.filter(|checkpoint| checkpoint.queue_id == queue_id);
         if hint.is_some() && checkpoint.is_none() {
@@ -381,17 +382,4 @@ fn is_whole(header: &SegmentHeader, size: u64) -> bool {
 
 fn unsupported(version: u16) -> Error {
     Error::UnsupportedVersion { found: version.into(), supported: FORMAT_VERSION.into() }
-}
-
-/// Bytes that no other queue has.
-pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
-    let mut bytes = [0; N];
-    match getrandom::fill(&mut bytes) {
-        Ok(()) => Ok(bytes),
-        Err(error) => {
-            let told = error.raw_os_error().map(std::io::Error::from_raw_os_error);
-            let error = told.unwrap_or_else(|| std::io::Error::other(error.to_string()));
-            Err(Error::io("read random bytes", "".as_ref(), 0, error))
-        }
-    }
 }

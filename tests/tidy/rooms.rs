@@ -34,7 +34,7 @@ pub(crate) const ROOMS: &[&str] = &[
     "engine/signal",
     "engine/dispatch",
     "engine/backlog",
-    "engine/context engine/published",
+    "engine/context engine/published engine/opening",
     "engine/health engine/worker engine/waiters",
     "engine/space engine/line engine/wait",
     "recovery compaction",
@@ -42,7 +42,7 @@ pub(crate) const ROOMS: &[&str] = &[
     "options message backoff stats stuck report",
     "io",
     "format",
-    "error seq clock distribution ranges",
+    "error seq clock distribution ranges random",
 ];
 
 /// Rooms of plain data: their structs may have fields that other files see, although they have
@@ -70,6 +70,7 @@ pub(crate) const PLAIN: &[&str] = &[
     "engine/context",
     "engine/waiters",
     "engine/mod",
+    "engine/opening",
     "engine/append",
     "engine/dispatch/policy",
     "engine/dispatch/news",

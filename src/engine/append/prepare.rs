@@ -13,7 +13,8 @@ use crate::io::Access;
 use crate::log::Segment;
 use crate::log::active::Active;
 use crate::options::Durability;
-use crate::recovery::{Part, random};
+use crate::random;
+use crate::recovery::Part;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -111,7 +112,7 @@ impl Appender {
             queue_id: supply.queue_id,
             ordinal,
             predecessor: predecessor.unwrap_or(supply.predecessor),
-            generation: u64::from_le_bytes(random()?),
+            generation: u64::from_le_bytes(random::bytes()?),
             epoch: supply.epoch,
             size,
             seq_limit: supply.seq_limit,
@@ -316,7 +317,7 @@ fn copy_header(supply: &mut Supply, size: u64) -> Result<SegmentHeader> {
         queue_id: supply.queue_id,
         ordinal,
         predecessor: 0,
-        generation: u64::from_le_bytes(random()?),
+        generation: u64::from_le_bytes(random::bytes()?),
         epoch: supply.epoch,
         size,
         seq_limit: supply.seq_limit,
