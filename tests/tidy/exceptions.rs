@@ -4,11 +4,10 @@
 /// Types with more methods than others may have. Each is one book under one lock, whose chapters
 /// stand in files of their own; to become several types is what they still owe.
 pub(crate) const LARGE_TYPES: &[(&str, usize)] =
-    &[("Backlog", 48), ("Dispatch", 113), ("Reclaim", 49), ("Track", 61)];
+    &[("Backlog", 48), ("Dispatch", 113), ("Reclaim", 49), ("Track", 57)];
 
 /// Files with more lines than others may have.
-pub(crate) const LONG_FILES: &[(&str, usize)] =
-    &[("src/engine/backlog/track.rs", 579), ("src/engine/mod.rs", 523)];
+pub(crate) const LONG_FILES: &[(&str, usize)] = &[("src/engine/mod.rs", 523)];
 
 /// Folders whose files use each other in circles, and how many of them do: a type's fields are of
 /// types that stand in the same files as some of its methods.

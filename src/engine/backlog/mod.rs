@@ -6,6 +6,7 @@
 //! message or when it may be handed out. Relies on the dispatch lock, under which all of it is
 //! used.
 
+mod copying;
 pub(crate) mod cursor;
 mod found;
 pub(crate) mod losses;

@@ -9,6 +9,7 @@ mod count;
 
 pub(super) use count::Special;
 
+use super::copying::Copying;
 use super::map_numbers::MapNumbers;
 use crate::error::Result;
 use crate::format::record;
@@ -27,7 +28,6 @@ use std::sync::Arc;
 
 /// One segment of the log.
 #[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each says one thing, and any may be true")]
 pub(crate) struct Track {
     segment: Arc<Segment>,
     mapped: Option<Arc<Mapped>>,
@@ -49,25 +49,7 @@ pub(crate) struct Track {
     is_old: bool,
     /// Has answers that no sync has covered.
     is_dirty: bool,
-    /// While it is being copied: the slots that were stored to since.
-    changed: Option<ChangedSlots>,
-    idle: Idle,
-    /// Not to be copied before this time: that failed.
-    not_before: u64,
-    /// The segments that it was made from may not be gone for good.
-    has_sources: bool,
-    /// It cannot be copied behind others.
-    starts_copy: bool,
-}
-
-/// Since when nothing was settled in a segment.
-#[derive(Clone, Copy, Debug, Default)]
-struct Idle {
-    /// How many were settled at the last look, and since when it has been no more than that.
-    settled: u32,
-    since: u64,
-    /// Compaction wants to hear when this many are settled: of the first one after its look.
-    tell_at: u32,
+    copying: Copying,
 }
 
 /// What a store did.
@@ -105,11 +87,7 @@ impl Track {
             leased: 0,
             is_old: false,
             is_dirty: false,
-            changed: None,
-            idle: Idle::default(),
-            not_before: 0,
-            has_sources: false,
-            starts_copy: false,
+            copying: Copying::default(),
         }
     }
 
@@ -118,8 +96,8 @@ impl Track {
     pub(crate) fn copied(mapped: Arc<Mapped>, made: &Finished, maps: &MapNumbers) -> Self {
         let (count, tail) = (Some(made.count), Some(made.tail));
         let active = Self::of_this_run(mapped, made.first_seq, made.base_time, maps);
-        let counting = Counting::TOUCHED;
-        Self { count, tail, counting, has_sources: true, is_dirty: true, ..active }
+        let (counting, copying) = (Counting::TOUCHED, Copying::new(true));
+        Self { count, tail, counting, copying, is_dirty: true, ..active }
     }
 
     /// A segment of an earlier run. `has_sources`: it is a copy, and what it was made from is
@@ -140,11 +118,7 @@ impl Track {
             is_old: true,
             // Its run may have been killed before it synced them.
             is_dirty: true,
-            changed: None,
-            idle: Idle::default(),
-            not_before: 0,
-            has_sources,
-            starts_copy: false,
+            copying: Copying::new(has_sources),
         }
     }
 
@@ -294,7 +268,7 @@ impl Track {
 
     /// Whether it is to be kept even so: it is being copied, or a copy whose sources may be there.
     pub(crate) fn is_pinned(&self) -> bool {
-        self.changed.is_some() || self.has_sources
+        self.copying.is_pinned()
     }
 
     /// Deliveries out of it that are not answered.
@@ -339,7 +313,7 @@ impl Track {
         }
         let bytes = record.map_or(0, |(_, bytes)| u64::from(bytes));
         self.counting.settle(index, bytes);
-        let wakes_compaction = self.counting.settled() == self.idle.tell_at;
+        let wakes_compaction = self.copying.wants_to_hear(self.counting.settled());
         Ok(Stored::Settled { wakes_compaction })
     }
 
@@ -392,9 +366,7 @@ impl Track {
     fn note_change(&mut self, index: u32) {
         self.is_dirty = true;
         self.counting.touch();
-        if let Some(changed) = &mut self.changed {
-            changed.insert(index);
-        }
+        self.copying.note_change(index);
     }
 
     pub(crate) fn is_dirty(&self) -> bool {
@@ -471,109 +443,35 @@ impl Track {
 
 /// What compaction asks and says.
 impl Track {
+    pub(crate) fn copying(&self) -> &Copying {
+        &self.copying
+    }
+
+    pub(crate) fn copying_mut(&mut self) -> &mut Copying {
+        &mut self.copying
+    }
+
     /// Whether it may be copied at all: whole, counted, and neither copied now nor a copy whose
     /// sources may be there.
     pub(crate) fn can_be_copied(&self) -> bool {
         self.count.is_some() && self.is_counted() && !self.is_pinned()
     }
 
-    /// Whether it is too soon after a copy of it failed.
-    pub(crate) fn rests_at(&self, now: u64) -> bool {
-        self.not_before > now
-    }
-
     /// It is looked at now: since when has nothing been settled in it?
     pub(crate) fn idle_since(&mut self, now: u64) -> u64 {
-        if self.counting.settled() != self.idle.settled {
-            (self.idle.settled, self.idle.since) = (self.counting.settled(), now);
-        }
-        self.idle.tell_at = self.counting.settled() + 1;
-        self.idle.since
-    }
-
-    pub(crate) fn starts_copy(&self) -> bool {
-        self.starts_copy
-    }
-
-    /// It does not fit behind others: from here on a copy may start with it, and not go over it.
-    pub(crate) fn set_starts_copy(&mut self) {
-        self.starts_copy = true;
+        self.copying.idle_since(now, self.counting.settled())
     }
 
     /// From here on the slots that are stored to are noted.
     pub(crate) fn begin_copy(&mut self) -> CopySource {
         let count = self.count.unwrap_or(0);
-        self.changed = Some(ChangedSlots::new(count));
+        self.copying.begin_copy(count);
         let (segment, first_seq) = (Arc::clone(&self.segment), self.first_seq);
         CopySource { segment, first_seq, base_time: self.base_time, count }
-    }
-
-    /// The slots that were stored to since this was last asked.
-    pub(crate) fn take_changed(&mut self) -> Vec<u32> {
-        self.changed.as_mut().map(ChangedSlots::take).unwrap_or_default()
-    }
-
-    /// It is copied no more. `again`: not before this time, if that failed.
-    pub(crate) fn end_copy(&mut self, again: Option<u64>) {
-        self.changed = None;
-        self.not_before = again.unwrap_or(self.not_before);
-    }
-
-    /// The segments that it was made from are gone for good.
-    pub(crate) fn forget_sources(&mut self) {
-        self.has_sources = false;
     }
 
     /// A copy takes the place of others, and the deliveries out of them.
     pub(crate) fn take_over(&mut self, others: &[Self]) {
         self.leased = others.iter().map(|other| other.leased).sum();
-    }
-}
-
-/// Slots that were stored to while a segment was copied: a bit each, however often that was.
-#[derive(Debug)]
-struct ChangedSlots {
-    words: Vec<u64>,
-}
-
-impl ChangedSlots {
-    fn new(count: u32) -> Self {
-        let words = usize::try_from(count.div_ceil(u64::BITS)).unwrap_or(0);
-        Self { words: vec![0; words] }
-    }
-
-    fn insert(&mut self, index: u32) {
-        let word = usize::try_from(index / u64::BITS).ok().and_then(|at| self.words.get_mut(at));
-        if let Some(word) = word {
-            *word |= 1 << (index % u64::BITS);
-        }
-    }
-
-    /// All of them, in order; none is left.
-    fn take(&mut self) -> Vec<u32> {
-        let mut changed = Vec::new();
-        for (first, word) in (0..).step_by(64).zip(&mut self.words) {
-            let mut bits = std::mem::take(word);
-            while bits != 0 {
-                changed.push(first + bits.trailing_zeros());
-                bits &= bits - 1;
-            }
-        }
-        changed
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn changed_slots_are_told_once_and_in_order() {
-        let mut changed = ChangedSlots::new(200);
-        for index in [130, 5, 130, 64, 199, 0, 5, 256] {
-            changed.insert(index);
-        }
-        assert_eq!(changed.take(), [0, 5, 64, 130, 199]);
-        assert_eq!(changed.take(), [0_u32; 0]);
     }
 }

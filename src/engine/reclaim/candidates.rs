@@ -25,7 +25,7 @@ pub(super) fn of(
         let size = track.size();
         let is_free = at < newest
             && track.can_be_copied()
-            && (trigger == Trigger::Requested || !track.rests_at(now))
+            && (trigger == Trigger::Requested || !track.copying().rests_at(now))
             && !is_unsynced(track.ordinal());
         if !is_free {
             return Candidate { size, record_bytes: 0, records: 0, is_free: false, starts: false };
@@ -42,7 +42,7 @@ pub(super) fn of(
             Trigger::Requested => true,
             Trigger::NewRun => size <= FIRST_SEGMENT,
         };
-        Candidate { size, record_bytes, records, is_free, starts: track.starts_copy() }
+        Candidate { size, record_bytes, records, is_free, starts: track.copying().starts_copy() }
     });
     candidates.collect()
 }

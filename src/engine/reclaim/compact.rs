@@ -212,7 +212,7 @@ impl Reclaim {
         let track =
             source.and_then(|source| dispatch.backlog_mut().track(source.segment.header.ordinal));
         if let Some(track) = track {
-            track.set_starts_copy();
+            track.copying_mut().set_starts_copy();
         }
     }
 
@@ -312,7 +312,7 @@ impl Reclaim {
         let mut dispatch = self.dispatch.lock();
         for source in sources {
             if let Some(track) = dispatch.backlog_mut().track(source.segment.header.ordinal) {
-                track.end_copy(has_failed.then_some(again));
+                track.copying_mut().end_copy(has_failed.then_some(again));
             }
         }
     }

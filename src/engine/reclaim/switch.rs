@@ -87,7 +87,7 @@ fn take_changes(dispatch: &mut Dispatch, sources: &[CopySource]) -> Result<Vec<C
     for source in sources {
         let ordinal = source.segment.header.ordinal;
         let Some(track) = dispatch.backlog_mut().track(ordinal) else { continue };
-        let indexes = track.take_changed();
+        let indexes = track.copying_mut().take_changed();
         if !indexes.is_empty() {
             let mapped = Arc::clone(track.map()?);
             let (first_seq, base_time) = (source.first_seq, source.base_time);

@@ -164,7 +164,7 @@ impl Reclaim {
         let mut dispatch = self.dispatch.lock();
         for (ordinal, _) in removed {
             if let Some(track) = dispatch.backlog_mut().track(ordinal) {
-                track.forget_sources();
+                track.copying_mut().forget_sources();
             }
         }
         Ok(())
