@@ -4,14 +4,14 @@
 /// Types with more methods than others may have. Each is one book under one lock, whose chapters
 /// stand in files of their own; to become several types is what they still owe.
 pub(crate) const LARGE_TYPES: &[(&str, usize)] =
-    &[("Backlog", 48), ("Dispatch", 113), ("Reclaim", 49), ("Track", 57)];
+    &[("Backlog", 48), ("Dispatch", 113), ("Reclaim", 49), ("Track", 53)];
 
 /// Files with more lines than others may have.
 pub(crate) const LONG_FILES: &[(&str, usize)] = &[("src/engine/mod.rs", 523)];
 
 /// Folders whose files use each other in circles, and how many of them do: a type's fields are of
 /// types that stand in the same files as some of its methods.
-pub(crate) const KNOTS: &[(&str, usize)] = &[("engine/backlog", 2), ("engine/reclaim", 2)];
+pub(crate) const KNOTS: &[(&str, usize)] = &[("engine/reclaim", 2)];
 
 /// What a look may call although it takes `&mut`, and why nothing a caller can see changes.
 pub(crate) const LOOKS: &[(&str, &str)] = &[

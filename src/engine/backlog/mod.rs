@@ -12,6 +12,7 @@ mod found;
 pub(crate) mod losses;
 pub(crate) mod map_numbers;
 pub(crate) mod maps;
+mod settled_count;
 pub(crate) mod track;
 pub(crate) mod walk;
 
@@ -34,10 +35,11 @@ use cursor::Cursor;
 use losses::Losses;
 use map_numbers::MapNumbers;
 use maps::Maps;
+use settled_count::Special;
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use track::{Special, Stored, Track};
+use track::{Stored, Track};
 
 /// The stored messages.
 #[derive(Debug)]
@@ -319,12 +321,12 @@ impl Backlog {
 
     /// What could not be read may be readable now.
     pub(super) fn count_again(&mut self) {
-        self.tracks.iter_mut().for_each(Track::count_again);
+        self.tracks.iter_mut().for_each(|track| track.settled_count_mut().try_again());
     }
 
     /// The first segment of an earlier run whose slots are not all counted.
     pub(super) fn first_uncounted(&self) -> Option<usize> {
-        self.tracks.iter().position(Track::can_be_counted)
+        self.tracks.iter().position(|track| track.settled_count().can_go_on())
     }
 
     /// Counts some slots of a segment, and tells which are special.
@@ -452,7 +454,9 @@ impl Backlog {
         let (removed, kept): (Vec<Track>, Vec<Track>) =
             std::mem::take(&mut self.tracks).into_iter().partition(is_source);
         self.tracks = kept.into();
-        let unsettled = |track: &Track| track.count().unwrap_or(0).saturating_sub(track.settled());
+        let unsettled = |track: &Track| {
+            track.count().unwrap_or(0).saturating_sub(track.settled_count().messages())
+        };
         let before: u32 = removed.iter().map(unsettled).sum();
         debug_assert_eq!(before, unsettled(&copy), "unsettled messages are copied, and no others");
         copy.take_over(&removed);

@@ -5,12 +5,9 @@
 //! never stored to again; every store is noted for the next sync, and for a copy that is being
 //! made. The offset in a slot is that of its own record. Relies on the dispatch lock.
 
-mod count;
-
-pub(super) use count::Special;
-
 use super::copying::Copying;
 use super::map_numbers::MapNumbers;
+use super::settled_count::{SettledCount, Special};
 use crate::error::Result;
 use crate::format::record;
 use crate::format::segment::{RECORDS_START, Seal};
@@ -23,7 +20,6 @@ use crate::log::copy::Finished;
 use crate::log::merge::CopySource;
 use crate::log::sealed::{Mapped, Numbering, Status};
 use crate::recovery::Part;
-use count::Counting;
 use std::sync::Arc;
 
 /// One segment of the log.
@@ -40,7 +36,7 @@ pub(crate) struct Track {
     count: Option<u32>,
     /// Where its records end, once it is no longer pushed to.
     tail: Option<u64>,
-    counting: Counting,
+    settled_count: SettledCount,
     /// All below this are settled, as far as anybody has looked.
     floor: u32,
     /// Deliveries out of it that are not answered.
@@ -82,7 +78,7 @@ impl Track {
             base_time,
             count: None,
             tail: None,
-            counting: Counting::DONE,
+            settled_count: SettledCount::COMPLETE,
             floor: 0,
             leased: 0,
             is_old: false,
@@ -96,8 +92,8 @@ impl Track {
     pub(crate) fn copied(mapped: Arc<Mapped>, made: &Finished, maps: &MapNumbers) -> Self {
         let (count, tail) = (Some(made.count), Some(made.tail));
         let active = Self::of_this_run(mapped, made.first_seq, made.base_time, maps);
-        let (counting, copying) = (Counting::TOUCHED, Copying::new(true));
-        Self { count, tail, counting, copying, is_dirty: true, ..active }
+        let (settled_count, copying) = (SettledCount::TOUCHED, Copying::new(true));
+        Self { count, tail, settled_count, copying, is_dirty: true, ..active }
     }
 
     /// A segment of an earlier run. `has_sources`: it is a copy, and what it was made from is
@@ -112,7 +108,7 @@ impl Track {
             base_time: part.base_time,
             count: Some(part.count),
             tail: Some(part.tail),
-            counting: Counting::START,
+            settled_count: SettledCount::of_earlier_run(part.count),
             floor: 0,
             leased: 0,
             is_old: true,
@@ -198,19 +194,42 @@ impl Track {
         } else if self.has_gaps() {
             visible = u64::MAX;
         }
-        let settled = u64::from(self.counting.settled());
+        let settled = u64::from(self.settled_count.messages());
         u64::from(self.end_index(published)).min(visible).saturating_sub(settled)
     }
 
-    /// How many records of a full segment are settled.
-    pub(crate) fn settled(&self) -> u32 {
-        self.counting.settled()
+    pub(crate) fn settled_count(&self) -> &SettledCount {
+        &self.settled_count
+    }
+
+    pub(crate) fn settled_count_mut(&mut self) -> &mut SettledCount {
+        &mut self.settled_count
+    }
+
+    /// Whether all slots are counted.
+    #[inline]
+    pub(crate) fn is_counted(&self) -> bool {
+        self.settled_count.is_complete()
+    }
+
+    /// Whether the slot of this record is counted.
+    #[inline]
+    pub(crate) fn is_counted_at(&self, index: u32) -> bool {
+        self.settled_count.has(index)
+    }
+
+    /// Counts some more slots, and tells which of them are special.
+    pub(super) fn count_some(&mut self, run: Run) -> Result<Special> {
+        let (numbering, tail) = (self.numbering(), self.tail.unwrap_or(RECORDS_START));
+        let special = self.settled_count.count_some(&self.segment, numbering, tail, run)?;
+        self.is_dirty &= self.settled_count.may_be_touched();
+        Ok(special)
     }
 
     /// Bytes of the records that are not settled. `used`: of all records, while it is pushed to.
     pub(crate) fn live_record_bytes(&self, used: u64) -> u64 {
         let records = self.tail.map_or(used, |tail| tail.saturating_sub(RECORDS_START));
-        records.saturating_sub(self.counting.settled_bytes())
+        records.saturating_sub(self.settled_count.bytes())
     }
 
     /// Bytes that unsettled messages take, slots included, and all others.
@@ -262,7 +281,7 @@ impl Track {
 
     /// Whether no message in it is unsettled, and none will be.
     pub(crate) fn is_done(&self) -> bool {
-        let is_settled = self.count.is_some_and(|count| self.counting.settled() >= count);
+        let is_settled = self.count.is_some_and(|count| self.settled_count.messages() >= count);
         self.is_counted() && is_settled && self.leased == 0
     }
 
@@ -312,8 +331,8 @@ impl Track {
             return Ok(Stored::Yes);
         }
         let bytes = record.map_or(0, |(_, bytes)| u64::from(bytes));
-        self.counting.settle(index, bytes);
-        let wakes_compaction = self.copying.wants_to_hear(self.counting.settled());
+        self.settled_count.settle(index, bytes);
+        let wakes_compaction = self.copying.wants_to_hear(self.settled_count.messages());
         Ok(Stored::Settled { wakes_compaction })
     }
 
@@ -355,7 +374,7 @@ impl Track {
         mapped.store_slot(index, Slot { offset: known.offset, ..slot })?;
         if slot.is_settled(is_old) && !known.is_settled(is_old) {
             let header = known.offset.and_then(|offset| mapped.header(offset, index));
-            self.counting.settle(index, header.map_or(0, |header| header.record_len()));
+            self.settled_count.settle(index, header.map_or(0, |header| header.record_len()));
         }
         self.note_change(index);
         Ok(())
@@ -365,7 +384,7 @@ impl Track {
     #[inline]
     fn note_change(&mut self, index: u32) {
         self.is_dirty = true;
-        self.counting.touch();
+        self.settled_count.touch();
         self.copying.note_change(index);
     }
 
@@ -459,7 +478,7 @@ impl Track {
 
     /// It is looked at now: since when has nothing been settled in it?
     pub(crate) fn idle_since(&mut self, now: u64) -> u64 {
-        self.copying.idle_since(now, self.counting.settled())
+        self.copying.idle_since(now, self.settled_count.messages())
     }
 
     /// From here on the slots that are stored to are noted.

@@ -31,7 +31,8 @@ pub(super) fn of(
             return Candidate { size, record_bytes: 0, records: 0, is_free: false, starts: false };
         }
         let idle_since = track.idle_since(now);
-        let records = u64::from(track.count().unwrap_or(0).saturating_sub(track.settled()));
+        let settled = track.settled_count().messages();
+        let records = u64::from(track.count().unwrap_or(0).saturating_sub(settled));
         let record_bytes = if records == 0 { 0 } else { track.live_record_bytes(0) };
         // No consumer is about to take what is left, or it is next to nothing.
         let is_passed = track.end_seq(0) <= cursor || track.is_old();

@@ -167,7 +167,7 @@ impl Reclaim {
                 let first = job.run.sources().first().map(|first| first.segment.header.ordinal);
                 let mut dispatch = self.dispatch.lock();
                 if let Some(track) = first.and_then(|first| dispatch.backlog_mut().track(first)) {
-                    track.forget_settled_bytes();
+                    track.settled_count_mut().forget_bytes();
                 }
                 drop(dispatch);
                 self.give_up(job.run, None);
