@@ -36,7 +36,7 @@ impl Copying {
 
     /// Whether the segment is to be kept even if it is done: it is being copied, or a copy whose
     /// sources may be there.
-    pub(super) fn is_pinned(&self) -> bool {
+    pub(crate) fn is_pinned(&self) -> bool {
         self.changed.is_some() || self.has_sources
     }
 
@@ -47,7 +47,7 @@ impl Copying {
 
     /// Compaction looks at the segment now, of which `settled` messages are settled: since when has
     /// that been no more?
-    pub(super) fn idle_since(&mut self, now: u64, settled: u32) -> u64 {
+    pub(crate) fn idle_since(&mut self, now: u64, settled: u32) -> u64 {
         if settled != self.idle.settled {
             (self.idle.settled, self.idle.since) = (settled, now);
         }

@@ -12,6 +12,7 @@ mod found;
 pub(crate) mod losses;
 pub(crate) mod map_numbers;
 pub(crate) mod maps;
+mod records;
 mod settled_count;
 pub(crate) mod track;
 pub(crate) mod walk;
@@ -113,7 +114,7 @@ impl Backlog {
     /// The newest segment is no longer pushed to.
     pub(crate) fn seal_newest(&mut self, seal: Seal) {
         if let Some(newest) = self.tracks.back_mut() {
-            newest.seal(seal);
+            newest.records_mut().seal(seal);
         }
     }
 
@@ -159,7 +160,8 @@ impl Backlog {
     fn find_moved(&mut self, place: Place) -> Result<Option<(Spot, Place)>> {
         let Some(at) = self.position_of_seq(place.seq) else { return Ok(None) };
         let track = &mut self.tracks[at];
-        let (Some(index), ordinal) = (track.index_of(place.seq)?, track.ordinal()) else {
+        let (Some(index), ordinal) = (track.records_mut().index_of(place.seq)?, track.ordinal())
+        else {
             return Ok(None);
         };
         let mapped = track.map()?;
@@ -177,7 +179,7 @@ impl Backlog {
         let Some(at) = self.position_of_seq(seq) else { return Ok(Lookup::Gone) };
         let run = self.run;
         let track = &mut self.tracks[at];
-        let Some(index) = track.index_of(seq)? else { return Ok(Lookup::Gone) };
+        let Some(index) = track.records_mut().index_of(seq)? else { return Ok(Lookup::Gone) };
         let spot = Spot { at, index };
         let status = track.status(index, run)?;
         if status.standing.is_settled() {
@@ -280,7 +282,7 @@ impl Backlog {
     fn seqs_of(&mut self, spot: Spot) -> (u64, u64) {
         let Spot { at, index } = spot;
         let track = &mut self.tracks[at];
-        if let Some(seq) = track.seq(index).ok().flatten() {
+        if let Some(seq) = track.records_mut().seq(index).ok().flatten() {
             return (seq, seq);
         }
         let ordinal = track.ordinal();
@@ -291,7 +293,7 @@ impl Backlog {
             return known.seqs;
         }
         let (count, end_seq) = (track.count().unwrap_or(0), track.end_seq(0));
-        let mut seq_of = |index: u32| Some((index, track.seq(index).ok().flatten()?));
+        let mut seq_of = |index: u32| Some((index, track.records_mut().seq(index).ok().flatten()?));
         let before = (0..index).rev().find_map(&mut seq_of);
         let behind = (index + 1..count).find_map(&mut seq_of);
         let first = before.map_or(track.first_seq(), |(_, seq)| seq + 1);
@@ -392,7 +394,11 @@ impl Backlog {
         let is_idle = |track: &&mut Track| {
             track.leased() == 0 && ![reading, newest].contains(&track.ordinal())
         };
-        self.tracks.iter_mut().filter(is_idle).filter_map(Track::take_map).collect()
+        self.tracks
+            .iter_mut()
+            .filter(is_idle)
+            .filter_map(|track| track.records_mut().take_map())
+            .collect()
     }
 
     /// Closes segments that are not mapped, and of which everything is synced. Under the lock, so
@@ -401,7 +407,7 @@ impl Backlog {
         for track in &self.tracks {
             let end_seq = track.count().map(|_| track.end_seq(0));
             let is_synced = end_seq.is_some_and(|end_seq| is_durable(end_seq.saturating_sub(1)));
-            if is_synced && !track.is_mapped() && !track.is_dirty() {
+            if is_synced && !track.records().is_mapped() && !track.is_dirty() {
                 track.segment().release();
             }
         }
@@ -409,7 +415,9 @@ impl Backlog {
 
     /// Closes those of these segments, which were just synced, that are not in use again.
     pub(crate) fn release_synced(&self, synced: &[Arc<Segment>]) {
-        for track in self.tracks.iter().filter(|track| !track.is_mapped() && !track.is_dirty()) {
+        for track in
+            self.tracks.iter().filter(|track| !track.records().is_mapped() && !track.is_dirty())
+        {
             if synced.iter().any(|segment| Arc::ptr_eq(segment, track.segment())) {
                 track.segment().release();
             }
@@ -418,14 +426,14 @@ impl Backlog {
 
     /// How many segments are mapped.
     pub(crate) fn mapped_segments(&self) -> u64 {
-        to_u64(self.tracks.iter().filter(|track| track.is_mapped()).count())
+        to_u64(self.tracks.iter().filter(|track| track.records().is_mapped()).count())
     }
 
     /// How many segments without an unsettled message there are that can be let go.
     pub(crate) fn done_segments(&self) -> u64 {
         let older = self.tracks.len().saturating_sub(1);
         let older = self.tracks.iter().take(older);
-        to_u64(older.filter(|track| track.is_done() && !track.is_pinned()).count())
+        to_u64(older.filter(|track| track.is_done() && !track.copying().is_pinned()).count())
     }
 
     /// Takes out a segment in which nothing is unsettled and nothing unsynced. The newest segment
@@ -436,7 +444,7 @@ impl Backlog {
     ) -> Option<(Arc<Segment>, u32)> {
         let older = self.tracks.len().saturating_sub(1);
         let can_go = |track: &Track| {
-            let is_free = track.is_done() && !track.is_pinned();
+            let is_free = track.is_done() && !track.copying().is_pinned();
             is_free && !track.is_dirty() && is_synced(track.segment())
         };
         let at = self.tracks.iter().take(older).position(can_go)?;
@@ -481,17 +489,12 @@ fn tracks_of(log: &Log, maps: &MapNumbers) -> VecDeque<Track> {
         let is_copy = |replaced: &Replaced| replaced.copy.segment.header.ordinal == ordinal;
         log.replaced.iter().any(is_copy)
     };
-    let tracks = log
-        .parts
-        .iter()
-        .map(|part| Track::of_earlier_run(part, has_sources(part.segment.header.ordinal), maps));
-    let mut tracks: VecDeque<Track> = tracks.collect();
-    let mut next = log.next_seq;
-    for track in tracks.iter_mut().rev() {
-        if track.count() == Some(0) {
-            track.set_first_seq(next);
-        }
-        next = track.first_seq();
+    let (mut tracks, mut next_seq) = (VecDeque::new(), log.next_seq);
+    for part in log.parts.iter().rev() {
+        let has_sources = has_sources(part.segment.header.ordinal);
+        let track = Track::of_earlier_run(part, next_seq, has_sources, maps);
+        next_seq = track.first_seq();
+        tracks.push_front(track);
     }
     tracks
 }

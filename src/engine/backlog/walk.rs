@@ -32,7 +32,7 @@ impl Backlog {
             let Some(at) = self.resume(cursor)? else { return Ok(Met::End) };
             let index = cursor.index();
             let track = &mut self.tracks[at];
-            let end_index = track.end_index(last_seq);
+            let end_index = track.records().end_index(last_seq);
             if index >= end_index {
                 match self.tracks.get(at + 1) {
                     Some(next) => *cursor = Cursor::start_of(next),
@@ -45,7 +45,7 @@ impl Backlog {
             if track.first_seq() + u64::from(index) > last_seq {
                 return Ok(Met::End);
             }
-            if !cursor.has_skipped() && track.is_old() {
+            if !cursor.has_skipped() && track.records().is_old() {
                 return Ok(Met::OldSegment(at));
             }
             let spot = Spot { at, index };
@@ -98,7 +98,7 @@ fn first_unsettled(track: &Track, mut index: u32) -> Result<(u32, Option<(u32, u
         let number = READ.min(end - index);
         for (at, slot, _) in track.segment().read_slots(index, number, track.base_time())? {
             match slot {
-                Some(slot) if slot.is_settled(track.is_old()) => {
+                Some(slot) if slot.is_settled(track.records().is_old()) => {
                     previous = slot.offset.map(|offset| (at, offset)).or(previous);
                     index = at + 1;
                 }

@@ -52,7 +52,7 @@ impl Dispatch {
         let track = older.find(|track| {
             let (first_seq, end_seq) = (track.first_seq(), track.end_seq(0));
             let is_behind = after.is_none_or(|after| first_seq > after);
-            let is_free = track.leased() == 0 && !track.is_pinned();
+            let is_free = track.leased() == 0 && !track.copying().is_pinned();
             is_behind && is_free && !self.dying.has_any_in(first_seq..end_seq)
         })?;
         let last_seq = track.end_seq(0).saturating_sub(1).max(track.first_seq());

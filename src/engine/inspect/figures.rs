@@ -78,6 +78,6 @@ fn oldest(dispatch: &mut Dispatch, published: u64) -> Option<u64> {
     let mut tracks = dispatch.backlog_mut().tracks_mut();
     let track = tracks.find(|track| track.unsettled(published) > 0)?;
     let base_time = track.base_time();
-    let (_, _, header) = track.oldest(published)?;
+    let (_, _, header) = track.records_mut().oldest(published)?;
     Some(base_time + u64::from(header.age))
 }

@@ -30,12 +30,12 @@ pub(super) fn of(
         if !is_free {
             return Candidate { size, record_bytes: 0, records: 0, is_free: false, starts: false };
         }
-        let idle_since = track.idle_since(now);
         let settled = track.settled_count().messages();
+        let idle_since = track.copying_mut().idle_since(now, settled);
         let records = u64::from(track.count().unwrap_or(0).saturating_sub(settled));
         let record_bytes = if records == 0 { 0 } else { track.live_record_bytes(0) };
         // No consumer is about to take what is left, or it is next to nothing.
-        let is_passed = track.end_seq(0) <= cursor || track.is_old();
+        let is_passed = track.end_seq(0) <= cursor || track.records().is_old();
         let is_cheap = is_passed && record_bytes <= size / CHEAP_PART;
         let needed = if is_cheap { clock::millis(SOON).min(idle) } else { idle };
         let is_free = match trigger {

@@ -72,7 +72,7 @@ impl Reclaim {
         let Change { mapped, first_seq, base_time, indexes } = change;
         for &index in indexes {
             let Some(seq) = mapped.seq(index, *first_seq)? else { continue };
-            let Some(to) = copy.index_of(seq)? else { continue };
+            let Some(to) = copy.records_mut().index_of(seq)? else { continue };
             let Some(slot) = mapped.slot(index)? else { continue };
             let delay = mapped.delay(index, *base_time)?;
             copy.follow(to, slot, delay, self.context.run.is_old(seq))?;

@@ -236,7 +236,8 @@ impl Reclaim {
         let tracks = dispatch.backlog().tracks();
         let older = tracks.len().saturating_sub(1);
         let mut older = tracks.iter().take(older);
-        let first = older.find(|track| track.is_done() && track.is_dirty() && !track.is_pinned());
+        let first =
+            older.find(|track| track.is_done() && track.is_dirty() && !track.copying().is_pinned());
         first.map(|track| Arc::clone(track.segment()))
     }
 
