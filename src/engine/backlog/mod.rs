@@ -13,6 +13,7 @@ pub(crate) mod losses;
 pub(crate) mod map_numbers;
 pub(crate) mod maps;
 mod records;
+mod seq_bounds;
 mod settled_count;
 pub(crate) mod track;
 pub(crate) mod walk;
@@ -36,9 +37,9 @@ use cursor::Cursor;
 use losses::Losses;
 use map_numbers::MapNumbers;
 use maps::Maps;
+use seq_bounds::SeqBounds;
 use settled_count::Special;
 use std::collections::{BTreeSet, VecDeque};
-use std::ops::Range;
 use std::sync::Arc;
 use track::{Stored, Track};
 
@@ -48,8 +49,7 @@ pub(crate) struct Backlog {
     tracks: VecDeque<Track>,
     maps: Maps,
     losses: Losses,
-    /// The one that was met last: its ends are sought once.
-    stretch: Option<Stretch>,
+    seq_bounds: SeqBounds,
     run: Run,
     /// Number of the newest change of a slot.
     changes: u64,
@@ -64,7 +64,7 @@ impl Backlog {
             tracks: tracks_of(log, maps.numbers()),
             maps,
             losses: Losses::new(log),
-            stretch: None,
+            seq_bounds: SeqBounds::default(),
             run,
             // What a run before this one changed may not be synced yet.
             changes: u64::from(!log.parts.is_empty()),
@@ -260,7 +260,7 @@ impl Backlog {
     /// A message was found damaged and is settled as lost: tells of it. `offset`: where it was
     /// sought.
     pub(super) fn note_loss(&mut self, spot: Spot, offset: u64) {
-        let (first, last) = self.seqs_of(spot);
+        let (first, last) = self.seq_bounds.of(self.tracks[spot.at].records_mut(), spot.index);
         self.losses.lose(first, last);
         self.list_damage(spot, offset, DamageKind::Corrupt);
     }
@@ -271,37 +271,12 @@ impl Backlog {
 
     /// Tells of damage that settles nothing.
     pub(super) fn list_damage(&mut self, spot: Spot, offset: u64, kind: DamageKind) {
-        let (first, last) = self.seqs_of(spot);
+        let track = &mut self.tracks[spot.at];
+        let (first, last) = self.seq_bounds.of(track.records_mut(), spot.index);
         if !self.losses.has(first, kind) {
-            let path = self.tracks[spot.at].segment().path.clone();
+            let path = track.segment().path.clone();
             self.losses.list(Damage { first, last, path, offset, kind });
         }
-    }
-
-    /// The Seq of a record; where its segment does not say it any more, all that it can have.
-    fn seqs_of(&mut self, spot: Spot) -> (u64, u64) {
-        let Spot { at, index } = spot;
-        let track = &mut self.tracks[at];
-        if let Some(seq) = track.records_mut().seq(index).ok().flatten() {
-            return (seq, seq);
-        }
-        let ordinal = track.ordinal();
-        if let Some(known) = &self.stretch
-            && known.ordinal == ordinal
-            && known.indexes.contains(&index)
-        {
-            return known.seqs;
-        }
-        let (count, end_seq) = (track.count().unwrap_or(0), track.end_seq(0));
-        let mut seq_of = |index: u32| Some((index, track.records_mut().seq(index).ok().flatten()?));
-        let before = (0..index).rev().find_map(&mut seq_of);
-        let behind = (index + 1..count).find_map(&mut seq_of);
-        let first = before.map_or(track.first_seq(), |(_, seq)| seq + 1);
-        let last = behind.map_or(end_seq, |(_, seq)| seq) - 1;
-        let seqs = (first, last.max(first));
-        let indexes = before.map_or(0, |(at, _)| at + 1)..behind.map_or(count, |(at, _)| at);
-        self.stretch = Some(Stretch { ordinal, indexes, seqs });
-        seqs
     }
 
     /// The track at which a cursor goes on; looks for its place anew if its segment is no more.
@@ -473,14 +448,6 @@ impl Backlog {
         self.changes += 1;
         removed
     }
-}
-
-/// Records side by side whose numbers cannot be read, and the numbers that they can have.
-#[derive(Debug)]
-struct Stretch {
-    ordinal: u64,
-    indexes: Range<u32>,
-    seqs: (u64, u64),
 }
 
 /// Tracks whose first Seqs ascend: one without records has that of what follows it.
