@@ -6,6 +6,7 @@
 //! message or when it may be handed out. Relies on the dispatch lock, under which all of it is
 //! used.
 
+mod changes;
 mod copying;
 pub(crate) mod cursor;
 mod found;
@@ -33,6 +34,7 @@ use crate::log::walk::Position;
 use crate::log::{Segment, merge::CopySource};
 use crate::recovery::{Log, Replaced};
 use crate::report::{Damage, DamageKind};
+use changes::Changes;
 use cursor::Cursor;
 use losses::Losses;
 use map_numbers::MapNumbers;
@@ -51,10 +53,7 @@ pub(crate) struct Backlog {
     losses: Losses,
     seq_bounds: SeqBounds,
     run: Run,
-    /// Number of the newest change of a slot.
-    changes: u64,
-    /// The newest change for which a sync has begun.
-    synced_changes: u64,
+    changes: Changes,
 }
 
 impl Backlog {
@@ -66,9 +65,7 @@ impl Backlog {
             losses: Losses::new(log),
             seq_bounds: SeqBounds::default(),
             run,
-            // What a run before this one changed may not be synced yet.
-            changes: u64::from(!log.parts.is_empty()),
-            synced_changes: 0,
+            changes: Changes::new(!log.parts.is_empty()),
         }
     }
 
@@ -223,7 +220,9 @@ impl Backlog {
         record: Option<(u64, u32)>,
     ) -> Result<Stored> {
         let stored = self.tracks[spot.at].store(spot.index, state, record, self.run)?;
-        self.changes += u64::from(stored != Stored::WasSettled);
+        if stored != Stored::WasSettled {
+            self.changes.note();
+        }
         Ok(stored)
     }
 
@@ -236,7 +235,7 @@ impl Backlog {
         state: (State, u32),
         offset: u64,
     ) -> Result<&mut Track> {
-        self.changes += 1;
+        self.changes.note();
         let track = &mut self.tracks[spot.at];
         track.store_unsettled(spot.index, state, offset)?;
         Ok(track)
@@ -244,7 +243,7 @@ impl Backlog {
 
     /// Stores the time before which a message is not to be handed out.
     pub(super) fn store_delay(&mut self, spot: Spot, delay: Delay) -> Result<()> {
-        self.changes += 1;
+        self.changes.note();
         self.tracks[spot.at].store_delay(spot.index, delay)
     }
 
@@ -313,29 +312,30 @@ impl Backlog {
 
     /// The number of the newest change of a slot.
     pub(crate) fn change_count(&self) -> u64 {
-        self.changes
+        self.changes.newest()
     }
 
     /// Whether there are changes for which no sync has begun.
+    #[inline]
     pub(super) fn has_unsynced_changes(&self) -> bool {
-        self.changes > self.synced_changes
+        self.changes.has_unsynced()
     }
 
     /// A sync failed, or could not begin.
     pub(super) fn forget_synced_changes(&mut self) {
-        self.synced_changes = 0;
+        self.changes.forget_synced();
     }
 
     /// The segments with changed slots that no sync has covered, and the number of the newest
     /// change.
     pub(super) fn take_dirty(&mut self) -> (u64, Vec<Arc<Segment>>) {
-        self.synced_changes = self.changes;
+        let newest = self.changes.begin_sync();
         let dirty = self.tracks.iter_mut().filter(|track| track.is_dirty());
         let take = |track: &mut Track| {
             track.set_clean();
             Arc::clone(track.segment())
         };
-        (self.changes, dirty.map(take).collect())
+        (newest, dirty.map(take).collect())
     }
 
     /// Whether maps were made since those above the limit were last taken.
@@ -445,7 +445,7 @@ impl Backlog {
         copy.take_over(&removed);
         self.tracks.insert(at, copy);
         // The next sync of answers covers the copy.
-        self.changes += 1;
+        self.changes.note();
         removed
     }
 }
