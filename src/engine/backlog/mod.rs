@@ -5,6 +5,10 @@
 //! it; damage is told, and a record is lost only if it was seen to be. Refuses to know who has a
 //! message or when it may be handed out. Relies on the dispatch lock, under which all of it is
 //! used.
+//!
+//! `Tracks` has a `Track` for each segment, which owns the segment's `Records`, its `SettledCount`
+//! and its `Copying`, what compaction has said of it. For all segments together, `Maps` keeps the
+//! limit of maps, `Losses` lists what was found damaged, and `Changes` says what a sync covers.
 
 mod changes;
 mod copying;
@@ -17,12 +21,12 @@ mod records;
 mod seq_bounds;
 mod settled_count;
 pub(crate) mod track;
+mod tracks;
 pub(crate) mod walk;
 
 pub(crate) use found::{Found, Lookup, LostRecords, Met, Spot};
 
 use crate::error::Result;
-use crate::format::bytes::to_u64;
 use crate::format::record;
 use crate::format::segment::Seal;
 use crate::format::slot::{self, Delay, Slot, State};
@@ -32,7 +36,7 @@ use crate::log::active::Active;
 use crate::log::sealed::{Located, Mapped, Status};
 use crate::log::walk::Position;
 use crate::log::{Segment, merge::CopySource};
-use crate::recovery::{Log, Replaced};
+use crate::recovery::Log;
 use crate::report::{Damage, DamageKind};
 use changes::Changes;
 use cursor::Cursor;
@@ -41,14 +45,14 @@ use map_numbers::MapNumbers;
 use maps::Maps;
 use seq_bounds::SeqBounds;
 use settled_count::Special;
-use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use track::{Stored, Track};
+use tracks::Tracks;
 
 /// The stored messages.
 #[derive(Debug)]
 pub(crate) struct Backlog {
-    tracks: VecDeque<Track>,
+    tracks: Tracks,
     maps: Maps,
     losses: Losses,
     seq_bounds: SeqBounds,
@@ -60,7 +64,7 @@ impl Backlog {
     pub(super) fn new(log: &Log, run: Run, most_maps: usize) -> Self {
         let maps = Maps::new(most_maps);
         Self {
-            tracks: tracks_of(log, maps.numbers()),
+            tracks: Tracks::of_log(log, maps.numbers()),
             maps,
             losses: Losses::new(log),
             seq_bounds: SeqBounds::default(),
@@ -74,7 +78,8 @@ impl Backlog {
         self.tracks.clear();
     }
 
-    pub(crate) fn tracks(&self) -> &VecDeque<Track> {
+    #[inline]
+    pub(crate) fn tracks(&self) -> &Tracks {
         &self.tracks
     }
 
@@ -84,8 +89,8 @@ impl Backlog {
         &mut self.tracks[at]
     }
 
-    pub(crate) fn tracks_mut(&mut self) -> impl Iterator<Item = &mut Track> {
-        self.tracks.iter_mut()
+    pub(crate) fn tracks_mut(&mut self) -> &mut Tracks {
+        &mut self.tracks
     }
 
     pub(crate) fn losses(&self) -> &Losses {
@@ -110,44 +115,24 @@ impl Backlog {
 
     /// The newest segment is no longer pushed to.
     pub(crate) fn seal_newest(&mut self, seal: Seal) {
-        if let Some(newest) = self.tracks.back_mut() {
-            newest.records_mut().seal(seal);
-        }
+        self.tracks.seal_newest(seal);
     }
 
     /// Messages that are not settled.
     pub(crate) fn unsettled(&self, published: u64) -> u64 {
-        self.tracks.iter().map(|track| track.unsettled(published)).sum()
-    }
-
-    /// Where the track of the segment `ordinal` is that has message `seq`; most are at one end.
-    #[inline]
-    pub(super) fn position(&self, ordinal: u64, seq: u64) -> Option<usize> {
-        let is = |track: Option<&Track>| track.is_some_and(|track| track.ordinal() == ordinal);
-        if is(self.tracks.front()) {
-            Some(0)
-        } else if is(self.tracks.back()) {
-            Some(self.tracks.len() - 1)
-        } else {
-            self.position_of_seq(seq).filter(|&at| is(self.tracks.get(at)))
-        }
-    }
-
-    /// Where the track is that has this message.
-    pub(crate) fn position_of_seq(&self, seq: u64) -> Option<usize> {
-        self.tracks.partition_point(|track| track.first_seq() <= seq).checked_sub(1)
+        self.tracks.unsettled(published)
     }
 
     /// The track of a segment, if it is still one.
     pub(crate) fn track(&mut self, ordinal: u64) -> Option<&mut Track> {
-        self.tracks.iter_mut().find(|track| track.ordinal() == ordinal)
+        self.tracks.of_segment(ordinal)
     }
 
     /// Where a message is now: compaction may have moved it since `place` was noted. `None` if no
     /// segment has it any more.
     #[inline]
     pub(super) fn find_place(&mut self, place: Place) -> Result<Option<(Spot, Place)>> {
-        match self.position(place.ordinal, place.seq) {
+        match self.tracks.position(place.ordinal, place.seq) {
             Some(at) => Ok(Some((Spot { at, index: place.index }, place))),
             None => self.find_moved(place),
         }
@@ -155,7 +140,7 @@ impl Backlog {
 
     #[cold]
     fn find_moved(&mut self, place: Place) -> Result<Option<(Spot, Place)>> {
-        let Some(at) = self.position_of_seq(place.seq) else { return Ok(None) };
+        let Some(at) = self.tracks.position_of_seq(place.seq) else { return Ok(None) };
         let track = &mut self.tracks[at];
         let (Some(index), ordinal) = (track.records_mut().index_of(place.seq)?, track.ordinal())
         else {
@@ -173,7 +158,7 @@ impl Backlog {
 
     /// A message by its number; also one whose slot cannot be read, as it would be rebuilt.
     pub(super) fn look_up(&mut self, seq: u64) -> Result<Lookup> {
-        let Some(at) = self.position_of_seq(seq) else { return Ok(Lookup::Gone) };
+        let Some(at) = self.tracks.position_of_seq(seq) else { return Ok(Lookup::Gone) };
         let run = self.run;
         let track = &mut self.tracks[at];
         let Some(index) = track.records_mut().index_of(seq)? else { return Ok(Lookup::Gone) };
@@ -281,7 +266,7 @@ impl Backlog {
     /// The track at which a cursor goes on; looks for its place anew if its segment is no more.
     #[inline]
     pub(crate) fn resume(&mut self, cursor: &mut Cursor) -> Result<Option<usize>> {
-        match self.position(cursor.ordinal(), cursor.seq()) {
+        match self.tracks.position(cursor.ordinal(), cursor.seq()) {
             Some(at) => Ok(Some(at)),
             None => self.resume_anew(cursor),
         }
@@ -289,20 +274,10 @@ impl Backlog {
 
     #[cold]
     fn resume_anew(&mut self, cursor: &mut Cursor) -> Result<Option<usize>> {
-        let at = self.position_of_seq(cursor.seq()).unwrap_or(0);
+        let at = self.tracks.position_of_seq(cursor.seq()).unwrap_or(0);
         let Some(track) = self.tracks.get_mut(at) else { return Ok(None) };
         *cursor = Cursor::in_track(track, cursor.seq())?;
         Ok(Some(at))
-    }
-
-    /// What could not be read may be readable now.
-    pub(super) fn count_again(&mut self) {
-        self.tracks.iter_mut().for_each(|track| track.settled_count_mut().try_again());
-    }
-
-    /// The first segment of an earlier run whose slots are not all counted.
-    pub(super) fn first_uncounted(&self) -> Option<usize> {
-        self.tracks.iter().position(|track| track.settled_count().can_go_on())
     }
 
     /// Counts some slots of a segment, and tells which are special.
@@ -362,106 +337,12 @@ impl Backlog {
         self.maps.holds_too_many(&self.tracks, factor)
     }
 
-    /// Maps that no delivery needs. The caller drops them outside of the lock. `reading`: the
-    /// ordinal of the segment that is read.
-    pub(crate) fn take_idle_maps(&mut self, reading: u64) -> Vec<Arc<Mapped>> {
-        let newest = self.tracks.back().map_or(0, Track::ordinal);
-        let is_idle = |track: &&mut Track| {
-            track.leased() == 0 && ![reading, newest].contains(&track.ordinal())
-        };
-        self.tracks
-            .iter_mut()
-            .filter(is_idle)
-            .filter_map(|track| track.records_mut().take_map())
-            .collect()
-    }
-
-    /// Closes segments that are not mapped, and of which everything is synced. Under the lock, so
-    /// that nothing is stored in between, whose error of writing back would be missed.
-    pub(crate) fn release_clean(&self, is_durable: impl Fn(u64) -> bool) {
-        for track in &self.tracks {
-            let end_seq = track.count().map(|_| track.end_seq(0));
-            let is_synced = end_seq.is_some_and(|end_seq| is_durable(end_seq.saturating_sub(1)));
-            if is_synced && !track.records().is_mapped() && !track.is_dirty() {
-                track.segment().release();
-            }
-        }
-    }
-
-    /// Closes those of these segments, which were just synced, that are not in use again.
-    pub(crate) fn release_synced(&self, synced: &[Arc<Segment>]) {
-        for track in
-            self.tracks.iter().filter(|track| !track.records().is_mapped() && !track.is_dirty())
-        {
-            if synced.iter().any(|segment| Arc::ptr_eq(segment, track.segment())) {
-                track.segment().release();
-            }
-        }
-    }
-
-    /// How many segments are mapped.
-    pub(crate) fn mapped_segments(&self) -> u64 {
-        to_u64(self.tracks.iter().filter(|track| track.records().is_mapped()).count())
-    }
-
-    /// How many segments without an unsettled message there are that can be let go.
-    pub(crate) fn done_segments(&self) -> u64 {
-        let older = self.tracks.len().saturating_sub(1);
-        let older = self.tracks.iter().take(older);
-        to_u64(older.filter(|track| track.is_done() && !track.copying().is_pinned()).count())
-    }
-
-    /// Takes out a segment in which nothing is unsettled and nothing unsynced. The newest segment
-    /// stays: its header says how far numbers went.
-    pub(crate) fn take_done(
-        &mut self,
-        is_synced: impl Fn(&Arc<Segment>) -> bool,
-    ) -> Option<(Arc<Segment>, u32)> {
-        let older = self.tracks.len().saturating_sub(1);
-        let can_go = |track: &Track| {
-            let is_free = track.is_done() && !track.copying().is_pinned();
-            is_free && !track.is_dirty() && is_synced(track.segment())
-        };
-        let at = self.tracks.iter().take(older).position(can_go)?;
-        let track = self.tracks.remove(at)?;
-        Some((Arc::clone(track.segment()), track.count().unwrap_or(0)))
-    }
-
     /// Puts a copy in the place of its sources, which it gives back. Places that name a source are
     /// looked up anew when they are needed.
-    pub(crate) fn replace(&mut self, sources: &[CopySource], mut copy: Track) -> Vec<Track> {
-        let sources: BTreeSet<u64> =
-            sources.iter().map(|source| source.segment.header.ordinal).collect();
-        let is_source = |track: &Track| sources.contains(&track.ordinal());
-        let at = self.tracks.iter().position(is_source).unwrap_or(self.tracks.len());
-        let (removed, kept): (Vec<Track>, Vec<Track>) =
-            std::mem::take(&mut self.tracks).into_iter().partition(is_source);
-        self.tracks = kept.into();
-        let unsettled = |track: &Track| {
-            track.count().unwrap_or(0).saturating_sub(track.settled_count().messages())
-        };
-        let before: u32 = removed.iter().map(unsettled).sum();
-        debug_assert_eq!(before, unsettled(&copy), "unsettled messages are copied, and no others");
-        copy.take_over(&removed);
-        self.tracks.insert(at, copy);
+    pub(crate) fn replace(&mut self, sources: &[CopySource], copy: Track) -> Vec<Track> {
+        let removed = self.tracks.replace(sources, copy);
         // The next sync of answers covers the copy.
         self.changes.note();
         removed
     }
-}
-
-/// Tracks whose first Seqs ascend: one without records has that of what follows it.
-fn tracks_of(log: &Log, maps: &MapNumbers) -> VecDeque<Track> {
-    let has_sources = |ordinal: u64| {
-        let is_copy = |replaced: &Replaced| replaced.copy.segment.header.ordinal == ordinal;
-        log.replaced.iter().any(is_copy)
-    };
-    let (mut tracks, mut next_seq) = (VecDeque::new(), log.next_seq);
-    for part in log.parts.iter().rev() {
-        let has_sources = has_sources(part.segment.header.ordinal);
-        let track = Track::of_earlier_run(part, next_seq, has_sources, maps);
-        next_seq = track.first_seq();
-        tracks.push_front(track);
-    }
-    tracks
 }

@@ -17,7 +17,7 @@ const STEP: usize = 256;
 impl Dispatch {
     /// What could not be read may be readable now.
     pub(crate) fn count_again(&mut self) {
-        self.backlog.count_again();
+        self.backlog.tracks_mut().count_again();
     }
 
     /// Whether counting found what could not be stored.
@@ -31,7 +31,7 @@ impl Dispatch {
             self.finish_some()?;
             return Ok(true);
         }
-        let Some(at) = self.backlog.first_uncounted() else { return Ok(false) };
+        let Some(at) = self.backlog.tracks().first_uncounted() else { return Ok(false) };
         self.count_some_of(at)?;
         Ok(true)
     }

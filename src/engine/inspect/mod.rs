@@ -256,7 +256,7 @@ impl Inspect {
     }
 
     fn status_of(&self, dispatch: &mut Dispatch, seq: u64) -> Result<Option<Known>> {
-        let Some(at) = dispatch.backlog().position_of_seq(seq) else { return Ok(None) };
+        let Some(at) = dispatch.backlog().tracks().position_of_seq(seq) else { return Ok(None) };
         let run = self.context.run;
         let track = dispatch.backlog_mut().track_at(at);
         let end_index = track.records().end_index(self.published.newest());
@@ -363,7 +363,7 @@ impl Inspect {
         }
         let run = self.context.run;
         let backlog = dispatch.backlog_mut();
-        let at = backlog.position_of_seq(seq);
+        let at = backlog.tracks().position_of_seq(seq);
         let at = at.filter(|&at| seq < backlog.tracks()[at].end_seq(published));
         let index = match at {
             Some(at) => backlog.track_at(at).records_mut().index_of(seq)?,

@@ -20,7 +20,7 @@ pub(super) fn of(
 ) -> Vec<Candidate> {
     let cursor = dispatch.cursor().seq();
     let newest = dispatch.backlog().tracks().len().saturating_sub(1);
-    let tracks = dispatch.backlog_mut().tracks_mut().enumerate();
+    let tracks = dispatch.backlog_mut().tracks_mut().iter_mut().enumerate();
     let candidates = tracks.map(|(at, track)| {
         let size = track.size();
         let is_free = at < newest

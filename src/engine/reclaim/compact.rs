@@ -262,7 +262,7 @@ impl Reclaim {
         let candidates = candidates::of(&mut dispatch, trigger, (now, idle), is_unsynced);
         let choice = plan::choose(&candidates, limits)?;
         let (from, number) = (choice.range.start, choice.range.len());
-        let chosen = dispatch.backlog_mut().tracks_mut().skip(from).take(number);
+        let chosen = dispatch.backlog_mut().tracks_mut().iter_mut().skip(from).take(number);
         Some((chosen.map(Track::begin_copy).collect(), choice))
     }
 

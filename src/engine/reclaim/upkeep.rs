@@ -213,7 +213,7 @@ impl Reclaim {
             let unsealed = self.appender.unsealed();
             let is_synced = |segment: &Arc<Segment>| !unsealed.is_full(segment);
             let mut dispatch = self.dispatch.lock();
-            let done = dispatch.backlog_mut().take_done(is_synced);
+            let done = dispatch.backlog_mut().tracks_mut().take_done(is_synced);
             // Relaxed: the lock of the unsealed segments orders it.
             self.letting_go.fetch_add(u64::from(done.is_some()), Ordering::Relaxed);
             drop(unsealed);
