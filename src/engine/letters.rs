@@ -59,7 +59,8 @@ impl DyingMessages {
                 continue;
             };
             let Some(death) = ledger.places().dying().death(seq) else { continue };
-            let (pushed_at, body) = Body::of_found(ledger.backlog_mut(), &found)?;
+            let (pushed_at, body) =
+                Body::of_found(ledger.backlog_mut().track_at(found.spot.at), &found)?;
             let Found { place, header, .. } = found;
             messages.push(DyingMessage { place, header, pushed_at, body, death });
         }

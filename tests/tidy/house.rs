@@ -71,25 +71,12 @@ impl House {
     /// Files use each other in one direction: no way of uses leads back to where it began.
     ///
     /// A file that holds nothing but a part of its parent's type counts as that parent. Where
-    /// methods of a type stand in another file, the type's file uses that one. A knot of that many
-    /// files in a folder may be, if `exceptions` have it.
-    pub(crate) fn circles(&self, exceptions: &[(&str, usize)]) -> Vec<Violation> {
+    /// methods of a type stand in another file, the type's file uses that one.
+    pub(crate) fn circles(&self) -> Vec<Violation> {
         let arrows = self.arrows();
         let groups = groups(self.sources.len(), &arrows);
-        let is_excepted = |group: &BTreeSet<usize>, (folder, files): &(&str, usize)| {
-            group.len() == *files && group.iter().all(|file| is_in(self.name(*file), folder))
-        };
-        let is_stale =
-            |exception: &&(&str, usize)| !groups.iter().any(|group| is_excepted(group, exception));
-        let stale = exceptions.iter().filter(is_stale);
-        let stale = stale.map(|(folder, files)| {
-            in_src(folder, 1, format!("no longer has a knot of {files} files: let it fall"))
-        });
-        let mut violations: Vec<Violation> = stale.collect();
+        let mut violations = Vec::new();
         for group in groups {
-            if exceptions.iter().any(|exception| is_excepted(&group, exception)) {
-                continue;
-            }
             let mut left = group.clone();
             while let Some(start) = left.first().copied() {
                 let Some(circle) = shortest_circle(start, &group, &arrows) else { break };
@@ -341,20 +328,7 @@ mod tests {
     }
 
     fn circles(files: &[(&str, &str)]) -> Vec<String> {
-        told(&House::of_snippets(files).circles(&[]))
-    }
-
-    #[test]
-    fn a_knot_is_excepted_by_its_folder_and_its_size() {
-        let house = House::of_snippets(&[
-            ("x/a.rs", "use super::b::B; pub(crate) struct A;"),
-            ("x/b.rs", "use super::a::A; pub(crate) struct B;"),
-        ]);
-        assert_eq!(house.circles(&[("x", 2)]), []);
-        assert_eq!(house.circles(&[]).len(), 1);
-        for stale in [("x", 1), ("x", 3), ("y", 2)] {
-            assert_eq!(house.circles(&[stale]).len(), 2, "{stale:?}");
-        }
+        told(&House::of_snippets(files).circles())
     }
 
     #[test]

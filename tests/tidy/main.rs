@@ -42,7 +42,6 @@ mod source;
 mod texts;
 mod uses;
 
-use exceptions::{KNOTS, LARGE_TYPES};
 use house::House;
 use rooms::{LOCKING, PLAIN, ROOMS, Rooms, is_in};
 use sentences::HOUSE;
@@ -84,7 +83,7 @@ fn nothing_uses_a_higher_room() {
 
 #[test]
 fn nothing_goes_in_circles() {
-    assert_none("Files do not use each other in circles.", House::new(sources()).circles(KNOTS));
+    assert_none("Files do not use each other in circles.", House::new(sources()).circles());
 }
 
 #[test]
@@ -103,7 +102,7 @@ fn fields_are_private() {
 fn the_engine_is_one_file_and_no_type_is_two() {
     let owners = House::new(sources()).owners;
     let mut violations = owners.engine_blocks(ENGINE);
-    violations.extend(owners.types_with_many_methods(MAX_METHODS, LARGE_TYPES));
+    violations.extend(owners.types_with_many_methods(MAX_METHODS));
     assert_none("Engine stands in its file, and types are small.", violations);
 }
 

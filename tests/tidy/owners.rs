@@ -213,41 +213,27 @@ impl Owners {
         violations
     }
 
-    /// No type has more methods than `most`, or than its exception says.
-    pub(crate) fn types_with_many_methods(
-        &self,
-        most: usize,
-        exceptions: &[(&str, usize)],
-    ) -> Vec<Violation> {
+    /// No type has more methods than `most`.
+    pub(crate) fn types_with_many_methods(&self, most: usize) -> Vec<Violation> {
         let mut counts: BTreeMap<&ItemId, (usize, BTreeSet<usize>)> = BTreeMap::new();
         for block in self.impls.iter().filter(|block| block.is_inherent) {
             let count = counts.entry(&block.of).or_default();
             count.0 += block.methods.len();
             count.1.insert(block.file);
         }
-        let excepted = |name: &str| exceptions.iter().find(|(other, _)| *other == name);
-        let allowed = |name: &str| excepted(name).map_or(most, |(_, count)| *count);
-        let many = counts.iter().filter(|(id, (count, _))| *count > allowed(&id.1));
+        let many = counts.iter().filter(|(_, (count, _))| *count > most);
         let tell = |(id, (count, files)): (&&ItemId, &(usize, BTreeSet<usize>))| {
             let block = self.impls.iter().find(|block| block.of == **id).unwrap();
             let name = &self.names[block.defined_in];
             let what = format!(
-                "{} has {count} methods in {} files, and {} are allowed: it is two types",
+                "{} has {count} methods in {} files, and {most} are allowed: it is two types",
                 id.1,
                 files.len(),
-                allowed(&id.1)
             );
             let own = block.file == block.defined_in;
             in_src(name, if own { block.line } else { 1 }, what)
         };
-        let has = |name: &str, count: usize| {
-            counts.iter().any(|(id, (methods, _))| id.1 == name && *methods == count)
-        };
-        let stale = exceptions.iter().filter(|(name, count)| *count <= most || !has(name, *count));
-        let stale = stale.map(|(name, count)| {
-            in_src(name, 1, format!("no longer has {count} methods: let its exception fall"))
-        });
-        many.map(tell).chain(stale).collect()
+        many.map(tell).collect()
     }
 
     /// Fields that others see belong to plain data alone.
@@ -386,7 +372,7 @@ mod tests {
             let text = format!("use crate::low::Low; pub struct High(Low); {block}");
             let files = [("low.rs", "pub struct Low;"), ("high.rs", text.as_str())];
             let house = House::of_snippets(&files);
-            (house.owners.misplaced_impls().len(), house.circles(&[]).len())
+            (house.owners.misplaced_impls().len(), house.circles().len())
         };
         assert_eq!(door("impl Low { pub fn open(self) -> Result<High> { High(self) } }"), (0, 0));
         assert_eq!(door("impl Low { pub fn open(self) -> u8 { 0 } }"), (1, 1));
@@ -427,11 +413,8 @@ mod tests {
         let more = format!("use super::Engine;\nimpl Engine {{ {} }}", methods(2, 4));
         let files = [("engine/mod.rs", own.as_str()), ("engine/more.rs", more.as_str())];
         let owners = House::of_snippets(&files).owners;
-        assert_eq!(told(&owners.types_with_many_methods(4, &[])), NONE);
-        assert_eq!(told(&owners.types_with_many_methods(3, &[])), ["src/engine/mod.rs:1"]);
-        assert_eq!(told(&owners.types_with_many_methods(3, &[("Engine", 4)])), NONE);
-        assert_eq!(told(&owners.types_with_many_methods(3, &[("Engine", 5)])), ["src/Engine:1"]);
-        assert_eq!(told(&owners.types_with_many_methods(4, &[("Engine", 4)])), ["src/Engine:1"]);
+        assert_eq!(told(&owners.types_with_many_methods(4)), NONE);
+        assert_eq!(told(&owners.types_with_many_methods(3)), ["src/engine/mod.rs:1"]);
         assert_eq!(told(&owners.engine_blocks("engine/mod.rs")), ["src/engine/more.rs:2"]);
         assert_eq!(told(&owners.engine_blocks("engine.rs")), ["src/engine.rs:1"]);
     }

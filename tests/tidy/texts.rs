@@ -1,6 +1,5 @@
 //! Rules of texts: their length, their letters, what stands in them, and in which file.
 
-use crate::exceptions::LONG_FILES;
 use crate::house::House;
 use crate::rooms::{LOCKING, PURE, is_in, is_in_any};
 use crate::source::{Violation, in_src, read};
@@ -19,14 +18,9 @@ fn violation(file: &str, line: usize, what: impl Into<String>) -> Violation {
 pub(crate) fn of_code(name: &str, text: &str) -> Vec<Violation> {
     let mut violations = of_text(name, text);
     let lines = text.lines().count();
-    let exception = LONG_FILES.iter().find(|(file, _)| *file == name);
-    let allowed = exception.map_or(MAX_LINES, |(_, lines)| *lines);
-    if lines > allowed {
-        let what = format!("{lines} lines, and {allowed} are allowed: it is two nouns");
-        violations.push(violation(name, allowed + 1, what));
-    }
-    if exception.is_some() && lines <= MAX_LINES {
-        violations.push(violation(name, 1, "no longer long: take it out of the exceptions"));
+    if lines > MAX_LINES {
+        let what = format!("{lines} lines, and {MAX_LINES} are allowed: it is two nouns");
+        violations.push(violation(name, MAX_LINES + 1, what));
     }
     if !text.starts_with("//!") && !text.starts_with("#!") {
         violations.push(violation(name, 1, "say first what the file is for (`//!`)"));

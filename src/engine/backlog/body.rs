@@ -1,6 +1,7 @@
 //! The bytes of a message, on their way out of the log.
 
-use super::{Backlog, Found};
+use super::found::Found;
+use super::track::Track;
 use crate::error::Result;
 use crate::format::record::RecordHeader;
 use crate::log::sealed::Mapped;
@@ -26,9 +27,8 @@ impl Body {
         }
     }
 
-    /// When a message that was found was pushed, and where its bytes are.
-    pub(crate) fn of_found(backlog: &mut Backlog, found: &Found) -> Result<(u64, Self)> {
-        let track = backlog.track_at(found.spot.at);
+    /// When a message that was found in this segment was pushed, and where its bytes are.
+    pub(crate) fn of_found(track: &mut Track, found: &Found) -> Result<(u64, Self)> {
         let pushed_at = track.base_time() + u64::from(found.header.age);
         Ok((pushed_at, Self::of(track.map()?, &found.header, found.place.offset)))
     }

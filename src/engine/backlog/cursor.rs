@@ -36,7 +36,7 @@ impl Cursor {
         if seq <= start.seq {
             return Ok(start);
         }
-        let position = Position::at(track.index_from(seq)?);
+        let position = Position::at(track.records_mut().index_from(seq)?);
         Ok(Self { seq, position, ..start })
     }
 

@@ -8,9 +8,9 @@
 
 use super::map_numbers::MapNumbers;
 use super::track::Track;
+use super::tracks::Tracks;
 use crate::log::Segment;
 use crate::log::sealed::Mapped;
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// What is known of the maps.
@@ -40,34 +40,34 @@ impl Maps {
 
     /// The maps above the limit. `reading`: the ordinal of the segment that is read.
     #[cold]
-    pub(super) fn take_surplus(
-        &mut self,
-        tracks: &mut VecDeque<Track>,
-        reading: u64,
-    ) -> Vec<Arc<Mapped>> {
+    pub(super) fn take_surplus(&mut self, tracks: &mut Tracks, reading: u64) -> Vec<Arc<Mapped>> {
         self.seen = self.numbers.made();
         let newest = tracks.back().map(Track::ordinal);
         let is_free = |track: &&mut Track| {
             let ordinal = track.ordinal();
-            track.is_mapped() && ordinal != reading && Some(ordinal) != newest
+            track.records().is_mapped() && ordinal != reading && Some(ordinal) != newest
         };
         let mut mapped: Vec<&mut Track> = tracks.iter_mut().filter(is_free).collect();
         let too_many = mapped.len().saturating_sub(self.most);
         if too_many == 0 {
             return Vec::new();
         }
-        mapped.sort_unstable_by_key(|track| track.map_number());
-        mapped.into_iter().take(too_many).filter_map(Track::take_map).collect()
+        mapped.sort_unstable_by_key(|track| track.records().map_number());
+        mapped
+            .into_iter()
+            .take(too_many)
+            .filter_map(|track| track.records_mut().take_map())
+            .collect()
     }
 
     /// Segments above the limit whose descriptors are open only because of answers that no sync
     /// has covered: the caller syncs them.
-    pub(super) fn take_held_open(&self, tracks: &mut VecDeque<Track>) -> Vec<Arc<Segment>> {
-        let is_held = |track: &&mut Track| track.is_dirty() && !track.is_mapped();
-        let mapped = tracks.iter().filter(|track| track.is_mapped()).count();
+    pub(super) fn take_held_open(&self, tracks: &mut Tracks) -> Vec<Arc<Segment>> {
+        let is_held = |track: &&mut Track| track.is_dirty() && !track.records().is_mapped();
+        let mapped = tracks.iter().filter(|track| track.records().is_mapped()).count();
         let mut held: Vec<&mut Track> = tracks.iter_mut().filter(is_held).collect();
         let too_many = (mapped + held.len()).saturating_sub(self.most);
-        held.sort_unstable_by_key(|track| track.map_number());
+        held.sort_unstable_by_key(|track| track.records().map_number());
         let held = held.into_iter().take(too_many).map(|track| {
             track.set_clean();
             Arc::clone(track.segment())
@@ -76,8 +76,8 @@ impl Maps {
     }
 
     /// Whether so many descriptors are held open that they have to be synced soon.
-    pub(super) fn holds_too_many(&self, tracks: &VecDeque<Track>, factor: usize) -> bool {
-        let is_open = |track: &&Track| track.is_dirty() || track.is_mapped();
+    pub(super) fn holds_too_many(&self, tracks: &Tracks, factor: usize) -> bool {
+        let is_open = |track: &&Track| track.is_dirty() || track.records().is_mapped();
         tracks.iter().filter(is_open).count() > self.most.saturating_mul(factor)
     }
 }

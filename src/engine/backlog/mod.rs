@@ -5,21 +5,30 @@
 //! it; damage is told, and a record is lost only if it was seen to be. Refuses to know who has a
 //! message or when it may be handed out. Relies on the dispatch lock, under which all of it is
 //! used.
+//!
+//! `Tracks` has a `Track` for each segment, which owns the segment's `Records`, its `SettledCount`
+//! and its `Copying`, what compaction has said of it. For all segments together, `Maps` keeps the
+//! limit of maps, `Losses` lists what was found damaged, and `Changes` says what a sync covers.
 
 mod body;
+mod changes;
+mod copying;
 pub(crate) mod cursor;
 mod found;
 pub(crate) mod losses;
 pub(crate) mod map_numbers;
 pub(crate) mod maps;
+mod records;
+mod seq_bounds;
+mod settled_count;
 pub(crate) mod track;
+mod tracks;
 pub(crate) mod walk;
 
 pub(crate) use body::Body;
 pub(crate) use found::{Found, Lookup, LostRecords, Met, Spot};
 
 use crate::error::Result;
-use crate::format::bytes::to_u64;
 use crate::format::record;
 use crate::format::segment::Seal;
 use crate::format::slot::{self, Delay, Slot, State};
@@ -29,44 +38,40 @@ use crate::log::active::Active;
 use crate::log::sealed::{Located, Mapped, Status};
 use crate::log::walk::Position;
 use crate::log::{Segment, merge::CopySource};
-use crate::recovery::{Log, Replaced};
+use crate::recovery::Log;
 use crate::report::{Damage, DamageKind};
+use changes::Changes;
 use cursor::Cursor;
 use losses::Losses;
 use map_numbers::MapNumbers;
 use maps::Maps;
-use std::collections::{BTreeSet, VecDeque};
-use std::ops::Range;
+use seq_bounds::SeqBounds;
+use settled_count::Special;
 use std::sync::Arc;
-use track::{Special, Stored, Track};
+use track::{Stored, Track};
+use tracks::Tracks;
 
 /// The stored messages.
 #[derive(Debug)]
 pub(crate) struct Backlog {
-    tracks: VecDeque<Track>,
+    tracks: Tracks,
     maps: Maps,
     losses: Losses,
-    /// The one that was met last: its ends are sought once.
-    stretch: Option<Stretch>,
+    seq_bounds: SeqBounds,
     run: Run,
-    /// Number of the newest change of a slot.
-    changes: u64,
-    /// The newest change for which a sync has begun.
-    synced_changes: u64,
+    changes: Changes,
 }
 
 impl Backlog {
     pub(super) fn new(log: &Log, run: Run, most_maps: usize) -> Self {
         let maps = Maps::new(most_maps);
         Self {
-            tracks: tracks_of(log, maps.numbers()),
+            tracks: Tracks::of_log(log, maps.numbers()),
             maps,
             losses: Losses::new(log),
-            stretch: None,
+            seq_bounds: SeqBounds::default(),
             run,
-            // What a run before this one changed may not be synced yet.
-            changes: u64::from(!log.parts.is_empty()),
-            synced_changes: 0,
+            changes: Changes::new(!log.parts.is_empty()),
         }
     }
 
@@ -75,7 +80,8 @@ impl Backlog {
         self.tracks.clear();
     }
 
-    pub(crate) fn tracks(&self) -> &VecDeque<Track> {
+    #[inline]
+    pub(crate) fn tracks(&self) -> &Tracks {
         &self.tracks
     }
 
@@ -85,8 +91,8 @@ impl Backlog {
         &mut self.tracks[at]
     }
 
-    pub(crate) fn tracks_mut(&mut self) -> impl Iterator<Item = &mut Track> {
-        self.tracks.iter_mut()
+    pub(crate) fn tracks_mut(&mut self) -> &mut Tracks {
+        &mut self.tracks
     }
 
     pub(crate) fn losses(&self) -> &Losses {
@@ -111,44 +117,24 @@ impl Backlog {
 
     /// The newest segment is no longer pushed to.
     pub(crate) fn seal_newest(&mut self, seal: Seal) {
-        if let Some(newest) = self.tracks.back_mut() {
-            newest.seal(seal);
-        }
+        self.tracks.seal_newest(seal);
     }
 
     /// Messages that are not settled.
     pub(crate) fn unsettled(&self, published: u64) -> u64 {
-        self.tracks.iter().map(|track| track.unsettled(published)).sum()
-    }
-
-    /// Where the track of the segment `ordinal` is that has message `seq`; most are at one end.
-    #[inline]
-    pub(super) fn position(&self, ordinal: u64, seq: u64) -> Option<usize> {
-        let is = |track: Option<&Track>| track.is_some_and(|track| track.ordinal() == ordinal);
-        if is(self.tracks.front()) {
-            Some(0)
-        } else if is(self.tracks.back()) {
-            Some(self.tracks.len() - 1)
-        } else {
-            self.position_of_seq(seq).filter(|&at| is(self.tracks.get(at)))
-        }
-    }
-
-    /// Where the track is that has this message.
-    pub(crate) fn position_of_seq(&self, seq: u64) -> Option<usize> {
-        self.tracks.partition_point(|track| track.first_seq() <= seq).checked_sub(1)
+        self.tracks.unsettled(published)
     }
 
     /// The track of a segment, if it is still one.
     pub(crate) fn track(&mut self, ordinal: u64) -> Option<&mut Track> {
-        self.tracks.iter_mut().find(|track| track.ordinal() == ordinal)
+        self.tracks.of_segment(ordinal)
     }
 
     /// Where a message is now: compaction may have moved it since `place` was noted. `None` if no
     /// segment has it any more.
     #[inline]
     pub(super) fn find_place(&mut self, place: Place) -> Result<Option<(Spot, Place)>> {
-        match self.position(place.ordinal, place.seq) {
+        match self.tracks.position(place.ordinal, place.seq) {
             Some(at) => Ok(Some((Spot { at, index: place.index }, place))),
             None => self.find_moved(place),
         }
@@ -156,9 +142,10 @@ impl Backlog {
 
     #[cold]
     fn find_moved(&mut self, place: Place) -> Result<Option<(Spot, Place)>> {
-        let Some(at) = self.position_of_seq(place.seq) else { return Ok(None) };
+        let Some(at) = self.tracks.position_of_seq(place.seq) else { return Ok(None) };
         let track = &mut self.tracks[at];
-        let (Some(index), ordinal) = (track.index_of(place.seq)?, track.ordinal()) else {
+        let (Some(index), ordinal) = (track.records_mut().index_of(place.seq)?, track.ordinal())
+        else {
             return Ok(None);
         };
         let mapped = track.map()?;
@@ -173,10 +160,10 @@ impl Backlog {
 
     /// A message by its number; also one whose slot cannot be read, as it would be rebuilt.
     pub(super) fn look_up(&mut self, seq: u64) -> Result<Lookup> {
-        let Some(at) = self.position_of_seq(seq) else { return Ok(Lookup::Gone) };
+        let Some(at) = self.tracks.position_of_seq(seq) else { return Ok(Lookup::Gone) };
         let run = self.run;
         let track = &mut self.tracks[at];
-        let Some(index) = track.index_of(seq)? else { return Ok(Lookup::Gone) };
+        let Some(index) = track.records_mut().index_of(seq)? else { return Ok(Lookup::Gone) };
         let spot = Spot { at, index };
         let status = track.status(index, run)?;
         if status.standing.is_settled() {
@@ -220,7 +207,9 @@ impl Backlog {
         record: Option<(u64, u32)>,
     ) -> Result<Stored> {
         let stored = self.tracks[spot.at].store(spot.index, state, record, self.run)?;
-        self.changes += u64::from(stored != Stored::WasSettled);
+        if stored != Stored::WasSettled {
+            self.changes.note();
+        }
         Ok(stored)
     }
 
@@ -233,7 +222,7 @@ impl Backlog {
         state: (State, u32),
         offset: u64,
     ) -> Result<&mut Track> {
-        self.changes += 1;
+        self.changes.note();
         let track = &mut self.tracks[spot.at];
         track.store_unsettled(spot.index, state, offset)?;
         Ok(track)
@@ -241,7 +230,7 @@ impl Backlog {
 
     /// Stores the time before which a message is not to be handed out.
     pub(super) fn store_delay(&mut self, spot: Spot, delay: Delay) -> Result<()> {
-        self.changes += 1;
+        self.changes.note();
         self.tracks[spot.at].store_delay(spot.index, delay)
     }
 
@@ -257,7 +246,7 @@ impl Backlog {
     /// A message was found damaged and is settled as lost: tells of it. `offset`: where it was
     /// sought.
     pub(super) fn note_loss(&mut self, spot: Spot, offset: u64) {
-        let (first, last) = self.seqs_of(spot);
+        let (first, last) = self.seq_bounds.of(self.tracks[spot.at].records_mut(), spot.index);
         self.losses.lose(first, last);
         self.list_damage(spot, offset, DamageKind::Corrupt);
     }
@@ -268,43 +257,18 @@ impl Backlog {
 
     /// Tells of damage that settles nothing.
     pub(super) fn list_damage(&mut self, spot: Spot, offset: u64, kind: DamageKind) {
-        let (first, last) = self.seqs_of(spot);
+        let track = &mut self.tracks[spot.at];
+        let (first, last) = self.seq_bounds.of(track.records_mut(), spot.index);
         if !self.losses.has(first, kind) {
-            let path = self.tracks[spot.at].segment().path.clone();
+            let path = track.segment().path.clone();
             self.losses.list(Damage { first, last, path, offset, kind });
         }
-    }
-
-    /// The Seq of a record; where its segment does not say it any more, all that it can have.
-    fn seqs_of(&mut self, spot: Spot) -> (u64, u64) {
-        let Spot { at, index } = spot;
-        let track = &mut self.tracks[at];
-        if let Some(seq) = track.seq(index).ok().flatten() {
-            return (seq, seq);
-        }
-        let ordinal = track.ordinal();
-        if let Some(known) = &self.stretch
-            && known.ordinal == ordinal
-            && known.indexes.contains(&index)
-        {
-            return known.seqs;
-        }
-        let (count, end_seq) = (track.count().unwrap_or(0), track.end_seq(0));
-        let mut seq_of = |index: u32| Some((index, track.seq(index).ok().flatten()?));
-        let before = (0..index).rev().find_map(&mut seq_of);
-        let behind = (index + 1..count).find_map(&mut seq_of);
-        let first = before.map_or(track.first_seq(), |(_, seq)| seq + 1);
-        let last = behind.map_or(end_seq, |(_, seq)| seq) - 1;
-        let seqs = (first, last.max(first));
-        let indexes = before.map_or(0, |(at, _)| at + 1)..behind.map_or(count, |(at, _)| at);
-        self.stretch = Some(Stretch { ordinal, indexes, seqs });
-        seqs
     }
 
     /// The track at which a cursor goes on; looks for its place anew if its segment is no more.
     #[inline]
     pub(crate) fn resume(&mut self, cursor: &mut Cursor) -> Result<Option<usize>> {
-        match self.position(cursor.ordinal(), cursor.seq()) {
+        match self.tracks.position(cursor.ordinal(), cursor.seq()) {
             Some(at) => Ok(Some(at)),
             None => self.resume_anew(cursor),
         }
@@ -312,20 +276,10 @@ impl Backlog {
 
     #[cold]
     fn resume_anew(&mut self, cursor: &mut Cursor) -> Result<Option<usize>> {
-        let at = self.position_of_seq(cursor.seq()).unwrap_or(0);
+        let at = self.tracks.position_of_seq(cursor.seq()).unwrap_or(0);
         let Some(track) = self.tracks.get_mut(at) else { return Ok(None) };
         *cursor = Cursor::in_track(track, cursor.seq())?;
         Ok(Some(at))
-    }
-
-    /// What could not be read may be readable now.
-    pub(super) fn count_again(&mut self) {
-        self.tracks.iter_mut().for_each(Track::count_again);
-    }
-
-    /// The first segment of an earlier run whose slots are not all counted.
-    pub(super) fn first_uncounted(&self) -> Option<usize> {
-        self.tracks.iter().position(Track::can_be_counted)
     }
 
     /// Counts some slots of a segment, and tells which are special.
@@ -335,29 +289,30 @@ impl Backlog {
 
     /// The number of the newest change of a slot.
     pub(crate) fn change_count(&self) -> u64 {
-        self.changes
+        self.changes.newest()
     }
 
     /// Whether there are changes for which no sync has begun.
+    #[inline]
     pub(super) fn has_unsynced_changes(&self) -> bool {
-        self.changes > self.synced_changes
+        self.changes.has_unsynced()
     }
 
     /// A sync failed, or could not begin.
     pub(super) fn forget_synced_changes(&mut self) {
-        self.synced_changes = 0;
+        self.changes.forget_synced();
     }
 
     /// The segments with changed slots that no sync has covered, and the number of the newest
     /// change.
     pub(super) fn take_dirty(&mut self) -> (u64, Vec<Arc<Segment>>) {
-        self.synced_changes = self.changes;
+        let newest = self.changes.begin_sync();
         let dirty = self.tracks.iter_mut().filter(|track| track.is_dirty());
         let take = |track: &mut Track| {
             track.set_clean();
             Arc::clone(track.segment())
         };
-        (self.changes, dirty.map(take).collect())
+        (newest, dirty.map(take).collect())
     }
 
     /// Whether maps were made since those above the limit were last taken.
@@ -384,111 +339,12 @@ impl Backlog {
         self.maps.holds_too_many(&self.tracks, factor)
     }
 
-    /// Maps that no delivery needs. The caller drops them outside of the lock. `reading`: the
-    /// ordinal of the segment that is read.
-    pub(crate) fn take_idle_maps(&mut self, reading: u64) -> Vec<Arc<Mapped>> {
-        let newest = self.tracks.back().map_or(0, Track::ordinal);
-        let is_idle = |track: &&mut Track| {
-            track.leased() == 0 && ![reading, newest].contains(&track.ordinal())
-        };
-        self.tracks.iter_mut().filter(is_idle).filter_map(Track::take_map).collect()
-    }
-
-    /// Closes segments that are not mapped, and of which everything is synced. Under the lock, so
-    /// that nothing is stored in between, whose error of writing back would be missed.
-    pub(crate) fn release_clean(&self, is_durable: impl Fn(u64) -> bool) {
-        for track in &self.tracks {
-            let end_seq = track.count().map(|_| track.end_seq(0));
-            let is_synced = end_seq.is_some_and(|end_seq| is_durable(end_seq.saturating_sub(1)));
-            if is_synced && !track.is_mapped() && !track.is_dirty() {
-                track.segment().release();
-            }
-        }
-    }
-
-    /// Closes those of these segments, which were just synced, that are not in use again.
-    pub(crate) fn release_synced(&self, synced: &[Arc<Segment>]) {
-        for track in self.tracks.iter().filter(|track| !track.is_mapped() && !track.is_dirty()) {
-            if synced.iter().any(|segment| Arc::ptr_eq(segment, track.segment())) {
-                track.segment().release();
-            }
-        }
-    }
-
-    /// How many segments are mapped.
-    pub(crate) fn mapped_segments(&self) -> u64 {
-        to_u64(self.tracks.iter().filter(|track| track.is_mapped()).count())
-    }
-
-    /// How many segments without an unsettled message there are that can be let go.
-    pub(crate) fn done_segments(&self) -> u64 {
-        let older = self.tracks.len().saturating_sub(1);
-        let older = self.tracks.iter().take(older);
-        to_u64(older.filter(|track| track.is_done() && !track.is_pinned()).count())
-    }
-
-    /// Takes out a segment in which nothing is unsettled and nothing unsynced. The newest segment
-    /// stays: its header says how far numbers went.
-    pub(crate) fn take_done(
-        &mut self,
-        is_synced: impl Fn(&Arc<Segment>) -> bool,
-    ) -> Option<(Arc<Segment>, u32)> {
-        let older = self.tracks.len().saturating_sub(1);
-        let can_go = |track: &Track| {
-            let is_free = track.is_done() && !track.is_pinned();
-            is_free && !track.is_dirty() && is_synced(track.segment())
-        };
-        let at = self.tracks.iter().take(older).position(can_go)?;
-        let track = self.tracks.remove(at)?;
-        Some((Arc::clone(track.segment()), track.count().unwrap_or(0)))
-    }
-
     /// Puts a copy in the place of its sources, which it gives back. Places that name a source are
     /// looked up anew when they are needed.
-    pub(crate) fn replace(&mut self, sources: &[CopySource], mut copy: Track) -> Vec<Track> {
-        let sources: BTreeSet<u64> =
-            sources.iter().map(|source| source.segment.header.ordinal).collect();
-        let is_source = |track: &Track| sources.contains(&track.ordinal());
-        let at = self.tracks.iter().position(is_source).unwrap_or(self.tracks.len());
-        let (removed, kept): (Vec<Track>, Vec<Track>) =
-            std::mem::take(&mut self.tracks).into_iter().partition(is_source);
-        self.tracks = kept.into();
-        let unsettled = |track: &Track| track.count().unwrap_or(0).saturating_sub(track.settled());
-        let before: u32 = removed.iter().map(unsettled).sum();
-        debug_assert_eq!(before, unsettled(&copy), "unsettled messages are copied, and no others");
-        copy.take_over(&removed);
-        self.tracks.insert(at, copy);
+    pub(crate) fn replace(&mut self, sources: &[CopySource], copy: Track) -> Vec<Track> {
+        let removed = self.tracks.replace(sources, copy);
         // The next sync of answers covers the copy.
-        self.changes += 1;
+        self.changes.note();
         removed
     }
-}
-
-/// Records side by side whose numbers cannot be read, and the numbers that they can have.
-#[derive(Debug)]
-struct Stretch {
-    ordinal: u64,
-    indexes: Range<u32>,
-    seqs: (u64, u64),
-}
-
-/// Tracks whose first Seqs ascend: one without records has that of what follows it.
-fn tracks_of(log: &Log, maps: &MapNumbers) -> VecDeque<Track> {
-    let has_sources = |ordinal: u64| {
-        let is_copy = |replaced: &Replaced| replaced.copy.segment.header.ordinal == ordinal;
-        log.replaced.iter().any(is_copy)
-    };
-    let tracks = log
-        .parts
-        .iter()
-        .map(|part| Track::of_earlier_run(part, has_sources(part.segment.header.ordinal), maps));
-    let mut tracks: VecDeque<Track> = tracks.collect();
-    let mut next = log.next_seq;
-    for track in tracks.iter_mut().rev() {
-        if track.count() == Some(0) {
-            track.set_first_seq(next);
-        }
-        next = track.first_seq();
-    }
-    tracks
 }

@@ -1,73 +1,36 @@
-//! What the engine knows of one segment of the log: where its records end, which of its slots are
-//! settled, and what has happened to it.
+//! What the engine knows of one segment of the log: its records, how many of them are settled or
+//! in flight, what is not synced, and what compaction has said of it.
 //!
 //! Promises: a slot is counted as settled once, when it becomes so; a slot that was settled is
 //! never stored to again; every store is noted for the next sync, and for a copy that is being
 //! made. The offset in a slot is that of its own record. Relies on the dispatch lock.
 
-mod count;
-
-pub(super) use count::Special;
-
+use super::copying::Copying;
 use super::map_numbers::MapNumbers;
+use super::records::Records;
+use super::settled_count::{SettledCount, Special};
 use crate::error::Result;
-use crate::format::record;
-use crate::format::segment::{RECORDS_START, Seal};
+use crate::format::segment::RECORDS_START;
 use crate::format::slot::{Delay, SLOT, Slot, State};
 use crate::format::standing::Run;
-use crate::io::Access;
 use crate::log::Segment;
 use crate::log::active::Active;
 use crate::log::copy::Finished;
 use crate::log::merge::CopySource;
-use crate::log::sealed::{Mapped, Numbering, Status};
+use crate::log::sealed::{Mapped, Status};
 use crate::recovery::Part;
-use count::Counting;
 use std::sync::Arc;
 
 /// One segment of the log.
 #[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each says one thing, and any may be true")]
 pub(crate) struct Track {
-    segment: Arc<Segment>,
-    mapped: Option<Arc<Mapped>>,
-    /// The number of its map: larger is later.
-    map_number: u64,
-    map_numbers: MapNumbers,
-    first_seq: u64,
-    base_time: u64,
-    /// Known once it is no longer pushed to.
-    count: Option<u32>,
-    /// Where its records end, once it is no longer pushed to.
-    tail: Option<u64>,
-    counting: Counting,
-    /// All below this are settled, as far as anybody has looked.
-    floor: u32,
+    records: Records,
+    settled_count: SettledCount,
     /// Deliveries out of it that are not answered.
     leased: u32,
-    /// Written by an earlier run.
-    is_old: bool,
     /// Has answers that no sync has covered.
     is_dirty: bool,
-    /// While it is being copied: the slots that were stored to since.
-    changed: Option<ChangedSlots>,
-    idle: Idle,
-    /// Not to be copied before this time: that failed.
-    not_before: u64,
-    /// The segments that it was made from may not be gone for good.
-    has_sources: bool,
-    /// It cannot be copied behind others.
-    starts_copy: bool,
-}
-
-/// Since when nothing was settled in a segment.
-#[derive(Clone, Copy, Debug, Default)]
-struct Idle {
-    /// How many were settled at the last look, and since when it has been no more than that.
-    settled: u32,
-    since: u64,
-    /// Compaction wants to hear when this many are settled: of the first one after its look.
-    tell_at: u32,
+    copying: Copying,
 }
 
 /// What a store did.
@@ -84,159 +47,130 @@ pub(crate) enum Stored {
 impl Track {
     /// The segment that pushes go to.
     pub(super) fn active(active: &Active, maps: &MapNumbers) -> Self {
-        let (segment, region) = (Arc::clone(active.segment()), Arc::clone(active.region()));
-        let mapped = Mapped { segment, region };
-        let (first_seq, base_time) = (active.first_seq(), active.base_time());
-        Self::of_this_run(Arc::new(mapped), first_seq, base_time, maps)
-    }
-
-    fn of_this_run(mapped: Arc<Mapped>, first_seq: u64, base_time: u64, maps: &MapNumbers) -> Self {
         Self {
-            segment: Arc::clone(&mapped.segment),
-            mapped: Some(mapped),
-            map_number: maps.next(),
-            map_numbers: maps.clone(),
-            first_seq,
-            base_time,
-            count: None,
-            tail: None,
-            counting: Counting::DONE,
-            floor: 0,
+            records: Records::active(active, maps),
+            settled_count: SettledCount::COMPLETE,
             leased: 0,
-            is_old: false,
             is_dirty: false,
-            changed: None,
-            idle: Idle::default(),
-            not_before: 0,
-            has_sources: false,
-            starts_copy: false,
+            copying: Copying::new(false),
         }
     }
 
     /// A copy that this run made: whatever it was made from, it is as if this run had pushed it.
     /// Its slots are stored to before they are synced again.
     pub(crate) fn copied(mapped: Arc<Mapped>, made: &Finished, maps: &MapNumbers) -> Self {
-        let (count, tail) = (Some(made.count), Some(made.tail));
-        let active = Self::of_this_run(mapped, made.first_seq, made.base_time, maps);
-        let counting = Counting::TOUCHED;
-        Self { count, tail, counting, has_sources: true, is_dirty: true, ..active }
-    }
-
-    /// A segment of an earlier run. `has_sources`: it is a copy, and what it was made from is
-    /// there.
-    pub(super) fn of_earlier_run(part: &Part, has_sources: bool, maps: &MapNumbers) -> Self {
         Self {
-            segment: Arc::clone(&part.segment),
-            mapped: None,
-            map_number: maps.next(),
-            map_numbers: maps.clone(),
-            first_seq: part.first_seq,
-            base_time: part.base_time,
-            count: Some(part.count),
-            tail: Some(part.tail),
-            counting: Counting::START,
-            floor: 0,
+            records: Records::copied(mapped, made, maps),
+            settled_count: SettledCount::TOUCHED,
             leased: 0,
-            is_old: true,
-            // Its run may have been killed before it synced them.
             is_dirty: true,
-            changed: None,
-            idle: Idle::default(),
-            not_before: 0,
-            has_sources,
-            starts_copy: false,
+            copying: Copying::new(true),
         }
     }
 
+    /// A segment of an earlier run. `next_seq`: the first Seq of what follows it. `has_sources`: it
+    /// is a copy, and what it was made from is there.
+    pub(super) fn of_earlier_run(
+        part: &Part,
+        next_seq: u64,
+        has_sources: bool,
+        maps: &MapNumbers,
+    ) -> Self {
+        Self {
+            records: Records::of_earlier_run(part, next_seq, maps),
+            settled_count: SettledCount::of_earlier_run(part.count),
+            leased: 0,
+            // Its run may have been killed before it synced them.
+            is_dirty: true,
+            copying: Copying::new(has_sources),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn records(&self) -> &Records {
+        &self.records
+    }
+
+    #[inline]
+    pub(crate) fn records_mut(&mut self) -> &mut Records {
+        &mut self.records
+    }
+
+    #[inline]
     pub(crate) fn segment(&self) -> &Arc<Segment> {
-        &self.segment
+        self.records.segment()
     }
 
+    #[inline]
     pub(crate) fn ordinal(&self) -> u64 {
-        self.segment.header.ordinal
+        self.segment().header.ordinal
     }
 
+    #[inline]
     pub(crate) fn size(&self) -> u64 {
-        self.segment.header.size
+        self.segment().header.size
     }
 
+    #[inline]
     pub(crate) fn first_seq(&self) -> u64 {
-        self.first_seq
+        self.records.numbering().first_seq
     }
 
-    /// It holds no record: it is numbered like what follows it.
-    pub(super) fn set_first_seq(&mut self, first_seq: u64) {
-        self.first_seq = first_seq;
-    }
-
+    #[inline]
     pub(crate) fn base_time(&self) -> u64 {
-        self.base_time
-    }
-
-    pub(crate) fn is_old(&self) -> bool {
-        self.is_old
+        self.records.numbering().base_time
     }
 
     /// How many records it has, once it is no longer pushed to.
+    #[inline]
     pub(crate) fn count(&self) -> Option<u32> {
-        self.count
-    }
-
-    pub(super) fn numbering(&self) -> Numbering {
-        let Self { first_seq, base_time, is_old, .. } = *self;
-        Numbering { first_seq, base_time, is_old }
-    }
-
-    /// Whether its Seqs have gaps: it is compacted.
-    fn has_gaps(&self) -> bool {
-        self.segment.sources.is_some()
-    }
-
-    /// It is no longer pushed to.
-    pub(super) fn seal(&mut self, seal: Seal) {
-        self.count = Some(seal.count);
-        self.tail = Some(seal.tail);
-    }
-
-    /// One behind the last index that may be looked at; whether it may be shown, its Seq tells.
-    pub(crate) fn end_index(&self, published: u64) -> u32 {
-        let visible = (published + 1).saturating_sub(self.first_seq);
-        self.count.unwrap_or_else(|| u32::try_from(visible).unwrap_or(u32::MAX))
+        self.records.count()
     }
 
     /// One behind the last Seq that it can have.
+    #[inline]
     pub(crate) fn end_seq(&self, published: u64) -> u64 {
-        match &self.segment.sources {
-            Some(sources) => sources.last_seq + 1,
-            None => self.first_seq + u64::from(self.end_index(published)),
-        }
+        self.records.end_seq(published)
     }
 
     /// How many messages up to this one are not settled, as far as they are counted.
     pub(crate) fn unsettled(&self, published: u64) -> u64 {
-        let mut visible = (published + 1).saturating_sub(self.first_seq);
-        if self.has_gaps() && published + 1 < self.end_seq(published) {
-            // Where its table cannot be read, all of them.
-            let index = self.mapped.as_ref().map_or(Ok(u32::MAX), |mapped| {
-                mapped.index_from(published + 1, self.end_index(published), self.first_seq)
-            });
-            visible = index.map_or(u64::MAX, u64::from);
-        } else if self.has_gaps() {
-            visible = u64::MAX;
-        }
-        let settled = u64::from(self.counting.settled());
-        u64::from(self.end_index(published)).min(visible).saturating_sub(settled)
+        let settled = u64::from(self.settled_count.messages());
+        self.records.count_up_to(published).saturating_sub(settled)
     }
 
-    /// How many records of a full segment are settled.
-    pub(crate) fn settled(&self) -> u32 {
-        self.counting.settled()
+    pub(crate) fn settled_count(&self) -> &SettledCount {
+        &self.settled_count
+    }
+
+    pub(crate) fn settled_count_mut(&mut self) -> &mut SettledCount {
+        &mut self.settled_count
+    }
+
+    /// Whether all slots are counted.
+    #[inline]
+    pub(crate) fn is_counted(&self) -> bool {
+        self.settled_count.is_complete()
+    }
+
+    /// Whether the slot of this record is counted.
+    #[inline]
+    pub(crate) fn is_counted_at(&self, index: u32) -> bool {
+        self.settled_count.has(index)
+    }
+
+    /// Counts some more slots, and tells which of them are special.
+    pub(super) fn count_some(&mut self, run: Run) -> Result<Special> {
+        let (segment, numbering) = (self.records.segment(), self.records.numbering());
+        let tail = self.records.tail().unwrap_or(RECORDS_START);
+        let special = self.settled_count.count_some(segment, numbering, tail, run)?;
+        self.is_dirty &= self.settled_count.may_be_touched();
+        Ok(special)
     }
 
     /// Bytes of the records that are not settled. `used`: of all records, while it is pushed to.
     pub(crate) fn live_record_bytes(&self, used: u64) -> u64 {
-        let records = self.tail.map_or(used, |tail| tail.saturating_sub(RECORDS_START));
-        records.saturating_sub(self.counting.settled_bytes())
+        self.records.bytes(used).saturating_sub(self.settled_count.bytes())
     }
 
     /// Bytes that unsettled messages take, slots included, and all others.
@@ -244,68 +178,43 @@ impl Track {
         let unsettled = self.unsettled(published);
         let live = if unsettled == 0 { 0 } else { self.live_record_bytes(used) + unsettled * SLOT };
         // What is behind the records of a segment that is no longer pushed to is of no use either.
-        let slots = u64::from(self.end_index(published)) * SLOT;
-        let all = if self.tail.is_some() { self.size() } else { used + slots };
+        let slots = u64::from(self.records.end_index(published)) * SLOT;
+        let all = if self.count().is_some() { self.size() } else { used + slots };
         (live, all.saturating_sub(live))
-    }
-
-    /// The index of a message, if this segment has it.
-    pub(crate) fn index_of(&mut self, seq: u64) -> Result<Option<u32>> {
-        let (count, first_seq) = (self.count.unwrap_or(u32::MAX), self.first_seq);
-        if !self.has_gaps() {
-            let index = seq.checked_sub(first_seq).and_then(|index| u32::try_from(index).ok());
-            return Ok(index.filter(|&index| index < count));
-        }
-        self.map()?.index_of(seq, count, first_seq)
-    }
-
-    /// The first index from which on its Seqs are not smaller.
-    pub(crate) fn index_from(&mut self, seq: u64) -> Result<u32> {
-        let (count, first_seq) = (self.count.unwrap_or(u32::MAX), self.first_seq);
-        if !self.has_gaps() {
-            let index = u32::try_from(seq.saturating_sub(first_seq)).unwrap_or(u32::MAX);
-            return Ok(index.min(count));
-        }
-        self.map()?.index_from(seq, count, first_seq)
-    }
-
-    /// The Seq of record `index`; `None` if it cannot be read any more.
-    pub(crate) fn seq(&mut self, index: u32) -> Result<Option<u64>> {
-        if !self.has_gaps() {
-            return Ok(Some(self.first_seq + u64::from(index)));
-        }
-        let first_seq = self.first_seq;
-        self.map()?.seq(index, first_seq)
     }
 
     /// What is said of record `index` besides the record.
     #[expect(clippy::inline_always, reason = "on the way of every pop")]
     #[inline(always)]
     pub(crate) fn status(&mut self, index: u32, run: Run) -> Result<Status> {
-        let numbering = self.numbering();
-        self.map()?.status(index, numbering, run)
+        self.records.status(index, run)
+    }
+
+    /// The segment as memory.
+    #[inline]
+    pub(crate) fn map(&mut self) -> Result<&Arc<Mapped>> {
+        self.records.map()
     }
 
     /// Whether no message in it is unsettled, and none will be.
+    #[inline]
     pub(crate) fn is_done(&self) -> bool {
-        let is_settled = self.count.is_some_and(|count| self.counting.settled() >= count);
+        let is_settled = self.count().is_some_and(|count| self.settled_count.messages() >= count);
         self.is_counted() && is_settled && self.leased == 0
     }
 
-    /// Whether it is to be kept even so: it is being copied, or a copy whose sources may be there.
-    pub(crate) fn is_pinned(&self) -> bool {
-        self.changed.is_some() || self.has_sources
-    }
-
     /// Deliveries out of it that are not answered.
+    #[inline]
     pub(crate) fn leased(&self) -> u32 {
         self.leased
     }
 
+    #[inline]
     pub(crate) fn note_leased(&mut self) {
         self.leased += 1;
     }
 
+    #[inline]
     pub(crate) fn note_answered(&mut self) {
         self.leased = self.leased.saturating_sub(1);
     }
@@ -320,7 +229,7 @@ impl Track {
         record: Option<(u64, u32)>,
         run: Run,
     ) -> Result<Stored> {
-        let numbering = self.numbering();
+        let numbering = self.records.numbering();
         let mapped = self.map()?;
         let before = mapped.slot(index)?;
         if before.is_some_and(|slot| slot.is_settled(true)) {
@@ -338,8 +247,8 @@ impl Track {
             return Ok(Stored::Yes);
         }
         let bytes = record.map_or(0, |(_, bytes)| u64::from(bytes));
-        self.counting.settle(index, bytes);
-        let wakes_compaction = self.counting.settled() == self.idle.tell_at;
+        self.settled_count.settle(index, bytes);
+        let wakes_compaction = self.copying.wants_to_hear(self.settled_count.messages());
         Ok(Stored::Settled { wakes_compaction })
     }
 
@@ -360,7 +269,7 @@ impl Track {
 
     /// Stores the time before which message `index` is not to be handed out.
     pub(super) fn store_delay(&mut self, index: u32, delay: Delay) -> Result<()> {
-        let base_time = self.base_time;
+        let base_time = self.base_time();
         self.map()?.store_delay(index, base_time, Some(delay))?;
         self.note_change(index);
         Ok(())
@@ -374,14 +283,14 @@ impl Track {
         delay: Option<Delay>,
         is_old: bool,
     ) -> Result<()> {
-        let base_time = self.base_time;
+        let base_time = self.base_time();
         let mapped = self.map()?;
         let known = mapped.slot(index)?.unwrap_or(Slot::UNTOUCHED);
         mapped.store_delay(index, base_time, delay)?;
         mapped.store_slot(index, Slot { offset: known.offset, ..slot })?;
         if slot.is_settled(is_old) && !known.is_settled(is_old) {
             let header = known.offset.and_then(|offset| mapped.header(offset, index));
-            self.counting.settle(index, header.map_or(0, |header| header.record_len()));
+            self.settled_count.settle(index, header.map_or(0, |header| header.record_len()));
         }
         self.note_change(index);
         Ok(())
@@ -391,10 +300,8 @@ impl Track {
     #[inline]
     fn note_change(&mut self, index: u32) {
         self.is_dirty = true;
-        self.counting.touch();
-        if let Some(changed) = &mut self.changed {
-            changed.insert(index);
-        }
+        self.settled_count.touch();
+        self.copying.note_change(index);
     }
 
     pub(crate) fn is_dirty(&self) -> bool {
@@ -405,175 +312,34 @@ impl Track {
     pub(crate) fn set_clean(&mut self) {
         self.is_dirty = false;
     }
-
-    /// The segment as memory.
-    #[inline]
-    pub(crate) fn map(&mut self) -> Result<&Arc<Mapped>> {
-        if self.mapped.is_none() {
-            self.map_anew()?;
-        }
-        // There by now; `get_or_insert_with` would want a value to put in.
-        match &self.mapped {
-            Some(mapped) => Ok(mapped),
-            None => Err(crate::error::Error::Closed),
-        }
-    }
-
-    #[cold]
-    fn map_anew(&mut self) -> Result<()> {
-        let (segment, region) = (Arc::clone(&self.segment), self.segment.map(Access::Commits)?);
-        self.map_number = self.map_numbers.next();
-        self.mapped = Some(Arc::new(Mapped { segment, region }));
-        Ok(())
-    }
-
-    pub(super) fn is_mapped(&self) -> bool {
-        self.mapped.is_some()
-    }
-
-    /// The number of its newest map: larger is later.
-    pub(super) fn map_number(&self) -> u64 {
-        self.map_number
-    }
-
-    /// Gives its map up. The caller drops it outside of all locks.
-    pub(super) fn take_map(&mut self) -> Option<Arc<Mapped>> {
-        self.mapped.take()
-    }
-
-    /// The oldest message that is not settled: its index and slot, and its record's header. Goes on
-    /// from where it last was.
-    pub(crate) fn oldest(&mut self, published: u64) -> Option<(u32, Slot, record::RecordHeader)> {
-        let is_old = self.is_old;
-        let (end_index, mut floor) = (self.end_index(published), self.floor);
-        let mapped = Arc::clone(self.map().ok()?);
-        let mut previous = None;
-        while floor < end_index {
-            let slot = mapped.slot(floor).ok()?;
-            let Some(settled) = slot.filter(|slot| slot.is_settled(is_old)) else { break };
-            previous = settled.offset.map(|offset| (floor, offset)).or(previous);
-            floor += 1;
-        }
-        // One step back, so that the next call knows where it is.
-        self.floor = floor.saturating_sub(1);
-        let slot = mapped.slot(floor).ok()??;
-        let known = slot.offset.and_then(|offset| mapped.header(offset, floor));
-        let header = known.or_else(|| {
-            let behind = previous.and_then(|(index, offset)| {
-                let before = mapped.header(offset, index).filter(|_| index + 1 == floor)?;
-                mapped.header(offset + before.record_len(), floor)
-            });
-            behind.or_else(|| mapped.walk_to(floor).map(|(_, header)| header))
-        })?;
-        Some((floor, slot, header))
-    }
 }
 
 /// What compaction asks and says.
 impl Track {
+    pub(crate) fn copying(&self) -> &Copying {
+        &self.copying
+    }
+
+    pub(crate) fn copying_mut(&mut self) -> &mut Copying {
+        &mut self.copying
+    }
+
     /// Whether it may be copied at all: whole, counted, and neither copied now nor a copy whose
     /// sources may be there.
     pub(crate) fn can_be_copied(&self) -> bool {
-        self.count.is_some() && self.is_counted() && !self.is_pinned()
-    }
-
-    /// Whether it is too soon after a copy of it failed.
-    pub(crate) fn rests_at(&self, now: u64) -> bool {
-        self.not_before > now
-    }
-
-    /// It is looked at now: since when has nothing been settled in it?
-    pub(crate) fn idle_since(&mut self, now: u64) -> u64 {
-        if self.counting.settled() != self.idle.settled {
-            (self.idle.settled, self.idle.since) = (self.counting.settled(), now);
-        }
-        self.idle.tell_at = self.counting.settled() + 1;
-        self.idle.since
-    }
-
-    pub(crate) fn starts_copy(&self) -> bool {
-        self.starts_copy
-    }
-
-    /// It does not fit behind others: from here on a copy may start with it, and not go over it.
-    pub(crate) fn set_starts_copy(&mut self) {
-        self.starts_copy = true;
+        self.count().is_some() && self.is_counted() && !self.copying.is_pinned()
     }
 
     /// From here on the slots that are stored to are noted.
     pub(crate) fn begin_copy(&mut self) -> CopySource {
-        let count = self.count.unwrap_or(0);
-        self.changed = Some(ChangedSlots::new(count));
-        let (segment, first_seq) = (Arc::clone(&self.segment), self.first_seq);
-        CopySource { segment, first_seq, base_time: self.base_time, count }
-    }
-
-    /// The slots that were stored to since this was last asked.
-    pub(crate) fn take_changed(&mut self) -> Vec<u32> {
-        self.changed.as_mut().map(ChangedSlots::take).unwrap_or_default()
-    }
-
-    /// It is copied no more. `again`: not before this time, if that failed.
-    pub(crate) fn end_copy(&mut self, again: Option<u64>) {
-        self.changed = None;
-        self.not_before = again.unwrap_or(self.not_before);
-    }
-
-    /// The segments that it was made from are gone for good.
-    pub(crate) fn forget_sources(&mut self) {
-        self.has_sources = false;
+        let count = self.count().unwrap_or(0);
+        self.copying.begin_copy(count);
+        let segment = Arc::clone(self.segment());
+        CopySource { segment, first_seq: self.first_seq(), base_time: self.base_time(), count }
     }
 
     /// A copy takes the place of others, and the deliveries out of them.
     pub(crate) fn take_over(&mut self, others: &[Self]) {
         self.leased = others.iter().map(|other| other.leased).sum();
-    }
-}
-
-/// Slots that were stored to while a segment was copied: a bit each, however often that was.
-#[derive(Debug)]
-struct ChangedSlots {
-    words: Vec<u64>,
-}
-
-impl ChangedSlots {
-    fn new(count: u32) -> Self {
-        let words = usize::try_from(count.div_ceil(u64::BITS)).unwrap_or(0);
-        Self { words: vec![0; words] }
-    }
-
-    fn insert(&mut self, index: u32) {
-        let word = usize::try_from(index / u64::BITS).ok().and_then(|at| self.words.get_mut(at));
-        if let Some(word) = word {
-            *word |= 1 << (index % u64::BITS);
-        }
-    }
-
-    /// All of them, in order; none is left.
-    fn take(&mut self) -> Vec<u32> {
-        let mut changed = Vec::new();
-        for (first, word) in (0..).step_by(64).zip(&mut self.words) {
-            let mut bits = std::mem::take(word);
-            while bits != 0 {
-                changed.push(first + bits.trailing_zeros());
-                bits &= bits - 1;
-            }
-        }
-        changed
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn changed_slots_are_told_once_and_in_order() {
-        let mut changed = ChangedSlots::new(200);
-        for index in [130, 5, 130, 64, 199, 0, 5, 256] {
-            changed.insert(index);
-        }
-        assert_eq!(changed.take(), [0, 5, 64, 130, 199]);
-        assert_eq!(changed.take(), [0_u32; 0]);
     }
 }

@@ -4,6 +4,7 @@
 //! go and are compacted meanwhile. Stores nothing: what to do with damage is the caller's to say.
 
 use super::cursor::Cursor;
+use super::track::Track;
 use super::{Backlog, LostRecords, Met, Spot};
 use crate::error::Result;
 use crate::format::standing::Standing;
@@ -11,6 +12,9 @@ use crate::log::sealed::Located;
 
 /// Slots passed over under one lock.
 const STEP: u32 = 4096;
+
+/// Slots read at a time, where the settled ones at the start are skipped.
+const READ: u32 = 4096;
 
 impl Backlog {
     /// Goes on from a cursor to the next message up to `last_seq` whose standing is wanted. Settled
@@ -28,7 +32,7 @@ impl Backlog {
             let Some(at) = self.resume(cursor)? else { return Ok(Met::End) };
             let index = cursor.index();
             let track = &mut self.tracks[at];
-            let end_index = track.end_index(last_seq);
+            let end_index = track.records().end_index(last_seq);
             if index >= end_index {
                 match self.tracks.get(at + 1) {
                     Some(next) => *cursor = Cursor::start_of(next),
@@ -41,7 +45,7 @@ impl Backlog {
             if track.first_seq() + u64::from(index) > last_seq {
                 return Ok(Met::End);
             }
-            if !cursor.has_skipped() && track.is_old() {
+            if !cursor.has_skipped() && track.records().is_old() {
                 return Ok(Met::OldSegment(at));
             }
             let spot = Spot { at, index };
@@ -79,8 +83,28 @@ impl Backlog {
     /// Passes over the settled slots at the start of an old segment, which costs no map.
     pub(crate) fn skip_settled(&mut self, at: usize, cursor: &mut Cursor) -> Result<()> {
         let index = cursor.index();
-        let (next, previous) = self.tracks[at].skip_settled(index)?;
+        let (next, previous) = first_unsettled(&self.tracks[at], index)?;
         cursor.skip_to(next, previous);
         Ok(())
     }
+}
+
+/// The first index from `index` on whose slot is not settled, and the last settled one before it
+/// with its offset.
+fn first_unsettled(track: &Track, mut index: u32) -> Result<(u32, Option<(u32, u64)>)> {
+    let mut previous = None;
+    let end = track.count().unwrap_or(index);
+    while index < end {
+        let number = READ.min(end - index);
+        for (at, slot, _) in track.segment().read_slots(index, number, track.base_time())? {
+            match slot {
+                Some(slot) if slot.is_settled(track.records().is_old()) => {
+                    previous = slot.offset.map(|offset| (at, offset)).or(previous);
+                    index = at + 1;
+                }
+                _ => return Ok((index, previous)),
+            }
+        }
+    }
+    Ok((index, previous))
 }

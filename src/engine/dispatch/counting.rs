@@ -51,7 +51,7 @@ impl Counting {
             self.finish_some(ledger)?;
             return Ok(true);
         }
-        let Some(at) = ledger.backlog().first_uncounted() else { return Ok(false) };
+        let Some(at) = ledger.backlog().tracks().first_uncounted() else { return Ok(false) };
         self.count_some_of(at, ledger)?;
         Ok(true)
     }

@@ -27,7 +27,7 @@ impl Dropping {
         let track = older.find(|track| {
             let seqs = track.first_seq()..track.end_seq(0);
             let is_behind = after.is_none_or(|after| seqs.start > after);
-            let is_free = track.leased() == 0 && !track.is_pinned() && !seqs.is_empty();
+            let is_free = track.leased() == 0 && !track.copying().is_pinned() && !seqs.is_empty();
             is_behind && is_free && !ledger.places().dying().has_any_in(seqs)
         })?;
         let (first_seq, last_seq) = (track.first_seq(), track.end_seq(0) - 1);

@@ -58,7 +58,8 @@ impl FrontMessage {
             Choice::Nothing => return Ok(FrontLook::Nothing),
             Choice::Again => return Ok(FrontLook::Again),
         };
-        let (pushed_at, body) = Body::of_found(dispatch.backlog_mut(), &next.found)?;
+        let (pushed_at, body) =
+            Body::of_found(dispatch.backlog_mut().track_at(next.found.spot.at), &next.found)?;
         Ok(FrontLook::Message(Self { next, body, pushed_at }))
     }
 

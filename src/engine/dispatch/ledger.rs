@@ -166,7 +166,7 @@ impl Ledger {
     /// Settles a message that is damaged, wherever it is; false if it was settled already.
     /// `offset`: where its record is, or was sought.
     pub(crate) fn lose(&mut self, spot: Spot, offset: u64) -> Result<bool> {
-        let seq = self.backlog.track_at(spot.at).seq(spot.index)?;
+        let seq = self.backlog.track_at(spot.at).records_mut().seq(spot.index)?;
         let stored = self.backlog.store(spot, (State::Lost, 0), None)?;
         if let Some(seq) = seq {
             self.take_out(spot, seq);

@@ -113,7 +113,7 @@ impl Dispatch {
 
     /// What could not be read may be readable now.
     pub(crate) fn count_again(&mut self) {
-        self.backlog_mut().count_again();
+        self.backlog_mut().tracks_mut().count_again();
     }
 
     /// Whether counting found what could not be stored.

@@ -75,9 +75,9 @@ fn live_and_dead_bytes(dispatch: &Dispatch, published: u64, used: u64) -> (u64, 
 
 /// When the oldest message that is not settled was pushed, if it can be read.
 fn oldest(dispatch: &mut Dispatch, published: u64) -> Option<u64> {
-    let mut tracks = dispatch.backlog_mut().tracks_mut();
+    let mut tracks = dispatch.backlog_mut().tracks_mut().iter_mut();
     let track = tracks.find(|track| track.unsettled(published) > 0)?;
     let base_time = track.base_time();
-    let (_, _, header) = track.oldest(published)?;
+    let (_, _, header) = track.records_mut().oldest(published)?;
     Some(base_time + u64::from(header.age))
 }

@@ -255,11 +255,12 @@ impl Inspect {
     }
 
     fn status_of(&self, dispatch: &mut Dispatch, seq: u64) -> Result<Option<Known>> {
-        let Some(at) = dispatch.backlog().position_of_seq(seq) else { return Ok(None) };
+        let Some(at) = dispatch.backlog().tracks().position_of_seq(seq) else { return Ok(None) };
         let run = self.context.run;
         let track = dispatch.backlog_mut().track_at(at);
-        let end_index = track.end_index(self.published.newest());
-        let Some(index) = track.index_of(seq)?.filter(|&index| index < end_index) else {
+        let end_index = track.records().end_index(self.published.newest());
+        let Some(index) = track.records_mut().index_of(seq)?.filter(|&index| index < end_index)
+        else {
             return Ok(None);
         };
         let status = track.status(index, run)?;
@@ -360,10 +361,10 @@ impl Inspect {
         }
         let run = self.context.run;
         let backlog = dispatch.backlog_mut();
-        let at = backlog.position_of_seq(seq);
+        let at = backlog.tracks().position_of_seq(seq);
         let at = at.filter(|&at| seq < backlog.tracks()[at].end_seq(published));
         let index = match at {
-            Some(at) => backlog.track_at(at).index_of(seq)?,
+            Some(at) => backlog.track_at(at).records_mut().index_of(seq)?,
             None => None,
         };
         let (Some(at), Some(index)) = (at, index) else {
@@ -418,7 +419,7 @@ fn pass(dispatch: &mut Dispatch, cursor: &mut Cursor, met: Met) -> Result<Passed
 }
 
 fn unverified(dispatch: &mut Dispatch, found: &Found, due: Option<u64>) -> Result<Unverified> {
-    let (pushed_at, body) = Body::of_found(dispatch.backlog_mut(), found)?;
+    let (pushed_at, body) = Body::of_found(dispatch.backlog_mut().track_at(found.spot.at), found)?;
     let Found { place, header, .. } = *found;
     let (seq, attempts, offset) = (place.seq, place.attempts, place.offset);
     Ok(Unverified { seq, attempts, due, pushed_at, header, offset, body })
@@ -434,9 +435,10 @@ fn view(unverified: &mut Unverified) -> Option<Viewed> {
 
 /// Whether a copy may have this message at a place whose number cannot be read.
 fn may_be_unreadable(track: &mut Track, seq: u64) -> Result<bool> {
-    let index = track.index_from(seq)?;
+    let index = track.records_mut().index_from(seq)?;
     let count = track.count().unwrap_or(0);
-    let before = index.checked_sub(1).map_or(Ok(Some(0)), |before| track.seq(before))?;
-    let here = if index < count { track.seq(index)? } else { Some(0) };
+    let before =
+        index.checked_sub(1).map_or(Ok(Some(0)), |before| track.records_mut().seq(before))?;
+    let here = if index < count { track.records_mut().seq(index)? } else { Some(0) };
     Ok(before.is_none() || here.is_none())
 }

@@ -60,7 +60,7 @@ fn stuck_from(
     let (live_bytes, _) = track.live_and_dead_bytes(now.published, now.used);
     let held_bytes = track.size().saturating_sub(live_bytes);
     let (path, base_time) = (track.segment().path.clone(), track.base_time());
-    let Some((index, _, header)) = track.oldest(now.published) else {
+    let Some((index, _, header)) = track.records_mut().oldest(now.published) else {
         return Ok(Some((None, next)));
     };
     let is_counted = track.is_counted_at(index);

@@ -20,21 +20,22 @@ pub(super) fn of(
 ) -> Vec<Candidate> {
     let cursor = dispatch.ledger().places().cursor().seq();
     let newest = dispatch.backlog().tracks().len().saturating_sub(1);
-    let tracks = dispatch.backlog_mut().tracks_mut().enumerate();
+    let tracks = dispatch.backlog_mut().tracks_mut().iter_mut().enumerate();
     let candidates = tracks.map(|(at, track)| {
         let size = track.size();
         let is_free = at < newest
             && track.can_be_copied()
-            && (trigger == Trigger::Requested || !track.rests_at(now))
+            && (trigger == Trigger::Requested || !track.copying().rests_at(now))
             && !is_unsynced(track.ordinal());
         if !is_free {
             return Candidate { size, record_bytes: 0, records: 0, is_free: false, starts: false };
         }
-        let idle_since = track.idle_since(now);
-        let records = u64::from(track.count().unwrap_or(0).saturating_sub(track.settled()));
+        let settled = track.settled_count().messages();
+        let idle_since = track.copying_mut().idle_since(now, settled);
+        let records = u64::from(track.count().unwrap_or(0).saturating_sub(settled));
         let record_bytes = if records == 0 { 0 } else { track.live_record_bytes(0) };
         // No consumer is about to take what is left, or it is next to nothing.
-        let is_passed = track.end_seq(0) <= cursor || track.is_old();
+        let is_passed = track.end_seq(0) <= cursor || track.records().is_old();
         let is_cheap = is_passed && record_bytes <= size / CHEAP_PART;
         let needed = if is_cheap { clock::millis(SOON).min(idle) } else { idle };
         let is_free = match trigger {
@@ -42,7 +43,7 @@ pub(super) fn of(
             Trigger::Requested => true,
             Trigger::NewRun => size <= FIRST_SEGMENT,
         };
-        Candidate { size, record_bytes, records, is_free, starts: track.starts_copy() }
+        Candidate { size, record_bytes, records, is_free, starts: track.copying().starts_copy() }
     });
     candidates.collect()
 }

@@ -188,7 +188,7 @@ impl Compactor {
                 let first = job.run.sources().first().map(|first| first.segment.header.ordinal);
                 let mut dispatch = self.dispatch.lock();
                 if let Some(track) = first.and_then(|first| dispatch.backlog_mut().track(first)) {
-                    track.forget_settled_bytes();
+                    track.settled_count_mut().forget_bytes();
                 }
                 drop(dispatch);
                 self.give_up(job.run, None);
@@ -233,7 +233,7 @@ impl Compactor {
         let track =
             source.and_then(|source| dispatch.backlog_mut().track(source.segment.header.ordinal));
         if let Some(track) = track {
-            track.set_starts_copy();
+            track.copying_mut().set_starts_copy();
         }
     }
 
@@ -283,7 +283,7 @@ impl Compactor {
         let candidates = candidates::of(&mut dispatch, trigger, (now, idle), is_unsynced);
         let choice = plan::choose(&candidates, limits)?;
         let (from, number) = (choice.range.start, choice.range.len());
-        let chosen = dispatch.backlog_mut().tracks_mut().skip(from).take(number);
+        let chosen = dispatch.backlog_mut().tracks_mut().iter_mut().skip(from).take(number);
         Some((chosen.map(Track::begin_copy).collect(), choice))
     }
 
@@ -333,7 +333,7 @@ impl Compactor {
         let mut dispatch = self.dispatch.lock();
         for source in sources {
             if let Some(track) = dispatch.backlog_mut().track(source.segment.header.ordinal) {
-                track.end_copy(has_failed.then_some(again));
+                track.copying_mut().end_copy(has_failed.then_some(again));
             }
         }
     }

@@ -86,7 +86,7 @@ impl Reclaim {
     fn has_too_many_open(&self) -> bool {
         let most = self.context.options.open_segments;
         to_u64(self.appender.unsealed().full().len()) > most
-            || self.dispatch.lock().backlog().mapped_segments() > most + 2
+            || self.dispatch.lock().backlog().tracks().mapped_segments() > most + 2
     }
 
     fn has_too_many_done(&self) -> bool {
@@ -174,7 +174,7 @@ impl Reclaim {
     pub(crate) fn release_idle_maps(&self) {
         let mut dispatch = self.dispatch.lock();
         let reading = dispatch.ledger().places().cursor().ordinal();
-        let idle = dispatch.backlog_mut().take_idle_maps(reading);
+        let idle = dispatch.backlog_mut().tracks_mut().take_idle_maps(reading);
         drop(dispatch);
         drop(idle);
         // It is poisoned, if that fails, which the next sync says.
@@ -187,7 +187,7 @@ impl Reclaim {
     /// Closes segments that are not mapped, and of which everything is synced.
     pub(crate) fn release_clean(&self) {
         let is_durable = |last_seq| self.commit.is_durable(last_seq);
-        self.dispatch.lock().backlog().release_clean(is_durable);
+        self.dispatch.lock().backlog().tracks().release_clean(is_durable);
     }
 
     /// Syncs segments above the limit of open files that only unsynced answers hold open.
@@ -201,7 +201,7 @@ impl Reclaim {
         }
         drop(lead);
         if !held.is_empty() {
-            self.dispatch.lock().backlog().release_synced(&held);
+            self.dispatch.lock().backlog().tracks().release_synced(&held);
         }
         Ok(())
     }

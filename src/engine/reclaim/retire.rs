@@ -75,7 +75,7 @@ impl Retirer {
         // Relaxed: a segment that goes is in one of the two, under the lock of the unsealed ones,
         // which a caller holds that wants to know exactly.
         let going = self.letting_go.load(Ordering::Relaxed);
-        self.dispatch.lock().backlog().done_segments() + going
+        self.dispatch.lock().backlog().tracks().done_segments() + going
     }
 
     /// From here on a copy counts, and what it was made from does not.
@@ -163,7 +163,7 @@ impl Retirer {
         let mut dispatch = self.dispatch.lock();
         for (ordinal, _) in copies {
             if let Some(track) = dispatch.backlog_mut().track(ordinal) {
-                track.forget_sources();
+                track.copying_mut().forget_sources();
             }
         }
         Ok(())
@@ -208,7 +208,7 @@ impl Retirer {
             let unsealed = self.appender.unsealed();
             let is_synced = |segment: &Arc<Segment>| !unsealed.is_full(segment);
             let mut dispatch = self.dispatch.lock();
-            let done = dispatch.backlog_mut().take_done(is_synced);
+            let done = dispatch.backlog_mut().tracks_mut().take_done(is_synced);
             // Relaxed: the lock of the unsealed segments orders it.
             self.letting_go.fetch_add(u64::from(done.is_some()), Ordering::Relaxed);
             drop(unsealed);
@@ -231,7 +231,8 @@ impl Retirer {
         let tracks = dispatch.backlog().tracks();
         let older = tracks.len().saturating_sub(1);
         let mut older = tracks.iter().take(older);
-        let first = older.find(|track| track.is_done() && track.is_dirty() && !track.is_pinned());
+        let first =
+            older.find(|track| track.is_done() && track.is_dirty() && !track.copying().is_pinned());
         first.map(|track| Arc::clone(track.segment()))
     }
 

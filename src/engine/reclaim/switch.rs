@@ -79,7 +79,7 @@ fn update(run: Run, copy: &mut Track, change: &Change) -> Result<()> {
     let Change { mapped, first_seq, base_time, indexes } = change;
     for &index in indexes {
         let Some(seq) = mapped.seq(index, *first_seq)? else { continue };
-        let Some(to) = copy.index_of(seq)? else { continue };
+        let Some(to) = copy.records_mut().index_of(seq)? else { continue };
         let Some(slot) = mapped.slot(index)? else { continue };
         let delay = mapped.delay(index, *base_time)?;
         copy.follow(to, slot, delay, run.is_old(seq))?;
@@ -93,7 +93,7 @@ fn take_changes(dispatch: &mut Dispatch, sources: &[CopySource]) -> Result<Vec<C
     for source in sources {
         let ordinal = source.segment.header.ordinal;
         let Some(track) = dispatch.backlog_mut().track(ordinal) else { continue };
-        let indexes = track.take_changed();
+        let indexes = track.copying_mut().take_changed();
         if !indexes.is_empty() {
             let mapped = Arc::clone(track.map()?);
             let (first_seq, base_time) = (source.first_seq, source.base_time);

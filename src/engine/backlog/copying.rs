@@ -1,0 +1,149 @@
+//! What compaction asks of a segment, and has said of it.
+//!
+//! Promises: while a segment is being copied, it stays, and each slot that is stored to is told at
+//! the next look. Relies on being told of every store.
+
+/// What compaction knows of a segment.
+#[derive(Debug, Default)]
+pub(crate) struct Copying {
+    /// While it is being copied: the slots that were stored to since.
+    changed: Option<ChangedSlots>,
+    idle: Idle,
+    /// Not to be copied before this time: that failed.
+    not_before: u64,
+    /// The segments that it was made from may not be gone for good.
+    has_sources: bool,
+    /// It cannot be copied behind others.
+    starts_copy: bool,
+}
+
+/// Since when nothing was settled in a segment.
+#[derive(Clone, Copy, Debug, Default)]
+struct Idle {
+    /// How many were settled at the last look, and since when it has been no more than that.
+    settled: u32,
+    since: u64,
+    /// Compaction wants to hear when this many are settled: of the first one after its look.
+    tell_at: u32,
+}
+
+impl Copying {
+    /// Of a segment that compaction has not looked at. `has_sources`: it is a copy, and what it was
+    /// made from may be there.
+    pub(super) fn new(has_sources: bool) -> Self {
+        Self { has_sources, ..Self::default() }
+    }
+
+    /// Whether the segment is to be kept even if it is done: it is being copied, or a copy whose
+    /// sources may be there.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.changed.is_some() || self.has_sources
+    }
+
+    /// Whether it is too soon after a copy of it failed.
+    pub(crate) fn rests_at(&self, now: u64) -> bool {
+        self.not_before > now
+    }
+
+    /// Compaction looks at the segment now, of which `settled` messages are settled: since when has
+    /// that been no more?
+    pub(crate) fn idle_since(&mut self, now: u64, settled: u32) -> u64 {
+        if settled != self.idle.settled {
+            (self.idle.settled, self.idle.since) = (settled, now);
+        }
+        self.idle.tell_at = settled + 1;
+        self.idle.since
+    }
+
+    /// Whether compaction wants to hear that this many are settled now.
+    #[inline]
+    pub(super) fn wants_to_hear(&self, settled: u32) -> bool {
+        settled == self.idle.tell_at
+    }
+
+    pub(crate) fn starts_copy(&self) -> bool {
+        self.starts_copy
+    }
+
+    /// It does not fit behind others: from here on a copy may start with it, and not go over it.
+    pub(crate) fn set_starts_copy(&mut self) {
+        self.starts_copy = true;
+    }
+
+    /// From here on the slots that are stored to are noted. `count`: how many slots there are.
+    pub(super) fn begin_copy(&mut self, count: u32) {
+        self.changed = Some(ChangedSlots::new(count));
+    }
+
+    /// A slot was stored to.
+    #[inline]
+    pub(super) fn note_change(&mut self, index: u32) {
+        if let Some(changed) = &mut self.changed {
+            changed.insert(index);
+        }
+    }
+
+    /// The slots that were stored to since this was last asked.
+    pub(crate) fn take_changed(&mut self) -> Vec<u32> {
+        self.changed.as_mut().map(ChangedSlots::take).unwrap_or_default()
+    }
+
+    /// It is copied no more. `again`: not before this time, if that failed.
+    pub(crate) fn end_copy(&mut self, again: Option<u64>) {
+        self.changed = None;
+        self.not_before = again.unwrap_or(self.not_before);
+    }
+
+    /// The segments that it was made from are gone for good.
+    pub(crate) fn forget_sources(&mut self) {
+        self.has_sources = false;
+    }
+}
+
+/// Slots that were stored to while a segment was copied: a bit each, however often that was.
+#[derive(Debug)]
+struct ChangedSlots {
+    words: Vec<u64>,
+}
+
+impl ChangedSlots {
+    fn new(count: u32) -> Self {
+        let words = usize::try_from(count.div_ceil(u64::BITS)).unwrap_or(0);
+        Self { words: vec![0; words] }
+    }
+
+    fn insert(&mut self, index: u32) {
+        let word = usize::try_from(index / u64::BITS).ok().and_then(|at| self.words.get_mut(at));
+        if let Some(word) = word {
+            *word |= 1 << (index % u64::BITS);
+        }
+    }
+
+    /// All of them, in order; none is left.
+    fn take(&mut self) -> Vec<u32> {
+        let mut changed = Vec::new();
+        for (first, word) in (0..).step_by(64).zip(&mut self.words) {
+            let mut bits = std::mem::take(word);
+            while bits != 0 {
+                changed.push(first + bits.trailing_zeros());
+                bits &= bits - 1;
+            }
+        }
+        changed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changed_slots_are_told_once_and_in_order() {
+        let mut changed = ChangedSlots::new(200);
+        for index in [130, 5, 130, 64, 199, 0, 5, 256] {
+            changed.insert(index);
+        }
+        assert_eq!(changed.take(), [0, 5, 64, 130, 199]);
+        assert_eq!(changed.take(), [0_u32; 0]);
+    }
+}

@@ -1,0 +1,261 @@
+//! The records of one segment: how they are numbered, where they end, and the map through which
+//! they are read.
+//!
+//! Promises: a record is found by its Seq, also where Seqs have gaps. The segment is mapped when it
+//! is needed as memory, and each new map gets a larger number. Stores nothing.
+
+use super::map_numbers::MapNumbers;
+use crate::error::Result;
+use crate::format::record::RecordHeader;
+use crate::format::segment::{RECORDS_START, Seal};
+use crate::format::slot::Slot;
+use crate::format::standing::Run;
+use crate::io::Access;
+use crate::log::Segment;
+use crate::log::active::Active;
+use crate::log::copy::Finished;
+use crate::log::sealed::{Mapped, Numbering, Status};
+use crate::recovery::Part;
+use std::sync::Arc;
+
+/// The records of one segment.
+#[derive(Debug)]
+pub(crate) struct Records {
+    segment: Arc<Segment>,
+    mapped: Option<Arc<Mapped>>,
+    /// The number of its map: larger is later.
+    map_number: u64,
+    map_numbers: MapNumbers,
+    numbering: Numbering,
+    /// Known once the segment is no longer pushed to.
+    end: Option<End>,
+    /// All below this are settled, as far as anybody has looked.
+    floor: u32,
+}
+
+/// Where the records of a segment end.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    count: u32,
+    tail: u64,
+}
+
+impl Records {
+    /// Of the segment that pushes go to.
+    pub(super) fn active(active: &Active, maps: &MapNumbers) -> Self {
+        let (segment, region) = (Arc::clone(active.segment()), Arc::clone(active.region()));
+        let (first_seq, base_time) = (active.first_seq(), active.base_time());
+        let numbering = Numbering { first_seq, base_time, is_old: false };
+        Self::new(Arc::new(Mapped { segment, region }), numbering, None, maps)
+    }
+
+    /// Of a copy that this run made.
+    pub(super) fn copied(mapped: Arc<Mapped>, made: &Finished, maps: &MapNumbers) -> Self {
+        let Finished { first_seq, base_time, tail, count, .. } = *made;
+        let numbering = Numbering { first_seq, base_time, is_old: false };
+        Self::new(mapped, numbering, Some(End { count, tail }), maps)
+    }
+
+    fn new(mapped: Arc<Mapped>, numbering: Numbering, end: Option<End>, maps: &MapNumbers) -> Self {
+        Self {
+            segment: Arc::clone(&mapped.segment),
+            mapped: Some(mapped),
+            map_number: maps.next(),
+            map_numbers: maps.clone(),
+            numbering,
+            end,
+            floor: 0,
+        }
+    }
+
+    /// Of a segment of an earlier run. `next_seq`: the first Seq of what follows it.
+    pub(super) fn of_earlier_run(part: &Part, next_seq: u64, maps: &MapNumbers) -> Self {
+        let Part { first_seq, base_time, count, tail, .. } = *part;
+        // Without a record it is numbered like what follows it.
+        let first_seq = if count == 0 { next_seq } else { first_seq };
+        Self {
+            segment: Arc::clone(&part.segment),
+            mapped: None,
+            map_number: maps.next(),
+            map_numbers: maps.clone(),
+            numbering: Numbering { first_seq, base_time, is_old: true },
+            end: Some(End { count, tail }),
+            floor: 0,
+        }
+    }
+
+    #[inline]
+    pub(super) fn segment(&self) -> &Arc<Segment> {
+        &self.segment
+    }
+
+    #[inline]
+    pub(super) fn numbering(&self) -> Numbering {
+        self.numbering
+    }
+
+    /// Whether an earlier run wrote them.
+    #[inline]
+    pub(crate) fn is_old(&self) -> bool {
+        self.numbering.is_old
+    }
+
+    /// How many there are, once the segment is no longer pushed to.
+    #[inline]
+    pub(super) fn count(&self) -> Option<u32> {
+        self.end.map(|end| end.count)
+    }
+
+    /// Where they end, once the segment is no longer pushed to.
+    #[inline]
+    pub(super) fn tail(&self) -> Option<u64> {
+        self.end.map(|end| end.tail)
+    }
+
+    /// The segment is no longer pushed to.
+    pub(super) fn seal(&mut self, Seal { count, tail, .. }: Seal) {
+        self.end = Some(End { count, tail });
+    }
+
+    /// Whether their Seqs have gaps: the segment is compacted.
+    #[inline]
+    fn has_gaps(&self) -> bool {
+        self.segment.sources.is_some()
+    }
+
+    /// One behind the last index that may be looked at; whether it may be shown, its Seq tells.
+    #[inline]
+    pub(crate) fn end_index(&self, published: u64) -> u32 {
+        let visible = (published + 1).saturating_sub(self.numbering.first_seq);
+        self.count().unwrap_or_else(|| u32::try_from(visible).unwrap_or(u32::MAX))
+    }
+
+    /// One behind the last Seq that one of them can have.
+    #[inline]
+    pub(super) fn end_seq(&self, published: u64) -> u64 {
+        match &self.segment.sources {
+            Some(sources) => sources.last_seq + 1,
+            None => self.numbering.first_seq + u64::from(self.end_index(published)),
+        }
+    }
+
+    /// How many have a Seq up to this one.
+    pub(super) fn count_up_to(&self, published: u64) -> u64 {
+        let Numbering { first_seq, .. } = self.numbering;
+        let mut visible = (published + 1).saturating_sub(first_seq);
+        if self.has_gaps() && published + 1 < self.end_seq(published) {
+            // Where its table cannot be read, all of them.
+            let index = self.mapped.as_ref().map_or(Ok(u32::MAX), |mapped| {
+                mapped.index_from(published + 1, self.end_index(published), first_seq)
+            });
+            visible = index.map_or(u64::MAX, u64::from);
+        } else if self.has_gaps() {
+            visible = u64::MAX;
+        }
+        u64::from(self.end_index(published)).min(visible)
+    }
+
+    /// Bytes of all of them. `used`: as many, while the segment is pushed to.
+    pub(super) fn bytes(&self, used: u64) -> u64 {
+        self.tail().map_or(used, |tail| tail.saturating_sub(RECORDS_START))
+    }
+
+    /// The index of a message, if this segment has it.
+    pub(crate) fn index_of(&mut self, seq: u64) -> Result<Option<u32>> {
+        let (count, first_seq) = (self.count().unwrap_or(u32::MAX), self.numbering.first_seq);
+        if !self.has_gaps() {
+            let index = seq.checked_sub(first_seq).and_then(|index| u32::try_from(index).ok());
+            return Ok(index.filter(|&index| index < count));
+        }
+        self.map()?.index_of(seq, count, first_seq)
+    }
+
+    /// The first index from which on its Seqs are not smaller.
+    pub(crate) fn index_from(&mut self, seq: u64) -> Result<u32> {
+        let (count, first_seq) = (self.count().unwrap_or(u32::MAX), self.numbering.first_seq);
+        if !self.has_gaps() {
+            let index = u32::try_from(seq.saturating_sub(first_seq)).unwrap_or(u32::MAX);
+            return Ok(index.min(count));
+        }
+        self.map()?.index_from(seq, count, first_seq)
+    }
+
+    /// The Seq of record `index`; `None` if it cannot be read any more.
+    pub(crate) fn seq(&mut self, index: u32) -> Result<Option<u64>> {
+        if !self.has_gaps() {
+            return Ok(Some(self.numbering.first_seq + u64::from(index)));
+        }
+        let first_seq = self.numbering.first_seq;
+        self.map()?.seq(index, first_seq)
+    }
+
+    /// What is said of record `index` besides the record.
+    #[expect(clippy::inline_always, reason = "on the way of every pop")]
+    #[inline(always)]
+    pub(super) fn status(&mut self, index: u32, run: Run) -> Result<Status> {
+        let numbering = self.numbering;
+        self.map()?.status(index, numbering, run)
+    }
+
+    /// The segment as memory.
+    #[inline]
+    pub(super) fn map(&mut self) -> Result<&Arc<Mapped>> {
+        if self.mapped.is_none() {
+            self.map_anew()?;
+        }
+        // There by now; `get_or_insert_with` would want a value to put in.
+        match &self.mapped {
+            Some(mapped) => Ok(mapped),
+            None => Err(crate::error::Error::Closed),
+        }
+    }
+
+    #[cold]
+    fn map_anew(&mut self) -> Result<()> {
+        let (segment, region) = (Arc::clone(&self.segment), self.segment.map(Access::Commits)?);
+        self.map_number = self.map_numbers.next();
+        self.mapped = Some(Arc::new(Mapped { segment, region }));
+        Ok(())
+    }
+
+    pub(super) fn is_mapped(&self) -> bool {
+        self.mapped.is_some()
+    }
+
+    /// The number of its newest map: larger is later.
+    pub(super) fn map_number(&self) -> u64 {
+        self.map_number
+    }
+
+    /// Gives its map up. The caller drops it outside of all locks.
+    pub(super) fn take_map(&mut self) -> Option<Arc<Mapped>> {
+        self.mapped.take()
+    }
+
+    /// The oldest message that is not settled: its index and slot, and its record's header. Goes on
+    /// from where it last was.
+    pub(crate) fn oldest(&mut self, published: u64) -> Option<(u32, Slot, RecordHeader)> {
+        let is_old = self.numbering.is_old;
+        let (end_index, mut floor) = (self.end_index(published), self.floor);
+        let mapped = Arc::clone(self.map().ok()?);
+        let mut previous = None;
+        while floor < end_index {
+            let slot = mapped.slot(floor).ok()?;
+            let Some(settled) = slot.filter(|slot| slot.is_settled(is_old)) else { break };
+            previous = settled.offset.map(|offset| (floor, offset)).or(previous);
+            floor += 1;
+        }
+        // One step back, so that the next call knows where it is.
+        self.floor = floor.saturating_sub(1);
+        let slot = mapped.slot(floor).ok()??;
+        let known = slot.offset.and_then(|offset| mapped.header(offset, floor));
+        let header = known.or_else(|| {
+            let behind = previous.and_then(|(index, offset)| {
+                let before = mapped.header(offset, index).filter(|_| index + 1 == floor)?;
+                mapped.header(offset + before.record_len(), floor)
+            });
+            behind.or_else(|| mapped.walk_to(floor).map(|(_, header)| header))
+        })?;
+        Some((floor, slot, header))
+    }
+}

@@ -1,0 +1,49 @@
+//! Which numbers a record can have whose own number cannot be read.
+//!
+//! Promises: the ends of records side by side without a number are sought once, as long as those
+//! records are asked for one after the other.
+
+use super::records::Records;
+use std::ops::Range;
+
+/// Finds the numbers between those that can be read.
+#[derive(Debug, Default)]
+pub(super) struct SeqBounds {
+    /// What was found last.
+    stretch: Option<Stretch>,
+}
+
+/// Records side by side whose numbers cannot be read, and the numbers that they can have.
+#[derive(Debug)]
+struct Stretch {
+    ordinal: u64,
+    indexes: Range<u32>,
+    seqs: (u64, u64),
+}
+
+impl SeqBounds {
+    /// The Seq of a record, as first and last; where its segment does not say it any more, all that
+    /// it can have.
+    pub(super) fn of(&mut self, records: &mut Records, index: u32) -> (u64, u64) {
+        if let Some(seq) = records.seq(index).ok().flatten() {
+            return (seq, seq);
+        }
+        let ordinal = records.segment().header.ordinal;
+        if let Some(known) = &self.stretch
+            && known.ordinal == ordinal
+            && known.indexes.contains(&index)
+        {
+            return known.seqs;
+        }
+        let (count, end_seq) = (records.count().unwrap_or(0), records.end_seq(0));
+        let mut seq_of = |index: u32| Some((index, records.seq(index).ok().flatten()?));
+        let before = (0..index).rev().find_map(&mut seq_of);
+        let behind = (index + 1..count).find_map(&mut seq_of);
+        let first = before.map_or(records.numbering().first_seq, |(_, seq)| seq + 1);
+        let last = behind.map_or(end_seq, |(_, seq)| seq) - 1;
+        let seqs = (first, last.max(first));
+        let indexes = before.map_or(0, |(at, _)| at + 1)..behind.map_or(count, |(at, _)| at);
+        self.stretch = Some(Stretch { ordinal, indexes, seqs });
+        seqs
+    }
+}

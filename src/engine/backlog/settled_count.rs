@@ -1,0 +1,220 @@
+//! How much of a segment is settled: what earlier runs settled is counted a few thousand slots at a
+//! time.
+//!
+//! Promises: each slot is counted once, by reading it or when it becomes settled, whichever comes
+//! first. Reads without the map, which would keep the pages.
+
+use crate::error::Result;
+use crate::format::segment::RECORDS_START;
+use crate::format::slot::Slot;
+use crate::format::standing::{Run, Standing};
+use crate::log::sealed::{Numbering, Status};
+use crate::log::{ReadSlot, Segment};
+
+/// Slots counted in one step under the lock.
+const STEP: u32 = 4096;
+
+/// How many messages of a segment are settled, as far as its slots are counted.
+#[derive(Debug)]
+pub(crate) struct SettledCount {
+    /// Slots below this are counted, and above not yet.
+    counted: u32,
+    /// How many slots there are to count.
+    end: u32,
+    messages: u32,
+    /// Bytes of the records that are settled, as far as they are known; 0 for those that are not.
+    bytes: u64,
+    /// A settled record before `counted` whose end is not known yet.
+    open: Option<u64>,
+    was_touched: bool,
+    /// Its slots could not be read: until they can, it is kept, whatever they say.
+    is_unreadable: bool,
+}
+
+impl SettledCount {
+    /// Of a segment that this run writes: all that is settled was seen to be.
+    pub(super) const COMPLETE: Self = Self { counted: u32::MAX, ..Self::of_earlier_run(0) };
+    /// The same, where slots were stored to.
+    pub(super) const TOUCHED: Self = Self { was_touched: true, ..Self::COMPLETE };
+
+    /// Of a segment of an earlier run with this many records: none is counted yet.
+    pub(super) const fn of_earlier_run(count: u32) -> Self {
+        Self {
+            counted: 0,
+            end: count,
+            messages: 0,
+            bytes: 0,
+            open: None,
+            was_touched: false,
+            is_unreadable: false,
+        }
+    }
+
+    /// How many messages are settled.
+    #[inline]
+    pub(crate) fn messages(&self) -> u32 {
+        self.messages
+    }
+
+    /// Bytes of the records that are settled.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The length of the settled records is not known any more.
+    pub(crate) fn forget_bytes(&mut self) {
+        self.bytes = 0;
+    }
+
+    /// Whether all slots are counted.
+    #[inline]
+    pub(super) fn is_complete(&self) -> bool {
+        self.counted >= self.end
+    }
+
+    /// Whether the slot of this record is counted.
+    #[inline]
+    pub(super) fn has(&self, index: u32) -> bool {
+        index < self.counted
+    }
+
+    /// Whether there are slots to count, and no reading of them has failed.
+    pub(super) fn can_go_on(&self) -> bool {
+        !self.is_complete() && !self.is_unreadable
+    }
+
+    /// What could not be read may be readable now.
+    pub(super) fn try_again(&mut self) {
+        self.is_unreadable = false;
+    }
+
+    /// Whether a slot may have been stored to since the segment was made.
+    pub(super) fn may_be_touched(&self) -> bool {
+        self.was_touched || !self.is_complete()
+    }
+
+    /// A slot was stored to.
+    #[inline]
+    pub(super) fn touch(&mut self) {
+        self.was_touched = true;
+    }
+
+    /// The slot of `index`, whose record takes this many bytes, has become settled.
+    #[inline]
+    pub(super) fn settle(&mut self, index: u32, bytes: u64) {
+        if index < self.counted {
+            self.messages += 1;
+            self.bytes += bytes;
+        }
+    }
+
+    /// Counts some more slots, and tells which of them are special. `tail`: where the records end.
+    pub(super) fn count_some(
+        &mut self,
+        segment: &Segment,
+        numbering: Numbering,
+        tail: u64,
+        run: Run,
+    ) -> Result<Special> {
+        if self.is_complete() {
+            return Ok(Special::default());
+        }
+        let step = STEP.min(self.end - self.counted);
+        let read = self.read_some(segment, numbering, tail, step);
+        self.is_unreadable = read.is_err();
+        let (slots, settled) = read?;
+        let mut special = Special { settled: settled.count, ..Special::default() };
+        for (seq, (index, slot, delay)) in slots {
+            self.was_touched |= slot != Some(Slot::UNTOUCHED) || delay.is_some();
+            let status = Status::of(seq, slot, delay, run, numbering);
+            let Some(seq) = seq else {
+                special.unnumbered.extend((!status.standing.is_settled()).then_some(index));
+                continue;
+            };
+            match status.standing {
+                Standing::Lost => special.lost.push(seq),
+                Standing::Dying => special.dying.push(seq),
+                Standing::Scheduled(due) => special.delayed.push((due, seq)),
+                Standing::Unreadable => special.bad_slots.push(index),
+                Standing::Settled | Standing::Ready | Standing::Outlived => {}
+            }
+        }
+        self.messages += settled.count;
+        self.bytes += settled.bytes;
+        self.open = settled.open;
+        self.counted += step;
+        Ok(special)
+    }
+
+    /// The next slots to be counted, with their Seqs, and what is settled among them.
+    fn read_some(
+        &self,
+        segment: &Segment,
+        Numbering { first_seq, base_time, is_old }: Numbering,
+        tail: u64,
+        step: u32,
+    ) -> Result<(Vec<Numbered>, Settled)> {
+        let Self { counted, end, open, .. } = *self;
+        let slots = segment.read_slots(counted, step, base_time)?;
+        let seqs = segment.read_seqs(counted, step, first_seq)?;
+        let slots: Vec<Numbered> = seqs.zip(slots).collect();
+        let mean = (tail - RECORDS_START).checked_div(end.into()).unwrap_or(0);
+        let mut settled = Settled { open, ..Settled::default() };
+        for (_, (_, slot, _)) in &slots {
+            let offset = slot.and_then(|slot| slot.offset);
+            settled.end(offset, segment)?;
+            if slot.is_some_and(|slot| slot.is_settled(is_old)) {
+                settled.count += 1;
+                settled.open = offset;
+                settled.bytes += if offset.is_none() { mean } else { 0 };
+            }
+        }
+        if counted + step == end {
+            settled.end(Some(tail), segment)?;
+        }
+        Ok((slots, settled))
+    }
+}
+
+/// What is special about some slots of an earlier run.
+#[derive(Debug, Default)]
+pub(crate) struct Special {
+    /// How many are settled.
+    pub(crate) settled: u32,
+    /// Unsettled, and their Seq cannot be read: lost. By index.
+    pub(crate) unnumbered: Vec<u32>,
+    /// Their slots cannot be read. By index.
+    pub(crate) bad_slots: Vec<u32>,
+    /// Settled because they were found damaged.
+    pub(crate) lost: Vec<u64>,
+    /// On their way to the dead letters.
+    pub(crate) dying: Vec<u64>,
+    /// Not to be handed out before a time, and which.
+    pub(crate) delayed: Vec<(u64, u64)>,
+}
+
+/// A slot with its Seq, if that is known.
+type Numbered = (Option<u64>, ReadSlot);
+
+/// What is settled among some slots.
+#[derive(Debug, Default)]
+struct Settled {
+    count: u32,
+    bytes: u64,
+    /// Where the last one starts, if it is not known where it ends.
+    open: Option<u64>,
+}
+
+impl Settled {
+    /// The record behind the last settled one starts at `offset`, if that is known; else its header
+    /// is read.
+    fn end(&mut self, offset: Option<u64>, segment: &Segment) -> Result<()> {
+        let Some(start) = self.open.take() else { return Ok(()) };
+        let len = match offset.and_then(|offset| offset.checked_sub(start)) {
+            Some(len) => Some(len),
+            None => segment.read_header_at(start)?.map(|header| header.record_len()),
+        };
+        self.bytes += len.unwrap_or(0);
+        Ok(())
+    }
+}
