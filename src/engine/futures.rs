@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::io::memory::MemoryStorage;
 use crate::log::active::Draft;
 use crate::options::{Durability, Options};
-use crate::recovery::random;
+use crate::random;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -161,7 +161,7 @@ fn many_futures_on_one_thread_share_what_another_pushes() {
     let mut all = thread::scope(|scope| {
         scope.spawn(|| {
             for n in 0..MESSAGES {
-                push(&engine, &random::<8>().unwrap());
+                push(&engine, &random::bytes::<8>().unwrap());
                 if n.is_multiple_of(64) {
                     thread::yield_now();
                 }

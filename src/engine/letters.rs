@@ -60,7 +60,7 @@ impl DyingMessages {
             };
             let Some(death) = ledger.places().dying().death(seq) else { continue };
             let (pushed_at, body) =
-                Body::of_found(ledger.backlog_mut().track_at(found.spot.at), &found)?;
+                Body::of_found(ledger.backlog().track_at(found.spot.at), &found)?;
             let Found { place, header, .. } = found;
             messages.push(DyingMessage { place, header, pushed_at, body, death });
         }
@@ -83,7 +83,7 @@ impl DyingMessages {
         let mut dispatch = self.dispatch.lock();
         let ledger = dispatch.ledger_mut();
         let Some(found) = ledger.look_up(seq)? else { return Ok(()) };
-        let track = ledger.backlog_mut().track_at(found.spot.at);
+        let track = ledger.backlog().track_at(found.spot.at);
         let is_counted = track.is_counted_at(found.spot.index);
         let whereabouts = ledger.whereabouts_of(&found, is_counted)?;
         if matches!(whereabouts, Whereabouts::Ready | Whereabouts::Delayed(_)) {
@@ -102,7 +102,7 @@ impl DyingMessages {
     pub(crate) fn lose(&self, place: Place) -> Result<()> {
         let mut dispatch = self.dispatch.lock();
         let ledger = dispatch.ledger_mut();
-        if let Some((spot, place)) = ledger.backlog_mut().find_place(place)? {
+        if let Some((spot, place)) = ledger.backlog().find_place(place)? {
             ledger.lose(spot, place.offset)?;
         }
         Ok(())
@@ -112,7 +112,7 @@ impl DyingMessages {
     pub(crate) fn set_aside(&self, place: Place) -> Result<()> {
         let mut dispatch = self.dispatch.lock();
         let ledger = dispatch.ledger_mut();
-        if let Some((spot, place)) = ledger.backlog_mut().find_place(place)? {
+        if let Some((spot, place)) = ledger.backlog().find_place(place)? {
             ledger.places_mut().dying_mut().remove(place.seq);
             ledger.note_newer(spot, place.seq, place.offset);
         }

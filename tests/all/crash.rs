@@ -129,7 +129,7 @@ impl Leg<'_> {
         Ok(())
     }
 
-    fn note(&mut self, what: impl Into<String>) {
+    fn note(&self, what: impl Into<String>) {
         if std::env::var("KEEPQ_CRASH_TRACE").is_ok() {
             eprintln!("{:5} {}", self.faults.operations(), what.into());
         }

@@ -13,7 +13,6 @@
 //!   (`Options::open` beside `Queue`). Fields are private but for plain data. `Engine` has one
 //!   file, and no type has more than 40 methods.
 //! * Sentences (`sentences.rs`): what a pop, a push and a look must not do.
-//! * Exceptions (`exceptions.rs`): where a rule does not hold yet; numbers that may only fall.
 //! * Texts (`texts.rs`): lengths, letters, and what is at home in which file.
 
 #![allow(
@@ -32,7 +31,6 @@
 
 mod body;
 mod calls;
-mod exceptions;
 mod house;
 mod modules;
 mod owners;

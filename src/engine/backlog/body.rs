@@ -28,7 +28,7 @@ impl Body {
     }
 
     /// When a message that was found in this segment was pushed, and where its bytes are.
-    pub(crate) fn of_found(track: &mut Track, found: &Found) -> Result<(u64, Self)> {
+    pub(crate) fn of_found(track: &Track, found: &Found) -> Result<(u64, Self)> {
         let pushed_at = track.base_time() + u64::from(found.header.age);
         Ok((pushed_at, Self::of(track.map()?, &found.header, found.place.offset)))
     }

@@ -31,12 +31,12 @@ impl Cursor {
     }
 
     /// Before the first message of a segment from `seq` on.
-    pub(super) fn in_track(track: &mut Track, seq: u64) -> Result<Self> {
+    pub(super) fn in_track(track: &Track, seq: u64) -> Result<Self> {
         let start = Self::start_of(track);
         if seq <= start.seq {
             return Ok(start);
         }
-        let position = Position::at(track.records_mut().index_from(seq)?);
+        let position = Position::at(track.records().index_from(seq)?);
         Ok(Self { seq, position, ..start })
     }
 

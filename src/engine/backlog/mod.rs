@@ -87,7 +87,12 @@ impl Backlog {
 
     /// The track at a position that was found under this lock.
     #[inline]
-    pub(crate) fn track_at(&mut self, at: usize) -> &mut Track {
+    pub(crate) fn track_at(&self, at: usize) -> &Track {
+        &self.tracks[at]
+    }
+
+    #[inline]
+    pub(super) fn track_at_mut(&mut self, at: usize) -> &mut Track {
         &mut self.tracks[at]
     }
 
@@ -133,7 +138,7 @@ impl Backlog {
     /// Where a message is now: compaction may have moved it since `place` was noted. `None` if no
     /// segment has it any more.
     #[inline]
-    pub(super) fn find_place(&mut self, place: Place) -> Result<Option<(Spot, Place)>> {
+    pub(super) fn find_place(&self, place: Place) -> Result<Option<(Spot, Place)>> {
         match self.tracks.position(place.ordinal, place.seq) {
             Some(at) => Ok(Some((Spot { at, index: place.index }, place))),
             None => self.find_moved(place),
@@ -141,11 +146,10 @@ impl Backlog {
     }
 
     #[cold]
-    fn find_moved(&mut self, place: Place) -> Result<Option<(Spot, Place)>> {
+    fn find_moved(&self, place: Place) -> Result<Option<(Spot, Place)>> {
         let Some(at) = self.tracks.position_of_seq(place.seq) else { return Ok(None) };
-        let track = &mut self.tracks[at];
-        let (Some(index), ordinal) = (track.records_mut().index_of(place.seq)?, track.ordinal())
-        else {
+        let track = &self.tracks[at];
+        let (Some(index), ordinal) = (track.records().index_of(place.seq)?, track.ordinal()) else {
             return Ok(None);
         };
         let mapped = track.map()?;
@@ -159,11 +163,11 @@ impl Backlog {
     }
 
     /// A message by its number; also one whose slot cannot be read, as it would be rebuilt.
-    pub(super) fn look_up(&mut self, seq: u64) -> Result<Lookup> {
+    pub(super) fn look_up(&self, seq: u64) -> Result<Lookup> {
         let Some(at) = self.tracks.position_of_seq(seq) else { return Ok(Lookup::Gone) };
         let run = self.run;
-        let track = &mut self.tracks[at];
-        let Some(index) = track.records_mut().index_of(seq)? else { return Ok(Lookup::Gone) };
+        let track = &self.tracks[at];
+        let Some(index) = track.records().index_of(seq)? else { return Ok(Lookup::Gone) };
         let spot = Spot { at, index };
         let status = track.status(index, run)?;
         if status.standing.is_settled() {
@@ -246,7 +250,7 @@ impl Backlog {
     /// A message was found damaged and is settled as lost: tells of it. `offset`: where it was
     /// sought.
     pub(super) fn note_loss(&mut self, spot: Spot, offset: u64) {
-        let (first, last) = self.seq_bounds.of(self.tracks[spot.at].records_mut(), spot.index);
+        let (first, last) = self.seq_bounds.of(self.tracks[spot.at].records(), spot.index);
         self.losses.lose(first, last);
         self.list_damage(spot, offset, DamageKind::Corrupt);
     }
@@ -258,7 +262,7 @@ impl Backlog {
     /// Tells of damage that settles nothing.
     pub(super) fn list_damage(&mut self, spot: Spot, offset: u64, kind: DamageKind) {
         let track = &mut self.tracks[spot.at];
-        let (first, last) = self.seq_bounds.of(track.records_mut(), spot.index);
+        let (first, last) = self.seq_bounds.of(track.records(), spot.index);
         if !self.losses.has(first, kind) {
             let path = track.segment().path.clone();
             self.losses.list(Damage { first, last, path, offset, kind });
@@ -267,7 +271,7 @@ impl Backlog {
 
     /// The track at which a cursor goes on; looks for its place anew if its segment is no more.
     #[inline]
-    pub(crate) fn resume(&mut self, cursor: &mut Cursor) -> Result<Option<usize>> {
+    pub(crate) fn resume(&self, cursor: &mut Cursor) -> Result<Option<usize>> {
         match self.tracks.position(cursor.ordinal(), cursor.seq()) {
             Some(at) => Ok(Some(at)),
             None => self.resume_anew(cursor),
@@ -275,9 +279,9 @@ impl Backlog {
     }
 
     #[cold]
-    fn resume_anew(&mut self, cursor: &mut Cursor) -> Result<Option<usize>> {
+    fn resume_anew(&self, cursor: &mut Cursor) -> Result<Option<usize>> {
         let at = self.tracks.position_of_seq(cursor.seq()).unwrap_or(0);
-        let Some(track) = self.tracks.get_mut(at) else { return Ok(None) };
+        let Some(track) = self.tracks.get(at) else { return Ok(None) };
         *cursor = Cursor::in_track(track, cursor.seq())?;
         Ok(Some(at))
     }

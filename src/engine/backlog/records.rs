@@ -3,6 +3,9 @@
 //!
 //! Promises: a record is found by its Seq, also where Seqs have gaps. The segment is mapped when it
 //! is needed as memory, and each new map gets a larger number. Stores nothing.
+//!
+//! A look changes nothing that another one would see: the map, and how far was looked for what is
+//! settled, are remembered in cells. Relies on the dispatch lock, under which all of it is used.
 
 use super::map_numbers::MapNumbers;
 use crate::error::Result;
@@ -16,21 +19,23 @@ use crate::log::active::Active;
 use crate::log::copy::Finished;
 use crate::log::sealed::{Mapped, Numbering, Status};
 use crate::recovery::Part;
+use std::cell::{Cell, OnceCell};
 use std::sync::Arc;
 
 /// The records of one segment.
 #[derive(Debug)]
 pub(crate) struct Records {
     segment: Arc<Segment>,
-    mapped: Option<Arc<Mapped>>,
-    /// The number of its map: larger is later.
-    map_number: u64,
+    /// There once it was needed.
+    mapped: OnceCell<Arc<Mapped>>,
+    /// The number of its newest map: larger is later.
+    map_number: Cell<u64>,
     map_numbers: MapNumbers,
     numbering: Numbering,
     /// Known once the segment is no longer pushed to.
     end: Option<End>,
     /// All below this are settled, as far as anybody has looked.
-    floor: u32,
+    floor: Cell<u32>,
 }
 
 /// Where the records of a segment end.
@@ -59,12 +64,12 @@ impl Records {
     fn new(mapped: Arc<Mapped>, numbering: Numbering, end: Option<End>, maps: &MapNumbers) -> Self {
         Self {
             segment: Arc::clone(&mapped.segment),
-            mapped: Some(mapped),
-            map_number: maps.next(),
+            mapped: OnceCell::from(mapped),
+            map_number: Cell::new(maps.next()),
             map_numbers: maps.clone(),
             numbering,
             end,
-            floor: 0,
+            floor: Cell::new(0),
         }
     }
 
@@ -75,12 +80,12 @@ impl Records {
         let first_seq = if count == 0 { next_seq } else { first_seq };
         Self {
             segment: Arc::clone(&part.segment),
-            mapped: None,
-            map_number: maps.next(),
+            mapped: OnceCell::new(),
+            map_number: Cell::new(maps.next()),
             map_numbers: maps.clone(),
             numbering: Numbering { first_seq, base_time, is_old: true },
             end: Some(End { count, tail }),
-            floor: 0,
+            floor: Cell::new(0),
         }
     }
 
@@ -145,7 +150,7 @@ impl Records {
         let mut visible = (published + 1).saturating_sub(first_seq);
         if self.has_gaps() && published + 1 < self.end_seq(published) {
             // Where its table cannot be read, all of them.
-            let index = self.mapped.as_ref().map_or(Ok(u32::MAX), |mapped| {
+            let index = self.mapped.get().map_or(Ok(u32::MAX), |mapped| {
                 mapped.index_from(published + 1, self.end_index(published), first_seq)
             });
             visible = index.map_or(u64::MAX, u64::from);
@@ -161,7 +166,7 @@ impl Records {
     }
 
     /// The index of a message, if this segment has it.
-    pub(crate) fn index_of(&mut self, seq: u64) -> Result<Option<u32>> {
+    pub(crate) fn index_of(&self, seq: u64) -> Result<Option<u32>> {
         let (count, first_seq) = (self.count().unwrap_or(u32::MAX), self.numbering.first_seq);
         if !self.has_gaps() {
             let index = seq.checked_sub(first_seq).and_then(|index| u32::try_from(index).ok());
@@ -171,7 +176,7 @@ impl Records {
     }
 
     /// The first index from which on its Seqs are not smaller.
-    pub(crate) fn index_from(&mut self, seq: u64) -> Result<u32> {
+    pub(crate) fn index_from(&self, seq: u64) -> Result<u32> {
         let (count, first_seq) = (self.count().unwrap_or(u32::MAX), self.numbering.first_seq);
         if !self.has_gaps() {
             let index = u32::try_from(seq.saturating_sub(first_seq)).unwrap_or(u32::MAX);
@@ -181,7 +186,7 @@ impl Records {
     }
 
     /// The Seq of record `index`; `None` if it cannot be read any more.
-    pub(crate) fn seq(&mut self, index: u32) -> Result<Option<u64>> {
+    pub(crate) fn seq(&self, index: u32) -> Result<Option<u64>> {
         if !self.has_gaps() {
             return Ok(Some(self.numbering.first_seq + u64::from(index)));
         }
@@ -192,39 +197,34 @@ impl Records {
     /// What is said of record `index` besides the record.
     #[expect(clippy::inline_always, reason = "on the way of every pop")]
     #[inline(always)]
-    pub(super) fn status(&mut self, index: u32, run: Run) -> Result<Status> {
+    pub(super) fn status(&self, index: u32, run: Run) -> Result<Status> {
         let numbering = self.numbering;
         self.map()?.status(index, numbering, run)
     }
 
     /// The segment as memory.
     #[inline]
-    pub(super) fn map(&mut self) -> Result<&Arc<Mapped>> {
-        if self.mapped.is_none() {
-            self.map_anew()?;
-        }
-        // There by now; `get_or_insert_with` would want a value to put in.
-        match &self.mapped {
+    pub(super) fn map(&self) -> Result<&Arc<Mapped>> {
+        match self.mapped.get() {
             Some(mapped) => Ok(mapped),
-            None => Err(crate::error::Error::Closed),
+            None => self.map_anew(),
         }
     }
 
     #[cold]
-    fn map_anew(&mut self) -> Result<()> {
+    fn map_anew(&self) -> Result<&Arc<Mapped>> {
         let (segment, region) = (Arc::clone(&self.segment), self.segment.map(Access::Commits)?);
-        self.map_number = self.map_numbers.next();
-        self.mapped = Some(Arc::new(Mapped { segment, region }));
-        Ok(())
+        self.map_number.set(self.map_numbers.next());
+        Ok(self.mapped.get_or_init(|| Arc::new(Mapped { segment, region })))
     }
 
     pub(super) fn is_mapped(&self) -> bool {
-        self.mapped.is_some()
+        self.mapped.get().is_some()
     }
 
     /// The number of its newest map: larger is later.
     pub(super) fn map_number(&self) -> u64 {
-        self.map_number
+        self.map_number.get()
     }
 
     /// Gives its map up. The caller drops it outside of all locks.
@@ -234,10 +234,10 @@ impl Records {
 
     /// The oldest message that is not settled: its index and slot, and its record's header. Goes on
     /// from where it last was.
-    pub(crate) fn oldest(&mut self, published: u64) -> Option<(u32, Slot, RecordHeader)> {
+    pub(crate) fn oldest(&self, published: u64) -> Option<(u32, Slot, RecordHeader)> {
         let is_old = self.numbering.is_old;
-        let (end_index, mut floor) = (self.end_index(published), self.floor);
-        let mapped = Arc::clone(self.map().ok()?);
+        let (end_index, mut floor) = (self.end_index(published), self.floor.get());
+        let mapped = self.map().ok()?;
         let mut previous = None;
         while floor < end_index {
             let slot = mapped.slot(floor).ok()?;
@@ -246,7 +246,7 @@ impl Records {
             floor += 1;
         }
         // One step back, so that the next call knows where it is.
-        self.floor = floor.saturating_sub(1);
+        self.floor.set(floor.saturating_sub(1));
         let slot = mapped.slot(floor).ok()??;
         let known = slot.offset.and_then(|offset| mapped.header(offset, floor));
         let header = known.or_else(|| {

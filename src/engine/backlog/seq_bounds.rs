@@ -24,7 +24,7 @@ struct Stretch {
 impl SeqBounds {
     /// The Seq of a record, as first and last; where its segment does not say it any more, all that
     /// it can have.
-    pub(super) fn of(&mut self, records: &mut Records, index: u32) -> (u64, u64) {
+    pub(super) fn of(&mut self, records: &Records, index: u32) -> (u64, u64) {
         if let Some(seq) = records.seq(index).ok().flatten() {
             return (seq, seq);
         }

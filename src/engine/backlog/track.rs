@@ -186,13 +186,13 @@ impl Track {
     /// What is said of record `index` besides the record.
     #[expect(clippy::inline_always, reason = "on the way of every pop")]
     #[inline(always)]
-    pub(crate) fn status(&mut self, index: u32, run: Run) -> Result<Status> {
+    pub(crate) fn status(&self, index: u32, run: Run) -> Result<Status> {
         self.records.status(index, run)
     }
 
     /// The segment as memory.
     #[inline]
-    pub(crate) fn map(&mut self) -> Result<&Arc<Mapped>> {
+    pub(crate) fn map(&self) -> Result<&Arc<Mapped>> {
         self.records.map()
     }
 

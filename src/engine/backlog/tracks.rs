@@ -65,10 +65,6 @@ impl Tracks {
         self.0.get(at)
     }
 
-    pub(super) fn get_mut(&mut self, at: usize) -> Option<&mut Track> {
-        self.0.get_mut(at)
-    }
-
     /// The newest one.
     pub(crate) fn back(&self) -> Option<&Track> {
         self.0.back()

@@ -22,7 +22,7 @@ impl Backlog {
     #[expect(clippy::inline_always, reason = "on the way of every pop")]
     #[inline(always)]
     pub(crate) fn walk(
-        &mut self,
+        &self,
         cursor: &mut Cursor,
         last_seq: u64,
         wants: impl Fn(Standing) -> bool,
@@ -31,7 +31,7 @@ impl Backlog {
         for _ in 0..STEP {
             let Some(at) = self.resume(cursor)? else { return Ok(Met::End) };
             let index = cursor.index();
-            let track = &mut self.tracks[at];
+            let track = &self.tracks[at];
             let end_index = track.records().end_index(last_seq);
             if index >= end_index {
                 match self.tracks.get(at + 1) {
@@ -81,7 +81,7 @@ impl Backlog {
     }
 
     /// Passes over the settled slots at the start of an old segment, which costs no map.
-    pub(crate) fn skip_settled(&mut self, at: usize, cursor: &mut Cursor) -> Result<()> {
+    pub(crate) fn skip_settled(&self, at: usize, cursor: &mut Cursor) -> Result<()> {
         let index = cursor.index();
         let (next, previous) = first_unsettled(&self.tracks[at], index)?;
         cursor.skip_to(next, previous);

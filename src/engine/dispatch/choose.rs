@@ -89,14 +89,14 @@ impl Dispatch {
     /// A message that was given back; `None` if it is settled, or got damaged meanwhile.
     fn look_again(&mut self, place: Place) -> Result<Option<Next>> {
         let ledger = self.ledger_mut();
-        let found = ledger.backlog_mut().find_place(place)?;
+        let found = ledger.backlog().find_place(place)?;
         let Some((spot, place)) = found else { return Ok(None) };
         let status = ledger.status(spot)?;
         if status.standing.is_settled() {
             ledger.counts_mut().duplicated += 1;
             return Ok(None);
         }
-        let mapped = ledger.backlog_mut().track_at(spot.at).map()?;
+        let mapped = ledger.backlog().track_at(spot.at).map()?;
         let Some(header) = mapped.header(place.offset, place.index) else {
             ledger.lose(spot, place.offset)?;
             return Ok(None);
@@ -116,7 +116,7 @@ impl Dispatch {
             let mut cursor = *ledger.places().cursor();
             // What is delayed or dying is known elsewhere.
             let is_ready = |standing| standing == Standing::Ready;
-            let met = ledger.backlog_mut().walk(&mut cursor, visible, is_ready);
+            let met = ledger.backlog().walk(&mut cursor, visible, is_ready);
             *ledger.places_mut().cursor_mut() = cursor;
             match met? {
                 Met::Message(found) if found.standing == Standing::Ready => {

@@ -133,7 +133,7 @@ impl Counting {
             Met::OldSegment(at) if !ledger.backlog().tracks()[at].is_counted() => {
                 self.count_some_of(at, ledger)?;
             }
-            Met::OldSegment(at) => ledger.backlog_mut().skip_settled(at, cursor)?,
+            Met::OldSegment(at) => ledger.backlog().skip_settled(at, cursor)?,
             Met::BadSlot(spot) => ledger.backlog_mut().rebuild_slot(spot)?,
             Met::Unnumbered(spot) => {
                 ledger.lose(spot, 0)?;

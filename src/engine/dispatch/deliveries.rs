@@ -162,7 +162,7 @@ impl Deliveries {
     #[inline]
     fn end_lease(&mut self, ticket: Ticket) -> Result<Option<(Spot, Place)>> {
         let Some((place, has_expired)) = self.leases().place(ticket) else { return Ok(None) };
-        let found = self.ledger.backlog_mut().find_place(place).inspect_err(|_| {
+        let found = self.ledger.backlog().find_place(place).inspect_err(|_| {
             // What was out goes back, to be looked up again; its segment is kept for this run.
             if !has_expired {
                 self.leases_mut().end(ticket);
@@ -177,7 +177,7 @@ impl Deliveries {
             self.take_back_expired(ticket, spot, place.seq);
         } else {
             self.leases_mut().end(ticket);
-            self.ledger.backlog_mut().track_at(spot.at).note_answered();
+            self.ledger.backlog_mut().track_at_mut(spot.at).note_answered();
         }
         Ok(Some((spot, place)))
     }
@@ -208,7 +208,7 @@ impl Deliveries {
     }
 
     /// Whether a message that was in flight is settled: found damaged meanwhile.
-    fn is_settled(&mut self, spot: Spot) -> Result<bool> {
+    fn is_settled(&self, spot: Spot) -> Result<bool> {
         Ok(self.ledger.status(spot)?.standing.is_settled())
     }
 
@@ -296,7 +296,7 @@ impl Deliveries {
             let Some((ticket, place)) = self.leases().overdue(now) else { return false };
             self.ledger.news_mut().returned = true;
             self.ledger.counts_mut().lease_expired += 1;
-            let Ok(found) = self.ledger.backlog_mut().find_place(place) else {
+            let Ok(found) = self.ledger.backlog().find_place(place) else {
                 // To be looked up again; its segment is kept for this run.
                 self.ledger.give_back(place);
                 self.leases_mut().expire(ticket, 0);
@@ -306,7 +306,7 @@ impl Deliveries {
                 self.leases_mut().end(ticket);
                 continue;
             };
-            self.ledger.backlog_mut().track_at(spot.at).note_answered();
+            self.ledger.backlog_mut().track_at_mut(spot.at).note_answered();
             if self.ledger.policy().is_last(place.attempts) {
                 self.leases_mut().end(ticket);
                 let death = Death { cause: Some(Cause::Attempts), reason: None };
@@ -347,7 +347,7 @@ impl Deliveries {
         if self.is_full() {
             return Err(expired);
         }
-        let Some((spot, place)) = self.ledger.backlog_mut().find_place(place)? else {
+        let Some((spot, place)) = self.ledger.backlog().find_place(place)? else {
             return Err(expired);
         };
         // The lease begins again under the same ticket; the message leaves where it waits.
@@ -359,7 +359,7 @@ impl Deliveries {
             let over = Delay { due: self.clock.start_time() + 1, given: 1 };
             self.ledger.backlog_mut().store_delay(spot, over).ok();
         }
-        self.ledger.backlog_mut().track_at(spot.at).note_leased();
+        self.ledger.backlog_mut().track_at_mut(spot.at).note_leased();
         Ok(())
     }
 

@@ -59,7 +59,7 @@ impl FrontMessage {
             Choice::Again => return Ok(FrontLook::Again),
         };
         let (pushed_at, body) =
-            Body::of_found(dispatch.backlog_mut().track_at(next.found.spot.at), &next.found)?;
+            Body::of_found(dispatch.backlog().track_at(next.found.spot.at), &next.found)?;
         Ok(FrontLook::Message(Self { next, body, pushed_at }))
     }
 

@@ -166,7 +166,7 @@ impl Ledger {
     /// Settles a message that is damaged, wherever it is; false if it was settled already.
     /// `offset`: where its record is, or was sought.
     pub(crate) fn lose(&mut self, spot: Spot, offset: u64) -> Result<bool> {
-        let seq = self.backlog.track_at(spot.at).records_mut().seq(spot.index)?;
+        let seq = self.backlog.track_at(spot.at).records().seq(spot.index)?;
         let stored = self.backlog.store(spot, (State::Lost, 0), None)?;
         if let Some(seq) = seq {
             self.take_out(spot, seq);
@@ -236,14 +236,14 @@ impl Ledger {
         }
     }
 
-    fn has_unreadable_delay(&mut self, spot: Spot) -> bool {
+    fn has_unreadable_delay(&self, spot: Spot) -> bool {
         let track = self.backlog.track_at(spot.at);
         let base_time = track.base_time();
         track.map().is_ok_and(|mapped| mapped.has_unreadable_delay(spot.index, base_time))
     }
 
     /// What the slot of a message says.
-    pub(crate) fn status(&mut self, spot: Spot) -> Result<Status> {
+    pub(crate) fn status(&self, spot: Spot) -> Result<Status> {
         let run = self.backlog.run();
         self.backlog.track_at(spot.at).status(spot.index, run)
     }
@@ -269,11 +269,7 @@ impl Ledger {
     }
 
     /// Where a message is that was found.
-    pub(crate) fn whereabouts_of(
-        &mut self,
-        found: &Found,
-        is_counted: bool,
-    ) -> Result<Whereabouts> {
+    pub(crate) fn whereabouts_of(&self, found: &Found, is_counted: bool) -> Result<Whereabouts> {
         let status = self.status(found.spot)?;
         let status = Status { standing: found.standing, ..status };
         Ok(self.whereabouts(found.place.seq, &status, is_counted))
@@ -281,7 +277,7 @@ impl Ledger {
 
     /// Whether a message may be in flight: its segment has deliveries, and its slot does not say
     /// where it waits.
-    pub(crate) fn may_be_in_flight(&mut self, spot: Spot) -> Result<bool> {
+    pub(crate) fn may_be_in_flight(&self, spot: Spot) -> Result<bool> {
         if self.backlog.track_at(spot.at).leased() == 0 {
             return Ok(false);
         }

@@ -147,7 +147,7 @@ impl Dispatch {
     ) -> Result<bool> {
         for _ in 0..most {
             let wants = |standing| !matches!(standing, Standing::Dying | Standing::Unreadable);
-            match self.backlog_mut().walk(cursor, last_seq, wants)? {
+            match self.backlog().walk(cursor, last_seq, wants)? {
                 Met::Message(found) => {
                     if self.ledger_mut().settle_waiting(&found)? {
                         count(self.ledger_mut().counts_mut());

@@ -14,7 +14,7 @@ use std::time::Duration;
 impl Inspect {
     pub(crate) fn stats(&self, others: &Others) -> Stats {
         let unsealed = self.appender.unsealed();
-        let mut dispatch = self.dispatch.lock();
+        let dispatch = self.dispatch.lock();
         let ledger = dispatch.ledger();
         let (ready, delayed) = ledger.ready_and_delayed(|| self.published.visible());
         let in_flight = ledger.places().in_flight();
@@ -23,7 +23,7 @@ impl Inspect {
         // What follows may take a while: pushes go on.
         drop(unsealed);
         let (live_bytes, dead_bytes) = live_and_dead_bytes(&dispatch, published, used);
-        let oldest = oldest(&mut dispatch, published);
+        let oldest = oldest(&dispatch, published);
         let now = self.context.clock.now();
         let tracks = dispatch.backlog().tracks();
         let Others { dead_letters, failed_pushes, push_time } = *others;
@@ -74,10 +74,10 @@ fn live_and_dead_bytes(dispatch: &Dispatch, published: u64, used: u64) -> (u64, 
 }
 
 /// When the oldest message that is not settled was pushed, if it can be read.
-fn oldest(dispatch: &mut Dispatch, published: u64) -> Option<u64> {
-    let mut tracks = dispatch.backlog_mut().tracks_mut().iter_mut();
+fn oldest(dispatch: &Dispatch, published: u64) -> Option<u64> {
+    let mut tracks = dispatch.backlog().tracks().iter();
     let track = tracks.find(|track| track.unsettled(published) > 0)?;
     let base_time = track.base_time();
-    let (_, _, header) = track.records_mut().oldest(published)?;
+    let (_, _, header) = track.records().oldest(published)?;
     Some(base_time + u64::from(header.age))
 }

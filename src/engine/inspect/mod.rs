@@ -142,9 +142,9 @@ impl Inspect {
     pub(crate) fn peek(&self) -> Result<Front> {
         let mut ahead = Ahead::Returned(0);
         loop {
-            let mut dispatch = self.dispatch.lock();
+            let dispatch = self.dispatch.lock();
             dispatch.check_open()?;
-            let step = self.look_ahead(&mut dispatch, &mut ahead);
+            let step = self.look_ahead(&dispatch, &mut ahead);
             drop(dispatch);
             match step? {
                 Step::Message(unverified) => {
@@ -160,7 +160,7 @@ impl Inspect {
     }
 
     /// Goes on to the next message that may be at the front.
-    fn look_ahead(&self, dispatch: &mut Dispatch, ahead: &mut Ahead) -> Result<Step> {
+    fn look_ahead(&self, dispatch: &Dispatch, ahead: &mut Ahead) -> Result<Step> {
         match ahead {
             Ahead::Returned(from) => {
                 let Some(seq) = dispatch.ledger().places().next_returned(*from) else {
@@ -181,9 +181,9 @@ impl Inspect {
             }
             Ahead::Cursor(cursor) => {
                 let wants = |standing| matches!(standing, Standing::Ready | Standing::Unreadable);
-                let met = dispatch.backlog_mut().walk(cursor, self.published.visible(), wants)?;
+                let met = dispatch.backlog().walk(cursor, self.published.visible(), wants)?;
                 if let Met::OldSegment(at) = met {
-                    let track = dispatch.backlog_mut().track_at(at);
+                    let track = dispatch.backlog().track_at(at);
                     if !track.is_counted() {
                         return Ok(Step::Uncounted(track.ordinal()));
                     }
@@ -200,8 +200,8 @@ impl Inspect {
     }
 
     /// A message by its number, unless it is settled, damaged or given up.
-    fn unverified_by_seq(dispatch: &mut Dispatch, seq: u64) -> Result<Step> {
-        match dispatch.backlog_mut().look_up(seq)? {
+    fn unverified_by_seq(dispatch: &Dispatch, seq: u64) -> Result<Step> {
+        match dispatch.backlog().look_up(seq)? {
             Lookup::Found(found) if found.standing != Standing::Outlived => {
                 unverified(dispatch, &found, None).map(Step::Message)
             }
@@ -228,9 +228,9 @@ impl Inspect {
         if self.is_settled(seq)? {
             return Ok(None);
         }
-        let mut dispatch = self.dispatch.lock();
+        let dispatch = self.dispatch.lock();
         dispatch.check_open()?;
-        let Some(known) = self.status_of(&mut dispatch, seq)? else {
+        let Some(known) = self.status_of(&dispatch, seq)? else {
             // It was settled, and its segment let go, in this moment.
             drop(dispatch);
             return if self.is_settled(seq)? { Ok(None) } else { unknown() };
@@ -254,13 +254,12 @@ impl Inspect {
         view(&mut unverified).map_or_else(unknown, |viewed| Ok(Some(viewed)))
     }
 
-    fn status_of(&self, dispatch: &mut Dispatch, seq: u64) -> Result<Option<Known>> {
+    fn status_of(&self, dispatch: &Dispatch, seq: u64) -> Result<Option<Known>> {
         let Some(at) = dispatch.backlog().tracks().position_of_seq(seq) else { return Ok(None) };
         let run = self.context.run;
-        let track = dispatch.backlog_mut().track_at(at);
+        let track = dispatch.backlog().track_at(at);
         let end_index = track.records().end_index(self.published.newest());
-        let Some(index) = track.records_mut().index_of(seq)?.filter(|&index| index < end_index)
-        else {
+        let Some(index) = track.records().index_of(seq)?.filter(|&index| index < end_index) else {
             return Ok(None);
         };
         let status = track.status(index, run)?;
@@ -287,9 +286,9 @@ impl Inspect {
     /// The next message of a walk; `None` at its end. What is damaged is left out.
     pub(crate) fn walk_on(&self, walk: &mut Walk) -> Result<Option<Viewed>> {
         while !walk.is_over {
-            let mut dispatch = self.dispatch.lock();
+            let dispatch = self.dispatch.lock();
             dispatch.check_open()?;
-            let met = Self::walk_some(&mut dispatch, walk);
+            let met = Self::walk_some(&dispatch, walk);
             drop(dispatch);
             let Some(mut unverified) = met? else { continue };
             let viewed = match walk.which {
@@ -320,11 +319,11 @@ impl Inspect {
     }
 
     /// Some steps of a walk, up to the next message that it shows.
-    fn walk_some(dispatch: &mut Dispatch, walk: &mut Walk) -> Result<Option<Unverified>> {
+    fn walk_some(dispatch: &Dispatch, walk: &mut Walk) -> Result<Option<Unverified>> {
         for _ in 0..STEP {
             let last_seq = walk.last_seq;
             let wants = |_| true;
-            let met = dispatch.backlog_mut().walk(&mut walk.cursor, last_seq, wants)?;
+            let met = dispatch.backlog().walk(&mut walk.cursor, last_seq, wants)?;
             let found = match pass(dispatch, &mut walk.cursor, met)? {
                 Passed::Message(found) => found,
                 Passed::Other => continue,
@@ -334,8 +333,8 @@ impl Inspect {
                 }
             };
             let is_counted =
-                dispatch.backlog_mut().track_at(found.spot.at).is_counted_at(found.spot.index);
-            let is_shown_at = match dispatch.ledger_mut().whereabouts_of(&found, is_counted)? {
+                dispatch.backlog().track_at(found.spot.at).is_counted_at(found.spot.index);
+            let is_shown_at = match dispatch.ledger().whereabouts_of(&found, is_counted)? {
                 Whereabouts::Delayed(due) => Some(Some(due)),
                 Whereabouts::Ready => Some(None),
                 Whereabouts::Settled => None,
@@ -352,7 +351,7 @@ impl Inspect {
     /// Whether message `seq` will never be handed out again.
     pub(crate) fn is_settled(&self, seq: u64) -> Result<bool> {
         let unknown = Err(Error::UnknownSeq { seq: Seq(seq) });
-        let mut dispatch = self.dispatch.lock();
+        let dispatch = self.dispatch.lock();
         dispatch.check_open()?;
         // Read under the lock, so that the track of the newest message is there.
         let published = self.published.newest();
@@ -360,11 +359,11 @@ impl Inspect {
             return unknown;
         }
         let run = self.context.run;
-        let backlog = dispatch.backlog_mut();
+        let backlog = dispatch.backlog();
         let at = backlog.tracks().position_of_seq(seq);
         let at = at.filter(|&at| seq < backlog.tracks()[at].end_seq(published));
         let index = match at {
-            Some(at) => backlog.track_at(at).records_mut().index_of(seq)?,
+            Some(at) => backlog.track_at(at).records().index_of(seq)?,
             None => None,
         };
         let (Some(at), Some(index)) = (at, index) else {
@@ -403,7 +402,7 @@ enum Passed {
 }
 
 /// Takes a walk that changes nothing past what it met.
-fn pass(dispatch: &mut Dispatch, cursor: &mut Cursor, met: Met) -> Result<Passed> {
+fn pass(dispatch: &Dispatch, cursor: &mut Cursor, met: Met) -> Result<Passed> {
     match met {
         Met::Message(found) => {
             cursor.pass_found(&found);
@@ -411,15 +410,15 @@ fn pass(dispatch: &mut Dispatch, cursor: &mut Cursor, met: Met) -> Result<Passed
         }
         Met::End => return Ok(Passed::End),
         Met::Tired => {}
-        Met::OldSegment(at) => dispatch.backlog_mut().skip_settled(at, cursor)?,
+        Met::OldSegment(at) => dispatch.backlog().skip_settled(at, cursor)?,
         Met::BadSlot(_) | Met::Unnumbered(_) => cursor.pass(None),
         Met::Lost(lost) => cursor.pass_lost(lost.indexes.end, lost.next),
     }
     Ok(Passed::Other)
 }
 
-fn unverified(dispatch: &mut Dispatch, found: &Found, due: Option<u64>) -> Result<Unverified> {
-    let (pushed_at, body) = Body::of_found(dispatch.backlog_mut().track_at(found.spot.at), found)?;
+fn unverified(dispatch: &Dispatch, found: &Found, due: Option<u64>) -> Result<Unverified> {
+    let (pushed_at, body) = Body::of_found(dispatch.backlog().track_at(found.spot.at), found)?;
     let Found { place, header, .. } = *found;
     let (seq, attempts, offset) = (place.seq, place.attempts, place.offset);
     Ok(Unverified { seq, attempts, due, pushed_at, header, offset, body })
@@ -434,11 +433,10 @@ fn view(unverified: &mut Unverified) -> Option<Viewed> {
 }
 
 /// Whether a copy may have this message at a place whose number cannot be read.
-fn may_be_unreadable(track: &mut Track, seq: u64) -> Result<bool> {
-    let index = track.records_mut().index_from(seq)?;
+fn may_be_unreadable(track: &Track, seq: u64) -> Result<bool> {
+    let index = track.records().index_from(seq)?;
     let count = track.count().unwrap_or(0);
-    let before =
-        index.checked_sub(1).map_or(Ok(Some(0)), |before| track.records_mut().seq(before))?;
-    let here = if index < count { track.records_mut().seq(index)? } else { Some(0) };
+    let before = index.checked_sub(1).map_or(Ok(Some(0)), |before| track.records().seq(before))?;
+    let here = if index < count { track.records().seq(index)? } else { Some(0) };
     Ok(before.is_none() || here.is_none())
 }

@@ -28,13 +28,13 @@ impl Inspect {
         while all.len() < limit {
             // One at a time: to find a message may take a while.
             let unsealed = self.appender.unsealed();
-            let mut dispatch = self.dispatch.lock();
+            let dispatch = self.dispatch.lock();
             let used = unsealed.active_record_bytes();
             drop(unsealed);
             dispatch.check_open()?;
             let (published, time) = (self.published.newest(), self.context.clock.now());
             let now = Now { published, used, time, run: self.context.run };
-            let found = stuck_from(&mut dispatch, from, now);
+            let found = stuck_from(&dispatch, from, now);
             drop(dispatch);
             let Some((stuck, next)) = found? else { break };
             from = next;
@@ -46,21 +46,17 @@ impl Inspect {
 
 /// The first segment from message `from` on with an unsettled message, if that can be read, and
 /// where to go on.
-fn stuck_from(
-    dispatch: &mut Dispatch,
-    from: u64,
-    now: Now,
-) -> Result<Option<(Option<Stuck>, u64)>> {
+fn stuck_from(dispatch: &Dispatch, from: u64, now: Now) -> Result<Option<(Option<Stuck>, u64)>> {
     let is_next = |track: &Track| track.first_seq() >= from && track.unsettled(now.published) > 0;
     let tracks = dispatch.backlog().tracks();
     let Some(at) = tracks.iter().position(is_next) else { return Ok(None) };
-    let track = dispatch.backlog_mut().track_at(at);
+    let track = dispatch.backlog().track_at(at);
     let next = track.first_seq() + 1;
     let messages = track.unsettled(now.published);
     let (live_bytes, _) = track.live_and_dead_bytes(now.published, now.used);
     let held_bytes = track.size().saturating_sub(live_bytes);
     let (path, base_time) = (track.segment().path.clone(), track.base_time());
-    let Some((index, _, header)) = track.records_mut().oldest(now.published) else {
+    let Some((index, _, header)) = track.records().oldest(now.published) else {
         return Ok(Some((None, next)));
     };
     let is_counted = track.is_counted_at(index);

@@ -79,7 +79,7 @@ fn update(run: Run, copy: &mut Track, change: &Change) -> Result<()> {
     let Change { mapped, first_seq, base_time, indexes } = change;
     for &index in indexes {
         let Some(seq) = mapped.seq(index, *first_seq)? else { continue };
-        let Some(to) = copy.records_mut().index_of(seq)? else { continue };
+        let Some(to) = copy.records().index_of(seq)? else { continue };
         let Some(slot) = mapped.slot(index)? else { continue };
         let delay = mapped.delay(index, *base_time)?;
         copy.follow(to, slot, delay, run.is_old(seq))?;
@@ -127,7 +127,7 @@ fn settle_finding(ledger: &mut Ledger, finding: Finding) -> Result<()> {
 /// payload in a consumer's hands, is not.
 fn lose_copied(ledger: &mut Ledger, spot: Spot, offset: u64) -> Result<()> {
     if ledger.may_be_in_flight(spot)? {
-        let path = ledger.backlog_mut().track_at(spot.at).segment().path.clone();
+        let path = ledger.backlog().track_at(spot.at).segment().path.clone();
         let reason = "a message that may be in flight is damaged; once it is answered, its \
                       segment can be compacted";
         return Err(Error::Corrupt { operation: "compact", path, offset, reason });
@@ -146,7 +146,7 @@ fn rebuild_if_bad(ledger: &mut Ledger, spot: Spot) -> Result<()> {
 /// Settles a transient message of an earlier run, whose record is at `offset`.
 fn settle_outlived(ledger: &mut Ledger, spot: Spot, offset: u64) -> Result<()> {
     let status = ledger.status(spot)?;
-    let header = ledger.backlog_mut().track_at(spot.at).map()?.header(offset, spot.index);
+    let header = ledger.backlog().track_at(spot.at).map()?.header(offset, spot.index);
     let Some((header, seq)) = header.zip(status.seq) else { return Ok(()) };
     let said = (seq, status.slot, status.standing);
     let found = ledger.backlog().found(spot, said, offset, header);
