@@ -167,6 +167,7 @@ impl<'a> Message<'a> {
     /// # Errors
     ///
     /// [`Error::TooLarge`] and [`Error::InvalidOption`] for a message that no queue accepts.
+    #[inline]
     pub(crate) fn check(&self) -> Result<()> {
         if let Some(durability) = self.durability {
             durability.check("Message::durability")?;

@@ -59,6 +59,7 @@ impl Health {
     /// # Errors
     ///
     /// [`Error::Poisoned`] once a sync has failed. `indeterminate`: the caller's change is visible.
+    #[inline]
     pub(super) fn check(&self, indeterminate: bool) -> Result<()> {
         self.cause.get().map_or(Ok(()), |cause| Err(cause.error(indeterminate)))
     }

@@ -203,7 +203,8 @@ impl Backlog {
 
     /// Stores the state of a message, unless it is settled. `record`: where its own record was
     /// found, and its length.
-    #[inline]
+    #[expect(clippy::inline_always, reason = "on the way of every ack")]
+    #[inline(always)]
     pub(super) fn store(
         &mut self,
         spot: Spot,

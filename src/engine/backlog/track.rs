@@ -221,7 +221,8 @@ impl Track {
 
     /// Stores the state of message `index`, unless it is settled already. `record`: where its own
     /// record was found, if that is known; else its slot keeps the offset that it has.
-    #[inline]
+    #[expect(clippy::inline_always, reason = "on the way of every ack")]
+    #[inline(always)]
     pub(super) fn store(
         &mut self,
         index: u32,
@@ -229,15 +230,13 @@ impl Track {
         record: Option<(u64, u32)>,
         run: Run,
     ) -> Result<Stored> {
-        let numbering = self.records.numbering();
         let mapped = self.map()?;
         let before = mapped.slot(index)?;
-        if before.is_some_and(|slot| slot.is_settled(true)) {
-            // Whether a transient message is settled depends on its run.
-            let is_transient = before.is_some_and(|slot| slot.state == State::Transient);
-            if !is_transient || mapped.status(index, numbering, run)?.standing.is_settled() {
-                return Ok(Stored::WasSettled);
-            }
+        // Whether a transient message is settled depends on its run.
+        if before.is_some_and(|slot| slot.is_settled(true))
+            && self.status(index, run)?.standing.is_settled()
+        {
+            return Ok(Stored::WasSettled);
         }
         let known = before.and_then(|slot| slot.offset);
         let offset = record.map(|(offset, _)| offset).or(known);
