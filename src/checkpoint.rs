@@ -2,7 +2,7 @@
 //!
 //! Promises: a power cut during a write leaves the checkpoint before it, or none if there was none.
 //! Relies on its caller to sync each write before the next one, so that a write always goes to the
-//! older slot. Refuses to be needed: open works without it.
+//! older slot. Open works without it.
 
 use crate::error::{Error, Result};
 use crate::format::bytes::to_u64;

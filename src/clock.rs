@@ -74,7 +74,7 @@ impl Clock {
         Self::start_at(source, wall, elapsed, newest_time)
     }
 
-    /// A clock that starts where the source's two clocks show this, in nanoseconds.
+    /// A clock that starts when the source's two clocks show `wall` and `elapsed`, in nanoseconds.
     fn start_at(source: Source, wall: u64, elapsed: u64, newest_time: u64) -> Self {
         let start = wall.max(newest_time.saturating_mul(NANOS));
         // Wraps, if the system has been up for longer than the wall clock says that there was time.
@@ -82,7 +82,7 @@ impl Clock {
         Self { source, start: start / NANOS, offset }
     }
 
-    /// The queue's time when the monotonic clock shows this, in nanoseconds.
+    /// The queue's time when the monotonic clock shows `elapsed`, in nanoseconds.
     fn time(&self, elapsed: u64) -> u64 {
         (elapsed.wrapping_add(self.offset) / NANOS).max(self.start)
     }

@@ -4,8 +4,8 @@
 //! is pushed to the queue in `dead/`, with where it comes from; once that is durable, its slot says
 //! *dead*. Promises: a message that is dying is neither handed out nor lost, however long `dead/`
 //! refuses it; after a kill or a power cut it goes on where it was, and is in `dead/` once. For
-//! that, a dead letter is shown to consumers only once its message is settled here *durably*: were
-//! it taken and acked before, a crash could bring the message back, and it would be moved again.
+//! that, a dead letter is shown to consumers only once its message is settled here *durably*. If it
+//! were taken and acked earlier, a crash could bring the message back, and it would be moved again.
 //!
 //! One thread moves at a time (the `mover` lock, taken before all locks of both engines but
 //! `closing`), and none of this is done when a delivery is dropped.
@@ -29,7 +29,7 @@ use std::time::Duration;
 
 /// Messages moved by the background between two looks at what is due.
 const MOVED_AT_ONCE: usize = 1024;
-/// How soon what `dead/` refused is tried again.
+/// After this time a move that `dead/` refused is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The dead letters of a queue.
@@ -41,16 +41,17 @@ pub(crate) struct DeadLetters {
     /// The queue in `dead/`, once it was needed.
     open: Mutex<Option<Arc<Engine>>>,
     mover: Mutex<Mover>,
-    /// When what was refused is tried again, on the queue's clock; 0: at once.
+    /// The time, on the queue's clock, from which a refused move is tried again; 0: at once.
     again_at: AtomicU64,
 }
 
 /// What the thread that moves messages remembers.
 #[derive(Debug, Default)]
 struct Mover {
-    /// What earlier runs left dying was compared with what `dead/` holds.
+    /// The messages that earlier runs left dying were compared with the letters in `dead/`.
     has_matched: bool,
-    /// Where what `dead/` held comes from, with its number there; read when first needed.
+    /// The origins of the letters that `dead/` held, each with the letter's number there; read when
+    /// first needed.
     origins: Option<BTreeMap<u64, u64>>,
 }
 
@@ -143,8 +144,8 @@ impl DeadLetters {
         }
     }
 
-    /// The queue of dead letters, to be taken from, once what an earlier run moved and had no time
-    /// to settle here is known.
+    /// The queue of dead letters, for consumers. First finds out which messages an earlier run
+    /// moved there and had no time to settle here.
     pub(crate) fn shown(&self) -> Result<Arc<Engine>> {
         let dead = self.engine()?;
         self.match_earlier(&dead, &mut self.mover.lock())?;
@@ -153,7 +154,7 @@ impl DeadLetters {
         Ok(dead)
     }
 
-    /// Whether moving is worth a try, for a caller that comes by: something waits, and the last
+    /// Returns true if a move is worth a try: something waits to be moved or settled, and the last
     /// failure is some time ago.
     fn is_worth_it(&self, durably: bool) -> bool {
         // Relaxed: a hint.
@@ -166,7 +167,7 @@ impl DeadLetters {
         self.queue.context().health.note_background(result);
     }
 
-    /// Moves what is dying, if that is worth a try; `durably`: and settles it.
+    /// Moves dying messages, if that is worth a try; with `durably`, settles them, too.
     pub(crate) fn move_if_worth_it(&self, durably: bool) -> Result<()> {
         if !self.is_worth_it(durably) {
             return Ok(());
@@ -184,8 +185,8 @@ impl DeadLetters {
         self.move_up_to(true, MOVED_AT_ONCE)
     }
 
-    /// A push finds no room: settles what is dying, and gives back what the dead letters have in
-    /// use for nothing. Whether there may be room now.
+    /// For a push that finds no room: settles dying messages, and gives back a file that the dead
+    /// letters no longer need. Returns true if there may be room now.
     pub(crate) fn make_room(&self) -> bool {
         let has_moved = self.is_worth_it(true);
         if has_moved {
@@ -193,14 +194,14 @@ impl DeadLetters {
         }
         let Some(dead) = self.open_engine() else { return has_moved };
         let before = dead.context().space.given_back();
-        // What fails there is not the concern of who pushes here.
+        // A failure there is no concern of the producer here.
         self.note(dead.reclaim().retirer().let_go(1).map(|_| ()));
         has_moved || dead.context().space.given_back() > before
     }
 
-    /// Moves what is dying to `dead/`, some of it; with `durably`, returns when that is settled
-    /// here, durably, and shown there. What `dead/` refuses stays, and is tried again by a later
-    /// call, and by the background.
+    /// Moves up to `limit` dying messages to `dead/`. With `durably`, returns once they are settled
+    /// here durably, and shown there. Messages that `dead/` refuses stay; a later call or the
+    /// background tries them again.
     fn move_up_to(&self, durably: bool, limit: usize) -> Result<()> {
         if !self.queue.dying().are_pending(durably) {
             return Ok(());
@@ -227,8 +228,8 @@ impl DeadLetters {
         pushed.and(settled)
     }
 
-    /// Compares what earlier runs left dying with what `dead/` holds: those that were moved then
-    /// are settled, and not moved again. From then on the others are shown.
+    /// Compares the messages that earlier runs left dying with the letters in `dead/`: those that
+    /// are there are settled here, and not moved again. From then on the other letters are shown.
     fn match_earlier(&self, dead: &Engine, mover: &mut Mover) -> Result<()> {
         if !mover.has_matched {
             self.queue.consumers().count_all()?;
@@ -344,7 +345,7 @@ impl DeadLetters {
         dead.producers().append(&drafts, Need::of(&drafts)?, None).map(Some)
     }
 
-    /// Why a message died of which an earlier run left no more than that.
+    /// The likely cause of death of a message that an earlier run left dying without saying why.
     fn guess_cause(
         &self,
         header: &record::RecordHeader,

@@ -62,10 +62,10 @@ impl Delivery {
         self.taken.attempts > 1
     }
 
-    /// When the message was pushed, to within about 10 ms, and never earlier than a message before
-    /// it. The queue's clock starts with the wall clock's time at open, or with the time of the
-    /// newest message if that is later, and runs evenly from there. It does not matter if the wall
-    /// clock is set meanwhile.
+    /// When the message was pushed, to within about 10 ms. This is never earlier than the time of a
+    /// message that was pushed before. The queue's clock starts with the wall clock's time at open,
+    /// or with the time of the newest message if that is later, and runs evenly from there. It does
+    /// not matter if the wall clock is set meanwhile.
     #[must_use]
     pub fn pushed_at(&self) -> SystemTime {
         clock::system_time(self.taken.pushed_at)
@@ -190,16 +190,16 @@ impl Delivery {
     ///
     /// # Errors
     ///
-    /// [`Error::LeaseExpired`](crate::Error::LeaseExpired) if the lease ran out and the message was
-    /// handed out again, settled or given up since, or if
+    /// [`Error::LeaseExpired`](crate::Error::LeaseExpired) if the lease ran out, and either the
+    /// message was handed out again, settled or given up since, or
     /// [`Options::max_in_flight`](crate::Options::max_in_flight) other messages are in flight now;
     /// [`Error::Closed`](crate::Error::Closed) if the queue was closed.
     pub fn extend(&self, time: Duration) -> Result<()> {
         self.open.engine().consumers().extend(self.taken.key, time)
     }
 
-    /// Gives the message back as if it had not been handed out, for a consumer that took more than
-    /// it can do.
+    /// Gives the message back as if it had not been handed out, for a consumer that took more
+    /// messages than it can handle.
     ///
     /// # Errors
     ///
@@ -217,7 +217,7 @@ impl Delivery {
         self.open.answer([key].into_iter(), answer)
     }
 
-    /// From here on the caller answers for this delivery.
+    /// From here on the caller has to answer this delivery: its drop does nothing.
     pub(crate) fn begin_answer(&mut self) -> LeaseKey {
         self.is_answered = true;
         self.taken.key
@@ -363,7 +363,7 @@ impl Receipt {
     }
 
     /// Returns once the message is on the disk, whatever the queue's durability. Syncs if no other
-    /// thread does. Receipts need not be waited for in order.
+    /// thread does. Receipts may be waited for in any order.
     ///
     /// # Errors
     ///

@@ -100,7 +100,7 @@ impl Histogram {
     }
 }
 
-/// Values below 8 have a bucket each; each further power of two has 8.
+/// Each value below 8 has its own bucket; each further power of two has 8 buckets.
 fn bucket_of(value: u64) -> usize {
     let exponent = (value | PARTS).ilog2();
     let shift = exponent - PARTS_SHIFT;

@@ -104,8 +104,8 @@ pub enum Error {
     },
     /// The lease ran out ([`Options::visibility_timeout`](crate::Options::visibility_timeout)), and
     /// since then the message was handed out again, was settled, or became a dead letter. The
-    /// answer did nothing. From [`Delivery::extend`](crate::Delivery::extend) also: others took
-    /// its place among the messages in flight
+    /// answer did nothing. From [`Delivery::extend`](crate::Delivery::extend) it may also mean that
+    /// other messages took its place among those in flight
     /// ([`Options::max_in_flight`](crate::Options::max_in_flight)).
     #[error(
         "message {seq}: the lease ran out, and since then the message was handed out again, \
@@ -147,8 +147,8 @@ pub enum Error {
     },
     /// keepq knows nothing of a message with this number. It was never given out; or the message
     /// was lost in a crash or to damage (then [`Queue::recovery`](crate::Queue::recovery) or
-    /// [`Queue::damage`](crate::Queue::damage) said so); or what was known of it went with a
-    /// CHECKPOINT file that is gone.
+    /// [`Queue::damage`](crate::Queue::damage) said so); or keepq knew it only from a CHECKPOINT
+    /// file that is gone.
     #[error(
         "message {seq} is unknown: it was never pushed here, was lost, or is no longer known; see \
          Queue::recovery and Queue::damage"
@@ -177,7 +177,7 @@ pub enum Error {
         /// What the encoder says.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// An option has a value that it cannot have.
+    /// An option has a value that is not allowed.
     #[error("option {option} is {value}, but must be {bound}")]
     InvalidOption {
         /// The option's name.
@@ -222,7 +222,7 @@ impl Error {
         self
     }
 
-    /// The text of this error and of all its sources, where only text can be kept.
+    /// The text of this error and of all its sources, for places that can keep only text.
     pub(crate) fn full_text(&self) -> String {
         let mut text = self.to_string();
         let mut source = std::error::Error::source(self);

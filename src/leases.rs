@@ -81,7 +81,7 @@ impl Leases {
         self.entries.len() - self.free.len() - self.expired.len()
     }
 
-    /// Begins a lease. Its deadline is not before any that was given here earlier.
+    /// Begins a lease. `deadline` is never before that of an earlier call.
     #[inline]
     pub(crate) fn begin(&mut self, place: Place, deadline: Option<u64>) -> Ticket {
         let state = if deadline.is_some() { LeaseState::Timed } else { LeaseState::Held };
@@ -135,8 +135,9 @@ impl Leases {
         self.known(ticket).map(|(state, place)| (place, state == LeaseState::Expired))
     }
 
-    /// Ends the lease of a message that ran out, if there is one: the message is handed out again,
-    /// or settled. Tells the time before which it was not to be handed out, 0 for none.
+    /// Ends the lease of message `seq` if it ran out, because the message is handed out again, or
+    /// settled. Returns the time before which the message was not to be handed out, 0 for none;
+    /// `None` if no lease of it ran out.
     #[inline]
     pub(crate) fn end_expired(&mut self, seq: u64) -> Option<u64> {
         if self.expired.is_empty() {
@@ -181,7 +182,7 @@ impl Leases {
         Some((Ticket { entry: number, generation: entry.generation }, entry.place))
     }
 
-    /// This lease has run out. Its message waits until `due`, or, if that is 0, comes next.
+    /// Notes that a lease has run out. Its message waits until `due`, or comes next if that is 0.
     pub(crate) fn expire(&mut self, ticket: Ticket, due: u64) {
         if let Some((state, place)) = self.known(ticket) {
             self.leave(ticket.entry, state);

@@ -58,8 +58,8 @@ impl<'a> Message<'a> {
 
     /// Gives the message a header: a name (up to 255 bytes of UTF-8) and a value, which
     /// [`Delivery::header`](crate::Delivery::header) reads without looking into the payload. If the
-    /// message has a header with this name already, that gets the new value. All headers of a
-    /// message together, with 4 bytes more for each, take up to 64,000 bytes, and their names and
+    /// message already has a header with this name, that header gets the new value. All headers of
+    /// a message together, with 4 bytes more for each, take up to 64,000 bytes, and their names and
     /// values count as bytes of the message. `push` refuses larger ones with
     /// [`Error::TooLarge`](crate::Error::TooLarge).
     ///

@@ -1,7 +1,7 @@
 //! An open queue: its engine and its dead letters, as all handles and deliveries share them.
 //!
-//! What concerns both is put together here, and the background thread is started: it works for
-//! both.
+//! Work that concerns both is put together here. The background thread is started here, too, and
+//! works for both.
 
 use crate::dead_letters::DeadLetters;
 use crate::engine::{
@@ -151,7 +151,7 @@ impl OpenQueue {
         answered
     }
 
-    /// To be called after messages were taken: what a background would do, where there is none.
+    /// Does the work of the background, if there is none. To be called after messages were taken.
     #[inline]
     pub(crate) fn work_without_background(&self) {
         self.engine.sync_surplus();
@@ -169,7 +169,7 @@ impl OpenQueue {
         }
     }
 
-    /// What the background does, at once and whether it is due or not.
+    /// Does at once all that the background does, whether it is due or not.
     pub(crate) fn maintain(&self) -> Result<()> {
         self.engine.check_open()?;
         // What earlier runs left dying is known then.
@@ -187,8 +187,8 @@ impl OpenQueue {
         counted.and(moved).and(compacted).and(gone).and(dead)
     }
 
-    /// Copies all that is worth it, here and in the dead letters, and lets go of what is in use for
-    /// nothing.
+    /// Makes all copies that are worth it, here and in the dead letters, and gives back files that
+    /// are no longer needed.
     pub(crate) fn compact(&self) -> Result<Compacted> {
         let own = self.engine.compact()?;
         let dead = self.with_open_dead_letters(Compacted::default(), Engine::compact)?;

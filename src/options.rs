@@ -51,7 +51,7 @@ impl Durability {
 
     /// # Errors
     ///
-    /// [`Error::InvalidOption`] for an interval of 0, which `option` was given.
+    /// [`Error::InvalidOption`] if `option` was given an interval of 0.
     pub(crate) fn check(self, option: &'static str) -> Result<()> {
         if self == Self::Interval(Duration::ZERO) {
             let bound = "Always, or an interval above 0";
@@ -226,8 +226,9 @@ impl Options {
         self
     }
 
-    /// Whether open creates a queue where there is none. Default: `true`. With `false`, open fails
-    /// there with [`Error::Io`](crate::Error::Io) of kind `NotFound`, and creates nothing.
+    /// Whether open creates a queue where there is none. Default: `true`. With `false`, open
+    /// creates nothing, and fails with [`Error::Io`](crate::Error::Io) of kind `NotFound` if there
+    /// is no queue.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -273,8 +274,8 @@ impl Options {
     }
 
     /// How often a message is handed out before it moves to the dead letters, up to 32,767; default
-    /// 20; 0 means that it never does. The attempt with this number has to fail: by `nack`, by
-    /// drop, or because its lease, the queue or its process ended.
+    /// 20; 0 means that it never does. A message moves after the attempt with this number has
+    /// failed: by `nack`, by drop, or because its lease, the queue or its process ended.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = attempts;
         self
@@ -364,7 +365,7 @@ impl Options {
 
     /// How to give back the disk space that settled messages hold in files with unsettled ones.
     /// Default: in the background, so that the disk in use is no more than twice the bytes of the
-    /// unsettled messages, and a few files.
+    /// unsettled messages, plus a few files.
     pub fn compaction(mut self, compaction: Compaction) -> Self {
         self.compaction = compaction;
         self

@@ -1,4 +1,4 @@
-//! The handle.
+//! The handle of an open queue.
 
 mod pop;
 mod push;
@@ -56,7 +56,7 @@ impl Drop for Handle {
 impl Options {
     /// Opens the queue in the directory `path`; creates it if there is none.
     ///
-    /// When this returns, no other handle can open the queue, and it is known what the directory
+    /// When this returns, no other handle can open the queue, and keepq knows what the directory
     /// holds: see [`Queue::recovery`] for what open found.
     ///
     /// # Errors
@@ -160,10 +160,10 @@ impl Queue {
         self.open_queue().maintain()
     }
 
-    /// Does at once all that can be done to make the disk hold little more than the unsettled
-    /// messages, here and in the dead letters, if those are open. Gives back files without
-    /// unsettled messages, and copies the unsettled messages of others into smaller files, also of
-    /// files that the background would not touch yet. All other calls go on meanwhile.
+    /// Gives back at once all the disk space that can be given back, here and, if they are open, in
+    /// the dead letters. Then the disk holds little more than the unsettled messages. Files without
+    /// unsettled messages go. The unsettled messages of other files are copied into smaller files,
+    /// even where the background would not touch those files yet. All other calls go on meanwhile.
     ///
     /// The newest file stays as it is. See [`Compaction`](crate::Compaction) for which files are
     /// worth copying.
@@ -177,9 +177,9 @@ impl Queue {
         self.open_queue().compact()
     }
 
-    /// Ends the queue for every clone, with everything on the disk. Waiting consumers get
+    /// Ends the queue for every clone, after everything is on the disk. Waiting consumers get
     /// [`Error::Closed`]; unanswered deliveries come back at the next open. Once this has returned,
-    /// with whatever result, the directory can be opened again. From then on [`Queue::len`],
+    /// even with an error, the directory can be opened again. From then on [`Queue::len`],
     /// [`Queue::in_flight`] and [`Queue::delayed`] are zero.
     ///
     /// # Errors

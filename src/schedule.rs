@@ -44,7 +44,7 @@ impl Schedule {
         self.first = Some(self.first.map_or((time, seq), |first| first.min((time, seq))));
     }
 
-    /// It is `now`, and never again earlier; tells how many became due.
+    /// Notes that the time is `now`; it never goes back. Returns how many messages became due.
     pub(crate) fn advance(&mut self, now: u64) -> usize {
         if now <= self.counted_until {
             return 0;
@@ -59,7 +59,7 @@ impl Schedule {
         self.entries.is_empty()
     }
 
-    /// When the first one becomes due that was not when [`Schedule::advance`] was last called.
+    /// The time of the first message that was not due when [`Schedule::advance`] was last called.
     #[inline]
     pub(crate) fn first_undue(&self) -> Option<u64> {
         if self.due == 0 {

@@ -3,7 +3,8 @@
 use crate::distribution::Distribution;
 use std::time::Duration;
 
-/// What was done with messages since open: the list that is kept and told.
+/// What was done with messages since open. This one list is counted under the lock, and is shown as
+/// it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) popped: u64,
@@ -269,8 +270,8 @@ impl Stats {
     /// Bytes that compaction wrote, including copies that were given up. With p for
     /// [`Compaction::live_percent`](crate::Compaction::live_percent), copies that free disk space
     /// are never more than p / (100 - p) times the bytes that pushes took in this run and earlier
-    /// ones: once these bytes at 50. Copies that gather small files are never more than seven times
-    /// that, and as a rule next to nothing.
+    /// ones (at 50, no more than these bytes). Copies that gather small files are never more than
+    /// seven times that, and as a rule next to nothing.
     #[must_use]
     pub fn compacted_bytes(&self) -> u64 {
         self.compacted_bytes
@@ -301,7 +302,7 @@ impl Stats {
     }
 }
 
-/// The field's figures.
+/// The usual figures of message queues.
 impl Stats {
     /// Messages acked in a second: [`Stats::acked`] / [`Stats::uptime`].
     #[must_use]
@@ -336,10 +337,11 @@ impl Stats {
         self.push_time.mean() + self.waiting_time.mean() + self.processing_time.mean()
     }
 
-    /// R = 1 - L - F - O, where L, F and O are the parts of the messages that were due to be handed
-    /// out which were lost ([`Stats::lost`]), came up although they were settled
-    /// ([`Stats::duplicated`]), or came out of order ([`Stats::out_of_order`]). Each part is its
-    /// count / ([`Stats::popped`] + [`Stats::lost`]). R is 1 if there were none, and never below 0.
+    /// R = 1 - L - F - O. Of the messages that were due to be handed out, L is the part that was
+    /// lost ([`Stats::lost`]), F the part that came up although it was settled
+    /// ([`Stats::duplicated`]), and O the part that came out of order ([`Stats::out_of_order`]).
+    /// Each part is its count / ([`Stats::popped`] + [`Stats::lost`]). R is 1 if there were none,
+    /// and never below 0.
     #[must_use]
     pub fn reliability(&self) -> f64 {
         let wrong = self.lost + self.counts.duplicated + self.counts.out_of_order;

@@ -22,9 +22,9 @@ const UNDECODED_DOUBLINGS: u32 = 6;
 /// that it was written as. Old messages and new programs can live together if the type is an enum
 /// that only grows at its end, and the structs inside its variants never change.
 ///
-/// Types that have to look at the data to know what it is do encode, but then never decode: enums
-/// that are `untagged` or `tag`ged, `flatten`, `skip_serializing_if`, `serde_json::Value`. A test
-/// that decodes what it has encoded finds that out before a queue does.
+/// Values of types that have to look at the data to know what it is can be encoded, but never
+/// decoded: enums that are `untagged` or `tag`ged, `flatten`, `skip_serializing_if`,
+/// `serde_json::Value`. A test that decodes what it has encoded finds that out before a queue does.
 ///
 /// ```
 /// # use serde::{Deserialize, Serialize};

@@ -36,7 +36,7 @@ pub(crate) enum Finding {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Step {
     More,
-    /// This many sources are copied, the first ones; there is no room for others.
+    /// The first sources are copied, this many; there is no room for others.
     Done(usize),
 }
 

@@ -1,11 +1,12 @@
-//! What a message takes with it from one queue to another.
+//! The parts of a message that go with it from one queue to another.
 
 use crate::error::{Error, Result};
 use crate::format::extension::{self, Notes};
 use crate::format::record;
 use crate::log::active::Draft;
 
-/// A message as it goes on in another queue: with all that it had but its times and its origin.
+/// The message for the other queue: with all that it had except its times and its origin, and with
+/// `notes`.
 pub(super) fn carried_over<'p>(
     start: &[u8],
     notes: &Notes<'_>,

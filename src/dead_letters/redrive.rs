@@ -1,8 +1,8 @@
 //! Dead letters that are pushed again.
 //!
 //! Promises: a letter is durable in its queue before it is settled among the dead letters; no more
-//! are pushed than asked for; and one that was pushed is not pushed a second time by the same call,
-//! whoever closes the dead letters meanwhile.
+//! letters are pushed than asked for; and no call pushes a letter twice, even if another handle
+//! closes the dead letters meanwhile.
 
 use super::carried::carried_over;
 use crate::engine::{Answer, Engine, LeaseKey, Taken, WhenFull};
@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 /// Letters taken at a time.
 const STEP: usize = 64;
 
-/// How far a call has got.
+/// The progress of one call.
 #[derive(Debug)]
 pub(super) struct Redrive {
     limit: u64,
@@ -37,8 +37,8 @@ impl Redrive {
         self.pushed
     }
 
-    /// Pushes some letters to `queue`, and settles those that it has; false once nothing is left to
-    /// do.
+    /// Pushes some letters to `queue`, and settles those that are durable there; false once nothing
+    /// is left to do.
     pub(super) fn push_some(&mut self, queue: &Engine, dead: &Engine) -> Result<bool> {
         let wanted = self.limit - self.pushed + to_u64(self.unsettled.len());
         let step = usize::try_from(wanted).unwrap_or(STEP).min(STEP);

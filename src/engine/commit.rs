@@ -1,9 +1,10 @@
-//! Group commit: one syncs for all.
+//! Group commit: one thread syncs for all.
 //!
-//! Three arms: somebody synced for me, somebody is syncing, I am the one who syncs. Promises: when
-//! a wait returns `Ok`, what it waited for was stored before a sync that succeeded began; when a
-//! sync fails, every waiter hears it. Full segments are synced before the active one, oldest first,
-//! so that what survives a power cut is a prefix. Holds no lock while it syncs.
+//! A thread that waits for the disk is in one of three cases: another thread has synced for it,
+//! another thread is syncing, or it has to sync itself. Promises: when a wait returns `Ok`, what it
+//! waited for was stored before a sync that succeeded began; when a sync fails, every waiter hears
+//! it. Full segments are synced before the active one, oldest first, so that what survives a power
+//! cut is a prefix. Holds no lock while it syncs.
 
 use super::append::{Appender, Full};
 use super::context::{Context, Padded};
@@ -30,14 +31,14 @@ pub(crate) struct Commit {
     durable_answers: AtomicU64,
 }
 
-/// What a round will have made durable.
+/// What a round of syncs makes durable.
 struct Round {
     segments: Vec<Arc<Segment>>,
     published: u64,
     answers: Option<u64>,
 }
 
-/// Gives up the lead, come what may, and wakes those who wait for it.
+/// The lead. Its drop gives the lead up, whatever happened, and wakes the threads that wait for it.
 pub(crate) struct Lead<'a>(&'a Commit);
 
 impl Drop for Lead<'_> {
@@ -133,7 +134,7 @@ impl Commit {
         }
     }
 
-    /// Waits until nobody syncs, and keeps it so.
+    /// Waits until no thread leads, and takes the lead.
     pub(crate) fn lead_when_free(&self) -> Lead<'_> {
         loop {
             match self.lead() {
@@ -143,7 +144,7 @@ impl Commit {
         }
     }
 
-    /// Returns when it is worth looking again.
+    /// Waits until `is_done` holds or no thread leads.
     fn wait_for_leader(&self, is_done: impl Fn() -> bool) {
         let is_worth_it = || is_done() || !self.leading.load(Ordering::SeqCst);
         // SeqCst: pairs with the store in `Lead::drop`. No lock is needed in between.
@@ -208,7 +209,7 @@ impl Commit {
         self.seal_durable();
     }
 
-    /// Seals the full segments all of which is durable. If a seal cannot be stored, the segment
+    /// Seals the full segments that are durable as a whole. If a seal cannot be stored, the segment
     /// stays in the list for the next round.
     fn seal_durable(&self) {
         let is_durable = |full: &&Full| self.is_durable(full.last_seq());

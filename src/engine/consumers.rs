@@ -41,12 +41,12 @@ pub(crate) struct Taken {
     pub(crate) payload_start: usize,
 }
 
-/// What it takes to answer.
+/// What a consumer needs to answer a delivery.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LeaseKey {
     pub(crate) ticket: Ticket,
     pub(crate) seq: u64,
-    /// How long it takes is measured.
+    /// The time until its answer is measured.
     pub(crate) is_sample: bool,
 }
 
@@ -104,8 +104,8 @@ impl Consumers {
         }
     }
 
-    /// Waits until there is a message to pop; `None` once `deadline` has passed, or if the caller
-    /// has to do what there is no background for.
+    /// Waits until there is a message to pop; `None` once `deadline` has passed, or if there is no
+    /// background and the caller has to do its work.
     pub(crate) fn pop_until(&self, deadline: Option<Instant>) -> Result<Option<Taken>> {
         let registered = || self.registered();
         let look = || self.look_for_message();
@@ -180,9 +180,9 @@ impl Consumers {
         }
     }
 
-    /// Leases up to `limit` messages under one lock; tells the error that ended it early, and
-    /// whether there are no more. Ends as well when they lie in too many segments to have all of
-    /// those mapped.
+    /// Leases up to `limit` messages under one lock. Returns them, the error that ended this early,
+    /// and true if there is nothing to go on with. Also ends early if the messages lie in more
+    /// segments than may be mapped.
     fn lease_batch(&self, limit: usize) -> (Vec<Leased>, Option<Error>, bool) {
         let mut batch = Vec::new();
         let mut dispatch = self.dispatch.lock();
@@ -228,7 +228,7 @@ impl Consumers {
         dispatch.deliveries_mut().measure_mut().handed_out(ticket, Duration::from_millis(waited));
     }
 
-    /// Its payload is damaged, or for a newer version of keepq only.
+    /// Passes over a message whose payload is damaged, or can be read only by a newer keepq.
     #[cold]
     fn pass_over(&self, leased: &Leased, verified: Verified) -> Result<()> {
         let mut dispatch = self.dispatch.lock();
@@ -368,7 +368,7 @@ impl Consumers {
         Ok(has_settled)
     }
 
-    /// The front is to be looked at then; `None`: it does not expire.
+    /// Plans the next look at the front for `time`; `None`: the message there does not expire.
     fn plan_look(&self, time: Option<u64>) {
         if let Some(time) = time {
             self.dispatch.lock().ledger_mut().expiry_mut().plan_before(time);
@@ -400,8 +400,8 @@ impl Consumers {
         self.dispatch.lock().ledger().places().delayed_at(now)
     }
 
-    /// Messages that can be handed out. Counts the slots of earlier runs first; where they cannot
-    /// be read, as far as they can.
+    /// Messages that can be handed out. Counts the slots of earlier runs first, as far as they can
+    /// be read.
     pub(crate) fn ready(&self) -> u64 {
         self.context.health.note_background(self.count_all());
         self.end_due();
@@ -414,8 +414,8 @@ impl Consumers {
         self.dispatch.lock().backlog().unsettled(self.published.newest())
     }
 
-    /// Segments above the limit of open files are held open by answers, and there is no background:
-    /// the caller syncs them.
+    /// Returns true if unsynced answers hold too many segments open: more than the limit of open
+    /// files, or four times that limit with a background. Then the caller syncs them.
     pub(crate) fn holds_too_many_open(&self) -> bool {
         let factor = if self.context.worker.is_running() { 4 } else { 1 };
         self.dispatch.lock().backlog().holds_too_many(factor)

@@ -1,4 +1,5 @@
-//! What every room of an engine is given: the door to the disk, options, time, and who is told.
+//! What every room of an engine is given: the door to the disk, options, time, and the places to
+//! tell others.
 
 use super::health::Health;
 use super::space::Share;
@@ -23,7 +24,7 @@ pub(crate) struct Context {
     pub(crate) health: Health,
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) worker: Arc<Worker>,
-    /// What its files take.
+    /// The bytes of the disk that its files take.
     pub(crate) space: Arc<Share>,
     /// Maps above the limit were dropped: their segments may be held open by unsynced answers.
     pub(crate) surplus: Hint,
@@ -31,7 +32,7 @@ pub(crate) struct Context {
     pub(crate) died: Hint,
 }
 
-/// Whether something may have to be done, which costs a load to ask.
+/// Says that something may have to be done. To ask it costs one load.
 #[derive(Debug, Default)]
 pub(crate) struct Hint(AtomicBool);
 
@@ -64,7 +65,7 @@ impl Context {
     }
 }
 
-/// How often the background looks at what changes, in parts of what counts as idle.
+/// The background looks this often within the time after which a segment counts as idle.
 const LOOKS: u32 = 4;
 /// The soonest look.
 pub(super) const SOON: Duration = Duration::from_millis(50);

@@ -1,8 +1,8 @@
 //! The poison latch: after the first failed sync no other is believed.
 //!
-//! Promises: what [`Health::poison`] was told once, every later check says; and everybody who
-//! waits looks again at that moment. `Segment::sync` asks for it, so no result of a sync gets past
-//! it.
+//! Promises: once [`Health::poison`] was told of a failed sync, every later check returns that
+//! failure, and every thread that waits looks again. `Segment::sync` demands one of these, so no
+//! result of a sync gets past it.
 
 use super::waiters::Waiters;
 use crate::error::{Error, Result};
@@ -64,7 +64,7 @@ impl Health {
         self.cause.get().map_or(Ok(()), |cause| Err(cause.error(indeterminate)))
     }
 
-    /// Keeps an error for `stats` that there is no caller to tell.
+    /// Keeps an error for `stats`, because no caller can be told of it.
     pub(crate) fn note_background(&self, result: Result<()>) {
         if let Err(error) = result {
             *self.background_error.lock() = Some(error.full_text());

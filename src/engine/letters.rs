@@ -33,7 +33,8 @@ impl DyingMessages {
         self.dispatch.lock().ledger().places().dying().count()
     }
 
-    /// Whether some wait to be moved, or, `durably`, were moved and are not settled for good.
+    /// Returns true if messages wait to be moved or, with `durably`, were moved and are not settled
+    /// for good.
     pub(crate) fn are_pending(&self, durably: bool) -> bool {
         let dispatch = self.dispatch.lock();
         let dying = dispatch.ledger().places().dying();
@@ -67,9 +68,9 @@ impl DyingMessages {
         Ok((messages, last))
     }
 
-    /// Messages of earlier runs that were moved then have these Seqs among the dead letters. A
-    /// power cut may have undone that their slots said *dying*: they are so again, unless a
-    /// consumer has them.
+    /// Notes the messages that earlier runs moved, with their Seqs among the dead letters. A power
+    /// cut may have undone the state *dying* in their slots: it is set again, unless a consumer has
+    /// the message.
     pub(crate) fn note_earlier(&self, origins: &BTreeMap<u64, u64>) -> Result<()> {
         for (&seq, &there) in origins {
             if self.context.run.is_old(seq) {
@@ -119,9 +120,9 @@ impl DyingMessages {
         Ok(())
     }
 
-    /// All that were moved up to this Seq among the dead letters are durable there: they are
-    /// settled here. Tells the number of the change that has to be durable before any of them is
-    /// shown. Goes on after an error, and tells the first.
+    /// Settles the messages that were moved up to Seq `there` among the dead letters, because they
+    /// are durable there. Returns the number of the change that has to be durable before any of
+    /// them is shown. Goes on after an error, and returns the first.
     pub(crate) fn settle_moved(&self, there: u64) -> (u64, Result<()>) {
         let mut dispatch = self.dispatch.lock();
         let ledger = dispatch.ledger_mut();
@@ -144,8 +145,8 @@ impl DyingMessages {
         (ledger.backlog().change_count(), result)
     }
 
-    /// What was settled is durable, or (false) may not be. Tells the first Seq among the dead
-    /// letters that must not be shown.
+    /// The first Seq among the dead letters that must not be shown. `is_durable`: whether what was
+    /// settled is durable.
     pub(crate) fn first_hidden(&self, is_durable: bool) -> u64 {
         let mut dispatch = self.dispatch.lock();
         let dying = dispatch.ledger_mut().places_mut().dying_mut();

@@ -1,8 +1,10 @@
-//! A line of producers that wait for room: served in the order of coming, one at a time.
+//! A line of producers that wait for room. They are served one at a time, in the order in which
+//! they came.
 //!
 //! Promises: only the first in line looks; it is woken by each change that may have made room, and
-//! it wakes the next one when it leaves, with room or without. So what makes room for one wakes
-//! one, and nobody is overtaken. Producers that come while there is a line stand at its end.
+//! it wakes the next one when it leaves, with room or without. So a change that makes room for one
+//! producer wakes one, and no producer is overtaken. Producers that come while there is a line
+//! stand at its end.
 
 use super::wait::{Look, Parker};
 use crate::clock;
@@ -12,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::Instant;
 
-/// Those who wait, the first one in front.
+/// The producers that wait, the first one in front.
 #[derive(Debug, Default)]
 pub(crate) struct Line {
     /// How many there are, so that it costs one load to wake none.
@@ -27,8 +29,8 @@ struct Places {
 }
 
 impl Line {
-    /// Whether somebody waits. A change that was made before this call is seen by all that it does
-    /// not tell of.
+    /// Returns true if no producer waits. A producer that this misses sees every change that was
+    /// made before the call.
     pub(crate) fn is_empty(&self) -> bool {
         // SeqCst: pairs with the increment in `join`; either this sees the place, or the look that
         // follows `join` sees what was changed before.

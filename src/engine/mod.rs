@@ -23,8 +23,9 @@
 //!
 //! # Locks
 //!
-//! Taken in this order, each guarding what its struct holds; none is held while user code runs, and
-//! only those before `unsealed` are held over syncs, and `unsealed` at the end of a run.
+//! They are taken in this order, and each guards what its struct holds. None is held while user
+//! code runs. Only those before `unsealed` are held over syncs, and at the end of a run `unsealed`
+//! itself.
 //!
 //! | | lock | guards |
 //! | --- | --- | --- |
@@ -247,7 +248,7 @@ impl Engine {
         tail.and(records).and(self.commit.wait_answers(changes))
     }
 
-    /// Does all that the background does, but for compaction, at once and whether it is due or not.
+    /// Does at once all that the background does except compaction, whether it is due or not.
     pub(crate) fn maintain(&self) -> Result<()> {
         self.look_at_times()?;
         while self.consumers.sweep_expired()? {}
@@ -258,7 +259,7 @@ impl Engine {
         counted.and(gone).and(self.reclaim.prepare_ahead())
     }
 
-    /// Gives back what is in use for nothing, and copies what is worth it.
+    /// Gives back files that are no longer needed, and makes all copies that are worth it.
     pub(crate) fn compact(&self) -> Result<Compacted> {
         self.check_open()?;
         self.consumers.count_all()?;
@@ -291,9 +292,9 @@ impl Engine {
     }
 
     fn run_upkeep(&self) -> Result<()> {
-        // First what a push may soon wait for. If there is no room for it, or something that is to
-        // be let go will serve, the rest of the work may make it: only an error that is met again
-        // then is worth telling.
+        // First the segment that a push may soon wait for. An error is told only if it is met again
+        // at the end, because the work in between may make room, or let go of a segment that
+        // serves.
         self.reclaim.prepare_ahead().ok();
         let finished = self.appender.finish_old_tail();
         self.reclaim.release_idle_maps();
@@ -313,7 +314,7 @@ impl Engine {
     }
 
     /// Ends leases and delays that are over, lets go of messages that have expired at the front,
-    /// and has the next time watched.
+    /// and tells the background the next time to watch.
     pub(crate) fn look_at_times(&self) -> Result<()> {
         self.dispatch.lock().forget_watch();
         self.consumers.end_due();
@@ -340,8 +341,8 @@ impl Engine {
         found.unwrap_or(Ok(false))
     }
 
-    /// Syncs segments that only unsynced answers hold open, if those are too many and the
-    /// background does not keep up, or there is none. To be called by whoever may wait for a disk.
+    /// Syncs segments that only unsynced answers hold open, if there are too many of them, and the
+    /// background does not keep up or is off. To be called by threads that may wait for a disk.
     #[inline]
     pub(crate) fn sync_surplus(&self) {
         if self.context.surplus.take() {
@@ -358,7 +359,7 @@ impl Engine {
         self.reclaim.release_clean();
     }
 
-    /// Closes what is in use for nothing, and waits for no disk.
+    /// Closes files that are no longer needed, and waits for no disk.
     #[inline]
     pub(crate) fn release_surplus(&self) {
         if self.context.surplus.is_noted() {

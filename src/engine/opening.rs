@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub(crate) struct Setting {
     /// The background thread, running or not.
     pub(crate) worker: Arc<Worker>,
-    /// What its files take.
+    /// The bytes of the disk that its files take.
     pub(crate) space: Arc<Share>,
     /// Where its producers wait for room.
     pub(crate) room: Arc<Line>,
@@ -26,8 +26,8 @@ pub(crate) struct Setting {
 }
 
 impl Setting {
-    /// What the files of a log take. Each CHECKPOINT has its room from the start, that of the dead
-    /// letters before they are opened.
+    /// The bytes that the files of a log take. Room for CHECKPOINT counts from the start, also for
+    /// that of the dead letters, before they are opened.
     pub(super) fn bytes_of(&self, log: &Log, options: &Options) -> u64 {
         let replaced = log.replaced.iter().flat_map(|replaced| &replaced.sources);
         let replaced = replaced.map(|source| &source.segment);
@@ -43,7 +43,7 @@ impl Setting {
     }
 }
 
-/// Gives messages in copies the latest states, where a crash left what they were made from.
+/// Gives messages in copies their latest states, where a crash left the sources of a copy.
 pub(super) fn merge_replaced(log: &Log) -> Result<()> {
     for Replaced { copy, sources } in &log.replaced {
         let segment = Arc::clone(&copy.segment);
@@ -53,7 +53,7 @@ pub(super) fn merge_replaced(log: &Log) -> Result<()> {
     Ok(())
 }
 
-/// Whether a queue is, or is not, there as the options want it.
+/// Fails if a queue is there, or is not there, against the options.
 pub(super) fn check_presence(
     storage: &dyn Storage,
     options: &Options,

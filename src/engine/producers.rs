@@ -1,9 +1,9 @@
 //! The side of producers: what a push does when there is room, and when there is none.
 //!
-//! Promises: what is above a limit is refused before anything is written; no more than
+//! Promises: a message above a limit is refused before anything is written; no more than
 //! `max_messages` are unsettled at any moment. No message is dropped, and no producer waits, where
-//! that could not make room enough. A producer that waits for room is served in the order of
-//! coming, and is woken by what makes some: an answer, a time, poison, `close`.
+//! that could not make room enough. Producers that wait for room are served in the order in which
+//! they came. An answer, a time, poison and `close` wake them.
 
 use super::append::{Appended, Appender, Need};
 use super::backlog::track::Track;
@@ -140,7 +140,8 @@ impl Producers {
         }
     }
 
-    /// Whether there could ever be room: else no message is dropped for it, and no producer waits.
+    /// Returns false if there could never be room: then no message is dropped, and no producer
+    /// waits.
     fn could_fit(&self, need: Need, overflow: Overflow) -> bool {
         let newest = {
             let dispatch = self.dispatch.lock();
@@ -218,7 +219,7 @@ impl Producers {
         self.appender.rotate(need)
     }
 
-    /// Gives back what is in use for nothing; false if there was nothing.
+    /// Gives back files that are no longer needed; false if there were none.
     fn make_room(&self) -> Result<bool> {
         self.context.health.note_background(self.consumers.count_all());
         self.sweep_all()?;
@@ -331,8 +332,8 @@ impl Producers {
         Ok(true)
     }
 
-    /// Drops all that waits in the oldest segment of which nothing else is unsettled; false if
-    /// there is none.
+    /// Drops all waiting messages of the oldest segment that has no other unsettled messages; false
+    /// if there is no such segment.
     fn drop_segment(&self) -> Result<bool> {
         self.consumers.end_due();
         let mut after = None;

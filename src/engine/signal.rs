@@ -1,9 +1,8 @@
 //! The dispatch lock, and its guard, which tells others what changed when it is dropped.
 //!
-//! Promises: whatever is done under the lock, the guard's end wakes the threads that wait for it,
-//! asks the background for what follows from it, has the next time of anything watched, and hands
-//! maps above the limit out, so that they are dropped outside of the lock. So no caller has to
-//! remember any of that.
+//! Promises: when the guard is dropped, it wakes the threads that wait for what was done under the
+//! lock, asks the background for the work that follows, tells it the next time to watch, and drops
+//! maps above the limit outside of the lock. So no caller has to remember any of that.
 
 use super::context::{Context, Padded};
 use super::dispatch::Dispatch;

@@ -1,7 +1,7 @@
-//! What files take of the disk, and may take: of a queue and its dead letters together.
+//! The disk space that the files of a queue and its dead letters take together, and may take.
 //!
 //! Promises: no more than `max_bytes` are taken, but for a CHECKPOINT that has to grow. Relies on
-//! whoever makes or removes a file to say so.
+//! the callers that make and remove files to say so.
 
 use crate::error::{Error, Result};
 use std::sync::Arc;
@@ -17,23 +17,23 @@ pub(super) const CHECKPOINT_ROOM: u64 = 2 * crate::format::PAGE;
 /// a new one before the old one is gone.
 pub(crate) const DEAD_LETTERS_ROOM: u64 = 2 * SMALLEST_SEGMENT;
 
-/// What files may take, and take: of a queue and its dead letters together.
+/// The bytes that files may take, and take: those of a queue and its dead letters together.
 #[derive(Debug, Default)]
 pub(crate) struct Space {
     max: Option<u64>,
     used: AtomicU64,
 }
 
-/// The part of one engine in it.
+/// The share of one engine in that space.
 #[derive(Debug)]
 pub(crate) struct Share {
     space: Arc<Space>,
     own: AtomicU64,
-    /// All that was ever given back.
+    /// All bytes that were given back since open.
     given_back: AtomicU64,
-    /// So much is left for the others.
+    /// Bytes that are left for the others.
     reserve: u64,
-    /// And so much for compaction.
+    /// Bytes that are left for compaction.
     scratch: u64,
 }
 
@@ -60,29 +60,30 @@ impl Space {
 }
 
 impl Share {
-    /// Of the queue itself, which leaves so much for its dead letters, and so much for compaction.
+    /// The share of the queue itself. It leaves `reserve` bytes for its dead letters, and `scratch`
+    /// bytes for compaction.
     pub(crate) fn of_queue(space: Arc<Space>, reserve: u64, scratch: u64) -> Arc<Self> {
         let (own, given_back) = (AtomicU64::new(0), AtomicU64::new(0));
         Arc::new(Self { space, own, given_back, reserve, scratch })
     }
 
-    /// Of its dead letters.
+    /// The share of its dead letters.
     pub(crate) fn of_dead_letters(of: &Self) -> Arc<Self> {
         Self::of_queue(Arc::clone(&of.space), 0, of.scratch)
     }
 
-    /// What is found takes so much in all, over the limit or not.
+    /// Sets what the files that open found take in all, over the limit or not.
     pub(super) fn set(&self, bytes: u64) {
         let before = self.own.swap(bytes, Ordering::SeqCst);
         self.space.used.fetch_add(bytes, Ordering::SeqCst);
         self.space.used.fetch_sub(before, Ordering::SeqCst);
     }
 
-    /// So much more is there, over the limit or not.
+    /// Adds bytes that are taken already, over the limit or not.
     pub(super) fn add(&self, bytes: u64) {
         self.own.fetch_add(bytes, Ordering::SeqCst);
-        // SeqCst, here and below: pairs with itself. Whoever waits for room registers and then
-        // looks at this; whoever gives some back changes it and then asks who waits.
+        // SeqCst, here and below: pairs with itself. A thread that waits for room registers and
+        // then looks at this; a thread that gives some back changes it and then asks for waiters.
         self.space.used.fetch_add(bytes, Ordering::SeqCst);
     }
 
@@ -110,13 +111,13 @@ impl Share {
         self.space.max.map_or(u64::MAX, |max| max.saturating_sub(used))
     }
 
-    /// What the others have not taken yet of what is left for them.
+    /// The bytes that are left for the others, and that they have not taken yet.
     fn reserve_left(&self) -> u64 {
         self.reserve_beside(self.of_others())
     }
 
-    /// What is left for the others once they take so much: always a segment of the smallest size,
-    /// so that they can begin another while they cannot let go of the last one.
+    /// The bytes that are left for the others once they take `others`: always a segment of the
+    /// smallest size, so that they can begin another while they cannot let go of the last one.
     fn reserve_beside(&self, others: u64) -> u64 {
         self.reserve.saturating_sub(others).max(self.reserve.min(SMALLEST_SEGMENT))
     }
@@ -140,7 +141,7 @@ impl Share {
         self.given_back.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// What was taken was not needed.
+    /// Undoes a take that was not needed; this does not count as given back.
     pub(super) fn undo(&self, bytes: u64) {
         self.own.fetch_sub(bytes, Ordering::SeqCst);
         self.space.used.fetch_sub(bytes, Ordering::SeqCst);
@@ -151,13 +152,13 @@ impl Share {
         self.given_back.load(Ordering::Relaxed)
     }
 
-    /// What others take.
+    /// The bytes that others take.
     pub(super) fn of_others(&self) -> u64 {
         self.space.used().saturating_sub(self.own.load(Ordering::SeqCst))
     }
 
-    /// Whether a file of this size could be made if nothing but so much was taken, here and by the
-    /// others.
+    /// Returns true if a file of this size could be made while only `fixed` bytes are taken here,
+    /// and `others` by the others.
     pub(super) fn could_ever_take(&self, bytes: u64, fixed: u64, others: u64) -> bool {
         let left = others + self.reserve_beside(others) + self.scratch;
         let all = bytes.saturating_add(fixed).saturating_add(left);

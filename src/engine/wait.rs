@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 const SPINS: u32 = 80;
 const SPIN_STEPS: u32 = 3;
 
-/// Whether what is waited for may come within microseconds.
+/// Whether a wait may be over within microseconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Soon {
     /// Look a few times more before parking.
@@ -47,7 +47,7 @@ pub(crate) struct WaitList {
 #[derive(Debug, Default)]
 struct Entries {
     next_id: u64,
-    /// By what is waited for, then in the order of coming.
+    /// By key, then in the order in which they came.
     wakers: BTreeMap<(u64, u64), Waker>,
 }
 
@@ -147,8 +147,8 @@ impl WaitList {
     }
 }
 
-/// A place in the list. Dropped instead of ended, after it was woken, it wakes another waiter: what
-/// it was woken for may still be undone.
+/// A place in the list. If it was woken, and is dropped instead of ended, it wakes another waiter,
+/// because nobody may have done what it was woken for.
 #[derive(Debug)]
 pub(super) struct Registration<'a> {
     list: &'a WaitList,
@@ -156,7 +156,7 @@ pub(super) struct Registration<'a> {
 }
 
 impl Registration<'_> {
-    /// Leaves, having looked or going to look.
+    /// Leaves the list. The caller has looked, or is about to look.
     pub(super) fn end(self) {
         self.leave();
         std::mem::forget(self);

@@ -1,4 +1,4 @@
-//! All that wait on one queue, by what they wait for.
+//! All waiters of one queue, by what they wait for.
 
 use super::line::Line;
 use super::wait::WaitList;
@@ -23,7 +23,7 @@ impl Waiters {
         Self { room: Arc::clone(room), ..Self::default() }
     }
 
-    /// Has all look again: the queue is closed, or poisoned.
+    /// Makes all waiters look again: the queue is closed, or poisoned.
     pub(super) fn wake_all(&self) {
         self.consumers.wake_all();
         self.settled.wake_all();

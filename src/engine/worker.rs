@@ -2,7 +2,7 @@
 //!
 //! Promises: it sleeps until asked or due, and ends with the queue. It holds no handle, so it does
 //! not keep the queue open. A thread that panicked is not taken for running, and `stats` says so.
-//! Refuses to know what the work is: whoever starts it gives that.
+//! Does not know what the work is: the caller that starts it says that.
 
 use crate::clock;
 use parking_lot::{Condvar, Mutex};
@@ -27,7 +27,7 @@ pub(crate) enum Scope {
 #[derive(Debug, Default)]
 pub(crate) struct Worker {
     agenda: Mutex<Agenda>,
-    /// As the agenda says; asked all the time.
+    /// The same as in the agenda; kept here because it is asked all the time.
     is_running: AtomicBool,
     wake: Condvar,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -76,7 +76,7 @@ impl Worker {
         self.change(|agenda| sooner(&mut agenda.compact_at, within));
     }
 
-    /// A message has a time then.
+    /// The time of a message comes at `at`.
     pub(super) fn watch(&self, at: Instant) {
         self.change(|agenda| {
             agenda.watch_at = Some(agenda.watch_at.map_or(at, |known| known.min(at)));

@@ -31,7 +31,8 @@ pub(crate) fn crc32_of_both(first: &[u8], second: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// One step of the place check: a bijection of `word` for a fixed `state`, and the reverse.
+/// One step of the place check. With `state` fixed, different words give different results; with
+/// `word` fixed, different states do.
 pub(crate) const fn fold(state: u64, word: u64) -> u64 {
     let mixed = (state ^ word).wrapping_mul(FOLD_FACTOR);
     mixed ^ (mixed >> 32)

@@ -114,9 +114,9 @@ pub(crate) fn encode<'h>(
     out
 }
 
-/// The extensions of a message that goes on in another queue: the entries that it had, whatever
-/// they are, but for what keepq itself noted there (its times and its origin), and these notes.
-/// `start`: the part of a verified body before the payload. `None` if they would be too long.
+/// The extensions of a message that moves to another queue: all entries that it had except those
+/// that keepq itself noted (its times and its origin), and these notes. `start`: the part of a
+/// verified body before the payload. `None` if they would be too long.
 pub(crate) fn carry_over(start: &[u8], notes: &Notes<'_>) -> Option<Vec<u8>> {
     let entries = split(start).map_or(&[][..], |(entries, _)| entries);
     let kept = Entries(entries).filter(|(tag, _)| ![DUE, EXPIRES, ORIGIN].contains(tag));

@@ -12,7 +12,7 @@ pub(crate) const DEAD: &str = "dead";
 const SEGMENT: &str = ".seg";
 const TEMPORARY: &str = ".tmp";
 
-/// What a name says. Of [`Kind::Segment`] files the header decides what they are.
+/// What a name says. For a [`Kind::Segment`] file, the header decides what it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
     /// `LOCK`, `CHECKPOINT`, `dead`.
@@ -35,12 +35,12 @@ pub(crate) fn temporary(ordinal: u64) -> String {
     format!("{ordinal:016x}{TEMPORARY}")
 }
 
-/// Whether a directory with this name in it is a queue's.
+/// Returns true if a directory that has this name in it is that of a queue.
 pub(crate) fn is_of_a_queue(name: &str) -> bool {
     [LOCK, CHECKPOINT].contains(&name) || is_of_a_used_queue(name)
 }
 
-/// Whether a directory with this name in it is that of a queue that was pushed to.
+/// Returns true if a directory that has this name in it is that of a queue that was pushed to.
 pub(crate) fn is_of_a_used_queue(name: &str) -> bool {
     kind(name) == Kind::Segment
 }

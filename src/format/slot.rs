@@ -155,9 +155,9 @@ fn decode_given(encoded: u64) -> u64 {
     }
 }
 
-/// Whether `one` is later than `other`, where a crash left two versions of a message's state:
-/// settled is later than dying, dying than any other state; then more attempts decide, then the
-/// later time.
+/// Returns true if `one` is later than `other`, where a crash left two versions of a message's
+/// state. Settled is later than dying, and dying is later than any other state; then more attempts
+/// decide, then the later time.
 pub(crate) fn is_later(one: (Slot, Option<Delay>), other: (Slot, Option<Delay>)) -> bool {
     let rank = |(slot, delay): (Slot, Option<Delay>)| {
         let state = match slot.state {

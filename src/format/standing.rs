@@ -43,7 +43,7 @@ pub(crate) enum Standing {
 }
 
 impl Standing {
-    /// Where a message stands whose record was not looked at.
+    /// Where a message stands, before its record is read.
     #[inline]
     pub(crate) fn of(slot: Option<Slot>, delay: Option<Delay>, is_old: bool, run: Run) -> Self {
         let Some(slot) = slot else { return Self::Unreadable };
@@ -58,7 +58,7 @@ impl Standing {
         }
     }
 
-    /// The same, once its record is known, too.
+    /// The same, once its record is read.
     #[inline]
     pub(crate) fn with_record(self, flags: Flags, is_old: bool) -> Self {
         match self {
@@ -78,10 +78,10 @@ impl Standing {
     }
 }
 
-/// The time for which a message is in the schedule that this run has not handed out; `None` if it
-/// waits in push order. Every message that this run pushed with a delay is scheduled; of an earlier
-/// run's, those that were not due before this run began: never later than by their whole delay,
-/// whatever became of the wall clock.
+/// The time for which a message that this run has not handed out is scheduled; `None` if it waits
+/// in push order. Every delayed message of this run is scheduled. A delayed message of an earlier
+/// run is scheduled if it was not due when this run began, and waits no longer than its whole
+/// delay, even if the wall clock was set back.
 fn scheduled_for(delay: Option<Delay>, is_old: bool, start_time: u64) -> Option<u64> {
     let Delay { due, given } = delay?;
     if !is_old {

@@ -309,7 +309,7 @@ mod tests {
     use super::*;
     use crate::io::conformance;
 
-    /// A disk whose files are all stored to in one way, whatever their file system allows.
+    /// A disk that stores to all of its files in the same way, whatever their file system allows.
     #[derive(Debug)]
     struct Forced {
         disk: DiskStorage,

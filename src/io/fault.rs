@@ -34,8 +34,9 @@ pub enum FaultPlan {
         /// How it fails.
         error: io::ErrorKind,
     },
-    /// Everything that changes nothing fails: to list and to lock the directory, to open, read and
-    /// map a file. What is mapped already can be read. These calls are not counted as operations.
+    /// Every call that changes nothing fails: listing and locking the directory, and opening,
+    /// reading and mapping a file. A file that is mapped already can be read. These calls are not
+    /// counted as operations.
     FailReads {
         /// How it fails.
         error: io::ErrorKind,
@@ -45,8 +46,9 @@ pub enum FaultPlan {
 /// Counts the operations on another storage that change something, and makes some of them fail.
 ///
 /// Stores through a [`Region`] count, but fail only in a crash: a store into mapped memory has no
-/// way to fail. With [`FaultStorage::stores_can_fail`] they do, as where stores are writes. A file
-/// whose sync failed fails every later one, too, whatever is planned then; those do not count.
+/// way to fail. With [`FaultStorage::stores_can_fail`] they can fail, as they can where stores are
+/// writes. A file whose sync failed fails every later one, too, whatever is planned then; those do
+/// not count.
 #[derive(Debug)]
 pub struct FaultStorage {
     inner: Arc<dyn Storage>,

@@ -1,11 +1,11 @@
 //! The only door to the operating system.
 //!
 //! [`Storage`] is one directory, [`StorageFile`] one file of fixed size, [`Region`] the same file
-//! seen as memory. Two promises: what a call that returned `Ok` did is visible to every later call,
-//! also to those of another process after this one was killed; and what was there when
-//! [`StorageFile::sync`] or [`Storage::sync_directory`] was called is there after a power cut once
-//! that call has returned `Ok`. Anything else may be in any state. Nothing here retries, interprets
-//! or hides an error.
+//! seen as memory. Two promises. Once a call has returned `Ok`, every later call sees its effect,
+//! also a call of another process after this one was killed. Once [`StorageFile::sync`] or
+//! [`Storage::sync_directory`] has returned `Ok`, everything that was there when it was called is
+//! there after a power cut. Anything else may be in any state. Nothing here retries, interprets or
+//! hides an error.
 
 #[cfg(test)]
 mod conformance;
@@ -143,7 +143,7 @@ pub trait StorageFile: Debug + Send + Sync {
     /// If the operating system refuses.
     fn map(&self, access: Access) -> io::Result<Arc<dyn Region>>;
 
-    /// All that was stored is synced: if nothing is mapped, what is held open may be closed until
+    /// Says that all that was stored is synced. If nothing is mapped, the file may be closed until
     /// it is needed again. It is then found by the name that it was opened by.
     fn release(&self) {}
 }

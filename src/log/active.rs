@@ -49,7 +49,8 @@ impl<'a> Draft<'a> {
         fits.then_some(draft)
     }
 
-    /// Whether it is dropped at the next open, when it may be handed out, and until when.
+    /// Says whether it is dropped at the next open, from when on it may be handed out, and until
+    /// when.
     pub(crate) fn with(self, is_transient: bool, due: Option<u64>, expires: Option<u64>) -> Self {
         Self { is_transient, due, expires, ..self }
     }
@@ -91,7 +92,7 @@ pub(crate) struct Active {
     count: u32,
     /// The first record that is a waypoint and was not noted as one.
     next_waypoint: u32,
-    /// What failed batches left behind the tail and what could not be erased yet.
+    /// Bytes that failed batches left behind the tail, and that could not be erased yet.
     remains: Vec<Remains>,
 }
 
@@ -133,7 +134,7 @@ impl Active {
         self.first_seq
     }
 
-    /// When it was started: its records say how much later they came.
+    /// The time at which it was started. Each of its records says how much later it came.
     #[inline]
     pub(crate) fn base_time(&self) -> u64 {
         self.base_time
@@ -204,7 +205,7 @@ impl Active {
         Ok(())
     }
 
-    /// Notes where some of a batch are that was placed.
+    /// Notes where some records of a placed batch are.
     #[cold]
     fn note_waypoints(&self, drafts: &[Draft<'_>]) {
         let mut offset = self.tail;

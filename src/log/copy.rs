@@ -1,7 +1,7 @@
 //! Making a compacted segment: the live records of others, with their Seqs, states and times.
 //!
 //! Promises: each record has passed its check while it was copied; the segment gets its name only
-//! when all of it is durable, sealed, and tells what it was made from. Relies on one caller, which
+//! when all of it is durable, it is sealed, and it names its sources. Relies on one caller, which
 //! adds records in the order of their Seqs.
 
 use super::sealed::Mapped;
@@ -135,7 +135,7 @@ impl CopyWriter {
         self.progress.tail
     }
 
-    /// Forgets what was added since then.
+    /// Forgets the records that were added after `to`.
     pub(crate) fn rewind(&mut self, to: Progress) {
         self.progress = to;
     }

@@ -1,5 +1,5 @@
-//! After a crash between copying and letting go, a message has a state in a copy and one in what
-//! the copy was made from.
+//! Merging the states of copied messages. After a crash between the copy and the removal of its
+//! sources, a message has two states: one in the copy, and one in a source.
 //!
 //! Promises: each message in the copy gets the later of its states; to merge again, or only half,
 //! does no harm. Relies on the copy being synced before a source is let go.

@@ -79,9 +79,9 @@ fn part<const N: usize>(page: &[u8; PAGE_LEN], place: u64) -> Option<&[u8; N]> {
     page.get(usize::try_from(place).ok()?..)?.first_chunk()
 }
 
-/// Takes failed syncs: after one, no later sync of the queue is believed.
+/// Hears of failed syncs: after one, no later sync of the queue is believed.
 pub(crate) trait OnFailedSync {
-    /// A sync failed; gives the error to tell.
+    /// Notes that a sync failed; returns the error for the caller.
     fn failed(&self, operation: &'static str, path: &Path, error: std::io::Error) -> Error;
 }
 
@@ -117,8 +117,8 @@ impl Segment {
         Self { sources: Some(sources), ..self }
     }
 
-    /// Makes a segment: blocks, headers, sync, name, directory.
-    /// `told`: of a sync of the directory that fails.
+    /// Makes a segment: blocks, headers, sync, name, directory. `told` hears of a failed sync of
+    /// the directory.
     pub(crate) fn create(
         storage: &dyn Storage,
         header: SegmentHeader,
@@ -132,8 +132,8 @@ impl Segment {
         Self::finish(storage, &temporary, header, &*file, told)
     }
 
-    /// Makes a new segment of the file of this one, whose messages are all settled and which no
-    /// list names any more. `count`: how many slots its last use had.
+    /// Makes a new segment from the file of this one. All messages of this one are settled, and no
+    /// CHECKPOINT lists it any more. `count`: the number of slots that its last use had.
     pub(crate) fn recycle(
         &self,
         storage: &dyn Storage,
@@ -229,7 +229,8 @@ impl Segment {
         self.file.release();
     }
 
-    /// Makes everything stored in it so far durable. What a failure means `told` knows, and says.
+    /// Makes everything stored in it so far durable. `told` hears of a failure, and says what it
+    /// means.
     pub(crate) fn sync(&self, told: &dyn OnFailedSync) -> Result<()> {
         let synced = self.file.sync();
         synced.map_err(|error| told.failed("sync segment", &self.path, error))
@@ -386,7 +387,7 @@ fn discard(storage: &dyn Storage, name: &str) {
     storage.remove(name).ok();
 }
 
-/// A failed sync of the directory is as bad as one of a file: no later one is believed.
+/// Syncs the directory. A failure is as bad as that of a file: no later sync is believed.
 fn sync_directory(storage: &dyn Storage, told: &dyn OnFailedSync) -> Result<()> {
     let synced = storage.sync_directory();
     synced.map_err(|error| told.failed("sync directory", &storage.path(""), error))

@@ -35,7 +35,7 @@ pub(crate) struct Stretch {
 pub(crate) struct Scanned {
     /// In order; between two of them, and before the first, there is something invalid.
     pub(crate) stretches: Vec<Stretch>,
-    /// The largest Seq that one of the records says was durable.
+    /// The largest Seq that was durable according to one of the records.
     pub(crate) watermark: u64,
     /// The newest push time.
     pub(crate) newest_time: u64,

@@ -31,7 +31,8 @@ pub(crate) struct Numbering {
     pub(crate) first_seq: u64,
     /// The time that ages count from.
     pub(crate) base_time: u64,
-    /// An earlier run made the segment: so a message whose number cannot be read is of one.
+    /// An earlier run made the segment. Then a message whose number cannot be read counts as one of
+    /// an earlier run.
     pub(crate) is_old: bool,
 }
 
@@ -40,14 +41,14 @@ pub(crate) struct Numbering {
 pub(crate) struct Status {
     /// `None` if it cannot be read any more.
     pub(crate) seq: Option<u64>,
-    /// As it is rebuilt, if it cannot be read.
+    /// The slot; if it cannot be read, the rebuilt one.
     pub(crate) slot: Slot,
     pub(crate) delay: Option<Delay>,
     pub(crate) standing: Standing,
 }
 
 impl Status {
-    /// What a slot counts as that cannot be read: handed out once.
+    /// A slot that cannot be read counts as this one: handed out once.
     pub(crate) const REBUILT: Slot = Slot { state: State::Delivered, attempts: 1, offset: None };
 
     /// Puts together what was read.

@@ -24,7 +24,7 @@ impl Position {
     /// Before the first record.
     pub(crate) const START: Self = Self { index: 0, offset: RECORDS_START, previous: None };
 
-    /// At record `index`, of which nothing is known but that.
+    /// At record `index`, of which nothing else is known.
     pub(crate) fn at(index: u32) -> Self {
         Self { index, ..Self::START }
     }

@@ -14,19 +14,19 @@ const EVERY: u32 = 1024;
 pub(crate) struct Waypoints(Mutex<Vec<u64>>);
 
 impl Waypoints {
-    /// Whether record `index` is one to be noted.
+    /// Returns true if record `index` is a waypoint.
     #[inline]
     pub(crate) fn is_one(index: u32) -> bool {
         index.is_multiple_of(EVERY)
     }
 
-    /// The first record from `index` on that is one to be noted.
+    /// The first record from `index` on that is a waypoint.
     #[inline]
     pub(crate) fn next_after(index: u32) -> u32 {
         index.checked_next_multiple_of(EVERY).unwrap_or(u32::MAX)
     }
 
-    /// Record `index`, which is one to be noted, is at `offset`; noted if the one before is.
+    /// Notes that waypoint `index` is at `offset`, if the waypoint before it is noted.
     pub(crate) fn note(&self, index: u32, offset: u64) {
         let mut offsets = self.0.lock();
         if usize::try_from(index / EVERY).is_ok_and(|number| number == offsets.len()) {
@@ -34,7 +34,7 @@ impl Waypoints {
         }
     }
 
-    /// The last known one up to record `index`: its index and offset.
+    /// The last known waypoint up to record `index`: its index and offset.
     pub(crate) fn before(&self, index: u32) -> Option<(u32, u64)> {
         let offsets = self.0.lock();
         let last = u32::try_from(offsets.len().checked_sub(1)?).ok()?;

@@ -51,7 +51,7 @@ impl Compaction {
         self
     }
 
-    /// How long no message of a file was settled before the file is copied; default 1 s, up to a
+    /// A file is copied once none of its messages was settled for this long; default 1 s, up to a
     /// day. If all messages of a file were handed out once, and less than a sixteenth of the file
     /// is unsettled, it waits for 50 ms at the most.
     pub fn idle(mut self, idle: Duration) -> Self {

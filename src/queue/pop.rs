@@ -13,10 +13,11 @@ use std::time::Duration;
 impl Queue {
     /// Hands out the next message, if there is one. Never waits for one.
     ///
-    /// First deliveries follow push order. Messages that were given back come before them, in push
-    /// order; then come messages that have become due, in the order of their times. At
-    /// [`Options::max_in_flight`](crate::Options::max_in_flight) this returns `None`. The attempt
-    /// is stored before this returns, so a message that kills its consumer is found out.
+    /// Messages come in this order: first those that were given back, in push order; then those
+    /// that have become due, in the order of their times; then those that were never handed out, in
+    /// push order. At [`Options::max_in_flight`](crate::Options::max_in_flight) this returns
+    /// `None`. The attempt is stored before this returns, so a message that kills its consumer uses
+    /// up its attempts.
     ///
     /// # Errors
     ///
@@ -101,7 +102,7 @@ impl Queue {
     }
 
     /// Shows the message that [`Queue::pop`] would hand out now, without taking it. The limit of
-    /// messages in flight does not count here.
+    /// messages in flight does not matter here.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -146,7 +147,7 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// Each item as [`Queue::pop`]. After an error the walk is over.
+    /// Each item may be an error of [`Queue::pop`]. After an error the walk is over.
     pub fn iter(&self) -> Messages {
         Messages::new(Arc::clone(self.engine()))
     }
@@ -163,11 +164,11 @@ impl Queue {
         Ok(found?.map(Peeked::new))
     }
 
-    /// Whether a message is settled, and so is never handed out again: it was acked, purged or
-    /// dropped, expired, or moved to the dead letters (or is transient and of an earlier run).
-    /// False: it is unsettled.
+    /// Returns true if the message is settled, and so is never handed out again: it was acked,
+    /// purged, dropped or moved to the dead letters, or it expired, or it is a transient message of
+    /// an earlier run. Returns false if the message is unsettled.
     ///
-    /// This is true as soon as the ack is stored, which may be before [`Delivery::ack`] has
+    /// The result is true as soon as the ack is stored, which may be before [`Delivery::ack`] has
     /// returned, and it is no more durable than the ack: see
     /// [`Options::sync_acks`](crate::Options::sync_acks). A transient message whose run ended in a
     /// power cut may count as unsettled until [`Queue::pop`] passes it.
@@ -195,9 +196,9 @@ impl Queue {
         is_settled
     }
 
-    /// Waits up to `timeout` until a message is settled, in the sense of [`Queue::is_acked`]; false
-    /// if it is not settled by then. Any number of threads may wait, for the same or for other
-    /// messages; each is woken by its own message.
+    /// Waits up to `timeout` until a message is settled, in the sense of [`Queue::is_acked`];
+    /// returns false if it is not settled by then. Any number of threads may wait, for the same or
+    /// for other messages; each is woken by its own message.
     ///
     /// # Errors
     ///
@@ -229,10 +230,11 @@ impl Queue {
         purged
     }
 
-    /// Pushes up to `limit` dead letters again, the oldest first: as new messages at the end of
-    /// this queue, with the same payload and headers, no attempt counted and no delay. Returns how
-    /// many. Each message is durable here before it is removed from the dead letters; a crash in
-    /// between, or another handle that closes them, may leave it in both places.
+    /// Pushes up to `limit` dead letters again, the oldest first. They become new messages at the
+    /// end of this queue, with the same payload and headers, no attempt counted and no delay.
+    /// Returns how many were pushed. Each message is durable here before it is removed from the
+    /// dead letters; a crash in between, or another handle that closes them, may leave it in both
+    /// places.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;

@@ -24,7 +24,7 @@ impl Queue {
     ///
     /// * [`Error::TooLarge`], [`Error::Full`], [`Error::StorageFull`], [`Error::Closed`],
     ///   [`Error::Io`], and [`Error::InvalidOption`] for a [`Message::durability`], delay, time or
-    ///   ttl that cannot be: the message is not in the queue.
+    ///   ttl that is not allowed: the message is not in the queue.
     ///   ([`Overflow::DropNewest`](crate::Overflow::DropNewest) drops the message with `Ok`.)
     /// * [`Error::Poisoned`]: a sync failed. If [`Error::is_indeterminate`], the message may be
     ///   delivered all the same.
@@ -161,7 +161,8 @@ fn draft<'m>(context: &Context, message: &'m Message<'_>) -> Result<Draft<'m>> {
     Ok(draft.with(message.is_transient, due, expires))
 }
 
-/// When a message may be handed out, and when it expires. No clock is read for one without times.
+/// When a message may be handed out, and when it expires. Reads no clock for a message without
+/// times.
 fn times_of(message: &Message<'_>, clock: &Clock) -> Result<(Option<u64>, Option<u64>)> {
     if message.due.is_none() && message.ttl.is_none() {
         return Ok((None, None));

@@ -112,8 +112,8 @@ pub(super) fn take_replaced(
     Ok(all)
 }
 
-/// A source that lost its seal could have any number of records: it has no more than up to the next
-/// one.
+/// A source that lost its seal could have any number of records. Its records end where the next
+/// source begins.
 fn bound(sources: &mut [CopySource]) {
     sources.sort_by_key(|source| source.first_seq);
     let is_plain =

@@ -186,8 +186,8 @@ fn gap_before(
     }
 }
 
-/// Whether the log goes on behind a gap: it does if a sync had promised what is missing. Puts the
-/// gap into the report.
+/// Returns true if the log goes on behind a gap, because a sync had promised what is missing. Puts
+/// the gap into the report.
 fn accept(gap: Damage, watermark: u64, report: &mut RecoveryReport) -> bool {
     if gap.first > watermark {
         report.cut = Some(gap);
@@ -268,8 +268,8 @@ fn readable(scanned: &Scanned, from_index: u32) -> u64 {
     lens.map(u64::from).sum()
 }
 
-/// The part of a scanned segment that counts: up to the first thing above the watermark that is not
-/// whole.
+/// The part of a scanned segment that counts: it ends at the first place above the watermark that
+/// has no whole record.
 fn end_of(
     member: &Member<'_>,
     scanned: &Scanned,

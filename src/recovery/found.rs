@@ -39,7 +39,7 @@ pub(crate) struct Found {
     newest_epoch: u64,
 }
 
-/// No queue gets this far; keepq wrote no name or header that says so.
+/// No queue has an ordinal above this one: keepq wrote no name or header with a larger one.
 const MAX_ORDINAL: u64 = 1 << 62;
 
 /// A file with a valid header.
@@ -90,7 +90,7 @@ impl Found {
         let kept = reading.keep(files, queue_id, checkpoint.as_ref());
         let (mut segments, mut compacted) = reading.segments_of(storage, kept)?;
         let replaced = compacted::take_replaced(&mut segments, &mut compacted)?;
-        // Epochs rise with ordinals; keepq wrote no header that says otherwise.
+        // Epochs increase with ordinals; keepq wrote no header that says otherwise.
         segments.sort_by_key(|segment| (segment.header.epoch, segment.header.ordinal));
         let Reading { directory, leftovers, unreadable, largest_ordinal, newest_epoch, report } =
             reading;
@@ -133,8 +133,8 @@ impl Found {
             self.segments.iter().chain(compacted).chain(replaced.map(|source| &source.segment));
         let headers = all.map(|segment| segment.header.seq_limit);
         let hint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.seq_limit);
-        // Each segment whose header is damaged may have raised it by what it and its predecessor
-        // hold.
+        // Each segment whose header is damaged may have had a higher limit, by what it and its
+        // predecessor hold.
         let unknown = to_u64(self.unreadable) * 2 * capacity(slot::MAX_SEGMENT);
         headers.chain(hint).max().unwrap_or(1) + unknown
     }
@@ -295,9 +295,9 @@ impl Reading {
     }
 }
 
-/// Chooses the queue of CHECKPOINT, `hint`, if a segment is of that queue, too; else that of most
-/// segments, and, where two have as many, that of the oldest of those segments. `None` if neither
-/// CHECKPOINT nor a segment names one.
+/// Chooses the queue of CHECKPOINT, `hint`, if a segment is of that queue, too. Otherwise chooses
+/// the queue that most segments are of; if two queues have equally many, the one with the oldest of
+/// these segments. `None` if neither CHECKPOINT nor a segment names one.
 fn choose_queue(files: &[SegmentFile], hint: Option<[u8; 16]>) -> Option<[u8; 16]> {
     let mut counts: BTreeMap<[u8; 16], usize> = BTreeMap::new();
     for SegmentFile { header, .. } in files {

@@ -1,8 +1,8 @@
-//! What counts, and the log that goes on from it.
+//! The parts of a directory that count, and the log that goes on from them.
 //!
 //! Promises: a [`Log`] comes from a [`Reconciled`] alone, and that from a [`Found`] alone, so no
-//! record is appended behind what was not decided. Relies on the report for what was lost: numbers
-//! that are not here and were not settled are never taken for settled.
+//! record is appended behind a part that was not decided. Relies on the report for what was lost:
+//! numbers that are not here and were not settled are never taken for settled.
 
 use super::compacted::Replaced;
 use super::epoch::{self, Watermark};
@@ -15,7 +15,7 @@ use crate::ranges::Ranges;
 use crate::report::{DamageKind, RecoveryReport};
 use std::collections::BTreeSet;
 
-/// What counts.
+/// What counts of a directory.
 #[derive(Debug)]
 pub(crate) struct Reconciled {
     found: Found,
@@ -181,7 +181,7 @@ fn unaccounted(
     Ok(ranges)
 }
 
-/// Puts in the numbers between those that a compacted segment has: they were settled or lost, and
+/// Adds the numbers between those that a compacted segment has: they were settled or lost, and
 /// nothing says which.
 fn insert_gaps(ranges: &mut Ranges, part: &Part) -> Result<()> {
     const STEP: usize = 4096;

@@ -1,7 +1,7 @@
 //! The way in: messages are numbered, stored and published under one short lock.
 //!
 //! Promises: Seqs ascend without gaps within a run, in the order in which messages are published; a
-//! batch is published whole; what is above a limit is refused before anything is written. Syncs
+//! batch is published whole; a message above a limit is refused before anything is written. Syncs
 //! nothing but what it prepares. Refuses to make room: it says what is missing, and the engine
 //! decides. Segments come from `prepare`.
 
@@ -41,7 +41,7 @@ pub(crate) struct Appender {
     records_before: u64,
     /// How many messages were found or made settled in this run.
     settled_count: Arc<AtomicU64>,
-    /// Nobody watches whether messages expire.
+    /// No look for expired messages is planned.
     expiry_is_idle: Arc<AtomicBool>,
     /// Bytes of files that pushes took.
     taken_bytes: AtomicU64,
@@ -58,7 +58,7 @@ pub(crate) struct Unsealed {
     /// The first Seq of this run.
     first_seq: u64,
     is_closed: bool,
-    /// The directory is, or will soon be, another's.
+    /// The directory belongs, or will soon belong, to another handle.
     is_over: bool,
     /// The shortest interval that an unsynced message waits for.
     sync_within: Option<Duration>,
@@ -208,7 +208,7 @@ impl Unsealed {
         self.full.len() > 1 || self.active.as_ref().is_some_and(used)
     }
 
-    /// Whether this segment has no seal yet, and a sync of it would be the first.
+    /// Returns true if this segment is full, and has no seal yet.
     pub(crate) fn is_full(&self, segment: &Arc<Segment>) -> bool {
         self.full.iter().any(|full| Arc::ptr_eq(&full.segment, segment))
     }
@@ -304,7 +304,7 @@ impl Appender {
         Ok(Appended::At(first_seq))
     }
 
-    /// The guard is to be dropped outside of the lock.
+    /// Publishes messages that are placed. The guard is to be dropped outside of the lock.
     #[inline]
     fn publish(&self, drafts: &[Draft<'_>], first_seq: u64) -> Option<DispatchGuard<'_>> {
         let last_seq = first_seq + to_u64(drafts.len()) - 1;
@@ -323,7 +323,7 @@ impl Appender {
         Some(dispatch)
     }
 
-    /// Where messages expire, and no look for that is planned, one is from now on.
+    /// Plans a look for expired messages, if one of these can expire and no look is planned.
     #[inline]
     fn watch_expiry(&self, drafts: &[Draft<'_>], now: u64) {
         let ttl = self.context.options.message_ttl;
@@ -357,7 +357,7 @@ impl Appender {
         Ok(())
     }
 
-    /// How many messages are not settled, as far as is known: those that nobody has counted yet are
+    /// How many messages are unsettled, as far as is known. Messages that are not counted yet are
     /// taken for unsettled.
     fn unsettled(&self, pushed: u64) -> u64 {
         // Relaxed: an older value only says more than there are.
@@ -402,7 +402,7 @@ impl Appender {
         self.unsealed.lock().is_closed = true;
     }
 
-    /// Gives up the maps: the directory may be another's from here on.
+    /// Gives up the maps: from here on the directory may belong to another handle.
     pub(crate) fn clear(&self) {
         let mut unsealed = self.unsealed.lock();
         unsealed.is_over = true;

@@ -68,7 +68,8 @@ impl Appender {
         self.taken_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Room for a segment of this size, or else for one of at least `bytes`; tells which.
+    /// Takes room for a segment of `size` bytes, or else for one of at least `bytes`; returns the
+    /// size.
     fn take_space(&self, size: u64, bytes: u64) -> Result<u64> {
         let smallest = bytes.max(SMALLEST_SEGMENT).min(size);
         let space = &self.context.space;
@@ -218,7 +219,7 @@ impl Appender {
     }
 
     /// Prepares the next segment if it will be needed soon. `something_goes`: a segment is about to
-    /// be let go, which is used again.
+    /// be let go, and can be used again.
     pub(crate) fn prepare_ahead(&self, something_goes: impl Fn() -> bool) -> Result<()> {
         let mut supply = self.supply.lock();
         let is_wanted = self.unsealed().wants_supply();
@@ -235,8 +236,8 @@ impl Appender {
         self.warm_up_ready(prepared)
     }
 
-    /// Makes a segment that no list names the ready one, if there is none and it is of full size;
-    /// `None` if it is of no use. `count`: how many slots it had.
+    /// Turns a segment that no CHECKPOINT lists into the ready one, if there is none yet and the
+    /// segment has the full size; `None` if it is of no use. `count`: how many slots it had.
     pub(crate) fn recycle(&self, segment: &Arc<Segment>, count: u32) -> Option<Result<()>> {
         let mut supply = self.supply.lock();
         let size = segment.header.size;
@@ -260,8 +261,8 @@ impl Appender {
         Some(self.warm_up_ready(prepared))
     }
 
-    /// Warms a segment up that a push may have taken meanwhile. While it holds nothing, a failed
-    /// sync costs the file; after that, the belief in syncs.
+    /// Warms up a segment that a push may have taken meanwhile. While it holds no message, a failed
+    /// sync costs only the file; after that it poisons the queue.
     fn warm_up_ready(&self, prepared: Prepared) -> Result<()> {
         let Err(error) = self.warm_up(&prepared) else { return Ok(()) };
         let Prepared { segment, region } = prepared;

@@ -1,7 +1,7 @@
 //! Numbers about a queue, of one moment.
 //!
-//! Promises: what is counted is counted where it happens, under the lock that is held there anyway;
-//! what is told here is derived from that and from the log, so it is right after a crash, and never
+//! Promises: events are counted where they happen, under the lock that is held there anyway. The
+//! numbers here come from those counts and from the log, so they are right after a crash, and never
 //! below zero.
 
 use super::{Inspect, Others};

@@ -1,9 +1,9 @@
 //! Looking at messages, and asking what became of them.
 //!
-//! Promises: changes nothing. What a look meets damaged, expired or given up it leaves for `pop`,
-//! and shows what `pop` would hand out behind it. A walk goes by Seq and holds the dispatch lock
-//! for a few hundred slots at a time, so it goes on whatever is pushed, answered or let go
-//! meanwhile.
+//! Promises: a look changes nothing. It leaves messages that are damaged, expired or given up for
+//! `pop`, and shows the message behind them that `pop` would hand out. A walk goes by Seq and holds
+//! the dispatch lock for a few hundred slots at a time, so it goes on whatever is pushed, answered
+//! or let go meanwhile.
 
 mod figures;
 mod stuck;
@@ -107,7 +107,7 @@ pub(crate) enum Front {
     /// The message that `pop` would hand out now.
     Message(Viewed),
     Nothing,
-    /// Not known before the slots of this segment, which has this ordinal, are counted.
+    /// The front is not known before the slots of the segment with this ordinal are counted.
     Uncounted(u64),
 }
 
@@ -209,7 +209,8 @@ impl Inspect {
         }
     }
 
-    /// A message that `pop` would hand out: whole, not over, and with an attempt left.
+    /// The message, if `pop` would hand it out: it is whole, has not expired, and has an attempt
+    /// left.
     fn view_if_fresh(&self, mut unverified: Unverified) -> Option<Viewed> {
         let header = unverified.header;
         let policy = *self.dispatch.lock().ledger().policy();
@@ -401,7 +402,7 @@ enum Passed {
     End,
 }
 
-/// Takes a walk that changes nothing past what it met.
+/// Moves a walk past what it met, and stores nothing.
 fn pass(dispatch: &Dispatch, cursor: &mut Cursor, met: Met) -> Result<Passed> {
     match met {
         Met::Message(found) => {
@@ -424,7 +425,7 @@ fn unverified(dispatch: &Dispatch, found: &Found, due: Option<u64>) -> Result<Un
     Ok(Unverified { seq, attempts, due, pushed_at, header, offset, body })
 }
 
-/// `None` if it is damaged, or for a newer version of keepq only.
+/// `None` if it is damaged, or if only a newer keepq can read it.
 fn view(unverified: &mut Unverified) -> Option<Viewed> {
     let body = unverified.body.take(&unverified.header, unverified.offset);
     let Verified::Payload(payload_start) = unverified.header.verify(&body) else { return None };

@@ -10,8 +10,8 @@ use crate::engine::dispatch::Dispatch;
 /// A segment of which at most one part in this many is unsettled is cheap to copy.
 const CHEAP_PART: u64 = 16;
 
-/// The segments as the plan sees them, at this time. Idle is what had nothing settled for that many
-/// milliseconds.
+/// The segments as the plan sees them at time `now`. A segment is idle if none of its messages was
+/// settled for `idle` milliseconds.
 pub(super) fn of(
     dispatch: &mut Dispatch,
     trigger: Trigger,

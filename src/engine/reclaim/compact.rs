@@ -142,7 +142,7 @@ impl Compactor {
         self.compact_now(Trigger::Requested, 1).map(|_| ())
     }
 
-    /// Copies what is worth it until nothing is, or this many copies are made.
+    /// Makes copies until none is worth it, or until `most` are made.
     pub(super) fn compact_now(&self, trigger: Trigger, most: u64) -> Result<Done> {
         let mut done = Done::default();
         let mut compaction = self.compaction.lock();
@@ -152,8 +152,8 @@ impl Compactor {
         Ok(done)
     }
 
-    /// A step of the job at hand, or of a new one; tells how many bytes it took, `None` if there is
-    /// nothing to do.
+    /// Makes a step of the job at hand, or of a new one; returns how many bytes it read and wrote,
+    /// `None` if there is nothing to do.
     fn compact_step(
         &self,
         compaction: &mut Compaction,
@@ -214,8 +214,8 @@ impl Compactor {
         }
     }
 
-    /// Whether a copy of the first `count` sources of a run has anything in it, and gives back what
-    /// it is to.
+    /// Returns true if a copy of the first `count` sources has a message in it, and gives back as
+    /// much as it has to.
     fn is_worth_it(&self, run: &CopyJob, count: usize) -> bool {
         if run.copy().progress().count == 0 || count == run.sources().len() {
             return run.copy().progress().count > 0;
@@ -226,8 +226,8 @@ impl Compactor {
         run.copy().size() * 100 <= before * percent
     }
 
-    /// This one does not fit behind others: from here on a copy may start with it, and not go over
-    /// it.
+    /// Notes a source that does not fit behind others: from here on a copy may start with it, but
+    /// may not have it behind others.
     fn start_with(&self, source: Option<&CopySource>) {
         let mut dispatch = self.dispatch.lock();
         let track =
@@ -255,7 +255,7 @@ impl Compactor {
             match begun {
                 // A smaller copy may have room.
                 Err(error) if no_room => {
-                    // That options leave none is nobody's error.
+                    // If the options leave no room, that is not an error to report.
                     if !matches!(error, Error::Full { .. }) {
                         self.context.health.note_background(Err(error));
                     }
@@ -327,7 +327,7 @@ impl Compactor {
         })
     }
 
-    /// The job is no more; its sources can be chosen again, after a while.
+    /// The job has ended: its sources can be chosen again after a while.
     fn release_sources(&self, sources: &[CopySource], has_failed: bool) {
         let again = self.context.clock.coarse() + clock::millis(RETRY);
         let mut dispatch = self.dispatch.lock();
@@ -412,7 +412,7 @@ impl Compactor {
         switch::replace_sources(&self.dispatch, self.context.run, sources, made)
     }
 
-    /// Ends what is under way: the queue is closed.
+    /// Ends the copy that is under way, because the queue is closed.
     pub(crate) fn stop(&self) {
         let job = self.compaction.lock().job.take();
         if let Some(job) = job {

@@ -1,8 +1,8 @@
 //! The way out: segments without an unsettled message are let go, sparse ones are compacted.
 //!
 //! Promises: no byte of the disk is given back before what it held is settled for good; a push that
-//! asks for room waits for the work of one file at a time. Decides by itself what is worth it;
-//! when, the engine says. [`Retirer`] lets go, and has the list of what is to be tidied.
+//! asks for room waits for the work of one file at a time. Decides what is worth copying; the
+//! engine decides when. [`Retirer`] lets go of segments, and has the list of what is to be tidied.
 //! [`Compactor`] leads copies, and stands above it. [`Reclaim`] owns both, and says who does what
 //! when a producer or a caller asks for room.
 
@@ -27,7 +27,7 @@ use job::Trigger;
 use retire::Retirer;
 use std::sync::Arc;
 
-/// As many done segments may wait to be let go, while another one is ready.
+/// This many done segments may wait to be let go while another segment is ready.
 const MOST_DONE: u64 = 1;
 
 /// Gives the disk back.
@@ -71,14 +71,14 @@ impl Reclaim {
         &self.compactor
     }
 
-    /// Prepares the next segment if it will be needed soon, unless one is about to be let go that
-    /// serves.
+    /// Prepares the next segment if it will be needed soon, unless a segment is about to be let go
+    /// that can be used again.
     pub(crate) fn prepare_ahead(&self) -> Result<()> {
         self.appender.prepare_ahead(|| self.retirer.done_segments() > 0)
     }
 
-    /// Whether the background does not keep up: done segments take the disk, or unsynced ones would
-    /// hold too many files open.
+    /// Returns true if the background does not keep up: done segments fill the disk, or unsynced
+    /// ones would hold too many files open.
     pub(crate) fn is_behind(&self) -> bool {
         self.has_too_many_open() || self.has_too_many_done()
     }
@@ -107,14 +107,14 @@ impl Reclaim {
         has_any
     }
 
-    /// Does what the background would, so that the queue takes no more disk because its producers
-    /// are fast: the work of one file.
+    /// Does the background's work for one file, so that a queue with fast producers takes no more
+    /// disk.
     pub(crate) fn catch_up(&self) -> Result<()> {
         if self.has_too_many_open() {
             self.commit.sync_oldest_full()?;
             self.release_idle_maps();
         }
-        // Where it is not sealed yet, that belongs to it.
+        // If a done segment is not sealed yet, sealing it is part of the work.
         if self.has_too_many_done()
             && self.retirer.let_go(1)?.segments == 0
             && self.has_done_unsealed()
@@ -125,8 +125,8 @@ impl Reclaim {
         Ok(())
     }
 
-    /// A push finds no room: gives back a file that is in use for nothing, or has less in it than
-    /// it takes; false if there is none.
+    /// For a push that finds no room: gives back a file without unsettled messages, or makes one
+    /// copy; false if neither gave anything back.
     pub(crate) fn make_room(&self) -> Result<bool> {
         self.appender.finish_old_tail()?;
         let (before, ready) = (self.context.space.given_back(), self.appender.ready_bytes());
@@ -136,7 +136,7 @@ impl Reclaim {
             if has_given_back() || self.appender.ready_bytes() > ready {
                 return Ok(true);
             }
-            // Where a done segment is not sealed yet, that belongs to it.
+            // If a done segment is not sealed yet, sealing it is part of the work.
             let has_sealed =
                 !gone.has_more && self.has_done_unsealed() && self.commit.sync_oldest_full()?;
             if !gone.has_more && !has_sealed {
@@ -152,7 +152,7 @@ impl Reclaim {
         Ok(has_given_back())
     }
 
-    /// Copies all that is worth it, and lets go of what is in use for nothing.
+    /// Makes all copies that are worth it, and gives back files that are no longer needed.
     pub(crate) fn compact_all(&self) -> Result<Compacted> {
         let before = self.context.space.given_back();
         self.appender.finish_old_tail()?;
@@ -170,7 +170,7 @@ impl Reclaim {
         })
     }
 
-    /// Unmaps what no delivery needs, and closes what is synced besides.
+    /// Unmaps segments that no delivery needs, and closes unmapped segments that are synced.
     pub(crate) fn release_idle_maps(&self) {
         let mut dispatch = self.dispatch.lock();
         let reading = dispatch.ledger().places().cursor().ordinal();
@@ -192,8 +192,8 @@ impl Reclaim {
 
     /// Syncs segments above the limit of open files that only unsynced answers hold open.
     pub(crate) fn sync_held_open(&self) -> Result<()> {
-        // While this leads, no other thread takes the answers in them for synced, or lets one of
-        // them go.
+        // While this leads, no other thread takes their answers for synced, or lets go of one of
+        // them.
         let lead = self.commit.lead_when_free();
         let held = self.dispatch.lock().backlog_mut().take_held_open();
         for segment in &held {

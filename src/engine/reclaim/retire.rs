@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Retires segments, and removes all that is in use for nothing.
+/// Retires segments, and removes files that are no longer needed.
 #[derive(Debug)]
 pub(crate) struct Retirer {
     context: Arc<Context>,
@@ -78,7 +78,7 @@ impl Retirer {
         self.dispatch.lock().backlog().tracks().done_segments() + going
     }
 
-    /// From here on a copy counts, and what it was made from does not.
+    /// From here on a copy counts, and its sources do not.
     pub(super) fn replace(
         &self,
         upkeep: &mut Upkeep,
@@ -90,7 +90,7 @@ impl Retirer {
         upkeep.replace(copy, sources);
     }
 
-    /// Gives files back that are in use for nothing, for about this time.
+    /// Gives back files that are no longer needed, for about this time.
     pub(crate) fn let_go_for(&self, time: Duration) -> Result<LetGo> {
         let end = clock::now().checked_add(time);
         self.let_go_until(usize::MAX, || end.is_some_and(|end| clock::now() >= end))
@@ -147,8 +147,8 @@ impl Retirer {
         result.and(forgotten).map(|()| LetGo { segments, has_more })
     }
 
-    /// Makes sure that what copies were made from is gone for good: from then on others can be made
-    /// from them.
+    /// Makes sure that the sources of copies are gone for good: from then on the copies can be
+    /// sources themselves.
     fn forget_sources(&self, upkeep: &mut Upkeep) -> Result<()> {
         let copies = upkeep.take_copies_without_sources();
         if copies.is_empty() {
@@ -169,8 +169,7 @@ impl Retirer {
         Ok(())
     }
 
-    /// Syncs copies with the states that they were given last, so that what they were made from can
-    /// go.
+    /// Syncs copies with the states that they were given last, so that their sources can go.
     fn sync_copies(&self, upkeep: &mut Upkeep) -> Result<()> {
         while let Some(copy) = upkeep.unsynced_copy() {
             self.context.health.sync(copy)?;
@@ -182,9 +181,9 @@ impl Retirer {
         Ok(())
     }
 
-    /// Takes up to `limit` segments without an unsettled message out of the log, once all of each
-    /// is synced: should such a file come back after a power cut, it shows the same. Tells whether
-    /// it ended early.
+    /// Takes up to `limit` segments without an unsettled message out of the log. Each of them is
+    /// synced first as a whole: if its file comes back after a power cut, it shows the same.
+    /// Returns true if it ended early.
     fn retire(
         &self,
         upkeep: &mut Upkeep,
@@ -236,7 +235,7 @@ impl Retirer {
         first.map(|track| Arc::clone(track.segment()))
     }
 
-    /// Writes what open would like to know, if it has changed.
+    /// Writes the hints for the next open, if they have changed.
     pub(super) fn write_checkpoint(&self, upkeep: &mut Upkeep) -> Result<()> {
         // No list goes without a segment whose states are not safe elsewhere.
         self.sync_copies(upkeep)?;

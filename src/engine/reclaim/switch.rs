@@ -1,5 +1,5 @@
-//! What compaction does under the dispatch lock: to settle what copying met, and to put a copy in
-//! the place of what it was made from.
+//! The work of compaction under the dispatch lock: it settles what copying met, and puts a copy in
+//! the place of its sources.
 //!
 //! Promises: the numbers of unsettled, leased and settled messages are the same before and after; a
 //! message that is known by its place is found again by its Seq. Relies on `compact` for everything
@@ -19,8 +19,8 @@ use crate::log::merge::CopySource;
 use crate::log::sealed::Mapped;
 use std::sync::Arc;
 
-/// While more slots than this change between two looks, they are brought up to date without the
-/// lock, so many times at most.
+/// The slots that changed are brought up to date without the lock until fewer than this change
+/// between two looks, but `ROUNDS` times at most.
 const FEW: usize = 256;
 const ROUNDS: usize = 16;
 
@@ -123,8 +123,8 @@ fn settle_finding(ledger: &mut Ledger, finding: Finding) -> Result<()> {
     }
 }
 
-/// A message is damaged: it is lost, wherever it waits. One that is in flight, with a copy of its
-/// payload in a consumer's hands, is not.
+/// Notes that a damaged message is lost, wherever it waits. Fails if the message may be in flight:
+/// a consumer may have a copy of its payload.
 fn lose_copied(ledger: &mut Ledger, spot: Spot, offset: u64) -> Result<()> {
     if ledger.may_be_in_flight(spot)? {
         let path = ledger.backlog().track_at(spot.at).segment().path.clone();

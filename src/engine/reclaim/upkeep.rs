@@ -1,4 +1,4 @@
-//! What is to be tidied: the checkpoint, files that are in use for nothing, copies to be synced.
+//! What is to be tidied: the checkpoint, files that are no longer needed, copies to be synced.
 //!
 //! Promises: a source of a copy can be let go only once the copy is said to be synced, and its name
 //! is known until it is removed for good. Only keeps the lists: `retire` syncs, removes and writes,
@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// without, a payload may still be copied out of it.
 type Retired = (Arc<Segment>, Option<u32>);
 
-/// The ordinal of a copy, with the names of what it was made from.
+/// The ordinal of a copy, with the names of its sources.
 type CopyOfSources = (u64, Vec<String>);
 
 /// What is to be tidied.
@@ -26,7 +26,7 @@ pub(super) struct Upkeep {
     leftovers: Vec<(String, u64)>,
     /// Segments without an unsettled message, with the number of their slots.
     done: Vec<Retired>,
-    /// Copies, and what they were made from: to be let go once the copy is synced with the latest
+    /// Copies, each with its sources, which are let go once the copy is synced with the latest
     /// states.
     replaced: Vec<(Arc<Segment>, Vec<Retired>)>,
     /// Copies whose sources are not known to be removed for good.
@@ -57,8 +57,8 @@ impl Upkeep {
         self.leftovers.push((name, bytes));
     }
 
-    /// From here on a copy counts, and what it was made from does not. Payloads may still be copied
-    /// out of that.
+    /// From here on a copy counts, and its sources do not. Payloads may still be copied out of the
+    /// sources.
     pub(super) fn replace(&mut self, copy: Arc<Segment>, sources: Vec<Arc<Segment>>) {
         let sources = sources.into_iter().map(|source| (source, None));
         self.replaced.push((copy, sources.collect()));
@@ -91,7 +91,7 @@ impl Upkeep {
         removed
     }
 
-    /// Their removal is not durable: they are asked for again.
+    /// Puts copies back that were taken: the removal of their sources is not durable yet.
     pub(super) fn put_back_copies(&mut self, copies: Vec<CopyOfSources>) {
         self.with_sources.extend(copies);
     }
