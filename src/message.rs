@@ -134,7 +134,7 @@ impl<'a> Message<'a> {
     }
 
     /// The message expires this long after the push, up to 8 years. From then on it is not handed
-    /// out; when `pop` comes to it, it is dropped and counted, or moves to the dead letters
+    /// out; once it is at the front, it is dropped and counted, or moves to the dead letters
     /// ([`Options::expired`](crate::Options::expired)). The shorter of this time and
     /// [`Options::message_ttl`](crate::Options::message_ttl) counts. A message that was handed out
     /// in time may be answered late.

@@ -170,7 +170,8 @@ impl Stats {
         self.counts.purged
     }
 
-    /// Messages that had expired when `pop` came to them.
+    /// Messages that had expired when they were at the front of the queue: settled, or moved to the
+    /// dead letters, by `pop`, by the background, or by a push that found no room.
     #[must_use]
     pub fn expired(&self) -> u64 {
         self.counts.expired

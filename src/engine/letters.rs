@@ -5,7 +5,7 @@
 
 use super::backlog::{Body, Found};
 use super::context::Context;
-use super::dispatch::{Death, DyingMessage, Whereabouts};
+use super::dispatch::{Death, DyingMessage, Ledger, Whereabouts};
 use super::signal::DispatchLock;
 use crate::error::Result;
 use crate::format::slot::State;
@@ -15,6 +15,8 @@ use std::sync::Arc;
 
 /// Messages looked up under one lock.
 const STEP: usize = 64;
+/// Messages settled under one lock.
+const SETTLED_AT_ONCE: usize = 256;
 
 /// The messages of a queue that are on their way to the dead letters.
 #[derive(Debug)]
@@ -124,25 +126,19 @@ impl DyingMessages {
     /// are durable there. Returns the number of the change that has to be durable before any of
     /// them is shown. Goes on after an error, and returns the first.
     pub(crate) fn settle_moved(&self, there: u64) -> (u64, Result<()>) {
-        let mut dispatch = self.dispatch.lock();
-        let ledger = dispatch.ledger_mut();
-        let mut result = Ok(());
-        for (seq, number) in ledger.places().dying().moved_up_to(there) {
-            let settled = ledger.look_up(seq).and_then(|found| match found {
-                Some(found) => ledger.settle(found.spot, &found.place, State::Dead),
-                None => Ok(false),
-            });
-            match settled {
-                Ok(is_new) => {
-                    ledger.counts_mut().dead_lettered += u64::from(is_new);
-                    let dying = ledger.places_mut().dying_mut();
-                    dying.remove(seq);
-                    dying.settled(number);
-                }
-                Err(error) => result = result.and(Err(error)),
+        let (mut after, mut result) = (0, Ok(()));
+        loop {
+            let mut dispatch = self.dispatch.lock();
+            let ledger = dispatch.ledger_mut();
+            let moved = ledger.places().dying().moved_behind(after, there, SETTLED_AT_ONCE);
+            let Some(&(last, _)) = moved.last() else {
+                return (ledger.backlog().change_count(), result);
+            };
+            after = last;
+            for (seq, number) in moved {
+                result = result.and(settle_moved(ledger, seq, number));
             }
         }
-        (ledger.backlog().change_count(), result)
     }
 
     /// The first Seq among the dead letters that must not be shown. `is_durable`: whether what was
@@ -155,4 +151,17 @@ impl DyingMessages {
         }
         dying.first_moved()
     }
+}
+
+/// A message that has this number among the dead letters is durable there: it is settled here.
+fn settle_moved(ledger: &mut Ledger, seq: u64, there: u64) -> Result<()> {
+    let is_new = match ledger.look_up(seq)? {
+        Some(found) => ledger.settle(found.spot, &found.place, State::Dead)?,
+        None => false,
+    };
+    ledger.counts_mut().dead_lettered += u64::from(is_new);
+    let dying = ledger.places_mut().dying_mut();
+    dying.remove(seq);
+    dying.settled(there);
+    Ok(())
 }

@@ -107,10 +107,11 @@ impl Dying {
         }
     }
 
-    /// Those that were moved up to this Seq there.
-    pub(crate) fn moved_up_to(&self, there: u64) -> Vec<(u64, u64)> {
-        let moved = self.moved.iter().map(|(seq, there)| (*seq, *there));
-        moved.filter(|(_, number)| *number <= there).collect()
+    /// Some of those behind `after` that were moved and have a Seq up to `there` now, with it.
+    pub(crate) fn moved_behind(&self, after: u64, there: u64, most: usize) -> Vec<(u64, u64)> {
+        let behind = (Bound::Excluded(after), Bound::Unbounded);
+        let moved = self.moved.range(behind).map(|(seq, number)| (*seq, *number));
+        moved.filter(|(_, number)| *number <= there).take(most).collect()
     }
 
     /// One that was moved is settled here; the store is not synced.
