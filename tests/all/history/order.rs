@@ -77,17 +77,18 @@ fn first_deliveries_follow_numbers(facts: &Facts) -> Result<(), Fault> {
 
 /// The real time at which the lease may be over, at the earliest, as far as `until` tells.
 fn lease_end(facts: &Facts, take: &Take, until: &When) -> Option<Duration> {
-    let visibility = Duration::from_millis(facts.settings.visibility?);
-    let last = take
-        .extensions
-        .iter()
-        .rfind(|extension| extension.effect != Effect::No && extension.when.start < until.end);
-    Some(match last {
-        Some(Answer { reply: Reply::Extend(time), when, .. }) => {
-            when.began + Duration::from_millis(*time)
+    let mut end = take.when.began + Duration::from_millis(facts.settings.visibility?);
+    for Answer { reply, when, effect, .. } in &take.extensions {
+        let Reply::Extend(time) = reply else { continue };
+        if *effect == Effect::No || when.start >= until.end {
+            continue;
         }
-        _ => take.when.began + visibility,
-    })
+        let extended = when.began + Duration::from_millis(*time);
+        // One that was under way may have come too late for what `until` tells.
+        let is_over = when.end < until.start;
+        end = if is_over { extended } else { end.min(extended) };
+    }
+    Some(end)
 }
 
 /// Whether `first` may have been over when `second` was handed out.
