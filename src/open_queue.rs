@@ -71,9 +71,10 @@ impl OpenQueue {
         let directory = self.engine.context().directory();
         let name = directory.file_name().map(|name| name.to_string_lossy().into_owned());
         let name = format!("keepq-{}", name.unwrap_or_default());
-        let open = Arc::clone(self);
+        let (open, others) = (Arc::clone(self), Arc::clone(self));
         let within = self.engine.options().ack_interval();
-        let started = worker.start(name, within, move |due| open.run_due(due));
+        let run = move |due: &Due| open.run_due(due);
+        let started = worker.start(name, within, run, move || others.wake_all());
         started.map_err(|error| Error::io("start thread", &directory, 0, error))
     }
 
@@ -86,6 +87,14 @@ impl OpenQueue {
         }
         if let Some(dead) = letters.open_engine() {
             dead.context().health.note_background(dead.run_due(due));
+        }
+    }
+
+    /// The background has panicked: who relied on it watches the next time from here on.
+    fn wake_all(&self) {
+        self.engine.wake_all();
+        if let Some(dead) = self.dead_letters.as_ref().and_then(DeadLetters::open_engine) {
+            dead.wake_all();
         }
     }
 

@@ -341,6 +341,11 @@ impl Engine {
         found.unwrap_or(Ok(false))
     }
 
+    /// All who wait look again.
+    pub(crate) fn wake_all(&self) {
+        self.context.waiters.wake_all();
+    }
+
     /// Syncs segments that only unsynced answers hold open, if there are too many of them, and the
     /// background does not keep up or is off. To be called by threads that may wait for a disk.
     #[inline]

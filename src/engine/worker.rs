@@ -119,14 +119,17 @@ impl Worker {
     }
 
     /// Starts the thread, which does `work` whenever something is due; upkeep is due at once.
-    /// `answers_within`: how long answers may wait for a sync.
+    /// `answers_within`: how long answers may wait for a sync. `when_panicked` is called if the
+    /// thread ends by a panic, once it no longer counts as running.
     pub(crate) fn start(
         self: &Arc<Self>,
         name: String,
         answers_within: Option<Duration>,
         work: impl Fn(&Due) + Send + 'static,
+        when_panicked: impl Fn() + Send + 'static,
     ) -> io::Result<()> {
-        let running = Running(Arc::clone(self));
+        let when_panicked = Box::new(when_panicked);
+        let running = Running { worker: Arc::clone(self), when_panicked };
         {
             let mut agenda = self.agenda.lock();
             self.is_running.store(true, Ordering::Relaxed);
@@ -135,7 +138,7 @@ impl Worker {
             agenda.answers_within = answers_within;
         }
         let run = move || {
-            while let Some(due) = running.0.next() {
+            while let Some(due) = running.worker.next() {
                 work(&due);
             }
         };
@@ -214,12 +217,20 @@ fn sooner(at: &mut Option<Instant>, within: Duration) {
 }
 
 /// As long as the thread runs.
-struct Running(Arc<Worker>);
+struct Running {
+    worker: Arc<Worker>,
+    when_panicked: Box<dyn Fn() + Send>,
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let mut agenda = self.0.agenda.lock();
-        agenda.has_panicked = thread::panicking();
-        self.0.is_running.store(false, Ordering::Relaxed);
+        let has_panicked = thread::panicking();
+        let mut agenda = self.worker.agenda.lock();
+        agenda.has_panicked = has_panicked;
+        self.worker.is_running.store(false, Ordering::Relaxed);
+        drop(agenda);
+        if has_panicked {
+            (self.when_panicked)();
+        }
     }
 }

@@ -1,11 +1,12 @@
 //! Found faults: what follows from a failed sync, and from a background thread that panicked.
 
 use super::found_hooks::{
-    Call, Op, Watched, Way, by_hand, confirmed_after_failure, is_segment, is_temporary, large,
-    until,
+    Call, Gate, LIMIT, Op, Watched, Way, by_hand, confirmed_after_failure, is_segment,
+    is_temporary, large, until,
 };
+use super::found_support::call;
 use keepq::fault::{MemoryStorage, Storage};
-use keepq::{Compaction, Delivery, Durability, Error, Message, Options, Queue};
+use keepq::{Compaction, Delivery, Durability, Error, Message, Options, Overflow, Queue, Seq};
 use std::io::{Error as IoError, ErrorKind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -269,6 +270,39 @@ fn close_tells_of_each_of_its_failed_syncs() {
         told += 1;
     }
     assert!(told > 3, "{told} syncs in close");
+}
+
+/// A thread waited for a message, and another one for room, when the background panicked that
+/// watched the time at which the messages expire: both slept for ever.
+#[test]
+fn the_next_time_is_watched_though_the_background_thread_panicked() {
+    let storage = Watched::around(Arc::new(MemoryStorage::new()));
+    let options = Queue::options().segment_bytes(65_536).durability(Durability::Os);
+    let options = options.message_ttl(Duration::from_millis(300)).max_messages(3);
+    let options = options.overflow(Overflow::Block).storage(storage.clone());
+    let queue = options.open("queue").unwrap();
+    let (hold, panics) = (Gate::closed(), Arc::new(AtomicBool::new(true)));
+    let (test, gate) = (thread::current().id(), hold.clone());
+    storage.rule(move |call| {
+        let is_it = call.op == Op::Create && thread::current().id() != test;
+        if is_it && panics.swap(false, Ordering::SeqCst) {
+            gate.pass();
+            // A panic that prints nothing.
+            std::panic::resume_unwind(Box::new("the storage gave up"));
+        }
+        Ok(())
+    });
+    // More than a quarter of a segment: the background prepares the next one.
+    let seqs: Vec<Seq> = (0..3).map(|number| queue.push(large(number)).unwrap()).collect();
+    until("the background makes a file", || hold.has_waiting());
+    let (settled, pushed) = (queue.clone(), queue.clone());
+    let settled = call(move || settled.wait_acked(seqs[2], LIMIT));
+    let pushed = call(move || pushed.push(large(3)));
+    settled.asleep();
+    pushed.asleep();
+    hold.open();
+    assert!(settled.result("the wait for a message that expires").unwrap());
+    pushed.result("the push that waits for room").unwrap();
 }
 
 /// The background thread panicked in a call to the storage, and keepq went on as if it was running:
