@@ -43,6 +43,7 @@ pub struct Stats {
     pub(crate) in_flight: u64,
     pub(crate) delayed: u64,
     pub(crate) dying: u64,
+    pub(crate) set_aside: u64,
     pub(crate) dead_letters: u64,
     pub(crate) pushed: u64,
     pub(crate) failed_pushes: u64,
@@ -64,7 +65,7 @@ pub struct Stats {
     pub(crate) background_error: Option<String>,
 }
 
-/// Unsettled messages: each of them is counted in one of the first four numbers.
+/// Unsettled messages: each of them is counted in one of the first five numbers.
 impl Stats {
     /// Messages that can be handed out.
     #[must_use]
@@ -89,6 +90,14 @@ impl Stats {
     #[must_use]
     pub fn dying(&self) -> u64 {
         self.dying
+    }
+
+    /// Messages that this version of keepq came to and that only a newer one can read
+    /// ([`DamageKind::Newer`](crate::DamageKind::Newer)). They stay stored as they are, and no
+    /// consumer gets them.
+    #[must_use]
+    pub fn set_aside(&self) -> u64 {
+        self.set_aside
     }
 
     /// Messages that the queue of dead letters holds, ready or in flight. A message that has just

@@ -44,6 +44,8 @@ pub enum MessageState {
     InFlight,
     /// It is on its way to the dead letters.
     Dying,
+    /// Only a newer version of keepq can read it, so no consumer gets it here.
+    SetAside,
 }
 
 impl Stuck {

@@ -350,8 +350,7 @@ impl Consumers {
             drop(dispatch);
             let unfit = match front.read(&policy) {
                 FrontState::Damaged => Unfit::Damaged,
-                // `pop` sets it aside.
-                FrontState::Newer => return Ok(has_settled),
+                FrontState::Newer => Unfit::Newer,
                 FrontState::Whole { expires } => {
                     if !expires.is_some_and(|time| self.context.clock.is_past(time)) {
                         self.plan_look(expires);

@@ -116,8 +116,7 @@ impl DyingMessages {
         let mut dispatch = self.dispatch.lock();
         let ledger = dispatch.ledger_mut();
         if let Some((spot, place)) = ledger.backlog().find_place(place)? {
-            ledger.places_mut().dying_mut().remove(place.seq);
-            ledger.note_newer(spot, place.seq, place.offset);
+            ledger.set_aside(spot, &place);
         }
         Ok(())
     }

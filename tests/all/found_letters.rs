@@ -230,7 +230,7 @@ fn unknown_entries(longest: usize) -> Vec<u8> {
 /// A closed queue with one message, which has a header, a time to live and these entries. The
 /// entries are pushed as the start of the payload. Then the length of the extensions is changed to
 /// include them.
-fn crafted(entries: &[u8]) -> Arc<MemoryStorage> {
+pub(crate) fn crafted(entries: &[u8]) -> Arc<MemoryStorage> {
     let disk = Arc::new(MemoryStorage::new());
     let queue = on(disk.clone()).segment_bytes(1 << 20).open("queue").unwrap();
     let message = Message::new([entries, b"the payload"].concat());

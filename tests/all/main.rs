@@ -47,6 +47,7 @@ mod found_errors;
 mod found_hooks;
 mod found_letters;
 mod found_lost;
+mod found_newer;
 mod found_reads;
 mod found_rebuild;
 mod found_room;

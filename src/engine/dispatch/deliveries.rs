@@ -408,7 +408,7 @@ impl Deliveries {
     /// stays stored as it was.
     pub(crate) fn set_aside(&mut self, leased: &Leased) -> Result<()> {
         let Some((spot, place)) = self.take_back_unseen(leased)? else { return Ok(()) };
-        self.ledger.note_newer(spot, place.seq, place.offset);
+        self.ledger.set_aside(spot, &place);
         self.ledger
             .store_unsettled(spot, &Place { attempts: place.attempts - 1, ..place })
             .map(|_| ())

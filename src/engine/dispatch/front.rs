@@ -37,11 +37,13 @@ pub(crate) enum FrontState {
     Newer,
 }
 
-/// Why the message at the front is settled.
+/// Why the message at the front does not stay there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Unfit {
     Expired,
     Damaged,
+    /// Only a newer version of keepq can read it: it is set aside.
+    Newer,
 }
 
 impl FrontMessage {
@@ -63,7 +65,7 @@ impl FrontMessage {
         Ok(FrontLook::Message(Self { next, body, pushed_at }))
     }
 
-    /// Settles the message, if it is still at the front.
+    /// Settles the message, or sets it aside, if it is still at the front.
     pub(crate) fn settle(&self, unfit: Unfit, dispatch: &mut Dispatch, visible: u64) -> Result<()> {
         let Choice::Next(next) = dispatch.choose(visible)? else { return Ok(()) };
         let Found { spot, ref place, .. } = next.found;
@@ -75,6 +77,7 @@ impl FrontMessage {
             Unfit::Damaged => {
                 dispatch.ledger_mut().lose(spot, place.offset)?;
             }
+            Unfit::Newer => dispatch.ledger_mut().set_aside(spot, place),
         }
         dispatch.leave_chosen(&next);
         Ok(())

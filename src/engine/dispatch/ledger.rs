@@ -188,7 +188,7 @@ impl Ledger {
                 // Transient, and of an earlier run: it did not wait.
                 self.settle(found.spot, &found.place, State::Dead).map(|_| false)
             }
-            Whereabouts::InFlight | Whereabouts::Dying => Ok(false),
+            Whereabouts::InFlight | Whereabouts::Dying | Whereabouts::SetAside => Ok(false),
         }
     }
 
@@ -323,10 +323,12 @@ impl Ledger {
         self.news.died = true;
     }
 
-    /// The record of a message is of a newer version of keepq: it is not handed out.
-    pub(crate) fn note_newer(&mut self, spot: Spot, seq: u64, offset: u64) {
-        self.places.set_aside(seq);
-        self.backlog.list_damage(spot, offset, DamageKind::Newer);
+    /// Takes a message out of wherever it is whose record only a newer version of keepq can read:
+    /// it is not handed out, and stays stored as it is.
+    pub(crate) fn set_aside(&mut self, spot: Spot, place: &Place) {
+        self.take_out(spot, place.seq);
+        self.places.set_aside(place.seq);
+        self.backlog.list_damage(spot, place.offset, DamageKind::Newer);
     }
 
     /// Stores a delay; if that fails, it holds in this run all the same.

@@ -22,6 +22,8 @@ pub(crate) enum Whereabouts {
     Delayed(u64),
     InFlight,
     Dying,
+    /// Only a newer version of keepq can read it.
+    SetAside,
     Settled,
 }
 
@@ -150,9 +152,14 @@ impl Places {
         self.returned.contains_key(&seq)
     }
 
+    /// Messages that only a newer version of keepq can read.
+    pub(crate) fn count_set_aside(&self) -> u64 {
+        to_u64(self.set_aside.len())
+    }
+
     /// How many messages are not ready, those left out that are not before their times.
     pub(crate) fn elsewhere(&self) -> u64 {
-        self.in_flight() + to_u64(self.set_aside.len()) + self.dying.count()
+        self.in_flight() + self.count_set_aside() + self.dying.count()
     }
 
     /// When there will be something to hand out that is not there yet. `is_full`: as many are in
@@ -198,6 +205,9 @@ impl Places {
             Standing::Settled | Standing::Lost | Standing::Outlived => return Whereabouts::Settled,
             Standing::Dying => return Whereabouts::Dying,
             Standing::Scheduled(_) | Standing::Ready | Standing::Unreadable => {}
+        }
+        if self.set_aside.contains(&seq) {
+            return Whereabouts::SetAside;
         }
         if self.is_returned(seq) {
             return Whereabouts::Ready;

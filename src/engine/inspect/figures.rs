@@ -33,6 +33,7 @@ impl Inspect {
             in_flight,
             delayed,
             dying: dispatch.ledger().places().dying().count(),
+            set_aside: dispatch.ledger().places().count_set_aside(),
             dead_letters,
             pushed,
             failed_pushes,

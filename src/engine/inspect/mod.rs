@@ -269,7 +269,10 @@ impl Inspect {
         let due = match dispatch.ledger().whereabouts(seq, &status, is_counted) {
             Whereabouts::Delayed(due) => Some(due),
             Whereabouts::Settled => return Ok(None),
-            Whereabouts::Ready | Whereabouts::InFlight | Whereabouts::Dying => None,
+            Whereabouts::Ready
+            | Whereabouts::InFlight
+            | Whereabouts::Dying
+            | Whereabouts::SetAside => None,
         };
         let (attempts, slot_offset) = (status.slot.attempts, status.slot.offset);
         Ok(Some(Known { mapped, index, slot_offset, attempts, base_time, due }))
@@ -339,7 +342,7 @@ impl Inspect {
                 Whereabouts::Delayed(due) => Some(Some(due)),
                 Whereabouts::Ready => Some(None),
                 Whereabouts::Settled => None,
-                Whereabouts::InFlight | Whereabouts::Dying => {
+                Whereabouts::InFlight | Whereabouts::Dying | Whereabouts::SetAside => {
                     (walk.which == Which::Unsettled).then_some(None)
                 }
             };

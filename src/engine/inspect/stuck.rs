@@ -66,6 +66,7 @@ fn stuck_from(dispatch: &Dispatch, from: u64, now: Now) -> Result<Option<(Option
         Whereabouts::Ready => MessageState::Ready,
         Whereabouts::Delayed(_) => MessageState::Delayed,
         Whereabouts::Dying => MessageState::Dying,
+        Whereabouts::SetAside => MessageState::SetAside,
         Whereabouts::InFlight | Whereabouts::Settled => MessageState::InFlight,
     };
     let pushed_at = base_time + u64::from(header.age);
