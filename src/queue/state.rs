@@ -8,8 +8,8 @@ use crate::stats::Stats;
 use crate::stuck::Stuck;
 
 impl Queue {
-    /// How many messages are ready: not settled, and neither delayed, in flight, set aside nor on their
-    /// way to the dead letters.
+    /// How many messages are ready: not settled, and neither delayed, in flight, set aside nor on
+    /// their way to the dead letters.
     ///
     /// The first call after open may take as long as reading 16 bytes for each message of earlier
     /// runs, unless the background was faster. A state that cannot be read counts as ready; a later

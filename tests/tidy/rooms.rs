@@ -69,13 +69,15 @@ pub(crate) const PLAIN: &[&str] = &[
     "compaction",
     "engine/context",
     "engine/waiters",
-    "engine/mod",
     "engine/opening",
     "engine/append",
     "engine/dispatch/policy",
     "engine/dispatch/news",
     "engine/dispatch/exchange",
 ];
+
+/// Rooms of figures, which have a method for each.
+pub(crate) const FIGURES: &[&str] = &["stats"];
 
 /// Rooms that may have locks.
 pub(crate) const LOCKING: &[&str] =
