@@ -99,11 +99,10 @@ impl DeadLetters {
         let storage = storage.map_err(|error| {
             Error::io("open directory", &context.storage.path(name::DEAD), 0, error)
         })?;
-        let Setting { worker, space, room, .. } = &self.setting;
+        let Setting { worker, space, .. } = &self.setting;
         let setting = Setting {
             worker: Arc::clone(worker),
             space: Arc::clone(space),
-            room: Arc::clone(room),
             is_for_dead_letters: true,
         };
         let dead = Engine::open(self.options(), storage, setting)?;

@@ -5,7 +5,7 @@
 
 use crate::dead_letters::DeadLetters;
 use crate::engine::{
-    Answer, DEAD_LETTERS_ROOM, Due, Engine, LeaseKey, Line, Setting, Share, Space, WhenFull, Worker,
+    Answer, DEAD_LETTERS_ROOM, Due, Engine, LeaseKey, Setting, Share, Space, WhenFull, Worker,
 };
 use crate::error::{Error, Result};
 use crate::io::Storage;
@@ -34,18 +34,13 @@ impl OpenQueue {
         let reserve = if has_dead_letters && is_bounded { DEAD_LETTERS_ROOM } else { 0 };
         let space = Arc::new(Space::new(options.max_bytes));
         let space = Share::of_queue(space, reserve, options.scratch());
-        let (worker, room) = (Arc::new(Worker::default()), Arc::new(Line::default()));
+        let worker = Arc::new(Worker::default());
         let dead_space = Share::of_dead_letters(&space);
-        let setting = Setting {
-            worker: Arc::clone(&worker),
-            space,
-            room: Arc::clone(&room),
-            is_for_dead_letters: false,
-        };
+        let setting = Setting { worker: Arc::clone(&worker), space, is_for_dead_letters: false };
         let engine = Engine::open(options, storage, setting)?;
         let dead_letters = has_dead_letters.then(|| {
             let worker = Arc::clone(&worker);
-            let setting = Setting { worker, space: dead_space, room, is_for_dead_letters: true };
+            let setting = Setting { worker, space: dead_space, is_for_dead_letters: true };
             DeadLetters::new(&engine, setting)
         });
         let open = Arc::new(Self { engine, dead_letters, is_of_dead_letters: false });

@@ -128,7 +128,6 @@ fn engine() -> Arc<Engine> {
     let setting = Setting {
         worker: Arc::default(),
         space: Share::of_queue(Arc::new(Space::new(None)), 0, 0),
-        room: Arc::default(),
         is_for_dead_letters: false,
     };
     Engine::open(options, Arc::new(MemoryStorage::new()), setting).unwrap()

@@ -1,6 +1,5 @@
 //! What open does before the rooms of an engine exist.
 
-use super::line::Line;
 use super::space::{CHECKPOINT_ROOM, Share};
 use super::worker::Worker;
 use crate::error::{Error, Result};
@@ -19,8 +18,6 @@ pub(crate) struct Setting {
     pub(crate) worker: Arc<Worker>,
     /// The bytes of the disk that its files take.
     pub(crate) space: Arc<Share>,
-    /// Where its producers wait for room.
-    pub(crate) room: Arc<Line>,
     /// It is for the dead letters of another queue.
     pub(crate) is_for_dead_letters: bool,
 }

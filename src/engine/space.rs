@@ -1,8 +1,10 @@
 //! The disk space that the files of a queue and its dead letters take together, and may take.
 //!
 //! Promises: no more than `max_bytes` are taken, but for a CHECKPOINT that has to grow. Relies on
-//! the callers that make and remove files to say so.
+//! the callers that make and remove files to say so. Whatever is given back wakes a producer that
+//! waits for room.
 
+use super::line::Line;
 use crate::error::{Error, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +24,8 @@ pub(crate) const DEAD_LETTERS_ROOM: u64 = 2 * SMALLEST_SEGMENT;
 pub(crate) struct Space {
     max: Option<u64>,
     used: AtomicU64,
+    /// Where producers wait for room.
+    room: Arc<Line>,
 }
 
 /// The share of one engine in that space.
@@ -56,6 +60,11 @@ impl Space {
 
     pub(super) fn max(&self) -> Option<u64> {
         self.max
+    }
+
+    /// Where producers wait for room: those of the dead letters, too.
+    pub(super) fn room(&self) -> &Arc<Line> {
+        &self.room
     }
 }
 
@@ -134,17 +143,19 @@ impl Share {
         Ok(())
     }
 
+    /// Files are gone: a producer that waits looks again.
     pub(super) fn give_back(&self, bytes: u64) {
-        self.own.fetch_sub(bytes, Ordering::SeqCst);
-        self.space.used.fetch_sub(bytes, Ordering::SeqCst);
         // Relaxed: a number by itself.
         self.given_back.fetch_add(bytes, Ordering::Relaxed);
+        self.undo(bytes);
     }
 
-    /// Undoes a take that was not needed; this does not count as given back.
+    /// Undoes a take that was not needed: a producer that waits looks again. This does not count as
+    /// given back.
     pub(super) fn undo(&self, bytes: u64) {
         self.own.fetch_sub(bytes, Ordering::SeqCst);
         self.space.used.fetch_sub(bytes, Ordering::SeqCst);
+        self.space.room.wake_first();
     }
 
     /// Bytes that were given back since open.

@@ -348,7 +348,6 @@ impl Compactor {
         self.appender.end_copy();
         if discarded.is_ok() {
             self.context.space.undo(size);
-            self.context.waiters.room.wake_first();
             return;
         }
         let name = crate::format::name::temporary(ordinal);
