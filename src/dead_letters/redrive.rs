@@ -11,7 +11,7 @@ use crate::format::bytes::to_u64;
 use crate::format::extension::Notes;
 use std::collections::BTreeSet;
 
-/// Letters taken at a time.
+/// Letters taken at a time, and letters that are passed over at most.
 const STEP: usize = 64;
 
 /// The progress of one call.
@@ -40,9 +40,16 @@ impl Redrive {
     /// Pushes some letters to `queue`, and settles those that are durable there; false once nothing
     /// is left to do.
     pub(super) fn push_some(&mut self, queue: &Engine, dead: &Engine) -> Result<bool> {
+        // Left of earlier steps, if at all: of those, others may have settled some.
+        for seq in std::mem::take(&mut self.unsettled) {
+            if !dead.inspect().is_settled(seq)? {
+                self.unsettled.insert(seq);
+            }
+        }
         let wanted = self.limit - self.pushed + to_u64(self.unsettled.len());
         let step = usize::try_from(wanted).unwrap_or(STEP).min(STEP);
-        if step == 0 {
+        // One that another consumer has is not found, however many are taken.
+        if step == 0 || self.passed.len() >= STEP {
             return Ok(false);
         }
         let letters = dead.consumers().pop_batch(step)?;

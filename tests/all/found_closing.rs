@@ -1,9 +1,9 @@
 //! What other threads see while a queue, or the queue of its dead letters, is being closed. Each
 //! test is a story that once went wrong.
 
-use crate::found_support::{Op, alone, call, on, soon, watched};
+use crate::found_support::{Op, alone, call, ms, on, soon, watched};
 use keepq::fault::MemoryStorage;
-use keepq::{Error, Queue, Result, Seq};
+use keepq::{Backoff, Error, Queue, Result, Seq};
 use std::sync::Arc;
 use std::thread;
 
@@ -155,4 +155,39 @@ fn the_background_moves_messages_while_another_handle_closes_the_dead_letters() 
     rejecting.result("reject").unwrap();
     assert!(soon(|| moved(2)(&queue)));
     assert_eq!(queue.stats().last_background_error(), None);
+}
+
+/// More than a call takes in a millisecond.
+const LETTERS: u64 = 60_000;
+
+/// A redrive whose dead letters were closed by another handle had letters that were pushed and not
+/// settled. If one of those was settled by another consumer, the call went on looking for it: it
+/// took all other letters, one by one. With a visibility timeout those that it took first were back
+/// before it had come to the last, so the call never returned.
+#[test]
+fn a_redrive_ends_although_another_consumer_has_its_letter() {
+    let (storage, watch) = watched(Arc::new(MemoryStorage::new()));
+    let options = on(storage).segment_bytes(8 << 20).background(false);
+    let options = options.max_attempts(1).backoff(Backoff::none());
+    let queue = options.clone().open("queue").unwrap();
+    queue.push_batch((0..LETTERS).map(|n| n.to_string())).unwrap();
+    queue.pop_batch(usize::MAX).unwrap().into_iter().for_each(|job| job.nack().unwrap());
+    queue.maintain().unwrap();
+    queue.close().unwrap();
+    let queue = options.visibility_timeout(ms(1)).open("queue").unwrap();
+    // The run has its first segment before the redrive.
+    queue.push("first").unwrap();
+    queue.pop().unwrap().unwrap().ack().unwrap();
+    let letters = queue.dead_letters().unwrap();
+    assert_eq!(letters.len(), LETTERS);
+    let redriving = queue.clone();
+    let (hold, redrive) = watch.hold(Op::Sync, "0", move || redriving.redrive(1).unwrap());
+    assert_eq!(queue.len(), 1, "it is pushed, and is being synced");
+    letters.close().unwrap();
+    let letters = queue.dead_letters().unwrap();
+    let letter = letters.pop().unwrap().unwrap();
+    assert_eq!(letter[..], *b"0");
+    letter.ack().unwrap();
+    drop(hold);
+    assert_eq!(redrive.result("redrive"), 1);
 }
