@@ -129,8 +129,8 @@ impl DyingMessages {
         loop {
             let mut dispatch = self.dispatch.lock();
             let ledger = dispatch.ledger_mut();
-            let moved = ledger.places().dying().moved_behind(after, there, SETTLED_AT_ONCE);
-            let Some(&(last, _)) = moved.last() else {
+            let moved = ledger.places().dying().moved_between(after, there, SETTLED_AT_ONCE);
+            let Some(&(_, last)) = moved.last() else {
                 return (ledger.backlog().change_count(), result);
             };
             after = last;

@@ -53,9 +53,11 @@ pub(crate) struct DyingMessage {
 pub(crate) struct Dying {
     /// Not yet among the dead letters, by Seq.
     waiting: BTreeMap<u64, Death>,
-    /// There, but not known to be durable: with the Seq that it has there.
+    /// In `dead/`, but not known to be durable there: with the Seq that it has there.
     moved: BTreeMap<u64, u64>,
-    /// The Seqs there of those that are settled here, which no sync has covered.
+    /// The same, by the Seq that they have there.
+    moved_by_number: BTreeMap<u64, u64>,
+    /// The Seqs in `dead/` of those that are settled here, which no sync has covered.
     unsynced: BTreeSet<u64>,
 }
 
@@ -86,7 +88,9 @@ impl Dying {
     pub(crate) fn remove(&mut self, seq: u64) {
         if self.count() > 0 {
             self.waiting.remove(&seq);
-            self.moved.remove(&seq);
+            if let Some(there) = self.moved.remove(&seq) {
+                self.moved_by_number.remove(&there);
+            }
         }
     }
 
@@ -104,14 +108,18 @@ impl Dying {
     pub(crate) fn move_to(&mut self, seq: u64, there: u64) {
         if self.waiting.remove(&seq).is_some() {
             self.moved.insert(seq, there);
+            self.moved_by_number.insert(there, seq);
         }
     }
 
-    /// Some of those behind `after` that were moved and have a Seq up to `there` now, with it.
-    pub(crate) fn moved_behind(&self, after: u64, there: u64, most: usize) -> Vec<(u64, u64)> {
-        let behind = (Bound::Excluded(after), Bound::Unbounded);
-        let moved = self.moved.range(behind).map(|(seq, number)| (*seq, *number));
-        moved.filter(|(_, number)| *number <= there).take(most).collect()
+    /// Some of those that were moved, with the Seqs that they have there: above `after`, and up to
+    /// `there`.
+    pub(crate) fn moved_between(&self, after: u64, there: u64, most: usize) -> Vec<(u64, u64)> {
+        if after >= there {
+            return Vec::new();
+        }
+        let numbers = self.moved_by_number.range(after + 1..=there);
+        numbers.map(|(number, seq)| (*seq, *number)).take(most).collect()
     }
 
     /// One that was moved is settled here; the store is not synced.
@@ -126,7 +134,7 @@ impl Dying {
 
     /// The first Seq there whose message is not settled here for good; `u64::MAX` if there is none.
     pub(crate) fn first_moved(&self) -> u64 {
-        let moved = self.moved.values().copied().min().unwrap_or(u64::MAX);
+        let moved = self.moved_by_number.first_key_value().map_or(u64::MAX, |(there, _)| *there);
         moved.min(self.unsynced.first().copied().unwrap_or(u64::MAX))
     }
 }
