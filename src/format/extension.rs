@@ -176,11 +176,28 @@ fn origin(content: &[u8]) -> Option<Origin<'_>> {
     })
 }
 
+/// Bytes at the start of a body that say how long its extensions are, those included. `start`: of
+/// the body.
+pub(crate) fn start_len(start: [u8; LENGTH]) -> usize {
+    LENGTH + usize::from(u16::from_le_bytes(start))
+}
+
+/// Whether a body that starts with extensions has an entry that a reader must know and this version
+/// does not. `start`: the body up to its payload, which need not be what was pushed.
+pub(crate) fn may_be_newer(start: &[u8]) -> bool {
+    let (entries, _) = split(start).unwrap_or_default();
+    Entries(entries).any(is_unknown)
+}
+
+fn is_unknown((tag, _): (u8, &[u8])) -> bool {
+    tag >= MUST_KNOW && ![DUE, EXPIRES].contains(&tag)
+}
+
 /// What a body that starts with extensions turns out to be; its checksum is right.
 pub(crate) fn verify(body: &[u8]) -> Verified {
     let Some((entries, _)) = split(body) else { return Verified::Damaged };
     let mut rest = Entries(entries);
-    if rest.any(|(tag, _)| tag >= MUST_KNOW && ![DUE, EXPIRES].contains(&tag)) {
+    if rest.any(is_unknown) {
         return Verified::Newer;
     }
     if rest.0.is_empty() { Verified::Payload(LENGTH + entries.len()) } else { Verified::Damaged }

@@ -7,6 +7,7 @@ use super::Segment;
 use super::waypoints::Waypoints;
 use crate::error::Result;
 use crate::format::bytes::to_u64;
+use crate::format::extension;
 use crate::format::number;
 use crate::format::record::{ALIGN, HEADER, RecordHeader};
 use crate::format::segment::RECORDS_START;
@@ -138,6 +139,20 @@ impl Mapped {
         // `header` has checked that it lies in the segment; else an empty body fails its check.
         self.region.load_into(offset + to_u64(HEADER), len, &mut body).ok();
         body
+    }
+
+    /// Whether only a newer keepq may be able to read the body behind `header`. It is not verified,
+    /// and no more of it is read than its extensions.
+    pub(crate) fn may_be_newer(&self, header: &RecordHeader, offset: u64) -> bool {
+        let body = offset + to_u64(HEADER);
+        let mut start = [0; extension::LENGTH];
+        if !header.flags.has_extensions() || self.region.load(body, &mut start).is_err() {
+            return false;
+        }
+        let len = extension::start_len(start).min(usize::try_from(header.body_len).unwrap_or(0));
+        let mut extensions = Vec::with_capacity(len);
+        let read = self.region.load_into(body, len, &mut extensions);
+        read.is_ok() && extension::may_be_newer(&extensions)
     }
 
     /// The first record at or behind `from` with an index in `from_index..end_index`.

@@ -1,9 +1,9 @@
 //! Found faults: messages that only a newer keepq can read.
 
-use super::found_hooks::by_hand;
+use super::found_hooks::{Way, by_hand, find};
 use super::found_letters::crafted;
 use keepq::fault::{ManualClock, MemoryStorage};
-use keepq::{Compaction, DamageKind, MessageState, Options, Queue, Seq, Stats};
+use keepq::{Compaction, Damage, DamageKind, MessageState, Options, Overflow, Queue, Seq, Stats};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -70,4 +70,42 @@ fn expired_messages_behind_one_of_a_newer_keepq_are_let_go() {
     queue.compact().unwrap();
     assert_eq!(queue.pop().unwrap().unwrap().attempts(), 1);
     assert_eq!(queue.stats().set_aside(), 1);
+}
+
+/// "A message that only a newer keepq understands stays stored": that was so once a `pop` had met
+/// it. Before that, `purge` and `Overflow::DropOldest` settled it, and listed nothing.
+#[test]
+fn a_message_of_a_newer_keepq_is_not_purged_or_dropped() {
+    let ways: [Way; 4] = [
+        ("pop, then purge", |queue| {
+            assert!(queue.pop().unwrap().is_none());
+            assert_eq!(queue.purge().unwrap(), 0);
+        }),
+        ("purge", |queue| assert_eq!(queue.purge().unwrap(), 0)),
+        ("a push over the oldest", |queue| assert!(queue.push("b").is_err())),
+        ("a look for expired ones", |queue| queue.maintain().unwrap()),
+    ];
+    for (name, work) in ways {
+        let (_disk, queue) = with_newer(|options| {
+            let options = options.max_messages(1).overflow(Overflow::DropOldest);
+            options.message_ttl(SECOND).clock(clock())
+        });
+        work(&queue);
+        assert!(!queue.is_acked(1.into()).unwrap(), "{name}");
+        assert_eq!((queue.stats().set_aside(), queue.damage().len()), (1, 1), "{name}");
+    }
+}
+
+/// A damaged record is not taken for one of a newer keepq, whatever its bytes look like.
+#[test]
+fn a_damaged_message_that_looks_newer_is_lost() {
+    let disk = crafted(&UNKNOWN);
+    let (name, at) = find(&disk, b"the payload");
+    let mut bytes = disk.read(&name).unwrap();
+    bytes[at as usize] ^= 1;
+    disk.write(&name, bytes);
+    let queue = by_hand(disk).segment_bytes(1 << 20).clock(clock()).open("queue").unwrap();
+    assert_eq!(queue.purge().unwrap(), 0);
+    let kinds: Vec<_> = queue.damage().iter().map(Damage::kind).collect();
+    assert_eq!((kinds, queue.stats().lost()), (vec![DamageKind::Corrupt], 1));
 }

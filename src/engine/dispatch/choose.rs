@@ -170,8 +170,7 @@ impl Dispatch {
     pub(crate) fn drop_next(&mut self, published: u64) -> Result<Dropped> {
         let is_new = match self.choose(published)? {
             Choice::Next(next) => {
-                let found = &next.found;
-                let is_new = self.ledger_mut().settle(found.spot, &found.place, State::Dead)?;
+                let is_new = self.ledger_mut().settle_unread(&next.found)?;
                 self.leave_chosen(&next);
                 is_new
             }
@@ -182,8 +181,7 @@ impl Dispatch {
                     return Ok(Dropped::None);
                 };
                 let found = ledger.look_up(seq)?;
-                let settle = |found: Found| ledger.settle(found.spot, &found.place, State::Dead);
-                let is_new = found.map_or(Ok(false), settle)?;
+                let is_new = found.map_or(Ok(false), |found| ledger.settle_unread(&found))?;
                 ledger.places_mut().leave_schedule(due, seq);
                 is_new
             }

@@ -18,7 +18,8 @@ pub(crate) struct Dropping {
 
 impl Dropping {
     /// The oldest segment behind message `after` that can be let go once what waits in it is
-    /// dropped: not the newest, and nothing of it is in flight or dying.
+    /// dropped: not the newest, and nothing of it is in flight, dying or set
+    /// aside.
     pub(crate) fn of_oldest(dispatch: &Dispatch, after: Option<u64>) -> Option<Self> {
         let ledger = dispatch.ledger();
         let tracks = ledger.backlog().tracks();
@@ -28,7 +29,7 @@ impl Dropping {
             let seqs = track.first_seq()..track.end_seq(0);
             let is_behind = after.is_none_or(|after| seqs.start > after);
             let is_free = track.leased() == 0 && !track.copying().is_pinned() && !seqs.is_empty();
-            is_behind && is_free && !ledger.places().dying().has_any_in(seqs)
+            is_behind && is_free && !ledger.places().holds_any_in(seqs)
         })?;
         let (first_seq, last_seq) = (track.first_seq(), track.end_seq(0) - 1);
         Some(Self { cursor: Cursor::start_of(track), first_seq, last_seq, dropped: 0 })

@@ -17,6 +17,7 @@ use crate::engine::backlog::{Backlog, Found, Lookup, Spot};
 use crate::engine::context::Context;
 use crate::engine::waiters::Waiters;
 use crate::error::{Error, Result};
+use crate::format::extension::Verified;
 use crate::format::slot::{Delay, Slot, State};
 use crate::format::standing::Standing;
 use crate::leases::Place;
@@ -178,18 +179,34 @@ impl Ledger {
         Ok(is_new)
     }
 
-    /// Settles a message that waits, ready or delayed; false if it does not.
+    /// Settles a message that waits, ready or delayed; false if it does not, or is set aside.
     pub(super) fn settle_waiting(&mut self, found: &Found) -> Result<bool> {
         match self.whereabouts_of(found, true)? {
-            Whereabouts::Ready | Whereabouts::Delayed(_) => {
-                self.settle(found.spot, &found.place, State::Dead)
-            }
+            Whereabouts::Ready | Whereabouts::Delayed(_) => self.settle_unread(found),
             Whereabouts::Settled => {
                 // Transient, and of an earlier run: it did not wait.
                 self.settle(found.spot, &found.place, State::Dead).map(|_| false)
             }
             Whereabouts::InFlight | Whereabouts::Dying | Whereabouts::SetAside => Ok(false),
         }
+    }
+
+    /// Settles a message that waits and whose body was not verified; false if only a newer version
+    /// of keepq can read it: it is set aside.
+    pub(super) fn settle_unread(&mut self, found: &Found) -> Result<bool> {
+        let Found { spot, ref place, ref header, .. } = *found;
+        let mapped = self.backlog.track_at(spot.at).map()?;
+        if mapped.may_be_newer(header, place.offset) {
+            match header.verify(&mapped.body(header, place.offset)) {
+                Verified::Newer => {
+                    self.set_aside(spot, place);
+                    return Ok(false);
+                }
+                Verified::Damaged => return self.lose(spot, place.offset).map(|_| false),
+                Verified::Payload(_) => {}
+            }
+        }
+        self.settle(spot, place, State::Dead)
     }
 
     /// Counts what a store settled, and has others told of it.

@@ -13,6 +13,7 @@ use crate::format::standing::Standing;
 use crate::leases::{Leases, Place};
 use crate::schedule::Schedule;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// Where a message is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -129,6 +130,11 @@ impl Places {
 
     pub(super) fn set_aside(&mut self, seq: u64) {
         self.set_aside.insert(seq);
+    }
+
+    /// Whether any of these messages is dying or set aside, so that nothing else can settle it.
+    pub(super) fn holds_any_in(&self, seqs: Range<u64>) -> bool {
+        self.dying.has_any_in(seqs.clone()) || self.set_aside.range(seqs).next().is_some()
     }
 
     /// Whether something comes before what is behind the cursor.
