@@ -72,7 +72,6 @@ pub(crate) use dispatch::DyingMessage;
 pub(crate) use dispatch::{Answer, Cause, start_push};
 pub(crate) use inspect::{Front, Inspect, Viewed, Walk};
 pub(crate) use letters::DyingMessages;
-pub(crate) use line::Line;
 pub(crate) use opening::Setting;
 pub(crate) use producers::{Producers, WhenFull};
 pub(crate) use published::Published;
@@ -163,7 +162,7 @@ impl Engine {
         setting.space.set(setting.bytes_of(&log, &options));
         let clock = Arc::new(Clock::start(options.clock.clone(), log.newest_time));
         let run = Run { start_time: clock.start_time(), first_seq: log.next_seq };
-        let waiters = Arc::new(Waiters::beside(&setting.room));
+        let waiters = Arc::new(Waiters::beside(setting.space.room()));
         let health = Health::new(Arc::clone(&waiters));
         let Setting { worker, space, .. } = setting;
         let (surplus, died) = (Hint::default(), Hint::default());
@@ -323,8 +322,8 @@ impl Engine {
 
     /// Waits until message `seq` will never be handed out again; false once `deadline` has passed.
     pub(crate) fn wait_settled(&self, seq: u64, deadline: Option<Instant>) -> Result<bool> {
-        let has_worker = self.context.worker.is_running();
         let look = || {
+            let has_worker = self.context.worker.is_running();
             if !has_worker && let Err(error) = self.look_at_times() {
                 return Look::Found(Err(error));
             }

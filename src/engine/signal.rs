@@ -54,8 +54,13 @@ impl DispatchLock {
         if has_consumers {
             waiters.consumers.wake_one();
         }
-        if news.settled || watch.is_some() && !has_worker {
+        // Without a background, whoever waits watches the next time.
+        let tells_of_time = watch.is_some() && !has_worker;
+        if news.settled || tells_of_time {
             waiters.room.wake_first();
+        }
+        if tells_of_time {
+            waiters.settled.wake_all();
         }
         for seq in news.settled_seqs {
             waiters.settled.wake_keys(seq..=seq);

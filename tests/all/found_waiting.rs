@@ -170,3 +170,20 @@ fn in_flight_counts_no_lease_that_is_over() {
     clock.advance(ms(50));
     assert_eq!(dead.in_flight(), 0);
 }
+
+/// Without a background, `wait_acked` watches the next time itself, but nobody told it of a time
+/// that came up while it waited, such as the end of a lease that began after it had parked. It
+/// slept until its own deadline, though the message was settled when that lease ended.
+#[test]
+fn without_a_background_wait_acked_hears_of_a_lease_that_ends() {
+    let options = on(Arc::new(MemoryStorage::new())).background(false);
+    let options = options.visibility_timeout(ms(50)).max_attempts(1).dead_letters(false);
+    let queue = options.open("queue").unwrap();
+    let seq = queue.push("job").unwrap();
+    let waiting = queue.clone();
+    let wait = call(move || waiting.wait_acked(seq, PATIENCE).unwrap());
+    wait.asleep();
+    let job = queue.pop().unwrap().unwrap();
+    forget(job);
+    assert!(wait.result("wait_acked"));
+}
