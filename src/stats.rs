@@ -25,7 +25,8 @@ pub(crate) struct Counts {
 }
 
 /// Numbers about an open queue, from [`Queue::stats`](crate::Queue::stats). All are of one moment,
-/// except those of its dead letters, which are a moment older. Numbers *since open* start at zero
+/// except those of its dead letters, which are a moment older, and the age of the oldest message,
+/// which is a moment younger. Numbers *since open* start at zero
 /// with each open; all others describe the queue as it is, also right after a crash.
 ///
 /// ```

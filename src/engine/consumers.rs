@@ -57,6 +57,8 @@ enum Popped {
     Nothing(Option<u64>),
 }
 
+/// Messages that are taken, or answered, under one lock.
+const STEP: usize = 256;
 /// Messages that a look at the front settles at most.
 const SWEEP: usize = 1024;
 
@@ -160,7 +162,7 @@ impl Consumers {
         let mut taken = Vec::new();
         loop {
             let missing = limit - taken.len();
-            let (batch, failed, is_over) = self.lease_batch(missing);
+            let (batch, failed, is_over) = self.lease_batch(missing.min(STEP));
             let mut failed = failed;
             let complete = taken.len() + batch.len();
             taken.reserve(batch.len());
@@ -271,18 +273,20 @@ impl Consumers {
         deliveries: impl Iterator<Item = LeaseKey>,
         answer: &Answer,
     ) -> Result<()> {
-        let mut first_error = None;
-        let mut dispatch = self.dispatch.lock();
-        for LeaseKey { ticket, seq, is_sample } in deliveries {
-            if is_sample {
-                dispatch.deliveries_mut().measure_mut().answered(ticket);
+        let (mut first_error, mut deliveries) = (None, deliveries.peekable());
+        let mut number = 0;
+        while deliveries.peek().is_some() {
+            let mut dispatch = self.dispatch.lock();
+            for LeaseKey { ticket, seq, is_sample } in deliveries.by_ref().take(STEP) {
+                if is_sample {
+                    dispatch.deliveries_mut().measure_mut().answered(ticket);
+                }
+                if let Err(error) = dispatch.deliveries_mut().answer(ticket, seq, answer) {
+                    first_error = first_error.or(Some(error));
+                }
             }
-            if let Err(error) = dispatch.deliveries_mut().answer(ticket, seq, answer) {
-                first_error = first_error.or(Some(error));
-            }
+            number = dispatch.backlog().change_count();
         }
-        let number = dispatch.backlog().change_count();
-        drop(dispatch);
         first_error.map_or(Ok(()), Err)?;
         match answer {
             Answer::Ack | Answer::Reject(_) => self.wait_answers(number),

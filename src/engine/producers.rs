@@ -25,6 +25,9 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Messages dropped under one lock.
+const STEP: u32 = 256;
+
 /// Where messages come in, and what is done for their room.
 #[derive(Debug)]
 pub(crate) struct Producers {
@@ -318,14 +321,18 @@ impl Producers {
         }
         let unsettled = dispatch.backlog().unsettled(published);
         let mut left = (unsettled + records).saturating_sub(max).max(1);
+        let mut step = STEP;
         while left > 0 {
+            if step == 0 {
+                drop(dispatch);
+                dispatch = self.dispatch.lock();
+                dispatch.check_open()?;
+                step = STEP;
+            }
+            step -= 1;
             match dispatch.drop_next(published)? {
                 Dropped::One => left -= 1,
-                Dropped::Again => {
-                    drop(dispatch);
-                    dispatch = self.dispatch.lock();
-                    dispatch.check_open()?;
-                }
+                Dropped::Again => step = 0,
                 Dropped::None => return Ok(false),
             }
         }

@@ -51,6 +51,7 @@ mod found_newer;
 mod found_reads;
 mod found_rebuild;
 mod found_room;
+mod found_steps;
 mod found_support;
 mod found_syncs;
 mod found_time;

@@ -91,10 +91,10 @@ impl Cursor {
     }
 
     /// On behind settled messages at the start of an old segment. `previous`: the last of them
-    /// whose place is known.
-    pub(super) fn skip_to(&mut self, index: u32, previous: Option<(u32, u64)>) {
+    /// whose place is known. `is_over`: the one at `index` is not settled, or not of this segment.
+    pub(super) fn skip_to(&mut self, index: u32, previous: Option<(u32, u64)>, is_over: bool) {
         self.seq += u64::from(index - self.index());
         self.position.skip_to(index, previous);
-        self.has_skipped = true;
+        self.has_skipped = is_over;
     }
 }

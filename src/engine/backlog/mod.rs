@@ -18,7 +18,7 @@ mod found;
 pub(crate) mod losses;
 pub(crate) mod map_numbers;
 pub(crate) mod maps;
-mod records;
+pub(crate) mod records;
 mod seq_bounds;
 mod settled_count;
 pub(crate) mod track;

@@ -22,6 +22,9 @@ use crate::recovery::Part;
 use std::cell::{Cell, OnceCell};
 use std::sync::Arc;
 
+/// Slots passed over under one lock.
+const STEP: u32 = 4096;
+
 /// The records of one segment.
 #[derive(Debug)]
 pub(crate) struct Records {
@@ -232,30 +235,71 @@ impl Records {
         self.mapped.take()
     }
 
-    /// The oldest message that is not settled: its index and slot, and its record's header. Goes on
-    /// from where it last was.
-    pub(crate) fn oldest(&self, published: u64) -> Option<(u32, Slot, RecordHeader)> {
+    /// A step of the search for the oldest message that is not settled. Goes on from where it last
+    /// was.
+    pub(crate) fn oldest(&self, published: u64) -> Search {
         let is_old = self.numbering.is_old;
         let (end_index, mut floor) = (self.end_index(published), self.floor.get());
-        let mapped = self.map().ok()?;
+        let Ok(mapped) = self.map() else { return Search::Nothing };
         let mut previous = None;
-        while floor < end_index {
-            let slot = mapped.slot(floor).ok()?;
+        let step_end = end_index.min(floor.saturating_add(STEP));
+        while floor < step_end {
+            let Ok(slot) = mapped.slot(floor) else { return Search::Nothing };
             let Some(settled) = slot.filter(|slot| slot.is_settled(is_old)) else { break };
             previous = settled.offset.map(|offset| (floor, offset)).or(previous);
             floor += 1;
         }
         // One step back, so that the next call knows where it is.
         self.floor.set(floor.saturating_sub(1));
-        let slot = mapped.slot(floor).ok()??;
-        let known = slot.offset.and_then(|offset| mapped.header(offset, floor));
-        let header = known.or_else(|| {
-            let behind = previous.and_then(|(index, offset)| {
-                let before = mapped.header(offset, index).filter(|_| index + 1 == floor)?;
-                mapped.header(offset + before.record_len(), floor)
+        if floor == step_end && floor < end_index {
+            return Search::More;
+        }
+        match mapped.slot(floor) {
+            Ok(Some(slot)) if floor < end_index => {
+                let mapped = Arc::clone(mapped);
+                Search::Found(Oldest { mapped, index: floor, slot, previous })
+            }
+            _ => Search::Nothing,
+        }
+    }
+}
+
+/// What a step of a search gives.
+#[derive(Debug)]
+pub(crate) enum Search {
+    Found(Oldest),
+    /// There are no messages, or they cannot be read.
+    Nothing,
+    /// Nothing yet: others should have their turn.
+    More,
+}
+
+/// The oldest message of a segment that is not settled.
+#[derive(Debug)]
+pub(crate) struct Oldest {
+    mapped: Arc<Mapped>,
+    index: u32,
+    slot: Slot,
+    /// A settled one before it, and the offset of its record.
+    previous: Option<(u32, u64)>,
+}
+
+impl Oldest {
+    pub(crate) fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// The header of its record, which may be far from any that is known: to be called outside of
+    /// the lock.
+    pub(crate) fn header(&self) -> Option<RecordHeader> {
+        let Self { mapped, index, slot, previous } = self;
+        let known = slot.offset.and_then(|offset| mapped.header(offset, *index));
+        known.or_else(|| {
+            let behind = previous.and_then(|(before, offset)| {
+                let before = mapped.header(offset, before).filter(|_| before + 1 == *index)?;
+                mapped.header(offset + before.record_len(), *index)
             });
-            behind.or_else(|| mapped.walk_to(floor).map(|(_, header)| header))
-        })?;
-        Some((floor, slot, header))
+            behind.or_else(|| mapped.walk_to(*index).map(|(_, header)| header))
+        })
     }
 }

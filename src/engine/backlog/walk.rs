@@ -4,7 +4,6 @@
 //! go and are compacted meanwhile. Stores nothing: what to do with damage is the caller's to say.
 
 use super::cursor::Cursor;
-use super::track::Track;
 use super::{Backlog, LostRecords, Met, Spot};
 use crate::error::Result;
 use crate::format::standing::Standing;
@@ -80,31 +79,22 @@ impl Backlog {
         Ok(Met::Tired)
     }
 
-    /// Passes over the settled slots at the start of an old segment, which costs no map.
+    /// Passes over settled slots at the start of an old segment, one step of them, which costs no
+    /// map.
     pub(crate) fn skip_settled(&self, at: usize, cursor: &mut Cursor) -> Result<()> {
-        let index = cursor.index();
-        let (next, previous) = first_unsettled(&self.tracks[at], index)?;
-        cursor.skip_to(next, previous);
+        let track = &self.tracks[at];
+        let (mut index, mut previous) = (cursor.index(), None);
+        let end = track.count().unwrap_or(index);
+        let number = READ.min(end.saturating_sub(index));
+        let mut slots = track.segment().read_slots(index, number, track.base_time())?;
+        let is_old = track.records().is_old();
+        let is_over = slots.any(|(at, slot, _)| {
+            let Some(settled) = slot.filter(|slot| slot.is_settled(is_old)) else { return true };
+            previous = settled.offset.map(|offset| (at, offset)).or(previous);
+            index = at + 1;
+            false
+        });
+        cursor.skip_to(index, previous, is_over || index >= end);
         Ok(())
     }
-}
-
-/// The first index from `index` on whose slot is not settled, and the last settled one before it
-/// with its offset.
-fn first_unsettled(track: &Track, mut index: u32) -> Result<(u32, Option<(u32, u64)>)> {
-    let mut previous = None;
-    let end = track.count().unwrap_or(index);
-    while index < end {
-        let number = READ.min(end - index);
-        for (at, slot, _) in track.segment().read_slots(index, number, track.base_time())? {
-            match slot {
-                Some(slot) if slot.is_settled(track.records().is_old()) => {
-                    previous = slot.offset.map(|offset| (at, offset)).or(previous);
-                    index = at + 1;
-                }
-                _ => return Ok((index, previous)),
-            }
-        }
-    }
-    Ok((index, previous))
 }

@@ -137,7 +137,7 @@ impl Dispatch {
     }
 
     /// Settles up to `most` messages that wait, ready or delayed, on a walk up to `last_seq`, and
-    /// has each of them counted; false once none is left.
+    /// has each of them counted; false once none is left. Fails once the queue is closed.
     fn settle_on_walk(
         &mut self,
         cursor: &mut Cursor,
@@ -145,6 +145,7 @@ impl Dispatch {
         most: usize,
         mut count: impl FnMut(&mut Counts),
     ) -> Result<bool> {
+        self.check_open()?;
         for _ in 0..most {
             let wants = |standing| !matches!(standing, Standing::Dying | Standing::Unreadable);
             match self.backlog().walk(cursor, last_seq, wants)? {

@@ -5,6 +5,7 @@
 //! below zero.
 
 use super::{Inspect, Others};
+use crate::engine::backlog::records::Search;
 use crate::engine::backlog::track::Track;
 use crate::engine::dispatch::Dispatch;
 use crate::format::bytes::to_u64;
@@ -23,12 +24,11 @@ impl Inspect {
         // What follows may take a while: pushes go on.
         drop(unsealed);
         let (live_bytes, dead_bytes) = live_and_dead_bytes(&dispatch, published, used);
-        let oldest = oldest(&dispatch, published);
         let now = self.context.clock.now();
         let tracks = dispatch.backlog().tracks();
         let Others { dead_letters, failed_pushes, push_time } = *others;
         let space = &self.context.space;
-        Stats {
+        let stats = Stats {
             ready,
             in_flight,
             delayed,
@@ -47,13 +47,37 @@ impl Inspect {
             reclaimable_bytes: dead_bytes,
             taken_bytes: self.appender.taken_bytes(),
             compacted_bytes: self.reclaim.compactor().compacted_bytes(),
-            oldest: oldest.map(|time| Duration::from_millis(now.saturating_sub(time))),
+            oldest: None,
             uptime: Duration::from_millis(now - self.context.clock.start_time()),
             push_time,
             waiting_time: dispatch.deliveries().measure().waiting(),
             processing_time: dispatch.deliveries().measure().processing(),
             background_error: self.background_error(),
+        };
+        drop(dispatch);
+        let age = |time| Duration::from_millis(now.saturating_sub(time));
+        Stats { oldest: self.oldest(published).map(age), ..stats }
+    }
+
+    /// When the oldest message that is not settled was pushed, if it can be read.
+    fn oldest(&self, published: u64) -> Option<u64> {
+        loop {
+            match self.look_for_oldest(published)? {
+                (_, Search::More) => {}
+                (_, Search::Nothing) => return None,
+                (base_time, Search::Found(oldest)) => {
+                    return Some(base_time + u64::from(oldest.header()?.age));
+                }
+            }
         }
+    }
+
+    /// A step of that, and the base time of its segment.
+    fn look_for_oldest(&self, published: u64) -> Option<(u64, Search)> {
+        let dispatch = self.dispatch.lock();
+        let mut tracks = dispatch.backlog().tracks().iter();
+        let track = tracks.find(|track| track.unsettled(published) > 0)?;
+        Some((track.base_time(), track.records().oldest(published)))
     }
 
     fn background_error(&self) -> Option<String> {
@@ -72,13 +96,4 @@ fn live_and_dead_bytes(dispatch: &Dispatch, published: u64, used: u64) -> (u64, 
     tracks
         .map(|track| track.live_and_dead_bytes(published, used))
         .fold((0, 0), |(live, dead), (more_live, more_dead)| (live + more_live, dead + more_dead))
-}
-
-/// When the oldest message that is not settled was pushed, if it can be read.
-fn oldest(dispatch: &Dispatch, published: u64) -> Option<u64> {
-    let mut tracks = dispatch.backlog().tracks().iter();
-    let track = tracks.find(|track| track.unsettled(published) > 0)?;
-    let base_time = track.base_time();
-    let (_, _, header) = track.records().oldest(published)?;
-    Some(base_time + u64::from(header.age))
 }

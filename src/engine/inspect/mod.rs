@@ -193,7 +193,7 @@ impl Inspect {
                     Passed::Message(found) if found.standing != Standing::Outlived => {
                         unverified(dispatch, &found, None).map(Step::Message)
                     }
-                    Passed::Message(_) | Passed::Other => Ok(Step::Passed),
+                    Passed::Message(_) | Passed::Other | Passed::Tired => Ok(Step::Passed),
                 }
             }
         }
@@ -331,6 +331,7 @@ impl Inspect {
             let found = match pass(dispatch, &mut walk.cursor, met)? {
                 Passed::Message(found) => found,
                 Passed::Other => continue,
+                Passed::Tired => return Ok(None),
                 Passed::End => {
                     walk.is_over = true;
                     return Ok(None);
@@ -402,6 +403,8 @@ struct Known {
 enum Passed {
     Message(Found),
     Other,
+    /// Nothing yet: others should have their turn.
+    Tired,
     End,
 }
 
@@ -413,8 +416,11 @@ fn pass(dispatch: &Dispatch, cursor: &mut Cursor, met: Met) -> Result<Passed> {
             return Ok(Passed::Message(found));
         }
         Met::End => return Ok(Passed::End),
-        Met::Tired => {}
-        Met::OldSegment(at) => dispatch.backlog().skip_settled(at, cursor)?,
+        Met::Tired => return Ok(Passed::Tired),
+        Met::OldSegment(at) => {
+            dispatch.backlog().skip_settled(at, cursor)?;
+            return Ok(Passed::Tired);
+        }
         Met::BadSlot(_) | Met::Unnumbered(_) => cursor.pass(None),
         Met::Lost(lost) => cursor.pass_lost(lost.indexes.end, lost.next),
     }

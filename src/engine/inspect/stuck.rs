@@ -2,13 +2,14 @@
 
 use super::Inspect;
 use crate::clock;
+use crate::engine::backlog::records::{Oldest, Search};
 use crate::engine::backlog::track::Track;
 use crate::engine::dispatch::{Dispatch, Whereabouts};
 use crate::error::Result;
 use crate::format::standing::Run;
-use crate::log::sealed::Status;
 use crate::seq::Seq;
 use crate::stuck::{MessageState, Stuck};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// What is the same for all segments of one look.
@@ -34,34 +35,80 @@ impl Inspect {
             dispatch.check_open()?;
             let (published, time) = (self.published.newest(), self.context.clock.now());
             let now = Now { published, used, time, run: self.context.run };
-            let found = stuck_from(&dispatch, from, now);
+            let found = look_from(&dispatch, from, now);
             drop(dispatch);
-            let Some((stuck, next)) = found? else { break };
-            from = next;
-            all.extend(stuck);
+            match found? {
+                Look::Seen(seen) => {
+                    from = seen.next;
+                    all.extend(seen.stuck(now));
+                }
+                Look::Unreadable(next) => from = next,
+                Look::More => {}
+                Look::End => break,
+            }
         }
         Ok(all)
     }
 }
 
-/// The first segment from message `from` on with an unsettled message, if that can be read, and
-/// where to go on.
-fn stuck_from(dispatch: &Dispatch, from: u64, now: Now) -> Result<Option<(Option<Stuck>, u64)>> {
-    let is_next = |track: &Track| track.first_seq() >= from && track.unsettled(now.published) > 0;
-    let tracks = dispatch.backlog().tracks();
-    let Some(at) = tracks.iter().position(is_next) else { return Ok(None) };
-    let track = dispatch.backlog().track_at(at);
+/// What a step of the look gives.
+enum Look {
+    Seen(Box<Seen>),
+    /// The oldest message of a segment cannot be read: on with the one behind it.
+    Unreadable(u64),
+    /// Nothing yet: others should have their turn.
+    More,
+    End,
+}
+
+/// A segment with an unsettled message; the record of its oldest one is not looked at yet.
+struct Seen {
+    oldest: Oldest,
+    seq: u64,
+    attempts: u32,
+    state: MessageState,
+    base_time: u64,
+    path: PathBuf,
+    messages: u64,
+    live_bytes: u64,
+    held_bytes: u64,
+    /// Where the look goes on.
+    next: u64,
+}
+
+impl Seen {
+    /// To be called outside of the lock: to find a record may take a while.
+    fn stuck(self, now: Now) -> Option<Stuck> {
+        let pushed_at = self.base_time + u64::from(self.oldest.header()?.age);
+        let Self { seq, attempts, state, path, messages, live_bytes, held_bytes, .. } = self;
+        Some(Stuck {
+            seq: Seq(seq),
+            pushed_at: clock::system_time(pushed_at),
+            age: Duration::from_millis(now.time.saturating_sub(pushed_at)),
+            attempts,
+            state,
+            path,
+            messages,
+            live_bytes,
+            held_bytes,
+        })
+    }
+}
+
+/// A step of the look at the first segment from message `from` on with an unsettled message.
+fn look_from(dispatch: &Dispatch, from: u64, now: Now) -> Result<Look> {
+    let is_next = |track: &&Track| track.first_seq() >= from && track.unsettled(now.published) > 0;
+    let mut tracks = dispatch.backlog().tracks().iter();
+    let Some(track) = tracks.find(is_next) else { return Ok(Look::End) };
     let next = track.first_seq() + 1;
-    let messages = track.unsettled(now.published);
-    let (live_bytes, _) = track.live_and_dead_bytes(now.published, now.used);
-    let held_bytes = track.size().saturating_sub(live_bytes);
-    let (path, base_time) = (track.segment().path.clone(), track.base_time());
-    let Some((index, _, header)) = track.records().oldest(now.published) else {
-        return Ok(Some((None, next)));
+    let oldest = match track.records().oldest(now.published) {
+        Search::Found(oldest) => oldest,
+        Search::Nothing => return Ok(Look::Unreadable(next)),
+        Search::More => return Ok(Look::More),
     };
-    let is_counted = track.is_counted_at(index);
-    let status: Status = track.status(index, now.run)?;
-    let Some(seq) = status.seq else { return Ok(Some((None, next))) };
+    let status = track.status(oldest.index(), now.run)?;
+    let Some(seq) = status.seq else { return Ok(Look::Unreadable(next)) };
+    let is_counted = track.is_counted_at(oldest.index());
     let state = match dispatch.ledger().whereabouts(seq, &status, is_counted) {
         Whereabouts::Ready => MessageState::Ready,
         Whereabouts::Delayed(_) => MessageState::Delayed,
@@ -69,17 +116,17 @@ fn stuck_from(dispatch: &Dispatch, from: u64, now: Now) -> Result<Option<(Option
         Whereabouts::SetAside => MessageState::SetAside,
         Whereabouts::InFlight | Whereabouts::Settled => MessageState::InFlight,
     };
-    let pushed_at = base_time + u64::from(header.age);
-    let stuck = Stuck {
-        seq: Seq(seq),
-        pushed_at: clock::system_time(pushed_at),
-        age: Duration::from_millis(now.time.saturating_sub(pushed_at)),
+    let (live_bytes, _) = track.live_and_dead_bytes(now.published, now.used);
+    Ok(Look::Seen(Box::new(Seen {
+        oldest,
+        seq,
         attempts: status.slot.attempts,
         state,
-        path,
-        messages,
+        base_time: track.base_time(),
+        path: track.segment().path.clone(),
+        messages: track.unsettled(now.published),
         live_bytes,
-        held_bytes,
-    };
-    Ok(Some((Some(stuck), next)))
+        held_bytes: track.size().saturating_sub(live_bytes),
+        next,
+    })))
 }

@@ -24,6 +24,9 @@ use std::sync::Arc;
 const FEW: usize = 256;
 const ROUNDS: usize = 16;
 
+/// Lost messages settled under one lock.
+const STEP: u32 = 4096;
+
 /// Slots of a source that were stored to since it was copied.
 struct Change {
     mapped: Arc<Mapped>,
@@ -38,9 +41,20 @@ pub(super) fn settle_findings(dispatch: &DispatchLock, job: &mut CopyJob) -> Res
     if findings.is_empty() {
         return Ok(());
     }
-    let mut dispatch = dispatch.lock();
-    let ledger = dispatch.ledger_mut();
-    findings.into_iter().try_for_each(|finding| settle_finding(ledger, finding))
+    for finding in findings {
+        if let Finding::Lost { ordinal, from, to, offset } = finding {
+            let mut from = from;
+            while from < to {
+                let step_end = to.min(from.saturating_add(STEP));
+                let step = Finding::Lost { ordinal, from, to: step_end, offset };
+                settle_finding(dispatch.lock().ledger_mut(), step)?;
+                from = step_end;
+            }
+        } else {
+            settle_finding(dispatch.lock().ledger_mut(), finding)?;
+        }
+    }
+    Ok(())
 }
 
 /// Brings the copy up to date, and lets it take the place of its sources; tells how many messages

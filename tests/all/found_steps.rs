@@ -1,0 +1,251 @@
+//! Found faults: long work under the dispatch lock, which has to be done in steps.
+
+use crate::found_support::{Op, Watch, call, ms, on, watched};
+use keepq::fault::{MemoryStorage, Storage};
+use keepq::{Backoff, Compaction, Error, Options, Overflow, Queue, Seq};
+use std::sync::Arc;
+use std::time::Instant;
+
+const COUNT: u64 = 60_000;
+
+fn in_files_of(disk: Arc<MemoryStorage>, bytes: u64) -> (Options, Arc<Watch>) {
+    let (storage, watch) = watched(disk);
+    (on(storage).segment_bytes(bytes).background(false), watch)
+}
+
+/// How many operations of a kind `work` does, from the first one on, before a thread that asks for
+/// the dispatch lock meanwhile has it; and how many it does in all.
+fn done_under_one_lock(
+    queue: &Queue,
+    watch: &Arc<Watch>,
+    op: Op,
+    asked: Seq,
+    work: impl FnOnce(&Queue) + Send + 'static,
+) -> (u64, u64) {
+    let before = watch.count(op);
+    let working = queue.clone();
+    let (hold, working) = watch.hold(op, "", move || work(&working));
+    let (other, other_watch) = (queue.clone(), Arc::clone(watch));
+    let other = call(move || {
+        other.is_acked(asked).ok();
+        other_watch.count(op)
+    });
+    other.asleep();
+    drop(hold);
+    let done = other.result("is_acked") - before;
+    working.result("the work");
+    (done, watch.count(op) - before)
+}
+
+/// Of 60,000 messages the first are acked, and the last one waits.
+fn with_settled_start(queue: &Queue) -> Seq {
+    queue.push_batch((0..=COUNT).map(|_| "job")).unwrap();
+    let mut jobs = queue.pop_batch(usize::MAX).unwrap();
+    let last = jobs.pop().unwrap();
+    let seq = last.seq();
+    queue.ack_batch(jobs).unwrap();
+    last.release().unwrap();
+    seq
+}
+
+/// Messages that were dropped for `max_messages` were dropped in one step, however many they were:
+/// after a reopen with a lower limit, or for a large batch.
+#[test]
+fn dropping_for_max_messages_lets_others_in() {
+    let disk = Arc::new(MemoryStorage::new());
+    let (options, _) = in_files_of(disk.clone(), 16 << 20);
+    let queue = options.open("queue").unwrap();
+    queue.push_batch((0..COUNT).map(|_| "job")).unwrap();
+    queue.close().unwrap();
+    let (options, watch) = in_files_of(disk, 16 << 20);
+    let options = options.max_messages(10).overflow(Overflow::DropOldest);
+    let queue = options.open("queue").unwrap();
+    assert_eq!(queue.len(), COUNT);
+    let asked = Seq::from(COUNT);
+    let (done, all) = done_under_one_lock(&queue, &watch, Op::StoreWord, asked, |queue| {
+        assert!(queue.push("x").is_ok());
+    });
+    assert!(done <= all / 2, "{done} of {all} messages were dropped under one lock");
+}
+
+/// A walk that shows messages took a step of 4,096 settled slots for one slot, so it passed 512
+/// times as many under one lock.
+#[test]
+fn a_walk_over_settled_slots_lets_others_in() {
+    let (options, watch) = in_files_of(Arc::new(MemoryStorage::new()), 16 << 20);
+    let queue = options.open("queue").unwrap();
+    let last = with_settled_start(&queue);
+    let (done, all) = done_under_one_lock(&queue, &watch, Op::Load, last, |queue| {
+        assert_eq!(queue.iter().count(), 1);
+    });
+    assert!(done <= all / 2, "{done} of {all} loads of `iter` were under one lock");
+}
+
+/// The same in files of an earlier run, where slots are read from the disk: all settled ones at the
+/// start of a segment were read under one lock, for `pop` as for `iter`.
+#[test]
+fn skipping_settled_slots_of_an_earlier_run_lets_others_in() {
+    type Look = (&'static str, fn(&Queue) -> bool);
+    let ways: [Look; 2] = [
+        ("iter", |queue| queue.iter().next().is_some()),
+        ("pop", |queue| queue.pop().unwrap().is_some()),
+    ];
+    let found = ways.map(|(name, look)| {
+        let disk = Arc::new(MemoryStorage::new());
+        let (options, _) = in_files_of(disk.clone(), 16 << 20);
+        let queue = options.open("queue").unwrap();
+        let last = with_settled_start(&queue);
+        queue.close().unwrap();
+        let (options, watch) = in_files_of(disk, 16 << 20);
+        let queue = options.open("queue").unwrap();
+        // From here on all slots are counted.
+        assert_eq!(queue.len(), 1);
+        let (done, all) =
+            done_under_one_lock(&queue, &watch, Op::Read, last, move |queue| assert!(look(queue)));
+        (name, done, all)
+    });
+    // 4,096 slots each.
+    assert!(found.iter().all(|found| found.1 <= 2), "reads under one lock, of all: {found:?}");
+}
+
+/// `stats` and `stuck` looked for the oldest message under one lock, slot by slot.
+#[test]
+fn the_search_for_the_oldest_message_lets_others_in() {
+    let (options, watch) = in_files_of(Arc::new(MemoryStorage::new()), 16 << 20);
+    let queue = options.open("queue").unwrap();
+    let last = with_settled_start(&queue);
+    let (done, all) = done_under_one_lock(&queue, &watch, Op::Load, last, |queue| {
+        assert!(queue.stats().oldest().is_some());
+    });
+    assert!(done <= all / 2, "{done} of {all} loads of `stats` were under one lock");
+}
+
+/// All messages of a batch were taken, or answered, under one lock, however many there were.
+#[test]
+fn large_batches_let_others_in() {
+    let (options, watch) = in_files_of(Arc::new(MemoryStorage::new()), 16 << 20);
+    let queue = options.open("queue").unwrap();
+    queue.push_batch((0..COUNT).map(|_| "job")).unwrap();
+    let asked = Seq::from(COUNT);
+    let (popped, all) = done_under_one_lock(&queue, &watch, Op::StoreWord, asked, |queue| {
+        queue.pop_batch(usize::MAX).unwrap().into_iter().for_each(std::mem::forget);
+    });
+    queue.close().unwrap();
+    let (options, watch) = in_files_of(Arc::new(MemoryStorage::new()), 16 << 20);
+    let queue = options.open("queue").unwrap();
+    queue.push_batch((0..COUNT).map(|_| "job")).unwrap();
+    let jobs = queue.pop_batch(usize::MAX).unwrap();
+    let (answered, all_answers) =
+        done_under_one_lock(&queue, &watch, Op::StoreWord, asked, move |queue| {
+            queue.ack_batch(jobs).unwrap();
+        });
+    assert!(
+        popped <= all / 2 && answered <= all_answers / 2,
+        "under one lock: {popped} of {all} by pop_batch, {answered} of {all_answers} by ack_batch"
+    );
+}
+
+/// A walk settled a hole in a segment in steps of 16,384, and compaction in one.
+#[test]
+fn compaction_that_meets_a_hole_lets_others_in() {
+    let disk = Arc::new(MemoryStorage::new());
+    let (options, watch) = in_files_of(disk.clone(), 16 << 20);
+    let options = options.max_attempts(0).backoff(Backoff::none());
+    let queue = options.open("queue").unwrap();
+    // Files grow: the last of these has 8 MiB.
+    let mut first = Vec::new();
+    while first.len() < 4 {
+        let before: Vec<String> = disk.list().unwrap().into_iter().map(|e| e.name).collect();
+        queue.push_batch((0..10_000).map(|_| "job")).unwrap();
+        let now = disk.list().unwrap().into_iter().map(|e| e.name);
+        first.extend(now.filter(|n| n.ends_with("seg") && !before.contains(n)));
+    }
+    queue.push_batch((0..200_000).map(|_| "job")).unwrap();
+    let jobs = queue.pop_batch(usize::MAX).unwrap();
+    let (mut kept, mut acked) = (Vec::new(), Vec::new());
+    for job in jobs {
+        if u64::from(job.seq()) % 100 < 45 { &mut kept } else { &mut acked }.push(job);
+    }
+    queue.ack_batch(acked).unwrap();
+    let last = kept.last().unwrap().seq();
+    for job in kept {
+        job.release().unwrap();
+    }
+    for name in &first {
+        let file = disk.open(name).unwrap();
+        let bytes = vec![0; (file.size() as usize - 8192) / 2];
+        file.write_at(4096, &bytes).unwrap();
+    }
+    let compacting = queue.clone();
+    let compacting = call(move || drop(compacting.compact().unwrap()));
+    let mut most = 0;
+    while !compacting.is_over() {
+        let before = watch.count(Op::StoreWord);
+        queue.is_acked(last).unwrap();
+        most = most.max(watch.count(Op::StoreWord) - before);
+    }
+    let told = queue.stats().lost();
+    assert!(told > COUNT / 4 && most <= 16_384, "{told} are lost, up to {most} under one lock");
+}
+
+/// Each `reject` looked through all letters that were moved and not settled yet, under the lock.
+#[test]
+fn a_reject_does_not_go_over_all_letters() {
+    let reject_all = |count: u64| {
+        let (options, _) = in_files_of(Arc::new(MemoryStorage::new()), 16 << 20);
+        let queue = options.open("queue").unwrap();
+        queue.push_batch((0..count).map(|_| "job")).unwrap();
+        let jobs = queue.pop_batch(usize::MAX).unwrap();
+        let start = Instant::now();
+        for job in jobs {
+            job.reject("no").unwrap();
+        }
+        start.elapsed()
+    };
+    // The best of three: others may be at work.
+    let took = [10_000, 40_000].map(|count| (0..3).map(|_| reject_all(count)).min().unwrap());
+    assert!(took[1] < 8 * took[0], "10,000 and 40,000 rejects took {took:?}");
+}
+
+/// A producer that dropped a segment went on with that after the queue was closed, step after step,
+/// and its push then failed.
+#[test]
+fn no_message_is_dropped_for_a_push_once_the_queue_is_closed() {
+    let disk = Arc::new(MemoryStorage::new());
+    let (options, _) = in_files_of(disk.clone(), 16 << 20);
+    let options = options.compaction(Compaction::off());
+    let limited = options.max_bytes(16 << 20).overflow(Overflow::Reject);
+    let queue = limited.open("queue").unwrap();
+    while queue.push_batch((0..1000).map(|_| "job")).is_ok() {}
+    while queue.push("job").is_ok() {}
+    let before = queue.len();
+    queue.close().unwrap();
+    let (options, watch) = in_files_of(disk, 16 << 20);
+    let options = options.compaction(Compaction::off());
+    let queue = options.max_bytes(16 << 20).overflow(Overflow::DropOldest).open("queue").unwrap();
+    assert_eq!(queue.len(), before);
+    // The first segments are small.
+    while queue.stats().dropped() < 30_000 {
+        queue.push("new").unwrap();
+    }
+    let pushing = queue.clone();
+    let dropped = queue.stats().dropped();
+    let (hold, push) = watch.hold(Op::StoreWord, "", move || {
+        loop {
+            if let Err(error) = pushing.push("new") {
+                return error;
+            }
+        }
+    });
+    // `close` syncs while the producer goes on.
+    watch.slow_down(Op::Sync, ms(300));
+    let closing = queue.clone();
+    let close = call(move || closing.close().unwrap());
+    close.asleep();
+    drop(hold);
+    let error = push.result("push");
+    close.result("close");
+    let dropped = queue.stats().dropped() - dropped;
+    assert!(matches!(error, Error::Closed));
+    assert!(dropped <= 2 * 4096, "{dropped} messages were dropped for a push that failed");
+}
