@@ -177,7 +177,7 @@ fn compaction_that_meets_a_hole_lets_others_in() {
         file.write_at(4096, &bytes).unwrap();
     }
     let compacting = queue.clone();
-    let compacting = call(move || drop(compacting.compact().unwrap()));
+    let compacting = call(move || compacting.compact().unwrap());
     let mut most = 0;
     while !compacting.is_over() {
         let before = watch.count(Op::StoreWord);
