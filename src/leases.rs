@@ -6,6 +6,8 @@
 //! end a lease takes a few steps, however many leases there are, because those that were not
 //! extended run out in the order in which they began.
 
+use crate::format::address::Ordinal;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Names a lease. Once the lease has ended, it names nothing.
@@ -20,7 +22,7 @@ pub(crate) struct Ticket {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub(crate) struct Place {
     pub(crate) seq: u64,
-    pub(crate) ordinal: u64,
+    pub(crate) ordinal: Ordinal,
     pub(crate) index: u32,
     pub(crate) offset: u64,
     /// The delivery that is under way is counted.
@@ -244,7 +246,7 @@ mod tests {
     fn place(seq: u64) -> Place {
         Place {
             seq,
-            ordinal: 1,
+            ordinal: Ordinal(1),
             index: 0,
             offset: 4096,
             attempts: 1,

@@ -15,6 +15,7 @@ use super::published::Published;
 use super::signal::DispatchLock;
 use super::wait::{Look, Soon};
 use crate::error::{Error, Result};
+use crate::format::address::Ordinal;
 use crate::format::extension::{self, Verified};
 use crate::leases::Ticket;
 use std::sync::Arc;
@@ -376,7 +377,7 @@ impl Consumers {
     }
 
     /// Counts some slots of a segment; false once all of them are counted.
-    pub(crate) fn count_segment(&self, ordinal: u64) -> Result<bool> {
+    pub(crate) fn count_segment(&self, ordinal: Ordinal) -> Result<bool> {
         self.dispatch.lock().count_segment(ordinal)
     }
 

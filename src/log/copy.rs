@@ -7,6 +7,7 @@
 use super::sealed::Mapped;
 use super::{OnFailedSync, Segment};
 use crate::error::{Error, Result};
+use crate::format::address::Ordinal;
 use crate::format::bytes::to_u64;
 use crate::format::checksum::Key;
 use crate::format::record::{self, Flags, RecordHeader};
@@ -118,7 +119,7 @@ impl CopyWriter {
         size_for_copy(record_bytes, records)
     }
 
-    pub(crate) fn ordinal(&self) -> u64 {
+    pub(crate) fn ordinal(&self) -> Ordinal {
         self.header.ordinal
     }
 
@@ -223,7 +224,7 @@ impl CopyWriter {
     pub(crate) fn finish(
         mut self,
         storage: &dyn Storage,
-        ordinals: Vec<u64>,
+        ordinals: Vec<Ordinal>,
         seq_limit: u64,
         told: &dyn OnFailedSync,
     ) -> Result<Finished> {

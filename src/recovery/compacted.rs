@@ -7,6 +7,7 @@
 
 use super::part::Part;
 use crate::error::Result;
+use crate::format::address::Ordinal;
 use crate::format::segment::{Activation, Seal, most_slots};
 use crate::log::Segment;
 use crate::log::merge::CopySource;
@@ -47,7 +48,7 @@ impl CompactedSegment {
         Part { segment, first_seq, base_time, count, tail, is_sealed: true }
     }
 
-    fn sources(&self) -> &[u64] {
+    fn sources(&self) -> &[Ordinal] {
         self.segment.sources.as_ref().map_or(&[], |sources| &sources.ordinals)
     }
 

@@ -2,6 +2,7 @@
 
 use super::part::Part;
 use crate::error::Result;
+use crate::format::address::Ordinal;
 use crate::format::segment::{Activation, RECORDS_START, Seal, most_slots};
 use crate::log::Segment;
 use crate::log::scan::{Scanned, scan};
@@ -13,7 +14,7 @@ use std::sync::Arc;
 pub(super) struct Watermark {
     pub(super) seq: u64,
     /// The segment in use at that time.
-    pub(super) ordinal: u64,
+    pub(super) ordinal: Ordinal,
 }
 
 /// The parts of an epoch that count.
@@ -119,7 +120,7 @@ pub(super) fn read(
 
 /// Where the records of a segment end.
 struct End {
-    ordinal: u64,
+    ordinal: Ordinal,
     next_seq: u64,
     path: std::path::PathBuf,
     tail: u64,

@@ -10,6 +10,7 @@ use super::found::Found;
 use super::part::Part;
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
+use crate::format::address::Ordinal;
 use crate::format::checkpoint::Checkpoint;
 use crate::ranges::Ranges;
 use crate::report::{DamageKind, RecoveryReport};
@@ -34,7 +35,7 @@ pub(crate) struct Log {
     pub(crate) next_seq: u64,
     pub(crate) last_seq: Option<u64>,
     pub(crate) seq_limit: u64,
-    pub(crate) next_ordinal: u64,
+    pub(crate) next_ordinal: Ordinal,
     pub(crate) newest_time: u64,
     /// In the order of the log.
     pub(crate) parts: Vec<Part>,
@@ -164,7 +165,7 @@ fn unaccounted(
     // An earlier open may have reported that, and ended before it could note it. Of the segments
     // that a copy replaces, all that the copy does not have was settled, or noted as lost, before
     // the copy got its name.
-    let replaced: BTreeSet<u64> = found.replaced_ordinals().collect();
+    let replaced: BTreeSet<Ordinal> = found.replaced_ordinals().collect();
     let listed = checkpoint.iter().flat_map(|checkpoint| checkpoint.used());
     for listed in listed.filter(|listed| !replaced.contains(&listed.ordinal)) {
         let part = parts.iter().find(|part| part.segment.header.ordinal == listed.ordinal);

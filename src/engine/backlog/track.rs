@@ -10,6 +10,7 @@ use super::map_numbers::MapNumbers;
 use super::records::Records;
 use super::settled_count::{SettledCount, Special};
 use crate::error::Result;
+use crate::format::address::Ordinal;
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::{Delay, SLOT, Slot, State};
 use crate::format::standing::Run;
@@ -102,7 +103,7 @@ impl Track {
     }
 
     #[inline]
-    pub(crate) fn ordinal(&self) -> u64 {
+    pub(crate) fn ordinal(&self) -> Ordinal {
         self.segment().header.ordinal
     }
 

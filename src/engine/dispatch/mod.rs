@@ -32,6 +32,7 @@ use super::backlog::{Backlog, Met};
 use super::context::Context;
 use crate::clock;
 use crate::error::Result;
+use crate::format::address::Ordinal;
 use crate::format::standing::Standing;
 use crate::log::Segment;
 use crate::log::sealed::Mapped;
@@ -127,7 +128,7 @@ impl Dispatch {
     }
 
     /// Counts some slots of a segment; false once all of them are counted, or it is no more.
-    pub(crate) fn count_segment(&mut self, ordinal: u64) -> Result<bool> {
+    pub(crate) fn count_segment(&mut self, ordinal: Ordinal) -> Result<bool> {
         self.counting.count_segment(ordinal, self.deliveries.ledger_mut())
     }
 

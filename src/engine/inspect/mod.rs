@@ -20,6 +20,7 @@ use super::reclaim::Reclaim;
 use super::signal::DispatchLock;
 use crate::distribution::Distribution;
 use crate::error::{Error, Result};
+use crate::format::address::Ordinal;
 use crate::format::extension::Verified;
 use crate::format::record;
 use crate::format::slot::State;
@@ -86,7 +87,7 @@ enum Step {
     /// Nothing that `pop` would hand out: there is more.
     Passed,
     /// The slots of this segment are not counted.
-    Uncounted(u64),
+    Uncounted(Ordinal),
     End,
 }
 
@@ -108,7 +109,7 @@ pub(crate) enum Front {
     Message(Viewed),
     Nothing,
     /// The front is not known before the slots of the segment with this ordinal are counted.
-    Uncounted(u64),
+    Uncounted(Ordinal),
 }
 
 /// How far a look for the message at the front has got: the order is that of `pop`.

@@ -6,6 +6,7 @@ use crate::compaction::plan::Candidate;
 use crate::engine::append::FIRST_SEGMENT;
 use crate::engine::context::SOON;
 use crate::engine::dispatch::Dispatch;
+use crate::format::address::Ordinal;
 
 /// A segment of which at most one part in this many is unsettled is cheap to copy.
 const CHEAP_PART: u64 = 16;
@@ -16,7 +17,7 @@ pub(super) fn of(
     dispatch: &mut Dispatch,
     trigger: Trigger,
     (now, idle): (u64, u64),
-    is_unsynced: impl Fn(u64) -> bool,
+    is_unsynced: impl Fn(Ordinal) -> bool,
 ) -> Vec<Candidate> {
     let cursor = dispatch.ledger().places().cursor().seq();
     let newest = dispatch.backlog().tracks().len().saturating_sub(1);

@@ -28,6 +28,7 @@ use crate::engine::backlog::track::Track;
 use crate::engine::context::{Context, SOON};
 use crate::engine::signal::DispatchLock;
 use crate::error::{Error, Result};
+use crate::format::address::Ordinal;
 use crate::format::bytes::to_u64;
 use crate::log::copy::{CopyWriter, Finished};
 use crate::log::merge::CopySource;
@@ -273,7 +274,7 @@ impl Compactor {
     ) -> Option<(Vec<CopySource>, Choice)> {
         let idle = clock::millis(self.context.options.compaction.idle);
         let unsealed = self.appender.unsealed();
-        let full: Vec<u64> =
+        let full: Vec<Ordinal> =
             unsealed.full().iter().map(|full| full.segment.header.ordinal).collect();
         // Both locks, so that no segment becomes full in between.
         let mut dispatch = self.dispatch.lock();
@@ -291,7 +292,7 @@ impl Compactor {
         &self,
         trigger: Trigger,
         idle: u64,
-        is_unsynced: impl Fn(u64) -> bool,
+        is_unsynced: impl Fn(Ordinal) -> bool,
     ) -> Vec<plan::Candidate> {
         let now = self.context.clock.coarse();
         candidates::of(&mut self.dispatch.lock(), trigger, (now, idle), is_unsynced)
