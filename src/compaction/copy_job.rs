@@ -203,7 +203,7 @@ impl CopyJob {
             self.findings.push(Finding::Outlived { ordinal, index, offset });
             return Ok(true);
         }
-        let pushed_at = source.base_time + u64::from(header.age);
+        let pushed_at = header.pushed_at(source.base_time);
         let survivor = Survivor { seq, pushed_at, slot, delay };
         match self.copy.add(&survivor, &reading.mapped, &header, offset)? {
             Copied::Yes => Ok(true),
@@ -245,6 +245,7 @@ mod tests {
     use crate::log::Segment;
     use crate::log::active::{Active, Draft};
     use crate::log::scan::scan;
+    use crate::time::Time;
     use std::path::Path;
 
     /// What a newer keepq says of a message, and what a reader must not ignore of it.
@@ -279,19 +280,19 @@ mod tests {
         let segment =
             Arc::new(Segment::create(&storage, header(Ordinal(1), 64 << 10), &Refused).unwrap());
         let region = segment.map(Access::Commits).unwrap();
-        let mut active = Active::start(Arc::clone(&segment), region, 7, 1000).unwrap();
+        let mut active = Active::start(Arc::clone(&segment), region, 7, Time(1000)).unwrap();
         let drafts = [
             Draft::new(Vec::new(), b"known").unwrap(),
             Draft::new(MUST_BE_KNOWN.to_vec(), b"newer").unwrap(),
         ];
-        active.append(&drafts, 0, 1000).unwrap();
-        let scanned = scan(&segment, Activation { first_seq: 7, base_time: 1000 }).unwrap();
+        active.append(&drafts, 0, Time(1000)).unwrap();
+        let scanned = scan(&segment, Activation { first_seq: 7, base_time: Time(1000) }).unwrap();
         assert_eq!((scanned.stretches.len(), scanned.stretches[0].end_index), (1, 2), "no gap");
 
-        let source = CopySource { segment, first_seq: 7, base_time: 1000, count: 2 };
+        let source = CopySource { segment, first_seq: 7, base_time: Time(1000), count: 2 };
         let target = header(Ordinal(2), 16 << 10);
         let most = most_slots(target.size).min(2);
-        let copy = CopyWriter::create(&storage, target, most, 1000).unwrap();
+        let copy = CopyWriter::create(&storage, target, most, Time(1000)).unwrap();
         let mut run = CopyJob::new(vec![source], copy, 1);
         assert_eq!(run.step(u64::MAX).unwrap().0, Step::Done(1));
         assert_eq!(run.take_findings(), []);

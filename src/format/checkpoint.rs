@@ -5,6 +5,7 @@ use super::address::Ordinal;
 use super::bytes::{put, take, to_u64, u16_at, u32_at, u64_at};
 use super::checksum::crc32_of_both;
 use crate::ranges::Ranges;
+use crate::time::Time;
 use serde::{Deserialize, Serialize};
 
 const MAGIC: [u8; 8] = *b"keepqchk";
@@ -30,8 +31,8 @@ pub(crate) struct Checkpoint {
     pub(crate) accounted: u64,
     /// Numbers that no listed segment has and that were not settled: never given out, or lost.
     pub(crate) unaccounted: Ranges,
-    /// The newest time in the log: milliseconds since 1970 UTC.
-    pub(crate) newest_time: u64,
+    /// The newest time in the log.
+    pub(crate) newest_time: Time,
     /// No ordinal from this one on had been given to a segment.
     pub(crate) next_ordinal: Ordinal,
 }
@@ -141,7 +142,7 @@ mod tests {
             segments,
             accounted: 14,
             unaccounted,
-            newest_time: 1_700_000_000_000,
+            newest_time: Time(1_700_000_000_000),
             next_ordinal: Ordinal(6),
         }
     }

@@ -4,6 +4,7 @@ use super::address::Ordinal;
 use super::bytes::{high_u32, low_u32, put, take, to_u64, u16_at, u32_at, u64_at};
 use super::checksum::{CHECKSUM_ID, Key, crc32};
 use super::{FORMAT_VERSION, PAGE, SECTOR, number, record, slot};
+use crate::time::Time;
 
 const MAGIC: [u8; 8] = *b"keepqseg";
 
@@ -160,17 +161,17 @@ pub(crate) fn size_for_copy(record_bytes: u64, records: u64) -> u64 {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Activation {
     pub(crate) first_seq: u64,
-    pub(crate) base_time: u64,
+    pub(crate) base_time: Time,
 }
 
 impl Activation {
     pub(crate) fn encode(self, key: Key) -> [u8; MARK] {
-        encode_mark(key, ACTIVATION, [self.first_seq, self.base_time])
+        encode_mark(key, ACTIVATION, [self.first_seq, self.base_time.0])
     }
 
     pub(crate) fn decode(from: &[u8; MARK], key: Key) -> Option<Self> {
         let [first_seq, base_time] = decode_mark(from, key, ACTIVATION)?;
-        Some(Self { first_seq, base_time })
+        Some(Self { first_seq, base_time: Time(base_time) })
     }
 }
 
@@ -320,7 +321,7 @@ mod tests {
     #[test]
     fn marks_belong_to_their_key_and_place() {
         let key = header().key();
-        let activation = Activation { first_seq: 41, base_time: 1_700_000_000_000 };
+        let activation = Activation { first_seq: 41, base_time: Time(1_700_000_000_000) };
         let seal = Seal { tail: 8192, count: 12, run_ended: true };
         assert_eq!(Activation::decode(&activation.encode(key), key), Some(activation));
         assert_eq!(Seal::decode(&seal.encode(key), key), Some(seal));

@@ -7,6 +7,7 @@ use crate::format::segment::{Activation, RECORDS_START, Seal, most_slots};
 use crate::log::Segment;
 use crate::log::scan::{Scanned, scan};
 use crate::report::{Damage, DamageKind, RecoveryReport};
+use crate::time::Time;
 use std::sync::Arc;
 
 /// What CHECKPOINT says was durable.
@@ -21,7 +22,7 @@ pub(super) struct Watermark {
 #[derive(Debug)]
 pub(super) struct EpochRead {
     pub(super) parts: Vec<Part>,
-    pub(super) newest_time: u64,
+    pub(super) newest_time: Time,
     /// The next Seq, if the run ended in order.
     pub(super) run_ended_at: Option<u64>,
 }
@@ -68,7 +69,7 @@ pub(super) fn read(
     let members = members(segments, report)?;
     let watermark =
         if is_newest { watermark(&members).max(hint.map_or(0, |hint| hint.seq)) } else { u64::MAX };
-    let mut read = EpochRead { parts: Vec::new(), newest_time: 0, run_ended_at: None };
+    let mut read = EpochRead { parts: Vec::new(), newest_time: Time::ZERO, run_ended_at: None };
     let mut previous: Option<End> = None;
     let mut is_cut = false;
     for member in &members {
@@ -231,7 +232,7 @@ fn unused_parts(segments: &[Arc<Segment>], members: &[Member<'_>]) -> Vec<Part> 
     let part = |segment: &Arc<Segment>| Part {
         segment: Arc::clone(segment),
         first_seq: 0,
-        base_time: 0,
+        base_time: Time::ZERO,
         count: 0,
         tail: RECORDS_START,
         is_sealed: true,

@@ -20,6 +20,7 @@ use crate::log::copy::Finished;
 use crate::log::merge::CopySource;
 use crate::log::sealed::{Mapped, Status};
 use crate::recovery::Part;
+use crate::time::Time;
 use std::sync::Arc;
 
 /// One segment of the log.
@@ -118,7 +119,7 @@ impl Track {
     }
 
     #[inline]
-    pub(crate) fn base_time(&self) -> u64 {
+    pub(crate) fn base_time(&self) -> Time {
         self.records.numbering().base_time
     }
 

@@ -9,7 +9,7 @@ use crate::engine::backlog::track::Track;
 use crate::engine::dispatch::Dispatch;
 use crate::format::bytes::to_u64;
 use crate::stats::Stats;
-use std::time::Duration;
+use crate::time::Time;
 
 impl Inspect {
     pub(crate) fn stats(&self, others: &Others) -> Stats {
@@ -46,8 +46,8 @@ impl Inspect {
             reclaimable_bytes: dead_bytes,
             taken_bytes: self.appender.taken_bytes(),
             compacted_bytes: self.reclaim.compactor().compacted_bytes(),
-            oldest: oldest.map(|time| Duration::from_millis(now.saturating_sub(time))),
-            uptime: Duration::from_millis(now - self.context.clock.start_time()),
+            oldest: oldest.map(|time| now.since(time).into()),
+            uptime: now.since(self.context.clock.start_time()).into(),
             push_time,
             waiting_time: dispatch.deliveries().measure().waiting(),
             processing_time: dispatch.deliveries().measure().processing(),
@@ -74,10 +74,10 @@ fn live_and_dead_bytes(dispatch: &Dispatch, published: u64, used: u64) -> (u64, 
 }
 
 /// When the oldest message that is not settled was pushed, if it can be read.
-fn oldest(dispatch: &Dispatch, published: u64) -> Option<u64> {
+fn oldest(dispatch: &Dispatch, published: u64) -> Option<Time> {
     let mut tracks = dispatch.backlog().tracks().iter();
     let track = tracks.find(|track| track.unsettled(published) > 0)?;
     let base_time = track.base_time();
     let (_, _, header) = track.records().oldest(published)?;
-    Some(base_time + u64::from(header.age))
+    Some(header.pushed_at(base_time))
 }

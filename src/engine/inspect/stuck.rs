@@ -1,7 +1,6 @@
 //! What holds the disk.
 
 use super::Inspect;
-use crate::clock;
 use crate::engine::backlog::track::Track;
 use crate::engine::dispatch::{Dispatch, Whereabouts};
 use crate::error::Result;
@@ -9,7 +8,7 @@ use crate::format::standing::Run;
 use crate::log::sealed::Status;
 use crate::seq::Seq;
 use crate::stuck::{MessageState, Stuck};
-use std::time::Duration;
+use crate::time::Time;
 
 /// What is the same for all segments of one look.
 #[derive(Clone, Copy)]
@@ -17,7 +16,7 @@ struct Now {
     published: u64,
     /// Bytes of the records in the active segment.
     used: u64,
-    time: u64,
+    time: Time,
     run: Run,
 }
 
@@ -68,11 +67,11 @@ fn stuck_from(dispatch: &Dispatch, from: u64, now: Now) -> Result<Option<(Option
         Whereabouts::Dying => MessageState::Dying,
         Whereabouts::InFlight | Whereabouts::Settled => MessageState::InFlight,
     };
-    let pushed_at = base_time + u64::from(header.age);
+    let pushed_at = header.pushed_at(base_time);
     let stuck = Stuck {
         seq: Seq(seq),
-        pushed_at: clock::system_time(pushed_at),
-        age: Duration::from_millis(now.time.saturating_sub(pushed_at)),
+        pushed_at: pushed_at.into(),
+        age: now.time.since(pushed_at).into(),
         attempts: status.slot.attempts,
         state,
         path,
