@@ -4,6 +4,7 @@
 //! or with the newest time in the log if that is later, and then follows the monotonic clock. So it
 //! never goes back, and it does not matter if the wall clock is set while the queue is open.
 
+use crate::time::{Millis, Time};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 #[cfg(feature = "fault-injection")]
@@ -12,10 +13,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-/// The most milliseconds by which the coarse clock is behind: a tick of the kernel, at most 10 ms,
-/// and one for rounding.
-pub(crate) const TICK: u64 =
-    if cfg!(any(target_os = "linux", target_os = "android")) { 11 } else { 0 };
+/// The most by which the coarse clock is behind: a tick of the kernel, at most 10 ms, and 1 ms for
+/// rounding.
+pub(crate) const TICK: Millis =
+    if cfg!(any(target_os = "linux", target_os = "android")) { Millis(11) } else { Millis(0) };
 
 /// The longest time for which a message can be put off: 8 years of 365 days.
 pub(crate) const MAX_DELAY: Duration = Duration::from_secs(8 * 365 * 86_400);
@@ -26,24 +27,6 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-/// The moment `millis` after 1970 UTC.
-pub(crate) fn system_time(millis: u64) -> SystemTime {
-    UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(UNIX_EPOCH)
-}
-
-/// The duration in whole milliseconds, rounded up, so that nothing is ever early.
-pub(crate) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
-}
-
-/// The earlier of two times, if there is one.
-pub(crate) fn earlier(one: Option<u64>, other: Option<u64>) -> Option<u64> {
-    match (one, other) {
-        (Some(one), Some(other)) => Some(one.min(other)),
-        (one, other) => one.or(other),
-    }
-}
-
 /// In a millisecond.
 const NANOS: u64 = 1_000_000;
 
@@ -52,7 +35,7 @@ const NANOS: u64 = 1_000_000;
 pub(crate) struct Clock {
     source: Source,
     /// The queue's time at open.
-    start: u64,
+    start: Time,
     /// Nanoseconds from the monotonic clock's zero to that of the queue's time. Exact, so that the
     /// clocks of two runs agree to the millisecond: what one stores the next does not see too
     /// early.
@@ -69,72 +52,72 @@ pub(crate) enum Source {
 
 impl Clock {
     /// Starts a clock with the time of the wall clock, or with `newest_time` if that is later.
-    pub(crate) fn start(source: Source, newest_time: u64) -> Self {
+    pub(crate) fn start(source: Source, newest_time: Time) -> Self {
         let (wall, elapsed) = source.wall_and_elapsed();
         Self::start_at(source, wall, elapsed, newest_time)
     }
 
     /// A clock that starts when the source's two clocks show `wall` and `elapsed`, in nanoseconds.
-    fn start_at(source: Source, wall: u64, elapsed: u64, newest_time: u64) -> Self {
-        let start = wall.max(newest_time.saturating_mul(NANOS));
+    fn start_at(source: Source, wall: u64, elapsed: u64, newest_time: Time) -> Self {
+        let start = wall.max(newest_time.0.saturating_mul(NANOS));
         // Wraps, if the system has been up for longer than the wall clock says that there was time.
         let offset = start.wrapping_sub(elapsed);
-        Self { source, start: start / NANOS, offset }
+        Self { source, start: Time(start / NANOS), offset }
     }
 
     /// The queue's time when the monotonic clock shows `elapsed`, in nanoseconds.
-    fn time(&self, elapsed: u64) -> u64 {
-        (elapsed.wrapping_add(self.offset) / NANOS).max(self.start)
+    fn time(&self, elapsed: u64) -> Time {
+        Time(elapsed.wrapping_add(self.offset) / NANOS).max(self.start)
     }
 
     /// The queue's time at open.
-    pub(crate) fn start_time(&self) -> u64 {
+    pub(crate) fn start_time(&self) -> Time {
         self.start
     }
 
     /// The queue's time.
-    pub(crate) fn now(&self) -> u64 {
+    pub(crate) fn now(&self) -> Time {
         self.time(self.source.elapsed_nanos())
     }
 
     /// The first millisecond of the queue's time that has not begun. Delays are counted from here,
     /// so that none is over too early.
-    pub(crate) fn next(&self) -> u64 {
+    pub(crate) fn next(&self) -> Time {
         let now = self.now();
-        if matches!(self.source, Source::System) { now + 1 } else { now }
+        if matches!(self.source, Source::System) { now + Millis(1) } else { now }
     }
 
     /// The queue's time, or up to [`TICK`] less. Takes 2 ns, where the precise clock takes 23.
-    pub(crate) fn coarse(&self) -> u64 {
+    pub(crate) fn coarse(&self) -> Time {
         self.time(self.source.coarse_nanos())
     }
 
-    /// A time that is at least `millis` after the moment of a reading of the coarse clock, and up
-    /// to 2 [`TICK`]s more.
-    pub(crate) fn after(&self, coarse: u64, millis: u64) -> u64 {
-        let tick = if matches!(self.source, Source::System) { TICK } else { 0 };
-        coarse.saturating_add(tick).saturating_add(millis)
+    /// A time that is at least `span` after the moment of a reading of the coarse clock, and up to
+    /// 2 [`TICK`]s more.
+    pub(crate) fn after(&self, coarse: Time, span: Millis) -> Time {
+        let tick = if matches!(self.source, Source::System) { TICK } else { Millis(0) };
+        coarse.saturating_add(tick).saturating_add(span)
     }
 
     /// Whether `time` has come.
-    pub(crate) fn is_past(&self, time: u64) -> bool {
+    pub(crate) fn is_past(&self, time: Time) -> bool {
         self.is_past_at(self.coarse(), time)
     }
 
     /// Whether `time` has come, where the coarse clock has just been read.
-    pub(crate) fn is_past_at(&self, coarse: u64, time: u64) -> bool {
+    pub(crate) fn is_past_at(&self, coarse: Time, time: Time) -> bool {
         time <= coarse || time <= coarse + TICK && time <= self.now()
     }
 
     /// The instant at which `time` will come.
-    pub(crate) fn instant(&self, time: u64) -> Option<Instant> {
-        now().checked_add(Duration::from_millis(time.saturating_sub(self.now())))
+    pub(crate) fn instant(&self, time: Time) -> Option<Instant> {
+        now().checked_add(time.since(self.now()).into())
     }
 
     /// The queue's time at the moment when the wall clock, as it is set now, shows `moment`.
-    pub(crate) fn at(&self, moment: SystemTime) -> u64 {
-        let wall = self.source.wall_nanos() / NANOS;
-        let moment = moment.duration_since(UNIX_EPOCH).map_or(0, millis);
+    pub(crate) fn at(&self, moment: SystemTime) -> Time {
+        let wall = Millis(self.source.wall_nanos() / NANOS);
+        let moment = moment.duration_since(UNIX_EPOCH).map_or(Millis(0), Millis::from);
         self.next().saturating_add(moment).saturating_sub(wall)
     }
 }
@@ -238,14 +221,15 @@ impl ManualClock {
 
     /// Lets time pass, in whole milliseconds.
     pub fn advance(&self, time: Duration) {
-        self.wall.fetch_add(millis(time), Ordering::Relaxed);
-        self.elapsed.fetch_add(millis(time), Ordering::Relaxed);
+        let span = Millis::from(time);
+        self.wall.fetch_add(span.0, Ordering::Relaxed);
+        self.elapsed.fetch_add(span.0, Ordering::Relaxed);
     }
 
     /// Sets the wall clock, as an administrator would: no time passes.
     pub fn set_wall(&self, wall: SystemTime) {
         let since = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.wall.store(millis(since), Ordering::Relaxed);
+        self.wall.store(Millis::from(since).0, Ordering::Relaxed);
     }
 }
 
@@ -257,7 +241,7 @@ mod tests {
     /// that were rounded on their own, a message could come a millisecond before its time then.
     #[test]
     fn no_run_is_ahead_of_the_one_that_stored_a_time() {
-        let start = |wall, elapsed| Clock::start_at(Source::System, wall, elapsed, 0);
+        let start = |wall, elapsed| Clock::start_at(Source::System, wall, elapsed, Time::ZERO);
         let parts = || (0..NANOS).step_by(111_111);
         let walls = parts().map(|part| 1_700_000_000 * 1000 * NANOS + part);
         for (wall, part) in walls.flat_map(|wall| parts().map(move |part| (wall, part))) {
@@ -265,8 +249,9 @@ mod tests {
             for later in parts().map(|part| 3 * NANOS + part) {
                 // What `next` and `at` make of it: not before 5 ms from here.
                 let moment = (wall + later) / NANOS + 5;
-                let due = first.time(part + later) + 1 + moment - (wall + later) / NANOS;
+                let due = first.time(part + later).0 + 1 + moment - (wall + later) / NANOS;
                 assert!(due == moment || due == moment + 1, "{due} {moment}");
+                let due = Time(due);
                 for again in parts() {
                     let (wall, elapsed) = (wall + later + again, 7 * NANOS + part / 2);
                     let second = start(wall, elapsed);
@@ -281,31 +266,33 @@ mod tests {
 
     #[test]
     fn the_coarse_clock_is_behind_by_a_tick_at_most() {
-        let clock = Clock::start(Source::System, 0);
+        let clock = Clock::start(Source::System, Time::ZERO);
         for _ in 0..2000 {
             let (coarse, now) = (clock.coarse(), clock.now());
-            assert!(coarse <= now && now <= clock.coarse() + TICK, "{coarse} {now}");
+            assert!(coarse <= now && now <= clock.coarse() + TICK, "{coarse:?} {now:?}");
         }
-        assert!(clock.is_past(clock.start_time()) && !clock.is_past(clock.now() + 3_600_000));
+        assert!(clock.is_past(clock.start_time()));
+        assert!(!clock.is_past(clock.now() + Millis(3_600_000)));
     }
 
     #[cfg(feature = "fault-injection")]
     #[test]
     fn a_wall_clock_that_is_set_does_not_matter() {
         let day = Duration::from_secs(86_400);
+        let days = |days: u32| Time::ZERO + (days * day).into();
         let manual = Arc::new(ManualClock::new(UNIX_EPOCH + 10 * day));
-        let start = || Clock::start(Source::Manual(Arc::clone(&manual)), 0);
+        let start = || Clock::start(Source::Manual(Arc::clone(&manual)), Time::ZERO);
         let clock = start();
-        assert_eq!(clock.now(), millis(10 * day));
+        assert_eq!(clock.now(), days(10));
         manual.advance(day);
         manual.set_wall(UNIX_EPOCH + 2 * day);
-        assert_eq!(clock.now(), millis(11 * day));
-        assert_eq!(clock.at(UNIX_EPOCH + 3 * day), millis(12 * day), "a day from now");
-        assert_eq!(clock.at(UNIX_EPOCH), millis(9 * day));
-        assert_eq!(start().now(), millis(2 * day));
+        assert_eq!(clock.now(), days(11));
+        assert_eq!(clock.at(UNIX_EPOCH + 3 * day), days(12), "a day from now");
+        assert_eq!(clock.at(UNIX_EPOCH), days(9));
+        assert_eq!(start().now(), days(2));
         let source = Source::Manual(Arc::clone(&manual));
-        assert_eq!(Clock::start(source, 5).now(), millis(2 * day));
+        assert_eq!(Clock::start(source, Time(5)).now(), days(2));
         let source = Source::Manual(manual);
-        assert_eq!(Clock::start(source, millis(7 * day)).now(), millis(7 * day), "never goes back");
+        assert_eq!(Clock::start(source, days(7)).now(), days(7), "never goes back");
     }
 }

@@ -13,12 +13,12 @@
 mod carried;
 mod redrive;
 
-use crate::clock;
 use crate::engine::{Cause, DyingMessage, Engine, Need, Setting};
 use crate::error::{Error, Result};
 use crate::format::extension::{self, Notes, Origin, Verified};
 use crate::format::{name, record};
 use crate::options::Options;
+use crate::time::{Millis, Time};
 use carried::carried_over;
 use parking_lot::Mutex;
 use redrive::Redrive;
@@ -157,8 +157,8 @@ impl DeadLetters {
     /// failure is some time ago.
     fn is_worth_it(&self, durably: bool) -> bool {
         // Relaxed: a hint.
-        let at = self.again_at.load(Ordering::Relaxed);
-        let may_try = at == 0 || self.queue.context().clock.is_past(at);
+        let at = Time(self.again_at.load(Ordering::Relaxed));
+        let may_try = at == Time::ZERO || self.queue.context().clock.is_past(at);
         may_try && self.queue.dying().are_pending(durably)
     }
 
@@ -208,9 +208,10 @@ impl DeadLetters {
         let mut mover = self.mover.lock();
         let result = self.move_dying(&mut mover, durably, limit);
         let context = self.queue.context();
-        let again = if result.is_err() { context.clock.coarse() + clock::millis(RETRY) } else { 0 };
+        let again =
+            result.as_ref().map_or_else(|_| context.clock.coarse() + RETRY.into(), |()| Time::ZERO);
         // Relaxed: a hint.
-        self.again_at.store(again, Ordering::Relaxed);
+        self.again_at.store(again.0, Ordering::Relaxed);
         if result.is_err() {
             context.worker.ask_within(RETRY);
         } else if self.queue.dying().are_pending(durably) {
@@ -349,13 +350,13 @@ impl DeadLetters {
         &self,
         header: &record::RecordHeader,
         body: &[u8],
-        pushed_at: u64,
+        pushed_at: Time,
         attempts: u32,
     ) -> Cause {
         let options = self.queue.options();
         let own = header.flags.has_extensions().then(|| extension::notes(body).expires).flatten();
-        let ttl = options.message_ttl.map(|ttl| pushed_at.saturating_add(clock::millis(ttl)));
-        let expires = clock::earlier(own, ttl);
+        let ttl = options.message_ttl.map(|ttl| pushed_at.saturating_add(Millis::from(ttl)));
+        let expires = Time::earlier(own, ttl);
         if options.max_attempts > 0 && attempts >= options.max_attempts {
             Cause::Attempts
         } else if expires.is_some_and(|time| self.queue.context().clock.is_past(time)) {

@@ -1,6 +1,6 @@
 //! A message that is handed out, and the wait for a message that is on its way to the disk.
 
-use crate::clock::{self, MAX_DELAY};
+use crate::clock::MAX_DELAY;
 use crate::engine::{Answer, Cause, Engine, LeaseKey, Taken};
 use crate::error::{Error, Result};
 use crate::format::extension::{self, Origin};
@@ -68,7 +68,7 @@ impl Delivery {
     /// not matter if the wall clock is set meanwhile.
     #[must_use]
     pub fn pushed_at(&self) -> SystemTime {
-        clock::system_time(self.taken.pushed_at)
+        SystemTime::from(self.taken.pushed_at)
     }
 
     /// The value of the header with this name, if the message has one: see
@@ -293,7 +293,7 @@ impl<'a> DeadLetter<'a> {
     /// says when it died.
     #[must_use]
     pub fn pushed_at(&self) -> SystemTime {
-        clock::system_time(self.origin.pushed_at)
+        SystemTime::from(self.origin.pushed_at)
     }
 
     /// How often the message was handed out.

@@ -6,6 +6,9 @@
 //! end a lease takes a few steps, however many leases there are, because those that were not
 //! extended run out in the order in which they began.
 
+use crate::format::address::Ordinal;
+use crate::time::Time;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Names a lease. Once the lease has ended, it names nothing.
@@ -20,7 +23,7 @@ pub(crate) struct Ticket {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub(crate) struct Place {
     pub(crate) seq: u64,
-    pub(crate) ordinal: u64,
+    pub(crate) ordinal: Ordinal,
     pub(crate) index: u32,
     pub(crate) offset: u64,
     /// The delivery that is under way is counted.
@@ -39,9 +42,9 @@ pub(crate) struct Leases {
     oldest: Option<u32>,
     newest: Option<u32>,
     /// Leases with a deadline of their own.
-    extended: BTreeSet<(u64, u32)>,
+    extended: BTreeSet<(Time, u32)>,
     /// Leases that ran out, by Seq, with the time before which the message is not handed out again.
-    expired: BTreeMap<u64, (Ticket, u64)>,
+    expired: BTreeMap<u64, (Ticket, Time)>,
 }
 
 #[derive(Debug)]
@@ -50,7 +53,7 @@ struct Lease {
     state: LeaseState,
     older: Option<u32>,
     newer: Option<u32>,
-    deadline: u64,
+    deadline: Time,
     place: Place,
 }
 
@@ -71,8 +74,9 @@ enum LeaseState {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Ended {
     pub(crate) place: Place,
-    /// If it had run out: the time before which the message is not handed out again, or 0.
-    pub(crate) expired: Option<u64>,
+    /// If it had run out: the time before which the message is not handed out again, or
+    /// [`Time::ZERO`].
+    pub(crate) expired: Option<Time>,
 }
 
 impl Leases {
@@ -83,14 +87,14 @@ impl Leases {
 
     /// Begins a lease. `deadline` is never before that of an earlier call.
     #[inline]
-    pub(crate) fn begin(&mut self, place: Place, deadline: Option<u64>) -> Ticket {
+    pub(crate) fn begin(&mut self, place: Place, deadline: Option<Time>) -> Ticket {
         let state = if deadline.is_some() { LeaseState::Timed } else { LeaseState::Held };
         let number = match self.free.pop() {
             Some(number) => number,
             None => self.grow(),
         };
         let entry = self.entry(number);
-        (entry.state, entry.place, entry.deadline) = (state, place, deadline.unwrap_or(0));
+        (entry.state, entry.place, entry.deadline) = (state, place, deadline.unwrap_or_default());
         let ticket = Ticket { entry: number, generation: entry.generation };
         if state == LeaseState::Timed {
             self.link(number);
@@ -101,8 +105,14 @@ impl Leases {
     #[cold]
     fn grow(&mut self) -> u32 {
         let (place, older, newer) = (Place::default(), None, None);
-        let entry =
-            Lease { generation: 0, state: LeaseState::Free, older, newer, deadline: 0, place };
+        let entry = Lease {
+            generation: 0,
+            state: LeaseState::Free,
+            older,
+            newer,
+            deadline: Time::ZERO,
+            place,
+        };
         self.entries.push(entry);
         u32::try_from(self.entries.len() - 1).expect("fewer than 2^32 deliveries fit in memory")
     }
@@ -136,10 +146,10 @@ impl Leases {
     }
 
     /// Ends the lease of message `seq` if it ran out, because the message is handed out again, or
-    /// settled. Returns the time before which the message was not to be handed out, 0 for none;
-    /// `None` if no lease of it ran out.
+    /// settled. Returns the time before which the message was not to be handed out, [`Time::ZERO`]
+    /// for none; `None` if no lease of it ran out.
     #[inline]
-    pub(crate) fn end_expired(&mut self, seq: u64) -> Option<u64> {
+    pub(crate) fn end_expired(&mut self, seq: u64) -> Option<Time> {
         if self.expired.is_empty() {
             return None;
         }
@@ -149,7 +159,7 @@ impl Leases {
 
     /// Gives a lease another deadline. A lease that had run out begins again. Returns what
     /// [`Leases::end`] would have returned: `None` if the lease has ended.
-    pub(crate) fn extend(&mut self, ticket: Ticket, deadline: u64) -> Option<Ended> {
+    pub(crate) fn extend(&mut self, ticket: Ticket, deadline: Time) -> Option<Ended> {
         let (state, place) = self.known(ticket)?;
         self.leave(ticket.entry, state);
         let expired = self.expired.remove(&place.seq).map(|(_, due)| due);
@@ -160,7 +170,7 @@ impl Leases {
     }
 
     /// The earliest deadline.
-    pub(crate) fn next_deadline(&self) -> Option<u64> {
+    pub(crate) fn next_deadline(&self) -> Option<Time> {
         let first = self.extended.first().map(|&(deadline, _)| deadline);
         let oldest = self.oldest.and_then(|oldest| self.entries.get(widen(oldest)));
         let deadline = oldest.map(|entry| entry.deadline);
@@ -172,7 +182,7 @@ impl Leases {
     }
 
     /// A lease whose deadline has come. The caller then calls [`Leases::expire`] for it.
-    pub(crate) fn overdue(&self, now: u64) -> Option<(Ticket, Place)> {
+    pub(crate) fn overdue(&self, now: Time) -> Option<(Ticket, Place)> {
         let oldest = self
             .oldest
             .and_then(|number| self.entries.get(widen(number)).map(|e| (e.deadline, number)));
@@ -182,8 +192,9 @@ impl Leases {
         Some((Ticket { entry: number, generation: entry.generation }, entry.place))
     }
 
-    /// Notes that a lease has run out. Its message waits until `due`, or comes next if that is 0.
-    pub(crate) fn expire(&mut self, ticket: Ticket, due: u64) {
+    /// Notes that a lease has run out. Its message waits until `due`, or comes next if that is
+    /// [`Time::ZERO`].
+    pub(crate) fn expire(&mut self, ticket: Ticket, due: Time) {
         if let Some((state, place)) = self.known(ticket) {
             self.leave(ticket.entry, state);
             self.entry(ticket.entry).state = LeaseState::Expired;
@@ -239,12 +250,13 @@ fn widen(number: u32) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::time::Millis;
     use proptest::prelude::*;
 
     fn place(seq: u64) -> Place {
         Place {
             seq,
-            ordinal: 1,
+            ordinal: Ordinal(1),
             index: 0,
             offset: 4096,
             attempts: 1,
@@ -273,19 +285,25 @@ mod tests {
     #[test]
     fn what_ran_out_can_be_answered_until_it_is_handed_out_again() {
         let mut leases = Leases::default();
-        let tickets = [1, 2, 3].map(|seq| leases.begin(place(seq), Some(10 + seq)));
-        assert_eq!(leases.overdue(10), None);
-        assert_eq!(leases.overdue(12), Some((tickets[0], place(1))));
+        let tickets = [1, 2, 3].map(|seq| leases.begin(place(seq), Some(Time(10 + seq))));
+        assert_eq!(leases.overdue(Time(10)), None);
+        assert_eq!(leases.overdue(Time(12)), Some((tickets[0], place(1))));
         for ticket in tickets {
-            leases.expire(ticket, 50);
+            leases.expire(ticket, Time(50));
         }
-        assert_eq!((leases.count(), leases.next_deadline(), leases.overdue(99)), (0, None, None));
+        assert_eq!(
+            (leases.count(), leases.next_deadline(), leases.overdue(Time(99))),
+            (0, None, None)
+        );
         leases.end_expired(1);
-        assert_eq!((leases.end(tickets[0]), leases.extend(tickets[0], 9)), (None, None));
-        assert_eq!(leases.end(tickets[1]), Some(Ended { place: place(2), expired: Some(50) }));
-        let again = leases.extend(tickets[2], 70);
-        assert_eq!(again, Some(Ended { place: place(3), expired: Some(50) }));
-        assert_eq!((leases.count(), leases.next_deadline()), (1, Some(70)));
+        assert_eq!((leases.end(tickets[0]), leases.extend(tickets[0], Time(9))), (None, None));
+        assert_eq!(
+            leases.end(tickets[1]),
+            Some(Ended { place: place(2), expired: Some(Time(50)) })
+        );
+        let again = leases.extend(tickets[2], Time(70));
+        assert_eq!(again, Some(Ended { place: place(3), expired: Some(Time(50)) }));
+        assert_eq!((leases.count(), leases.next_deadline()), (1, Some(Time(70))));
         assert_eq!(leases.end(tickets[2]), Some(held(3)));
     }
 
@@ -295,14 +313,16 @@ mod tests {
         fn runs_out_in_the_order_of_deadlines(
             steps in prop::collection::vec((0u8..4, 0usize..9, 0u64..20), 0..60),
         ) {
-            let (mut leases, mut now) = (Leases::default(), 0);
-            let mut model = Vec::<(Ticket, u64, u64)>::new();
+            let (mut leases, mut now) = (Leases::default(), Time::ZERO);
+            let mut model = Vec::<(Ticket, u64, Time)>::new();
             for (step, (what, which, time)) in (1..).zip(steps) {
+                let time = Millis(time);
                 let which = which % model.len().max(1);
                 match what {
                     0 => {
-                        now += time;
-                        model.push((leases.begin(place(step), Some(now + 30)), step, now + 30));
+                        now = now + time;
+                        let deadline = now + Millis(30);
+                        model.push((leases.begin(place(step), Some(deadline)), step, deadline));
                     }
                     1 if !model.is_empty() => {
                         let (ticket, seq, _) = model.remove(which);
@@ -314,14 +334,14 @@ mod tests {
                         prop_assert_eq!(leases.extend(ticket, now + time), Some(held(seq)));
                     }
                     _ => {
-                        now += time;
+                        now = now + time;
                         while let Some((ticket, place)) = leases.overdue(now) {
                             let at = model.iter().position(|(_, seq, _)| *seq == place.seq);
                             let at = at.unwrap();
                             let (_, seq, deadline) = model.remove(at);
                             let is_first = model.iter().all(|other| other.2 >= deadline);
                             prop_assert!(deadline <= now && is_first);
-                            leases.expire(ticket, 0);
+                            leases.expire(ticket, Time::ZERO);
                             leases.end_expired(seq);
                         }
                     }

@@ -30,6 +30,7 @@ mod schedule;
 mod seq;
 mod stats;
 mod stuck;
+mod time;
 mod typed;
 
 /// The pages: how to use keepq, what to choose, how it is built, and why it can be trusted.

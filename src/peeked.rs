@@ -1,6 +1,5 @@
 //! Messages that are shown and not taken.
 
-use crate::clock;
 use crate::delivery::{DeadLetter, dead_letter};
 use crate::engine::{Engine, Viewed, Walk};
 use crate::error::Result;
@@ -39,13 +38,13 @@ impl Peeked {
     /// When the message was pushed: see [`Delivery::pushed_at`](crate::Delivery::pushed_at).
     #[must_use]
     pub fn pushed_at(&self) -> SystemTime {
-        clock::system_time(self.viewed.pushed_at)
+        SystemTime::from(self.viewed.pushed_at)
     }
 
     /// The earliest time at which the message will be handed out; `None` if that is now.
     #[must_use]
     pub fn not_before(&self) -> Option<SystemTime> {
-        self.viewed.due.map(clock::system_time)
+        self.viewed.due.map(SystemTime::from)
     }
 
     /// The value of the header with this name, if the message has one.

@@ -3,6 +3,7 @@
 //! Promises: messages come out in the order of their times, and those with one time in the order of
 //! their Seqs. Keeps two numbers for each message, about 30 bytes with the tree that they are in.
 
+use crate::time::Time;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 
@@ -10,11 +11,11 @@ use std::ops::Bound;
 #[derive(Debug, Default)]
 pub(crate) struct Schedule {
     /// Time and Seq.
-    entries: BTreeSet<(u64, u64)>,
+    entries: BTreeSet<(Time, u64)>,
     /// The first of them, kept here because it is needed so often.
-    first: Option<(u64, u64)>,
+    first: Option<(Time, u64)>,
     /// `due` counts the entries up to this time.
-    counted_until: u64,
+    counted_until: Time,
     due: usize,
 }
 
@@ -25,19 +26,20 @@ impl Schedule {
     }
 
     /// How many messages have a time that has not come at `now`.
-    pub(crate) fn delayed_at(&self, now: u64) -> usize {
+    pub(crate) fn delayed_at(&self, now: Time) -> usize {
         if now <= self.counted_until {
             return self.delayed();
         }
         self.delayed() - self.due_between(self.counted_until, now)
     }
 
-    fn due_between(&self, before: u64, now: u64) -> usize {
-        self.entries.range((before + 1, 0)..=(now, u64::MAX)).count()
+    fn due_between(&self, before: Time, now: Time) -> usize {
+        let between = (Bound::Excluded((before, u64::MAX)), Bound::Included((now, u64::MAX)));
+        self.entries.range(between).count()
     }
 
     /// Keeps a message until `time`. To put it in again for the same time changes nothing.
-    pub(crate) fn put(&mut self, time: u64, seq: u64) {
+    pub(crate) fn put(&mut self, time: Time, seq: u64) {
         if self.entries.insert((time, seq)) && time <= self.counted_until {
             self.due += 1;
         }
@@ -45,7 +47,7 @@ impl Schedule {
     }
 
     /// Notes that the time is `now`; it never goes back. Returns how many messages became due.
-    pub(crate) fn advance(&mut self, now: u64) -> usize {
+    pub(crate) fn advance(&mut self, now: Time) -> usize {
         if now <= self.counted_until {
             return 0;
         }
@@ -61,31 +63,31 @@ impl Schedule {
 
     /// The time of the first message that was not due when [`Schedule::advance`] was last called.
     #[inline]
-    pub(crate) fn first_undue(&self) -> Option<u64> {
+    pub(crate) fn first_undue(&self) -> Option<Time> {
         if self.due == 0 {
             return self.first_time();
         }
-        let undue = (self.counted_until + 1, 0)..;
-        self.entries.range(undue).next().map(|(time, _)| *time)
+        let undue = Bound::Excluded((self.counted_until, u64::MAX));
+        self.entries.range((undue, Bound::Unbounded)).next().map(|(time, _)| *time)
     }
 
     /// The time of the first message, which may be past.
-    pub(crate) fn first_time(&self) -> Option<u64> {
+    pub(crate) fn first_time(&self) -> Option<Time> {
         self.first.map(|(time, _)| time)
     }
 
     /// The first one, due or not: its time and Seq.
-    pub(crate) fn first(&self) -> Option<(u64, u64)> {
+    pub(crate) fn first(&self) -> Option<(Time, u64)> {
         self.first
     }
 
     /// The first one that is due: its time and Seq.
-    pub(crate) fn first_due(&self) -> Option<(u64, u64)> {
+    pub(crate) fn first_due(&self) -> Option<(Time, u64)> {
         self.first.filter(|_| self.due > 0)
     }
 
     /// The first one behind this entry that is due: its time and Seq.
-    pub(crate) fn next_due(&self, after: (u64, u64)) -> Option<(u64, u64)> {
+    pub(crate) fn next_due(&self, after: (Time, u64)) -> Option<(Time, u64)> {
         let behind = (Bound::Excluded(after), Bound::Included((self.counted_until, u64::MAX)));
         if after >= (self.counted_until, u64::MAX) {
             return None;
@@ -99,12 +101,12 @@ impl Schedule {
         found.is_some_and(|(time, seq)| self.remove(time, seq))
     }
 
-    pub(crate) fn contains(&self, time: u64, seq: u64) -> bool {
+    pub(crate) fn contains(&self, time: Time, seq: u64) -> bool {
         self.entries.contains(&(time, seq))
     }
 
     /// Takes out a message that was put in for this time; false if it is not there.
-    pub(crate) fn remove(&mut self, time: u64, seq: u64) -> bool {
+    pub(crate) fn remove(&mut self, time: Time, seq: u64) -> bool {
         let is_removed = self.entries.remove(&(time, seq));
         if is_removed && time <= self.counted_until {
             self.due -= 1;
@@ -124,27 +126,32 @@ mod tests {
     #[test]
     fn nothing_comes_before_its_time() {
         let mut schedule = Schedule::default();
-        for (time, seq) in [(11, 3), (12, 1), (11, 2), (11, 2)] {
+        let (early, late) = (Time(11), Time(12));
+        for (time, seq) in [(early, 3), (late, 1), (early, 2), (early, 2)] {
             schedule.put(time, seq);
         }
-        assert_eq!((schedule.delayed(), schedule.first_time()), (3, Some(11)));
-        schedule.advance(10);
+        assert_eq!((schedule.delayed(), schedule.first_time()), (3, Some(early)));
+        schedule.advance(Time(10));
         assert_eq!(schedule.first_due(), None);
-        schedule.advance(11);
-        assert_eq!((schedule.delayed(), schedule.first_due()), (1, Some((11, 2))));
-        assert!(schedule.remove(11, 2) && !schedule.remove(11, 2));
-        assert_eq!(schedule.first_due(), Some((11, 3)));
-        assert_eq!((schedule.next_due((0, 0)), schedule.next_due((11, 3))), (Some((11, 3)), None));
-        assert_eq!((schedule.first_undue(), schedule.remove_seq(9)), (Some(12), false));
-        assert!(schedule.remove(11, 3));
+        schedule.advance(early);
+        assert_eq!((schedule.delayed(), schedule.first_due()), (1, Some((early, 2))));
+        assert!(schedule.remove(early, 2) && !schedule.remove(early, 2));
+        assert_eq!(schedule.first_due(), Some((early, 3)));
+        assert_eq!(
+            (schedule.next_due((Time::ZERO, 0)), schedule.next_due((early, 3))),
+            (Some((early, 3)), None)
+        );
+        assert_eq!((schedule.first_undue(), schedule.remove_seq(9)), (Some(late), false));
+        assert!(schedule.remove(early, 3));
         assert_eq!((schedule.first_due(), schedule.delayed()), (None, 1));
     }
 
     proptest! {
         #[test]
         fn counts_what_is_due(steps in prop::collection::vec((0u8..3, 0u64..30, 0u64..5), 0..60)) {
-            let (mut schedule, mut now) = (Schedule::default(), 0);
+            let (mut schedule, mut now) = (Schedule::default(), Time::ZERO);
             for (what, time, seq) in steps {
+                let time = Time(time);
                 match what {
                     0 => schedule.put(time, seq),
                     1 => drop(schedule.remove(time, seq)),

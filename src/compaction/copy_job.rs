@@ -7,6 +7,7 @@
 
 use super::plan::Choice;
 use crate::error::Result;
+use crate::format::address::Ordinal;
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::{Slot, State};
 use crate::io::Storage;
@@ -25,11 +26,11 @@ const STEP: u32 = 4096;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Finding {
     /// Records `from..to` are damaged, or were not found from this offset on.
-    Lost { ordinal: u64, from: u32, to: u32, offset: u64 },
+    Lost { ordinal: Ordinal, from: u32, to: u32, offset: u64 },
     /// A slot is damaged.
-    BadSlot { ordinal: u64, index: u32 },
+    BadSlot { ordinal: Ordinal, index: u32 },
     /// A transient message of an earlier run.
-    Outlived { ordinal: u64, index: u32, offset: u64 },
+    Outlived { ordinal: Ordinal, index: u32, offset: u64 },
 }
 
 /// How a step ended.
@@ -202,7 +203,7 @@ impl CopyJob {
             self.findings.push(Finding::Outlived { ordinal, index, offset });
             return Ok(true);
         }
-        let pushed_at = source.base_time + u64::from(header.age);
+        let pushed_at = header.pushed_at(source.base_time);
         let survivor = Survivor { seq, pushed_at, slot, delay };
         match self.copy.add(&survivor, &reading.mapped, &header, offset)? {
             Copied::Yes => Ok(true),
@@ -244,6 +245,7 @@ mod tests {
     use crate::log::Segment;
     use crate::log::active::{Active, Draft};
     use crate::log::scan::scan;
+    use crate::time::Time;
     use std::path::Path;
 
     /// What a newer keepq says of a message, and what a reader must not ignore of it.
@@ -258,12 +260,12 @@ mod tests {
         }
     }
 
-    fn header(ordinal: u64, size: u64) -> SegmentHeader {
+    fn header(ordinal: Ordinal, size: u64) -> SegmentHeader {
         SegmentHeader {
             queue_id: [1; 16],
             ordinal,
-            predecessor: 0,
-            generation: ordinal,
+            predecessor: Ordinal::NONE,
+            generation: ordinal.0,
             epoch: 1,
             size,
             seq_limit: 100,
@@ -275,21 +277,22 @@ mod tests {
     #[test]
     fn what_must_be_known_is_copied_as_it_is() {
         let storage = MemoryStorage::new();
-        let segment = Arc::new(Segment::create(&storage, header(1, 64 << 10), &Refused).unwrap());
+        let segment =
+            Arc::new(Segment::create(&storage, header(Ordinal(1), 64 << 10), &Refused).unwrap());
         let region = segment.map(Access::Commits).unwrap();
-        let mut active = Active::start(Arc::clone(&segment), region, 7, 1000).unwrap();
+        let mut active = Active::start(Arc::clone(&segment), region, 7, Time(1000)).unwrap();
         let drafts = [
             Draft::new(Vec::new(), b"known").unwrap(),
             Draft::new(MUST_BE_KNOWN.to_vec(), b"newer").unwrap(),
         ];
-        active.append(&drafts, 0, 1000).unwrap();
-        let scanned = scan(&segment, Activation { first_seq: 7, base_time: 1000 }).unwrap();
+        active.append(&drafts, 0, Time(1000)).unwrap();
+        let scanned = scan(&segment, Activation { first_seq: 7, base_time: Time(1000) }).unwrap();
         assert_eq!((scanned.stretches.len(), scanned.stretches[0].end_index), (1, 2), "no gap");
 
-        let source = CopySource { segment, first_seq: 7, base_time: 1000, count: 2 };
-        let target = header(2, 16 << 10);
+        let source = CopySource { segment, first_seq: 7, base_time: Time(1000), count: 2 };
+        let target = header(Ordinal(2), 16 << 10);
         let most = most_slots(target.size).min(2);
-        let copy = CopyWriter::create(&storage, target, most, 1000).unwrap();
+        let copy = CopyWriter::create(&storage, target, most, Time(1000)).unwrap();
         let mut run = CopyJob::new(vec![source], copy, 1);
         assert_eq!(run.step(u64::MAX).unwrap().0, Step::Done(1));
         assert_eq!(run.take_findings(), []);

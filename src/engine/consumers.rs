@@ -15,8 +15,10 @@ use super::published::Published;
 use super::signal::DispatchLock;
 use super::wait::{Look, Soon};
 use crate::error::{Error, Result};
+use crate::format::address::Ordinal;
 use crate::format::extension::{self, Verified};
 use crate::leases::Ticket;
+use crate::time::{Millis, Time};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,8 +37,7 @@ pub(crate) struct Consumers {
 pub(crate) struct Taken {
     pub(crate) key: LeaseKey,
     pub(crate) attempts: u32,
-    /// Milliseconds since 1970 UTC.
-    pub(crate) pushed_at: u64,
+    pub(crate) pushed_at: Time,
     pub(crate) body: Vec<u8>,
     pub(crate) payload_start: usize,
 }
@@ -54,7 +55,7 @@ pub(crate) struct LeaseKey {
 enum Popped {
     Taken(Taken),
     /// Nothing is ready; something will be at this time, if there is one.
-    Nothing(Option<u64>),
+    Nothing(Option<Time>),
 }
 
 /// Messages that are taken, or answered, under one lock.
@@ -224,10 +225,10 @@ impl Consumers {
     }
 
     #[cold]
-    fn measure(&self, ticket: Ticket, pushed_at: u64) {
-        let waited = self.context.clock.coarse().saturating_sub(pushed_at);
+    fn measure(&self, ticket: Ticket, pushed_at: Time) {
+        let waited = self.context.clock.coarse().since(pushed_at);
         let mut dispatch = self.dispatch.lock();
-        dispatch.deliveries_mut().measure_mut().handed_out(ticket, Duration::from_millis(waited));
+        dispatch.deliveries_mut().measure_mut().handed_out(ticket, waited.into());
     }
 
     /// Passes over a message whose payload is damaged, or can be read only by a newer keepq.
@@ -248,9 +249,9 @@ impl Consumers {
         let clock = &self.context.clock;
         let now = leased.now.unwrap_or_else(|| clock.coarse());
         let own = header.flags.has_extensions().then(|| extension::notes(body));
-        let ttl = self.context.options.message_ttl.map(crate::clock::millis);
+        let ttl = self.context.options.message_ttl.map(Millis::from);
         let ttl = ttl.map(|ttl| pushed_at.saturating_add(ttl));
-        let expires = crate::clock::earlier(own.and_then(|notes| notes.expires), ttl);
+        let expires = Time::earlier(own.and_then(|notes| notes.expires), ttl);
         if expires.is_some_and(|time| clock.is_past_at(now, time)) {
             return self.dispatch.lock().deliveries_mut().expire(leased).map(|()| true);
         }
@@ -258,7 +259,7 @@ impl Consumers {
             return Ok(false);
         }
         // Its slot says when it is due. Should that be lost, the record still knows.
-        let most = |due: u64| clock.start_time() + due.saturating_sub(pushed_at);
+        let most = |due: Time| clock.start_time() + due.since(pushed_at);
         let is_old = self.context.run.is_old(leased.seq);
         let due = own.and_then(|notes| notes.due);
         let due = due.map(|due| if is_old { due.min(most(due)) } else { due });
@@ -367,19 +368,19 @@ impl Consumers {
             has_settled = true;
         }
         // There are more.
-        self.plan_look(Some(0));
+        self.plan_look(Some(Time::ZERO));
         Ok(has_settled)
     }
 
     /// Plans the next look at the front for `time`; `None`: the message there does not expire.
-    fn plan_look(&self, time: Option<u64>) {
+    fn plan_look(&self, time: Option<Time>) {
         if let Some(time) = time {
             self.dispatch.lock().ledger_mut().expiry_mut().plan_before(time);
         }
     }
 
     /// Counts some slots of a segment; false once all of them are counted.
-    pub(crate) fn count_segment(&self, ordinal: u64) -> Result<bool> {
+    pub(crate) fn count_segment(&self, ordinal: Ordinal) -> Result<bool> {
         self.dispatch.lock().count_segment(ordinal)
     }
 

@@ -1,9 +1,11 @@
 //! A checkpoint: hints that save time, in one of two slots.
 
 use super::FORMAT_VERSION;
+use super::address::Ordinal;
 use super::bytes::{put, take, to_u64, u16_at, u32_at, u64_at};
 use super::checksum::crc32_of_both;
 use crate::ranges::Ranges;
+use crate::time::Time;
 use serde::{Deserialize, Serialize};
 
 const MAGIC: [u8; 8] = *b"keepqchk";
@@ -29,16 +31,16 @@ pub(crate) struct Checkpoint {
     pub(crate) accounted: u64,
     /// Numbers that no listed segment has and that were not settled: never given out, or lost.
     pub(crate) unaccounted: Ranges,
-    /// The newest time in the log: milliseconds since 1970 UTC.
-    pub(crate) newest_time: u64,
+    /// The newest time in the log.
+    pub(crate) newest_time: Time,
     /// No ordinal from this one on had been given to a segment.
-    pub(crate) next_ordinal: u64,
+    pub(crate) next_ordinal: Ordinal,
 }
 
 /// A segment in the list.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct Listed {
-    pub(crate) ordinal: u64,
+    pub(crate) ordinal: Ordinal,
     /// 0 if it holds nothing.
     pub(crate) first_seq: u64,
     /// How many Seqs there are from its first to its last, 0 while in use.
@@ -55,13 +57,13 @@ pub(crate) enum DecodedCheckpoint {
 
 impl Checkpoint {
     /// Whether this segment had been made, and let go, when the list was written.
-    pub(crate) fn let_go(&self, ordinal: u64) -> bool {
+    pub(crate) fn let_go(&self, ordinal: Ordinal) -> bool {
         ordinal < self.next_ordinal && !self.segments.iter().any(|listed| listed.ordinal == ordinal)
     }
 
     /// The largest ordinal in the list.
-    pub(crate) fn last_ordinal(&self) -> u64 {
-        self.segments.iter().map(|listed| listed.ordinal).max().unwrap_or(0)
+    pub(crate) fn last_ordinal(&self) -> Ordinal {
+        self.segments.iter().map(|listed| listed.ordinal).max().unwrap_or(Ordinal::NONE)
     }
 
     /// The segments that had records.
@@ -70,8 +72,8 @@ impl Checkpoint {
     }
 
     /// The newest segment that had records.
-    pub(crate) fn last_used_ordinal(&self) -> u64 {
-        self.used().next_back().map_or(0, |listed| listed.ordinal)
+    pub(crate) fn last_used_ordinal(&self) -> Ordinal {
+        self.used().next_back().map_or(Ordinal::NONE, |listed| listed.ordinal)
     }
 
     /// The last Seq that a listed segment certainly had when the list was written; only the newest
@@ -127,8 +129,8 @@ mod tests {
 
     fn checkpoint() -> Checkpoint {
         let segments = vec![
-            Listed { ordinal: 2, first_seq: 1, span: 10 },
-            Listed { ordinal: 5, first_seq: 11, span: 0 },
+            Listed { ordinal: Ordinal(2), first_seq: 1, span: 10 },
+            Listed { ordinal: Ordinal(5), first_seq: 11, span: 0 },
         ];
         let mut unaccounted = Ranges::default();
         unaccounted.insert(5, 7);
@@ -140,8 +142,8 @@ mod tests {
             segments,
             accounted: 14,
             unaccounted,
-            newest_time: 1_700_000_000_000,
-            next_ordinal: 6,
+            newest_time: Time(1_700_000_000_000),
+            next_ordinal: Ordinal(6),
         }
     }
 
@@ -156,7 +158,8 @@ mod tests {
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Checkpoint::decode(&damaged), DecodedCheckpoint::Invalid, "bit {bit}");
         }
-        assert!(checkpoint().let_go(3) && !checkpoint().let_go(2) && !checkpoint().let_go(6));
+        let let_go = |ordinal| checkpoint().let_go(Ordinal(ordinal));
+        assert!(let_go(3) && !let_go(2) && !let_go(6));
     }
 
     proptest! {

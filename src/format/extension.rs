@@ -1,6 +1,7 @@
 //! Extensions of a record: tagged entries in its body, before the payload.
 
 use super::bytes::{to_u64, u32_at, u64_at};
+use crate::time::Time;
 
 /// A header that the user gave to the message: length of the name (1 byte), name, value.
 const HEADER: u8 = 0x01;
@@ -30,8 +31,8 @@ const _: () = assert!(64_000 + 2 * (ENTRY + 8) + ENTRY + ORIGIN_FIXED + MAX_REAS
 /// What keepq itself notes with a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Notes<'n> {
-    pub(crate) due: Option<u64>,
-    pub(crate) expires: Option<u64>,
+    pub(crate) due: Option<Time>,
+    pub(crate) expires: Option<Time>,
     pub(crate) origin: Option<Origin<'n>>,
 }
 
@@ -47,7 +48,7 @@ pub(crate) struct Origin<'n> {
     /// Its number in the queue where it died.
     pub(crate) seq: u64,
     /// When it was pushed there.
-    pub(crate) pushed_at: u64,
+    pub(crate) pushed_at: Time,
     pub(crate) attempts: u32,
     /// 0 rejected, 1 too many attempts, 2 expired.
     pub(crate) cause: u8,
@@ -95,16 +96,16 @@ pub(crate) fn encode<'h>(
         entry(HEADER, &[&[name_len], name.as_bytes(), value]);
     }
     if let Some(due) = notes.due {
-        entry(DUE, &[&due.to_le_bytes()]);
+        entry(DUE, &[&due.0.to_le_bytes()]);
     }
     if let Some(expires) = notes.expires {
-        entry(EXPIRES, &[&expires.to_le_bytes()]);
+        entry(EXPIRES, &[&expires.0.to_le_bytes()]);
     }
     if let Some(Origin { seq, pushed_at, attempts, cause, reason }) = notes.origin {
         let most = reason.len().min(MAX_REASON);
         let end = (0..=most).rev().find(|&end| reason.is_char_boundary(end)).unwrap_or(0);
         let reason = &reason.as_bytes()[..end];
-        let (seq, pushed_at) = (seq.to_le_bytes(), pushed_at.to_le_bytes());
+        let (seq, pushed_at) = (seq.to_le_bytes(), pushed_at.0.to_le_bytes());
         entry(ORIGIN, &[&seq, &pushed_at, &attempts.to_le_bytes(), &[cause], reason]);
     }
     let entries = length(out.len().saturating_sub(LENGTH));
@@ -156,8 +157,8 @@ pub(crate) fn notes(body: &[u8]) -> Notes<'_> {
     let mut notes = Notes::default();
     for (tag, content) in Entries(entries) {
         match tag {
-            DUE => notes.due = content.first_chunk().map(|time| u64::from_le_bytes(*time)),
-            EXPIRES => notes.expires = content.first_chunk().map(|time| u64::from_le_bytes(*time)),
+            DUE => notes.due = time(content),
+            EXPIRES => notes.expires = time(content),
             ORIGIN => notes.origin = origin(content),
             _ => {}
         }
@@ -165,11 +166,15 @@ pub(crate) fn notes(body: &[u8]) -> Notes<'_> {
     notes
 }
 
+fn time(content: &[u8]) -> Option<Time> {
+    content.first_chunk().map(|time| Time(u64::from_le_bytes(*time)))
+}
+
 fn origin(content: &[u8]) -> Option<Origin<'_>> {
     let (fixed, reason) = content.split_first_chunk::<ORIGIN_FIXED>()?;
     Some(Origin {
         seq: u64_at(fixed, 0),
-        pushed_at: u64_at(fixed, 8),
+        pushed_at: Time(u64_at(fixed, 8)),
         attempts: u32_at(fixed, 16),
         cause: fixed[20],
         reason: str::from_utf8(reason).ok()?,
@@ -250,12 +255,13 @@ mod tests {
     #[test]
     fn notes_come_back_and_a_long_reason_is_cut() {
         let reason = "\u{e9}".repeat(600);
-        let origin = Origin { seq: 7, pushed_at: 8, attempts: 9, cause: 1, reason: &reason };
-        let given = Notes { due: Some(1), expires: Some(u64::MAX), origin: Some(origin) };
+        let origin = Origin { seq: 7, pushed_at: Time(8), attempts: 9, cause: 1, reason: &reason };
+        let given =
+            Notes { due: Some(Time(1)), expires: Some(Time(u64::MAX)), origin: Some(origin) };
         let body = encode([("kind", &b"x"[..])].into_iter(), &given);
         assert_eq!(verify(&body), Verified::Payload(body.len()));
         let told = notes(&body);
-        assert_eq!((told.due, told.expires), (Some(1), Some(u64::MAX)));
+        assert_eq!((told.due, told.expires), (given.due, given.expires));
         let kept = told.origin.unwrap();
         assert_eq!(Origin { reason: "", ..kept }, Origin { reason: "", ..origin });
         assert_eq!((kept.reason.len(), &reason[..MAX_REASON]), (MAX_REASON, kept.reason));
@@ -266,8 +272,8 @@ mod tests {
 
     #[test]
     fn all_entries_but_the_notes_go_on_to_another_queue() {
-        let origin = Origin { seq: 7, pushed_at: 8, attempts: 9, cause: 1, reason: "r" };
-        let given = Notes { due: Some(1), expires: Some(2), origin: Some(origin) };
+        let origin = Origin { seq: 7, pushed_at: Time(8), attempts: 9, cause: 1, reason: "r" };
+        let given = Notes { due: Some(Time(1)), expires: Some(Time(2)), origin: Some(origin) };
         let mut body = encode([("kind", &b"x"[..])].into_iter(), &given);
         // An entry of a later version that may be skipped.
         body.extend(b"\x42\x02\x00ab");

@@ -2,6 +2,7 @@
 //!
 //! This module knows bytes only: no I/O, no locks, no clock. What it decodes it has checked.
 
+pub(crate) mod address;
 pub(crate) mod bytes;
 pub(crate) mod checkpoint;
 pub(crate) mod checksum;

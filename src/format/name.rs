@@ -1,5 +1,7 @@
 //! The names in a queue's directory.
 
+use super::address::Ordinal;
+
 /// Carries the operating system's lock.
 pub(crate) const LOCK: &str = "LOCK";
 /// The hints.
@@ -26,13 +28,13 @@ pub(crate) enum Kind {
 }
 
 /// The name of the segment with this ordinal.
-pub(crate) fn segment(ordinal: u64) -> String {
-    format!("{ordinal:016x}{SEGMENT}")
+pub(crate) fn segment(ordinal: Ordinal) -> String {
+    format!("{:016x}{SEGMENT}", ordinal.0)
 }
 
 /// The name of its file before it is a segment, and after it was one.
-pub(crate) fn temporary(ordinal: u64) -> String {
-    format!("{ordinal:016x}{TEMPORARY}")
+pub(crate) fn temporary(ordinal: Ordinal) -> String {
+    format!("{:016x}{TEMPORARY}", ordinal.0)
 }
 
 /// Returns true if a directory that has this name in it is that of a queue.
@@ -60,9 +62,9 @@ pub(crate) fn kind(name: &str) -> Kind {
 
 /// The ordinal in a name that keepq itself gives to a segment, whole or half-made. Files whose
 /// names only look like one are not ours to delete.
-pub(crate) fn ordinal(name: &str) -> Option<u64> {
+pub(crate) fn ordinal(name: &str) -> Option<Ordinal> {
     let stem = name.strip_suffix(SEGMENT).or_else(|| name.strip_suffix(TEMPORARY))?;
-    let ordinal = u64::from_str_radix(stem, 16).ok()?;
+    let ordinal = u64::from_str_radix(stem, 16).ok().map(Ordinal)?;
     (name == segment(ordinal) || name == temporary(ordinal)).then_some(ordinal)
 }
 
@@ -72,14 +74,15 @@ mod tests {
 
     #[test]
     fn names_say_what_they_are() {
-        assert_eq!(segment(31), "000000000000001f.seg");
+        let it = Ordinal(31);
+        assert_eq!(segment(it), "000000000000001f.seg");
         assert_eq!(kind("000000000000001f.seg"), Kind::Segment);
         assert_eq!(kind("1f.seg"), Kind::Segment);
         assert_eq!(kind("copy.seg"), Kind::Segment);
-        assert_eq!((ordinal(&segment(31)), ordinal(&temporary(31))), (Some(31), Some(31)));
+        assert_eq!((ordinal(&segment(it)), ordinal(&temporary(it))), (Some(it), Some(it)));
         assert_eq!((ordinal("1f.seg"), ordinal("+00000000000001f.seg")), (None, None));
         assert_eq!(kind("+00000000000001f.seg"), Kind::Segment);
-        assert_eq!(kind(&temporary(31)), Kind::Temporary);
+        assert_eq!(kind(&temporary(it)), Kind::Temporary);
         assert_eq!(kind("CHECKPOINT.tmp"), Kind::Temporary);
         assert_eq!(kind("notes.tmp"), Kind::Foreign);
         assert_eq!(kind("000000000000001f.seg~"), Kind::Foreign);

@@ -3,6 +3,7 @@
 use super::bytes::{put, to_u64, u16_at, u32_at, u64_at};
 use super::checksum::{Key, crc32};
 use super::extension::{self, Verified};
+use crate::time::{Millis, Time};
 
 /// Bytes of a record's header.
 pub(crate) const HEADER: usize = 24;
@@ -42,7 +43,7 @@ pub(crate) struct RecordHeader {
     /// Encoded by [`encode_unsynced`].
     pub(crate) unsynced: u16,
     pub(crate) index: u32,
-    /// Milliseconds since the segment's base time.
+    /// Encoded by [`encode_age`].
     pub(crate) age: u32,
 }
 
@@ -116,6 +117,12 @@ impl RecordHeader {
         })
     }
 
+    /// When it was pushed. `base_time`: of the segment.
+    #[inline]
+    pub(crate) fn pushed_at(&self, base_time: Time) -> Time {
+        base_time + Millis(u64::from(self.age))
+    }
+
     /// Bytes from the start of this record to the start of the next one.
     pub(crate) fn record_len(&self) -> u64 {
         len(u64::from(self.body_len))
@@ -143,6 +150,12 @@ fn words(bytes: &[u8; HEADER]) -> [u64; 3] {
 /// Bytes that a record with this body takes, up to the next record's start.
 pub(crate) fn len(body_len: u64) -> u64 {
     (to_u64(HEADER) + body_len).next_multiple_of(ALIGN)
+}
+
+/// How much later than its segment's base time a record was pushed; `None` if that does not fit.
+#[inline]
+pub(crate) fn encode_age(pushed_at: Time, base_time: Time) -> Option<u32> {
+    u32::try_from(pushed_at.since(base_time).0).ok()
 }
 
 /// Encodes in 16 bits how many Seqs before a record were not yet synced; rounds up.

@@ -1,8 +1,10 @@
 //! The header page of a segment: header, activation and seal, each in sectors of its own.
 
+use super::address::Ordinal;
 use super::bytes::{high_u32, low_u32, put, take, to_u64, u16_at, u32_at, u64_at};
 use super::checksum::{CHECKSUM_ID, Key, crc32};
 use super::{FORMAT_VERSION, PAGE, SECTOR, number, record, slot};
+use crate::time::Time;
 
 const MAGIC: [u8; 8] = *b"keepqseg";
 
@@ -51,8 +53,8 @@ const SEAL_RUN_ENDED: u32 = 1;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct SegmentHeader {
     pub(crate) queue_id: [u8; 16],
-    pub(crate) ordinal: u64,
-    pub(crate) predecessor: u64,
+    pub(crate) ordinal: Ordinal,
+    pub(crate) predecessor: Ordinal,
     pub(crate) generation: u64,
     pub(crate) epoch: u64,
     pub(crate) size: u64,
@@ -83,8 +85,8 @@ impl SegmentHeader {
         put(&mut out, REQUIRED, 0u64.to_le_bytes());
         put(&mut out, OPTIONAL, 0u64.to_le_bytes());
         put(&mut out, QUEUE_ID, self.queue_id);
-        put(&mut out, ORDINAL, self.ordinal.to_le_bytes());
-        put(&mut out, PREDECESSOR, self.predecessor.to_le_bytes());
+        put(&mut out, ORDINAL, self.ordinal.0.to_le_bytes());
+        put(&mut out, PREDECESSOR, self.predecessor.0.to_le_bytes());
         put(&mut out, GENERATION, self.generation.to_le_bytes());
         put(&mut out, EPOCH, self.epoch.to_le_bytes());
         put(&mut out, SIZE, self.size.to_le_bytes());
@@ -114,8 +116,8 @@ impl SegmentHeader {
         }
         DecodedHeader::Valid(Self {
             queue_id: take(from, QUEUE_ID),
-            ordinal: u64_at(from, ORDINAL),
-            predecessor: u64_at(from, PREDECESSOR),
+            ordinal: Ordinal(u64_at(from, ORDINAL)),
+            predecessor: Ordinal(u64_at(from, PREDECESSOR)),
             generation: u64_at(from, GENERATION),
             epoch: u64_at(from, EPOCH),
             size: u64_at(from, SIZE),
@@ -159,17 +161,17 @@ pub(crate) fn size_for_copy(record_bytes: u64, records: u64) -> u64 {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Activation {
     pub(crate) first_seq: u64,
-    pub(crate) base_time: u64,
+    pub(crate) base_time: Time,
 }
 
 impl Activation {
     pub(crate) fn encode(self, key: Key) -> [u8; MARK] {
-        encode_mark(key, ACTIVATION, [self.first_seq, self.base_time])
+        encode_mark(key, ACTIVATION, [self.first_seq, self.base_time.0])
     }
 
     pub(crate) fn decode(from: &[u8; MARK], key: Key) -> Option<Self> {
         let [first_seq, base_time] = decode_mark(from, key, ACTIVATION)?;
-        Some(Self { first_seq, base_time })
+        Some(Self { first_seq, base_time: Time(base_time) })
     }
 }
 
@@ -203,7 +205,7 @@ pub(crate) struct Sources {
     /// Offset of the Seq table.
     pub(crate) table: u64,
     /// In the order of the log.
-    pub(crate) ordinals: Vec<u64>,
+    pub(crate) ordinals: Vec<Ordinal>,
 }
 
 impl Sources {
@@ -214,7 +216,7 @@ impl Sources {
         put(&mut out, 8, self.table.to_le_bytes());
         let mut end = SOURCES_FIXED;
         for ordinal in self.ordinals.iter().take(MAX_SOURCES) {
-            put(&mut out, end, ordinal.to_le_bytes());
+            put(&mut out, end, ordinal.0.to_le_bytes());
             end += 8;
         }
         let check = Self::check(&out[..end], key);
@@ -227,7 +229,8 @@ impl Sources {
         let count = usize::try_from(count).ok().filter(|&count| count <= MAX_SOURCES)?;
         let end = SOURCES_FIXED + 8 * count;
         let is_valid = u32_at(from, end) == Self::check(&from[..end], key);
-        let ordinals = (SOURCES_FIXED..end).step_by(8).map(|at| u64_at(from, at)).collect();
+        let ordinals = (SOURCES_FIXED..end).step_by(8).map(|at| Ordinal(u64_at(from, at)));
+        let ordinals = ordinals.collect();
         let (last_seq, table) = (u64_at(from, 0), u64_at(from, 8));
         is_valid.then_some(Self { last_seq, table, ordinals })
     }
@@ -258,8 +261,8 @@ mod tests {
     fn header() -> SegmentHeader {
         SegmentHeader {
             queue_id: [9; 16],
-            ordinal: 3,
-            predecessor: 2,
+            ordinal: Ordinal(3),
+            predecessor: Ordinal(2),
             generation: 77,
             epoch: 5,
             size: 1 << 20,
@@ -286,7 +289,7 @@ mod tests {
     #[test]
     fn sources_come_back_and_no_flipped_bit_passes() {
         let key = header().key();
-        let sources = Sources { last_seq: 40, table: 8192, ordinals: vec![3, 9] };
+        let sources = Sources { last_seq: 40, table: 8192, ordinals: vec![Ordinal(3), Ordinal(9)] };
         let bytes = sources.encode(key);
         assert_eq!(Sources::decode(&bytes, 2, key), Some(sources));
         assert_eq!(Sources::decode(&bytes, 1, key), None);
@@ -296,7 +299,7 @@ mod tests {
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Sources::decode(&damaged, 2, key), None, "bit {bit}");
         }
-        let many = Sources { last_seq: 1, table: 1, ordinals: (0..300).collect() };
+        let many = Sources { last_seq: 1, table: 1, ordinals: (0..300).map(Ordinal).collect() };
         assert_eq!(Sources::decode(&many.encode(key), 300, key), Some(many));
     }
 
@@ -318,7 +321,7 @@ mod tests {
     #[test]
     fn marks_belong_to_their_key_and_place() {
         let key = header().key();
-        let activation = Activation { first_seq: 41, base_time: 1_700_000_000_000 };
+        let activation = Activation { first_seq: 41, base_time: Time(1_700_000_000_000) };
         let seal = Seal { tail: 8192, count: 12, run_ended: true };
         assert_eq!(Activation::decode(&activation.encode(key), key), Some(activation));
         assert_eq!(Seal::decode(&seal.encode(key), key), Some(seal));

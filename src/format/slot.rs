@@ -3,6 +3,7 @@
 
 use super::checksum::Key;
 use super::{PAGE, record};
+use crate::time::{Millis, Time};
 
 /// Bytes of a slot.
 pub(crate) const SLOT: u64 = 16;
@@ -96,13 +97,13 @@ impl Slot {
     }
 }
 
-/// The second word of a slot, decoded: times are milliseconds since 1970 UTC.
+/// The second word of a slot, decoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Delay {
     /// The message is not handed out before this time.
-    pub(crate) due: u64,
+    pub(crate) due: Time,
     /// How long the delay was when it was given; decoding may make it longer by a 128th.
-    pub(crate) given: u64,
+    pub(crate) given: Millis,
 }
 
 const DUE_MASK: u64 = (1 << 41) - 1;
@@ -115,23 +116,23 @@ pub(crate) const MAX_DELAY: u64 = 255 << 30;
 
 impl Delay {
     /// `base_time`: of the segment.
-    pub(crate) fn encode(self, base_time: u64, key: Key, index: u32) -> u64 {
-        let due = self.due.saturating_sub(base_time).min(DUE_MASK);
+    pub(crate) fn encode(self, base_time: Time, key: Key, index: u32) -> u64 {
+        let due = self.due.since(base_time).0.min(DUE_MASK);
         // Never 0, or else a delay that ends at the base time would look like none.
-        let given = encode_given(self.given.clamp(1, MAX_DELAY));
+        let given = encode_given(self.given.0.clamp(1, MAX_DELAY));
         let value = due | given << GIVEN_SHIFT;
         value | key.slot_check(DELAY_PLACE | u64::from(index), value) & !DELAY_MASK
     }
 
     /// `None` if there is none, or if the word is not one that was written to this slot.
-    pub(crate) fn decode(word: u64, base_time: u64, key: Key, index: u32) -> Option<Self> {
+    pub(crate) fn decode(word: u64, base_time: Time, key: Key, index: u32) -> Option<Self> {
         if word == 0 {
             return None;
         }
         let value = word & DELAY_MASK;
         let check = key.slot_check(DELAY_PLACE | u64::from(index), value) & !DELAY_MASK;
-        let given = decode_given(value >> GIVEN_SHIFT);
-        let delay = Self { due: base_time + (value & DUE_MASK), given };
+        let given = Millis(decode_given(value >> GIVEN_SHIFT));
+        let delay = Self { due: base_time + Millis(value & DUE_MASK), given };
         (check == word & !DELAY_MASK).then_some(delay)
     }
 }
@@ -165,7 +166,7 @@ pub(crate) fn is_later(one: (Slot, Option<Delay>), other: (Slot, Option<Delay>))
             State::Dying => 1,
             State::Ready | State::Delivered | State::Transient => 0,
         };
-        (state, slot.attempts, delay.map_or(0, |delay| delay.due))
+        (state, slot.attempts, delay.map_or(Time::ZERO, |delay| delay.due))
     };
     rank(one) > rank(other)
 }
@@ -216,13 +217,14 @@ mod tests {
             index: u32,
         ) {
             let key = Key::new(&[3; 48]);
-            let delay = Delay { due: base + after, given };
+            let base = Time(base);
+            let delay = Delay { due: base + Millis(after), given: Millis(given) };
             let word = delay.encode(base, key, index);
             let told = Delay::decode(word, base, key, index).unwrap();
             prop_assert_eq!(told.due, delay.due);
             let longest = given + given / 128 + 1;
-            prop_assert!((given..=longest).contains(&told.given), "{} {}", given, told.given);
-            prop_assert!(given >= 256 || told.given == given);
+            prop_assert!((given..=longest).contains(&told.given.0), "{} {:?}", given, told);
+            prop_assert!(given >= 256 || told.given == delay.given);
             // The check has 11 bits: one in 2,048 other keys takes it for its own.
             let takes =
                 |key: &u8| Delay::decode(word, base, Key::new(&[*key; 48]), index).is_some();
@@ -236,8 +238,8 @@ mod tests {
     #[test]
     fn no_delay_is_zero_and_none_is_shorter_than_given() {
         let key = Key::new(&[3; 48]);
-        assert_eq!(Delay::decode(0, 7, key, 5), None);
-        assert_ne!(Delay { due: 7, given: 0 }.encode(7, key, 5), 0);
+        assert_eq!(Delay::decode(0, Time(7), key, 5), None);
+        assert_ne!(Delay { due: Time(7), given: Millis(0) }.encode(Time(7), key, 5), 0);
         for given in (1..4096).chain((0..8000).map(|n| MAX_DELAY - n * 33_333_333)) {
             let told = decode_given(encode_given(given));
             assert!((given..=given + given / 128 + 1).contains(&told), "{given} {told}");

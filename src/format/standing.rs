@@ -5,12 +5,12 @@
 
 use super::record::Flags;
 use super::slot::{Delay, Slot, State};
+use crate::time::Time;
 
 /// One open of the queue: when it began, and the first number that it gives out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {
-    /// Milliseconds since 1970 UTC, on the queue's clock.
-    pub(crate) start_time: u64,
+    pub(crate) start_time: Time,
     pub(crate) first_seq: u64,
 }
 
@@ -35,7 +35,7 @@ pub(crate) enum Standing {
     /// On its way to the dead letters.
     Dying,
     /// Not to be handed out before this time.
-    Scheduled(u64),
+    Scheduled(Time),
     /// To be handed out in push order.
     Ready,
     /// Its slot was never written to this place: it counts as handed out once.
@@ -82,7 +82,7 @@ impl Standing {
 /// in push order. Every delayed message of this run is scheduled. A delayed message of an earlier
 /// run is scheduled if it was not due when this run began, and waits no longer than its whole
 /// delay, even if the wall clock was set back.
-fn scheduled_for(delay: Option<Delay>, is_old: bool, start_time: u64) -> Option<u64> {
+fn scheduled_for(delay: Option<Delay>, is_old: bool, start_time: Time) -> Option<Time> {
     let Delay { due, given } = delay?;
     if !is_old {
         return Some(due);
@@ -94,6 +94,7 @@ fn scheduled_for(delay: Option<Delay>, is_old: bool, start_time: u64) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::time::Millis;
     use proptest::prelude::*;
 
     const STATES: [State; 6] =
@@ -105,7 +106,7 @@ mod tests {
         state: State,
         is_old: bool,
         delay: Option<Delay>,
-        start: u64,
+        start: Time,
         is_transient: bool,
     ) -> Standing {
         if state == State::Dead {
@@ -126,8 +127,8 @@ mod tests {
         match delay {
             None => Standing::Ready,
             Some(delay) if !is_old => Standing::Scheduled(delay.due),
-            Some(delay) if delay.due <= start || delay.given == 0 => Standing::Ready,
-            Some(delay) if delay.due - start > delay.given => {
+            Some(delay) if delay.due <= start || delay.given == Millis(0) => Standing::Ready,
+            Some(delay) if delay.due.since(start) > delay.given => {
                 Standing::Scheduled(start + delay.given)
             }
             Some(delay) => Standing::Scheduled(delay.due),
@@ -145,7 +146,8 @@ mod tests {
             attempts in 0u32..4,
         ) {
             let slot = Slot { state: STATES[state], attempts, offset: None };
-            let delay = delay.map(|(due, given)| Delay { due, given });
+            let delay = delay.map(|(due, given)| Delay { due: Time(due), given: Millis(given) });
+            let start = Time(start);
             let run = Run { start_time: start, first_seq: 10 };
             let flags = Flags::default().transient(is_transient);
             let told = Standing::of(Some(slot), delay, is_old, run).with_record(flags, is_old);
@@ -159,8 +161,8 @@ mod tests {
 
     #[test]
     fn a_slot_that_cannot_be_read_is_not_settled() {
-        let run = Run { start_time: 5, first_seq: 10 };
-        let told = Standing::of(None, Some(Delay { due: 9, given: 9 }), true, run);
+        let run = Run { start_time: Time(5), first_seq: 10 };
+        let told = Standing::of(None, Some(Delay { due: Time(9), given: Millis(9) }), true, run);
         assert_eq!(told, Standing::Unreadable);
         assert!(!told.is_settled() && run.is_old(9) && !run.is_old(10));
     }

@@ -14,6 +14,7 @@ use crate::format::record::{self, Flags, RecordHeader};
 use crate::format::segment::{ACTIVATION, Activation, RECORDS_START, Seal, capacity};
 use crate::format::slot::{self, Delay, SLOT, Slot, State};
 use crate::io::Region;
+use crate::time::Time;
 use std::sync::Arc;
 
 /// A message on its way into the log: its checksum is known, its place is not.
@@ -26,9 +27,9 @@ pub(crate) struct Draft<'a> {
     body_len: u32,
     is_transient: bool,
     /// It is not handed out before this time.
-    due: Option<u64>,
+    due: Option<Time>,
     /// Not to be handed out from then on.
-    expires: Option<u64>,
+    expires: Option<Time>,
 }
 
 impl<'a> Draft<'a> {
@@ -51,15 +52,15 @@ impl<'a> Draft<'a> {
 
     /// Says whether it is dropped at the next open, from when on it may be handed out, and until
     /// when.
-    pub(crate) fn with(self, is_transient: bool, due: Option<u64>, expires: Option<u64>) -> Self {
+    pub(crate) fn with(self, is_transient: bool, due: Option<Time>, expires: Option<Time>) -> Self {
         Self { is_transient, due, expires, ..self }
     }
 
-    pub(crate) fn expires(&self) -> Option<u64> {
+    pub(crate) fn expires(&self) -> Option<Time> {
         self.expires
     }
 
-    pub(crate) fn due(&self) -> Option<u64> {
+    pub(crate) fn due(&self) -> Option<Time> {
         self.due
     }
 
@@ -87,7 +88,7 @@ pub(crate) struct Active {
     segment: Arc<Segment>,
     region: Arc<dyn Region>,
     first_seq: u64,
-    base_time: u64,
+    base_time: Time,
     tail: u64,
     count: u32,
     /// The first record that is a waypoint and was not noted as one.
@@ -102,7 +103,7 @@ impl Active {
         segment: Arc<Segment>,
         region: Arc<dyn Region>,
         first_seq: u64,
-        now: u64,
+        now: Time,
     ) -> Result<Self> {
         let activation = Activation { first_seq, base_time: now };
         segment.store_mark(&*region, ACTIVATION, &activation.encode(segment.key))?;
@@ -136,7 +137,7 @@ impl Active {
 
     /// The time at which it was started. Each of its records says how much later it came.
     #[inline]
-    pub(crate) fn base_time(&self) -> u64 {
+    pub(crate) fn base_time(&self) -> Time {
         self.base_time
     }
 
@@ -161,18 +162,17 @@ impl Active {
     }
 
     /// Whether `records` records that take `bytes` in all, pushed now, fit.
-    pub(crate) fn fits(&self, bytes: u64, records: u64, now: u64) -> bool {
+    pub(crate) fn fits(&self, bytes: u64, records: u64, now: Time) -> bool {
         let end = self.used_bytes() + bytes + records * SLOT;
-        let age = now.saturating_sub(self.base_time);
         end <= self.segment.header.size - PAGE
             && u64::from(self.count) + records <= u64::from(self.segment.slot_limit)
-            && u32::try_from(age).is_ok()
+            && record::encode_age(now, self.base_time).is_some()
     }
 
     /// Places `drafts`, which fit, as one batch. `unsynced`: how many Seqs before the first of them
     /// are not known to be durable.
-    pub(crate) fn append(&mut self, drafts: &[Draft<'_>], unsynced: u64, now: u64) -> Result<()> {
-        let age = u32::try_from(now.saturating_sub(self.base_time)).unwrap_or(u32::MAX);
+    pub(crate) fn append(&mut self, drafts: &[Draft<'_>], unsynced: u64, now: Time) -> Result<()> {
+        let age = record::encode_age(now, self.base_time).unwrap_or(u32::MAX);
         let (mut tail, mut index, mut unsynced) = (self.tail, self.count, unsynced);
         let last = drafts.len().saturating_sub(1);
         for (position, draft) in drafts.iter().enumerate() {
@@ -253,8 +253,8 @@ impl Active {
         region.store(body + to_u64(draft.extensions.len()), draft.payload).map_err(wrap)?;
         let index = header.index;
         if let Some(due) = draft.due {
-            let now = self.base_time + u64::from(header.age);
-            let delay = Delay { due, given: due.saturating_sub(now) };
+            let now = header.pushed_at(self.base_time);
+            let delay = Delay { due, given: due.since(now) };
             let word = delay.encode(self.base_time, segment.key, index);
             let place = slot::delay_offset(segment.header.size, index);
             region.store_word(place, word).map_err(wrap)?;

@@ -7,6 +7,7 @@
 use super::sealed::Mapped;
 use super::{OnFailedSync, Segment};
 use crate::error::{Error, Result};
+use crate::format::address::Ordinal;
 use crate::format::bytes::to_u64;
 use crate::format::checksum::Key;
 use crate::format::record::{self, Flags, RecordHeader};
@@ -17,6 +18,7 @@ use crate::format::segment::{
 use crate::format::slot::{self, Delay, SLOT, Slot};
 use crate::format::{PAGE, name, number};
 use crate::io::{Access, Region, Storage, StorageFile};
+use crate::time::Time;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -27,7 +29,7 @@ const CHUNK: usize = 64 << 10;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Survivor {
     pub(crate) seq: u64,
-    pub(crate) pushed_at: u64,
+    pub(crate) pushed_at: Time,
     pub(crate) slot: Slot,
     pub(crate) delay: Option<Delay>,
 }
@@ -59,7 +61,7 @@ pub(crate) struct CopyWriter {
     path: PathBuf,
     file: Arc<dyn StorageFile>,
     region: Arc<dyn Region>,
-    base_time: u64,
+    base_time: Time,
     first_seq: u64,
     table: u64,
     most: u32,
@@ -71,7 +73,7 @@ pub(crate) struct CopyWriter {
 pub(crate) struct Finished {
     pub(crate) segment: Arc<Segment>,
     pub(crate) first_seq: u64,
-    pub(crate) base_time: u64,
+    pub(crate) base_time: Time,
     pub(crate) tail: u64,
     pub(crate) count: u32,
 }
@@ -83,7 +85,7 @@ impl CopyWriter {
         storage: &dyn Storage,
         header: SegmentHeader,
         most: u32,
-        base_time: u64,
+        base_time: Time,
     ) -> Result<Self> {
         let temporary = name::temporary(header.ordinal);
         let path = storage.path(&temporary);
@@ -118,7 +120,7 @@ impl CopyWriter {
         size_for_copy(record_bytes, records)
     }
 
-    pub(crate) fn ordinal(&self) -> u64 {
+    pub(crate) fn ordinal(&self) -> Ordinal {
         self.header.ordinal
     }
 
@@ -151,10 +153,10 @@ impl CopyWriter {
         let Survivor { seq, pushed_at, slot, delay } = *survivor;
         let Progress { tail, count: index, .. } = self.progress;
         let first_seq = if index == 0 { seq } else { self.first_seq };
-        let age = u32::try_from(pushed_at.saturating_sub(self.base_time));
+        let age = record::encode_age(pushed_at, self.base_time);
         let end = tail + header.record_len();
         let fits = index < self.most && end <= self.table && seq - first_seq <= number::MAX_SPAN;
-        let (Ok(age), true) = (age, fits) else { return Ok(Copied::NoRoom) };
+        let (Some(age), true) = (age, fits) else { return Ok(Copied::NoRoom) };
         if !self.copy_body(from, header, offset, tail)? {
             return Ok(Copied::Damaged);
         }
@@ -223,7 +225,7 @@ impl CopyWriter {
     pub(crate) fn finish(
         mut self,
         storage: &dyn Storage,
-        ordinals: Vec<u64>,
+        ordinals: Vec<Ordinal>,
         seq_limit: u64,
         told: &dyn OnFailedSync,
     ) -> Result<Finished> {

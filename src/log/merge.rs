@@ -9,6 +9,7 @@ use super::sealed::Mapped;
 use crate::error::Result;
 use crate::format::segment::most_slots;
 use crate::format::slot::{Delay, Slot, is_later};
+use crate::time::Time;
 use std::sync::Arc;
 
 /// Slots read at once: a page of them.
@@ -19,7 +20,7 @@ const STEP: u32 = 256;
 pub(crate) struct CopySource {
     pub(crate) segment: Arc<Segment>,
     pub(crate) first_seq: u64,
-    pub(crate) base_time: u64,
+    pub(crate) base_time: Time,
     /// How many records it has.
     pub(crate) count: u32,
 }
@@ -36,7 +37,7 @@ impl CopySource {
 pub(crate) fn merge(
     copy: &Mapped,
     first_seq: u64,
-    base_time: u64,
+    base_time: Time,
     count: u32,
     sources: &[CopySource],
 ) -> Result<()> {

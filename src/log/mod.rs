@@ -24,6 +24,7 @@ use crate::format::slot::{Delay, SLOT, Slot};
 use crate::format::{PAGE, name, number, record, slot};
 use crate::io::window::Window;
 use crate::io::{Access, Region, Storage, StorageFile};
+use crate::time::Time;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use waypoints::Waypoints;
@@ -277,7 +278,7 @@ impl Segment {
         &self,
         first: u32,
         number: u32,
-        base_time: u64,
+        base_time: Time,
     ) -> Result<impl Iterator<Item = ReadSlot> + use<>> {
         let len = usize::try_from(u64::from(number) * SLOT).unwrap_or(0);
         let mut bytes = vec![0; len];

@@ -11,6 +11,7 @@ use crate::format::bytes::to_u64;
 use crate::format::record::{self, HEADER, RecordHeader};
 use crate::format::segment::{Activation, RECORDS_START};
 use crate::format::slot;
+use crate::time::Time;
 
 /// Bytes read at once.
 const WINDOW: usize = 256 << 10;
@@ -38,7 +39,7 @@ pub(crate) struct Scanned {
     /// The largest Seq that was durable according to one of the records.
     pub(crate) watermark: u64,
     /// The newest push time.
-    pub(crate) newest_time: u64,
+    pub(crate) newest_time: Time,
     pub(crate) read_bytes: u64,
 }
 
@@ -69,7 +70,7 @@ fn add(scanned: &mut Scanned, activation: Activation, header: &RecordHeader, at:
     if let Some(unsynced) = record::decode_unsynced(header.unsynced) {
         scanned.watermark = scanned.watermark.max((seq - 1).saturating_sub(unsynced));
     }
-    let time = activation.base_time + u64::from(header.age);
+    let time = header.pushed_at(activation.base_time);
     scanned.newest_time = scanned.newest_time.max(time);
     let end = at + header.record_len();
     let previous = scanned.stretches.last().copied().filter(|stretch| joins && stretch.end == at);

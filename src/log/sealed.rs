@@ -14,6 +14,7 @@ use crate::format::segment::RECORDS_START;
 use crate::format::slot::{self, Delay, Slot, State};
 use crate::format::standing::{Run, Standing};
 use crate::io::Region;
+use crate::time::Time;
 use std::sync::Arc;
 
 /// Bytes that a search reads at once.
@@ -31,7 +32,7 @@ pub(crate) struct Mapped {
 pub(crate) struct Numbering {
     pub(crate) first_seq: u64,
     /// The time that ages count from.
-    pub(crate) base_time: u64,
+    pub(crate) base_time: Time,
     /// An earlier run made the segment. Then a message whose number cannot be read counts as one of
     /// an earlier run.
     pub(crate) is_old: bool,
@@ -269,7 +270,7 @@ impl Mapped {
     }
 
     /// The delay that the slot of record `index` has, if it has one that was written to it.
-    pub(crate) fn delay(&self, index: u32, base_time: u64) -> Result<Option<Delay>> {
+    pub(crate) fn delay(&self, index: u32, base_time: Time) -> Result<Option<Delay>> {
         let place = slot::delay_offset(self.segment.header.size, index);
         let word = self.region.load_word(place);
         let word = word.map_err(|error| self.segment.error("read slot", place, error))?;
@@ -277,7 +278,7 @@ impl Mapped {
     }
 
     /// Whether the slot of record `index` has a delay that cannot be read.
-    pub(crate) fn has_unreadable_delay(&self, index: u32, base_time: u64) -> bool {
+    pub(crate) fn has_unreadable_delay(&self, index: u32, base_time: Time) -> bool {
         let place = slot::delay_offset(self.segment.header.size, index);
         let word = self.region.load_word(place);
         word.map_or(true, |word| {
@@ -289,7 +290,7 @@ impl Mapped {
     pub(crate) fn store_delay(
         &self,
         index: u32,
-        base_time: u64,
+        base_time: Time,
         delay: Option<Delay>,
     ) -> Result<()> {
         let place = slot::delay_offset(self.segment.header.size, index);

@@ -1,7 +1,7 @@
 //! Pushing.
 
 use super::Queue;
-use crate::clock::{self, Clock, MAX_DELAY};
+use crate::clock::{Clock, MAX_DELAY};
 use crate::delivery::Receipt;
 use crate::engine::{Context, WhenFull, start_push};
 use crate::error::{Error, Result};
@@ -12,8 +12,9 @@ use crate::log::active::Draft;
 use crate::message::{Due, Message};
 use crate::options::{Durability, Options};
 use crate::seq::Seq;
+use crate::time::{Millis, Time};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 impl Queue {
     /// Puts a message at the end of the queue. `Ok` promises what the message's [`Durability`]
@@ -163,22 +164,22 @@ fn draft<'m>(context: &Context, message: &'m Message<'_>) -> Result<Draft<'m>> {
 
 /// When a message may be handed out, and when it expires. Reads no clock for a message without
 /// times.
-fn times_of(message: &Message<'_>, clock: &Clock) -> Result<(Option<u64>, Option<u64>)> {
+fn times_of(message: &Message<'_>, clock: &Clock) -> Result<(Option<Time>, Option<Time>)> {
     if message.due.is_none() && message.ttl.is_none() {
         return Ok((None, None));
     }
     let now = clock.next();
     let due = message.due.map(|due| match due {
-        Due::After(delay) => now + clock::millis(delay),
+        Due::After(delay) => now + Millis::from(delay),
         Due::At(time) => clock.at(time),
     });
     let due = due.filter(|&due| due > now);
-    if due.is_some_and(|due| due - now > clock::millis(MAX_DELAY)) {
-        let moment = format!("{:?}", due.map(clock::system_time));
+    if due.is_some_and(|due| due.since(now) > MAX_DELAY.into()) {
+        let moment = format!("{:?}", due.map(SystemTime::from));
         let bound = "at most 8 years ahead";
         return Err(Error::invalid_option("Message::deliver_at", moment, bound));
     }
-    Ok((due, message.ttl.map(|ttl| now + clock::millis(ttl))))
+    Ok((due, message.ttl.map(|ttl| now + Millis::from(ttl))))
 }
 
 /// A push of a transient message does not wait for the disk.

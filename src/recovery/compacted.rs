@@ -7,9 +7,11 @@
 
 use super::part::Part;
 use crate::error::Result;
+use crate::format::address::Ordinal;
 use crate::format::segment::{Activation, Seal, most_slots};
 use crate::log::Segment;
 use crate::log::merge::CopySource;
+use crate::time::Time;
 use std::sync::Arc;
 
 /// A compacted segment.
@@ -47,7 +49,7 @@ impl CompactedSegment {
         Part { segment, first_seq, base_time, count, tail, is_sealed: true }
     }
 
-    fn sources(&self) -> &[u64] {
+    fn sources(&self) -> &[Ordinal] {
         self.segment.sources.as_ref().map_or(&[], |sources| &sources.ordinals)
     }
 
@@ -133,6 +135,6 @@ fn source_of(segment: Arc<Segment>) -> Result<CopySource> {
     let most = most_slots(segment.header.size);
     let count = if activation.is_some() { sealed.unwrap_or(most).min(most) } else { 0 };
     let Activation { first_seq, base_time } =
-        activation.unwrap_or(Activation { first_seq: 0, base_time: 0 });
+        activation.unwrap_or(Activation { first_seq: 0, base_time: Time::ZERO });
     Ok(CopySource { segment, first_seq, base_time, count })
 }

@@ -2,10 +2,12 @@
 
 use super::part::Part;
 use crate::error::Result;
+use crate::format::address::Ordinal;
 use crate::format::segment::{Activation, RECORDS_START, Seal, most_slots};
 use crate::log::Segment;
 use crate::log::scan::{Scanned, scan};
 use crate::report::{Damage, DamageKind, RecoveryReport};
+use crate::time::Time;
 use std::sync::Arc;
 
 /// What CHECKPOINT says was durable.
@@ -13,14 +15,14 @@ use std::sync::Arc;
 pub(super) struct Watermark {
     pub(super) seq: u64,
     /// The segment in use at that time.
-    pub(super) ordinal: u64,
+    pub(super) ordinal: Ordinal,
 }
 
 /// The parts of an epoch that count.
 #[derive(Debug)]
 pub(super) struct EpochRead {
     pub(super) parts: Vec<Part>,
-    pub(super) newest_time: u64,
+    pub(super) newest_time: Time,
     /// The next Seq, if the run ended in order.
     pub(super) run_ended_at: Option<u64>,
 }
@@ -67,7 +69,7 @@ pub(super) fn read(
     let members = members(segments, report)?;
     let watermark =
         if is_newest { watermark(&members).max(hint.map_or(0, |hint| hint.seq)) } else { u64::MAX };
-    let mut read = EpochRead { parts: Vec::new(), newest_time: 0, run_ended_at: None };
+    let mut read = EpochRead { parts: Vec::new(), newest_time: Time::ZERO, run_ended_at: None };
     let mut previous: Option<End> = None;
     let mut is_cut = false;
     for member in &members {
@@ -119,7 +121,7 @@ pub(super) fn read(
 
 /// Where the records of a segment end.
 struct End {
-    ordinal: u64,
+    ordinal: Ordinal,
     next_seq: u64,
     path: std::path::PathBuf,
     tail: u64,
@@ -230,7 +232,7 @@ fn unused_parts(segments: &[Arc<Segment>], members: &[Member<'_>]) -> Vec<Part> 
     let part = |segment: &Arc<Segment>| Part {
         segment: Arc::clone(segment),
         first_seq: 0,
-        base_time: 0,
+        base_time: Time::ZERO,
         count: 0,
         tail: RECORDS_START,
         is_sealed: true,

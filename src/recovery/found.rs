@@ -3,6 +3,7 @@
 use super::compacted::{self, CompactedSegment, Replaced};
 use crate::checkpoint::{CheckpointFile, CheckpointRead};
 use crate::error::{Error, Result};
+use crate::format::address::Ordinal;
 use crate::format::bytes::to_u64;
 use crate::format::checkpoint::Checkpoint;
 use crate::format::name::{self, Kind};
@@ -35,12 +36,14 @@ pub(crate) struct Found {
     pub(super) directory: PathBuf,
     pub(super) has_dead_letters: bool,
     pub(super) report: RecoveryReport,
-    largest_ordinal: u64,
+    largest_ordinal: Ordinal,
     newest_epoch: u64,
 }
 
-/// No queue has an ordinal above this one: keepq wrote no name or header with a larger one.
-const MAX_ORDINAL: u64 = 1 << 62;
+/// No queue has this ordinal or a larger one: keepq wrote no such name or header.
+const ORDINAL_LIMIT: Ordinal = Ordinal(1 << 62);
+/// No queue has this Seq or a larger one.
+const SEQ_LIMIT: u64 = 1 << 62;
 
 /// A file with a valid header.
 #[derive(Debug)]
@@ -72,7 +75,7 @@ impl Found {
             directory,
             leftovers: Vec::new(),
             unreadable: 0,
-            largest_ordinal: 0,
+            largest_ordinal: Ordinal::NONE,
             newest_epoch: 0,
             report: RecoveryReport { checkpoint: state, ..RecoveryReport::default() },
         };
@@ -113,12 +116,15 @@ impl Found {
 
     /// Larger than every ordinal that is known, even if only from a file's name: none is used
     /// twice.
-    pub(super) fn next_ordinal(&self) -> u64 {
+    pub(super) fn next_ordinal(&self) -> Ordinal {
         let listed = self.checkpoint.iter().flat_map(|checkpoint| &checkpoint.segments);
-        let known =
-            listed.map(|listed| listed.ordinal).max().unwrap_or(0).max(self.largest_ordinal);
-        let next = self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.next_ordinal);
-        next.max(known + 1)
+        let known = listed
+            .map(|listed| listed.ordinal)
+            .max()
+            .unwrap_or(Ordinal::NONE)
+            .max(self.largest_ordinal);
+        let next = self.checkpoint.as_ref().map_or(Ordinal::NONE, |known| known.next_ordinal);
+        next.max(known.next())
     }
 
     pub(super) fn newest_epoch(&self) -> u64 {
@@ -141,7 +147,7 @@ impl Found {
 
     /// Whether CHECKPOINT knows a segment that is newer than all that are here.
     pub(super) fn lacks_newest(&self) -> bool {
-        let ordinal = self.ordinals().max().unwrap_or(0);
+        let ordinal = self.ordinals().max().unwrap_or(Ordinal::NONE);
         let epoch = self.segments.last().map_or(0, |newest| newest.header.epoch);
         self.checkpoint.as_ref().is_some_and(|checkpoint| {
             checkpoint.last_ordinal() > ordinal || checkpoint.epoch > epoch
@@ -163,24 +169,24 @@ impl Found {
         damage.collect()
     }
 
-    pub(super) fn replaced_ordinals(&self) -> impl Iterator<Item = u64> {
+    pub(super) fn replaced_ordinals(&self) -> impl Iterator<Item = Ordinal> {
         let sources = self.replaced.iter().flat_map(|replaced| &replaced.sources);
         sources.map(|source| source.segment.header.ordinal)
     }
 
     /// Whether a segment with this ordinal is here, replaced or not.
-    fn has(&self, ordinal: u64) -> bool {
+    fn has(&self, ordinal: Ordinal) -> bool {
         self.ordinals().any(|here| here == ordinal)
     }
 
     /// The ordinals of all segments that are here.
-    fn ordinals(&self) -> impl Iterator<Item = u64> {
+    fn ordinals(&self) -> impl Iterator<Item = Ordinal> {
         let segments = self.segments.iter().map(|segment| segment.header.ordinal);
         let compacted = self.compacted.iter().map(|one| one.segment.header.ordinal);
         segments.chain(compacted).chain(self.replaced_ordinals())
     }
 
-    fn path_of(&self, ordinal: u64) -> PathBuf {
+    fn path_of(&self, ordinal: Ordinal) -> PathBuf {
         self.directory.join(name::segment(ordinal))
     }
 }
@@ -190,7 +196,7 @@ struct Reading {
     directory: PathBuf,
     leftovers: Vec<(String, u64)>,
     unreadable: usize,
-    largest_ordinal: u64,
+    largest_ordinal: Ordinal,
     newest_epoch: u64,
     report: RecoveryReport,
 }
@@ -207,8 +213,8 @@ impl Reading {
     ) -> Result<Vec<SegmentFile>> {
         let mut names = Vec::new();
         for Entry { name, is_file } in entries {
-            let ordinal = name::ordinal(&name).filter(|&ordinal| ordinal < MAX_ORDINAL);
-            self.largest_ordinal = self.largest_ordinal.max(ordinal.unwrap_or(0));
+            let ordinal = name::ordinal(&name).filter(|&ordinal| ordinal < ORDINAL_LIMIT);
+            self.largest_ordinal = self.largest_ordinal.max(ordinal.unwrap_or(Ordinal::NONE));
             match name::kind(&name) {
                 Kind::Own => {}
                 Kind::Foreign => self.ignore(&name, "not a file of keepq"),
@@ -243,8 +249,8 @@ impl Reading {
         files: Vec<SegmentFile>,
         queue_id: [u8; 16],
         checkpoint: Option<&Checkpoint>,
-    ) -> BTreeMap<u64, SegmentFile> {
-        let mut kept: BTreeMap<u64, SegmentFile> = BTreeMap::new();
+    ) -> BTreeMap<Ordinal, SegmentFile> {
+        let mut kept: BTreeMap<Ordinal, SegmentFile> = BTreeMap::new();
         for found in files {
             let SegmentFile { name, header, .. } = &found;
             let (name, ordinal) = (name.clone(), header.ordinal);
@@ -277,7 +283,7 @@ impl Reading {
     fn segments_of(
         &mut self,
         storage: &dyn Storage,
-        kept: BTreeMap<u64, SegmentFile>,
+        kept: BTreeMap<Ordinal, SegmentFile>,
     ) -> Result<(Vec<Arc<Segment>>, Vec<CompactedSegment>)> {
         let (mut segments, mut compacted) = (Vec::new(), Vec::new());
         for SegmentFile { name, header, marks, file } in kept.into_values() {
@@ -375,7 +381,7 @@ fn copy_of(_kept: &str) -> &'static str {
 }
 
 fn is_whole(header: &SegmentHeader, size: u64) -> bool {
-    let is_possible = header.ordinal < MAX_ORDINAL && header.seq_limit < MAX_ORDINAL;
+    let is_possible = header.ordinal < ORDINAL_LIMIT && header.seq_limit < SEQ_LIMIT;
     let is_in_bounds = (MIN_SEGMENT..=slot::MAX_SEGMENT).contains(&size);
     is_possible && is_in_bounds && header.size == size && size.is_multiple_of(PAGE)
 }

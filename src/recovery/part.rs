@@ -1,6 +1,7 @@
 //! A segment that counts, and how much of it.
 
 use crate::log::Segment;
+use crate::time::Time;
 use std::sync::Arc;
 
 /// A segment that counts.
@@ -8,7 +9,7 @@ use std::sync::Arc;
 pub(crate) struct Part {
     pub(crate) segment: Arc<Segment>,
     pub(crate) first_seq: u64,
-    pub(crate) base_time: u64,
+    pub(crate) base_time: Time,
     pub(crate) count: u32,
     /// Where its records end.
     pub(crate) tail: u64,

@@ -10,9 +10,11 @@ use super::found::Found;
 use super::part::Part;
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
+use crate::format::address::Ordinal;
 use crate::format::checkpoint::Checkpoint;
 use crate::ranges::Ranges;
 use crate::report::{DamageKind, RecoveryReport};
+use crate::time::Time;
 use std::collections::BTreeSet;
 
 /// What counts of a directory.
@@ -21,7 +23,7 @@ pub(crate) struct Reconciled {
     found: Found,
     parts: Vec<Part>,
     next_seq: u64,
-    newest_time: u64,
+    newest_time: Time,
     report: RecoveryReport,
 }
 
@@ -34,8 +36,8 @@ pub(crate) struct Log {
     pub(crate) next_seq: u64,
     pub(crate) last_seq: Option<u64>,
     pub(crate) seq_limit: u64,
-    pub(crate) next_ordinal: u64,
-    pub(crate) newest_time: u64,
+    pub(crate) next_ordinal: Ordinal,
+    pub(crate) newest_time: Time,
     /// In the order of the log.
     pub(crate) parts: Vec<Part>,
     /// Copies that have to be merged with their sources before anything else is done.
@@ -67,7 +69,8 @@ impl Reconciled {
         let newest_epoch = found.segments.last().map_or(0, |segment| segment.header.epoch);
         let mut parts: Vec<Part> = Vec::new();
         // Sealed segments tell only their first time.
-        let mut newest_time = found.checkpoint.as_ref().map_or(0, |known| known.newest_time);
+        let mut newest_time =
+            found.checkpoint.as_ref().map_or(Time::ZERO, |known| known.newest_time);
         let mut run_ended = None;
         for group in found.segments.chunk_by(|a, b| a.header.epoch == b.header.epoch) {
             let is_last = group.iter().any(|segment| segment.header.epoch == newest_epoch);
@@ -164,7 +167,7 @@ fn unaccounted(
     // An earlier open may have reported that, and ended before it could note it. Of the segments
     // that a copy replaces, all that the copy does not have was settled, or noted as lost, before
     // the copy got its name.
-    let replaced: BTreeSet<u64> = found.replaced_ordinals().collect();
+    let replaced: BTreeSet<Ordinal> = found.replaced_ordinals().collect();
     let listed = checkpoint.iter().flat_map(|checkpoint| checkpoint.used());
     for listed in listed.filter(|listed| !replaced.contains(&listed.ordinal)) {
         let part = parts.iter().find(|part| part.segment.header.ordinal == listed.ordinal);

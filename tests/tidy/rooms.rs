@@ -42,7 +42,7 @@ pub(crate) const ROOMS: &[&str] = &[
     "options message backoff stats stuck report",
     "io",
     "format",
-    "error seq clock distribution ranges random",
+    "error seq clock time distribution ranges random",
 ];
 
 /// Rooms of plain data: their structs may have fields that other files see, although they have
@@ -52,6 +52,7 @@ pub(crate) const PLAIN: &[&str] = &[
     "error",
     "seq",
     "clock",
+    "time",
     "backoff",
     "distribution",
     "ranges",

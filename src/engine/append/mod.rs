@@ -8,6 +8,7 @@
 mod prepare;
 mod supply;
 
+use crate::time::{Millis, Time};
 pub(super) use supply::FIRST_SEGMENT;
 pub(crate) use supply::{Prepared, SupplyState};
 
@@ -63,7 +64,7 @@ pub(crate) struct Unsealed {
     /// The shortest interval that an unsynced message waits for.
     sync_within: Option<Duration>,
     last_seq: Option<u64>,
-    newest_time: u64,
+    newest_time: Time,
     /// The worker knows that the active segment will be full soon.
     has_asked_for_supply: bool,
 }
@@ -181,7 +182,7 @@ impl Unsealed {
         self.last_seq
     }
 
-    pub(crate) fn newest_time(&self) -> u64 {
+    pub(crate) fn newest_time(&self) -> Time {
         self.newest_time
     }
 
@@ -191,7 +192,7 @@ impl Unsealed {
     }
 
     /// The push time: never before that of an earlier message.
-    fn now(&mut self, clock: &Clock) -> u64 {
+    fn now(&mut self, clock: &Clock) -> Time {
         self.newest_time = self.newest_time.max(clock.coarse());
         self.newest_time
     }
@@ -325,7 +326,7 @@ impl Appender {
 
     /// Plans a look for expired messages, if one of these can expire and no look is planned.
     #[inline]
-    fn watch_expiry(&self, drafts: &[Draft<'_>], now: u64) {
+    fn watch_expiry(&self, drafts: &[Draft<'_>], now: Time) {
         let ttl = self.context.options.message_ttl;
         if ttl.is_some() || drafts.iter().any(|draft| draft.expires().is_some()) {
             self.plan_look(drafts, now);
@@ -333,16 +334,16 @@ impl Appender {
     }
 
     #[cold]
-    fn plan_look(&self, drafts: &[Draft<'_>], now: u64) {
+    fn plan_look(&self, drafts: &[Draft<'_>], now: Time) {
         // Pairs with the fence in `FrontMessage::look`.
         fence(Ordering::SeqCst);
         if !self.expiry_is_idle.load(Ordering::Relaxed) {
             return;
         }
-        let ttl = self.context.options.message_ttl.map(crate::clock::millis);
+        let ttl = self.context.options.message_ttl.map(Millis::from);
         let ttl = ttl.map(|ttl| now.saturating_add(ttl));
         let own = drafts.iter().filter_map(Draft::expires).min();
-        if let Some(expires) = crate::clock::earlier(ttl, own) {
+        if let Some(expires) = Time::earlier(ttl, own) {
             self.dispatch.lock().ledger_mut().expiry_mut().note_expiring(expires);
         }
     }

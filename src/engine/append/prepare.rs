@@ -8,6 +8,7 @@ use super::supply::{FIRST_SEGMENT, Prepared, Supply, SupplyState};
 use super::{Appender, Need};
 use crate::engine::space::SMALLEST_SEGMENT;
 use crate::error::{Error, Result};
+use crate::format::address::Ordinal;
 use crate::format::segment::{Seal, SegmentHeader, capacity};
 use crate::io::Access;
 use crate::log::Segment;
@@ -108,7 +109,7 @@ impl Appender {
             supply.has_begun = true;
         }
         let ordinal = supply.next_ordinal;
-        supply.next_ordinal += 1;
+        supply.next_ordinal = ordinal.next();
         Ok(SegmentHeader {
             queue_id: supply.queue_id,
             ordinal,
@@ -312,12 +313,12 @@ impl Appender {
 fn copy_header(supply: &mut Supply, size: u64) -> Result<SegmentHeader> {
     supply.check_open()?;
     let ordinal = supply.next_ordinal;
-    supply.next_ordinal += 1;
+    supply.next_ordinal = ordinal.next();
     supply.compacting = Some(ordinal);
     Ok(SegmentHeader {
         queue_id: supply.queue_id,
         ordinal,
-        predecessor: 0,
+        predecessor: Ordinal::NONE,
         generation: u64::from_le_bytes(random::bytes()?),
         epoch: supply.epoch,
         size,

@@ -3,6 +3,7 @@
 //! Plain data under the `supply` lock. No ordinal is given out twice, and `seq_limit` never falls.
 
 use crate::error::{Error, Result};
+use crate::format::address::Ordinal;
 use crate::io::Region;
 use crate::log::Segment;
 use crate::options::Options;
@@ -29,15 +30,15 @@ pub(super) struct Supply {
     /// The directory itself may not be durable in its parents yet.
     pub(super) is_new: bool,
     pub(super) is_closed: bool,
-    pub(super) next_ordinal: u64,
+    pub(super) next_ordinal: Ordinal,
     /// The segment that the next one follows.
-    pub(super) predecessor: u64,
+    pub(super) predecessor: Ordinal,
     pub(super) next_bytes: u64,
     pub(super) seq_limit: u64,
     pub(super) ready: Option<Prepared>,
     /// The ordinal of a compacted segment in the making: it may have its name before anybody reads
     /// it.
-    pub(super) compacting: Option<u64>,
+    pub(super) compacting: Option<Ordinal>,
     /// Parts of earlier runs that have no seal yet.
     pub(super) old_tail: Vec<Part>,
 }
@@ -52,7 +53,7 @@ impl Supply {
             is_new: log.is_new,
             is_closed: false,
             next_ordinal: log.next_ordinal,
-            predecessor: log.parts.last().map_or(0, |part| part.segment.header.ordinal),
+            predecessor: log.parts.last().map_or(Ordinal::NONE, |part| part.segment.header.ordinal),
             next_bytes: FIRST_SEGMENT.min(options.segment_limit()),
             seq_limit: log.seq_limit,
             ready: None,
@@ -76,8 +77,8 @@ pub(crate) struct SupplyState {
     pub(crate) epoch: u64,
     pub(crate) seq_limit: u64,
     /// No ordinal from this one on was given out.
-    pub(crate) next_ordinal: u64,
+    pub(crate) next_ordinal: Ordinal,
     /// Of the segment that is ready, and of the copy that is being made.
-    pub(crate) ready: Option<u64>,
-    pub(crate) compacting: Option<u64>,
+    pub(crate) ready: Option<Ordinal>,
+    pub(crate) compacting: Option<Ordinal>,
 }

@@ -5,6 +5,7 @@ use super::track::Track;
 use crate::error::Result;
 use crate::format::record::RecordHeader;
 use crate::log::sealed::Mapped;
+use crate::time::Time;
 use std::sync::Arc;
 
 /// Bodies up to this size are copied under the lock.
@@ -28,8 +29,8 @@ impl Body {
     }
 
     /// When a message that was found in this segment was pushed, and where its bytes are.
-    pub(crate) fn of_found(track: &Track, found: &Found) -> Result<(u64, Self)> {
-        let pushed_at = track.base_time() + u64::from(found.header.age);
+    pub(crate) fn of_found(track: &Track, found: &Found) -> Result<(Time, Self)> {
+        let pushed_at = found.header.pushed_at(track.base_time());
         Ok((pushed_at, Self::of(track.map()?, &found.header, found.place.offset)))
     }
 

@@ -3,6 +3,8 @@
 //! Promises: while a segment is being copied, it stays, and each slot that is stored to is told at
 //! the next look. Relies on being told of every store.
 
+use crate::time::Time;
+
 /// What compaction knows of a segment.
 #[derive(Debug, Default)]
 pub(crate) struct Copying {
@@ -10,7 +12,7 @@ pub(crate) struct Copying {
     changed: Option<ChangedSlots>,
     idle: Idle,
     /// Not to be copied before this time: that failed.
-    not_before: u64,
+    not_before: Time,
     /// The segments that it was made from may not be gone for good.
     has_sources: bool,
     /// It cannot be copied behind others.
@@ -22,7 +24,7 @@ pub(crate) struct Copying {
 struct Idle {
     /// How many were settled at the last look, and since when it has been no more than that.
     settled: u32,
-    since: u64,
+    since: Time,
     /// Compaction wants to hear when this many are settled: of the first one after its look.
     tell_at: u32,
 }
@@ -41,13 +43,13 @@ impl Copying {
     }
 
     /// Whether it is too soon after a copy of it failed.
-    pub(crate) fn rests_at(&self, now: u64) -> bool {
+    pub(crate) fn rests_at(&self, now: Time) -> bool {
         self.not_before > now
     }
 
     /// Compaction looks at the segment now, of which `settled` messages are settled: since when has
     /// that been no more?
-    pub(crate) fn idle_since(&mut self, now: u64, settled: u32) -> u64 {
+    pub(crate) fn idle_since(&mut self, now: Time, settled: u32) -> Time {
         if settled != self.idle.settled {
             (self.idle.settled, self.idle.since) = (settled, now);
         }
@@ -89,7 +91,7 @@ impl Copying {
     }
 
     /// It is copied no more. `again`: not before this time, if that failed.
-    pub(crate) fn end_copy(&mut self, again: Option<u64>) {
+    pub(crate) fn end_copy(&mut self, again: Option<Time>) {
         self.changed = None;
         self.not_before = again.unwrap_or(self.not_before);
     }

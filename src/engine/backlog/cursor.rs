@@ -6,6 +6,7 @@
 use super::found::Found;
 use super::track::Track;
 use crate::error::Result;
+use crate::format::address::Ordinal;
 use crate::log::walk::Position;
 
 /// A place in the log.
@@ -14,7 +15,7 @@ pub(crate) struct Cursor {
     /// No message before this one is meant. What follows is where it lies, while its segment has
     /// this ordinal.
     seq: u64,
-    ordinal: u64,
+    ordinal: Ordinal,
     position: Position,
     /// Settled slots at the start of this old segment have been skipped.
     has_skipped: bool,
@@ -23,7 +24,7 @@ pub(crate) struct Cursor {
 impl Cursor {
     /// Before everything.
     pub(crate) const START: Self =
-        Self { seq: 0, ordinal: 0, position: Position::START, has_skipped: false };
+        Self { seq: 0, ordinal: Ordinal::NONE, position: Position::START, has_skipped: false };
 
     /// Before the first message of a segment.
     pub(crate) fn start_of(track: &Track) -> Self {
@@ -48,7 +49,7 @@ impl Cursor {
 
     /// Of the segment where it lies.
     #[inline]
-    pub(crate) fn ordinal(&self) -> u64 {
+    pub(crate) fn ordinal(&self) -> Ordinal {
         self.ordinal
     }
 

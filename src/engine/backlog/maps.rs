@@ -9,6 +9,7 @@
 use super::map_numbers::MapNumbers;
 use super::track::Track;
 use super::tracks::Tracks;
+use crate::format::address::Ordinal;
 use crate::log::Segment;
 use crate::log::sealed::Mapped;
 use std::sync::Arc;
@@ -40,7 +41,11 @@ impl Maps {
 
     /// The maps above the limit. `reading`: the ordinal of the segment that is read.
     #[cold]
-    pub(super) fn take_surplus(&mut self, tracks: &mut Tracks, reading: u64) -> Vec<Arc<Mapped>> {
+    pub(super) fn take_surplus(
+        &mut self,
+        tracks: &mut Tracks,
+        reading: Ordinal,
+    ) -> Vec<Arc<Mapped>> {
         self.seen = self.numbers.made();
         let newest = tracks.back().map(Track::ordinal);
         let is_free = |track: &&mut Track| {

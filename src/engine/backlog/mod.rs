@@ -29,6 +29,7 @@ pub(crate) use body::Body;
 pub(crate) use found::{Found, Lookup, LostRecords, Met, Spot};
 
 use crate::error::Result;
+use crate::format::address::Ordinal;
 use crate::format::record;
 use crate::format::segment::Seal;
 use crate::format::slot::{self, Delay, Slot, State};
@@ -131,7 +132,7 @@ impl Backlog {
     }
 
     /// The track of a segment, if it is still one.
-    pub(crate) fn track(&mut self, ordinal: u64) -> Option<&mut Track> {
+    pub(crate) fn track(&mut self, ordinal: Ordinal) -> Option<&mut Track> {
         self.tracks.of_segment(ordinal)
     }
 
@@ -327,7 +328,7 @@ impl Backlog {
     }
 
     /// Maps above the limit.
-    pub(super) fn take_surplus_maps(&mut self, reading: u64) -> Vec<Arc<Mapped>> {
+    pub(super) fn take_surplus_maps(&mut self, reading: Ordinal) -> Vec<Arc<Mapped>> {
         if !self.maps.has_new() {
             return Vec::new();
         }

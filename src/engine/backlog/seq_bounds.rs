@@ -4,6 +4,7 @@
 //! records are asked for one after the other.
 
 use super::records::Records;
+use crate::format::address::Ordinal;
 use std::ops::Range;
 
 /// Finds the numbers between those that can be read.
@@ -16,7 +17,7 @@ pub(super) struct SeqBounds {
 /// Records side by side whose numbers cannot be read, and the numbers that they can have.
 #[derive(Debug)]
 struct Stretch {
-    ordinal: u64,
+    ordinal: Ordinal,
     indexes: Range<u32>,
     seqs: (u64, u64),
 }

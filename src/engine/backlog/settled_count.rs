@@ -10,6 +10,7 @@ use crate::format::slot::Slot;
 use crate::format::standing::{Run, Standing};
 use crate::log::sealed::{Numbering, Status};
 use crate::log::{ReadSlot, Segment};
+use crate::time::Time;
 
 /// Slots counted in one step under the lock.
 const STEP: u32 = 4096;
@@ -190,7 +191,7 @@ pub(crate) struct Special {
     /// On their way to the dead letters.
     pub(crate) dying: Vec<u64>,
     /// Not to be handed out before a time, and which.
-    pub(crate) delayed: Vec<(u64, u64)>,
+    pub(crate) delayed: Vec<(Time, u64)>,
 }
 
 /// A slot with its Seq, if that is known.

@@ -10,6 +10,7 @@ use super::map_numbers::MapNumbers;
 use super::records::Records;
 use super::settled_count::{SettledCount, Special};
 use crate::error::Result;
+use crate::format::address::Ordinal;
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::{Delay, SLOT, Slot, State};
 use crate::format::standing::Run;
@@ -19,6 +20,7 @@ use crate::log::copy::Finished;
 use crate::log::merge::CopySource;
 use crate::log::sealed::{Mapped, Status};
 use crate::recovery::Part;
+use crate::time::Time;
 use std::sync::Arc;
 
 /// One segment of the log.
@@ -102,7 +104,7 @@ impl Track {
     }
 
     #[inline]
-    pub(crate) fn ordinal(&self) -> u64 {
+    pub(crate) fn ordinal(&self) -> Ordinal {
         self.segment().header.ordinal
     }
 
@@ -117,7 +119,7 @@ impl Track {
     }
 
     #[inline]
-    pub(crate) fn base_time(&self) -> u64 {
+    pub(crate) fn base_time(&self) -> Time {
         self.records.numbering().base_time
     }
 

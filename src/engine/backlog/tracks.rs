@@ -5,6 +5,7 @@
 
 use super::map_numbers::MapNumbers;
 use super::track::Track;
+use crate::format::address::Ordinal;
 use crate::format::bytes::to_u64;
 use crate::format::segment::Seal;
 use crate::log::Segment;
@@ -22,7 +23,7 @@ pub(crate) struct Tracks(VecDeque<Track>);
 impl Tracks {
     /// Of the segments that open found.
     pub(super) fn of_log(log: &Log, maps: &MapNumbers) -> Self {
-        let has_sources = |ordinal: u64| {
+        let has_sources = |ordinal: Ordinal| {
             let is_copy = |replaced: &Replaced| replaced.copy.segment.header.ordinal == ordinal;
             log.replaced.iter().any(is_copy)
         };
@@ -84,7 +85,7 @@ impl Tracks {
 
     /// Where the track of the segment `ordinal` is that has message `seq`; most are at one end.
     #[inline]
-    pub(super) fn position(&self, ordinal: u64, seq: u64) -> Option<usize> {
+    pub(super) fn position(&self, ordinal: Ordinal, seq: u64) -> Option<usize> {
         let is = |track: Option<&Track>| track.is_some_and(|track| track.ordinal() == ordinal);
         if is(self.0.front()) {
             Some(0)
@@ -101,7 +102,7 @@ impl Tracks {
     }
 
     /// The track of a segment, if it is still one.
-    pub(super) fn of_segment(&mut self, ordinal: u64) -> Option<&mut Track> {
+    pub(super) fn of_segment(&mut self, ordinal: Ordinal) -> Option<&mut Track> {
         self.0.iter_mut().find(|track| track.ordinal() == ordinal)
     }
 
@@ -144,7 +145,7 @@ impl Tracks {
 
     /// Puts a copy in the place of its sources, which it gives back.
     pub(super) fn replace(&mut self, sources: &[CopySource], mut copy: Track) -> Vec<Track> {
-        let sources: BTreeSet<u64> =
+        let sources: BTreeSet<Ordinal> =
             sources.iter().map(|source| source.segment.header.ordinal).collect();
         let is_source = |track: &Track| sources.contains(&track.ordinal());
         let at = self.0.iter().position(is_source).unwrap_or(self.0.len());
@@ -168,8 +169,8 @@ impl Tracks {
 
     /// Maps that no delivery needs. The caller drops them outside of the lock. `reading`: the
     /// ordinal of the segment that is read.
-    pub(crate) fn take_idle_maps(&mut self, reading: u64) -> Vec<Arc<Mapped>> {
-        let newest = self.0.back().map_or(0, Track::ordinal);
+    pub(crate) fn take_idle_maps(&mut self, reading: Ordinal) -> Vec<Arc<Mapped>> {
+        let newest = self.0.back().map_or(Ordinal::NONE, Track::ordinal);
         let is_idle = |track: &&mut Track| {
             track.leased() == 0 && ![reading, newest].contains(&track.ordinal())
         };

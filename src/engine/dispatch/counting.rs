@@ -9,6 +9,7 @@ use super::ledger::Ledger;
 use crate::engine::backlog::cursor::Cursor;
 use crate::engine::backlog::{LostRecords, Met, Spot};
 use crate::error::Result;
+use crate::format::address::Ordinal;
 use crate::format::slot::State;
 use crate::format::standing::Standing;
 
@@ -27,9 +28,9 @@ pub(super) struct Counting {
 #[derive(Clone, Copy, Debug)]
 enum Unfinished {
     /// A record of this segment whose number cannot be read, and which is not settled: lost.
-    Unnumbered { ordinal: u64, index: u32 },
+    Unnumbered { ordinal: Ordinal, index: u32 },
     /// The slot of this record of a segment cannot be read: rebuilt, and taken up then.
-    BadSlot { ordinal: u64, index: u32 },
+    BadSlot { ordinal: Ordinal, index: u32 },
     /// It was dying, and there are no dead letters any more: dropped.
     Dropped { seq: u64 },
 }
@@ -57,7 +58,7 @@ impl Counting {
     }
 
     /// Counts some slots of a segment; false once all of them are counted, or it is no more.
-    pub(super) fn count_segment(&mut self, ordinal: u64, ledger: &mut Ledger) -> Result<bool> {
+    pub(super) fn count_segment(&mut self, ordinal: Ordinal, ledger: &mut Ledger) -> Result<bool> {
         let at = at_ordinal(ledger, ordinal);
         let Some(at) = at.filter(|&at| !ledger.backlog().tracks()[at].is_counted()) else {
             return Ok(false);
@@ -158,7 +159,7 @@ impl Counting {
 }
 
 /// Where the track of a segment is, if there is one.
-fn at_ordinal(ledger: &Ledger, ordinal: u64) -> Option<usize> {
+fn at_ordinal(ledger: &Ledger, ordinal: Ordinal) -> Option<usize> {
     ledger.backlog().tracks().iter().position(|track| track.ordinal() == ordinal)
 }
 

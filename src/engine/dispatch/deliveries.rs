@@ -10,7 +10,7 @@ use super::dying::{Cause, Death};
 use super::exchange::{Answer, Front, Leased, Next, unsettled_state};
 use super::ledger::Ledger;
 use super::measure::Measure;
-use crate::clock::{self, Clock};
+use crate::clock::Clock;
 use crate::engine::backlog::{Body, Found, Spot};
 use crate::engine::context::Context;
 use crate::error::{Error, Result};
@@ -20,6 +20,7 @@ use crate::leases::{Leases, Place, Ticket};
 use crate::options::Expired;
 use crate::recovery::Log;
 use crate::seq::Seq;
+use crate::time::{Millis, Time};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,13 +84,13 @@ impl Deliveries {
 
     /// When there will be something to hand out that is not there yet.
     #[inline]
-    pub(super) fn next_time(&self) -> Option<u64> {
+    pub(super) fn next_time(&self) -> Option<Time> {
         self.ledger.places().next_delivery_time(self.is_full())
     }
 
     /// The coarse clock, if anything here has a time.
     #[inline]
-    pub(super) fn coarse_time(&self) -> Option<u64> {
+    pub(super) fn coarse_time(&self) -> Option<Time> {
         let (places, policy) = (self.ledger.places(), self.ledger.policy());
         let has_times =
             places.schedule().first_time().is_some() || places.leases().next_deadline().is_some();
@@ -99,13 +100,13 @@ impl Deliveries {
     /// Stores the attempt and begins the lease.
     #[expect(clippy::inline_always, reason = "on the way of every pop: see `choose`")]
     #[inline(always)]
-    pub(super) fn lease(&mut self, next: &Next, now: Option<u64>) -> Result<Leased> {
+    pub(super) fn lease(&mut self, next: &Next, now: Option<Time>) -> Result<Leased> {
         let Next { found: Found { spot, place, header, .. }, from } = *next;
         let place = Place { attempts: MAX_ATTEMPTS.min(place.attempts + 1), ..place };
         let Place { seq, attempts, offset, .. } = place;
         let state = (unsettled_state(&place), attempts);
         let track = self.ledger.backlog_mut().store_found(spot, state, offset)?;
-        let pushed_at = track.base_time() + u64::from(header.age);
+        let pushed_at = header.pushed_at(track.base_time());
         track.note_leased();
         let body = Body::of(track.map()?, &header, offset);
         let counts = self.ledger.counts_mut();
@@ -191,7 +192,7 @@ impl Deliveries {
             // Over, and still one of this run: else the cursor, should it come by, would take the
             // message for one that it has to hand out. If it cannot be stored, the message stays
             // away a little after a restart.
-            let over = Delay { due: self.clock.start_time() + 1, given: 1 };
+            let over = Delay { due: self.clock.start_time() + Millis(1), given: Millis(1) };
             self.ledger.backlog_mut().store_delay(spot, over).ok();
         }
     }
@@ -239,22 +240,22 @@ impl Deliveries {
     }
 
     fn backoff_of(&self, place: &Place) -> Duration {
-        let chance = fold(fold(self.clock.start_time(), place.seq), place.attempts.into());
+        let chance = fold(fold(self.clock.start_time().0, place.seq), place.attempts.into());
         self.ledger.policy().backoff.after(place.attempts, chance)
     }
 
-    /// Back after this time: tells when that is, 0 for at once, and whether it is stored. If not,
-    /// it holds in this run all the same.
-    fn stay_away(&mut self, spot: Spot, place: Place, delay: Duration) -> (u64, Result<()>) {
+    /// Back after this time: tells when that is, [`Time::ZERO`] for at once, and whether it is
+    /// stored. If not, it holds in this run all the same.
+    fn stay_away(&mut self, spot: Spot, place: Place, delay: Duration) -> (Time, Result<()>) {
         if delay.is_zero() {
             self.ledger.give_back(place);
-            return (0, Ok(()));
+            return (Time::ZERO, Ok(()));
         }
         // One that was found damaged meanwhile is in no place any more.
         if self.is_settled(spot).is_ok_and(|is_settled| is_settled) {
-            return (0, Ok(()));
+            return (Time::ZERO, Ok(()));
         }
-        let given = clock::millis(delay);
+        let given = Millis::from(delay);
         let due = self.clock.next() + given;
         self.ledger.places_mut().schedule_mut().put(due, place.seq);
         self.ledger.note_head_changed();
@@ -263,7 +264,7 @@ impl Deliveries {
 
     /// Ends leases that have run out, and delays; a step of them. Tells whether more have.
     #[inline]
-    pub(super) fn end_due_at(&mut self, coarse: Option<u64>) -> bool {
+    pub(super) fn end_due_at(&mut self, coarse: Option<Time>) -> bool {
         let Some(coarse) = coarse else { return false };
         if let Some(time) = self.ledger.places().schedule().first_undue()
             && self.clock.is_past_at(coarse, time)
@@ -299,7 +300,7 @@ impl Deliveries {
             let Ok(found) = self.ledger.backlog().find_place(place) else {
                 // To be looked up again; its segment is kept for this run.
                 self.ledger.give_back(place);
-                self.leases_mut().expire(ticket, 0);
+                self.leases_mut().expire(ticket, Time::ZERO);
                 continue;
             };
             let Some((spot, place)) = found else {
@@ -334,12 +335,12 @@ impl Deliveries {
         let Some((place, has_expired)) = self.leases().place(ticket) else { return Err(expired) };
         if time.is_zero() {
             if !has_expired {
-                self.leases_mut().extend(ticket, 0);
+                self.leases_mut().extend(ticket, Time::ZERO);
                 self.end_overdue_leases();
             }
             return Ok(());
         }
-        let deadline = self.clock.after(self.clock.coarse(), clock::millis(time));
+        let deadline = self.clock.after(self.clock.coarse(), Millis::from(time));
         if !has_expired {
             self.leases_mut().extend(ticket, deadline).ok_or(expired)?;
             return Ok(());
@@ -353,10 +354,11 @@ impl Deliveries {
         // The lease begins again under the same ticket; the message leaves where it waits.
         let ended = self.leases_mut().extend(ticket, deadline).ok_or(expired)?;
         let was_delayed = !self.ledger.places_mut().leave_returned(place.seq);
-        self.ledger.places_mut().schedule_mut().remove(ended.expired.unwrap_or(0), place.seq);
+        let due = ended.expired.unwrap_or(Time::ZERO);
+        self.ledger.places_mut().schedule_mut().remove(due, place.seq);
         self.ledger.take_out(spot, place.seq);
         if was_delayed {
-            let over = Delay { due: self.clock.start_time() + 1, given: 1 };
+            let over = Delay { due: self.clock.start_time() + Millis(1), given: Millis(1) };
             self.ledger.backlog_mut().store_delay(spot, over).ok();
         }
         self.ledger.backlog_mut().track_at_mut(spot.at).note_leased();
@@ -364,9 +366,9 @@ impl Deliveries {
     }
 
     /// A leased message turned out not to be due: its record says so, and its slot did not.
-    pub(crate) fn put_off(&mut self, leased: &Leased, due: u64) -> Result<()> {
+    pub(crate) fn put_off(&mut self, leased: &Leased, due: Time) -> Result<()> {
         let Some((spot, place)) = self.take_back_unseen(leased)? else { return Ok(()) };
-        let given = due.saturating_sub(leased.pushed_at);
+        let given = due.since(leased.pushed_at);
         self.ledger.places_mut().schedule_mut().put(due, place.seq);
         let released = Place { attempts: place.attempts - 1, ..place };
         let delayed = self.ledger.store_delay(spot, place.seq, Delay { due, given });

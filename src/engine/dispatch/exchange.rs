@@ -4,6 +4,7 @@ use crate::engine::backlog::{Body, Found};
 use crate::format::record::RecordHeader;
 use crate::format::slot::State;
 use crate::leases::{Place, Ticket};
+use crate::time::Time;
 use std::time::Duration;
 
 /// A message that can be leased.
@@ -20,7 +21,7 @@ pub(super) enum Front {
     Cursor,
     Returned,
     /// In the schedule, for this time.
-    Schedule(u64),
+    Schedule(Time),
 }
 
 /// What a choice gives.
@@ -48,13 +49,13 @@ pub(crate) struct Leased {
     pub(crate) seq: u64,
     pub(crate) attempts: u32,
     pub(crate) offset: u64,
-    pub(crate) pushed_at: u64,
+    pub(crate) pushed_at: Time,
     pub(crate) body: Body,
     pub(crate) header: RecordHeader,
     /// How long things take is measured with this one.
     pub(crate) is_sample: bool,
     /// The coarse clock, if it was read.
-    pub(crate) now: Option<u64>,
+    pub(crate) now: Option<Time>,
 }
 
 /// What dropping the next message did.

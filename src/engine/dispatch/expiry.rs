@@ -3,20 +3,21 @@
 //! Only the front is watched: what is behind a message that is worth something waits for it. Costs
 //! nothing where no message has a time to live.
 
-use crate::clock::{self, Clock};
+use crate::clock::Clock;
 use crate::options::Options;
+use crate::time::{Millis, Time};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// How soon after a change at the front the next look is, in milliseconds: not for each message.
-const LOOK_AGAIN: u64 = 1000;
+/// How soon after a change at the front the next look is: not for each message.
+const LOOK_AGAIN: Millis = Millis(1000);
 
 /// When the front is looked at.
 #[derive(Debug)]
 pub(crate) struct Expiry {
     /// Some messages may expire.
     may_expire: bool,
-    next_look: Option<u64>,
+    next_look: Option<Time>,
     /// That is soon, because another message is at the front.
     is_soon: bool,
     /// No look is planned: a producer says when its message expires.
@@ -36,11 +37,11 @@ impl Expiry {
     }
 
     #[inline]
-    pub(super) fn next_look(&self) -> Option<u64> {
+    pub(super) fn next_look(&self) -> Option<Time> {
         self.next_look
     }
 
-    fn plan(&mut self, look: Option<u64>) {
+    fn plan(&mut self, look: Option<Time>) {
         self.next_look = look;
         // Relaxed: see the fence in `FrontMessage::look`.
         self.is_idle.store(look.is_none(), Ordering::Relaxed);
@@ -52,7 +53,7 @@ impl Expiry {
         if self.may_expire && !self.is_soon {
             self.is_soon = true;
             let soon = Some(clock.coarse() + LOOK_AGAIN);
-            self.plan(clock::earlier(self.next_look, soon));
+            self.plan(Time::earlier(self.next_look, soon));
         }
     }
 
@@ -62,14 +63,14 @@ impl Expiry {
     }
 
     /// A message that expires then is about to be published.
-    pub(crate) fn note_expiring(&mut self, expires: u64) {
+    pub(crate) fn note_expiring(&mut self, expires: Time) {
         self.may_expire = true;
         self.plan_before(expires);
     }
 
     /// There has to be a look then, if there is none before.
-    pub(crate) fn plan_before(&mut self, time: u64) {
-        self.plan(clock::earlier(self.next_look, Some(time)));
+    pub(crate) fn plan_before(&mut self, time: Time) {
+        self.plan(Time::earlier(self.next_look, Some(time)));
     }
 
     /// A look begins, and no other one is planned; false if there is nothing to look for.

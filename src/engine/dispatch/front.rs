@@ -6,6 +6,7 @@ use super::policy::Policy;
 use crate::engine::backlog::{Body, Found};
 use crate::error::Result;
 use crate::format::extension::Verified;
+use crate::time::Time;
 use std::sync::atomic::{Ordering, fence};
 
 /// The message at the front, to be looked at outside of the lock.
@@ -13,7 +14,7 @@ use std::sync::atomic::{Ordering, fence};
 pub(crate) struct FrontMessage {
     next: Next,
     body: Body,
-    pushed_at: u64,
+    pushed_at: Time,
 }
 
 /// What a look at the front gives.
@@ -30,7 +31,7 @@ pub(crate) enum FrontLook {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum FrontState {
     Whole {
-        expires: Option<u64>,
+        expires: Option<Time>,
     },
     Damaged,
     /// Only a newer version of keepq can read it.

@@ -25,6 +25,7 @@ use crate::log::sealed::Status;
 use crate::recovery::Log;
 use crate::report::DamageKind;
 use crate::stats::Counts;
+use crate::time::Time;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -266,7 +267,7 @@ impl Ledger {
     }
 
     /// The times for which a message may be in the schedule, as its slot says.
-    fn times_of(&self, seq: u64, status: &Status) -> [Option<u64>; 2] {
+    fn times_of(&self, seq: u64, status: &Status) -> [Option<Time>; 2] {
         let run = self.backlog.run();
         let as_if_ready = Some(Slot::UNTOUCHED);
         let first = match Standing::of(as_if_ready, status.delay, run.is_old(seq), run) {

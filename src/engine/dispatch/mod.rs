@@ -20,6 +20,7 @@ mod places;
 mod policy;
 pub(super) mod purge;
 
+use crate::time::Time;
 pub(crate) use deliveries::Deliveries;
 pub(crate) use dying::{Cause, Death, DyingMessage};
 pub(crate) use exchange::{Answer, Dropped, Leased, Leasing};
@@ -30,8 +31,8 @@ pub(crate) use places::Whereabouts;
 use super::backlog::cursor::Cursor;
 use super::backlog::{Backlog, Met};
 use super::context::Context;
-use crate::clock;
 use crate::error::Result;
+use crate::format::address::Ordinal;
 use crate::format::standing::Standing;
 use crate::log::Segment;
 use crate::log::sealed::Mapped;
@@ -47,7 +48,7 @@ pub(crate) struct Dispatch {
     deliveries: Deliveries,
     counting: Counting,
     /// The time that the background watches.
-    watched: Option<u64>,
+    watched: Option<Time>,
     /// The worker knows that there are changes to sync.
     has_asked_for_sync: bool,
 }
@@ -127,7 +128,7 @@ impl Dispatch {
     }
 
     /// Counts some slots of a segment; false once all of them are counted, or it is no more.
-    pub(crate) fn count_segment(&mut self, ordinal: u64) -> Result<bool> {
+    pub(crate) fn count_segment(&mut self, ordinal: Ordinal) -> Result<bool> {
         self.counting.count_segment(ordinal, self.deliveries.ledger_mut())
     }
 
@@ -196,7 +197,7 @@ impl Dispatch {
 
     /// A time that somebody has to watch, and nobody does: earlier than the one that is watched.
     /// `has_worker`: that says when it has looked; waiters do not.
-    pub(super) fn take_watch(&mut self, has_worker: bool) -> Option<u64> {
+    pub(super) fn take_watch(&mut self, has_worker: bool) -> Option<Time> {
         let next = self.next_time();
         if has_worker {
             let next = next.filter(|&next| self.watched.is_none_or(|watched| next < watched));
@@ -216,13 +217,13 @@ impl Dispatch {
     /// The next time at which there is something to do: the end of a lease or a delay, or a look
     /// for what has expired.
     #[inline]
-    pub(super) fn next_time(&self) -> Option<u64> {
-        clock::earlier(self.next_delivery_time(), self.ledger().expiry().next_look())
+    pub(super) fn next_time(&self) -> Option<Time> {
+        Time::earlier(self.next_delivery_time(), self.ledger().expiry().next_look())
     }
 
     /// When there will be something to hand out that is not there yet.
     #[inline]
-    pub(super) fn next_delivery_time(&self) -> Option<u64> {
+    pub(super) fn next_delivery_time(&self) -> Option<Time> {
         self.deliveries.next_time()
     }
 

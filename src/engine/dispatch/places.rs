@@ -6,12 +6,12 @@
 //! by two numbers for each delayed message.
 
 use super::dying::Dying;
-use crate::clock;
 use crate::engine::backlog::cursor::Cursor;
 use crate::format::bytes::to_u64;
 use crate::format::standing::Standing;
 use crate::leases::{Leases, Place};
 use crate::schedule::Schedule;
+use crate::time::Time;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -20,7 +20,7 @@ use std::ops::Range;
 pub(crate) enum Whereabouts {
     Ready,
     /// Not to be handed out before this time.
-    Delayed(u64),
+    Delayed(Time),
     InFlight,
     Dying,
     /// Only a newer version of keepq can read it.
@@ -38,7 +38,7 @@ pub(crate) struct Places {
     /// Not to be handed out before their time: pushed so, or given back.
     schedule: Schedule,
     /// Those of which the slot does not tell the time, because it could not be stored.
-    untold: BTreeMap<u64, u64>,
+    untold: BTreeMap<u64, Time>,
     leases: Leases,
     dying: Dying,
     /// Those that only a newer version of keepq can read: stored, and handed out to no consumer.
@@ -118,12 +118,12 @@ impl Places {
     }
 
     /// The slot could not be told this time.
-    pub(super) fn note_untold(&mut self, seq: u64, due: u64) {
+    pub(super) fn note_untold(&mut self, seq: u64, due: Time) {
         self.untold.insert(seq, due);
     }
 
     /// It is no longer in the schedule, where it had this time.
-    pub(super) fn leave_schedule(&mut self, due: u64, seq: u64) {
+    pub(super) fn leave_schedule(&mut self, due: Time, seq: u64) {
         self.schedule.remove(due, seq);
         self.untold.remove(&seq);
     }
@@ -149,7 +149,7 @@ impl Places {
     }
 
     /// Messages that wait for their time.
-    pub(crate) fn delayed_at(&self, now: u64) -> u64 {
+    pub(crate) fn delayed_at(&self, now: Time) -> u64 {
         to_u64(self.schedule.delayed_at(now))
     }
 
@@ -171,9 +171,9 @@ impl Places {
     /// When there will be something to hand out that is not there yet. `is_full`: as many are in
     /// flight as may be.
     #[inline]
-    pub(super) fn next_delivery_time(&self, is_full: bool) -> Option<u64> {
+    pub(super) fn next_delivery_time(&self, is_full: bool) -> Option<Time> {
         let due = self.schedule.first_undue().filter(|_| !is_full);
-        clock::earlier(due, self.leases.next_deadline())
+        Time::earlier(due, self.leases.next_deadline())
     }
 
     /// Takes a message out of wherever it is: returned, scheduled, dying, or with a holder whose
@@ -183,14 +183,14 @@ impl Places {
         self.returned.remove(&seq);
         self.dying.remove(seq);
         self.set_aside.remove(&seq);
-        let run_out = self.leases.end_expired(seq).filter(|&due| due > 0);
+        let run_out = self.leases.end_expired(seq).filter(|&due| due > Time::ZERO);
         let untold = self.untold.remove(&seq);
         let mut known = [run_out, untold].into_iter().flatten();
         self.schedule.is_empty() || known.any(|due| self.schedule.remove(due, seq))
     }
 
     /// Takes a message out of the schedule, which has it for one of these times; false if not.
-    pub(super) fn unschedule(&mut self, seq: u64, times: [Option<u64>; 2]) -> bool {
+    pub(super) fn unschedule(&mut self, seq: u64, times: [Option<Time>; 2]) -> bool {
         let mut is_out = false;
         for due in times.into_iter().flatten() {
             is_out |= self.schedule.remove(due, seq);
@@ -204,7 +204,7 @@ impl Places {
         &self,
         seq: u64,
         standing: Standing,
-        times: [Option<u64>; 2],
+        times: [Option<Time>; 2],
         is_counted: bool,
     ) -> Whereabouts {
         match standing {

@@ -1,21 +1,21 @@
 //! What the options say of deliveries.
 
 use crate::backoff::Backoff;
-use crate::clock;
 use crate::format::{extension, record};
 use crate::options::{Expired, Options};
+use crate::time::{Millis, Time};
 
 /// What the options say of deliveries.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Policy {
-    pub(super) visibility: Option<u64>,
+    pub(super) visibility: Option<Millis>,
     pub(super) max_attempts: u32,
     pub(super) max_in_flight: usize,
     pub(super) backoff: Backoff,
     pub(super) has_dead_letters: bool,
     pub(super) expired: Expired,
-    /// How long after its push a message is worth anything, in milliseconds.
-    pub(super) message_ttl: Option<u64>,
+    /// How long after its push a message is worth anything.
+    pub(super) message_ttl: Option<Millis>,
     /// The clock is needed for each delivery.
     pub(super) has_times: bool,
 }
@@ -24,13 +24,13 @@ impl Policy {
     pub(super) fn of(options: &Options) -> Self {
         let max_in_flight = options.max_in_flight.unwrap_or(u64::MAX);
         Self {
-            visibility: options.visibility_timeout.map(clock::millis),
+            visibility: options.visibility_timeout.map(Millis::from),
             max_attempts: options.max_attempts,
             max_in_flight: usize::try_from(max_in_flight).unwrap_or(usize::MAX),
             backoff: options.backoff,
             has_dead_letters: options.dead_letters,
             expired: options.expired,
-            message_ttl: options.message_ttl.map(clock::millis),
+            message_ttl: options.message_ttl.map(Millis::from),
             has_times: options.visibility_timeout.is_some() || options.message_ttl.is_some(),
         }
     }
@@ -40,11 +40,11 @@ impl Policy {
         &self,
         header: &record::RecordHeader,
         body: &[u8],
-        pushed_at: u64,
-    ) -> Option<u64> {
+        pushed_at: Time,
+    ) -> Option<Time> {
         let own = header.flags.has_extensions().then(|| extension::notes(body).expires).flatten();
         let ttl = self.message_ttl.map(|ttl| pushed_at.saturating_add(ttl));
-        clock::earlier(own, ttl)
+        Time::earlier(own, ttl)
     }
 
     /// Whether a message that was handed out this often, and failed, dies.

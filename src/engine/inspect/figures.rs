@@ -10,7 +10,7 @@ use crate::engine::backlog::track::Track;
 use crate::engine::dispatch::Dispatch;
 use crate::format::bytes::to_u64;
 use crate::stats::Stats;
-use std::time::Duration;
+use crate::time::Time;
 
 impl Inspect {
     pub(crate) fn stats(&self, others: &Others) -> Stats {
@@ -48,32 +48,32 @@ impl Inspect {
             taken_bytes: self.appender.taken_bytes(),
             compacted_bytes: self.reclaim.compactor().compacted_bytes(),
             oldest: None,
-            uptime: Duration::from_millis(now - self.context.clock.start_time()),
+            uptime: now.since(self.context.clock.start_time()).into(),
             push_time,
             waiting_time: dispatch.deliveries().measure().waiting(),
             processing_time: dispatch.deliveries().measure().processing(),
             background_error: self.background_error(),
         };
         drop(dispatch);
-        let age = |time| Duration::from_millis(now.saturating_sub(time));
-        Stats { oldest: self.oldest(published).map(age), ..stats }
+        let oldest = self.oldest(published).map(|time| now.since(time).into());
+        Stats { oldest, ..stats }
     }
 
     /// When the oldest message that is not settled was pushed, if it can be read.
-    fn oldest(&self, published: u64) -> Option<u64> {
+    fn oldest(&self, published: u64) -> Option<Time> {
         loop {
             match self.look_for_oldest(published)? {
                 (_, Search::More) => {}
                 (_, Search::Nothing) => return None,
                 (base_time, Search::Found(oldest)) => {
-                    return Some(base_time + u64::from(oldest.header()?.age));
+                    return Some(oldest.header()?.pushed_at(base_time));
                 }
             }
         }
     }
 
     /// A step of that, and the base time of its segment.
-    fn look_for_oldest(&self, published: u64) -> Option<(u64, Search)> {
+    fn look_for_oldest(&self, published: u64) -> Option<(Time, Search)> {
         let dispatch = self.dispatch.lock();
         let mut tracks = dispatch.backlog().tracks().iter();
         let track = tracks.find(|track| track.unsettled(published) > 0)?;

@@ -20,11 +20,13 @@ use super::reclaim::Reclaim;
 use super::signal::DispatchLock;
 use crate::distribution::Distribution;
 use crate::error::{Error, Result};
+use crate::format::address::Ordinal;
 use crate::format::extension::Verified;
 use crate::format::record;
 use crate::format::slot::State;
 use crate::format::standing::Standing;
 use crate::seq::Seq;
+use crate::time::Time;
 use std::sync::Arc;
 
 /// Messages looked at under one lock.
@@ -54,11 +56,11 @@ pub(crate) struct Others {
 pub(crate) struct Viewed {
     pub(crate) seq: u64,
     pub(crate) attempts: u32,
-    pub(crate) pushed_at: u64,
+    pub(crate) pushed_at: Time,
     pub(crate) body: Vec<u8>,
     pub(crate) payload_start: usize,
     /// Not handed out before this.
-    pub(crate) due: Option<u64>,
+    pub(crate) due: Option<Time>,
 }
 
 /// Which messages a walk shows.
@@ -86,7 +88,7 @@ enum Step {
     /// Nothing that `pop` would hand out: there is more.
     Passed,
     /// The slots of this segment are not counted.
-    Uncounted(u64),
+    Uncounted(Ordinal),
     End,
 }
 
@@ -94,8 +96,8 @@ enum Step {
 struct Unverified {
     seq: u64,
     attempts: u32,
-    due: Option<u64>,
-    pushed_at: u64,
+    due: Option<Time>,
+    pushed_at: Time,
     header: record::RecordHeader,
     offset: u64,
     body: Body,
@@ -108,7 +110,7 @@ pub(crate) enum Front {
     Message(Viewed),
     Nothing,
     /// The front is not known before the slots of the segment with this ordinal are counted.
-    Uncounted(u64),
+    Uncounted(Ordinal),
 }
 
 /// How far a look for the message at the front has got: the order is that of `pop`.
@@ -117,7 +119,7 @@ enum Ahead {
     /// From this Seq on among those that were given back.
     Returned(u64),
     /// Behind this entry of the schedule.
-    Due((u64, u64)),
+    Due((Time, u64)),
     Cursor(Cursor),
 }
 
@@ -164,7 +166,7 @@ impl Inspect {
         match ahead {
             Ahead::Returned(from) => {
                 let Some(seq) = dispatch.ledger().places().next_returned(*from) else {
-                    *ahead = Ahead::Due((0, 0));
+                    *ahead = Ahead::Due((Time::ZERO, 0));
                     return Ok(Step::Passed);
                 };
                 *from = seq + 1;
@@ -247,7 +249,7 @@ impl Inspect {
             seq,
             attempts: known.attempts,
             due: known.due,
-            pushed_at: known.base_time + u64::from(header.age),
+            pushed_at: header.pushed_at(known.base_time),
             header,
             offset,
             body: Body::In(known.mapped),
@@ -395,8 +397,8 @@ struct Known {
     index: u32,
     slot_offset: Option<u64>,
     attempts: u32,
-    base_time: u64,
-    due: Option<u64>,
+    base_time: Time,
+    due: Option<Time>,
 }
 
 /// What a walk has passed.
@@ -427,7 +429,7 @@ fn pass(dispatch: &Dispatch, cursor: &mut Cursor, met: Met) -> Result<Passed> {
     Ok(Passed::Other)
 }
 
-fn unverified(dispatch: &Dispatch, found: &Found, due: Option<u64>) -> Result<Unverified> {
+fn unverified(dispatch: &Dispatch, found: &Found, due: Option<Time>) -> Result<Unverified> {
     let (pushed_at, body) = Body::of_found(dispatch.backlog().track_at(found.spot.at), found)?;
     let Found { place, header, .. } = *found;
     let (seq, attempts, offset) = (place.seq, place.attempts, place.offset);

@@ -1,7 +1,6 @@
 //! What holds the disk.
 
 use super::Inspect;
-use crate::clock;
 use crate::engine::backlog::records::{Oldest, Search};
 use crate::engine::backlog::track::Track;
 use crate::engine::dispatch::{Dispatch, Whereabouts};
@@ -9,8 +8,8 @@ use crate::error::Result;
 use crate::format::standing::Run;
 use crate::seq::Seq;
 use crate::stuck::{MessageState, Stuck};
+use crate::time::Time;
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// What is the same for all segments of one look.
 #[derive(Clone, Copy)]
@@ -18,7 +17,7 @@ struct Now {
     published: u64,
     /// Bytes of the records in the active segment.
     used: u64,
-    time: u64,
+    time: Time,
     run: Run,
 }
 
@@ -67,7 +66,7 @@ struct Seen {
     seq: u64,
     attempts: u32,
     state: MessageState,
-    base_time: u64,
+    base_time: Time,
     path: PathBuf,
     messages: u64,
     live_bytes: u64,
@@ -79,12 +78,12 @@ struct Seen {
 impl Seen {
     /// To be called outside of the lock: to find a record may take a while.
     fn stuck(self, now: Now) -> Option<Stuck> {
-        let pushed_at = self.base_time + u64::from(self.oldest.header()?.age);
+        let pushed_at = self.oldest.header()?.pushed_at(self.base_time);
         let Self { seq, attempts, state, path, messages, live_bytes, held_bytes, .. } = self;
         Some(Stuck {
             seq: Seq(seq),
-            pushed_at: clock::system_time(pushed_at),
-            age: Duration::from_millis(now.time.saturating_sub(pushed_at)),
+            pushed_at: pushed_at.into(),
+            age: now.time.since(pushed_at).into(),
             attempts,
             state,
             path,

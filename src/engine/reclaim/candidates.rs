@@ -1,22 +1,23 @@
 //! Segments as candidates of compaction.
 
 use super::job::Trigger;
-use crate::clock;
 use crate::compaction::plan::Candidate;
 use crate::engine::append::FIRST_SEGMENT;
 use crate::engine::context::SOON;
 use crate::engine::dispatch::Dispatch;
+use crate::format::address::Ordinal;
+use crate::time::{Millis, Time};
 
 /// A segment of which at most one part in this many is unsettled is cheap to copy.
 const CHEAP_PART: u64 = 16;
 
 /// The segments as the plan sees them at time `now`. A segment is idle if none of its messages was
-/// settled for `idle` milliseconds.
+/// settled for `idle`.
 pub(super) fn of(
     dispatch: &mut Dispatch,
     trigger: Trigger,
-    (now, idle): (u64, u64),
-    is_unsynced: impl Fn(u64) -> bool,
+    (now, idle): (Time, Millis),
+    is_unsynced: impl Fn(Ordinal) -> bool,
 ) -> Vec<Candidate> {
     let cursor = dispatch.ledger().places().cursor().seq();
     let newest = dispatch.backlog().tracks().len().saturating_sub(1);
@@ -37,9 +38,9 @@ pub(super) fn of(
         // No consumer is about to take what is left, or it is next to nothing.
         let is_passed = track.end_seq(0) <= cursor || track.records().is_old();
         let is_cheap = is_passed && record_bytes <= size / CHEAP_PART;
-        let needed = if is_cheap { clock::millis(SOON).min(idle) } else { idle };
+        let needed = if is_cheap { Millis::from(SOON).min(idle) } else { idle };
         let is_free = match trigger {
-            Trigger::Idle => now.saturating_sub(idle_since) >= needed,
+            Trigger::Idle => now.since(idle_since) >= needed,
             Trigger::Requested => true,
             Trigger::NewRun => size <= FIRST_SEGMENT,
         };

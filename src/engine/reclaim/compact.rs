@@ -28,9 +28,11 @@ use crate::engine::backlog::track::Track;
 use crate::engine::context::{Context, SOON};
 use crate::engine::signal::DispatchLock;
 use crate::error::{Error, Result};
+use crate::format::address::Ordinal;
 use crate::format::bytes::to_u64;
 use crate::log::copy::{CopyWriter, Finished};
 use crate::log::merge::CopySource;
+use crate::time::{Millis, Time};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -114,7 +116,7 @@ impl Compactor {
 
     /// When something that is worth copying may have been idle for long enough.
     fn next_look(&self) -> Option<Duration> {
-        let candidates = self.candidates(Trigger::Requested, 0, |_| false);
+        let candidates = self.candidates(Trigger::Requested, Millis(0), |_| false);
         let is_worth_it = plan::choose(&candidates, &self.limits()).is_some();
         is_worth_it.then(|| self.context.look_interval())
     }
@@ -271,9 +273,9 @@ impl Compactor {
         trigger: Trigger,
         limits: &Limits,
     ) -> Option<(Vec<CopySource>, Choice)> {
-        let idle = clock::millis(self.context.options.compaction.idle);
+        let idle = Millis::from(self.context.options.compaction.idle);
         let unsealed = self.appender.unsealed();
-        let full: Vec<u64> =
+        let full: Vec<Ordinal> =
             unsealed.full().iter().map(|full| full.segment.header.ordinal).collect();
         // Both locks, so that no segment becomes full in between.
         let mut dispatch = self.dispatch.lock();
@@ -290,8 +292,8 @@ impl Compactor {
     fn candidates(
         &self,
         trigger: Trigger,
-        idle: u64,
-        is_unsynced: impl Fn(u64) -> bool,
+        idle: Millis,
+        is_unsynced: impl Fn(Ordinal) -> bool,
     ) -> Vec<plan::Candidate> {
         let now = self.context.clock.coarse();
         candidates::of(&mut self.dispatch.lock(), trigger, (now, idle), is_unsynced)
@@ -300,7 +302,7 @@ impl Compactor {
     fn begin_with(&self, sources: &[CopySource], choice: &Choice) -> Result<Job> {
         let size = CopyJob::size_for(choice);
         let most = u32::try_from(choice.records).unwrap_or(u32::MAX);
-        let base_time = sources.iter().map(|source| source.base_time).min().unwrap_or(0);
+        let base_time = sources.iter().map(|source| source.base_time).min().unwrap_or_default();
         let copy = match self.create_copy(size, most, base_time) {
             // Here is what the segment that is kept ready can be given up for.
             Err(Error::Full { .. } | Error::StorageFull { .. })
@@ -316,7 +318,7 @@ impl Compactor {
         })
     }
 
-    fn create_copy(&self, size: u64, most: u32, base_time: u64) -> Result<CopyWriter> {
+    fn create_copy(&self, size: u64, most: u32, base_time: Time) -> Result<CopyWriter> {
         self.context.space.take_scratch(size)?;
         let header = self.appender.begin_copy(size);
         let copy = header
@@ -329,7 +331,7 @@ impl Compactor {
 
     /// The job has ended: its sources can be chosen again after a while.
     fn release_sources(&self, sources: &[CopySource], has_failed: bool) {
-        let again = self.context.clock.coarse() + clock::millis(RETRY);
+        let again = self.context.clock.coarse() + Millis::from(RETRY);
         let mut dispatch = self.dispatch.lock();
         for source in sources {
             if let Some(track) = dispatch.backlog_mut().track(source.segment.header.ordinal) {

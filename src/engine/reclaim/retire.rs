@@ -12,6 +12,7 @@ use crate::engine::context::Context;
 use crate::engine::signal::DispatchLock;
 use crate::engine::space::CHECKPOINT_ROOM;
 use crate::error::{Error, Result};
+use crate::format::address::Ordinal;
 use crate::format::bytes::to_u64;
 use crate::format::checkpoint::{Checkpoint, Listed};
 use crate::format::name;
@@ -272,7 +273,7 @@ impl Retirer {
             span: track.count().map_or(0, |_| track.end_seq(0) - track.first_seq()),
         });
         let is_used =
-            |ordinal: &u64| backlog.tracks().iter().any(|track| track.ordinal() == *ordinal);
+            |ordinal: &Ordinal| backlog.tracks().iter().any(|track| track.ordinal() == *ordinal);
         let others = supply.ready.into_iter().chain(supply.compacting);
         let others = others.filter(|ordinal| !is_used(ordinal));
         let others = others.map(|ordinal| Listed { ordinal, first_seq: 0, span: 0 });

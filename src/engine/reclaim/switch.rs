@@ -17,6 +17,7 @@ use crate::io::Access;
 use crate::log::copy::Finished;
 use crate::log::merge::CopySource;
 use crate::log::sealed::Mapped;
+use crate::time::Time;
 use std::sync::Arc;
 
 /// The slots that changed are brought up to date without the lock until fewer than this change
@@ -31,7 +32,7 @@ const STEP: u32 = 4096;
 struct Change {
     mapped: Arc<Mapped>,
     first_seq: u64,
-    base_time: u64,
+    base_time: Time,
     indexes: Vec<u32>,
 }
 

@@ -6,6 +6,7 @@
 
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
+use crate::format::address::Ordinal;
 use crate::log::Segment;
 use crate::log::merge::CopySource;
 use crate::recovery::Log;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 type Retired = (Arc<Segment>, Option<u32>);
 
 /// The ordinal of a copy, with the names of its sources.
-type CopyOfSources = (u64, Vec<String>);
+type CopyOfSources = (Ordinal, Vec<String>);
 
 /// What is to be tidied.
 #[derive(Debug)]

@@ -1,0 +1,74 @@
+//! Times and spans of time in milliseconds, as the disk has them. Reads no clock.
+
+use serde::{Deserialize, Serialize};
+use std::ops::Add;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// A moment: milliseconds since 1970 UTC, as the queue's clock counts them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Time(pub(crate) u64);
+
+/// A span of time in milliseconds.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+pub(crate) struct Millis(pub(crate) u64);
+
+impl Time {
+    /// The beginning of 1970, which is past.
+    pub(crate) const ZERO: Self = Self(0);
+
+    /// How much later this is than `earlier`; zero if it is not later.
+    #[inline]
+    pub(crate) fn since(self, earlier: Self) -> Millis {
+        Millis(self.0.saturating_sub(earlier.0))
+    }
+
+    /// The moment `span` later, or the last one that there is.
+    #[inline]
+    pub(crate) fn saturating_add(self, span: Millis) -> Self {
+        Self(self.0.saturating_add(span.0))
+    }
+
+    /// The moment `span` before, or the first one that there is.
+    #[inline]
+    pub(crate) fn saturating_sub(self, span: Millis) -> Self {
+        Self(self.0.saturating_sub(span.0))
+    }
+
+    /// The earlier of two times, if there is one.
+    #[inline]
+    pub(crate) fn earlier(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        match (one, other) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        }
+    }
+}
+
+impl Add<Millis> for Time {
+    type Output = Self;
+
+    #[inline]
+    fn add(self, span: Millis) -> Self {
+        Self(self.0 + span.0)
+    }
+}
+
+impl From<Time> for SystemTime {
+    fn from(time: Time) -> Self {
+        UNIX_EPOCH.checked_add(Duration::from_millis(time.0)).unwrap_or(UNIX_EPOCH)
+    }
+}
+
+/// In whole milliseconds, rounded up, so that nothing is ever early.
+impl From<Duration> for Millis {
+    fn from(duration: Duration) -> Self {
+        Self(u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX))
+    }
+}
+
+impl From<Millis> for Duration {
+    fn from(span: Millis) -> Self {
+        Self::from_millis(span.0)
+    }
+}
