@@ -7,6 +7,7 @@ use super::cursor::Cursor;
 use super::track::Track;
 use super::{Backlog, LostRecords, Met, Spot};
 use crate::error::Result;
+use crate::format::address::Offset;
 use crate::format::standing::Standing;
 use crate::log::sealed::Located;
 
@@ -91,7 +92,7 @@ impl Backlog {
 
 /// The first index from `index` on whose slot is not settled, and the last settled one before it
 /// with its offset.
-fn first_unsettled(track: &Track, mut index: u32) -> Result<(u32, Option<(u32, u64)>)> {
+fn first_unsettled(track: &Track, mut index: u32) -> Result<(u32, Option<(u32, Offset)>)> {
     let mut previous = None;
     let end = track.count().unwrap_or(index);
     while index < end {
