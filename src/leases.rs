@@ -6,7 +6,7 @@
 //! end a lease takes a few steps, however many leases there are, because those that were not
 //! extended run out in the order in which they began.
 
-use crate::format::address::Ordinal;
+use crate::format::address::{Offset, Ordinal};
 use crate::time::Time;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,7 +25,7 @@ pub(crate) struct Place {
     pub(crate) seq: u64,
     pub(crate) ordinal: Ordinal,
     pub(crate) index: u32,
-    pub(crate) offset: u64,
+    pub(crate) offset: Offset,
     /// The delivery that is under way is counted.
     pub(crate) attempts: u32,
     /// Bytes of its record.
@@ -258,7 +258,7 @@ mod tests {
             seq,
             ordinal: Ordinal(1),
             index: 0,
-            offset: 4096,
+            offset: Offset(4096),
             attempts: 1,
             bytes: 0,
             is_transient: false,

@@ -7,7 +7,7 @@
 
 use super::plan::Choice;
 use crate::error::Result;
-use crate::format::address::Ordinal;
+use crate::format::address::{Offset, Ordinal};
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::{Slot, State};
 use crate::io::Storage;
@@ -26,11 +26,11 @@ const STEP: u32 = 4096;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Finding {
     /// Records `from..to` are damaged, or were not found from this offset on.
-    Lost { ordinal: Ordinal, from: u32, to: u32, offset: u64 },
+    Lost { ordinal: Ordinal, from: u32, to: u32, offset: Offset },
     /// A slot is damaged.
     BadSlot { ordinal: Ordinal, index: u32 },
     /// A transient message of an earlier run.
-    Outlived { ordinal: Ordinal, index: u32, offset: u64 },
+    Outlived { ordinal: Ordinal, index: u32, offset: Offset },
 }
 
 /// How a step ended.
@@ -62,8 +62,8 @@ struct Reading {
     window: Arc<Window>,
     mapped: Mapped,
     index: u32,
-    offset: u64,
-    previous: Option<(u32, u64)>,
+    offset: Offset,
+    previous: Option<(u32, Offset)>,
 }
 
 impl Reading {
@@ -83,7 +83,7 @@ impl Reading {
         let located = self.mapped.locate(slot, index, end_index, self.offset, self.previous);
         match self.window.take_error() {
             None => Ok(located),
-            Some((offset, error)) => Err(self.mapped.segment.error("read segment", offset, error)),
+            Some((at, error)) => Err(self.mapped.segment.error("read segment", Offset(at), error)),
         }
     }
 }
@@ -121,9 +121,9 @@ impl CopyJob {
             };
             let mut reading = self.reading.take().unwrap_or_else(|| Reading::new(&source));
             let written = self.copy.written();
-            let most = written.saturating_add(budget - used);
+            let most = budget - used;
             let fits = self.copy_some(&source, &mut reading, most)?;
-            used += reading.window.take_read() + self.copy.written().saturating_sub(written);
+            used += reading.window.take_read() + self.copy.written().since(written);
             used += u64::from(STEP);
             if !fits {
                 self.copy.rewind(self.before);
@@ -138,14 +138,15 @@ impl CopyJob {
         Ok((Step::More, used))
     }
 
-    /// Copies the unsettled messages among some slots, until `most` bytes are written in all; false
-    /// if there is no room for one of them.
+    /// Copies the unsettled messages among some slots, until `most` bytes are written; false if
+    /// there is no room for one of them.
     fn copy_some(&mut self, source: &CopySource, reading: &mut Reading, most: u64) -> Result<bool> {
         let number = STEP.min(source.count.saturating_sub(reading.index));
         if number == 0 {
             return Ok(true);
         }
         let CopySource { segment, first_seq, base_time, .. } = source;
+        let start = self.copy.written();
         let slots = segment.read_slots(reading.index, number, *base_time)?;
         let seqs = segment.read_seqs(reading.index, number, *first_seq)?;
         for (seq, slot) in seqs.zip(slots) {
@@ -157,7 +158,7 @@ impl CopyJob {
             if !self.copy_one(source, reading, seq, slot)? {
                 return Ok(false);
             }
-            if self.copy.written() >= most {
+            if self.copy.written().since(start) >= most {
                 break;
             }
         }
@@ -180,7 +181,7 @@ impl CopyJob {
             return Ok(true);
         }
         let Some(seq) = seq else {
-            let offset = slot.and_then(|slot| slot.offset).unwrap_or(0);
+            let offset = slot.and_then(|slot| slot.offset).unwrap_or(Offset::START);
             self.findings.push(Finding::Lost { ordinal, from: index, to: index + 1, offset });
             return Ok(true);
         };

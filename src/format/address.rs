@@ -2,6 +2,7 @@
 //! compiler notices when one is taken for another.
 
 use serde::{Deserialize, Serialize};
+use std::ops::{Add, Sub};
 
 /// The number of a segment file, counted from 1: a larger one is a newer file, and no two files of
 /// a queue have the same. The limit that open checks is 2^62.
@@ -16,5 +17,46 @@ impl Ordinal {
     /// That of the file that is made next.
     pub(crate) fn next(self) -> Self {
         Self(self.0 + 1)
+    }
+}
+
+/// Bytes from the start of a segment file, counted from 0 and up to
+/// [`MAX_SEGMENT`](super::slot::MAX_SEGMENT).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+pub(crate) struct Offset(pub(crate) u64);
+
+impl Offset {
+    /// Of the first byte. It also stands for a file as a whole, and for a place that is not known.
+    pub(crate) const START: Self = Self(0);
+
+    /// How many bytes lie between `before` and here; 0 if that is not before.
+    #[inline]
+    pub(crate) fn since(self, before: Self) -> u64 {
+        self.0.saturating_sub(before.0)
+    }
+
+    /// The same; `None` if `before` is behind.
+    #[inline]
+    pub(crate) fn checked_since(self, before: Self) -> Option<u64> {
+        self.0.checked_sub(before.0)
+    }
+}
+
+impl Add<u64> for Offset {
+    type Output = Self;
+
+    #[inline]
+    fn add(self, bytes: u64) -> Self {
+        Self(self.0 + bytes)
+    }
+}
+
+/// How many bytes lie between the two.
+impl Sub for Offset {
+    type Output = u64;
+
+    #[inline]
+    fn sub(self, before: Self) -> u64 {
+        self.0 - before.0
     }
 }

@@ -4,6 +4,7 @@
 //! one; the high 16 bits are a check. In a segment that is not compacted, the Seq follows from the
 //! index.
 
+use super::address::Offset;
 use super::checksum::Key;
 
 /// Bytes of an entry.
@@ -30,7 +31,7 @@ pub(crate) fn decode(word: u64, key: Key, index: u32) -> Option<u64> {
 }
 
 /// Where the entry of record `index` lies in a segment whose table starts at `table`.
-pub(crate) fn offset(table: u64, index: u32) -> u64 {
+pub(crate) fn offset(table: Offset, index: u32) -> Offset {
     table + NUMBER * u64::from(index)
 }
 

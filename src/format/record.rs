@@ -1,5 +1,6 @@
 //! A record: 24 bytes of header, then the body.
 
+use super::address::Offset;
 use super::bytes::{put, to_u64, u16_at, u32_at, u64_at};
 use super::checksum::{Key, crc32};
 use super::extension::{self, Verified};
@@ -82,7 +83,7 @@ impl Flags {
 
 impl RecordHeader {
     /// The bytes of this header at `offset` of the segment that `key` belongs to.
-    pub(crate) fn encode(&self, key: Key, offset: u64) -> [u8; HEADER] {
+    pub(crate) fn encode(&self, key: Key, offset: Offset) -> [u8; HEADER] {
         let mut out = [0; HEADER];
         put(&mut out, BODY_CHECK, self.body_check.to_le_bytes());
         put(&mut out, BODY_LEN, self.body_len.to_le_bytes());
@@ -91,20 +92,20 @@ impl RecordHeader {
         put(&mut out, UNSYNCED, self.unsynced.to_le_bytes());
         put(&mut out, INDEX, self.index.to_le_bytes());
         put(&mut out, AGE, self.age.to_le_bytes());
-        let check = key.check3(offset, words(&out));
+        let check = key.check3(offset.0, words(&out));
         put(&mut out, 0, check.to_le_bytes());
         out
     }
 
     /// The header at `offset`, if these bytes are a header that was written there.
-    pub(crate) fn decode(from: &[u8; HEADER], key: Key, offset: u64) -> Option<Self> {
+    pub(crate) fn decode(from: &[u8; HEADER], key: Key, offset: Offset) -> Option<Self> {
         // Cheap refusals first: a search tries every eighth byte.
         if from[KIND] != KIND_MESSAGE || from[FLAGS] & !KNOWN_FLAGS != 0 {
             return None;
         }
         let body_len = u32_at(from, BODY_LEN);
         let plausible = u64::from(body_len) <= MAX_BODY;
-        if !plausible || u32_at(from, 0) != key.check3(offset, words(from)) {
+        if !plausible || u32_at(from, 0) != key.check3(offset.0, words(from)) {
             return None;
         }
         Some(Self {
@@ -184,6 +185,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const PLACE: Offset = Offset(4096);
+
     fn header() -> RecordHeader {
         let flags = Flags::default().more(true);
         RecordHeader { body_check: 1, body_len: 100, flags, unsynced: 3, index: 4, age: 5 }
@@ -192,16 +195,16 @@ mod tests {
     #[test]
     fn no_flipped_bit_and_no_other_place_passes() {
         let key = Key::new(&[1; 48]);
-        let bytes = header().encode(key, 4096);
-        assert_eq!(RecordHeader::decode(&bytes, key, 4096), Some(header()));
+        let bytes = header().encode(key, PLACE);
+        assert_eq!(RecordHeader::decode(&bytes, key, PLACE), Some(header()));
         for bit in 0..HEADER * 8 {
             let mut damaged = bytes;
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(RecordHeader::decode(&damaged, key, 4096), None, "bit {bit}");
+            assert_eq!(RecordHeader::decode(&damaged, key, PLACE), None, "bit {bit}");
         }
-        assert_eq!(RecordHeader::decode(&bytes, key, 4104), None);
-        assert_eq!(RecordHeader::decode(&bytes, Key::new(&[2; 48]), 4096), None);
-        assert_eq!(RecordHeader::decode(&[0; HEADER], key, 4096), None);
+        assert_eq!(RecordHeader::decode(&bytes, key, Offset(4104)), None);
+        assert_eq!(RecordHeader::decode(&bytes, Key::new(&[2; 48]), PLACE), None);
+        assert_eq!(RecordHeader::decode(&[0; HEADER], key, PLACE), None);
     }
 
     /// A header that says `body` is what was pushed.
@@ -266,7 +269,7 @@ mod tests {
         #[test]
         fn garbage_never_panics(bytes: [u8; HEADER]) {
             let key = Key::new(&[1; 48]);
-            prop_assert_eq!(RecordHeader::decode(&bytes, key, 0), None);
+            prop_assert_eq!(RecordHeader::decode(&bytes, key, Offset::START), None);
         }
     }
 }

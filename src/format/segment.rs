@@ -1,6 +1,6 @@
 //! The header page of a segment: header, activation and seal, each in sectors of its own.
 
-use super::address::Ordinal;
+use super::address::{Offset, Ordinal};
 use super::bytes::{high_u32, low_u32, put, take, to_u64, u16_at, u32_at, u64_at};
 use super::checksum::{CHECKSUM_ID, Key, crc32};
 use super::{FORMAT_VERSION, PAGE, SECTOR, number, record, slot};
@@ -28,7 +28,7 @@ pub(crate) const HEADER: usize = 512;
 const _: () = assert!(EPOCH + 8 == IDENTITY + 48 && SOURCES + 4 <= CHECK && CHECK + 4 == HEADER);
 
 /// Offset of the first record.
-pub(crate) const RECORDS_START: u64 = PAGE;
+pub(crate) const RECORDS_START: Offset = Offset(PAGE);
 /// Bytes of an encoded activation or seal.
 pub(crate) const MARK: usize = 20;
 /// Where in a header page the activation lies.
@@ -132,8 +132,8 @@ impl SegmentHeader {
     }
 
     /// Offset of the second header page.
-    pub(crate) fn twin_offset(&self) -> u64 {
-        self.size - PAGE
+    pub(crate) fn twin_offset(&self) -> Offset {
+        Offset(self.size - PAGE)
     }
 }
 
@@ -178,7 +178,7 @@ impl Activation {
 /// Written when all records are known to be durable: how many count, and where they end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Seal {
-    pub(crate) tail: u64,
+    pub(crate) tail: Offset,
     pub(crate) count: u32,
     /// The run ended in this segment, and no Seq after that of its last record was given out.
     pub(crate) run_ended: bool,
@@ -187,13 +187,13 @@ pub(crate) struct Seal {
 impl Seal {
     pub(crate) fn encode(self, key: Key) -> [u8; MARK] {
         let flags = if self.run_ended { SEAL_RUN_ENDED } else { 0 };
-        encode_mark(key, SEAL, [self.tail, u64::from(self.count) | u64::from(flags) << 32])
+        encode_mark(key, SEAL, [self.tail.0, u64::from(self.count) | u64::from(flags) << 32])
     }
 
     pub(crate) fn decode(from: &[u8; MARK], key: Key) -> Option<Self> {
         let [tail, word] = decode_mark(from, key, SEAL)?;
         let run_ended = high_u32(word) & SEAL_RUN_ENDED != 0;
-        Some(Self { tail, count: low_u32(word), run_ended })
+        Some(Self { tail: Offset(tail), count: low_u32(word), run_ended })
     }
 }
 
@@ -203,7 +203,7 @@ pub(crate) struct Sources {
     /// The Seq of its last record.
     pub(crate) last_seq: u64,
     /// Offset of the Seq table.
-    pub(crate) table: u64,
+    pub(crate) table: Offset,
     /// In the order of the log.
     pub(crate) ordinals: Vec<Ordinal>,
 }
@@ -213,7 +213,7 @@ impl Sources {
     pub(crate) fn encode(&self, key: Key) -> [u8; SOURCES_LEN] {
         let mut out = [0; SOURCES_LEN];
         put(&mut out, 0, self.last_seq.to_le_bytes());
-        put(&mut out, 8, self.table.to_le_bytes());
+        put(&mut out, 8, self.table.0.to_le_bytes());
         let mut end = SOURCES_FIXED;
         for ordinal in self.ordinals.iter().take(MAX_SOURCES) {
             put(&mut out, end, ordinal.0.to_le_bytes());
@@ -231,7 +231,7 @@ impl Sources {
         let is_valid = u32_at(from, end) == Self::check(&from[..end], key);
         let ordinals = (SOURCES_FIXED..end).step_by(8).map(|at| Ordinal(u64_at(from, at)));
         let ordinals = ordinals.collect();
-        let (last_seq, table) = (u64_at(from, 0), u64_at(from, 8));
+        let (last_seq, table) = (u64_at(from, 0), Offset(u64_at(from, 8)));
         is_valid.then_some(Self { last_seq, table, ordinals })
     }
 
@@ -289,7 +289,8 @@ mod tests {
     #[test]
     fn sources_come_back_and_no_flipped_bit_passes() {
         let key = header().key();
-        let sources = Sources { last_seq: 40, table: 8192, ordinals: vec![Ordinal(3), Ordinal(9)] };
+        let sources =
+            Sources { last_seq: 40, table: Offset(8192), ordinals: vec![Ordinal(3), Ordinal(9)] };
         let bytes = sources.encode(key);
         assert_eq!(Sources::decode(&bytes, 2, key), Some(sources));
         assert_eq!(Sources::decode(&bytes, 1, key), None);
@@ -299,7 +300,8 @@ mod tests {
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Sources::decode(&damaged, 2, key), None, "bit {bit}");
         }
-        let many = Sources { last_seq: 1, table: 1, ordinals: (0..300).map(Ordinal).collect() };
+        let many =
+            Sources { last_seq: 1, table: Offset(1), ordinals: (0..300).map(Ordinal).collect() };
         assert_eq!(Sources::decode(&many.encode(key), 300, key), Some(many));
     }
 
@@ -322,7 +324,7 @@ mod tests {
     fn marks_belong_to_their_key_and_place() {
         let key = header().key();
         let activation = Activation { first_seq: 41, base_time: Time(1_700_000_000_000) };
-        let seal = Seal { tail: 8192, count: 12, run_ended: true };
+        let seal = Seal { tail: Offset(8192), count: 12, run_ended: true };
         assert_eq!(Activation::decode(&activation.encode(key), key), Some(activation));
         assert_eq!(Seal::decode(&seal.encode(key), key), Some(seal));
         assert_eq!(Seal::decode(&activation.encode(key), key), None);

@@ -1,6 +1,7 @@
 //! A slot: the state of one message, and the time before which it must not be handed out. It is two
 //! words, each written with one store.
 
+use super::address::Offset;
 use super::checksum::Key;
 use super::{PAGE, record};
 use crate::time::{Millis, Time};
@@ -42,7 +43,7 @@ pub(crate) struct Slot {
     pub(crate) state: State,
     pub(crate) attempts: u32,
     /// Offset of the record, if it is known.
-    pub(crate) offset: Option<u64>,
+    pub(crate) offset: Option<Offset>,
 }
 
 impl Slot {
@@ -59,7 +60,7 @@ impl Slot {
             State::Transient => 5,
         };
         let attempts = u64::from(self.attempts.min(MAX_ATTEMPTS));
-        let offset = (self.offset.unwrap_or(0) / record::ALIGN) & OFFSET_MASK;
+        let offset = self.offset.map_or(0, |offset| offset.0 / record::ALIGN) & OFFSET_MASK;
         let value = offset | attempts << ATTEMPTS_SHIFT | state << STATE_SHIFT;
         if value == 0 { 0 } else { value | key.slot_check(u64::from(index), value) }
     }
@@ -84,7 +85,7 @@ impl Slot {
         };
         let attempts = u32::try_from(value >> ATTEMPTS_SHIFT & u64::from(MAX_ATTEMPTS)).ok()?;
         let offset = (value & OFFSET_MASK) * record::ALIGN;
-        Some(Self { state, attempts, offset: (offset != 0).then_some(offset) })
+        Some(Self { state, attempts, offset: (offset != 0).then_some(Offset(offset)) })
     }
 
     /// Whether its message is settled, seen from the run that wrote it or from a later one.
@@ -172,12 +173,12 @@ pub(crate) fn is_later(one: (Slot, Option<Delay>), other: (Slot, Option<Delay>))
 }
 
 /// Offset of the slot with this index in a segment of this size.
-pub(crate) fn offset(segment_size: u64, index: u32) -> u64 {
-    (segment_size - PAGE).saturating_sub(SLOT * (u64::from(index) + 1))
+pub(crate) fn offset(segment_size: u64, index: u32) -> Offset {
+    Offset((segment_size - PAGE).saturating_sub(SLOT * (u64::from(index) + 1)))
 }
 
 /// Offset of the second word of that slot.
-pub(crate) fn delay_offset(segment_size: u64, index: u32) -> u64 {
+pub(crate) fn delay_offset(segment_size: u64, index: u32) -> Offset {
     offset(segment_size, index) + SLOT / 2
 }
 
@@ -198,7 +199,7 @@ mod tests {
             index: u32,
         ) {
             let key = Key::new(&[3; 48]);
-            let offset = Some(offset * record::ALIGN);
+            let offset = Some(Offset(offset * record::ALIGN));
             let slot = Slot { state: STATES[state], attempts, offset };
             let word = slot.encode(key, index);
             prop_assert_eq!(Slot::decode(word, key, index), Some(slot));
@@ -252,9 +253,9 @@ mod tests {
         let key = Key::new(&[3; 48]);
         assert_eq!(Slot::decode(0, key, 5), Some(Slot::UNTOUCHED));
         assert_eq!(Slot::UNTOUCHED.encode(key, 5), 0);
-        let many = Slot { state: State::Delivered, attempts: u32::MAX, offset: Some(4096) };
+        let many = Slot { state: State::Delivered, attempts: u32::MAX, offset: Some(Offset(4096)) };
         let told = Slot::decode(many.encode(key, 5), key, 5).map(|slot| slot.attempts);
         assert_eq!(told, Some(MAX_ATTEMPTS));
-        assert_eq!(offset(1 << 20, 0), (1 << 20) - 4096 - 16);
+        assert_eq!(offset(1 << 20, 0), Offset((1 << 20) - 4096 - 16));
     }
 }

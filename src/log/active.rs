@@ -8,6 +8,7 @@ use super::Segment;
 use super::waypoints::Waypoints;
 use crate::error::{Error, Result};
 use crate::format::PAGE;
+use crate::format::address::Offset;
 use crate::format::bytes::to_u64;
 use crate::format::checksum::crc32_of_both;
 use crate::format::record::{self, Flags, RecordHeader};
@@ -78,8 +79,8 @@ impl<'a> Draft<'a> {
 /// The place of a record, and of its slot, that a failed batch may have stored.
 #[derive(Clone, Copy, Debug)]
 struct Remains {
-    offset: u64,
-    slot: Option<u64>,
+    offset: Offset,
+    slot: Option<Offset>,
 }
 
 /// The segment that pushes go to.
@@ -89,7 +90,7 @@ pub(crate) struct Active {
     region: Arc<dyn Region>,
     first_seq: u64,
     base_time: Time,
-    tail: u64,
+    tail: Offset,
     count: u32,
     /// The first record that is a waypoint and was not noted as one.
     next_waypoint: u32,
@@ -148,7 +149,7 @@ impl Active {
 
     /// Bytes that records and slots take in it, with its first header page.
     pub(crate) fn used_bytes(&self) -> u64 {
-        self.tail + u64::from(self.count) * SLOT
+        self.tail.0 + u64::from(self.count) * SLOT
     }
 
     /// Bytes that records take in it.
@@ -193,7 +194,7 @@ impl Active {
                 self.erase_remains().ok();
                 return Err(error);
             }
-            tail += header.record_len();
+            tail = tail + header.record_len();
             index += 1;
             unsynced += 1;
         }
@@ -213,7 +214,7 @@ impl Active {
             if Waypoints::is_one(index) {
                 self.segment.waypoints().note(index, offset);
             }
-            offset += draft.record_len();
+            offset = offset + draft.record_len();
         }
     }
 
@@ -222,7 +223,7 @@ impl Active {
         for (index, draft) in (self.count..).zip(drafts) {
             let slot = slot::offset(self.segment.header.size, index);
             self.remains.push(Remains { offset, slot: draft.has_slot().then_some(slot) });
-            offset += draft.record_len();
+            offset = offset + draft.record_len();
         }
     }
 
@@ -231,41 +232,42 @@ impl Active {
     /// segment or a later one.
     pub(crate) fn erase_remains(&mut self) -> Result<()> {
         while let Some(&Remains { offset, slot }) = self.remains.last() {
-            let header = self.region.store(offset, &[0; record::HEADER]);
-            let clear = |slot: u64| {
+            let header = self.region.store(offset.0, &[0; record::HEADER]);
+            let clear = |slot: Offset| {
                 let delay = slot + SLOT / 2;
-                self.region.store_word(delay, 0).and_then(|()| self.region.store_word(slot, 0))
+                self.region.store_word(delay.0, 0).and_then(|()| self.region.store_word(slot.0, 0))
             };
             let erased = header.and_then(|()| slot.map_or(Ok(()), clear));
-            erased.map_err(|error| Error::io("append", &self.segment.path, offset, error))?;
+            erased.map_err(|error| Error::io("append", &self.segment.path, offset.0, error))?;
             self.remains.pop();
         }
         Ok(())
     }
 
-    fn place(&self, header: &RecordHeader, draft: &Draft<'_>, offset: u64) -> Result<()> {
+    fn place(&self, header: &RecordHeader, draft: &Draft<'_>, offset: Offset) -> Result<()> {
         let (segment, region) = (&self.segment, &self.region);
-        let wrap = |error| Error::io("append", &segment.path, offset, error);
+        let wrap = |error| Error::io("append", &segment.path, offset.0, error);
         let body = offset + to_u64(record::HEADER);
         if !draft.extensions.is_empty() {
-            region.store(body, &draft.extensions).map_err(wrap)?;
+            region.store(body.0, &draft.extensions).map_err(wrap)?;
         }
-        region.store(body + to_u64(draft.extensions.len()), draft.payload).map_err(wrap)?;
+        let payload = body + to_u64(draft.extensions.len());
+        region.store(payload.0, draft.payload).map_err(wrap)?;
         let index = header.index;
         if let Some(due) = draft.due {
             let now = header.pushed_at(self.base_time);
             let delay = Delay { due, given: due.since(now) };
             let word = delay.encode(self.base_time, segment.key, index);
             let place = slot::delay_offset(segment.header.size, index);
-            region.store_word(place, word).map_err(wrap)?;
+            region.store_word(place.0, word).map_err(wrap)?;
         }
         if draft.has_slot() {
             let state = if draft.is_transient { State::Transient } else { State::Ready };
             let slot = Slot { state, attempts: 0, offset: Some(offset) };
             let place = slot::offset(segment.header.size, index);
-            region.store_word(place, slot.encode(segment.key, index)).map_err(wrap)?;
+            region.store_word(place.0, slot.encode(segment.key, index)).map_err(wrap)?;
         }
         // Last, because the record exists once its header is stored.
-        region.store(offset, &header.encode(segment.key, offset)).map_err(wrap)
+        region.store(offset.0, &header.encode(segment.key, offset)).map_err(wrap)
     }
 }

@@ -7,7 +7,7 @@
 use super::sealed::Mapped;
 use super::{OnFailedSync, Segment};
 use crate::error::{Error, Result};
-use crate::format::address::Ordinal;
+use crate::format::address::{Offset, Ordinal};
 use crate::format::bytes::to_u64;
 use crate::format::checksum::Key;
 use crate::format::record::{self, Flags, RecordHeader};
@@ -47,7 +47,7 @@ pub(crate) enum Copied {
 /// How much was added to a copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Progress {
-    pub(crate) tail: u64,
+    pub(crate) tail: Offset,
     pub(crate) count: u32,
     pub(crate) last_seq: u64,
 }
@@ -63,7 +63,7 @@ pub(crate) struct CopyWriter {
     region: Arc<dyn Region>,
     base_time: Time,
     first_seq: u64,
-    table: u64,
+    table: Offset,
     most: u32,
     progress: Progress,
 }
@@ -74,7 +74,7 @@ pub(crate) struct Finished {
     pub(crate) segment: Arc<Segment>,
     pub(crate) first_seq: u64,
     pub(crate) base_time: Time,
-    pub(crate) tail: u64,
+    pub(crate) tail: Offset,
     pub(crate) count: u32,
 }
 
@@ -97,7 +97,7 @@ impl CopyWriter {
             Error::io("map segment", &path, 0, error)
         })?;
         let slots = u64::from(most) * (SLOT + number::NUMBER);
-        let table = (header.size - PAGE).saturating_sub(slots).max(RECORDS_START);
+        let table = Offset((header.size - PAGE).saturating_sub(slots)).max(RECORDS_START);
         let progress = Progress { tail: RECORDS_START, count: 0, last_seq: 0 };
         let (key, first_seq) = (header.key(), 0);
         Ok(Self {
@@ -133,7 +133,7 @@ impl CopyWriter {
     }
 
     /// The offset up to which records were added.
-    pub(crate) fn written(&self) -> u64 {
+    pub(crate) fn written(&self) -> Offset {
         self.progress.tail
     }
 
@@ -148,7 +148,7 @@ impl CopyWriter {
         survivor: &Survivor,
         from: &Mapped,
         header: &RecordHeader,
-        offset: u64,
+        offset: Offset,
     ) -> Result<Copied> {
         let Survivor { seq, pushed_at, slot, delay } = *survivor;
         let Progress { tail, count: index, .. } = self.progress;
@@ -185,33 +185,34 @@ impl CopyWriter {
         &self,
         from: &Mapped,
         header: &RecordHeader,
-        offset: u64,
-        tail: u64,
+        offset: Offset,
+        tail: Offset,
     ) -> Result<bool> {
         let mut hasher = crc32fast::Hasher::new();
         let len = usize::try_from(header.body_len).unwrap_or(usize::MAX);
         let mut piece = Vec::with_capacity(len.min(CHUNK));
         let mut done = 0;
         while done < len {
-            let at = to_u64(record::HEADER + done);
+            let skip = to_u64(record::HEADER + done);
+            let at = offset + skip;
             piece.clear();
-            let loaded = from.region.load_into(offset + at, CHUNK.min(len - done), &mut piece);
-            loaded.map_err(|error| from.segment.error("read segment", offset + at, error))?;
+            let loaded = from.region.load_into(at.0, CHUNK.min(len - done), &mut piece);
+            loaded.map_err(|error| from.segment.error("read segment", at, error))?;
             hasher.update(&piece);
-            self.store(tail + at, &piece)?;
+            self.store(tail + skip, &piece)?;
             done += piece.len();
         }
         Ok(hasher.finalize() == header.body_check)
     }
 
-    fn store(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let stored = self.region.store(offset, bytes);
-        stored.map_err(|error| Error::io("compact", &self.path, offset, error))
+    fn store(&self, offset: Offset, bytes: &[u8]) -> Result<()> {
+        let stored = self.region.store(offset.0, bytes);
+        stored.map_err(|error| Error::io("compact", &self.path, offset.0, error))
     }
 
-    fn store_word(&self, offset: u64, word: u64) -> Result<()> {
-        let stored = self.region.store_word(offset, word);
-        stored.map_err(|error| Error::io("compact", &self.path, offset, error))
+    fn store_word(&self, offset: Offset, word: u64) -> Result<()> {
+        let stored = self.region.store_word(offset.0, word);
+        stored.map_err(|error| Error::io("compact", &self.path, offset.0, error))
     }
 
     /// Makes durable what was added so far, so that [`CopyWriter::finish`] has less to write.
@@ -246,7 +247,7 @@ impl CopyWriter {
 
     fn mark(&self, sources: &Sources, seal: Seal) -> Result<()> {
         let activation = Activation { first_seq: self.first_seq, base_time: self.base_time };
-        for page in [0, self.header.twin_offset()] {
+        for page in [Offset::START, self.header.twin_offset()] {
             self.store(page + ACTIVATION, &activation.encode(self.key))?;
             self.store(page + SEAL, &seal.encode(self.key))?;
             self.store(page + SOURCES_PLACE, &sources.encode(self.key))?;

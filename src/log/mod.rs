@@ -14,6 +14,7 @@ pub(crate) mod walk;
 pub(crate) mod waypoints;
 
 use crate::error::{Error, Result};
+use crate::format::address::Offset;
 use crate::format::bytes::{to_u64, u64_at};
 use crate::format::checksum::Key;
 use crate::format::segment::{
@@ -144,14 +145,14 @@ impl Segment {
     ) -> Result<Self> {
         let temporary = name::temporary(header.ordinal);
         let renamed = storage.rename(&self.name, &temporary);
-        renamed.map_err(|error| self.error("recycle segment", 0, error))?;
+        renamed.map_err(|error| self.error("recycle segment", Offset::START, error))?;
         // The file means nothing now. Until that is durable, its content must stay.
         sync_directory(storage, told).inspect_err(|_| discard(storage, &temporary))?;
         let most = most_slots(header.size);
         let slot_limit = most.min(count.saturating_add(count / 4).saturating_add(SLOT_RESERVE));
         // Opened again, because `self.file` knows only the old name.
         let opened = storage.open(&temporary);
-        let opened = opened.map_err(|error| self.error("recycle segment", 0, error));
+        let opened = opened.map_err(|error| self.error("recycle segment", Offset::START, error));
         let file = opened.inspect_err(|_| discard(storage, &temporary))?;
         let zeroed = self.zero_marks_and_slots(&*file, slot_limit);
         zeroed.inspect_err(|_| discard(storage, &temporary))?;
@@ -163,14 +164,14 @@ impl Segment {
     fn zero_marks_and_slots(&self, file: &dyn StorageFile, slot_limit: u32) -> Result<()> {
         const ZEROS: [u8; 4096] = [0; 4096];
         let region = file.map(Access::Commits);
-        let region = region.map_err(|error| self.error("recycle segment", 0, error))?;
-        let zero = |offset| {
-            let stored = region.store(offset, &ZEROS);
+        let region = region.map_err(|error| self.error("recycle segment", Offset::START, error))?;
+        let zero = |offset: Offset| {
+            let stored = region.store(offset.0, &ZEROS);
             stored.map_err(|error| self.error("recycle segment", offset, error))
         };
-        zero(0)?;
-        let lowest = slot::offset(self.header.size, slot_limit - 1) / PAGE * PAGE;
-        (lowest..self.header.size).step_by(ZEROS.len()).try_for_each(zero)
+        zero(Offset::START)?;
+        let lowest = slot::offset(self.header.size, slot_limit - 1).0 / PAGE * PAGE;
+        (lowest..self.header.size).step_by(ZEROS.len()).map(Offset).try_for_each(zero)
     }
 
     fn finish(
@@ -185,7 +186,7 @@ impl Segment {
         let bytes = header.encode();
         let made = file
             .write_at(0, &bytes)
-            .and_then(|()| file.write_at(header.twin_offset(), &bytes))
+            .and_then(|()| file.write_at(header.twin_offset().0, &bytes))
             .and_then(|()| file.sync())
             .and_then(|()| storage.rename(temporary, &name))
             .map_err(|error| Error::io("prepare segment", &path, 0, error));
@@ -217,7 +218,7 @@ impl Segment {
 
     /// The segment as memory.
     pub(crate) fn map(&self, access: Access) -> Result<Arc<dyn Region>> {
-        self.file.map(access).map_err(|error| self.error("map segment", 0, error))
+        self.file.map(access).map_err(|error| self.error("map segment", Offset::START, error))
     }
 
     /// The segment for reading it once, from start to end or here and there.
@@ -243,8 +244,8 @@ impl Segment {
     }
 
     /// Reads without the map: an unreadable sector is then an error, not a signal.
-    pub(crate) fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
-        self.file.read_at(offset, into).map_err(|error| self.error("read segment", offset, error))
+    pub(crate) fn read_at(&self, offset: Offset, into: &mut [u8]) -> Result<()> {
+        self.file.read_at(offset.0, into).map_err(|error| self.error("read segment", offset, error))
     }
 
     /// The activation, from either header page; `None` if neither has it.
@@ -264,9 +265,9 @@ impl Segment {
     }
 
     /// The header of the record at `offset`, if there is one.
-    pub(crate) fn read_header_at(&self, offset: u64) -> Result<Option<record::RecordHeader>> {
+    pub(crate) fn read_header_at(&self, offset: Offset) -> Result<Option<record::RecordHeader>> {
         let mut bytes = [0; record::HEADER];
-        if offset + to_u64(record::HEADER) > self.header.size {
+        if (offset + to_u64(record::HEADER)).0 > self.header.size {
             return Ok(None);
         }
         self.read_at(offset, &mut bytes)?;
@@ -325,7 +326,7 @@ impl Segment {
         if known.is_some() {
             return Ok(known);
         }
-        for page in [self.header.twin_offset(), 0] {
+        for page in [self.header.twin_offset(), Offset::START] {
             let mut bytes = [0; N];
             self.read_at(page + place, &mut bytes)?;
             if let Some(mark) = decode(&bytes, self.key) {
@@ -342,9 +343,10 @@ impl Segment {
     }
 
     fn store_mark(&self, region: &dyn Region, place: u64, bytes: &[u8]) -> Result<()> {
-        for page in [0, self.header.twin_offset()] {
-            let stored = region.store(page + place, bytes);
-            stored.map_err(|error| self.error("mark segment", page + place, error))?;
+        for page in [Offset::START, self.header.twin_offset()] {
+            let offset = page + place;
+            let stored = region.store(offset.0, bytes);
+            stored.map_err(|error| self.error("mark segment", offset, error))?;
         }
         Ok(())
     }
@@ -353,10 +355,10 @@ impl Segment {
     pub(crate) fn error(
         &self,
         operation: &'static str,
-        offset: u64,
+        offset: Offset,
         error: std::io::Error,
     ) -> Error {
-        Error::io(operation, &self.path, offset, error)
+        Error::io(operation, &self.path, offset.0, error)
     }
 }
 
@@ -364,14 +366,14 @@ impl Segment {
 /// one has no valid header. An error comes with the offset that could not be read.
 pub(crate) fn read_header(
     file: &dyn StorageFile,
-) -> std::result::Result<([DecodedHeader; 2], Marks), (u64, std::io::Error)> {
+) -> std::result::Result<([DecodedHeader; 2], Marks), (Offset, std::io::Error)> {
     let mut copies = [DecodedHeader::Invalid, DecodedHeader::Invalid];
     if file.size() < 2 * PAGE {
         return Ok((copies, Marks::default()));
     }
     let mut page = [0; PAGE_LEN];
-    for (copy, offset) in copies.iter_mut().zip([0, file.size() - PAGE]) {
-        file.read_at(offset, &mut page).map_err(|error| (offset, error))?;
+    for (copy, offset) in copies.iter_mut().zip([Offset::START, Offset(file.size() - PAGE)]) {
+        file.read_at(offset.0, &mut page).map_err(|error| (offset, error))?;
         *copy = page.first_chunk().map_or(DecodedHeader::Invalid, SegmentHeader::decode);
         if let DecodedHeader::Valid(header) = copy {
             // Of the page with the valid header.

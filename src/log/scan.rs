@@ -6,7 +6,7 @@
 use super::Segment;
 use super::sealed::candidates;
 use crate::error::Result;
-use crate::format::PAGE;
+use crate::format::address::Offset;
 use crate::format::bytes::to_u64;
 use crate::format::record::{self, HEADER, RecordHeader};
 use crate::format::segment::{Activation, RECORDS_START};
@@ -22,13 +22,13 @@ const ZEROS: [u8; 4096] = [0; 4096];
 pub(crate) struct Stretch {
     pub(crate) first_index: u32,
     /// The offset at which its first record starts.
-    pub(crate) start: u64,
+    pub(crate) start: Offset,
     /// One more than the index of its last record.
     pub(crate) end_index: u32,
     /// The offset at which its last record ends.
-    pub(crate) end: u64,
+    pub(crate) end: Offset,
     /// Offset and index of the first record of a batch whose end is not in this stretch.
-    pub(crate) open_batch: Option<(u64, u32)>,
+    pub(crate) open_batch: Option<(Offset, u32)>,
 }
 
 /// What a scan found.
@@ -45,7 +45,8 @@ pub(crate) struct Scanned {
 
 /// Reads all records of a segment.
 pub(crate) fn scan(segment: &Segment, activation: Activation) -> Result<Scanned> {
-    let mut reader = RecordReader { segment, window: vec![0; WINDOW], start: 0, filled: 0 };
+    let mut reader =
+        RecordReader { segment, window: vec![0; WINDOW], start: Offset::START, filled: 0 };
     let mut scanned = Scanned { newest_time: activation.base_time, ..Scanned::default() };
     let mut offset = RECORDS_START;
     let mut index = 0;
@@ -65,7 +66,13 @@ pub(crate) fn scan(segment: &Segment, activation: Activation) -> Result<Scanned>
     Ok(scanned)
 }
 
-fn add(scanned: &mut Scanned, activation: Activation, header: &RecordHeader, at: u64, joins: bool) {
+fn add(
+    scanned: &mut Scanned,
+    activation: Activation,
+    header: &RecordHeader,
+    at: Offset,
+    joins: bool,
+) {
     let seq = activation.first_seq + u64::from(header.index);
     if let Some(unsynced) = record::decode_unsynced(header.unsynced) {
         scanned.watermark = scanned.watermark.max((seq - 1).saturating_sub(unsynced));
@@ -94,7 +101,7 @@ fn add(scanned: &mut Scanned, activation: Activation, header: &RecordHeader, at:
 struct RecordReader<'a> {
     segment: &'a Segment,
     window: Vec<u8>,
-    start: u64,
+    start: Offset,
     filled: usize,
 }
 
@@ -103,19 +110,20 @@ impl RecordReader<'_> {
     /// the last good record ended, which bounds how many records can have been lost since then.
     fn next_header(
         &mut self,
-        offset: u64,
+        offset: Offset,
         index: u32,
-        gap_start: u64,
-    ) -> Result<Option<(u64, RecordHeader)>> {
+        gap_start: Offset,
+    ) -> Result<Option<(Offset, RecordHeader)>> {
         let (key, size) = (self.segment.key, self.segment.header.size);
+        let end = self.segment.header.twin_offset();
         let mut from = offset;
-        while from + to_u64(HEADER) <= size - PAGE {
+        while from + to_u64(HEADER) <= end {
             let bytes = self.at(from)?;
             let zeros = bytes.chunks(ZEROS.len()).take_while(|page| **page == ZEROS[..page.len()]);
             let skipped = zeros.map(<[u8]>::len).sum::<usize>();
             if skipped >= ZEROS.len() {
                 // A header may start in the last bytes of a zero page: those are looked at again.
-                from += to_u64(skipped - HEADER) & !(record::ALIGN - 1);
+                from = from + (to_u64(skipped - HEADER) & !(record::ALIGN - 1));
                 continue;
             }
             for (at, bytes) in candidates(bytes, from) {
@@ -127,15 +135,15 @@ impl RecordReader<'_> {
                 }
             }
             let passed = to_u64(bytes.len().saturating_sub(HEADER - 1)).next_multiple_of(8);
-            from += passed.max(record::ALIGN);
+            from = from + passed.max(record::ALIGN);
         }
         Ok(None)
     }
 
     /// The bytes from `offset` on: at least a header's, at most a window's.
-    fn at(&mut self, offset: u64) -> Result<&[u8]> {
-        let end = self.segment.header.size - PAGE;
-        let inside = offset.checked_sub(self.start).and_then(|skip| usize::try_from(skip).ok());
+    fn at(&mut self, offset: Offset) -> Result<&[u8]> {
+        let end = self.segment.header.twin_offset();
+        let inside = offset.checked_since(self.start).and_then(|skip| usize::try_from(skip).ok());
         let inside = inside.filter(|skip| skip + HEADER <= self.filled);
         let skip = if let Some(skip) = inside {
             skip
@@ -151,7 +159,7 @@ impl RecordReader<'_> {
 
     /// Whether the body is what was pushed. It is read a window at a time, so that a wrong length
     /// takes no memory.
-    fn body_matches(&mut self, header: &RecordHeader, at: u64) -> Result<bool> {
+    fn body_matches(&mut self, header: &RecordHeader, at: Offset) -> Result<bool> {
         let mut hasher = crc32fast::Hasher::new();
         let mut offset = at + to_u64(HEADER);
         let mut left = usize::try_from(header.body_len).unwrap_or(usize::MAX);
@@ -160,14 +168,14 @@ impl RecordReader<'_> {
             let len = bytes.len().min(left);
             hasher.update(&bytes[..len]);
             left -= len;
-            offset += to_u64(len);
+            offset = offset + to_u64(len);
         }
         Ok(hasher.finalize() == header.body_check)
     }
 
     /// Like [`RecordReader::at`], but at least one byte.
-    fn body_at(&mut self, offset: u64) -> Result<&[u8]> {
-        let inside = offset.checked_sub(self.start).and_then(|skip| usize::try_from(skip).ok());
+    fn body_at(&mut self, offset: Offset) -> Result<&[u8]> {
+        let inside = offset.checked_since(self.start).and_then(|skip| usize::try_from(skip).ok());
         match inside.filter(|&skip| skip < self.filled) {
             Some(skip) => Ok(&self.window[skip..self.filled]),
             None => self.at(offset),

@@ -6,6 +6,7 @@
 use super::Segment;
 use super::waypoints::Waypoints;
 use crate::error::Result;
+use crate::format::address::Offset;
 use crate::format::bytes::to_u64;
 use crate::format::extension;
 use crate::format::number;
@@ -72,11 +73,11 @@ impl Status {
 /// Where a record is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Located {
-    At(u64, RecordHeader),
+    At(Offset, RecordHeader),
     /// Records before this index are lost; the next one is at this offset.
     Lost {
         end_index: u32,
-        next: u64,
+        next: Offset,
     },
 }
 
@@ -89,8 +90,8 @@ impl Mapped {
         slot: Slot,
         index: u32,
         end_index: u32,
-        offset: u64,
-        previous: Option<(u32, u64)>,
+        offset: Offset,
+        previous: Option<(u32, Offset)>,
     ) -> Located {
         let told = slot.offset.and_then(|at| Some(Located::At(at, self.header(at, index)?)));
         told.unwrap_or_else(|| self.search(index, end_index, offset, previous))
@@ -100,8 +101,8 @@ impl Mapped {
         &self,
         index: u32,
         end_index: u32,
-        offset: u64,
-        previous: Option<(u32, u64)>,
+        offset: Offset,
+        previous: Option<(u32, Offset)>,
     ) -> Located {
         let from = match previous {
             Some((index, at)) => match self.header(at, index) {
@@ -124,9 +125,9 @@ impl Mapped {
     }
 
     /// The header at `offset`, if it is that of record `index`.
-    pub(crate) fn header(&self, offset: u64, index: u32) -> Option<RecordHeader> {
+    pub(crate) fn header(&self, offset: Offset, index: u32) -> Option<RecordHeader> {
         let mut bytes = [0; HEADER];
-        self.region.load(offset, &mut bytes).ok()?;
+        self.region.load(offset.0, &mut bytes).ok()?;
         let header = RecordHeader::decode(&bytes, self.segment.key, offset)?;
         let ends = offset + header.record_len();
         let fits = ends <= slot::offset(self.segment.header.size, header.index);
@@ -134,36 +135,42 @@ impl Mapped {
     }
 
     /// A copy of the body behind `header`, not yet verified.
-    pub(crate) fn body(&self, header: &RecordHeader, offset: u64) -> Vec<u8> {
+    pub(crate) fn body(&self, header: &RecordHeader, offset: Offset) -> Vec<u8> {
         let len = usize::try_from(header.body_len).unwrap_or(0);
         let mut body = Vec::with_capacity(len);
         // `header` has checked that it lies in the segment; else an empty body fails its check.
-        self.region.load_into(offset + to_u64(HEADER), len, &mut body).ok();
+        let start = offset + to_u64(HEADER);
+        self.region.load_into(start.0, len, &mut body).ok();
         body
     }
 
     /// Whether only a newer keepq may be able to read the body behind `header`. It is not verified,
     /// and no more of it is read than its extensions.
-    pub(crate) fn may_be_newer(&self, header: &RecordHeader, offset: u64) -> bool {
+    pub(crate) fn may_be_newer(&self, header: &RecordHeader, offset: Offset) -> bool {
         let body = offset + to_u64(HEADER);
         let mut start = [0; extension::LENGTH];
-        if !header.flags.has_extensions() || self.region.load(body, &mut start).is_err() {
+        if !header.flags.has_extensions() || self.region.load(body.0, &mut start).is_err() {
             return false;
         }
         let len = extension::start_len(start).min(usize::try_from(header.body_len).unwrap_or(0));
         let mut extensions = Vec::with_capacity(len);
-        let read = self.region.load_into(body, len, &mut extensions);
+        let read = self.region.load_into(body.0, len, &mut extensions);
         read.is_ok() && extension::may_be_newer(&extensions)
     }
 
     /// The first record at or behind `from` with an index in `from_index..end_index`.
-    pub(crate) fn find(&self, from: u64, from_index: u32, end_index: u32) -> Option<(u64, u32)> {
+    pub(crate) fn find(
+        &self,
+        from: Offset,
+        from_index: u32,
+        end_index: u32,
+    ) -> Option<(Offset, u32)> {
         let slots = slot::offset(self.segment.header.size, from_index);
         let mut chunk = vec![0; STEP + HEADER];
         let mut start = from;
         while start < slots {
             let len = usize::try_from(slots - start).unwrap_or(usize::MAX).min(chunk.len());
-            self.region.load(start, chunk.get_mut(..len)?).ok()?;
+            self.region.load(start.0, chunk.get_mut(..len)?).ok()?;
             for (offset, bytes) in candidates(chunk.get(..len)?, start) {
                 if let Some(header) = RecordHeader::decode(bytes, self.segment.key, offset)
                     && (from_index..end_index).contains(&header.index)
@@ -172,14 +179,14 @@ impl Mapped {
                     return Some((offset, header.index));
                 }
             }
-            start += to_u64(STEP);
+            start = start + to_u64(STEP);
         }
         None
     }
 
     /// Finds record `index` by going from record to record, from the nearest waypoint on; behind
     /// damage it goes on at the next record that it finds.
-    pub(crate) fn walk_to(&self, index: u32) -> Option<(u64, RecordHeader)> {
+    pub(crate) fn walk_to(&self, index: u32) -> Option<(Offset, RecordHeader)> {
         let waypoints = self.segment.waypoints();
         let (mut at, mut offset) = waypoints.before(index).unwrap_or((0, RECORDS_START));
         loop {
@@ -205,7 +212,7 @@ impl Mapped {
             return Ok(Some(first_seq + u64::from(index)));
         };
         let place = number::offset(sources.table, index);
-        let word = self.region.load_word(place);
+        let word = self.region.load_word(place.0);
         let word = word.map_err(|error| self.segment.error("read Seq table", place, error))?;
         let after = number::decode(word, self.segment.key, index);
         Ok(after.map(|after| first_seq + after))
@@ -252,7 +259,7 @@ impl Mapped {
     #[inline]
     pub(crate) fn slot(&self, index: u32) -> Result<Option<Slot>> {
         let place = slot::offset(self.segment.header.size, index);
-        let word = self.region.load_word(place);
+        let word = self.region.load_word(place.0);
         let word = word.map_err(|error| self.segment.error("read slot", place, error))?;
         Ok(Slot::decode(word, self.segment.key, index))
     }
@@ -272,7 +279,7 @@ impl Mapped {
     /// The delay that the slot of record `index` has, if it has one that was written to it.
     pub(crate) fn delay(&self, index: u32, base_time: Time) -> Result<Option<Delay>> {
         let place = slot::delay_offset(self.segment.header.size, index);
-        let word = self.region.load_word(place);
+        let word = self.region.load_word(place.0);
         let word = word.map_err(|error| self.segment.error("read slot", place, error))?;
         Ok(Delay::decode(word, base_time, self.segment.key, index))
     }
@@ -280,7 +287,7 @@ impl Mapped {
     /// Whether the slot of record `index` has a delay that cannot be read.
     pub(crate) fn has_unreadable_delay(&self, index: u32, base_time: Time) -> bool {
         let place = slot::delay_offset(self.segment.header.size, index);
-        let word = self.region.load_word(place);
+        let word = self.region.load_word(place.0);
         word.map_or(true, |word| {
             word != 0 && Delay::decode(word, base_time, self.segment.key, index).is_none()
         })
@@ -296,22 +303,26 @@ impl Mapped {
         let place = slot::delay_offset(self.segment.header.size, index);
         let key = self.segment.key;
         let word = delay.map_or(0, |delay| delay.encode(base_time, key, index));
-        let stored = self.region.store_word(place, word);
+        let stored = self.region.store_word(place.0, word);
         stored.map_err(|error| self.segment.error("store slot", place, error))
     }
 
     /// Stores the state of record `index`. A kill of the process does not undo it.
     pub(crate) fn store_slot(&self, index: u32, slot: Slot) -> Result<()> {
         let place = slot::offset(self.segment.header.size, index);
-        let stored = self.region.store_word(place, slot.encode(self.segment.key, index));
+        let stored = self.region.store_word(place.0, slot.encode(self.segment.key, index));
         stored.map_err(|error| self.segment.error("store slot", place, error))
     }
 }
 
 /// The places in `bytes` where a record can start.
-pub(crate) fn candidates(bytes: &[u8], start: u64) -> impl Iterator<Item = (u64, &[u8; HEADER])> {
-    (start..)
+pub(crate) fn candidates(
+    bytes: &[u8],
+    start: Offset,
+) -> impl Iterator<Item = (Offset, &[u8; HEADER])> {
+    (start.0..)
         .step_by(8)
+        .map(Offset)
         .zip(bytes.windows(HEADER).step_by(8))
         .filter_map(|(offset, window)| Some((offset, window.first_chunk()?)))
 }

@@ -6,6 +6,7 @@
 //! published.
 
 use super::sealed::{Located, Mapped};
+use crate::format::address::Offset;
 use crate::format::record::RecordHeader;
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::Slot;
@@ -15,9 +16,9 @@ use crate::format::slot::Slot;
 pub(crate) struct Position {
     index: u32,
     /// Where that record or an earlier one starts.
-    offset: u64,
+    offset: Offset,
     /// A settled record before it, if the one right before it was not read: its index and offset.
-    previous: Option<(u32, u64)>,
+    previous: Option<(u32, Offset)>,
 }
 
 impl Position {
@@ -34,7 +35,7 @@ impl Position {
     }
 
     /// Where the record here is sought from.
-    pub(crate) fn offset(&self) -> u64 {
+    pub(crate) fn offset(&self) -> Offset {
         self.offset
     }
 
@@ -46,14 +47,14 @@ impl Position {
 
     /// Steps over a record that needs no look. `offset`: where it is, if its slot tells.
     #[inline]
-    pub(crate) fn pass(&mut self, offset: Option<u64>) {
+    pub(crate) fn pass(&mut self, offset: Option<Offset>) {
         self.previous = offset.map(|offset| (self.index, offset)).or(self.previous);
         self.index += 1;
     }
 
     /// Steps behind the record here, which was found at `offset`.
     #[inline]
-    pub(crate) fn pass_record(&mut self, offset: u64, header: &RecordHeader) {
+    pub(crate) fn pass_record(&mut self, offset: Offset, header: &RecordHeader) {
         self.offset = offset + header.record_len();
         self.previous = None;
         self.index += 1;
@@ -61,7 +62,7 @@ impl Position {
 
     /// Steps over lost records: on to `end_index`, which was found at `offset`, or is sought from
     /// there on.
-    pub(crate) fn pass_lost(&mut self, end_index: u32, offset: u64) {
+    pub(crate) fn pass_lost(&mut self, end_index: u32, offset: Offset) {
         self.index = end_index.max(self.index + 1);
         self.offset = offset;
         self.previous = None;
@@ -69,7 +70,7 @@ impl Position {
 
     /// On to a record behind settled ones that were counted. `previous`: the last of those whose
     /// place is known.
-    pub(crate) fn skip_to(&mut self, index: u32, previous: Option<(u32, u64)>) {
+    pub(crate) fn skip_to(&mut self, index: u32, previous: Option<(u32, Offset)>) {
         self.index = index;
         self.previous = previous.or(self.previous);
     }

@@ -4,6 +4,7 @@
 //! is a thousand steps at the most, not all that lies before it. They are noted as records are
 //! placed, and by each walk over records of an earlier run; a damaged record is no waypoint.
 
+use crate::format::address::Offset;
 use parking_lot::Mutex;
 
 /// The records between two waypoints.
@@ -11,7 +12,7 @@ const EVERY: u32 = 1024;
 
 /// Offsets of records 0, 1024, 2048, ... as far as they are known.
 #[derive(Debug, Default)]
-pub(crate) struct Waypoints(Mutex<Vec<u64>>);
+pub(crate) struct Waypoints(Mutex<Vec<Offset>>);
 
 impl Waypoints {
     /// Returns true if record `index` is a waypoint.
@@ -27,7 +28,7 @@ impl Waypoints {
     }
 
     /// Notes that waypoint `index` is at `offset`, if the waypoint before it is noted.
-    pub(crate) fn note(&self, index: u32, offset: u64) {
+    pub(crate) fn note(&self, index: u32, offset: Offset) {
         let mut offsets = self.0.lock();
         if usize::try_from(index / EVERY).is_ok_and(|number| number == offsets.len()) {
             offsets.push(offset);
@@ -35,7 +36,7 @@ impl Waypoints {
     }
 
     /// The last known waypoint up to record `index`: its index and offset.
-    pub(crate) fn before(&self, index: u32) -> Option<(u32, u64)> {
+    pub(crate) fn before(&self, index: u32) -> Option<(u32, Offset)> {
         let offsets = self.0.lock();
         let last = u32::try_from(offsets.len().checked_sub(1)?).ok()?;
         let number = (index / EVERY).min(last);
@@ -54,10 +55,10 @@ mod tests {
         assert_eq!(waypoints.before(5000), None);
         for (index, offset) in [(0, 4096), (2048, 9), (1024, 50_000), (1024, 9), (2048, 90_000)] {
             assert!(Waypoints::is_one(index) && !Waypoints::is_one(index + 1));
-            waypoints.note(index, offset);
+            waypoints.note(index, Offset(offset));
         }
-        assert_eq!(waypoints.before(1023), Some((0, 4096)));
-        assert_eq!(waypoints.before(1024), Some((1024, 50_000)));
-        assert_eq!(waypoints.before(9000), Some((2048, 90_000)));
+        assert_eq!(waypoints.before(1023), Some((0, Offset(4096))));
+        assert_eq!(waypoints.before(1024), Some((1024, Offset(50_000))));
+        assert_eq!(waypoints.before(9000), Some((2048, Offset(90_000))));
     }
 }

@@ -37,7 +37,7 @@ impl CompactedSegment {
         let is_possible = sources.last_seq >= activation.first_seq
             && seal.count > 0
             && seal.count <= most_slots(segment.header.size)
-            && sources.table < segment.header.size;
+            && sources.table.0 < segment.header.size;
         let segment = Arc::new(segment.made_from(sources));
         Ok(is_possible.then_some(Self { segment, activation, seal }))
     }

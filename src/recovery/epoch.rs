@@ -2,7 +2,7 @@
 
 use super::part::Part;
 use crate::error::Result;
-use crate::format::address::Ordinal;
+use crate::format::address::{Offset, Ordinal};
 use crate::format::segment::{Activation, RECORDS_START, Seal, most_slots};
 use crate::log::Segment;
 use crate::log::scan::{Scanned, scan};
@@ -35,24 +35,24 @@ struct Member<'a> {
 }
 
 enum Content {
-    Sealed { tail: u64, count: u32, run_ended: bool },
+    Sealed { tail: Offset, count: u32, run_ended: bool },
     Scanned(Scanned),
 }
 
 impl Member<'_> {
-    fn part(&self, tail: u64, count: u32, is_sealed: bool) -> Part {
+    fn part(&self, tail: Offset, count: u32, is_sealed: bool) -> Part {
         let segment = Arc::clone(self.segment);
         let Activation { first_seq, base_time } = self.activation;
         Part { segment, first_seq, base_time, count, tail, is_sealed }
     }
 
-    fn damage(&self, first_index: u32, end_index: u32, offset: u64, kind: DamageKind) -> Damage {
+    fn damage(&self, first_index: u32, end_index: u32, offset: Offset, kind: DamageKind) -> Damage {
         let first_seq = self.activation.first_seq;
         Damage {
             first: first_seq + u64::from(first_index),
             last: first_seq + u64::from(end_index.max(first_index + 1)) - 1,
             path: self.segment.path.clone(),
-            offset,
+            offset: offset.0,
             kind,
         }
     }
@@ -124,7 +124,7 @@ struct End {
     ordinal: Ordinal,
     next_seq: u64,
     path: std::path::PathBuf,
-    tail: u64,
+    tail: Offset,
 }
 
 impl End {
@@ -136,7 +136,7 @@ impl End {
 
     fn damage(&self, end_seq: u64, kind: DamageKind) -> Damage {
         let path = self.path.clone();
-        Damage { first: self.next_seq, last: end_seq - 1, path, offset: self.tail, kind }
+        Damage { first: self.next_seq, last: end_seq - 1, path, offset: self.tail.0, kind }
     }
 }
 
@@ -164,7 +164,7 @@ fn gap_before(
             let lost = passed.filter(|_| end_seq - 1 > watermark);
             let Some(lost) = lost else { return Ok(None) };
             let path = lost.path.clone();
-            let end = End { ordinal: before, next_seq: end_seq - 1, path, tail: 0 };
+            let end = End { ordinal: before, next_seq: end_seq - 1, path, tail: Offset::START };
             return Ok(Some(end.damage(end_seq, DamageKind::Torn)));
         };
         let activation = empty.activation()?;
@@ -177,7 +177,8 @@ fn gap_before(
                 None if end_seq - 1 <= watermark => return Ok(None),
                 None => end_seq - 1,
             };
-            let end = End { ordinal: before, next_seq, path: empty.path.clone(), tail: 0 };
+            let end =
+                End { ordinal: before, next_seq, path: empty.path.clone(), tail: Offset::START };
             return Ok((next_seq < end_seq).then(|| end.damage(end_seq, DamageKind::Torn)));
         }
         // A segment in which nothing was ever placed begins with the Seq of what follows it.
@@ -303,14 +304,14 @@ fn end_of(
 fn finish(
     member: &Member<'_>,
     scanned: &Scanned,
-    whole: (u64, u32),
-    open_batch: Option<(u64, u32)>,
+    whole: (Offset, u32),
+    open_batch: Option<(Offset, u32)>,
     damage: Damage,
     report: &mut RecoveryReport,
 ) -> Part {
     let (tail, count) = open_batch.unwrap_or(whole);
     let first = damage.first.min(member.activation.first_seq + u64::from(count));
     report.dropped += readable(scanned, count);
-    report.cut = Some(Damage { first, offset: tail.min(damage.offset), ..damage });
+    report.cut = Some(Damage { first, offset: tail.0.min(damage.offset), ..damage });
     member.part(tail, count, false)
 }

@@ -351,8 +351,8 @@ fn read_all(storage: &dyn Storage, names: Vec<String>) -> Vec<(String, Result<Re
 fn read_segment(storage: &dyn Storage, name: &str) -> Result<ReadSegment> {
     let path = storage.path(name);
     let file = storage.open(name).map_err(|error| Error::io("open segment", &path, 0, error))?;
-    let wrap = |(offset, error)| Error::io("read header", &path, offset, error);
-    let (copies, marks) = read_header(&*file).map_err(wrap)?;
+    let (copies, marks) = read_header(&*file)
+        .map_err(|(offset, error)| Error::io("read header", &path, offset.0, error))?;
     file.release();
     for copy in &copies {
         if let DecodedHeader::Newer { version, sure: true } = copy {

@@ -1,5 +1,6 @@
 //! A segment that counts, and how much of it.
 
+use crate::format::address::Offset;
 use crate::log::Segment;
 use crate::time::Time;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ pub(crate) struct Part {
     pub(crate) base_time: Time,
     pub(crate) count: u32,
     /// Where its records end.
-    pub(crate) tail: u64,
+    pub(crate) tail: Offset,
     /// Whether its seal already says the same.
     pub(crate) is_sealed: bool,
 }

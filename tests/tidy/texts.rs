@@ -226,6 +226,8 @@ impl Values {
             Expr::Lit(syn::ExprLit { lit: Lit::Int(lit), .. }) => lit.base10_parse().unwrap(),
             Expr::Paren(expr) => self.value(&expr.expr),
             Expr::Cast(expr) => self.value(&expr.expr),
+            // A newtype.
+            Expr::Call(expr) if expr.args.len() == 1 => self.value(&expr.args[0]),
             Expr::Path(expr) => self.named(&expr.path.segments.last().unwrap().ident.to_string()),
             Expr::Binary(expr) => {
                 let (left, right) = (self.value(&expr.left), self.value(&expr.right));
@@ -327,8 +329,10 @@ mod tests {
 
     #[test]
     fn constants_are_worked_out() {
-        let values =
-            Values::of(&["const PAGE: u64 = 4_096;", "const A: u64 = PAGE * 2 + (1 << 4);"]);
-        assert_eq!(values.named("A"), 8208);
+        let values = Values::of(&[
+            "const PAGE: u64 = 4_096;",
+            "const A: u64 = PAGE * 2 + (1 << 4); const B: Offset = Offset(PAGE);",
+        ]);
+        assert_eq!((values.named("A"), values.named("B")), (8208, 4096));
     }
 }

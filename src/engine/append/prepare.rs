@@ -8,7 +8,7 @@ use super::supply::{FIRST_SEGMENT, Prepared, Supply, SupplyState};
 use super::{Appender, Need};
 use crate::engine::space::SMALLEST_SEGMENT;
 use crate::error::{Error, Result};
-use crate::format::address::Ordinal;
+use crate::format::address::{Offset, Ordinal};
 use crate::format::segment::{Seal, SegmentHeader, capacity};
 use crate::io::Access;
 use crate::log::Segment;
@@ -35,7 +35,7 @@ impl Appender {
         if prepared.segment.header.size <= FIRST_SEGMENT
             && let Err(error) = self.warm_up(&prepared)
         {
-            let error = prepared.segment.error("prepare segment", 0, error);
+            let error = prepared.segment.error("prepare segment", Offset::START, error);
             // The first error is the one to tell; what stays is removed at the next open.
             self.discard(prepared).ok();
             return Err(error);
@@ -137,7 +137,7 @@ impl Appender {
         let Prepared { segment, region } = prepared;
         drop(region);
         let removed = self.context.storage.remove(&segment.name);
-        removed.map_err(|error| segment.error("remove segment", 0, error))?;
+        removed.map_err(|error| segment.error("remove segment", Offset::START, error))?;
         self.context.space.give_back(segment.header.size);
         Ok(())
     }
@@ -282,7 +282,7 @@ impl Appender {
                 return Err(self.context.health.poison("sync segment", &segment.path, error));
             }
         }
-        Err(segment.error("prepare segment", 0, error))
+        Err(segment.error("prepare segment", Offset::START, error))
     }
 
     /// The header of a copy of this size; every CHECKPOINT lists it from here on.

@@ -3,6 +3,7 @@
 use super::found::Found;
 use super::track::Track;
 use crate::error::Result;
+use crate::format::address::Offset;
 use crate::format::record::RecordHeader;
 use crate::log::sealed::Mapped;
 use crate::time::Time;
@@ -20,7 +21,7 @@ pub(crate) enum Body {
 
 impl Body {
     #[inline]
-    pub(crate) fn of(mapped: &Arc<Mapped>, header: &RecordHeader, offset: u64) -> Self {
+    pub(crate) fn of(mapped: &Arc<Mapped>, header: &RecordHeader, offset: Offset) -> Self {
         if header.body_len <= COPY_UNDER_LOCK {
             Self::Copied(mapped.body(header, offset))
         } else {
@@ -36,7 +37,7 @@ impl Body {
 
     /// The bytes, not yet verified.
     #[inline]
-    pub(crate) fn take(&mut self, header: &RecordHeader, offset: u64) -> Vec<u8> {
+    pub(crate) fn take(&mut self, header: &RecordHeader, offset: Offset) -> Vec<u8> {
         match self {
             Self::Copied(body) => std::mem::take(body),
             Self::In(mapped) => mapped.body(header, offset),

@@ -6,7 +6,7 @@
 use super::found::Found;
 use super::track::Track;
 use crate::error::Result;
-use crate::format::address::Ordinal;
+use crate::format::address::{Offset, Ordinal};
 use crate::log::walk::Position;
 
 /// A place in the log.
@@ -73,7 +73,7 @@ impl Cursor {
     /// Passes over a message that needs no look. `offset`: of its record, if its slot tells. Where
     /// Seqs have gaps, over no more than its own.
     #[inline]
-    pub(crate) fn pass(&mut self, offset: Option<u64>) {
+    pub(crate) fn pass(&mut self, offset: Option<Offset>) {
         self.position.pass(offset);
         self.seq += 1;
     }
@@ -86,14 +86,14 @@ impl Cursor {
     }
 
     /// Passes over records that were not found. `offset`: where the next one is, or is sought from.
-    pub(crate) fn pass_lost(&mut self, end_index: u32, offset: u64) {
+    pub(crate) fn pass_lost(&mut self, end_index: u32, offset: Offset) {
         self.seq += u64::from(end_index.max(self.index() + 1) - self.index());
         self.position.pass_lost(end_index, offset);
     }
 
     /// On behind settled messages at the start of an old segment. `previous`: the last of them
     /// whose place is known. `is_over`: the one at `index` is not settled, or not of this segment.
-    pub(super) fn skip_to(&mut self, index: u32, previous: Option<(u32, u64)>, is_over: bool) {
+    pub(super) fn skip_to(&mut self, index: u32, previous: Option<(u32, Offset)>, is_over: bool) {
         self.seq += u64::from(index - self.index());
         self.position.skip_to(index, previous);
         self.has_skipped = is_over;

@@ -1,5 +1,6 @@
 //! What is found in the log: a message, a place without one, or what cannot be read.
 
+use crate::format::address::Offset;
 use crate::format::record::RecordHeader;
 use crate::format::standing::Standing;
 use crate::leases::Place;
@@ -30,7 +31,7 @@ pub(crate) enum Lookup {
     /// No segment has it, or it is settled.
     Gone,
     /// Its record cannot be found; it was sought from this offset on.
-    Lost(Spot, u64),
+    Lost(Spot, Offset),
 }
 
 /// What a walk meets. The cursor stays at it until it is told to pass.
@@ -57,7 +58,7 @@ pub(crate) struct LostRecords {
     pub(crate) at: usize,
     pub(crate) indexes: Range<u32>,
     /// Where they were sought from.
-    pub(crate) offset: u64,
+    pub(crate) offset: Offset,
     /// Where the one behind them is, or is sought from.
-    pub(crate) next: u64,
+    pub(crate) next: Offset,
 }

@@ -29,7 +29,7 @@ pub(crate) use body::Body;
 pub(crate) use found::{Found, Lookup, LostRecords, Met, Spot};
 
 use crate::error::Result;
-use crate::format::address::Ordinal;
+use crate::format::address::{Offset, Ordinal};
 use crate::format::record;
 use crate::format::segment::Seal;
 use crate::format::slot::{self, Delay, Slot, State};
@@ -158,7 +158,7 @@ impl Backlog {
         // Where there is no record any more, a later look for it will see that.
         let offset = match Position::at(index).locate(mapped, slot, index + 1) {
             Located::At(offset, _) => offset,
-            Located::Lost { .. } => slot.offset.unwrap_or(0),
+            Located::Lost { .. } => slot.offset.unwrap_or(Offset::START),
         };
         Ok(Some((Spot { at, index }, Place { ordinal, index, offset, ..place })))
     }
@@ -191,7 +191,7 @@ impl Backlog {
         &self,
         spot: Spot,
         (seq, Slot { attempts, .. }, standing): (u64, Slot, Standing),
-        offset: u64,
+        offset: Offset,
         header: record::RecordHeader,
     ) -> Found {
         let ordinal = self.tracks[spot.at].ordinal();
@@ -210,7 +210,7 @@ impl Backlog {
         &mut self,
         spot: Spot,
         state: (State, u32),
-        record: Option<(u64, u32)>,
+        record: Option<(Offset, u32)>,
     ) -> Result<Stored> {
         let stored = self.tracks[spot.at].store(spot.index, state, record, self.run)?;
         if stored != Stored::WasSettled {
@@ -226,7 +226,7 @@ impl Backlog {
         &mut self,
         spot: Spot,
         state: (State, u32),
-        offset: u64,
+        offset: Offset,
     ) -> Result<&mut Track> {
         self.changes.note();
         let track = &mut self.tracks[spot.at];
@@ -251,7 +251,7 @@ impl Backlog {
 
     /// A message was found damaged and is settled as lost: tells of it. `offset`: where it was
     /// sought.
-    pub(super) fn note_loss(&mut self, spot: Spot, offset: u64) {
+    pub(super) fn note_loss(&mut self, spot: Spot, offset: Offset) {
         let (first, last) = self.seq_bounds.of(self.tracks[spot.at].records(), spot.index);
         self.losses.lose(first, last);
         self.list_damage(spot, offset, DamageKind::Corrupt);
@@ -262,12 +262,12 @@ impl Backlog {
     }
 
     /// Tells of damage that settles nothing.
-    pub(super) fn list_damage(&mut self, spot: Spot, offset: u64, kind: DamageKind) {
+    pub(super) fn list_damage(&mut self, spot: Spot, offset: Offset, kind: DamageKind) {
         let track = &mut self.tracks[spot.at];
         let (first, last) = self.seq_bounds.of(track.records(), spot.index);
         if !self.losses.has(first, kind) {
             let path = track.segment().path.clone();
-            self.losses.list(Damage { first, last, path, offset, kind });
+            self.losses.list(Damage { first, last, path, offset: offset.0, kind });
         }
     }
 

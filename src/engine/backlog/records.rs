@@ -9,6 +9,7 @@
 
 use super::map_numbers::MapNumbers;
 use crate::error::Result;
+use crate::format::address::Offset;
 use crate::format::record::RecordHeader;
 use crate::format::segment::{RECORDS_START, Seal};
 use crate::format::slot::Slot;
@@ -45,7 +46,7 @@ pub(crate) struct Records {
 #[derive(Clone, Copy, Debug)]
 struct End {
     count: u32,
-    tail: u64,
+    tail: Offset,
 }
 
 impl Records {
@@ -116,7 +117,7 @@ impl Records {
 
     /// Where they end, once the segment is no longer pushed to.
     #[inline]
-    pub(super) fn tail(&self) -> Option<u64> {
+    pub(super) fn tail(&self) -> Option<Offset> {
         self.end.map(|end| end.tail)
     }
 
@@ -165,7 +166,7 @@ impl Records {
 
     /// Bytes of all of them. `used`: as many, while the segment is pushed to.
     pub(super) fn bytes(&self, used: u64) -> u64 {
-        self.tail().map_or(used, |tail| tail.saturating_sub(RECORDS_START))
+        self.tail().map_or(used, |tail| tail.since(RECORDS_START))
     }
 
     /// The index of a message, if this segment has it.
@@ -281,7 +282,7 @@ pub(crate) struct Oldest {
     index: u32,
     slot: Slot,
     /// A settled one before it, and the offset of its record.
-    previous: Option<(u32, u64)>,
+    previous: Option<(u32, Offset)>,
 }
 
 impl Oldest {

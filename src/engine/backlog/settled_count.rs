@@ -5,6 +5,7 @@
 //! first. Reads without the map, which would keep the pages.
 
 use crate::error::Result;
+use crate::format::address::Offset;
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::Slot;
 use crate::format::standing::{Run, Standing};
@@ -26,7 +27,7 @@ pub(crate) struct SettledCount {
     /// Bytes of the records that are settled, as far as they are known; 0 for those that are not.
     bytes: u64,
     /// A settled record before `counted` whose end is not known yet.
-    open: Option<u64>,
+    open: Option<Offset>,
     was_touched: bool,
     /// Its slots could not be read: until they can, it is kept, whatever they say.
     is_unreadable: bool,
@@ -114,7 +115,7 @@ impl SettledCount {
         &mut self,
         segment: &Segment,
         numbering: Numbering,
-        tail: u64,
+        tail: Offset,
         run: Run,
     ) -> Result<Special> {
         if self.is_complete() {
@@ -152,7 +153,7 @@ impl SettledCount {
         &self,
         segment: &Segment,
         Numbering { first_seq, base_time, is_old }: Numbering,
-        tail: u64,
+        tail: Offset,
         step: u32,
     ) -> Result<(Vec<Numbered>, Settled)> {
         let Self { counted, end, open, .. } = *self;
@@ -203,15 +204,15 @@ struct Settled {
     count: u32,
     bytes: u64,
     /// Where the last one starts, if it is not known where it ends.
-    open: Option<u64>,
+    open: Option<Offset>,
 }
 
 impl Settled {
     /// The record behind the last settled one starts at `offset`, if that is known; else its header
     /// is read.
-    fn end(&mut self, offset: Option<u64>, segment: &Segment) -> Result<()> {
+    fn end(&mut self, offset: Option<Offset>, segment: &Segment) -> Result<()> {
         let Some(start) = self.open.take() else { return Ok(()) };
-        let len = match offset.and_then(|offset| offset.checked_sub(start)) {
+        let len = match offset.and_then(|offset| offset.checked_since(start)) {
             Some(len) => Some(len),
             None => segment.read_header_at(start)?.map(|header| header.record_len()),
         };

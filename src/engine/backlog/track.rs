@@ -10,7 +10,7 @@ use super::map_numbers::MapNumbers;
 use super::records::Records;
 use super::settled_count::{SettledCount, Special};
 use crate::error::Result;
-use crate::format::address::Ordinal;
+use crate::format::address::{Offset, Ordinal};
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::{Delay, SLOT, Slot, State};
 use crate::format::standing::Run;
@@ -229,7 +229,7 @@ impl Track {
         &mut self,
         index: u32,
         (state, attempts): (State, u32),
-        record: Option<(u64, u32)>,
+        record: Option<(Offset, u32)>,
         run: Run,
     ) -> Result<Stored> {
         let mapped = self.map()?;
@@ -260,7 +260,7 @@ impl Track {
         &mut self,
         index: u32,
         (state, attempts): (State, u32),
-        offset: u64,
+        offset: Offset,
     ) -> Result<()> {
         debug_assert!(!matches!(state, State::Dead | State::Lost), "that is `store`'s to do");
         self.map()?.store_slot(index, Slot { state, attempts, offset: Some(offset) })?;

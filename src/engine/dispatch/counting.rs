@@ -9,7 +9,7 @@ use super::ledger::Ledger;
 use crate::engine::backlog::cursor::Cursor;
 use crate::engine::backlog::{LostRecords, Met, Spot};
 use crate::error::Result;
-use crate::format::address::Ordinal;
+use crate::format::address::{Offset, Ordinal};
 use crate::format::slot::State;
 use crate::format::standing::Standing;
 
@@ -99,7 +99,7 @@ impl Counting {
             match unfinished {
                 Unfinished::Unnumbered { ordinal, index } => {
                     if let Some(at) = at_ordinal(ledger, ordinal) {
-                        ledger.lose(Spot { at, index }, 0)?;
+                        ledger.lose(Spot { at, index }, Offset::START)?;
                     }
                 }
                 Unfinished::BadSlot { ordinal, index } => {
@@ -137,7 +137,7 @@ impl Counting {
             Met::OldSegment(at) => ledger.backlog().skip_settled(at, cursor)?,
             Met::BadSlot(spot) => ledger.backlog_mut().rebuild_slot(spot)?,
             Met::Unnumbered(spot) => {
-                ledger.lose(spot, 0)?;
+                ledger.lose(spot, Offset::START)?;
                 cursor.pass(None);
             }
             Met::Lost(LostRecords { at, indexes, offset, next }) => {

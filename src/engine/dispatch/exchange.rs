@@ -1,6 +1,7 @@
 //! What goes between dispatch and a consumer: what is chosen, what is leased, what is answered.
 
 use crate::engine::backlog::{Body, Found};
+use crate::format::address::Offset;
 use crate::format::record::RecordHeader;
 use crate::format::slot::State;
 use crate::leases::{Place, Ticket};
@@ -48,7 +49,7 @@ pub(crate) struct Leased {
     pub(crate) ticket: Ticket,
     pub(crate) seq: u64,
     pub(crate) attempts: u32,
-    pub(crate) offset: u64,
+    pub(crate) offset: Offset,
     pub(crate) pushed_at: Time,
     pub(crate) body: Body,
     pub(crate) header: RecordHeader,

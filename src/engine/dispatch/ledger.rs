@@ -17,6 +17,7 @@ use crate::engine::backlog::{Backlog, Found, Lookup, Spot};
 use crate::engine::context::Context;
 use crate::engine::waiters::Waiters;
 use crate::error::{Error, Result};
+use crate::format::address::Offset;
 use crate::format::extension::Verified;
 use crate::format::slot::{Delay, Slot, State};
 use crate::format::standing::Standing;
@@ -167,7 +168,7 @@ impl Ledger {
 
     /// Settles a message that is damaged, wherever it is; false if it was settled already.
     /// `offset`: where its record is, or was sought.
-    pub(crate) fn lose(&mut self, spot: Spot, offset: u64) -> Result<bool> {
+    pub(crate) fn lose(&mut self, spot: Spot, offset: Offset) -> Result<bool> {
         let seq = self.backlog.track_at(spot.at).records().seq(spot.index)?;
         let stored = self.backlog.store(spot, (State::Lost, 0), None)?;
         if let Some(seq) = seq {

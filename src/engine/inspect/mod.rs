@@ -20,7 +20,7 @@ use super::reclaim::Reclaim;
 use super::signal::DispatchLock;
 use crate::distribution::Distribution;
 use crate::error::{Error, Result};
-use crate::format::address::Ordinal;
+use crate::format::address::{Offset, Ordinal};
 use crate::format::extension::Verified;
 use crate::format::record;
 use crate::format::slot::State;
@@ -99,7 +99,7 @@ struct Unverified {
     due: Option<Time>,
     pushed_at: Time,
     header: record::RecordHeader,
-    offset: u64,
+    offset: Offset,
     body: Body,
 }
 
@@ -395,7 +395,7 @@ impl Inspect {
 struct Known {
     mapped: Arc<crate::log::sealed::Mapped>,
     index: u32,
-    slot_offset: Option<u64>,
+    slot_offset: Option<Offset>,
     attempts: u32,
     base_time: Time,
     due: Option<Time>,

@@ -28,7 +28,7 @@ use crate::engine::backlog::track::Track;
 use crate::engine::context::{Context, SOON};
 use crate::engine::signal::DispatchLock;
 use crate::error::{Error, Result};
-use crate::format::address::Ordinal;
+use crate::format::address::{Offset, Ordinal};
 use crate::format::bytes::to_u64;
 use crate::log::copy::{CopyWriter, Finished};
 use crate::log::merge::CopySource;
@@ -174,7 +174,7 @@ impl Compactor {
         match stepped {
             Ok((Step::More, used)) => {
                 let written = job.run.copy().written();
-                if trigger == Trigger::Idle && written >= job.synced + STEP {
+                if trigger == Trigger::Idle && written.since(job.synced) >= STEP {
                     if let Err(error) = job.run.copy().sync() {
                         self.give_up(job.run, None);
                         return Err(error);
@@ -314,7 +314,7 @@ impl Compactor {
         };
         Ok(Job {
             run: CopyJob::new(sources.to_vec(), copy?, self.context.run.first_seq),
-            synced: 0,
+            synced: Offset::START,
         })
     }
 
@@ -344,7 +344,7 @@ impl Compactor {
     fn give_up(&self, run: CopyJob, upkeep: Option<&mut Upkeep>) {
         let (ordinal, size) = (run.copy().ordinal(), run.copy().size());
         // Relaxed: a number by itself. What was written was written.
-        self.compacted_bytes.fetch_add(run.copy().written(), Ordering::Relaxed);
+        self.compacted_bytes.fetch_add(run.copy().written().0, Ordering::Relaxed);
         self.release_sources(run.sources(), true);
         let discarded = run.discard(&*self.context.storage);
         self.appender.end_copy();

@@ -1,6 +1,7 @@
 //! Copies: what each is made for, how far it has got, what came of it.
 
 use crate::compaction::copy_job::CopyJob;
+use crate::format::address::Offset;
 use std::time::Instant;
 
 /// What is copied at the moment, and when it goes on.
@@ -14,8 +15,8 @@ pub(super) struct Compaction {
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) run: CopyJob,
-    /// Bytes of the copy that are synced.
-    pub(super) synced: u64,
+    /// The copy is synced up to here.
+    pub(super) synced: Offset,
 }
 
 /// What a copy is made for, and so what may be copied.

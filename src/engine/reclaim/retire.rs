@@ -12,7 +12,7 @@ use crate::engine::context::Context;
 use crate::engine::signal::DispatchLock;
 use crate::engine::space::CHECKPOINT_ROOM;
 use crate::error::{Error, Result};
-use crate::format::address::Ordinal;
+use crate::format::address::{Offset, Ordinal};
 use crate::format::bytes::to_u64;
 use crate::format::checkpoint::{Checkpoint, Listed};
 use crate::format::name;
@@ -319,7 +319,7 @@ impl Retirer {
             }
             Err(error) => {
                 upkeep.leave(segment.name.clone(), size);
-                Err(segment.error("remove segment", 0, error))
+                Err(segment.error("remove segment", Offset::START, error))
             }
         }
     }

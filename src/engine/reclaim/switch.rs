@@ -11,6 +11,7 @@ use crate::engine::backlog::track::Track;
 use crate::engine::dispatch::{Dispatch, Ledger};
 use crate::engine::signal::DispatchLock;
 use crate::error::{Error, Result};
+use crate::format::address::Offset;
 use crate::format::slot::State;
 use crate::format::standing::{Run, Standing};
 use crate::io::Access;
@@ -140,12 +141,12 @@ fn settle_finding(ledger: &mut Ledger, finding: Finding) -> Result<()> {
 
 /// Notes that a damaged message is lost, wherever it waits. Fails if the message may be in flight:
 /// a consumer may have a copy of its payload.
-fn lose_copied(ledger: &mut Ledger, spot: Spot, offset: u64) -> Result<()> {
+fn lose_copied(ledger: &mut Ledger, spot: Spot, offset: Offset) -> Result<()> {
     if ledger.may_be_in_flight(spot)? {
         let path = ledger.backlog().track_at(spot.at).segment().path.clone();
         let reason = "a message that may be in flight is damaged; once it is answered, its \
                       segment can be compacted";
-        return Err(Error::Corrupt { operation: "compact", path, offset, reason });
+        return Err(Error::Corrupt { operation: "compact", path, offset: offset.0, reason });
     }
     ledger.lose(spot, offset).map(|_| ())
 }
@@ -159,7 +160,7 @@ fn rebuild_if_bad(ledger: &mut Ledger, spot: Spot) -> Result<()> {
 }
 
 /// Settles a transient message of an earlier run, whose record is at `offset`.
-fn settle_outlived(ledger: &mut Ledger, spot: Spot, offset: u64) -> Result<()> {
+fn settle_outlived(ledger: &mut Ledger, spot: Spot, offset: Offset) -> Result<()> {
     let status = ledger.status(spot)?;
     let header = ledger.backlog().track_at(spot.at).map()?.header(offset, spot.index);
     let Some((header, seq)) = header.zip(status.seq) else { return Ok(()) };
