@@ -229,6 +229,8 @@ impl Engine {
         // Whatever the result: nothing is stored from here on, and the directory is free.
         let finished = self.reclaim.retirer().finish_run(synced.is_ok());
         self.appender.clear();
+        // No round of syncs begins any more; one that is under way may have seals to store.
+        drop(self.commit.lead_when_free());
         self.dispatch.lock().clear();
         self.context.waiters.wake_all();
         *self.lock.lock() = None;

@@ -44,6 +44,24 @@ fn a_waiting_message_is_not_taken_for_settled_while_the_queue_is_closed() {
     }
 }
 
+/// A thread had synced a full segment, and was about to store its seal. `close` found that all was
+/// durable, and returned; the seal was stored when another process might have the queue open.
+#[test]
+fn no_segment_is_sealed_once_close_has_returned() {
+    let (storage, watch) = watched(Arc::new(MemoryStorage::new()));
+    let queue = on(storage).background(false).open("queue").unwrap();
+    // The first segment is full.
+    (0..8).for_each(|_| assert!(queue.push(&[1; 9000]).is_ok()));
+    let for_sync = queue.clone();
+    let (hold, syncing) = watch.hold(Op::Store, "", move || for_sync.sync());
+    let closing = call(move || queue.close());
+    closing.asleep();
+    assert!(!closing.is_over(), "close returned, and a seal is about to be stored");
+    drop(hold);
+    syncing.result("sync").unwrap();
+    closing.result("close").unwrap();
+}
+
 /// A queue with one dead letter, and the result of a call that is made while a handle of the dead
 /// letters is in the middle of closing them.
 fn while_dead_letters_close<T: Send + 'static>(

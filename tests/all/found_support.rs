@@ -111,6 +111,8 @@ pub(crate) enum Op {
     Read,
     /// Bytes, or a word, loaded from a region.
     Load,
+    /// Bytes stored to a region.
+    Store,
     /// A word stored to a region.
     StoreWord,
 }
@@ -282,6 +284,7 @@ impl StorageFile for Watched<dyn StorageFile> {
 
 impl Region for Watched<dyn Region> {
     fn store(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.pass(Op::Store);
         self.inner.store(offset, bytes)
     }
     fn load(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {

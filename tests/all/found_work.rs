@@ -1,14 +1,15 @@
 //! The work of one push, dead letters after a power cut, and calls that meet a close: what a
 //! review of the rebuilt engine found or checked. Each test is a story that went wrong, or nearly.
 
-use crate::found_support::{Op, Watch, ms, on, watched};
+use crate::found_hooks::{self, Gate, OpenAtEnd, Watched};
+use crate::found_support::{Op, Watch, call, ms, on, soon, watched};
 use crate::support::{Dice, cases};
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage, Storage};
-use keepq::{Compaction, Delivery, Durability, Options, Overflow, Queue};
+use keepq::{Compaction, Delivery, Durability, Message, Options, Overflow, Queue};
 use std::collections::BTreeMap;
 use std::mem::forget;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
@@ -257,4 +258,86 @@ fn no_file_changes_once_close_has_returned() {
             assert!(left == files(&disk), "seed {seed}: a file has changed");
         });
     }
+}
+
+/// A call that meets a close; it may fail. The deliveries are of messages in flight.
+type Step = (&'static str, fn(&Queue, Vec<Delivery>));
+
+const STEPS: [Step; 14] = [
+    ("push", |queue, _| drop(queue.push(&[1; 9000]))),
+    ("push_batch", |queue, _| drop(queue.push_batch([&[1; 9000], &[2; 9000]]))),
+    ("pushes", |queue, _| (0..12).for_each(|_| drop(queue.push(&[1; 9000])))),
+    ("pop", |queue, _| drop(queue.pop())),
+    ("ack", |_, mut held| drop(held.remove(0).ack())),
+    ("nack", |_, mut held| drop(held.remove(0).nack_after(ms(1000)))),
+    ("reject", |_, mut held| drop(held.remove(0).reject("no"))),
+    ("drop", |_, held| drop(held)),
+    ("sync", |queue, _| drop(queue.sync())),
+    ("maintain", |queue, held| drop((queue.ack_batch(held), queue.maintain()))),
+    ("compact", |queue, held| drop((queue.ack_batch(held), queue.compact()))),
+    ("purge", |queue, _| drop(queue.purge())),
+    ("redrive", |queue, _| drop(queue.redrive(9))),
+    ("a dead letter", |queue, _| {
+        let letter = queue.dead_letters().and_then(|dead| dead.pop());
+        drop(letter.ok().flatten().map(Delivery::ack));
+    }),
+];
+
+/// Holds up the change number `at` that a step makes to its storage, closes the queue meanwhile,
+/// and tells whether a file changed once `close` had returned; `None` if there is no such change.
+fn changes_after_close(step: Step, durability: Durability, at: u64) -> Option<bool> {
+    use found_hooks::Op::{Map, Open, Read};
+    let disk = Arc::new(MemoryStorage::new());
+    let storage = Watched::around(disk.clone());
+    let queue = options(storage.clone()).durability(durability).open("queue").unwrap();
+    let messages = (0..40).map(|_| Message::new(&[1; 9000]).durability(Durability::Os));
+    messages.for_each(|message| assert!(queue.push(message).is_ok()));
+    for job in queue.pop_batch(2).unwrap() {
+        job.reject("no").unwrap();
+    }
+    queue.maintain().unwrap();
+    queue.pop().unwrap().unwrap().reject("no").unwrap();
+    let mut held = queue.pop_batch(30).unwrap();
+    let _left = held.split_off(27);
+    let (gate, test, calls) = (Gate::closed(), thread::current().id(), AtomicU64::new(0));
+    let (_end, for_calls) = (OpenAtEnd(Arc::clone(&gate)), Arc::clone(&gate));
+    storage.rule(move |call| {
+        let is_change = ![Map, Open, Read].contains(&call.op) && thread::current().id() != test;
+        if is_change && calls.fetch_add(1, SeqCst) == at {
+            for_calls.pass();
+        }
+        Ok(())
+    });
+    let for_step = queue.clone();
+    let working = call(move || step.1(&for_step, held));
+    assert!(soon(|| working.is_over() || gate.has_waiting()));
+    if working.is_over() {
+        return None;
+    }
+    let closing = call(move || queue.close());
+    closing.asleep();
+    let left = closing.is_over().then(|| files(&disk));
+    gate.open();
+    closing.result("close").unwrap();
+    let left = left.unwrap_or_else(|| files(&disk));
+    working.result("the call during the close");
+    Some(left != files(&disk))
+}
+
+/// The same, whatever change a call is about to make when the queue is closed. A seal was stored
+/// after that: of a segment that a redrive had synced.
+#[test]
+fn no_file_changes_once_close_has_returned_whatever_was_under_way() {
+    let (mut changes, mut wrong) = (0, Vec::new());
+    for step in STEPS {
+        for durability in [Durability::Os, Durability::Always] {
+            for at in 0.. {
+                let Some(is_wrong) = changes_after_close(step, durability, at) else { break };
+                wrong.extend(is_wrong.then(|| format!("{}, {durability:?}, {at}", step.0)));
+                changes += 1;
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "changed after close: {wrong:?}");
+    assert!(changes > 200, "{changes} changes");
 }
