@@ -173,7 +173,7 @@ impl Delivery {
     /// Gives the work this much time from now on, if
     /// [`Options::visibility_timeout`](crate::Options::visibility_timeout) limits it; otherwise
     /// does nothing. This works after the lease has run out, too, until the message is handed out
-    /// again. A time of zero ends the lease.
+    /// again. A time of zero ends the lease; 8 years is the longest.
     ///
     /// ```
     /// use std::time::Duration;
@@ -193,8 +193,13 @@ impl Delivery {
     /// [`Error::LeaseExpired`](crate::Error::LeaseExpired) if the lease ran out, and either the
     /// message was handed out again, settled or given up since, or
     /// [`Options::max_in_flight`](crate::Options::max_in_flight) other messages are in flight now;
+    /// [`Error::InvalidOption`](crate::Error::InvalidOption) if the time is too long;
     /// [`Error::Closed`](crate::Error::Closed) if the queue was closed.
     pub fn extend(&self, time: Duration) -> Result<()> {
+        if time > MAX_DELAY {
+            let given = format!("{time:?}");
+            return Err(Error::invalid_option("Delivery::extend", given, "up to 8 years"));
+        }
         self.open.engine().consumers().extend(self.taken.key, time)
     }
 
@@ -263,7 +268,7 @@ impl fmt::Debug for Delivery {
 }
 
 /// Where a dead letter comes from and why it died, from [`Delivery::dead_letter`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeadLetter<'a> {
     origin: Origin<'a>,
@@ -319,6 +324,18 @@ impl<'a> DeadLetter<'a> {
     #[must_use]
     pub fn reason(&self) -> &'a str {
         self.origin.reason
+    }
+}
+
+impl fmt::Debug for DeadLetter<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeadLetter")
+            .field("seq", &self.seq())
+            .field("pushed_at", &self.pushed_at())
+            .field("attempts", &self.attempts())
+            .field("cause", &self.cause())
+            .field("reason", &self.reason())
+            .finish()
     }
 }
 

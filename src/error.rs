@@ -116,13 +116,14 @@ pub enum Error {
         /// The message.
         seq: Seq,
     },
-    /// The options switch off what was asked for.
-    #[error("{operation}: switched off by Options::{option}; change that option")]
+    /// The options switch off what was asked for, or a queue of dead letters was asked for its own
+    /// dead letters.
+    #[error("{operation}: {reason}")]
     Disabled {
         /// What was asked for.
         operation: &'static str,
-        /// The option.
-        option: &'static str,
+        /// Why it is not there, and what to do.
+        reason: &'static str,
     },
     /// The queue was closed, by this or another handle.
     #[error("the queue is closed; open it again")]

@@ -105,9 +105,13 @@ impl OpenQueue {
     ///
     /// [`Error::Disabled`] if there are none.
     fn letters(&self) -> Result<&DeadLetters> {
-        self.dead_letters
-            .as_ref()
-            .ok_or(Error::Disabled { operation: "dead letters", option: "dead_letters(false)" })
+        let reason = if self.is_of_dead_letters {
+            "these are dead letters, and have none of their own; call it on the queue that they \
+             come from"
+        } else {
+            "switched off by Options::dead_letters(false); change that option"
+        };
+        self.dead_letters.as_ref().ok_or(Error::Disabled { operation: "dead letters", reason })
     }
 
     /// The queue of dead letters.

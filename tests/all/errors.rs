@@ -8,6 +8,7 @@ use std::error::Error as _;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What the text of an error says, all of it.
 #[track_caller]
@@ -360,4 +361,37 @@ fn a_directory_that_must_not_be_written_is_named() {
         says(&error, &["create directory", name(&sealed.join("q"))]);
         assert!(!sealed.join("q").exists());
     }
+}
+
+/// `nack_after` refused what `extend` took: a time that no lease can have.
+#[test]
+fn a_lease_is_not_extended_beyond_eight_years() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Queue::options().visibility_timeout(Duration::from_secs(60));
+    let queue = options.open(dir.path().join("q")).unwrap();
+    queue.push("a").unwrap();
+    let job = queue.pop().unwrap().unwrap();
+    let year = Duration::from_secs(365 * 24 * 3600);
+    for time in [100 * year, Duration::MAX] {
+        let error = job.extend(time).unwrap_err();
+        assert!(matches!(error, Error::InvalidOption { .. }), "{error}");
+        assert!(error.to_string().contains("Delivery::extend"), "{error}");
+    }
+    job.extend(8 * year).unwrap();
+    job.ack().unwrap();
+}
+
+/// A queue of dead letters said that an option of its queue had switched its own dead letters off.
+#[test]
+fn a_queue_of_dead_letters_says_why_it_has_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = Queue::open(dir.path().join("q")).unwrap();
+    queue.push("a").unwrap();
+    queue.pop().unwrap().unwrap().reject("no").unwrap();
+    let dead = queue.dead_letters().unwrap();
+    let told = dead.redrive(1).unwrap_err().to_string();
+    assert!(told.contains("dead letters") && !told.contains("Options::"), "{told}");
+    let letter = dead.pop_wait().unwrap();
+    let shown = format!("{:?}", letter.dead_letter().unwrap());
+    assert!(shown.contains("cause: Rejected") && shown.contains("attempts: 1"), "{shown}");
 }
