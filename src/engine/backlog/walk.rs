@@ -7,7 +7,7 @@ use super::cursor::Cursor;
 use super::track::Track;
 use super::{Backlog, LostRecords, Met, Spot};
 use crate::error::Result;
-use crate::format::address::Offset;
+use crate::format::address::{Index, Offset};
 use crate::format::standing::Standing;
 use crate::log::sealed::Located;
 
@@ -92,16 +92,16 @@ impl Backlog {
 
 /// The first index from `index` on whose slot is not settled, and the last settled one before it
 /// with its offset.
-fn first_unsettled(track: &Track, mut index: u32) -> Result<(u32, Option<(u32, Offset)>)> {
+fn first_unsettled(track: &Track, mut index: Index) -> Result<(Index, Option<(Index, Offset)>)> {
     let mut previous = None;
-    let end = track.count().unwrap_or(index);
+    let end = track.count().map_or(index, Index);
     while index < end {
         let number = READ.min(end - index);
         for (at, slot, _) in track.segment().read_slots(index, number, track.base_time())? {
             match slot {
                 Some(slot) if slot.is_settled(track.records().is_old()) => {
                     previous = slot.offset.map(|offset| (at, offset)).or(previous);
-                    index = at + 1;
+                    index = at.next();
                 }
                 _ => return Ok((index, previous)),
             }
