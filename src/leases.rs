@@ -6,7 +6,7 @@
 //! end a lease takes a few steps, however many leases there are, because those that were not
 //! extended run out in the order in which they began.
 
-use crate::format::address::{Offset, Ordinal};
+use crate::format::address::{Index, Offset, Ordinal};
 use crate::time::Time;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +24,7 @@ pub(crate) struct Ticket {
 pub(crate) struct Place {
     pub(crate) seq: u64,
     pub(crate) ordinal: Ordinal,
-    pub(crate) index: u32,
+    pub(crate) index: Index,
     pub(crate) offset: Offset,
     /// The delivery that is under way is counted.
     pub(crate) attempts: u32,
@@ -257,7 +257,7 @@ mod tests {
         Place {
             seq,
             ordinal: Ordinal(1),
-            index: 0,
+            index: Index::FIRST,
             offset: Offset(4096),
             attempts: 1,
             bytes: 0,

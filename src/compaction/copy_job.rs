@@ -7,7 +7,7 @@
 
 use super::plan::Choice;
 use crate::error::Result;
-use crate::format::address::{Offset, Ordinal};
+use crate::format::address::{Index, Offset, Ordinal};
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::{Slot, State};
 use crate::io::Storage;
@@ -26,11 +26,11 @@ const STEP: u32 = 4096;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Finding {
     /// Records `from..to` are damaged, or were not found from this offset on.
-    Lost { ordinal: Ordinal, from: u32, to: u32, offset: Offset },
+    Lost { ordinal: Ordinal, from: Index, to: Index, offset: Offset },
     /// A slot is damaged.
-    BadSlot { ordinal: Ordinal, index: u32 },
+    BadSlot { ordinal: Ordinal, index: Index },
     /// A transient message of an earlier run.
-    Outlived { ordinal: Ordinal, index: u32, offset: Offset },
+    Outlived { ordinal: Ordinal, index: Index, offset: Offset },
 }
 
 /// How a step ended.
@@ -61,9 +61,9 @@ pub(crate) struct CopyJob {
 struct Reading {
     window: Arc<Window>,
     mapped: Mapped,
-    index: u32,
+    index: Index,
     offset: Offset,
-    previous: Option<(u32, Offset)>,
+    previous: Option<(Index, Offset)>,
 }
 
 impl Reading {
@@ -71,7 +71,7 @@ impl Reading {
         let window = source.segment.window();
         let region = Arc::clone(&window);
         let mapped = Mapped { segment: Arc::clone(&source.segment), region };
-        Self { window, mapped, index: 0, offset: RECORDS_START, previous: None }
+        Self { window, mapped, index: Index::FIRST, offset: RECORDS_START, previous: None }
     }
 
     /// Finds the next record, whose slot this is.
@@ -79,7 +79,7 @@ impl Reading {
     /// # Errors
     ///
     /// If something could not be read on the way: what looks like damage then may be none.
-    fn locate(&self, slot: Slot, index: u32, end_index: u32) -> Result<Located> {
+    fn locate(&self, slot: Slot, index: Index, end_index: Index) -> Result<Located> {
         let located = self.mapped.locate(slot, index, end_index, self.offset, self.previous);
         match self.window.take_error() {
             None => Ok(located),
@@ -129,7 +129,7 @@ impl CopyJob {
                 self.copy.rewind(self.before);
                 return Ok((Step::Done(self.at), used));
             }
-            if reading.index < source.count {
+            if reading.index < Index(source.count) {
                 self.reading = Some(reading);
             } else {
                 (self.at, self.before) = (self.at + 1, self.copy.progress());
@@ -141,7 +141,7 @@ impl CopyJob {
     /// Copies the unsettled messages among some slots, until `most` bytes are written; false if
     /// there is no room for one of them.
     fn copy_some(&mut self, source: &CopySource, reading: &mut Reading, most: u64) -> Result<bool> {
-        let number = STEP.min(source.count.saturating_sub(reading.index));
+        let number = STEP.min(Index(source.count).since(reading.index));
         if number == 0 {
             return Ok(true);
         }
@@ -175,14 +175,14 @@ impl CopyJob {
     ) -> Result<bool> {
         let ordinal = source.segment.header.ordinal;
         let is_old = seq.is_none_or(|seq| seq < self.first_new);
-        reading.index = index + 1;
+        reading.index = index.next();
         if let Some(slot) = slot.filter(|slot| slot.is_settled(is_old)) {
             reading.previous = slot.offset.map(|offset| (index, offset)).or(reading.previous);
             return Ok(true);
         }
         let Some(seq) = seq else {
             let offset = slot.and_then(|slot| slot.offset).unwrap_or(Offset::START);
-            self.findings.push(Finding::Lost { ordinal, from: index, to: index + 1, offset });
+            self.findings.push(Finding::Lost { ordinal, from: index, to: index.next(), offset });
             return Ok(true);
         };
         if slot.is_none() {
@@ -190,10 +190,10 @@ impl CopyJob {
         }
         // A damaged slot is rebuilt like this.
         let slot = slot.unwrap_or(Slot { state: State::Delivered, attempts: 1, offset: None });
-        let (offset, header) = match reading.locate(slot, index, source.count)? {
+        let (offset, header) = match reading.locate(slot, index, Index(source.count))? {
             Located::At(offset, header) => (offset, header),
             Located::Lost { end_index, next } => {
-                let (from, to) = (index, end_index.max(index + 1));
+                let (from, to) = (index, end_index.max(index.next()));
                 self.findings.push(Finding::Lost { ordinal, from, to, offset: next });
                 (reading.index, reading.offset, reading.previous) = (to, next, None);
                 return Ok(true);
@@ -210,7 +210,12 @@ impl CopyJob {
             Copied::Yes => Ok(true),
             Copied::NoRoom => Ok(false),
             Copied::Damaged => {
-                self.findings.push(Finding::Lost { ordinal, from: index, to: index + 1, offset });
+                self.findings.push(Finding::Lost {
+                    ordinal,
+                    from: index,
+                    to: index.next(),
+                    offset,
+                });
                 Ok(true)
             }
         }
@@ -288,7 +293,11 @@ mod tests {
         ];
         active.append(&drafts, 0, Time(1000)).unwrap();
         let scanned = scan(&segment, Activation { first_seq: 7, base_time: Time(1000) }).unwrap();
-        assert_eq!((scanned.stretches.len(), scanned.stretches[0].end_index), (1, 2), "no gap");
+        assert_eq!(
+            (scanned.stretches.len(), scanned.stretches[0].end_index),
+            (1, Index(2)),
+            "no gap"
+        );
 
         let source = CopySource { segment, first_seq: 7, base_time: Time(1000), count: 2 };
         let target = header(Ordinal(2), 16 << 10);
@@ -301,7 +310,7 @@ mod tests {
         assert_eq!(count, 2);
         let region = segment.map(Access::Commits).unwrap();
         let copied = Mapped { segment, region };
-        let (offset, header) = copied.walk_to(1).unwrap();
+        let (offset, header) = copied.walk_to(Index(1)).unwrap();
         let body = copied.body(&header, offset);
         assert_eq!(body, [MUST_BE_KNOWN, b"newer"].concat());
         assert_eq!(header.verify(&body), Verified::Newer);

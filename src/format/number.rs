@@ -4,7 +4,7 @@
 //! one; the high 16 bits are a check. In a segment that is not compacted, the Seq follows from the
 //! index.
 
-use super::address::Offset;
+use super::address::{Index, Offset};
 use super::checksum::Key;
 
 /// Bytes of an entry.
@@ -17,21 +17,21 @@ const VALUE_MASK: u64 = (1 << 48) - 1;
 const PLACE: u64 = 1 << 33;
 
 /// The entry of record `index`, whose Seq is that of the first record plus `after_first`.
-pub(crate) fn encode(after_first: u64, key: Key, index: u32) -> u64 {
+pub(crate) fn encode(after_first: u64, key: Key, index: Index) -> u64 {
     let value = (after_first + 1) & VALUE_MASK;
     value | key.slot_check(PLACE | u64::from(index), value)
 }
 
 /// The difference between the Seq of record `index` and that of the first record; `None` if the
 /// word was not written to this place.
-pub(crate) fn decode(word: u64, key: Key, index: u32) -> Option<u64> {
+pub(crate) fn decode(word: u64, key: Key, index: Index) -> Option<u64> {
     let value = word & VALUE_MASK;
     let is_valid = key.slot_check(PLACE | u64::from(index), value) == word & !VALUE_MASK;
     value.checked_sub(1).filter(|_| is_valid)
 }
 
 /// Where the entry of record `index` lies in a segment whose table starts at `table`.
-pub(crate) fn offset(table: Offset, index: u32) -> Offset {
+pub(crate) fn offset(table: Offset, index: Index) -> Offset {
     table + NUMBER * u64::from(index)
 }
 
@@ -43,7 +43,7 @@ mod tests {
     proptest! {
         #[test]
         fn comes_back(after in 0..=MAX_SPAN, index: u32) {
-            let key = Key::new(&[3; 48]);
+            let (key, index) = (Key::new(&[3; 48]), Index(index));
             let word = encode(after, key, index);
             prop_assert_eq!(decode(word, key, index), Some(after));
             prop_assert_eq!(decode(0, key, index), None);

@@ -1,6 +1,6 @@
 //! A record: 24 bytes of header, then the body.
 
-use super::address::Offset;
+use super::address::{Index, Offset};
 use super::bytes::{put, to_u64, u16_at, u32_at, u64_at};
 use super::checksum::{Key, crc32};
 use super::extension::{self, Verified};
@@ -43,7 +43,7 @@ pub(crate) struct RecordHeader {
     pub(crate) flags: Flags,
     /// Encoded by [`encode_unsynced`].
     pub(crate) unsynced: u16,
-    pub(crate) index: u32,
+    pub(crate) index: Index,
     /// Encoded by [`encode_age`].
     pub(crate) age: u32,
 }
@@ -90,7 +90,7 @@ impl RecordHeader {
         put(&mut out, KIND, [KIND_MESSAGE]);
         put(&mut out, FLAGS, [self.flags.0]);
         put(&mut out, UNSYNCED, self.unsynced.to_le_bytes());
-        put(&mut out, INDEX, self.index.to_le_bytes());
+        put(&mut out, INDEX, self.index.0.to_le_bytes());
         put(&mut out, AGE, self.age.to_le_bytes());
         let check = key.check3(offset.0, words(&out));
         put(&mut out, 0, check.to_le_bytes());
@@ -113,7 +113,7 @@ impl RecordHeader {
             body_len,
             flags: Flags(from[FLAGS]),
             unsynced: u16_at(from, UNSYNCED),
-            index: u32_at(from, INDEX),
+            index: Index(u32_at(from, INDEX)),
             age: u32_at(from, AGE),
         })
     }
@@ -189,7 +189,7 @@ mod tests {
 
     fn header() -> RecordHeader {
         let flags = Flags::default().more(true);
-        RecordHeader { body_check: 1, body_len: 100, flags, unsynced: 3, index: 4, age: 5 }
+        RecordHeader { body_check: 1, body_len: 100, flags, unsynced: 3, index: Index(4), age: 5 }
     }
 
     #[test]

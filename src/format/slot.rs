@@ -1,7 +1,7 @@
 //! A slot: the state of one message, and the time before which it must not be handed out. It is two
 //! words, each written with one store.
 
-use super::address::Offset;
+use super::address::{Index, Offset};
 use super::checksum::Key;
 use super::{PAGE, record};
 use crate::time::{Millis, Time};
@@ -50,7 +50,7 @@ impl Slot {
     /// The meaning of a slot that was never written.
     pub(crate) const UNTOUCHED: Self = Self { state: State::Ready, attempts: 0, offset: None };
 
-    pub(crate) fn encode(self, key: Key, index: u32) -> u64 {
+    pub(crate) fn encode(self, key: Key, index: Index) -> u64 {
         let state: u64 = match self.state {
             State::Ready => 0,
             State::Delivered => 1,
@@ -66,7 +66,7 @@ impl Slot {
     }
 
     /// `None` if the word is not one that was written to this slot.
-    pub(crate) fn decode(word: u64, key: Key, index: u32) -> Option<Self> {
+    pub(crate) fn decode(word: u64, key: Key, index: Index) -> Option<Self> {
         if word == 0 {
             return Some(Self::UNTOUCHED);
         }
@@ -117,7 +117,7 @@ pub(crate) const MAX_DELAY: u64 = 255 << 30;
 
 impl Delay {
     /// `base_time`: of the segment.
-    pub(crate) fn encode(self, base_time: Time, key: Key, index: u32) -> u64 {
+    pub(crate) fn encode(self, base_time: Time, key: Key, index: Index) -> u64 {
         let due = self.due.since(base_time).0.min(DUE_MASK);
         // Never 0, or else a delay that ends at the base time would look like none.
         let given = encode_given(self.given.0.clamp(1, MAX_DELAY));
@@ -126,7 +126,7 @@ impl Delay {
     }
 
     /// `None` if there is none, or if the word is not one that was written to this slot.
-    pub(crate) fn decode(word: u64, base_time: Time, key: Key, index: u32) -> Option<Self> {
+    pub(crate) fn decode(word: u64, base_time: Time, key: Key, index: Index) -> Option<Self> {
         if word == 0 {
             return None;
         }
@@ -173,12 +173,12 @@ pub(crate) fn is_later(one: (Slot, Option<Delay>), other: (Slot, Option<Delay>))
 }
 
 /// Offset of the slot with this index in a segment of this size.
-pub(crate) fn offset(segment_size: u64, index: u32) -> Offset {
+pub(crate) fn offset(segment_size: u64, index: Index) -> Offset {
     Offset((segment_size - PAGE).saturating_sub(SLOT * (u64::from(index) + 1)))
 }
 
 /// Offset of the second word of that slot.
-pub(crate) fn delay_offset(segment_size: u64, index: u32) -> Offset {
+pub(crate) fn delay_offset(segment_size: u64, index: Index) -> Offset {
     offset(segment_size, index) + SLOT / 2
 }
 
@@ -187,6 +187,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const INDEX: Index = Index(5);
     const STATES: [State; 6] =
         [State::Ready, State::Delivered, State::Dying, State::Dead, State::Lost, State::Transient];
 
@@ -198,7 +199,7 @@ mod tests {
             offset in 1..=OFFSET_MASK,
             index: u32,
         ) {
-            let key = Key::new(&[3; 48]);
+            let (key, index) = (Key::new(&[3; 48]), Index(index));
             let offset = Some(Offset(offset * record::ALIGN));
             let slot = Slot { state: STATES[state], attempts, offset };
             let word = slot.encode(key, index);
@@ -217,7 +218,7 @@ mod tests {
             given in 1..=MAX_DELAY,
             index: u32,
         ) {
-            let key = Key::new(&[3; 48]);
+            let (key, index) = (Key::new(&[3; 48]), Index(index));
             let base = Time(base);
             let delay = Delay { due: base + Millis(after), given: Millis(given) };
             let word = delay.encode(base, key, index);
@@ -239,8 +240,8 @@ mod tests {
     #[test]
     fn no_delay_is_zero_and_none_is_shorter_than_given() {
         let key = Key::new(&[3; 48]);
-        assert_eq!(Delay::decode(0, Time(7), key, 5), None);
-        assert_ne!(Delay { due: Time(7), given: Millis(0) }.encode(Time(7), key, 5), 0);
+        assert_eq!(Delay::decode(0, Time(7), key, INDEX), None);
+        assert_ne!(Delay { due: Time(7), given: Millis(0) }.encode(Time(7), key, INDEX), 0);
         for given in (1..4096).chain((0..8000).map(|n| MAX_DELAY - n * 33_333_333)) {
             let told = decode_given(encode_given(given));
             assert!((given..=given + given / 128 + 1).contains(&told), "{given} {told}");
@@ -251,11 +252,11 @@ mod tests {
     #[test]
     fn zero_is_ready_and_attempts_saturate() {
         let key = Key::new(&[3; 48]);
-        assert_eq!(Slot::decode(0, key, 5), Some(Slot::UNTOUCHED));
-        assert_eq!(Slot::UNTOUCHED.encode(key, 5), 0);
+        assert_eq!(Slot::decode(0, key, INDEX), Some(Slot::UNTOUCHED));
+        assert_eq!(Slot::UNTOUCHED.encode(key, INDEX), 0);
         let many = Slot { state: State::Delivered, attempts: u32::MAX, offset: Some(Offset(4096)) };
-        let told = Slot::decode(many.encode(key, 5), key, 5).map(|slot| slot.attempts);
+        let told = Slot::decode(many.encode(key, INDEX), key, INDEX).map(|slot| slot.attempts);
         assert_eq!(told, Some(MAX_ATTEMPTS));
-        assert_eq!(offset(1 << 20, 0), Offset((1 << 20) - 4096 - 16));
+        assert_eq!(offset(1 << 20, Index::FIRST), Offset((1 << 20) - 4096 - 16));
     }
 }

@@ -8,7 +8,7 @@ use super::Segment;
 use super::waypoints::Waypoints;
 use crate::error::{Error, Result};
 use crate::format::PAGE;
-use crate::format::address::Offset;
+use crate::format::address::{Index, Offset};
 use crate::format::bytes::to_u64;
 use crate::format::checksum::crc32_of_both;
 use crate::format::record::{self, Flags, RecordHeader};
@@ -93,7 +93,7 @@ pub(crate) struct Active {
     tail: Offset,
     count: u32,
     /// The first record that is a waypoint and was not noted as one.
-    next_waypoint: u32,
+    next_waypoint: Index,
     /// Bytes that failed batches left behind the tail, and that could not be erased yet.
     remains: Vec<Remains>,
 }
@@ -115,7 +115,7 @@ impl Active {
             base_time: now,
             tail: RECORDS_START,
             count: 0,
-            next_waypoint: 0,
+            next_waypoint: Index::FIRST,
             remains: Vec::new(),
         })
     }
@@ -174,7 +174,7 @@ impl Active {
     /// are not known to be durable.
     pub(crate) fn append(&mut self, drafts: &[Draft<'_>], unsynced: u64, now: Time) -> Result<()> {
         let age = record::encode_age(now, self.base_time).unwrap_or(u32::MAX);
-        let (mut tail, mut index, mut unsynced) = (self.tail, self.count, unsynced);
+        let (mut tail, mut index, mut unsynced) = (self.tail, Index(self.count), unsynced);
         let last = drafts.len().saturating_sub(1);
         for (position, draft) in drafts.iter().enumerate() {
             let header = RecordHeader {
@@ -195,14 +195,14 @@ impl Active {
                 return Err(error);
             }
             tail = tail + header.record_len();
-            index += 1;
+            index = index.next();
             unsynced += 1;
         }
         if index > self.next_waypoint {
             self.note_waypoints(drafts);
             self.next_waypoint = Waypoints::next_after(index);
         }
-        (self.tail, self.count) = (tail, index);
+        (self.tail, self.count) = (tail, index.0);
         Ok(())
     }
 
@@ -210,7 +210,7 @@ impl Active {
     #[cold]
     fn note_waypoints(&self, drafts: &[Draft<'_>]) {
         let mut offset = self.tail;
-        for (index, draft) in (self.count..).zip(drafts) {
+        for (index, draft) in (self.count..).map(Index).zip(drafts) {
             if Waypoints::is_one(index) {
                 self.segment.waypoints().note(index, offset);
             }
@@ -220,7 +220,7 @@ impl Active {
 
     fn note_remains(&mut self, drafts: &[Draft<'_>]) {
         let mut offset = self.tail;
-        for (index, draft) in (self.count..).zip(drafts) {
+        for (index, draft) in (self.count..).map(Index).zip(drafts) {
             let slot = slot::offset(self.segment.header.size, index);
             self.remains.push(Remains { offset, slot: draft.has_slot().then_some(slot) });
             offset = offset + draft.record_len();

@@ -7,7 +7,7 @@
 use super::sealed::Mapped;
 use super::{OnFailedSync, Segment};
 use crate::error::{Error, Result};
-use crate::format::address::{Offset, Ordinal};
+use crate::format::address::{Index, Offset, Ordinal};
 use crate::format::bytes::to_u64;
 use crate::format::checksum::Key;
 use crate::format::record::{self, Flags, RecordHeader};
@@ -151,15 +151,16 @@ impl CopyWriter {
         offset: Offset,
     ) -> Result<Copied> {
         let Survivor { seq, pushed_at, slot, delay } = *survivor;
-        let Progress { tail, count: index, .. } = self.progress;
-        let first_seq = if index == 0 { seq } else { self.first_seq };
+        let Progress { tail, count, .. } = self.progress;
+        let first_seq = if count == 0 { seq } else { self.first_seq };
         let age = record::encode_age(pushed_at, self.base_time);
         let end = tail + header.record_len();
-        let fits = index < self.most && end <= self.table && seq - first_seq <= number::MAX_SPAN;
+        let fits = count < self.most && end <= self.table && seq - first_seq <= number::MAX_SPAN;
         let (Some(age), true) = (age, fits) else { return Ok(Copied::NoRoom) };
         if !self.copy_body(from, header, offset, tail)? {
             return Ok(Copied::Damaged);
         }
+        let index = Index(count);
         let flags = header.flags;
         let flags = Flags::default()
             .transient(flags.is_transient())
@@ -176,7 +177,7 @@ impl CopyWriter {
         self.store_word(number::offset(self.table, index), word)?;
         self.store(tail, &new.encode(self.key, tail))?;
         self.first_seq = first_seq;
-        self.progress = Progress { tail: end, count: index + 1, last_seq: seq };
+        self.progress = Progress { tail: end, count: count + 1, last_seq: seq };
         Ok(Copied::Yes)
     }
 

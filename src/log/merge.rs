@@ -7,6 +7,7 @@
 use super::Segment;
 use super::sealed::Mapped;
 use crate::error::Result;
+use crate::format::address::Index;
 use crate::format::segment::most_slots;
 use crate::format::slot::{Delay, Slot, is_later};
 use crate::time::Time;
@@ -42,9 +43,9 @@ pub(crate) fn merge(
     sources: &[CopySource],
 ) -> Result<()> {
     for source in sources {
-        let from = copy.index_from(source.first_seq, count, first_seq)?;
+        let from = copy.index_from(source.first_seq, Index(count), first_seq)?;
         let mut reader = SlotReader::new(source);
-        for index in from..count {
+        for index in from.until(Index(count)) {
             let Some(seq) = copy.seq(index, first_seq)? else { continue };
             if seq >= source.end_seq() {
                 break;
@@ -67,7 +68,7 @@ pub(crate) fn merge(
 struct SlotReader<'a> {
     source: &'a CopySource,
     by_table: Option<Mapped>,
-    first: u32,
+    first: Index,
     held: Vec<Option<(Slot, Option<Delay>)>>,
 }
 
@@ -78,23 +79,24 @@ impl<'a> SlotReader<'a> {
             let (segment, region) = (Arc::clone(segment), segment.window());
             Mapped { segment, region }
         });
-        Self { source, by_table, first: 0, held: Vec::new() }
+        Self { source, by_table, first: Index::FIRST, held: Vec::new() }
     }
 
     /// `None` if the source does not have this message, or its slot is damaged.
     fn state_of(&mut self, seq: u64) -> Result<Option<(Slot, Option<Delay>)>> {
         let CopySource { segment, first_seq, base_time, count } = self.source;
         let index = match &self.by_table {
-            Some(mapped) => mapped.index_of(seq, *count, *first_seq)?,
-            None => u32::try_from(seq - first_seq).ok().filter(|index| index < count),
+            Some(mapped) => mapped.index_of(seq, Index(*count), *first_seq)?,
+            None => u32::try_from(seq - first_seq).ok().filter(|index| index < count).map(Index),
         };
         let Some(index) = index else { return Ok(None) };
         let held = |this: &Self| {
-            let skip = usize::try_from(index.checked_sub(this.first)?).ok()?;
+            let skip = usize::try_from(index.checked_since(this.first)?).ok()?;
             this.held.get(skip).copied()
         };
         if held(self).is_none() {
-            let rest = (*count).min(most_slots(segment.header.size)).saturating_sub(index);
+            let end = Index((*count).min(most_slots(segment.header.size)));
+            let rest = end.since(index);
             let slots = segment.read_slots(index, STEP.min(rest), *base_time)?;
             self.held = slots.map(|(_, slot, delay)| Some((slot?, delay))).collect();
             self.first = index;

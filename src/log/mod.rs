@@ -14,7 +14,7 @@ pub(crate) mod walk;
 pub(crate) mod waypoints;
 
 use crate::error::{Error, Result};
-use crate::format::address::Offset;
+use crate::format::address::{Index, Offset};
 use crate::format::bytes::{to_u64, u64_at};
 use crate::format::checksum::Key;
 use crate::format::segment::{
@@ -88,7 +88,7 @@ pub(crate) trait OnFailedSync {
 }
 
 /// A slot as it was read: its index, and its two words as far as they were written to it.
-pub(crate) type ReadSlot = (u32, Option<Slot>, Option<Delay>);
+pub(crate) type ReadSlot = (Index, Option<Slot>, Option<Delay>);
 
 impl Segment {
     /// A segment found under `name`.
@@ -170,7 +170,7 @@ impl Segment {
             stored.map_err(|error| self.error("recycle segment", offset, error))
         };
         zero(Offset::START)?;
-        let lowest = slot::offset(self.header.size, slot_limit - 1).0 / PAGE * PAGE;
+        let lowest = slot::offset(self.header.size, Index(slot_limit - 1)).0 / PAGE * PAGE;
         (lowest..self.header.size).step_by(ZEROS.len()).map(Offset).try_for_each(zero)
     }
 
@@ -277,16 +277,17 @@ impl Segment {
     /// Slots `first..first + number`, in order. Read without the map, which would keep the pages.
     pub(crate) fn read_slots(
         &self,
-        first: u32,
+        first: Index,
         number: u32,
         base_time: Time,
     ) -> Result<impl Iterator<Item = ReadSlot> + use<>> {
         let len = usize::try_from(u64::from(number) * SLOT).unwrap_or(0);
         let mut bytes = vec![0; len];
-        let last = (first + number).saturating_sub(1);
+        let end = first + number;
+        let last = end.previous().unwrap_or(Index::FIRST);
         self.read_at(slot::offset(self.header.size, last), &mut bytes)?;
         let key = self.key;
-        Ok((first..first + number).map(move |index| {
+        Ok(first.until(end).map(move |index| {
             let from_end = (u64::from(index - first) + 1) * SLOT;
             let at = usize::try_from(to_u64(bytes.len()) - from_end).unwrap_or(0);
             let delay = Delay::decode(u64_at(&bytes, at + 8), base_time, key, index);
@@ -298,7 +299,7 @@ impl Segment {
     /// `first_seq`: of the first record.
     pub(crate) fn read_seqs(
         &self,
-        first: u32,
+        first: Index,
         number: u32,
         first_seq: u64,
     ) -> Result<impl Iterator<Item = Option<u64>> + use<>> {
@@ -308,7 +309,7 @@ impl Segment {
             self.read_at(number::offset(*table, first), &mut bytes)?;
         }
         let (key, mut at) = (self.key, 0);
-        Ok((first..first + number).map(move |index| {
+        Ok(first.until(first + number).map(move |index| {
             let word = if bytes.is_empty() { None } else { Some(u64_at(&bytes, at)) };
             at += 8;
             let after = word.map_or(Some(index.into()), |word| number::decode(word, key, index));

@@ -6,7 +6,7 @@
 use super::Segment;
 use super::sealed::candidates;
 use crate::error::Result;
-use crate::format::address::Offset;
+use crate::format::address::{Index, Offset};
 use crate::format::bytes::to_u64;
 use crate::format::record::{self, HEADER, RecordHeader};
 use crate::format::segment::{Activation, RECORDS_START};
@@ -20,15 +20,15 @@ const ZEROS: [u8; 4096] = [0; 4096];
 /// Records without a gap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Stretch {
-    pub(crate) first_index: u32,
+    pub(crate) first_index: Index,
     /// The offset at which its first record starts.
     pub(crate) start: Offset,
     /// One more than the index of its last record.
-    pub(crate) end_index: u32,
+    pub(crate) end_index: Index,
     /// The offset at which its last record ends.
     pub(crate) end: Offset,
     /// Offset and index of the first record of a batch whose end is not in this stretch.
-    pub(crate) open_batch: Option<(Offset, u32)>,
+    pub(crate) open_batch: Option<(Offset, Index)>,
 }
 
 /// What a scan found.
@@ -49,7 +49,7 @@ pub(crate) fn scan(segment: &Segment, activation: Activation) -> Result<Scanned>
         RecordReader { segment, window: vec![0; WINDOW], start: Offset::START, filled: 0 };
     let mut scanned = Scanned { newest_time: activation.base_time, ..Scanned::default() };
     let mut offset = RECORDS_START;
-    let mut index = 0;
+    let mut index = Index::FIRST;
     let mut gap_start = offset;
     while let Some((at, header)) = reader.next_header(offset, index, gap_start)? {
         let end = at + header.record_len();
@@ -60,7 +60,7 @@ pub(crate) fn scan(segment: &Segment, activation: Activation) -> Result<Scanned>
         }
         // Else its header is right and its body is not: this record is lost, the next is not.
         offset = end;
-        index = header.index + 1;
+        index = header.index.next();
         scanned.read_bytes = end - RECORDS_START;
     }
     Ok(scanned)
@@ -91,7 +91,7 @@ fn add(
     scanned.stretches.push(Stretch {
         first_index,
         start,
-        end_index: header.index + 1,
+        end_index: header.index.next(),
         end,
         open_batch,
     });
@@ -111,7 +111,7 @@ impl RecordReader<'_> {
     fn next_header(
         &mut self,
         offset: Offset,
-        index: u32,
+        index: Index,
         gap_start: Offset,
     ) -> Result<Option<(Offset, RecordHeader)>> {
         let (key, size) = (self.segment.key, self.segment.header.size);

@@ -6,7 +6,7 @@
 use super::Segment;
 use super::waypoints::Waypoints;
 use crate::error::Result;
-use crate::format::address::Offset;
+use crate::format::address::{Index, Offset};
 use crate::format::bytes::to_u64;
 use crate::format::extension;
 use crate::format::number;
@@ -76,7 +76,7 @@ pub(crate) enum Located {
     At(Offset, RecordHeader),
     /// Records before this index are lost; the next one is at this offset.
     Lost {
-        end_index: u32,
+        end_index: Index,
         next: Offset,
     },
 }
@@ -88,10 +88,10 @@ impl Mapped {
     pub(crate) fn locate(
         &self,
         slot: Slot,
-        index: u32,
-        end_index: u32,
+        index: Index,
+        end_index: Index,
         offset: Offset,
-        previous: Option<(u32, Offset)>,
+        previous: Option<(Index, Offset)>,
     ) -> Located {
         let told = slot.offset.and_then(|at| Some(Located::At(at, self.header(at, index)?)));
         told.unwrap_or_else(|| self.search(index, end_index, offset, previous))
@@ -99,10 +99,10 @@ impl Mapped {
 
     fn search(
         &self,
-        index: u32,
-        end_index: u32,
+        index: Index,
+        end_index: Index,
         offset: Offset,
-        previous: Option<(u32, Offset)>,
+        previous: Option<(Index, Offset)>,
     ) -> Located {
         let from = match previous {
             Some((index, at)) => match self.header(at, index) {
@@ -125,7 +125,7 @@ impl Mapped {
     }
 
     /// The header at `offset`, if it is that of record `index`.
-    pub(crate) fn header(&self, offset: Offset, index: u32) -> Option<RecordHeader> {
+    pub(crate) fn header(&self, offset: Offset, index: Index) -> Option<RecordHeader> {
         let mut bytes = [0; HEADER];
         self.region.load(offset.0, &mut bytes).ok()?;
         let header = RecordHeader::decode(&bytes, self.segment.key, offset)?;
@@ -162,9 +162,9 @@ impl Mapped {
     pub(crate) fn find(
         &self,
         from: Offset,
-        from_index: u32,
-        end_index: u32,
-    ) -> Option<(Offset, u32)> {
+        from_index: Index,
+        end_index: Index,
+    ) -> Option<(Offset, Index)> {
         let slots = slot::offset(self.segment.header.size, from_index);
         let mut chunk = vec![0; STEP + HEADER];
         let mut start = from;
@@ -186,9 +186,9 @@ impl Mapped {
 
     /// Finds record `index` by going from record to record, from the nearest waypoint on; behind
     /// damage it goes on at the next record that it finds.
-    pub(crate) fn walk_to(&self, index: u32) -> Option<(Offset, RecordHeader)> {
+    pub(crate) fn walk_to(&self, index: Index) -> Option<(Offset, RecordHeader)> {
         let waypoints = self.segment.waypoints();
-        let (mut at, mut offset) = waypoints.before(index).unwrap_or((0, RECORDS_START));
+        let (mut at, mut offset) = waypoints.before(index).unwrap_or((Index::FIRST, RECORDS_START));
         loop {
             if let Some(header) = self.header(offset, at) {
                 if Waypoints::is_one(at) {
@@ -197,9 +197,9 @@ impl Mapped {
                 if at == index {
                     return Some((offset, header));
                 }
-                (offset, at) = (offset + header.record_len(), at + 1);
+                (offset, at) = (offset + header.record_len(), at.next());
             } else {
-                (offset, at) = self.find(offset, at, index + 1)?;
+                (offset, at) = self.find(offset, at, index.next())?;
             }
         }
     }
@@ -207,7 +207,7 @@ impl Mapped {
     /// The Seq of record `index`; `None` if its number is damaged. `first_seq`: of the first
     /// record.
     #[inline]
-    pub(crate) fn seq(&self, index: u32, first_seq: u64) -> Result<Option<u64>> {
+    pub(crate) fn seq(&self, index: Index, first_seq: u64) -> Result<Option<u64>> {
         let Some(sources) = &self.segment.sources else {
             return Ok(Some(first_seq + u64::from(index)));
         };
@@ -218,14 +218,13 @@ impl Mapped {
         Ok(after.map(|after| first_seq + after))
     }
 
-    /// The index of the first of `count` records whose Seq is at least `seq`, as far as Seqs are
-    /// known; `count` if there is none. `first_seq`: of the first record.
-    pub(crate) fn index_from(&self, seq: u64, count: u32, first_seq: u64) -> Result<u32> {
+    /// The index of the first record before `end` whose Seq is at least `seq`, as far as Seqs are
+    /// known; `end` if there is none. `first_seq`: of the first record.
+    pub(crate) fn index_from(&self, seq: u64, end: Index, first_seq: u64) -> Result<Index> {
         if self.segment.sources.is_none() {
-            let index = u32::try_from(seq.saturating_sub(first_seq)).unwrap_or(u32::MAX);
-            return Ok(index.min(count));
+            return Ok(Index::saturating_from(seq.saturating_sub(first_seq)).min(end));
         }
-        let (mut low, mut high) = (0, count);
+        let (mut low, mut high) = (Index::FIRST, end);
         while low < high {
             let middle = low + (high - low) / 2;
             // Numbers that are damaged are passed over.
@@ -233,7 +232,7 @@ impl Mapped {
             let mut found = None;
             while probe < high && found.is_none() {
                 found = self.seq(probe, first_seq)?;
-                probe += 1;
+                probe = probe.next();
             }
             match found {
                 Some(found) if found < seq => low = probe,
@@ -243,21 +242,21 @@ impl Mapped {
         Ok(low)
     }
 
-    /// The index of message `seq` among `count` records, if it is one of them.
-    pub(crate) fn index_of(&self, seq: u64, count: u32, first_seq: u64) -> Result<Option<u32>> {
-        let mut index = self.index_from(seq, count, first_seq)?;
-        while index < count {
+    /// The index of message `seq` among the records before `end`, if it is one of them.
+    pub(crate) fn index_of(&self, seq: u64, end: Index, first_seq: u64) -> Result<Option<Index>> {
+        let mut index = self.index_from(seq, end, first_seq)?;
+        while index < end {
             if let Some(found) = self.seq(index, first_seq)? {
                 return Ok((found == seq).then_some(index));
             }
-            index += 1;
+            index = index.next();
         }
         Ok(None)
     }
 
     /// The slot of record `index`; `None` if it is damaged.
     #[inline]
-    pub(crate) fn slot(&self, index: u32) -> Result<Option<Slot>> {
+    pub(crate) fn slot(&self, index: Index) -> Result<Option<Slot>> {
         let place = slot::offset(self.segment.header.size, index);
         let word = self.region.load_word(place.0);
         let word = word.map_err(|error| self.segment.error("read slot", place, error))?;
@@ -267,7 +266,7 @@ impl Mapped {
     /// What is said of message `index` besides its record.
     #[expect(clippy::inline_always, reason = "on the way of every pop")]
     #[inline(always)]
-    pub(crate) fn status(&self, index: u32, numbering: Numbering, run: Run) -> Result<Status> {
+    pub(crate) fn status(&self, index: Index, numbering: Numbering, run: Run) -> Result<Status> {
         let seq = self.seq(index, numbering.first_seq)?;
         let slot = self.slot(index)?;
         // A slot that was never stored to has no delay.
@@ -277,7 +276,7 @@ impl Mapped {
     }
 
     /// The delay that the slot of record `index` has, if it has one that was written to it.
-    pub(crate) fn delay(&self, index: u32, base_time: Time) -> Result<Option<Delay>> {
+    pub(crate) fn delay(&self, index: Index, base_time: Time) -> Result<Option<Delay>> {
         let place = slot::delay_offset(self.segment.header.size, index);
         let word = self.region.load_word(place.0);
         let word = word.map_err(|error| self.segment.error("read slot", place, error))?;
@@ -285,7 +284,7 @@ impl Mapped {
     }
 
     /// Whether the slot of record `index` has a delay that cannot be read.
-    pub(crate) fn has_unreadable_delay(&self, index: u32, base_time: Time) -> bool {
+    pub(crate) fn has_unreadable_delay(&self, index: Index, base_time: Time) -> bool {
         let place = slot::delay_offset(self.segment.header.size, index);
         let word = self.region.load_word(place.0);
         word.map_or(true, |word| {
@@ -296,7 +295,7 @@ impl Mapped {
     /// Stores the delay of record `index`, or that it has none, before the state that needs it.
     pub(crate) fn store_delay(
         &self,
-        index: u32,
+        index: Index,
         base_time: Time,
         delay: Option<Delay>,
     ) -> Result<()> {
@@ -308,7 +307,7 @@ impl Mapped {
     }
 
     /// Stores the state of record `index`. A kill of the process does not undo it.
-    pub(crate) fn store_slot(&self, index: u32, slot: Slot) -> Result<()> {
+    pub(crate) fn store_slot(&self, index: Index, slot: Slot) -> Result<()> {
         let place = slot::offset(self.segment.header.size, index);
         let stored = self.region.store_word(place.0, slot.encode(self.segment.key, index));
         stored.map_err(|error| self.segment.error("store slot", place, error))

@@ -6,7 +6,7 @@
 //! published.
 
 use super::sealed::{Located, Mapped};
-use crate::format::address::Offset;
+use crate::format::address::{Index, Offset};
 use crate::format::record::RecordHeader;
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::Slot;
@@ -14,23 +14,24 @@ use crate::format::slot::Slot;
 /// Where a walk is in a segment: at record `index`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Position {
-    index: u32,
+    index: Index,
     /// Where that record or an earlier one starts.
     offset: Offset,
     /// A settled record before it, if the one right before it was not read: its index and offset.
-    previous: Option<(u32, Offset)>,
+    previous: Option<(Index, Offset)>,
 }
 
 impl Position {
     /// Before the first record.
-    pub(crate) const START: Self = Self { index: 0, offset: RECORDS_START, previous: None };
+    pub(crate) const START: Self =
+        Self { index: Index::FIRST, offset: RECORDS_START, previous: None };
 
     /// At record `index`, of which nothing else is known.
-    pub(crate) fn at(index: u32) -> Self {
+    pub(crate) fn at(index: Index) -> Self {
         Self { index, ..Self::START }
     }
 
-    pub(crate) fn index(&self) -> u32 {
+    pub(crate) fn index(&self) -> Index {
         self.index
     }
 
@@ -41,7 +42,7 @@ impl Position {
 
     /// Finds the record here. `slot`: what its slot says; `end_index`: of the records in sight.
     #[inline]
-    pub(crate) fn locate(&self, mapped: &Mapped, slot: Slot, end_index: u32) -> Located {
+    pub(crate) fn locate(&self, mapped: &Mapped, slot: Slot, end_index: Index) -> Located {
         mapped.locate(slot, self.index, end_index, self.offset, self.previous)
     }
 
@@ -49,7 +50,7 @@ impl Position {
     #[inline]
     pub(crate) fn pass(&mut self, offset: Option<Offset>) {
         self.previous = offset.map(|offset| (self.index, offset)).or(self.previous);
-        self.index += 1;
+        self.index = self.index.next();
     }
 
     /// Steps behind the record here, which was found at `offset`.
@@ -57,20 +58,20 @@ impl Position {
     pub(crate) fn pass_record(&mut self, offset: Offset, header: &RecordHeader) {
         self.offset = offset + header.record_len();
         self.previous = None;
-        self.index += 1;
+        self.index = self.index.next();
     }
 
     /// Steps over lost records: on to `end_index`, which was found at `offset`, or is sought from
     /// there on.
-    pub(crate) fn pass_lost(&mut self, end_index: u32, offset: Offset) {
-        self.index = end_index.max(self.index + 1);
+    pub(crate) fn pass_lost(&mut self, end_index: Index, offset: Offset) {
+        self.index = end_index.max(self.index.next());
         self.offset = offset;
         self.previous = None;
     }
 
     /// On to a record behind settled ones that were counted. `previous`: the last of those whose
     /// place is known.
-    pub(crate) fn skip_to(&mut self, index: u32, previous: Option<(u32, Offset)>) {
+    pub(crate) fn skip_to(&mut self, index: Index, previous: Option<(Index, Offset)>) {
         self.index = index;
         self.previous = previous.or(self.previous);
     }

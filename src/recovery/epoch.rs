@@ -2,7 +2,7 @@
 
 use super::part::Part;
 use crate::error::Result;
-use crate::format::address::{Offset, Ordinal};
+use crate::format::address::{Index, Offset, Ordinal};
 use crate::format::segment::{Activation, RECORDS_START, Seal, most_slots};
 use crate::log::Segment;
 use crate::log::scan::{Scanned, scan};
@@ -46,11 +46,17 @@ impl Member<'_> {
         Part { segment, first_seq, base_time, count, tail, is_sealed }
     }
 
-    fn damage(&self, first_index: u32, end_index: u32, offset: Offset, kind: DamageKind) -> Damage {
+    fn damage(
+        &self,
+        first_index: Index,
+        end_index: Index,
+        offset: Offset,
+        kind: DamageKind,
+    ) -> Damage {
         let first_seq = self.activation.first_seq;
         Damage {
             first: first_seq + u64::from(first_index),
-            last: first_seq + u64::from(end_index.max(first_index + 1)) - 1,
+            last: first_seq + u64::from(end_index.max(first_index.next())) - 1,
             path: self.segment.path.clone(),
             offset: offset.0,
             kind,
@@ -257,17 +263,17 @@ impl Member<'_> {
     fn records(&self) -> u64 {
         match &self.content {
             Content::Sealed { count, .. } => (*count).into(),
-            Content::Scanned(scanned) => readable(scanned, 0),
+            Content::Scanned(scanned) => readable(scanned, Index::FIRST),
         }
     }
 }
 
 /// How many readable records with at least this index there are.
-fn readable(scanned: &Scanned, from_index: u32) -> u64 {
+fn readable(scanned: &Scanned, from_index: Index) -> u64 {
     let lens = scanned
         .stretches
         .iter()
-        .map(|stretch| stretch.end_index.saturating_sub(stretch.first_index.max(from_index)));
+        .map(|stretch| stretch.end_index.since(stretch.first_index.max(from_index)));
     lens.map(u64::from).sum()
 }
 
@@ -280,38 +286,40 @@ fn end_of(
     report: &mut RecoveryReport,
 ) -> Part {
     let first_seq = member.activation.first_seq;
-    let (mut end, mut count) = (RECORDS_START, 0);
+    let (mut end, mut end_index) = (RECORDS_START, Index::FIRST);
     let mut open_batch = None;
     for stretch in &scanned.stretches {
         // Also if the index is right and the place is not: bytes of a write that failed.
-        if stretch.first_index > count || stretch.start != end {
-            if first_seq + u64::from(count) > watermark {
-                let damage = member.damage(count, stretch.first_index, end, DamageKind::Torn);
-                return finish(member, scanned, (end, count), open_batch, damage, report);
+        if stretch.first_index > end_index || stretch.start != end {
+            if first_seq + u64::from(end_index) > watermark {
+                let damage = member.damage(end_index, stretch.first_index, end, DamageKind::Torn);
+                return finish(member, scanned, (end, end_index), open_batch, damage, report);
             }
-            report.damage.push(member.damage(count, stretch.first_index, end, DamageKind::Corrupt));
+            let (next, kind) = (stretch.first_index, DamageKind::Corrupt);
+            report.damage.push(member.damage(end_index, next, end, kind));
         }
-        (end, count) = (stretch.end, stretch.end_index);
-        open_batch = stretch.open_batch.filter(|_| first_seq + u64::from(count) - 1 > watermark);
+        (end, end_index) = (stretch.end, stretch.end_index);
+        open_batch =
+            stretch.open_batch.filter(|_| first_seq + u64::from(end_index) - 1 > watermark);
     }
     if let Some((offset, index)) = open_batch {
-        let damage = member.damage(index, count, offset, DamageKind::Torn);
-        return finish(member, scanned, (end, count), open_batch, damage, report);
+        let damage = member.damage(index, end_index, offset, DamageKind::Torn);
+        return finish(member, scanned, (end, end_index), open_batch, damage, report);
     }
-    member.part(end, count, false)
+    member.part(end, end_index.0, false)
 }
 
 fn finish(
     member: &Member<'_>,
     scanned: &Scanned,
-    whole: (Offset, u32),
-    open_batch: Option<(Offset, u32)>,
+    whole: (Offset, Index),
+    open_batch: Option<(Offset, Index)>,
     damage: Damage,
     report: &mut RecoveryReport,
 ) -> Part {
-    let (tail, count) = open_batch.unwrap_or(whole);
-    let first = damage.first.min(member.activation.first_seq + u64::from(count));
-    report.dropped += readable(scanned, count);
+    let (tail, end_index) = open_batch.unwrap_or(whole);
+    let first = damage.first.min(member.activation.first_seq + u64::from(end_index));
+    report.dropped += readable(scanned, end_index);
     report.cut = Some(Damage { first, offset: tail.0.min(damage.offset), ..damage });
-    member.part(tail, count, false)
+    member.part(tail, end_index.0, false)
 }

@@ -10,7 +10,7 @@ use super::found::Found;
 use super::part::Part;
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
-use crate::format::address::Ordinal;
+use crate::format::address::{Index, Ordinal};
 use crate::format::checkpoint::Checkpoint;
 use crate::ranges::Ranges;
 use crate::report::{DamageKind, RecoveryReport};
@@ -192,7 +192,7 @@ fn insert_gaps(ranges: &mut Ranges, part: &Part) -> Result<()> {
     let mut next = part.first_seq;
     for from in (0..part.count).step_by(STEP) {
         let number = step.min(part.count - from);
-        for seq in part.segment.read_seqs(from, number, part.first_seq)?.flatten() {
+        for seq in part.segment.read_seqs(Index(from), number, part.first_seq)?.flatten() {
             ranges.insert(next, seq.saturating_sub(1));
             next = seq + 1;
         }

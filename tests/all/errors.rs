@@ -168,7 +168,7 @@ fn full() -> Error {
 
 fn lease_expired() -> Error {
     let (clock, dir) = (Arc::new(ManualClock::new(std::time::UNIX_EPOCH)), directory());
-    let second = std::time::Duration::from_secs(1);
+    let second = Duration::from_secs(1);
     let options = Queue::options().visibility_timeout(second).clock(clock.clone());
     let queue = options.open(dir.path()).unwrap();
     let seq = queue.push(b"x").unwrap();
@@ -209,9 +209,9 @@ fn closed() -> Error {
     is_closed(queue.pop().map(drop));
     is_closed(queue.pop_batch(1).map(drop));
     is_closed(queue.pop_wait().map(drop));
-    is_closed(queue.pop_timeout(std::time::Duration::ZERO).map(drop));
+    is_closed(queue.pop_timeout(Duration::ZERO).map(drop));
     is_closed(queue.is_acked(seq).map(drop));
-    is_closed(queue.wait_acked(seq, std::time::Duration::MAX).map(drop));
+    is_closed(queue.wait_acked(seq, Duration::MAX).map(drop));
     is_closed(queue.purge().map(drop));
     is_closed(queue.peek().map(drop));
     is_closed(queue.get(seq).map(drop));

@@ -3,6 +3,7 @@
 //! Promises: while a segment is being copied, it stays, and each slot that is stored to is told at
 //! the next look. Relies on being told of every store.
 
+use crate::format::address::Index;
 use crate::time::Time;
 
 /// What compaction knows of a segment.
@@ -79,14 +80,14 @@ impl Copying {
 
     /// A slot was stored to.
     #[inline]
-    pub(super) fn note_change(&mut self, index: u32) {
+    pub(super) fn note_change(&mut self, index: Index) {
         if let Some(changed) = &mut self.changed {
             changed.insert(index);
         }
     }
 
     /// The slots that were stored to since this was last asked.
-    pub(crate) fn take_changed(&mut self) -> Vec<u32> {
+    pub(crate) fn take_changed(&mut self) -> Vec<Index> {
         self.changed.as_mut().map(ChangedSlots::take).unwrap_or_default()
     }
 
@@ -114,20 +115,20 @@ impl ChangedSlots {
         Self { words: vec![0; words] }
     }
 
-    fn insert(&mut self, index: u32) {
-        let word = usize::try_from(index / u64::BITS).ok().and_then(|at| self.words.get_mut(at));
+    fn insert(&mut self, index: Index) {
+        let word = usize::try_from(index.0 / u64::BITS).ok().and_then(|at| self.words.get_mut(at));
         if let Some(word) = word {
-            *word |= 1 << (index % u64::BITS);
+            *word |= 1 << (index.0 % u64::BITS);
         }
     }
 
     /// All of them, in order; none is left.
-    fn take(&mut self) -> Vec<u32> {
+    fn take(&mut self) -> Vec<Index> {
         let mut changed = Vec::new();
         for (first, word) in (0..).step_by(64).zip(&mut self.words) {
             let mut bits = std::mem::take(word);
             while bits != 0 {
-                changed.push(first + bits.trailing_zeros());
+                changed.push(Index(first + bits.trailing_zeros()));
                 bits &= bits - 1;
             }
         }
@@ -143,9 +144,9 @@ mod tests {
     fn changed_slots_are_told_once_and_in_order() {
         let mut changed = ChangedSlots::new(200);
         for index in [130, 5, 130, 64, 199, 0, 5, 256] {
-            changed.insert(index);
+            changed.insert(Index(index));
         }
-        assert_eq!(changed.take(), [0, 5, 64, 130, 199]);
-        assert_eq!(changed.take(), [0_u32; 0]);
+        assert_eq!(changed.take(), [0, 5, 64, 130, 199].map(Index));
+        assert_eq!(changed.take(), []);
     }
 }

@@ -6,7 +6,7 @@
 use super::found::Found;
 use super::track::Track;
 use crate::error::Result;
-use crate::format::address::{Offset, Ordinal};
+use crate::format::address::{Index, Offset, Ordinal};
 use crate::log::walk::Position;
 
 /// A place in the log.
@@ -66,7 +66,7 @@ impl Cursor {
     }
 
     #[inline]
-    pub(crate) fn index(&self) -> u32 {
+    pub(crate) fn index(&self) -> Index {
         self.position.index()
     }
 
@@ -86,14 +86,19 @@ impl Cursor {
     }
 
     /// Passes over records that were not found. `offset`: where the next one is, or is sought from.
-    pub(crate) fn pass_lost(&mut self, end_index: u32, offset: Offset) {
-        self.seq += u64::from(end_index.max(self.index() + 1) - self.index());
+    pub(crate) fn pass_lost(&mut self, end_index: Index, offset: Offset) {
+        self.seq += u64::from(end_index.max(self.index().next()) - self.index());
         self.position.pass_lost(end_index, offset);
     }
 
     /// On behind settled messages at the start of an old segment. `previous`: the last of them
     /// whose place is known. `is_over`: the one at `index` is not settled, or not of this segment.
-    pub(super) fn skip_to(&mut self, index: u32, previous: Option<(u32, Offset)>, is_over: bool) {
+    pub(super) fn skip_to(
+        &mut self,
+        index: Index,
+        previous: Option<(Index, Offset)>,
+        is_over: bool,
+    ) {
         self.seq += u64::from(index - self.index());
         self.position.skip_to(index, previous);
         self.has_skipped = is_over;

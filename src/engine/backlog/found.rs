@@ -1,6 +1,6 @@
 //! What is found in the log: a message, a place without one, or what cannot be read.
 
-use crate::format::address::Offset;
+use crate::format::address::{Index, Offset};
 use crate::format::record::RecordHeader;
 use crate::format::standing::Standing;
 use crate::leases::Place;
@@ -11,7 +11,7 @@ use std::ops::Range;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Spot {
     pub(crate) at: usize,
-    pub(crate) index: u32,
+    pub(crate) index: Index,
 }
 
 /// A message that is stored and not settled, with its record.
@@ -56,7 +56,7 @@ pub(crate) enum Met {
 pub(crate) struct LostRecords {
     /// The position of their segment.
     pub(crate) at: usize,
-    pub(crate) indexes: Range<u32>,
+    pub(crate) indexes: Range<Index>,
     /// Where they were sought from.
     pub(crate) offset: Offset,
     /// Where the one behind them is, or is sought from.

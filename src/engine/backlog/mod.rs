@@ -156,7 +156,7 @@ impl Backlog {
         let mapped = track.map()?;
         let slot = mapped.slot(index)?.unwrap_or(Status::REBUILT);
         // Where there is no record any more, a later look for it will see that.
-        let offset = match Position::at(index).locate(mapped, slot, index + 1) {
+        let offset = match Position::at(index).locate(mapped, slot, index.next()) {
             Located::At(offset, _) => offset,
             Located::Lost { .. } => slot.offset.unwrap_or(Offset::START),
         };
@@ -174,7 +174,7 @@ impl Backlog {
         if status.standing.is_settled() {
             return Ok(Lookup::Gone);
         }
-        let located = Position::at(index).locate(track.map()?, status.slot, index + 1);
+        let located = Position::at(index).locate(track.map()?, status.slot, index.next());
         Ok(match located {
             Located::At(offset, header) => {
                 let said = (seq, status.slot, status.standing);

@@ -9,7 +9,7 @@
 
 use super::map_numbers::MapNumbers;
 use crate::error::Result;
-use crate::format::address::Offset;
+use crate::format::address::{Index, Offset};
 use crate::format::record::RecordHeader;
 use crate::format::segment::{RECORDS_START, Seal};
 use crate::format::slot::Slot;
@@ -39,7 +39,7 @@ pub(crate) struct Records {
     /// Known once the segment is no longer pushed to.
     end: Option<End>,
     /// All below this are settled, as far as anybody has looked.
-    floor: Cell<u32>,
+    floor: Cell<Index>,
 }
 
 /// Where the records of a segment end.
@@ -73,7 +73,7 @@ impl Records {
             map_numbers: maps.clone(),
             numbering,
             end,
-            floor: Cell::new(0),
+            floor: Cell::new(Index::FIRST),
         }
     }
 
@@ -89,7 +89,7 @@ impl Records {
             map_numbers: maps.clone(),
             numbering: Numbering { first_seq, base_time, is_old: true },
             end: Some(End { count, tail }),
-            floor: Cell::new(0),
+            floor: Cell::new(Index::FIRST),
         }
     }
 
@@ -134,9 +134,9 @@ impl Records {
 
     /// One behind the last index that may be looked at; whether it may be shown, its Seq tells.
     #[inline]
-    pub(crate) fn end_index(&self, published: u64) -> u32 {
+    pub(crate) fn end_index(&self, published: u64) -> Index {
         let visible = (published + 1).saturating_sub(self.numbering.first_seq);
-        self.count().unwrap_or_else(|| u32::try_from(visible).unwrap_or(u32::MAX))
+        self.count().map_or_else(|| Index::saturating_from(visible), Index)
     }
 
     /// One behind the last Seq that one of them can have.
@@ -154,7 +154,7 @@ impl Records {
         let mut visible = (published + 1).saturating_sub(first_seq);
         if self.has_gaps() && published + 1 < self.end_seq(published) {
             // Where its table cannot be read, all of them.
-            let index = self.mapped.get().map_or(Ok(u32::MAX), |mapped| {
+            let index = self.mapped.get().map_or(Ok(Index::MAX), |mapped| {
                 mapped.index_from(published + 1, self.end_index(published), first_seq)
             });
             visible = index.map_or(u64::MAX, u64::from);
@@ -169,28 +169,32 @@ impl Records {
         self.tail().map_or(used, |tail| tail.since(RECORDS_START))
     }
 
+    /// One behind the last index, or [`Index::MAX`] while the segment is pushed to.
+    fn known_end(&self) -> Index {
+        self.count().map_or(Index::MAX, Index)
+    }
+
     /// The index of a message, if this segment has it.
-    pub(crate) fn index_of(&self, seq: u64) -> Result<Option<u32>> {
-        let (count, first_seq) = (self.count().unwrap_or(u32::MAX), self.numbering.first_seq);
+    pub(crate) fn index_of(&self, seq: u64) -> Result<Option<Index>> {
+        let (end, first_seq) = (self.known_end(), self.numbering.first_seq);
         if !self.has_gaps() {
             let index = seq.checked_sub(first_seq).and_then(|index| u32::try_from(index).ok());
-            return Ok(index.filter(|&index| index < count));
+            return Ok(index.map(Index).filter(|&index| index < end));
         }
-        self.map()?.index_of(seq, count, first_seq)
+        self.map()?.index_of(seq, end, first_seq)
     }
 
     /// The first index from which on its Seqs are not smaller.
-    pub(crate) fn index_from(&self, seq: u64) -> Result<u32> {
-        let (count, first_seq) = (self.count().unwrap_or(u32::MAX), self.numbering.first_seq);
+    pub(crate) fn index_from(&self, seq: u64) -> Result<Index> {
+        let (end, first_seq) = (self.known_end(), self.numbering.first_seq);
         if !self.has_gaps() {
-            let index = u32::try_from(seq.saturating_sub(first_seq)).unwrap_or(u32::MAX);
-            return Ok(index.min(count));
+            return Ok(Index::saturating_from(seq.saturating_sub(first_seq)).min(end));
         }
-        self.map()?.index_from(seq, count, first_seq)
+        self.map()?.index_from(seq, end, first_seq)
     }
 
     /// The Seq of record `index`; `None` if it cannot be read any more.
-    pub(crate) fn seq(&self, index: u32) -> Result<Option<u64>> {
+    pub(crate) fn seq(&self, index: Index) -> Result<Option<u64>> {
         if !self.has_gaps() {
             return Ok(Some(self.numbering.first_seq + u64::from(index)));
         }
@@ -201,7 +205,7 @@ impl Records {
     /// What is said of record `index` besides the record.
     #[expect(clippy::inline_always, reason = "on the way of every pop")]
     #[inline(always)]
-    pub(super) fn status(&self, index: u32, run: Run) -> Result<Status> {
+    pub(super) fn status(&self, index: Index, run: Run) -> Result<Status> {
         let numbering = self.numbering;
         self.map()?.status(index, numbering, run)
     }
@@ -248,10 +252,10 @@ impl Records {
             let Ok(slot) = mapped.slot(floor) else { return Search::Nothing };
             let Some(settled) = slot.filter(|slot| slot.is_settled(is_old)) else { break };
             previous = settled.offset.map(|offset| (floor, offset)).or(previous);
-            floor += 1;
+            floor = floor.next();
         }
         // One step back, so that the next call knows where it is.
-        self.floor.set(floor.saturating_sub(1));
+        self.floor.set(floor.previous().unwrap_or(Index::FIRST));
         if floor == step_end && floor < end_index {
             return Search::More;
         }
@@ -279,14 +283,14 @@ pub(crate) enum Search {
 #[derive(Debug)]
 pub(crate) struct Oldest {
     mapped: Arc<Mapped>,
-    index: u32,
+    index: Index,
     slot: Slot,
     /// A settled one before it, and the offset of its record.
-    previous: Option<(u32, Offset)>,
+    previous: Option<(Index, Offset)>,
 }
 
 impl Oldest {
-    pub(crate) fn index(&self) -> u32 {
+    pub(crate) fn index(&self) -> Index {
         self.index
     }
 
@@ -297,7 +301,7 @@ impl Oldest {
         let known = slot.offset.and_then(|offset| mapped.header(offset, *index));
         known.or_else(|| {
             let behind = previous.and_then(|(before, offset)| {
-                let before = mapped.header(offset, before).filter(|_| before + 1 == *index)?;
+                let before = mapped.header(offset, before).filter(|_| before.next() == *index)?;
                 mapped.header(offset + before.record_len(), *index)
             });
             behind.or_else(|| mapped.walk_to(*index).map(|(_, header)| header))

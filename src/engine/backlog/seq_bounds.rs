@@ -4,7 +4,7 @@
 //! records are asked for one after the other.
 
 use super::records::Records;
-use crate::format::address::Ordinal;
+use crate::format::address::{Index, Ordinal};
 use std::ops::Range;
 
 /// Finds the numbers between those that can be read.
@@ -18,14 +18,14 @@ pub(super) struct SeqBounds {
 #[derive(Debug)]
 struct Stretch {
     ordinal: Ordinal,
-    indexes: Range<u32>,
+    indexes: Range<Index>,
     seqs: (u64, u64),
 }
 
 impl SeqBounds {
     /// The Seq of a record, as first and last; where its segment does not say it any more, all that
     /// it can have.
-    pub(super) fn of(&mut self, records: &Records, index: u32) -> (u64, u64) {
+    pub(super) fn of(&mut self, records: &Records, index: Index) -> (u64, u64) {
         if let Some(seq) = records.seq(index).ok().flatten() {
             return (seq, seq);
         }
@@ -36,14 +36,15 @@ impl SeqBounds {
         {
             return known.seqs;
         }
-        let (count, end_seq) = (records.count().unwrap_or(0), records.end_seq(0));
-        let mut seq_of = |index: u32| Some((index, records.seq(index).ok().flatten()?));
-        let before = (0..index).rev().find_map(&mut seq_of);
-        let behind = (index + 1..count).find_map(&mut seq_of);
+        let (end, end_seq) = (Index(records.count().unwrap_or(0)), records.end_seq(0));
+        let mut seq_of = |index: Index| Some((index, records.seq(index).ok().flatten()?));
+        let before = Index::FIRST.until(index).rev().find_map(&mut seq_of);
+        let behind = index.next().until(end).find_map(&mut seq_of);
         let first = before.map_or(records.numbering().first_seq, |(_, seq)| seq + 1);
         let last = behind.map_or(end_seq, |(_, seq)| seq) - 1;
         let seqs = (first, last.max(first));
-        let indexes = before.map_or(0, |(at, _)| at + 1)..behind.map_or(count, |(at, _)| at);
+        let indexes =
+            before.map_or(Index::FIRST, |(at, _)| at.next())..behind.map_or(end, |(at, _)| at);
         self.stretch = Some(Stretch { ordinal, indexes, seqs });
         seqs
     }

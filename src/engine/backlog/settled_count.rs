@@ -5,7 +5,7 @@
 //! first. Reads without the map, which would keep the pages.
 
 use crate::error::Result;
-use crate::format::address::Offset;
+use crate::format::address::{Index, Offset};
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::Slot;
 use crate::format::standing::{Run, Standing};
@@ -20,9 +20,9 @@ const STEP: u32 = 4096;
 #[derive(Debug)]
 pub(crate) struct SettledCount {
     /// Slots below this are counted, and above not yet.
-    counted: u32,
-    /// How many slots there are to count.
-    end: u32,
+    counted: Index,
+    /// Where the slots end that there are to count.
+    end: Index,
     messages: u32,
     /// Bytes of the records that are settled, as far as they are known; 0 for those that are not.
     bytes: u64,
@@ -35,15 +35,15 @@ pub(crate) struct SettledCount {
 
 impl SettledCount {
     /// Of a segment that this run writes: all that is settled was seen to be.
-    pub(super) const COMPLETE: Self = Self { counted: u32::MAX, ..Self::of_earlier_run(0) };
+    pub(super) const COMPLETE: Self = Self { counted: Index::MAX, ..Self::of_earlier_run(0) };
     /// The same, where slots were stored to.
     pub(super) const TOUCHED: Self = Self { was_touched: true, ..Self::COMPLETE };
 
     /// Of a segment of an earlier run with this many records: none is counted yet.
     pub(super) const fn of_earlier_run(count: u32) -> Self {
         Self {
-            counted: 0,
-            end: count,
+            counted: Index::FIRST,
+            end: Index(count),
             messages: 0,
             bytes: 0,
             open: None,
@@ -76,7 +76,7 @@ impl SettledCount {
 
     /// Whether the slot of this record is counted.
     #[inline]
-    pub(super) fn has(&self, index: u32) -> bool {
+    pub(super) fn has(&self, index: Index) -> bool {
         index < self.counted
     }
 
@@ -103,7 +103,7 @@ impl SettledCount {
 
     /// The slot of `index`, whose record takes this many bytes, has become settled.
     #[inline]
-    pub(super) fn settle(&mut self, index: u32, bytes: u64) {
+    pub(super) fn settle(&mut self, index: Index, bytes: u64) {
         if index < self.counted {
             self.messages += 1;
             self.bytes += bytes;
@@ -144,7 +144,7 @@ impl SettledCount {
         self.messages += settled.count;
         self.bytes += settled.bytes;
         self.open = settled.open;
-        self.counted += step;
+        self.counted = self.counted + step;
         Ok(special)
     }
 
@@ -184,9 +184,9 @@ pub(crate) struct Special {
     /// How many are settled.
     pub(crate) settled: u32,
     /// Unsettled, and their Seq cannot be read: lost. By index.
-    pub(crate) unnumbered: Vec<u32>,
+    pub(crate) unnumbered: Vec<Index>,
     /// Their slots cannot be read. By index.
-    pub(crate) bad_slots: Vec<u32>,
+    pub(crate) bad_slots: Vec<Index>,
     /// Settled because they were found damaged.
     pub(crate) lost: Vec<u64>,
     /// On their way to the dead letters.

@@ -10,7 +10,7 @@ use super::map_numbers::MapNumbers;
 use super::records::Records;
 use super::settled_count::{SettledCount, Special};
 use crate::error::Result;
-use crate::format::address::{Offset, Ordinal};
+use crate::format::address::{Index, Offset, Ordinal};
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::{Delay, SLOT, Slot, State};
 use crate::format::standing::Run;
@@ -157,7 +157,7 @@ impl Track {
 
     /// Whether the slot of this record is counted.
     #[inline]
-    pub(crate) fn is_counted_at(&self, index: u32) -> bool {
+    pub(crate) fn is_counted_at(&self, index: Index) -> bool {
         self.settled_count.has(index)
     }
 
@@ -188,7 +188,7 @@ impl Track {
     /// What is said of record `index` besides the record.
     #[expect(clippy::inline_always, reason = "on the way of every pop")]
     #[inline(always)]
-    pub(crate) fn status(&self, index: u32, run: Run) -> Result<Status> {
+    pub(crate) fn status(&self, index: Index, run: Run) -> Result<Status> {
         self.records.status(index, run)
     }
 
@@ -227,7 +227,7 @@ impl Track {
     #[inline(always)]
     pub(super) fn store(
         &mut self,
-        index: u32,
+        index: Index,
         (state, attempts): (State, u32),
         record: Option<(Offset, u32)>,
         run: Run,
@@ -258,7 +258,7 @@ impl Track {
     #[inline]
     pub(super) fn store_unsettled(
         &mut self,
-        index: u32,
+        index: Index,
         (state, attempts): (State, u32),
         offset: Offset,
     ) -> Result<()> {
@@ -269,7 +269,7 @@ impl Track {
     }
 
     /// Stores the time before which message `index` is not to be handed out.
-    pub(super) fn store_delay(&mut self, index: u32, delay: Delay) -> Result<()> {
+    pub(super) fn store_delay(&mut self, index: Index, delay: Delay) -> Result<()> {
         let base_time = self.base_time();
         self.map()?.store_delay(index, base_time, Some(delay))?;
         self.note_change(index);
@@ -279,7 +279,7 @@ impl Track {
     /// Gives slot `index` of a copy the state that its source has now.
     pub(crate) fn follow(
         &mut self,
-        index: u32,
+        index: Index,
         slot: Slot,
         delay: Option<Delay>,
         is_old: bool,
@@ -299,7 +299,7 @@ impl Track {
 
     /// A slot was stored to that the next sync of answers has to cover.
     #[inline]
-    fn note_change(&mut self, index: u32) {
+    fn note_change(&mut self, index: Index) {
         self.is_dirty = true;
         self.settled_count.touch();
         self.copying.note_change(index);

@@ -6,6 +6,7 @@
 use super::cursor::Cursor;
 use super::{Backlog, LostRecords, Met, Spot};
 use crate::error::Result;
+use crate::format::address::Index;
 use crate::format::standing::Standing;
 use crate::log::sealed::Located;
 
@@ -84,14 +85,14 @@ impl Backlog {
     pub(crate) fn skip_settled(&self, at: usize, cursor: &mut Cursor) -> Result<()> {
         let track = &self.tracks[at];
         let (mut index, mut previous) = (cursor.index(), None);
-        let end = track.count().unwrap_or(index);
-        let number = READ.min(end.saturating_sub(index));
+        let end = track.count().map_or(index, Index);
+        let number = READ.min(end.since(index));
         let mut slots = track.segment().read_slots(index, number, track.base_time())?;
         let is_old = track.records().is_old();
         let is_over = slots.any(|(at, slot, _)| {
             let Some(settled) = slot.filter(|slot| slot.is_settled(is_old)) else { return true };
             previous = settled.offset.map(|offset| (at, offset)).or(previous);
-            index = at + 1;
+            index = at.next();
             false
         });
         cursor.skip_to(index, previous, is_over || index >= end);

@@ -9,7 +9,7 @@ use super::ledger::Ledger;
 use crate::engine::backlog::cursor::Cursor;
 use crate::engine::backlog::{LostRecords, Met, Spot};
 use crate::error::Result;
-use crate::format::address::{Offset, Ordinal};
+use crate::format::address::{Index, Offset, Ordinal};
 use crate::format::slot::State;
 use crate::format::standing::Standing;
 
@@ -28,9 +28,9 @@ pub(super) struct Counting {
 #[derive(Clone, Copy, Debug)]
 enum Unfinished {
     /// A record of this segment whose number cannot be read, and which is not settled: lost.
-    Unnumbered { ordinal: Ordinal, index: u32 },
+    Unnumbered { ordinal: Ordinal, index: Index },
     /// The slot of this record of a segment cannot be read: rebuilt, and taken up then.
-    BadSlot { ordinal: Ordinal, index: u32 },
+    BadSlot { ordinal: Ordinal, index: Index },
     /// It was dying, and there are no dead letters any more: dropped.
     Dropped { seq: u64 },
 }
@@ -144,7 +144,7 @@ impl Counting {
                 // A step of a long hole; the next one is found behind it again.
                 let end_index = indexes.end.min(indexes.start.saturating_add(HOLE));
                 let next = if end_index < indexes.end { offset } else { next };
-                for index in indexes.start..end_index {
+                for index in indexes.start.until(end_index) {
                     let spot = Spot { at, index };
                     // One that is in flight is in a consumer's hands, whole.
                     if !ledger.may_be_in_flight(spot)? {

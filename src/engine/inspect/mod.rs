@@ -20,7 +20,7 @@ use super::reclaim::Reclaim;
 use super::signal::DispatchLock;
 use crate::distribution::Distribution;
 use crate::error::{Error, Result};
-use crate::format::address::{Offset, Ordinal};
+use crate::format::address::{Index, Offset, Ordinal};
 use crate::format::extension::Verified;
 use crate::format::record;
 use crate::format::slot::State;
@@ -394,7 +394,7 @@ impl Inspect {
 /// What is known of a message before its record is found.
 struct Known {
     mapped: Arc<crate::log::sealed::Mapped>,
-    index: u32,
+    index: Index,
     slot_offset: Option<Offset>,
     attempts: u32,
     base_time: Time,
@@ -448,7 +448,7 @@ fn view(unverified: &mut Unverified) -> Option<Viewed> {
 fn may_be_unreadable(track: &Track, seq: u64) -> Result<bool> {
     let index = track.records().index_from(seq)?;
     let count = track.count().unwrap_or(0);
-    let before = index.checked_sub(1).map_or(Ok(Some(0)), |before| track.records().seq(before))?;
-    let here = if index < count { track.records().seq(index)? } else { Some(0) };
+    let before = index.previous().map_or(Ok(Some(0)), |before| track.records().seq(before))?;
+    let here = if index < Index(count) { track.records().seq(index)? } else { Some(0) };
     Ok(before.is_none() || here.is_none())
 }

@@ -11,7 +11,7 @@ use crate::engine::backlog::track::Track;
 use crate::engine::dispatch::{Dispatch, Ledger};
 use crate::engine::signal::DispatchLock;
 use crate::error::{Error, Result};
-use crate::format::address::Offset;
+use crate::format::address::{Index, Offset};
 use crate::format::slot::State;
 use crate::format::standing::{Run, Standing};
 use crate::io::Access;
@@ -34,7 +34,7 @@ struct Change {
     mapped: Arc<Mapped>,
     first_seq: u64,
     base_time: Time,
-    indexes: Vec<u32>,
+    indexes: Vec<Index>,
 }
 
 /// Settles what copying has met, each unless it is settled already.
@@ -130,7 +130,7 @@ fn settle_finding(ledger: &mut Ledger, finding: Finding) -> Result<()> {
     };
     match finding {
         Finding::Lost { from, to, offset, .. } => {
-            (from..to).try_for_each(|index| lose_copied(ledger, Spot { at, index }, offset))
+            from.until(to).try_for_each(|index| lose_copied(ledger, Spot { at, index }, offset))
         }
         Finding::BadSlot { index, .. } => rebuild_if_bad(ledger, Spot { at, index }),
         Finding::Outlived { index, offset, .. } => {
