@@ -2,7 +2,7 @@
 
 use super::found_hooks::{Op, Watched, Way, by_hand, files, find};
 use keepq::fault::{CrashImage, ManualClock, MemoryStorage, Storage};
-use keepq::{Backoff, Delivery, Expired, Message, Options, Queue};
+use keepq::{Backoff, DeathCause, Delivery, Expired, Message, Options, Queue};
 use std::io::{Error, ErrorKind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -371,4 +371,38 @@ fn a_redrive_goes_on_when_another_handle_closes_the_dead_letters() {
     assert_eq!(queue.redrive(9).unwrap(), 2);
     assert_eq!((queue.stats().pushed(), queue.dead_letters().unwrap().len()), (5, 0));
     assert_eq!(texts(&queue.pop_batch(9).unwrap()), ["c", "a", "b"]);
+}
+
+/// The last attempt of a message ended with its run, by a close or by a kill. It was ready until a
+/// consumer came to it: `stats`, `iter` and `stuck` said so, and the dead letters never got it where
+/// no consumer ran.
+#[test]
+fn a_message_whose_last_attempt_ended_with_its_run_dies_by_itself() {
+    for (way, dead_letters) in [("close", true), ("kill", true), ("kill", false)] {
+        let disk = Arc::new(MemoryStorage::new());
+        let options = |disk| on(disk).max_attempts(1).dead_letters(dead_letters);
+        let queue = options(disk.clone()).open("queue").unwrap();
+        queue.push_batch(["a", "b", "c"]).unwrap();
+        queue.pop_batch(2).unwrap().into_iter().for_each(std::mem::forget);
+        let disk = if way == "kill" {
+            Arc::new(disk.killed())
+        } else {
+            queue.close().unwrap();
+            disk
+        };
+        let queue = options(disk).open("queue").unwrap();
+        let stats = queue.stats();
+        let dying = if dead_letters { (2, 0) } else { (0, 2) };
+        assert_eq!((stats.ready(), stats.dying(), stats.dropped()), (1, dying.0, dying.1), "{way}");
+        assert_eq!(queue.iter().count(), 1, "{way}");
+        assert_eq!(&queue.peek().unwrap().unwrap()[..], b"c", "{way}");
+        if dead_letters {
+            queue.maintain().unwrap();
+            let letters = queue.dead_letters().unwrap().pop_batch(9).unwrap();
+            assert_eq!(texts(&letters), ["a", "b"], "{way}");
+            let cause = letters[0].dead_letter().unwrap().cause();
+            assert_eq!(cause, DeathCause::Attempts, "{way}");
+        }
+        assert_eq!(&queue.pop().unwrap().unwrap()[..], b"c", "{way}");
+    }
 }

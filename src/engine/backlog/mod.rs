@@ -289,8 +289,12 @@ impl Backlog {
     }
 
     /// Counts some slots of a segment, and tells which are special.
-    pub(super) fn count_some(&mut self, at: usize) -> Result<Special> {
-        self.tracks[at].count_some(self.run)
+    pub(super) fn count_some(
+        &mut self,
+        at: usize,
+        is_last: impl Fn(u32) -> bool,
+    ) -> Result<Special> {
+        self.tracks[at].count_some(self.run, is_last)
     }
 
     /// The number of the newest change of a slot.

@@ -7,7 +7,7 @@
 use crate::error::Result;
 use crate::format::address::{Index, Offset};
 use crate::format::segment::RECORDS_START;
-use crate::format::slot::Slot;
+use crate::format::slot::{Slot, State};
 use crate::format::standing::{Run, Standing};
 use crate::log::sealed::{Numbering, Status};
 use crate::log::{ReadSlot, Segment};
@@ -110,13 +110,15 @@ impl SettledCount {
         }
     }
 
-    /// Counts some more slots, and tells which of them are special. `tail`: where the records end.
+    /// Counts some more slots, and tells which of them are special. `tail`: where the records end;
+    /// `is_last`: whether a message that was handed out this often dies.
     pub(super) fn count_some(
         &mut self,
         segment: &Segment,
         numbering: Numbering,
         tail: Offset,
         run: Run,
+        is_last: impl Fn(u32) -> bool,
     ) -> Result<Special> {
         if self.is_complete() {
             return Ok(Special::default());
@@ -133,6 +135,11 @@ impl SettledCount {
                 special.unnumbered.extend((!status.standing.is_settled()).then_some(index));
                 continue;
             };
+            let Slot { state, attempts, .. } = status.slot;
+            let waits = matches!(status.standing, Standing::Ready | Standing::Scheduled(_));
+            if waits && state == State::Delivered && is_last(attempts) {
+                special.worn_out.push(seq);
+            }
             match status.standing {
                 Standing::Lost => special.lost.push(seq),
                 Standing::Dying => special.dying.push(seq),
@@ -191,6 +198,8 @@ pub(crate) struct Special {
     pub(crate) lost: Vec<u64>,
     /// On their way to the dead letters.
     pub(crate) dying: Vec<u64>,
+    /// The last attempt of each ended with its run.
+    pub(crate) worn_out: Vec<u64>,
     /// Not to be handed out before a time, and which.
     pub(crate) delayed: Vec<(Time, u64)>,
 }

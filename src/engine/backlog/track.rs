@@ -162,10 +162,14 @@ impl Track {
     }
 
     /// Counts some more slots, and tells which of them are special.
-    pub(super) fn count_some(&mut self, run: Run) -> Result<Special> {
+    pub(super) fn count_some(
+        &mut self,
+        run: Run,
+        is_last: impl Fn(u32) -> bool,
+    ) -> Result<Special> {
         let (segment, numbering) = (self.records.segment(), self.records.numbering());
         let tail = self.records.tail().unwrap_or(RECORDS_START);
-        let special = self.settled_count.count_some(segment, numbering, tail, run)?;
+        let special = self.settled_count.count_some(segment, numbering, tail, run, is_last)?;
         self.is_dirty &= self.settled_count.may_be_touched();
         Ok(special)
     }

@@ -4,10 +4,11 @@
 //! Promises: what a counted slot says is taken up once, also if a store that it needs fails: that
 //! is kept, and tried again by the next call.
 
-use super::dying::Death;
+use super::dying::{Cause, Death};
 use super::ledger::Ledger;
+use super::places::Whereabouts;
 use crate::engine::backlog::cursor::Cursor;
-use crate::engine::backlog::{LostRecords, Met, Spot};
+use crate::engine::backlog::{Found, LostRecords, Met, Spot};
 use crate::error::Result;
 use crate::format::address::{Index, Offset, Ordinal};
 use crate::format::slot::State;
@@ -31,6 +32,8 @@ enum Unfinished {
     Unnumbered { ordinal: Ordinal, index: Index },
     /// The slot of this record of a segment cannot be read: rebuilt, and taken up then.
     BadSlot { ordinal: Ordinal, index: Index },
+    /// Its last attempt ended with its run: it dies.
+    WornOut { seq: u64 },
     /// It was dying, and there are no dead letters any more: dropped.
     Dropped { seq: u64 },
 }
@@ -69,7 +72,8 @@ impl Counting {
 
     /// Counts some slots of a segment, and takes up what they say.
     fn count_some_of(&mut self, at: usize, ledger: &mut Ledger) -> Result<()> {
-        let special = ledger.backlog_mut().count_some(at)?;
+        let policy = *ledger.policy();
+        let special = ledger.backlog_mut().count_some(at, |attempts| policy.is_last(attempts))?;
         let ordinal = ledger.backlog().tracks()[at].ordinal();
         ledger.note_found_settled(at, special.settled);
         for lost in special.lost {
@@ -80,6 +84,8 @@ impl Counting {
         }
         let unnumbered = special.unnumbered.into_iter();
         self.unfinished.extend(unnumbered.map(|index| Unfinished::Unnumbered { ordinal, index }));
+        let worn_out = special.worn_out.into_iter();
+        self.unfinished.extend(worn_out.map(|seq| Unfinished::WornOut { seq }));
         let bad_slots = special.bad_slots.into_iter();
         self.unfinished.extend(bad_slots.map(|index| Unfinished::BadSlot { ordinal, index }));
         for seq in special.dying {
@@ -105,6 +111,11 @@ impl Counting {
                 Unfinished::BadSlot { ordinal, index } => {
                     if let Some(at) = at_ordinal(ledger, ordinal) {
                         rebuild_counted(ledger, Spot { at, index })?;
+                    }
+                }
+                Unfinished::WornOut { seq } => {
+                    if let Some(found) = ledger.look_up(seq)? {
+                        die_of_attempts(ledger, &found)?;
                     }
                 }
                 Unfinished::Dropped { seq } => {
@@ -161,6 +172,16 @@ impl Counting {
 /// Where the track of a segment is, if there is one.
 fn at_ordinal(ledger: &Ledger, ordinal: Ordinal) -> Option<usize> {
     ledger.backlog().tracks().iter().position(|track| track.ordinal() == ordinal)
+}
+
+/// The last attempt of a message ended with its run. It dies, unless it did meanwhile.
+fn die_of_attempts(ledger: &mut Ledger, found: &Found) -> Result<()> {
+    let waits =
+        matches!(ledger.whereabouts_of(found, true)?, Whereabouts::Ready | Whereabouts::Delayed(_));
+    if !waits {
+        return Ok(());
+    }
+    ledger.die(found.spot, &found.place, Death { cause: Some(Cause::Attempts), reason: None })
 }
 
 /// Rebuilds a slot before any message of its segment is handed out in this run: if the delay beside

@@ -127,6 +127,13 @@ impl Test {
                 stays => stays,
             };
         }
+        // Their last attempt ended with its run: seen when they are counted.
+        let waits = |known: &&Known| matches!(known.at, At::New | At::Delayed(_));
+        let worn_out = |(_, known): &(&u64, &Known)| waits(known) && self.is_last(known.attempts);
+        let worn_out: Vec<u64> = self.known.iter().filter(worn_out).map(|(seq, _)| *seq).collect();
+        for seq in worn_out {
+            self.die(seq, DeathCause::Attempts);
+        }
     }
 
     pub(crate) fn queue(&self) -> Queue {
