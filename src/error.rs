@@ -91,7 +91,8 @@ pub enum Error {
         source: io::Error,
     },
     /// The queue holds as much as its options allow, and [`Overflow`](crate::Overflow) says to
-    /// refuse more; or the time to wait for room is over. Nothing was written.
+    /// refuse more; or the time to wait for room is over; or the message or batch could never fit.
+    /// Nothing was written.
     #[error(
         "push: the queue is full: Options::{limit} is {max}; ack waiting messages, raise the \
          limit, or choose another Options::overflow"
