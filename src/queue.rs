@@ -178,9 +178,16 @@ impl Queue {
     }
 
     /// Ends the queue for every clone, after everything is on the disk. Waiting consumers get
-    /// [`Error::Closed`]; unanswered deliveries come back at the next open. Once this has returned,
-    /// even with an error, the directory can be opened again. From then on [`Queue::len`],
-    /// [`Queue::in_flight`] and [`Queue::delayed`] are zero.
+    /// [`Error::Closed`]. Once this has returned, even with an error, the directory can be opened
+    /// again. From then on [`Queue::len`], [`Queue::in_flight`] and [`Queue::delayed`] are zero.
+    ///
+    /// This does not wait for deliveries that are out. From here on their answers are
+    /// [`Error::Closed`], and their messages come back at the next open with the attempt counted,
+    /// or become dead letters if it was their last. So let workers finish first: see *Waiting* in
+    /// [`docs::guide`](crate::docs::guide).
+    ///
+    /// Closing again, by another clone, is `Ok`. Only if the first `close` returned an error, the
+    /// later ones return [`Error::Closed`].
     ///
     /// # Errors
     ///
