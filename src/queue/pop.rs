@@ -234,9 +234,9 @@ impl Queue {
 
     /// Pushes up to `limit` dead letters again, the oldest first. They become new messages at the
     /// end of this queue, with the same payload and headers, no attempt counted and no delay.
-    /// Returns how many were pushed. Each message is durable here before it is removed from the
-    /// dead letters; a crash in between, or another handle that closes them, may leave it in both
-    /// places.
+    /// Returns how many were pushed. Dead letters that are in flight or delayed stay. Each message
+    /// is durable here before it is removed from the dead letters; a crash in between, or another
+    /// handle that closes them, may leave it in both places.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
