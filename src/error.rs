@@ -160,7 +160,8 @@ pub enum Error {
     },
     /// A payload is not a value of the type that the [`TypedQueue`](crate::TypedQueue) has. The
     /// message went back with its attempt counted, and comes again after a second at the soonest:
-    /// see [`TypedQueue`](crate::TypedQueue).
+    /// see [`TypedQueue`](crate::TypedQueue). [`Queue::get`](crate::Queue::get) shows its bytes at
+    /// once.
     #[error(
         "message {seq} does not decode as a value of this type; read its bytes with Queue::pop of \
          the untyped queue, or ack it there"

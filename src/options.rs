@@ -304,7 +304,8 @@ impl Options {
         self
     }
 
-    /// How long after its push a message expires, up to 8 years; `None` (the default): never. See
+    /// How long after its push a message expires, up to 8 years; `None` (the default): never. The
+    /// time that the push waited for room does not count. See
     /// [`Message::ttl`](crate::Message::ttl).
     pub fn message_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
         self.message_ttl = ttl.into();
