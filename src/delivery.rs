@@ -161,7 +161,8 @@ impl Delivery {
     /// Says that the work will never succeed. The message becomes a dead letter with this reason
     /// (up to 1,024 bytes of it are kept), and is not handed out again. This survives a kill and a
     /// power cut like [`Delivery::ack`]; the background makes the dead letter durable before it
-    /// forgets the message.
+    /// forgets the message. Without dead letters, and among the dead letters themselves, the
+    /// message is dropped.
     ///
     /// # Errors
     ///

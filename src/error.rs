@@ -91,7 +91,8 @@ pub enum Error {
         source: io::Error,
     },
     /// The queue holds as much as its options allow, and [`Overflow`](crate::Overflow) says to
-    /// refuse more; or the time to wait for room is over. Nothing was written.
+    /// refuse more; or the time to wait for room is over; or the message or batch could never fit.
+    /// Nothing was written.
     #[error(
         "push: the queue is full: Options::{limit} is {max}; ack waiting messages, raise the \
          limit, or choose another Options::overflow"
@@ -160,7 +161,8 @@ pub enum Error {
     },
     /// A payload is not a value of the type that the [`TypedQueue`](crate::TypedQueue) has. The
     /// message went back with its attempt counted, and comes again after a second at the soonest:
-    /// see [`TypedQueue`](crate::TypedQueue).
+    /// see [`TypedQueue`](crate::TypedQueue). [`Queue::get`](crate::Queue::get) shows its bytes at
+    /// once.
     #[error(
         "message {seq} does not decode as a value of this type; read its bytes with Queue::pop of \
          the untyped queue, or ack it there"

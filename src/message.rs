@@ -11,7 +11,10 @@ use std::time::{Duration, SystemTime};
 
 /// What is pushed: a payload, and how to treat it.
 ///
-/// Bytes and strings, owned or borrowed, turn into a `Message` by themselves:
+/// These turn into a `Message` by themselves: `&[u8]`, `&[u8; N]`, `Vec<u8>`, `Box<[u8]>`, `&str`,
+/// `String`, `Cow<[u8]>` and `Cow<str>`, and references to `Vec<u8>`, `String`, `&[u8]`,
+/// `&[u8; N]`, `&str` and `Message`. An array has to be borrowed: `&[1, 2]`. A
+/// [`Delivery`](crate::Delivery) or a [`Peeked`](crate::Peeked) is pushed as `&delivery[..]`.
 ///
 /// ```
 /// use keepq::{Durability, Message, Queue};
@@ -20,8 +23,11 @@ use std::time::{Duration, SystemTime};
 /// queue.push(b"bytes")?;
 /// queue.push("text")?;
 /// queue.push(vec![1, 2, 3])?;
+/// queue.push(&[1, 2])?;
 /// queue.push(Message::new("not worth a sync").durability(Durability::Os))?;
 /// queue.push(Message::new("pay 42").header("kind", b"refund"))?;
+/// let job = queue.pop()?.expect("six are waiting");
+/// queue.push(&job[..])?; // the same bytes again
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -105,6 +111,9 @@ impl<'a> Message<'a> {
     /// messages that were never handed out; messages that are due at the same time come in push
     /// order. Until then it counts in [`Queue::delayed`](crate::Queue::delayed).
     ///
+    /// The time runs from the call of `push`, also while the push waits for room
+    /// ([`Overflow::Block`](crate::Overflow::Block)).
+    ///
     /// While the queue is open, the wall clock does not matter. After a restart the wall clock says
     /// how much of the delay is left, but never more than the whole delay (to within 1 %).
     ///
@@ -138,6 +147,9 @@ impl<'a> Message<'a> {
     /// ([`Options::expired`](crate::Options::expired)). The shorter of this time and
     /// [`Options::message_ttl`](crate::Options::message_ttl) counts. A message that was handed out
     /// in time may be answered late.
+    ///
+    /// Like that of [`Message::delay`], this time runs from the call of `push`. It may be shorter
+    /// than the delay: such a message is accepted, and let go of once its delay is over.
     ///
     /// ```
     /// use std::time::Duration;

@@ -71,24 +71,29 @@ pub(crate) enum AckSync {
 }
 
 /// What a push does when the queue holds as much as [`Options::max_messages`] or
-/// [`Options::max_bytes`] allow.
+/// [`Options::max_bytes`] allow. A batch stays whole: all of it is pushed, refused or dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Overflow {
     /// It fails with [`Error::Full`](crate::Error::Full).
     #[default]
     Reject,
     /// It waits for room, up to [`Options::push_timeout`]; after that it fails with
-    /// [`Error::Full`](crate::Error::Full).
+    /// [`Error::Full`](crate::Error::Full). What could never fit fails at once.
+    ///
+    /// Dead letters count in `max_bytes`. Once they fill it, all producers wait until somebody
+    /// takes dead letters and acks them. So set a `push_timeout`, and an alarm on
+    /// [`Stats::dead_letters`](crate::Stats::dead_letters).
     Block,
     /// It drops the oldest waiting messages to make room, and counts them in
     /// [`Stats::dropped`](crate::Stats::dropped). For `max_messages` these are the messages that
     /// would be handed out next, and delayed ones last. For `max_bytes` they are all waiting
     /// messages of the oldest segment that has none in flight or dying, since only a whole file
     /// makes room. A message in flight is never dropped. If dropping cannot make enough room, the
-    /// push fails with [`Error::Full`](crate::Error::Full).
+    /// push fails with [`Error::Full`](crate::Error::Full). What could never fit fails at once.
     DropOldest,
-    /// It drops and counts the new message, and returns `Ok` with the number 0, which no message
-    /// ever has: see [`Seq::is_dropped`](crate::Seq::is_dropped).
+    /// It drops and counts the new message, or all messages of the new batch, and returns `Ok` with
+    /// the number 0 for each. No message ever has that number: see
+    /// [`Seq::is_dropped`](crate::Seq::is_dropped).
     DropNewest,
 }
 
@@ -197,7 +202,8 @@ impl Options {
     }
 
     /// The largest size of a segment file: 64 KiB to 128 MiB, a multiple of 4,096; default 64 MiB.
-    /// A message or batch that needs more gets a file of its own.
+    /// The first file of a run has 1 MiB, and each next one is twice as large, up to this size. A
+    /// message or batch that needs more gets a file of its own.
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
         self.segment_bytes = bytes;
         self
@@ -298,7 +304,8 @@ impl Options {
         self
     }
 
-    /// How long after its push a message expires, up to 8 years; `None` (the default): never. See
+    /// How long after its push a message expires, up to 8 years; `None` (the default): never. The
+    /// time that the push waited for room does not count. See
     /// [`Message::ttl`](crate::Message::ttl).
     pub fn message_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
         self.message_ttl = ttl.into();
@@ -314,18 +321,26 @@ impl Options {
     /// The most bytes that the queue takes on the disk, from 1 MiB; `None` (the default): all that
     /// the disk has. All files count at their full size: segments, the segment that is kept ready,
     /// CHECKPOINT, the dead letters, and the files that compaction makes before it removes others.
+    /// So dead letters that nobody takes can fill the queue: see [`Overflow::Block`].
     ///
     /// A segment is at most a quarter of this limit, and smaller when room gets scarce. About 140
     /// KiB are kept for CHECKPOINT and the dead letters, and a quarter of a segment (at least 64
-    /// KiB) for compaction. The newest segment stays until there is a newer one, so a message that
-    /// needs a file of its own needs that much room beside all of this.
+    /// KiB) for compaction. The newest segment stays until there is a newer one, and it is as large
+    /// as the largest message or batch in it. So after a message of about half of the limit (two
+    /// fifths of it at 1 MiB), another one as large may find no room, although the queue is empty.
+    ///
+    /// A file counts until all its messages are settled, or copied by compaction. With delays, or
+    /// with acks in any order, such files and the newest one hold much of a small limit. As advice,
+    /// not as a promise: set at least three times the bytes of the backlog that you expect, and at
+    /// least 16 times the largest message or batch.
     pub fn max_bytes(mut self, bytes: impl Into<Option<u64>>) -> Self {
         self.max_bytes = bytes.into();
         self
     }
 
     /// The most unsettled messages at a time, from 1: those that are ready, delayed, in flight, or
-    /// on their way to the dead letters. `None` (the default): any number.
+    /// on their way to the dead letters. A batch fits as a whole, or not at all. `None` (the
+    /// default): any number.
     pub fn max_messages(mut self, messages: impl Into<Option<u64>>) -> Self {
         self.max_messages = messages.into();
         self

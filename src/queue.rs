@@ -107,9 +107,15 @@ impl Queue {
     /// [`Queue::redrive`] pushes them again.
     ///
     /// The dead letters are a queue of their own in the directory `dead`, with the same background
-    /// thread; each call returns the same queue. The handle keeps this queue open, and closing this
-    /// queue closes the dead letters. They have no dead letters and no limit of attempts of their
-    /// own, and their space counts in [`Options::max_bytes`](crate::Options::max_bytes).
+    /// thread. Each call returns the same queue, until one of its handles is closed; the next call
+    /// opens it again. The handle keeps this queue open, and closing this queue closes the dead
+    /// letters. Their space counts in [`Options::max_bytes`](crate::Options::max_bytes).
+    ///
+    /// They have no limit of attempts, and no dead letters of their own.
+    /// [`Delivery::reject`](crate::Delivery::reject) of a dead letter drops it for good, and counts
+    /// it in [`Stats::dropped`](crate::Stats::dropped) of the dead letters;
+    /// [`Delivery::release`](crate::Delivery::release) leaves it there. A program may push messages
+    /// of its own: `dead_letter` is `None` for them, and `redrive` takes them as well.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -165,8 +171,10 @@ impl Queue {
     /// unsettled messages go. The unsettled messages of other files are copied into smaller files,
     /// even where the background would not touch those files yet. All other calls go on meanwhile.
     ///
-    /// The newest file stays as it is. See [`Compaction`](crate::Compaction) for which files are
-    /// worth copying.
+    /// The newest file stays as it is. A copy needs free space for the messages that it keeps,
+    /// until the files that it replaces are gone; with little space the copies are smaller, and
+    /// without any there are none. See [`Compaction`](crate::Compaction) for which files are worth
+    /// copying.
     ///
     /// # Errors
     ///
@@ -178,9 +186,16 @@ impl Queue {
     }
 
     /// Ends the queue for every clone, after everything is on the disk. Waiting consumers get
-    /// [`Error::Closed`]; unanswered deliveries come back at the next open. Once this has returned,
-    /// even with an error, the directory can be opened again. From then on [`Queue::len`],
-    /// [`Queue::in_flight`] and [`Queue::delayed`] are zero.
+    /// [`Error::Closed`]. Once this has returned, even with an error, the directory can be opened
+    /// again. From then on [`Queue::len`], [`Queue::in_flight`] and [`Queue::delayed`] are zero.
+    ///
+    /// This does not wait for deliveries that are out. From here on their answers are
+    /// [`Error::Closed`], and their messages come back at the next open with the attempt counted,
+    /// or become dead letters if it was their last. So let workers finish first: see *Waiting* in
+    /// [`docs::guide`](crate::docs::guide).
+    ///
+    /// Closing again, by another clone, is `Ok`. Only if the first `close` returned an error, the
+    /// later ones return [`Error::Closed`].
     ///
     /// # Errors
     ///

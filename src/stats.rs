@@ -68,7 +68,8 @@ pub struct Stats {
 
 /// Unsettled messages: each of them is counted in one of the first five numbers.
 impl Stats {
-    /// Messages that can be handed out.
+    /// Messages that are ready. As in [`Queue::len`](crate::Queue::len), this includes some that
+    /// will not be handed out.
     #[must_use]
     pub fn ready(&self) -> u64 {
         self.ready

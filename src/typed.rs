@@ -42,11 +42,26 @@ const UNDECODED_DOUBLINGS: u32 = 6;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
+/// # Monitors
+///
+/// [`Queue::peek`], [`Queue::iter`] and [`Queue::get`] of [`TypedQueue::queue`] show the bytes. The
+/// crate `postcard` (version 1) decodes them:
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// let totals = keepq::Queue::open(dir.path().join("totals"))?.typed::<u64>();
+/// totals.push(&42)?;
+/// let peeked = totals.queue().peek()?.expect("one is waiting");
+/// assert_eq!(postcard::from_bytes::<u64>(&peeked[..])?, 42);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Messages that do not decode
 ///
 /// A payload that is not a `T`, or has more bytes behind the `T`, is [`Error::Decode`] with the
 /// message's [`Seq`]. The message goes back with its attempt counted. It stays away for a second,
 /// the next time for two, and so on up to 64, so that the messages behind it are reached meanwhile.
+/// [`Queue::get`] shows its bytes at once; no `pop` hands it out before its time is over.
 /// After [`Options::max_attempts`](crate::Options::max_attempts) attempts it becomes a dead letter.
 pub struct TypedQueue<T> {
     queue: Queue,

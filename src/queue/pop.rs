@@ -164,9 +164,10 @@ impl Queue {
         Ok(found?.map(Peeked::new))
     }
 
-    /// Returns true if the message is settled, and so is never handed out again: it was acked,
-    /// purged, dropped or moved to the dead letters, or it expired, or it is a transient message of
-    /// an earlier run. Returns false if the message is unsettled.
+    /// Returns true if the message is settled, which does not say that it was worked on: it was
+    /// acked, purged, dropped or moved to the dead letters, or it expired, or it is a transient
+    /// message of an earlier run. A settled message is never handed out again. Returns false if the
+    /// message is unsettled.
     ///
     /// The result is true as soon as the ack is stored, which may be before [`Delivery::ack`] has
     /// returned, and it is no more durable than the ack: see
@@ -196,9 +197,10 @@ impl Queue {
         is_settled
     }
 
-    /// Waits up to `timeout` until a message is settled, in the sense of [`Queue::is_acked`];
-    /// returns false if it is not settled by then. Any number of threads may wait, for the same or
-    /// for other messages; each is woken by its own message.
+    /// Waits up to `timeout` until a message is settled (acked, purged, dropped, expired, or moved
+    /// to the dead letters), which does not say that it was worked on. Returns false if it is not
+    /// settled by then. See [`Queue::is_acked`]. Any number of threads may wait, for the same
+    /// message or for others; each is woken by its own message.
     ///
     /// # Errors
     ///
@@ -232,9 +234,9 @@ impl Queue {
 
     /// Pushes up to `limit` dead letters again, the oldest first. They become new messages at the
     /// end of this queue, with the same payload and headers, no attempt counted and no delay.
-    /// Returns how many were pushed. Each message is durable here before it is removed from the
-    /// dead letters; a crash in between, or another handle that closes them, may leave it in both
-    /// places.
+    /// Returns how many were pushed. Dead letters that are in flight or delayed stay. Each message
+    /// is durable here before it is removed from the dead letters; a crash in between, or another
+    /// handle that closes them, may leave it in both places.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;

@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime};
 impl Queue {
     /// Puts a message at the end of the queue. `Ok` promises what the message's [`Durability`]
     /// says: with the default, the message is on the disk. Consumers may see it before this
-    /// returns.
+    /// returns. If the queue is full, [`Options::overflow`] says what happens.
     ///
     /// # Errors
     ///
@@ -45,7 +45,8 @@ impl Queue {
     }
 
     /// Puts a message at the end of the queue without waiting for the disk. When it returns, the
-    /// message survives a kill of the process; [`Receipt::wait`] makes it survive a power cut.
+    /// message survives a kill of the process; [`Receipt::wait`] makes it survive a power cut. It
+    /// waits for room like [`Queue::push`], under [`Overflow::Block`](crate::Overflow::Block).
     ///
     /// # Errors
     ///
@@ -64,6 +65,11 @@ impl Queue {
 
     /// Puts messages at the end of the queue, all or none, side by side, with one sync. After a
     /// crash the whole batch is there, or none of it.
+    ///
+    /// At a limit the batch stays whole, too. Under
+    /// [`Overflow::DropNewest`](crate::Overflow::DropNewest) all of it is dropped, and all numbers
+    /// are 0. Otherwise a batch that could never fit is [`Error::Full`] at once, and nothing is
+    /// dropped for it.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;

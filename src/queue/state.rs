@@ -9,7 +9,8 @@ use crate::stuck::Stuck;
 
 impl Queue {
     /// How many messages are ready: not settled, and neither delayed, in flight, set aside nor on
-    /// their way to the dead letters.
+    /// their way to the dead letters. This includes messages that have expired behind one
+    /// that has not: they are not handed out, but that is noticed only when they come up.
     ///
     /// The first call after open may take as long as reading 16 bytes for each message of earlier
     /// runs, unless the background was faster. A state that cannot be read counts as ready; a later
