@@ -47,7 +47,7 @@ pub(crate) enum Due {
     At(SystemTime),
 }
 
-const _: () = assert!(MAX_DELAY.as_secs() * 1000 <= slot::MAX_DELAY, "a slot can hold it");
+const _: () = assert!(MAX_DELAY.as_secs() * 1000 <= slot::MAX_DELAY.0, "a slot can hold it");
 
 /// A name and a value that travel with the payload.
 #[derive(Clone, PartialEq, Eq, Debug)]

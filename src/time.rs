@@ -72,3 +72,34 @@ impl From<Millis> for Duration {
         Self::from_millis(span.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_span_is_shorter_than_the_duration_that_it_was_made_of() {
+        let nanos = |nanos| Millis::from(Duration::from_nanos(nanos));
+        assert_eq!([0, 1, 1_000_000, 1_000_001].map(nanos), [0, 1, 1, 2].map(Millis));
+        assert_eq!(Millis::from(Duration::MAX), Millis(u64::MAX));
+        assert_eq!(Duration::from(Millis(1_500)), Duration::from_millis(1_500));
+    }
+
+    #[test]
+    fn a_time_keeps_to_the_times_that_there_are() {
+        let (early, late) = (Time(10), Time(30));
+        assert_eq!((late.since(early), early.since(late)), (Millis(20), Millis(0)));
+        assert_eq!((early + Millis(20), late.saturating_sub(Millis(20))), (late, early));
+        assert_eq!(early.saturating_sub(Millis(11)), Time::ZERO);
+        assert_eq!(late.saturating_add(Millis(u64::MAX)), Time(u64::MAX));
+        assert_eq!(SystemTime::from(late), UNIX_EPOCH + Duration::from_millis(30));
+    }
+
+    #[test]
+    fn the_earlier_time_is_the_one_that_there_is() {
+        let (early, late) = (Some(Time(10)), Some(Time(30)));
+        assert_eq!((Time::earlier(early, late), Time::earlier(late, early)), (early, early));
+        assert_eq!((Time::earlier(None, late), Time::earlier(late, None)), (late, late));
+        assert_eq!(Time::earlier(None, None), None);
+    }
+}

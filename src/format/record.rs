@@ -83,6 +83,7 @@ impl Flags {
 
 impl RecordHeader {
     /// The bytes of this header at `offset` of the segment that `key` belongs to.
+    #[inline]
     pub(crate) fn encode(&self, key: Key, offset: Offset) -> [u8; HEADER] {
         let mut out = [0; HEADER];
         put(&mut out, BODY_CHECK, self.body_check.to_le_bytes());

@@ -113,14 +113,14 @@ const GIVEN_MASK: u64 = (1 << 12) - 1;
 const DELAY_MASK: u64 = (1 << 53) - 1;
 const _: () = assert!(DUE_MASK | GIVEN_MASK << GIVEN_SHIFT == DELAY_MASK);
 /// The longest delay that a slot can hold: 255 * 2^30 ms, more than 8 years.
-pub(crate) const MAX_DELAY: u64 = 255 << 30;
+pub(crate) const MAX_DELAY: Millis = Millis(255 << 30);
 
 impl Delay {
     /// `base_time`: of the segment.
     pub(crate) fn encode(self, base_time: Time, key: Key, index: Index) -> u64 {
         let due = self.due.since(base_time).0.min(DUE_MASK);
         // Never 0, or else a delay that ends at the base time would look like none.
-        let given = encode_given(self.given.0.clamp(1, MAX_DELAY));
+        let given = encode_given(self.given.clamp(Millis(1), MAX_DELAY));
         let value = due | given << GIVEN_SHIFT;
         value | key.slot_check(DELAY_PLACE | u64::from(index), value) & !DELAY_MASK
     }
@@ -132,7 +132,7 @@ impl Delay {
         }
         let value = word & DELAY_MASK;
         let check = key.slot_check(DELAY_PLACE | u64::from(index), value) & !DELAY_MASK;
-        let given = Millis(decode_given(value >> GIVEN_SHIFT));
+        let given = decode_given(value >> GIVEN_SHIFT);
         let delay = Self { due: base_time + Millis(value & DUE_MASK), given };
         (check == word & !DELAY_MASK).then_some(delay)
     }
@@ -142,7 +142,7 @@ impl Delay {
 const DELAY_PLACE: u64 = 1 << 32;
 
 /// 5 bits of exponent and 7 of fraction, rounded up: exact below 256.
-fn encode_given(millis: u64) -> u64 {
+fn encode_given(Millis(millis): Millis) -> u64 {
     let exponent = u64::BITS.saturating_sub(millis.leading_zeros()).saturating_sub(8);
     let rounded = millis.div_ceil(1 << exponent);
     // Rounding up may take one bit more.
@@ -150,11 +150,11 @@ fn encode_given(millis: u64) -> u64 {
     if rounded < 128 { rounded } else { (u64::from(exponent) + 1) << 7 | (rounded - 128) }
 }
 
-fn decode_given(encoded: u64) -> u64 {
-    match encoded >> 7 {
+fn decode_given(encoded: u64) -> Millis {
+    Millis(match encoded >> 7 {
         0 => encoded,
         exponent => (128 + (encoded & 127)) << (exponent - 1),
-    }
+    })
 }
 
 /// Returns true if `one` is later than `other`, where a crash left two versions of a message's
@@ -215,7 +215,7 @@ mod tests {
         fn a_delay_comes_back(
             base in 0u64..1 << 50,
             after in 0..=DUE_MASK,
-            given in 1..=MAX_DELAY,
+            given in 1..=MAX_DELAY.0,
             index: u32,
         ) {
             let (key, index) = (Key::new(&[3; 48]), Index(index));
@@ -242,8 +242,8 @@ mod tests {
         let key = Key::new(&[3; 48]);
         assert_eq!(Delay::decode(0, Time(7), key, INDEX), None);
         assert_ne!(Delay { due: Time(7), given: Millis(0) }.encode(Time(7), key, INDEX), 0);
-        for given in (1..4096).chain((0..8000).map(|n| MAX_DELAY - n * 33_333_333)) {
-            let told = decode_given(encode_given(given));
+        for given in (1..4096).chain((0..8000).map(|n| MAX_DELAY.0 - n * 33_333_333)) {
+            let Millis(told) = decode_given(encode_given(Millis(given)));
             assert!((given..=given + given / 128 + 1).contains(&told), "{given} {told}");
         }
         assert_eq!(decode_given(encode_given(MAX_DELAY)), MAX_DELAY);
