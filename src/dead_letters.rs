@@ -30,7 +30,7 @@ use std::time::Duration;
 /// Messages moved by the background between two looks at what is due.
 const MOVED_AT_ONCE: usize = 1024;
 /// After this time a move that `dead/` refused is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The dead letters of a queue.
 #[derive(Debug)]
@@ -208,12 +208,13 @@ impl DeadLetters {
         let mut mover = self.mover.lock();
         let result = self.move_dying(&mut mover, durably, limit);
         let context = self.queue.context();
-        let again =
-            result.as_ref().map_or_else(|_| context.clock.coarse() + RETRY.into(), |()| Time::ZERO);
+        let again = result
+            .as_ref()
+            .map_or_else(|_| context.clock.coarse() + RETRY_AFTER.into(), |()| Time::ZERO);
         // Relaxed: a hint.
         self.again_at.store(again.0, Ordering::Relaxed);
         if result.is_err() {
-            context.worker.ask_within(RETRY);
+            context.worker.ask_within(RETRY_AFTER);
         } else if self.queue.dying().are_pending(durably) {
             context.worker.ask();
         }

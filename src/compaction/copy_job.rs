@@ -5,7 +5,7 @@
 //! slots change from before the first step on, and to bring their copies up to date at the end.
 //! Takes no lock.
 
-use super::plan::Choice;
+use super::plan::CopyPlan;
 use crate::error::Result;
 use crate::format::address::{Index, Offset, Ordinal};
 use crate::format::segment::RECORDS_START;
@@ -19,7 +19,7 @@ use crate::log::{OnFailedSync, ReadSlot};
 use std::sync::Arc;
 
 /// Slots that are read at once.
-const STEP: u32 = 4096;
+const SLOTS_A_STEP: u32 = 4096;
 
 /// What a job found besides messages to copy. The caller has to settle it under its lock; the
 /// message may have been settled meanwhile. `ordinal`: of the segment.
@@ -95,7 +95,7 @@ impl CopyJob {
     }
 
     /// The size of a copy of these segments.
-    pub(crate) fn size_for(choice: &Choice) -> u64 {
+    pub(crate) fn size_for(choice: &CopyPlan) -> u64 {
         CopyWriter::size_for(choice.record_bytes, choice.records)
     }
 
@@ -124,7 +124,7 @@ impl CopyJob {
             let most = budget - used;
             let fits = self.copy_some(&source, &mut reading, most)?;
             used += reading.window.take_read() + self.copy.written().since(written);
-            used += u64::from(STEP);
+            used += u64::from(SLOTS_A_STEP);
             if !fits {
                 self.copy.rewind(self.before);
                 return Ok((Step::Done(self.at), used));
@@ -141,7 +141,7 @@ impl CopyJob {
     /// Copies the unsettled messages among some slots, until `most` bytes are written; false if
     /// there is no room for one of them.
     fn copy_some(&mut self, source: &CopySource, reading: &mut Reading, most: u64) -> Result<bool> {
-        let number = STEP.min(Index(source.count).since(reading.index));
+        let number = SLOTS_A_STEP.min(Index(source.count).since(reading.index));
         if number == 0 {
             return Ok(true);
         }

@@ -54,7 +54,7 @@ const FIXED_COST: u64 = 256 << 10;
 
 /// Candidates that are to be copied into one segment.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Choice {
+pub(crate) struct CopyPlan {
     pub(crate) range: Range<usize>,
     /// Bytes that they take, and that their copy will take.
     pub(crate) before: u64,
@@ -63,7 +63,7 @@ pub(crate) struct Choice {
     pub(crate) records: u64,
 }
 
-impl Choice {
+impl CopyPlan {
     /// Whether this choice frees more than the other one for what it costs.
     fn is_better_than(&self, other: &Self) -> bool {
         let gain = |of: &Self| u128::from(of.before.saturating_sub(of.after));
@@ -73,8 +73,8 @@ impl Choice {
 }
 
 /// The candidates whose copy frees most for what it costs; `None` if no copy is worth it.
-pub(crate) fn choose(candidates: &[Candidate], limits: &Limits) -> Option<Choice> {
-    let mut best: Option<Choice> = None;
+pub(crate) fn choose(candidates: &[Candidate], limits: &Limits) -> Option<CopyPlan> {
+    let mut best: Option<CopyPlan> = None;
     for first in 0..candidates.len() {
         let (mut before, mut largest, mut record_bytes, mut records) = (0, 0, 0, 0);
         let free = candidates.iter().enumerate().skip(first).take(MAX_SOURCES);
@@ -95,7 +95,7 @@ pub(crate) fn choose(candidates: &[Candidate], limits: &Limits) -> Option<Choice
             let gathers = largest * SMALL_GROWTH <= after && gain * SMALL_GAIN >= before
                 || largest * MANY_GROWTH <= after && at + 1 - first >= MANY && gain > 0;
             let is_worth_it = records > 0 && (frees || gathers);
-            let choice = Choice { range: first..at + 1, before, after, record_bytes, records };
+            let choice = CopyPlan { range: first..at + 1, before, after, record_bytes, records };
             if is_worth_it && best.as_ref().is_none_or(|best| choice.is_better_than(best)) {
                 best = Some(choice);
             }

@@ -12,7 +12,7 @@ use crate::format::extension::Notes;
 use std::collections::BTreeSet;
 
 /// Letters taken at a time, and letters that are passed over at most.
-const STEP: usize = 64;
+const LETTERS_A_STEP: usize = 64;
 
 /// The progress of one call.
 #[derive(Debug)]
@@ -47,9 +47,9 @@ impl Redrive {
             }
         }
         let wanted = self.limit - self.pushed + to_u64(self.unsettled.len());
-        let step = usize::try_from(wanted).unwrap_or(STEP).min(STEP);
+        let step = usize::try_from(wanted).unwrap_or(LETTERS_A_STEP).min(LETTERS_A_STEP);
         // One that another consumer has is not found, however many are taken.
-        if step == 0 || self.passed.len() >= STEP {
+        if step == 0 || self.passed.len() >= LETTERS_A_STEP {
             return Ok(false);
         }
         let letters = dead.consumers().pop_batch(step)?;

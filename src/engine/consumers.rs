@@ -59,9 +59,9 @@ enum Popped {
 }
 
 /// Messages that are taken, or answered, under one lock.
-const STEP: usize = 256;
+const MESSAGES_A_STEP: usize = 256;
 /// Messages that a look at the front settles at most.
-const SWEEP: usize = 1024;
+const MESSAGES_A_SWEEP: usize = 1024;
 
 impl Consumers {
     pub(super) fn new(
@@ -163,7 +163,7 @@ impl Consumers {
         let mut taken = Vec::new();
         loop {
             let missing = limit - taken.len();
-            let (batch, failed, is_over) = self.lease_batch(missing.min(STEP));
+            let (batch, failed, is_over) = self.lease_batch(missing.min(MESSAGES_A_STEP));
             let mut failed = failed;
             let complete = taken.len() + batch.len();
             taken.reserve(batch.len());
@@ -278,7 +278,7 @@ impl Consumers {
         let mut number = 0;
         while deliveries.peek().is_some() {
             let mut dispatch = self.dispatch.lock();
-            for LeaseKey { ticket, seq, is_sample } in deliveries.by_ref().take(STEP) {
+            for LeaseKey { ticket, seq, is_sample } in deliveries.by_ref().take(MESSAGES_A_STEP) {
                 if is_sample {
                     dispatch.deliveries_mut().measure_mut().answered(ticket);
                 }
@@ -341,7 +341,7 @@ impl Consumers {
     /// settled any. Up to a thousand in one call.
     pub(crate) fn sweep_expired(&self) -> Result<bool> {
         let mut has_settled = false;
-        for _ in 0..SWEEP {
+        for _ in 0..MESSAGES_A_SWEEP {
             let mut dispatch = self.dispatch.lock();
             if dispatch.check_open().is_err() {
                 return Ok(has_settled);

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Messages looked up under one lock.
-const STEP: usize = 64;
+const LOOKED_UP_AT_ONCE: usize = 64;
 /// Messages settled under one lock.
 const SETTLED_AT_ONCE: usize = 256;
 
@@ -52,7 +52,7 @@ impl DyingMessages {
     pub(crate) fn next(&self, after: u64) -> Result<(Vec<DyingMessage>, Option<u64>)> {
         let mut dispatch = self.dispatch.lock();
         let ledger = dispatch.ledger_mut();
-        let waiting = ledger.places().dying().waiting_behind(after, STEP);
+        let waiting = ledger.places().dying().waiting_behind(after, LOOKED_UP_AT_ONCE);
         let last = waiting.last().copied();
         let mut messages = Vec::new();
         for seq in waiting {
@@ -161,6 +161,6 @@ fn settle_moved(ledger: &mut Ledger, seq: u64, there: u64) -> Result<()> {
     ledger.counts_mut().dead_lettered += u64::from(is_new);
     let dying = ledger.places_mut().dying_mut();
     dying.remove(seq);
-    dying.settled(there);
+    dying.note_settled(there);
     Ok(())
 }

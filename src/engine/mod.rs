@@ -31,7 +31,7 @@
 //! | --- | --- | --- |
 //! | 0 | `closing` | that the queue is closed once |
 //! | 0 | `dropping` | the producer that drops the oldest messages |
-//! | 0 | `mover`, then `open` | (`dead_letters`) what moves; the engine of the dead letters |
+//! | 0 | `mover`, `open`, its `closing` | (`dead_letters`) moving; the dead letters; their end |
 //! | 0 | `compaction` | the copy that is made at the moment |
 //! | 1 | `upkeep` | the checkpoint file, what is to be removed |
 //! | 2 | `supply` | the ready segment, ordinals, the old tail; rotation |
@@ -131,7 +131,7 @@ pub(crate) struct Engine {
 }
 
 /// How long the background lets go of files before it looks again at what is due.
-const STEP: Duration = Duration::from_millis(20);
+const RETIRING_TIME: Duration = Duration::from_millis(20);
 
 /// How far `close` has got.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -305,7 +305,7 @@ impl Engine {
             // What could not be read is tried again the next time.
             self.dispatch.lock().count_again();
         }
-        let can_let_go = self.reclaim.retirer().let_go_for(STEP).map(|gone| gone.has_more);
+        let can_let_go = self.reclaim.retirer().let_go_for(RETIRING_TIME).map(|gone| gone.has_more);
         if [&has_unsealed, &can_count, &can_let_go].iter().any(|more| matches!(more, Ok(true))) {
             self.context.worker.ask();
         }

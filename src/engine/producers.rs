@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Messages dropped under one lock.
-const STEP: u32 = 256;
+const MESSAGES_A_STEP: u32 = 256;
 
 /// Where messages come in, and what is done for their room.
 #[derive(Debug)]
@@ -321,13 +321,13 @@ impl Producers {
         }
         let unsettled = dispatch.backlog().unsettled(published);
         let mut left = (unsettled + records).saturating_sub(max).max(1);
-        let mut step = STEP;
+        let mut step = MESSAGES_A_STEP;
         while left > 0 {
             if step == 0 {
                 drop(dispatch);
                 dispatch = self.dispatch.lock();
                 dispatch.check_open()?;
-                step = STEP;
+                step = MESSAGES_A_STEP;
             }
             step -= 1;
             match dispatch.drop_next(published)? {

@@ -14,7 +14,7 @@ use crate::time::Time;
 use std::sync::Arc;
 
 /// Slots read at once: a page of them.
-const STEP: u32 = 256;
+const SLOTS_A_STEP: u32 = 256;
 
 /// A segment whose unsettled messages a copy has, or will have.
 #[derive(Clone, Debug)]
@@ -97,7 +97,7 @@ impl<'a> SlotReader<'a> {
         if held(self).is_none() {
             let end = Index((*count).min(most_slots(segment.header.size)));
             let rest = end.since(index);
-            let slots = segment.read_slots(index, STEP.min(rest), *base_time)?;
+            let slots = segment.read_slots(index, SLOTS_A_STEP.min(rest), *base_time)?;
             self.held = slots.map(|(_, slot, delay)| Some((slot?, delay))).collect();
             self.first = index;
         }

@@ -19,7 +19,7 @@ use crate::time::Time;
 use std::sync::Arc;
 
 /// Bytes that a search reads at once.
-const STEP: usize = 4096;
+const BYTES_A_STEP: usize = 4096;
 
 /// A mapped segment.
 #[derive(Clone, Debug)]
@@ -166,7 +166,7 @@ impl Mapped {
         end_index: Index,
     ) -> Option<(Offset, Index)> {
         let slots = slot::offset(self.segment.header.size, from_index);
-        let mut chunk = vec![0; STEP + HEADER];
+        let mut chunk = vec![0; BYTES_A_STEP + HEADER];
         let mut start = from;
         while start < slots {
             let len = usize::try_from(slots - start).unwrap_or(usize::MAX).min(chunk.len());
@@ -179,7 +179,7 @@ impl Mapped {
                     return Some((offset, header.index));
                 }
             }
-            start = start + to_u64(STEP);
+            start = start + to_u64(BYTES_A_STEP);
         }
         None
     }

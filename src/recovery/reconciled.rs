@@ -187,10 +187,10 @@ fn unaccounted(
 /// Adds the numbers between those that a compacted segment has: they were settled or lost, and
 /// nothing says which.
 fn insert_gaps(ranges: &mut Ranges, part: &Part) -> Result<()> {
-    const STEP: usize = 4096;
-    let step = u32::try_from(STEP).unwrap_or(u32::MAX);
+    const SLOTS_A_STEP: usize = 4096;
+    let step = u32::try_from(SLOTS_A_STEP).unwrap_or(u32::MAX);
     let mut next = part.first_seq;
-    for from in (0..part.count).step_by(STEP) {
+    for from in (0..part.count).step_by(SLOTS_A_STEP) {
         let number = step.min(part.count - from);
         for seq in part.segment.read_seqs(Index(from), number, part.first_seq)?.flatten() {
             ranges.insert(next, seq.saturating_sub(1));

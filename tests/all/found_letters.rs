@@ -374,8 +374,8 @@ fn a_redrive_goes_on_when_another_handle_closes_the_dead_letters() {
 }
 
 /// The last attempt of a message ended with its run, by a close or by a kill. It was ready until a
-/// consumer came to it: `stats`, `iter` and `stuck` said so, and the dead letters never got it where
-/// no consumer ran.
+/// consumer came to it: `stats`, `iter` and `stuck` said so, and the dead letters never got it
+/// where no consumer ran.
 #[test]
 fn a_message_whose_last_attempt_ended_with_its_run_dies_by_itself() {
     for (way, dead_letters) in [("close", true), ("kill", true), ("kill", false)] {
@@ -393,7 +393,8 @@ fn a_message_whose_last_attempt_ended_with_its_run_dies_by_itself() {
         let queue = options(disk).open("queue").unwrap();
         let stats = queue.stats();
         let dying = if dead_letters { (2, 0) } else { (0, 2) };
-        assert_eq!((stats.ready(), stats.dying(), stats.dropped()), (1, dying.0, dying.1), "{way}");
+        let told = (stats.ready(), (stats.dying(), stats.dropped()));
+        assert_eq!(told, (1, dying), "{way}");
         assert_eq!(queue.iter().count(), 1, "{way}");
         assert_eq!(&queue.peek().unwrap().unwrap()[..], b"c", "{way}");
         if dead_letters {

@@ -230,7 +230,7 @@ impl Appender {
             supply: Mutex::new(Supply::new(log, &context.options)),
             unsealed: Padded(Mutex::new(Unsealed::new(log))),
             records_before: log.parts.iter().map(|part| u64::from(part.count)).sum(),
-            settled_count: Arc::clone(guard.ledger().settled_count()),
+            settled_count: Arc::clone(guard.ledger().settled_for_producers()),
             expiry_is_idle: Arc::clone(guard.ledger().expiry().is_idle()),
             taken_bytes: AtomicU64::new(0),
         }

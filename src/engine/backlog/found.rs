@@ -45,7 +45,7 @@ pub(crate) enum Met {
     Lost(LostRecords),
     /// A segment of an earlier run, before its first slot.
     OldSegment(usize),
-    /// Nothing yet: others should have their turn.
+    /// Nothing yet: the lock is to be given up, so that others have their turn.
     Tired,
     /// Nothing more up to the last Seq.
     End,

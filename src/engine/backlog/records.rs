@@ -24,7 +24,7 @@ use std::cell::{Cell, OnceCell};
 use std::sync::Arc;
 
 /// Slots passed over under one lock.
-const STEP: u32 = 4096;
+const SLOTS_A_STEP: u32 = 4096;
 
 /// The records of one segment.
 #[derive(Debug)]
@@ -247,7 +247,7 @@ impl Records {
         let (end_index, mut floor) = (self.end_index(published), self.floor.get());
         let Ok(mapped) = self.map() else { return Search::Nothing };
         let mut previous = None;
-        let step_end = end_index.min(floor.saturating_add(STEP));
+        let step_end = end_index.min(floor.saturating_add(SLOTS_A_STEP));
         while floor < step_end {
             let Ok(slot) = mapped.slot(floor) else { return Search::Nothing };
             let Some(settled) = slot.filter(|slot| slot.is_settled(is_old)) else { break };

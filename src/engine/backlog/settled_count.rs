@@ -14,7 +14,7 @@ use crate::log::{ReadSlot, Segment};
 use crate::time::Time;
 
 /// Slots counted in one step under the lock.
-const STEP: u32 = 4096;
+const SLOTS_A_STEP: u32 = 4096;
 
 /// How many messages of a segment are settled, as far as its slots are counted.
 #[derive(Debug)]
@@ -34,7 +34,8 @@ pub(crate) struct SettledCount {
 }
 
 impl SettledCount {
-    /// Of a segment that this run writes: all that is settled was seen to be.
+    /// Of a segment that this run writes: all that is settled was seen to be, so each of its slots
+    /// counts as counted, and nothing asks for the end.
     pub(super) const COMPLETE: Self = Self { counted: Index::MAX, ..Self::of_earlier_run(0) };
     /// The same, where slots were stored to.
     pub(super) const TOUCHED: Self = Self { was_touched: true, ..Self::COMPLETE };
@@ -123,7 +124,7 @@ impl SettledCount {
         if self.is_complete() {
             return Ok(Special::default());
         }
-        let step = STEP.min(self.end - self.counted);
+        let step = SLOTS_A_STEP.min(self.end - self.counted);
         let read = self.read_some(segment, numbering, tail, step);
         self.is_unreadable = read.is_err();
         let (slots, settled) = read?;

@@ -238,7 +238,8 @@ impl Track {
     ) -> Result<Stored> {
         let mapped = self.map()?;
         let before = mapped.slot(index)?;
-        // Whether a transient message is settled depends on its run.
+        // As if of an earlier run: what is not settled then is not settled at all. Whether a
+        // transient message is depends on its run.
         if before.is_some_and(|slot| slot.is_settled(true))
             && self.status(index, run)?.standing.is_settled()
         {

@@ -11,10 +11,10 @@ use crate::format::standing::Standing;
 use crate::log::sealed::Located;
 
 /// Slots passed over under one lock.
-const STEP: u32 = 4096;
+const SLOTS_A_STEP: u32 = 4096;
 
 /// Slots read at a time, where the settled ones at the start are skipped.
-const READ: u32 = 4096;
+const SLOTS_A_READ: u32 = 4096;
 
 impl Backlog {
     /// Goes on from a cursor to the next message up to `last_seq` whose standing is wanted. Settled
@@ -28,7 +28,7 @@ impl Backlog {
         wants: impl Fn(Standing) -> bool,
     ) -> Result<Met> {
         let run = self.run;
-        for _ in 0..STEP {
+        for _ in 0..SLOTS_A_STEP {
             let Some(at) = self.resume(cursor)? else { return Ok(Met::End) };
             let index = cursor.index();
             let track = &self.tracks[at];
@@ -86,7 +86,7 @@ impl Backlog {
         let track = &self.tracks[at];
         let (mut index, mut previous) = (cursor.index(), None);
         let end = track.count().map_or(index, Index);
-        let number = READ.min(end.since(index));
+        let number = SLOTS_A_READ.min(end.since(index));
         let mut slots = track.segment().read_slots(index, number, track.base_time())?;
         let is_old = track.records().is_old();
         let is_over = slots.any(|(at, slot, _)| {

@@ -12,15 +12,15 @@
 
 use super::Dispatch;
 use super::dying::{Cause, Death};
-use super::exchange::{Choice, Dropped, Front, Leasing, Next};
+use super::exchange::{Choice, Dropped, Leasing, Next, WaitsAt};
 use crate::engine::backlog::{Found, Met};
 use crate::error::Result;
 use crate::format::slot::State;
 use crate::format::standing::Standing;
 use crate::leases::Place;
 
-/// Slots passed over, and messages given up, under one lock.
-const STEP: u32 = 4096;
+/// Messages looked at, and given up, under one lock.
+const LOOKS_A_STEP: u32 = 4096;
 
 impl Dispatch {
     /// Leases the next message up to `visible`, if one is ready and not as many are in flight as
@@ -42,11 +42,11 @@ impl Dispatch {
         if self.ledger().policy().is_last(place.attempts) {
             let death = Death { cause: Some(Cause::Attempts), reason: None };
             self.ledger_mut().die(spot, place, death)?;
-            self.leave_chosen(&next);
+            self.leave_settled(&next);
             return Ok(Leasing::Again);
         }
         let leased = self.deliveries.lease(&next, now)?;
-        self.leave_front(&next);
+        self.leave_leased(&next);
         Ok(Leasing::Leased(leased))
     }
 
@@ -64,7 +64,7 @@ impl Dispatch {
 
     /// The next of those that were given back, or whose time has come.
     fn choose_front(&mut self, visible: u64) -> Result<Choice> {
-        for _ in 0..STEP {
+        for _ in 0..LOOKS_A_STEP {
             if let Some(place) = self.ledger().places().first_returned() {
                 if let Some(next) = self.look_again(place)? {
                     return Ok(Choice::Next(next));
@@ -79,7 +79,7 @@ impl Dispatch {
                 return Ok(Choice::Nothing);
             }
             if let Some(found) = self.ledger_mut().look_up(seq)? {
-                return Ok(Choice::Next(Next { found, from: Front::Schedule(due) }));
+                return Ok(Choice::Next(Next { found, from: WaitsAt::Schedule(due) }));
             }
             self.ledger_mut().places_mut().leave_schedule(due, seq);
         }
@@ -105,13 +105,13 @@ impl Dispatch {
         let found = ledger.backlog().found(spot, said, place.offset, header);
         // The attempts are those of memory: what could not be stored counts as well.
         let found = Found { place, ..found };
-        Ok(Some(Next { found, from: Front::Returned }))
+        Ok(Some(Next { found, from: WaitsAt::Returned }))
     }
 
     /// The next message that was never handed out in this run. Leaves the cursor at it.
     #[inline(always)]
     fn choose_at_cursor(&mut self, visible: u64) -> Result<Choice> {
-        for _ in 0..STEP {
+        for _ in 0..LOOKS_A_STEP {
             let ledger = self.ledger_mut();
             let mut cursor = *ledger.places().cursor();
             // What is delayed or dying is known elsewhere.
@@ -120,7 +120,7 @@ impl Dispatch {
             *ledger.places_mut().cursor_mut() = cursor;
             match met? {
                 Met::Message(found) if found.standing == Standing::Ready => {
-                    return Ok(Choice::Next(Next { found, from: Front::Cursor }));
+                    return Ok(Choice::Next(Next { found, from: WaitsAt::Cursor }));
                 }
                 // Transient, and of an earlier run.
                 Met::Message(found) => {
@@ -144,23 +144,23 @@ impl Dispatch {
     /// The message that was chosen is leased: it is no longer where it waited, and its last holder,
     /// if its lease ran out, has it no more.
     #[inline(always)]
-    fn leave_front(&mut self, next: &Next) {
+    fn leave_leased(&mut self, next: &Next) {
         let seq = next.found.place.seq;
         let places = self.ledger_mut().places_mut();
         places.leases_mut().end_expired(seq);
         match next.from {
-            Front::Cursor => places.cursor_mut().pass_found(&next.found),
-            Front::Returned => {
+            WaitsAt::Cursor => places.cursor_mut().pass_found(&next.found),
+            WaitsAt::Returned => {
                 places.leave_returned(seq);
             }
-            Front::Schedule(due) => places.leave_schedule(due, seq),
+            WaitsAt::Schedule(due) => places.leave_schedule(due, seq),
         }
         self.ledger_mut().note_head_changed();
     }
 
     /// The message that was chosen is settled, or dying.
-    pub(super) fn leave_chosen(&mut self, next: &Next) {
-        if next.from == Front::Cursor {
+    pub(super) fn leave_settled(&mut self, next: &Next) {
+        if next.from == WaitsAt::Cursor {
             self.ledger_mut().places_mut().cursor_mut().pass_found(&next.found);
         }
         self.ledger_mut().note_head_changed();
@@ -171,7 +171,7 @@ impl Dispatch {
         let is_new = match self.choose(published)? {
             Choice::Next(next) => {
                 let is_new = self.ledger_mut().settle_unread(&next.found)?;
-                self.leave_chosen(&next);
+                self.leave_settled(&next);
                 is_new
             }
             Choice::Again => false,

@@ -15,9 +15,9 @@ use crate::format::slot::State;
 use crate::format::standing::Standing;
 
 /// Such messages settled under one lock.
-const STEP: usize = 256;
+const MESSAGES_A_STEP: usize = 256;
 /// Lost messages settled under one lock.
-const HOLE: u32 = 16_384;
+const LOSSES_A_STEP: u32 = 16_384;
 
 /// What was counted, and is not taken up.
 #[derive(Debug, Default)]
@@ -100,7 +100,7 @@ impl Counting {
 
     /// Settles some of what counting found.
     fn finish_some(&mut self, ledger: &mut Ledger) -> Result<()> {
-        for _ in 0..STEP {
+        for _ in 0..MESSAGES_A_STEP {
             let Some(&unfinished) = self.unfinished.last() else { return Ok(()) };
             match unfinished {
                 Unfinished::Unnumbered { ordinal, index } => {
@@ -153,7 +153,7 @@ impl Counting {
             }
             Met::Lost(LostRecords { at, indexes, offset, next }) => {
                 // A step of a long hole; the next one is found behind it again.
-                let end_index = indexes.end.min(indexes.start.saturating_add(HOLE));
+                let end_index = indexes.end.min(indexes.start.saturating_add(LOSSES_A_STEP));
                 let next = if end_index < indexes.end { offset } else { next };
                 for index in indexes.start.until(end_index) {
                     let spot = Spot { at, index };

@@ -7,7 +7,7 @@
 //! long is done in steps.
 
 use super::dying::{Cause, Death};
-use super::exchange::{Answer, Front, Leased, Next, unsettled_state};
+use super::exchange::{Answer, Leased, Next, WaitsAt, unsettled_state};
 use super::ledger::Ledger;
 use super::measure::Measure;
 use crate::clock::Clock;
@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Leases that are ended under one lock.
-const STEP: usize = 256;
+const LEASES_A_STEP: usize = 256;
 
 /// Who has which message, until when.
 #[derive(Debug)]
@@ -112,7 +112,7 @@ impl Deliveries {
         let counts = self.ledger.counts_mut();
         counts.popped += 1;
         counts.redelivered += u64::from(attempts > 1);
-        if from == Front::Cursor {
+        if from == WaitsAt::Cursor {
             counts.out_of_order += u64::from(seq < self.newest_first);
             self.newest_first = self.newest_first.max(seq);
         }
@@ -192,9 +192,14 @@ impl Deliveries {
             // Over, and still one of this run: else the cursor, should it come by, would take the
             // message for one that it has to hand out. If it cannot be stored, the message stays
             // away a little after a restart.
-            let over = Delay { due: self.clock.start_time() + Millis(1), given: Millis(1) };
+            let over = self.delay_that_is_over();
             self.ledger.backlog_mut().store_delay(spot, over).ok();
         }
+    }
+
+    /// A delay that is over, and still one of this run.
+    fn delay_that_is_over(&self) -> Delay {
+        Delay { due: self.clock.start_time() + Millis(1), given: Millis(1) }
     }
 
     /// False if it was settled already, which only damage does.
@@ -293,7 +298,7 @@ impl Deliveries {
     #[cold]
     fn end_overdue_leases(&mut self) -> bool {
         let now = self.clock.now();
-        for _ in 0..STEP {
+        for _ in 0..LEASES_A_STEP {
             let Some((ticket, place)) = self.leases().overdue(now) else { return false };
             self.ledger.news_mut().returned = true;
             self.ledger.counts_mut().lease_expired += 1;
@@ -358,7 +363,7 @@ impl Deliveries {
         self.ledger.places_mut().schedule_mut().remove(due, place.seq);
         self.ledger.take_out(spot, place.seq);
         if was_delayed {
-            let over = Delay { due: self.clock.start_time() + Millis(1), given: Millis(1) };
+            let over = self.delay_that_is_over();
             self.ledger.backlog_mut().store_delay(spot, over).ok();
         }
         self.ledger.backlog_mut().track_at_mut(spot.at).note_leased();

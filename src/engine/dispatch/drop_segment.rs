@@ -5,7 +5,7 @@ use crate::engine::backlog::cursor::Cursor;
 use crate::error::Result;
 
 /// Messages dropped under one lock.
-const STEP: usize = 4096;
+const MESSAGES_A_STEP: usize = 4096;
 
 /// How far dropping a segment has got.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl Dropping {
     /// Drops some of what waits in the segment; false once nothing is left there.
     pub(crate) fn drop_some(&mut self, dispatch: &mut Dispatch) -> Result<bool> {
         let Self { cursor, last_seq, dropped, .. } = self;
-        dispatch.settle_on_walk(cursor, *last_seq, STEP, |counts| {
+        dispatch.settle_on_walk(cursor, *last_seq, MESSAGES_A_STEP, |counts| {
             counts.dropped += 1;
             *dropped += 1;
         })

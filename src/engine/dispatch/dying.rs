@@ -124,7 +124,7 @@ impl Dying {
     }
 
     /// One that was moved is settled here; the store is not synced.
-    pub(crate) fn settled(&mut self, there: u64) {
+    pub(crate) fn note_settled(&mut self, there: u64) {
         self.unsynced.insert(there);
     }
 

@@ -12,12 +12,12 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Next {
     pub(crate) found: Found,
-    pub(super) from: Front,
+    pub(super) from: WaitsAt,
 }
 
 /// Where a message waits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Front {
+pub(super) enum WaitsAt {
     /// At the cursor: never handed out in this run, and pushed without a delay.
     Cursor,
     Returned,

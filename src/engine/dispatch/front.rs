@@ -80,7 +80,7 @@ impl FrontMessage {
             }
             Unfit::Newer => dispatch.ledger_mut().set_aside(spot, place),
         }
-        dispatch.leave_chosen(&next);
+        dispatch.leave_settled(&next);
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use super::dying::Death;
 use super::exchange::unsettled_state;
 use super::expiry::Expiry;
 use super::news::News;
-use super::places::{Places, Whereabouts};
+use super::places::{Places, TakenOut, Whereabouts};
 use super::policy::Policy;
 use crate::clock::Clock;
 use crate::engine::backlog::track::Stored;
@@ -43,7 +43,7 @@ pub(crate) struct Ledger {
     /// What others have to be told once the lock is given up.
     news: News,
     /// How many slots were found or made settled in this run: for producers.
-    settled_count: Arc<AtomicU64>,
+    settled_for_producers: Arc<AtomicU64>,
     is_closed: bool,
 }
 
@@ -60,7 +60,7 @@ impl Ledger {
             clock: Arc::clone(clock),
             waiters: Arc::clone(waiters),
             news: News::default(),
-            settled_count: Arc::default(),
+            settled_for_producers: Arc::default(),
             is_closed: false,
         }
     }
@@ -138,8 +138,8 @@ impl Ledger {
     }
 
     /// How many slots were found or made settled in this run, for producers.
-    pub(crate) fn settled_count(&self) -> &Arc<AtomicU64> {
-        &self.settled_count
+    pub(crate) fn settled_for_producers(&self) -> &Arc<AtomicU64> {
+        &self.settled_for_producers
     }
 
     /// Messages that can be handed out, and those that wait for their time, of one moment;
@@ -158,7 +158,7 @@ impl Ledger {
         Ok(self.note_settled(spot, Some(place.seq), stored))
     }
 
-    /// The same for one that was in flight until now: it is in no other place.
+    /// The same for one whose lease has just ended, before its time: it is in no other place.
     #[inline]
     pub(super) fn settle_answered(&mut self, spot: Spot, place: &Place) -> Result<bool> {
         let record = Some((place.offset, place.bytes));
@@ -231,8 +231,8 @@ impl Ledger {
     fn add_settled(&self, more: u64) {
         // Relaxed, and stored under the lock only: a reader that sees an older value takes more
         // for unsettled.
-        let count = self.settled_count.load(Ordering::Relaxed);
-        self.settled_count.store(count + more, Ordering::Relaxed);
+        let count = self.settled_for_producers.load(Ordering::Relaxed);
+        self.settled_for_producers.store(count + more, Ordering::Relaxed);
     }
 
     /// So many slots of a segment were found settled.
@@ -244,7 +244,7 @@ impl Ledger {
 
     /// Takes a message out of wherever it is.
     pub(super) fn take_out(&mut self, spot: Spot, seq: u64) {
-        if self.places.take_out(seq) {
+        if self.places.take_out(seq) == TakenOut::Everywhere {
             return;
         }
         let status = self.status(spot);

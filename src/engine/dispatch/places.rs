@@ -28,6 +28,14 @@ pub(crate) enum Whereabouts {
     Settled,
 }
 
+/// Whether a message is out of all places.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum TakenOut {
+    Everywhere,
+    /// It may still be in the schedule, for a time that its slot tells: see [`Places::unschedule`].
+    PerhapsScheduled,
+}
+
 /// The places of all messages that are not settled.
 #[derive(Debug)]
 pub(crate) struct Places {
@@ -176,17 +184,21 @@ impl Places {
         Time::earlier(due, self.leases.next_deadline())
     }
 
-    /// Takes a message out of wherever it is: returned, scheduled, dying, or with a holder whose
-    /// lease has run out. (One that is in flight is nowhere else.) False if it may still be in the
-    /// schedule, for a time that its slot says: see [`Places::unschedule`].
-    pub(super) fn take_out(&mut self, seq: u64) -> bool {
+    /// Takes a message out of wherever memory tells that it is: returned, dying, with a holder
+    /// whose lease has run out, or in the schedule. (One that is in flight is nowhere else.)
+    #[must_use]
+    pub(super) fn take_out(&mut self, seq: u64) -> TakenOut {
         self.returned.remove(&seq);
         self.dying.remove(seq);
         self.set_aside.remove(&seq);
         let run_out = self.leases.end_expired(seq).filter(|&due| due > Time::ZERO);
         let untold = self.untold.remove(&seq);
         let mut known = [run_out, untold].into_iter().flatten();
-        self.schedule.is_empty() || known.any(|due| self.schedule.remove(due, seq))
+        if self.schedule.is_empty() || known.any(|due| self.schedule.remove(due, seq)) {
+            TakenOut::Everywhere
+        } else {
+            TakenOut::PerhapsScheduled
+        }
     }
 
     /// Takes a message out of the schedule, which has it for one of these times; false if not.

@@ -8,7 +8,7 @@ use crate::engine::backlog::cursor::Cursor;
 use crate::error::Result;
 
 /// Messages settled under one lock.
-const STEP: usize = 256;
+const MESSAGES_A_STEP: usize = 256;
 
 /// How far a purge has got.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ impl Purge {
     pub(crate) fn settle_some(&mut self, dispatch: &mut Dispatch) -> Result<bool> {
         dispatch.deliveries_mut().end_due();
         let Self { cursor, last_seq, purged } = self;
-        dispatch.settle_on_walk(cursor, *last_seq, STEP, |counts| {
+        dispatch.settle_on_walk(cursor, *last_seq, MESSAGES_A_STEP, |counts| {
             counts.purged += 1;
             *purged += 1;
         })

@@ -30,7 +30,7 @@ use crate::time::Time;
 use std::sync::Arc;
 
 /// Messages looked at under one lock.
-const STEP: usize = 512;
+const MESSAGES_A_STEP: usize = 512;
 
 /// Looks at messages.
 #[derive(Debug)]
@@ -326,7 +326,7 @@ impl Inspect {
 
     /// Some steps of a walk, up to the next message that it shows.
     fn walk_some(dispatch: &Dispatch, walk: &mut Walk) -> Result<Option<Unverified>> {
-        for _ in 0..STEP {
+        for _ in 0..MESSAGES_A_STEP {
             let last_seq = walk.last_seq;
             let wants = |_| true;
             let met = dispatch.backlog().walk(&mut walk.cursor, last_seq, wants)?;

@@ -22,7 +22,7 @@ use super::upkeep::Upkeep;
 use super::{candidates, switch};
 use crate::clock;
 use crate::compaction::copy_job::{CopyJob, Step};
-use crate::compaction::plan::{self, Choice, Limits};
+use crate::compaction::plan::{self, CopyPlan, Limits};
 use crate::engine::append::Appender;
 use crate::engine::backlog::track::Track;
 use crate::engine::context::{Context, SOON};
@@ -39,9 +39,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Bytes read and written in one step.
-const STEP: u64 = 1 << 20;
+const BYTES_A_STEP: u64 = 1 << 20;
 /// How soon a copy that failed is tried again.
-const RETRY: Duration = Duration::from_secs(10);
+const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// Copies what is unsettled in sparse segments.
 #[derive(Debug)]
@@ -85,7 +85,7 @@ impl Compactor {
             Ok(Some(again)) => self.context.worker.compact_within(*again),
             // What is poisoned is not compacted in this run.
             Ok(None) | Err(Error::Poisoned { .. }) => {}
-            Err(_) => self.context.worker.compact_within(RETRY),
+            Err(_) => self.context.worker.compact_within(RETRY_AFTER),
         }
         compacted.map(|_| ())
     }
@@ -168,13 +168,13 @@ impl Compactor {
         let Some(mut job) = compaction.job.take() else { return Ok(None) };
         // Not in a poisoned queue: whatever is synced there is not believed.
         let may_go_on = self.check_open().and_then(|()| self.context.health.check(false));
-        let stepped = may_go_on.and_then(|()| job.run.step(STEP));
+        let stepped = may_go_on.and_then(|()| job.run.step(BYTES_A_STEP));
         let stepped = stepped
             .and_then(|step| switch::settle_findings(&self.dispatch, &mut job.run).map(|()| step));
         match stepped {
             Ok((Step::More, used)) => {
                 let written = job.run.copy().written();
-                if trigger == Trigger::Idle && written.since(job.synced) >= STEP {
+                if trigger == Trigger::Idle && written.since(job.synced) >= BYTES_A_STEP {
                     if let Err(error) = job.run.copy().sync() {
                         self.give_up(job.run, None);
                         return Err(error);
@@ -272,7 +272,7 @@ impl Compactor {
         &self,
         trigger: Trigger,
         limits: &Limits,
-    ) -> Option<(Vec<CopySource>, Choice)> {
+    ) -> Option<(Vec<CopySource>, CopyPlan)> {
         let idle = Millis::from(self.context.options.compaction.idle);
         let unsealed = self.appender.unsealed();
         let full: Vec<Ordinal> =
@@ -299,7 +299,7 @@ impl Compactor {
         candidates::of(&mut self.dispatch.lock(), trigger, (now, idle), is_unsynced)
     }
 
-    fn begin_with(&self, sources: &[CopySource], choice: &Choice) -> Result<Job> {
+    fn begin_with(&self, sources: &[CopySource], choice: &CopyPlan) -> Result<Job> {
         let size = CopyJob::size_for(choice);
         let most = u32::try_from(choice.records).unwrap_or(u32::MAX);
         let base_time = sources.iter().map(|source| source.base_time).min().unwrap_or_default();
@@ -331,7 +331,7 @@ impl Compactor {
 
     /// The job has ended: its sources can be chosen again after a while.
     fn release_sources(&self, sources: &[CopySource], has_failed: bool) {
-        let again = self.context.clock.coarse() + Millis::from(RETRY);
+        let again = self.context.clock.coarse() + Millis::from(RETRY_AFTER);
         let mut dispatch = self.dispatch.lock();
         for source in sources {
             if let Some(track) = dispatch.backlog_mut().track(source.segment.header.ordinal) {

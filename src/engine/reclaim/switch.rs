@@ -23,11 +23,11 @@ use std::sync::Arc;
 
 /// The slots that changed are brought up to date without the lock until fewer than this change
 /// between two looks, but `ROUNDS` times at most.
-const FEW: usize = 256;
+const FEW_CHANGES: usize = 256;
 const ROUNDS: usize = 16;
 
 /// Lost messages settled under one lock.
-const STEP: u32 = 4096;
+const LOSSES_A_STEP: u32 = 4096;
 
 /// Slots of a source that were stored to since it was copied.
 struct Change {
@@ -47,7 +47,7 @@ pub(super) fn settle_findings(dispatch: &DispatchLock, job: &mut CopyJob) -> Res
         if let Finding::Lost { ordinal, from, to, offset } = finding {
             let mut from = from;
             while from < to {
-                let step_end = to.min(from.saturating_add(STEP));
+                let step_end = to.min(from.saturating_add(LOSSES_A_STEP));
                 let step = Finding::Lost { ordinal, from, to: step_end, offset };
                 settle_finding(dispatch.lock().ledger_mut(), step)?;
                 from = step_end;
@@ -76,7 +76,7 @@ pub(super) fn replace_sources(
         let changes = take_changes(&mut dispatch.lock(), sources)?;
         let slots: usize = changes.iter().map(|change| change.indexes.len()).sum();
         changes.iter().try_for_each(|change| update(run, &mut copy, change))?;
-        if slots < FEW {
+        if slots < FEW_CHANGES {
             break;
         }
     }
