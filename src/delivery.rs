@@ -174,7 +174,8 @@ impl Delivery {
     /// Gives the work this much time from now on, if
     /// [`Options::visibility_timeout`](crate::Options::visibility_timeout) limits it; otherwise
     /// does nothing. This works after the lease has run out, too, until the message is handed out
-    /// again. A time of zero ends the lease; 8 years is the longest.
+    /// again. A time of zero ends the lease; more than 8 years count
+    /// as 8 years.
     ///
     /// ```
     /// use std::time::Duration;
@@ -194,14 +195,9 @@ impl Delivery {
     /// [`Error::LeaseExpired`](crate::Error::LeaseExpired) if the lease ran out, and either the
     /// message was handed out again, settled or given up since, or
     /// [`Options::max_in_flight`](crate::Options::max_in_flight) other messages are in flight now;
-    /// [`Error::InvalidOption`](crate::Error::InvalidOption) if the time is too long;
     /// [`Error::Closed`](crate::Error::Closed) if the queue was closed.
     pub fn extend(&self, time: Duration) -> Result<()> {
-        if time > MAX_DELAY {
-            let given = format!("{time:?}");
-            return Err(Error::invalid_option("Delivery::extend", given, "up to 8 years"));
-        }
-        self.open.engine().consumers().extend(self.taken.key, time)
+        self.open.engine().consumers().extend(self.taken.key, time.min(MAX_DELAY))
     }
 
     /// Gives the message back as if it had not been handed out, for a consumer that took more

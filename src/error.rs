@@ -164,8 +164,8 @@ pub enum Error {
     /// see [`TypedQueue`](crate::TypedQueue). [`Queue::get`](crate::Queue::get) shows its bytes at
     /// once.
     #[error(
-        "message {seq} does not decode as a value of this type; Queue::get of the untyped queue \
-         shows its bytes, and it comes again after a second at the soonest"
+        "message {seq} does not decode as a value of this type; read its bytes with Queue::get, or \
+         with Queue::pop of the untyped queue when it comes again"
     )]
     Decode {
         /// The message.
