@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
+use std::thread::{self, ThreadId};
 use std::time::Instant;
 
 /// The producers that wait, the first one in front.
@@ -25,7 +26,15 @@ pub(crate) struct Line {
 #[derive(Debug, Default)]
 struct Places {
     next_id: u64,
-    wakers: VecDeque<(u64, Waker)>,
+    producers: VecDeque<Producer>,
+}
+
+#[derive(Debug)]
+struct Producer {
+    id: u64,
+    /// The thread that waits.
+    thread: ThreadId,
+    waker: Waker,
 }
 
 impl Line {
@@ -37,12 +46,17 @@ impl Line {
         self.waiting.load(Ordering::SeqCst) == 0
     }
 
-    /// There may be room: wakes the first.
+    /// There may be room: wakes the first. Not the thread that calls: it is in its own look, after
+    /// which it looks again if it made room, and would find itself woken for ever.
     pub(crate) fn wake_first(&self) {
         if !self.is_empty() {
-            let first = self.places.lock().wakers.front().map(|(_, waker)| waker.clone());
-            if let Some(first) = first {
-                first.wake();
+            let places = self.places.lock();
+            let first = places.producers.front();
+            let other = first.filter(|first| first.thread != thread::current().id());
+            let waker = other.map(|first| first.waker.clone());
+            drop(places);
+            if let Some(waker) = waker {
+                waker.wake();
             }
         }
     }
@@ -77,7 +91,7 @@ impl Line {
         let mut places = self.places.lock();
         let id = places.next_id;
         places.next_id += 1;
-        places.wakers.push_back((id, waker));
+        places.producers.push_back(Producer { id, thread: thread::current().id(), waker });
         // SeqCst: pairs with the load in `is_empty`.
         self.waiting.fetch_add(1, Ordering::SeqCst);
         Place { line: self, id }
@@ -92,7 +106,7 @@ struct Place<'a> {
 
 impl Place<'_> {
     fn is_first(&self) -> bool {
-        self.line.places.lock().wakers.front().is_some_and(|(id, _)| *id == self.id)
+        self.line.places.lock().producers.front().is_some_and(|first| first.id == self.id)
     }
 }
 
@@ -100,10 +114,10 @@ impl Drop for Place<'_> {
     /// The next one looks, whether this one found room or not.
     fn drop(&mut self) {
         let mut places = self.line.places.lock();
-        let was_first = places.wakers.front().is_some_and(|(id, _)| *id == self.id);
-        places.wakers.retain(|(id, _)| *id != self.id);
+        let was_first = places.producers.front().is_some_and(|first| first.id == self.id);
+        places.producers.retain(|producer| producer.id != self.id);
         self.line.waiting.fetch_sub(1, Ordering::SeqCst);
-        let next = places.wakers.front().filter(|_| was_first).map(|(_, waker)| waker.clone());
+        let next = places.producers.front().filter(|_| was_first).map(|next| next.waker.clone());
         drop(places);
         if let Some(next) = next {
             next.wake();
@@ -116,7 +130,6 @@ mod tests {
     use super::*;
     use std::sync::Mutex as StdMutex;
     use std::sync::atomic::AtomicU64;
-    use std::thread;
     use std::time::Duration;
 
     /// Takes one of the free places.

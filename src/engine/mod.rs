@@ -270,6 +270,8 @@ impl Engine {
     /// Does what is due, one step of each kind; asks again for what is left, so that a deadline
     /// waits for a step at most.
     pub(crate) fn run_due(&self, due: &Due) -> Result<()> {
+        // What the next look has to be for is told again.
+        self.dispatch.lock().forget_watch();
         let timed = self.look_at_times();
         let synced = match due.sync {
             Some(Scope::Answers) => {
@@ -317,29 +319,42 @@ impl Engine {
     /// Ends leases and delays that are over, lets go of messages that have expired at the front,
     /// and tells the background the next time to watch.
     pub(crate) fn look_at_times(&self) -> Result<()> {
-        self.dispatch.lock().forget_watch();
         self.consumers.end_due();
         self.consumers.sweep_expired().map(|_| ())
     }
 
     /// Waits until message `seq` will never be handed out again; false once `deadline` has passed.
     pub(crate) fn wait_settled(&self, seq: u64, deadline: Option<Instant>) -> Result<bool> {
-        let look = || {
-            let has_worker = self.context.worker.is_running();
-            if !has_worker && let Err(error) = self.look_at_times() {
-                return Look::Found(Err(error));
+        loop {
+            // Not in the look: it tells of the next time, and would wake this thread for ever.
+            if !self.context.worker.is_running() {
+                self.look_at_times()?;
             }
-            match self.inspect.is_settled(seq) {
-                Ok(false) if has_worker => Look::NotYet,
-                // Without a background, this thread watches the next time itself.
-                Ok(false) => self.consumers.next_time().map_or(Look::NotYet, Look::NotBefore),
-                found => Look::Found(found),
+            // A thread that settles asks for waiters under the dispatch lock, which looking takes.
+            let look = || self.look_for_settled(seq);
+            let settled = &self.context.waiters.settled;
+            match settled.wait_until(seq, Soon::Perhaps, deadline, || (), look) {
+                Some(Ok(Some(is_settled))) => return Ok(is_settled),
+                Some(Ok(None)) => {}
+                Some(Err(error)) => return Err(error),
+                None => return Ok(false),
             }
-        };
-        // A thread that settles asks for waiters under the dispatch lock, which looking takes.
-        let settled = &self.context.waiters.settled;
-        let found = settled.wait_until(seq, Soon::Perhaps, deadline, || (), look);
-        found.unwrap_or(Ok(false))
+        }
+    }
+
+    /// Whether message `seq` will never be handed out again; `None` if a time has come that the
+    /// thread that waits has to see to, because there is no background.
+    fn look_for_settled(&self, seq: u64) -> Look<Result<Option<bool>>> {
+        match self.inspect.is_settled(seq) {
+            Ok(true) => Look::Found(Ok(Some(true))),
+            Err(error) => Look::Found(Err(error)),
+            Ok(false) if self.context.worker.is_running() => Look::NotYet,
+            Ok(false) => match self.consumers.next_time() {
+                None => Look::NotYet,
+                Some(time) if time <= clock::now() => Look::Found(Ok(None)),
+                Some(time) => Look::NotBefore(time),
+            },
+        }
     }
 
     /// All who wait look again.
