@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::format::address::{Index, Offset, Ordinal};
 use crate::format::slot::State;
 use crate::format::standing::Standing;
+use std::collections::VecDeque;
 
 /// Such messages settled under one lock.
 const MESSAGES_A_STEP: usize = 256;
@@ -22,7 +23,7 @@ const LOSSES_A_STEP: u32 = 16_384;
 /// What was counted, and is not taken up.
 #[derive(Debug, Default)]
 pub(super) struct Counting {
-    unfinished: Vec<Unfinished>,
+    unfinished: VecDeque<Unfinished>,
 }
 
 /// What counting found and has to be stored.
@@ -92,43 +93,34 @@ impl Counting {
             if ledger.policy().has_dead_letters {
                 ledger.note_dying(seq, Death { cause: None, reason: None });
             } else {
-                self.unfinished.push(Unfinished::Dropped { seq });
+                self.unfinished.push_back(Unfinished::Dropped { seq });
             }
         }
         self.finish_some(ledger)
     }
 
-    /// Settles some of what counting found.
+    /// Settles some of what counting found. What cannot be stored comes last the next time.
     fn finish_some(&mut self, ledger: &mut Ledger) -> Result<()> {
         for _ in 0..MESSAGES_A_STEP {
-            let Some(&unfinished) = self.unfinished.last() else { return Ok(()) };
-            match unfinished {
-                Unfinished::Unnumbered { ordinal, index } => {
-                    if let Some(at) = at_ordinal(ledger, ordinal) {
-                        ledger.lose(Spot { at, index }, Offset::START)?;
-                    }
-                }
-                Unfinished::BadSlot { ordinal, index } => {
-                    if let Some(at) = at_ordinal(ledger, ordinal) {
-                        rebuild_counted(ledger, Spot { at, index })?;
-                    }
-                }
-                Unfinished::WornOut { seq } => {
-                    if let Some(found) = ledger.look_up(seq)? {
-                        die_of_attempts(ledger, &found)?;
-                    }
-                }
-                Unfinished::Dropped { seq } => {
-                    if let Some(found) = ledger.look_up(seq)?
-                        && ledger.settle(found.spot, &found.place, State::Dead)?
-                    {
-                        ledger.counts_mut().dropped += 1;
-                    }
-                }
+            let Some(&unfinished) = self.unfinished.front() else { return Ok(()) };
+            if let Err(error) = unfinished.finish(ledger) {
+                self.unfinished.rotate_left(1);
+                return Err(error);
             }
-            self.unfinished.pop();
+            self.unfinished.pop_front();
         }
         Ok(())
+    }
+
+    /// Settles some of what counting found in this segment; false once nothing of it is left.
+    fn finish_some_of(&mut self, ordinal: Ordinal, ledger: &mut Ledger) -> Result<bool> {
+        for _ in 0..MESSAGES_A_STEP {
+            let is_its = |unfinished: &Unfinished| unfinished.ordinal() == Some(ordinal);
+            let Some(at) = self.unfinished.iter().position(is_its) else { return Ok(false) };
+            self.unfinished[at].finish(ledger)?;
+            self.unfinished.remove(at);
+        }
+        Ok(true)
     }
 
     /// Takes a walk that settles past what it met besides messages: a segment of an earlier run is
@@ -145,7 +137,14 @@ impl Counting {
             Met::OldSegment(at) if !ledger.backlog().tracks()[at].is_counted() => {
                 self.count_some_of(at, ledger)?;
             }
-            Met::OldSegment(at) => ledger.backlog().skip_settled(at, cursor)?,
+            Met::OldSegment(at) => {
+                // Not before what its slots say is taken up: later, a slot that was rebuilt is
+                // passed as known elsewhere.
+                let ordinal = ledger.backlog().tracks()[at].ordinal();
+                if !self.finish_some_of(ordinal, ledger)? {
+                    ledger.backlog().skip_settled(at, cursor)?;
+                }
+            }
             Met::BadSlot(spot) => ledger.backlog_mut().rebuild_slot(spot)?,
             Met::Unnumbered(spot) => {
                 ledger.lose(spot, Offset::START)?;
@@ -163,6 +162,44 @@ impl Counting {
                     }
                 }
                 cursor.pass_lost(end_index, next);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Unfinished {
+    /// The segment that it is in, if that matters.
+    fn ordinal(&self) -> Option<Ordinal> {
+        match *self {
+            Self::Unnumbered { ordinal, .. } | Self::BadSlot { ordinal, .. } => Some(ordinal),
+            Self::WornOut { .. } | Self::Dropped { .. } => None,
+        }
+    }
+
+    fn finish(self, ledger: &mut Ledger) -> Result<()> {
+        match self {
+            Self::Unnumbered { ordinal, index } => {
+                if let Some(at) = at_ordinal(ledger, ordinal) {
+                    ledger.lose(Spot { at, index }, Offset::START)?;
+                }
+            }
+            Self::BadSlot { ordinal, index } => {
+                if let Some(at) = at_ordinal(ledger, ordinal) {
+                    rebuild_counted(ledger, Spot { at, index })?;
+                }
+            }
+            Self::WornOut { seq } => {
+                if let Some(found) = ledger.look_up(seq)? {
+                    die_of_attempts(ledger, &found)?;
+                }
+            }
+            Self::Dropped { seq } => {
+                if let Some(found) = ledger.look_up(seq)?
+                    && ledger.settle(found.spot, &found.place, State::Dead)?
+                {
+                    ledger.counts_mut().dropped += 1;
+                }
             }
         }
         Ok(())
@@ -189,10 +226,11 @@ fn die_of_attempts(ledger: &mut Ledger, found: &Found) -> Result<()> {
 fn rebuild_counted(ledger: &mut Ledger, spot: Spot) -> Result<()> {
     if ledger.status(spot)?.standing == Standing::Unreadable {
         ledger.backlog_mut().rebuild_slot(spot)?;
-        let status = ledger.status(spot)?;
-        if let (Standing::Scheduled(due), Some(seq)) = (status.standing, status.seq) {
-            ledger.places_mut().schedule_mut().put(due, seq);
-        }
+    }
+    // Also if a look for this message has rebuilt it meanwhile.
+    let status = ledger.status(spot)?;
+    if let (Standing::Scheduled(due), Some(seq)) = (status.standing, status.seq) {
+        ledger.places_mut().schedule_mut().put(due, seq);
     }
     Ok(())
 }
