@@ -10,8 +10,8 @@ use super::backlog::track::Track;
 use super::commit::Commit;
 use super::consumers::Consumers;
 use super::context::Context;
-use super::dispatch::Dropped;
 use super::dispatch::drop_segment::Dropping;
+use super::dispatch::{Dispatch, Dropped};
 use super::published::Published;
 use super::reclaim::Reclaim;
 use super::signal::DispatchLock;
@@ -25,8 +25,8 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Messages dropped under one lock.
-const MESSAGES_A_STEP: u32 = 256;
+/// Messages above the limit that are dropped under one lock.
+const MESSAGES_A_STEP: u64 = 256;
 
 /// Where messages come in, and what is done for their room.
 #[derive(Debug)]
@@ -309,30 +309,54 @@ impl Producers {
     }
 
     /// Drops the oldest messages that wait, ready or delayed, until there is room for `records`
-    /// more; false, and none is dropped, if there are too few.
+    /// more; false if there are too few, and then none is dropped but what is above the limit
+    /// anyway.
     fn drop_oldest(&self, records: u64, max: u64) -> Result<bool> {
-        let published = self.published.newest();
+        self.context.health.note_background(self.consumers.count_all());
         self.consumers.end_due();
-        let mut dispatch = self.dispatch.lock();
-        dispatch.check_open()?;
-        let others = dispatch.ledger().places().elsewhere();
-        if others + records > max {
-            return Ok(false);
-        }
-        let unsettled = dispatch.backlog().unsettled(published);
-        let mut left = (unsettled + records).saturating_sub(max).max(1);
-        let mut step = MESSAGES_A_STEP;
-        while left > 0 {
-            if step == 0 {
-                drop(dispatch);
-                dispatch = self.dispatch.lock();
-                dispatch.check_open()?;
-                step = MESSAGES_A_STEP;
+        // What a lowered limit leaves above it may be much: in steps.
+        loop {
+            let mut dispatch = self.dispatch.lock();
+            let above = self.unsettled_if_room(&dispatch, records, max)?;
+            let Some(above) = above.map(|unsettled| unsettled.saturating_sub(max)) else {
+                return Ok(false);
+            };
+            if above == 0 {
+                break;
             }
-            step -= 1;
+            if !self.drop_up_to(&mut dispatch, above.min(MESSAGES_A_STEP))? {
+                return Ok(false);
+            }
+        }
+        // The rest under one lock: or else a consumer could take what was counted on, and messages
+        // would be dropped for a push that fails.
+        let mut dispatch = self.dispatch.lock();
+        let unsettled = self.unsettled_if_room(&dispatch, records, max)?;
+        let Some(unsettled) = unsettled else { return Ok(false) };
+        let missing = (unsettled + records).saturating_sub(max).max(1);
+        self.drop_up_to(&mut dispatch, missing)
+    }
+
+    /// How many messages are unsettled; `None` if so many of them do not wait that there cannot be
+    /// room for `records` more.
+    fn unsettled_if_room(
+        &self,
+        dispatch: &Dispatch,
+        records: u64,
+        max: u64,
+    ) -> Result<Option<u64>> {
+        dispatch.check_open()?;
+        let fits = dispatch.ledger().places().elsewhere() + records <= max;
+        Ok(fits.then(|| dispatch.backlog().unsettled(self.published.newest())))
+    }
+
+    /// Drops this many messages; false if there are fewer.
+    fn drop_up_to(&self, dispatch: &mut Dispatch, messages: u64) -> Result<bool> {
+        let (published, mut left) = (self.published.newest(), messages);
+        while left > 0 {
             match dispatch.drop_next(published)? {
                 Dropped::One => left -= 1,
-                Dropped::Again => step = 0,
+                Dropped::Again => {}
                 Dropped::None => return Ok(false),
             }
         }
