@@ -19,6 +19,7 @@ use crate::format::address::Ordinal;
 use crate::format::extension::{self, Verified};
 use crate::leases::Ticket;
 use crate::time::{Millis, Time};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -62,6 +63,24 @@ enum Popped {
 const MESSAGES_A_STEP: usize = 256;
 /// Messages that a look at the front settles at most.
 const MESSAGES_A_SWEEP: usize = 1024;
+
+/// A batch that is being taken.
+struct Taking {
+    /// The last message that it may have.
+    visible: u64,
+    /// The Seqs that it has, once a message comes that was handed out before.
+    seen: Option<HashSet<u64>>,
+}
+
+impl Taking {
+    /// Whether the batch has this message, whose lease has run out meanwhile; else it has it from
+    /// here on.
+    fn has(&mut self, seq: u64, taken: &[Taken], batch: &[Leased]) -> bool {
+        let all = taken.iter().map(|taken| taken.key.seq).chain(batch.iter().map(|one| one.seq));
+        let seen = self.seen.get_or_insert_with(|| all.collect());
+        !seen.insert(seq)
+    }
+}
 
 impl Consumers {
     pub(super) fn new(
@@ -161,9 +180,13 @@ impl Consumers {
     /// Up to `limit` messages, as many as there are.
     pub(crate) fn pop_batch(&self, limit: usize) -> Result<Vec<Taken>> {
         let mut taken = Vec::new();
+        // What is pushed meanwhile, or comes back, is for another batch: or else this one might
+        // never end.
+        let mut taking = Taking { visible: self.published.visible(), seen: None };
         loop {
             let missing = limit - taken.len();
-            let (batch, failed, is_over) = self.lease_batch(missing.min(MESSAGES_A_STEP));
+            let (batch, failed, is_over) =
+                self.lease_batch(missing.min(MESSAGES_A_STEP), &mut taking, &taken);
             let mut failed = failed;
             let complete = taken.len() + batch.len();
             taken.reserve(batch.len());
@@ -186,15 +209,26 @@ impl Consumers {
     /// Leases up to `limit` messages under one lock. Returns them, the error that ended this early,
     /// and true if there is nothing to go on with. Also ends early if the messages lie in more
     /// segments than may be mapped.
-    fn lease_batch(&self, limit: usize) -> (Vec<Leased>, Option<Error>, bool) {
+    fn lease_batch(
+        &self,
+        limit: usize,
+        taking: &mut Taking,
+        taken: &[Taken],
+    ) -> (Vec<Leased>, Option<Error>, bool) {
         let mut batch = Vec::new();
         let mut dispatch = self.dispatch.lock();
-        let visible = self.published.visible();
         let maps = dispatch.backlog().map_numbers().clone();
         let before = maps.made();
         while batch.len() < limit && maps.made() - before < self.context.options.open_segments {
-            match dispatch.lease_next(visible) {
-                Ok(Leasing::Leased(leased)) => batch.push(leased),
+            match dispatch.lease_next(taking.visible) {
+                Ok(Leasing::Leased(leased)) => {
+                    let may_have_it = leased.attempts > 1 || taking.seen.is_some();
+                    if may_have_it && taking.has(leased.seq, taken, &batch) {
+                        let given_back = dispatch.deliveries_mut().give_back_unseen(&leased);
+                        return (batch, given_back.err(), true);
+                    }
+                    batch.push(leased);
+                }
                 Ok(Leasing::Nothing) => return (batch, None, true),
                 Ok(Leasing::Again) => return (batch, None, false),
                 Err(error) => return (batch, Some(error), true),
@@ -341,7 +375,8 @@ impl Consumers {
     /// settled any. Up to a thousand in one call.
     pub(crate) fn sweep_expired(&self) -> Result<bool> {
         let mut has_settled = false;
-        for _ in 0..MESSAGES_A_SWEEP {
+        let mut left = MESSAGES_A_SWEEP;
+        while left > 0 {
             let mut dispatch = self.dispatch.lock();
             if dispatch.check_open().is_err() {
                 return Ok(has_settled);
@@ -366,6 +401,7 @@ impl Consumers {
             };
             front.settle(unfit, &mut self.dispatch.lock(), self.published.visible())?;
             has_settled = true;
+            left -= 1;
         }
         // There are more.
         self.plan_look(Some(Time::ZERO));

@@ -41,6 +41,7 @@ mod delivery_model;
 mod errors;
 mod examples;
 mod faults;
+mod found_between;
 mod found_closing;
 mod found_cost;
 mod found_errors;

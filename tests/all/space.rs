@@ -137,8 +137,8 @@ fn a_message_that_is_never_acked_pins_no_disk() {
             most = most.max(disk(dir.path()).0);
         }
     }
-    // The active segment and the ready one, one that is on its way out, and, until a background that
-    // may have little time has copied the message out of it, the first one.
+    // The active segment and the ready one, one that is on its way out, and, until a background
+    // that may have little time has copied the message out of it, the first one.
     assert!(most <= 4 * SEGMENT + COPY + FIXED, "{most}: {:?}", queue.stats());
     shrinks_to(&queue, dir.path(), |_| 2 * SEGMENT + COPY + FIXED);
     assert_eq!(queue.stuck(1).unwrap()[0].seq(), forgotten.seq());

@@ -380,6 +380,15 @@ impl Deliveries {
         delayed.and(self.ledger.store_unsettled(spot, &released).map(|_| ()))
     }
 
+    /// A leased message goes back as if it had not been leased.
+    pub(crate) fn give_back_unseen(&mut self, leased: &Leased) -> Result<()> {
+        let Some((spot, place)) = self.take_back_unseen(leased)? else { return Ok(()) };
+        let released = Place { attempts: place.attempts - 1, ..place };
+        let stored = self.ledger.store_unsettled(spot, &released);
+        self.ledger.give_back(if stored.is_ok() { released } else { place });
+        stored.map(|_| ())
+    }
+
     /// The time of a leased message turned out to be over.
     pub(crate) fn expire(&mut self, leased: &Leased) -> Result<()> {
         let Some((spot, place)) = self.take_back_unseen(leased)? else { return Ok(()) };
