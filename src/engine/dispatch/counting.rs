@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::format::address::{Index, Offset, Ordinal};
 use crate::format::slot::State;
 use crate::format::standing::Standing;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// Such messages settled under one lock.
 const MESSAGES_A_STEP: usize = 256;
@@ -61,14 +61,20 @@ impl Counting {
         Ok(true)
     }
 
-    /// Counts some slots of a segment; false once all of them are counted, or it is no more.
+    /// Counts some slots of a segment, or takes up what they say; false once all of it is done, or
+    /// the segment is no more.
     pub(super) fn count_segment(&mut self, ordinal: Ordinal, ledger: &mut Ledger) -> Result<bool> {
-        let at = at_ordinal(ledger, ordinal);
-        let Some(at) = at.filter(|&at| !ledger.backlog().tracks()[at].is_counted()) else {
-            return Ok(false);
-        };
+        let Some(at) = at_ordinal(ledger, ordinal) else { return Ok(false) };
+        if ledger.backlog().tracks()[at].is_counted() {
+            return self.finish_some_of(ordinal, ledger);
+        }
         self.count_some_of(at, ledger)?;
         Ok(true)
+    }
+
+    /// The segments of which something is counted and not taken up.
+    pub(super) fn unfinished_segments(&self) -> BTreeSet<Ordinal> {
+        self.unfinished.iter().filter_map(Unfinished::ordinal).collect()
     }
 
     /// Counts some slots of a segment, and takes up what they say.

@@ -186,7 +186,9 @@ impl Inspect {
                 let met = dispatch.backlog().walk(cursor, self.published.visible(), wants)?;
                 if let Met::OldSegment(at) = met {
                     let track = dispatch.backlog().track_at(at);
-                    if !track.is_counted() {
+                    if !track.is_counted()
+                        || dispatch.unfinished_segments().contains(&track.ordinal())
+                    {
                         return Ok(Step::Uncounted(track.ordinal()));
                     }
                 }

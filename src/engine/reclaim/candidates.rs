@@ -21,11 +21,13 @@ pub(super) fn of(
 ) -> Vec<Candidate> {
     let cursor = dispatch.ledger().places().cursor().seq();
     let newest = dispatch.backlog().tracks().len().saturating_sub(1);
+    let unfinished = dispatch.unfinished_segments();
     let tracks = dispatch.backlog_mut().tracks_mut().iter_mut().enumerate();
     let candidates = tracks.map(|(at, track)| {
         let size = track.size();
         let is_free = at < newest
             && track.can_be_copied()
+            && !unfinished.contains(&track.ordinal())
             && (trigger == Trigger::Requested || !track.copying().rests_at(now))
             && !is_unsynced(track.ordinal());
         if !is_free {
