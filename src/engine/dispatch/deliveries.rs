@@ -92,9 +92,7 @@ impl Deliveries {
     #[inline]
     pub(super) fn coarse_time(&self) -> Option<Time> {
         let (places, policy) = (self.ledger.places(), self.ledger.policy());
-        let has_times =
-            places.schedule().first_time().is_some() || places.leases().next_deadline().is_some();
-        (has_times || policy.has_times).then(|| self.clock.coarse())
+        (places.has_times() || policy.has_times).then(|| self.clock.coarse())
     }
 
     /// Stores the attempt and begins the lease.
@@ -290,7 +288,10 @@ impl Deliveries {
     pub(super) fn advance_schedule(&mut self) {
         if self.ledger.places().schedule().first_undue().is_some() {
             let due = self.ledger.places_mut().schedule_mut().advance(self.clock.now());
-            self.ledger.news_mut().returned |= due > 0;
+            if due > 0 {
+                self.ledger.news_mut().returned = true;
+                self.ledger.note_head_changed();
+            }
         }
     }
 
@@ -350,6 +351,8 @@ impl Deliveries {
             self.leases_mut().extend(ticket, deadline).ok_or(expired)?;
             return Ok(());
         }
+        // What is over makes room.
+        self.end_due();
         if self.is_full() {
             return Err(expired);
         }
@@ -378,15 +381,6 @@ impl Deliveries {
         let released = Place { attempts: place.attempts - 1, ..place };
         let delayed = self.ledger.store_delay(spot, place.seq, Delay { due, given });
         delayed.and(self.ledger.store_unsettled(spot, &released).map(|_| ()))
-    }
-
-    /// A leased message goes back as if it had not been leased.
-    pub(crate) fn give_back_unseen(&mut self, leased: &Leased) -> Result<()> {
-        let Some((spot, place)) = self.take_back_unseen(leased)? else { return Ok(()) };
-        let released = Place { attempts: place.attempts - 1, ..place };
-        let stored = self.ledger.store_unsettled(spot, &released);
-        self.ledger.give_back(if stored.is_ok() { released } else { place });
-        stored.map(|_| ())
     }
 
     /// The time of a leased message turned out to be over.

@@ -37,6 +37,11 @@ impl Expiry {
     }
 
     #[inline]
+    pub(super) fn may_expire(&self) -> bool {
+        self.may_expire
+    }
+
+    #[inline]
     pub(super) fn next_look(&self) -> Option<Time> {
         self.next_look
     }

@@ -40,6 +40,7 @@ use crate::recovery::Log;
 use crate::stats::Counts;
 use counting::Counting;
 use news::News;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// What comes next, and what others have to be told.
@@ -132,6 +133,12 @@ impl Dispatch {
         self.counting.count_segment(ordinal, self.deliveries.ledger_mut())
     }
 
+    /// The segments of which something is counted and not taken up: it is known by their ordinals,
+    /// so none of them is copied.
+    pub(crate) fn unfinished_segments(&self) -> BTreeSet<Ordinal> {
+        self.counting.unfinished_segments()
+    }
+
     /// Takes a walk that settles past what it met besides messages.
     fn pass_damage(&mut self, met: Met, cursor: &mut Cursor) -> Result<()> {
         self.counting.pass_damage(met, cursor, self.deliveries.ledger_mut())
@@ -174,7 +181,8 @@ impl Dispatch {
         let is_quiet = self.ledger().news().is_quiet(has_producers)
             && !self.backlog().has_new_maps()
             && (self.has_asked_for_sync || !self.backlog().has_unsynced_changes())
-            && self.next_time().is_none()
+            && !self.ledger().places().has_times()
+            && self.ledger().expiry().next_look().is_none()
             && self.watched.is_none();
         if is_quiet {
             self.ledger_mut().news_mut().settled = false;
@@ -218,7 +226,13 @@ impl Dispatch {
     /// for what has expired.
     #[inline]
     pub(super) fn next_time(&self) -> Option<Time> {
-        Time::earlier(self.next_delivery_time(), self.ledger().expiry().next_look())
+        let expiry = self.ledger().expiry();
+        let next = Time::earlier(self.next_delivery_time(), expiry.next_look());
+        if !expiry.may_expire() {
+            return next;
+        }
+        // What becomes due may expire then, also if nothing more is handed out.
+        Time::earlier(next, self.ledger().places().schedule().first_undue())
     }
 
     /// When there will be something to hand out that is not there yet.

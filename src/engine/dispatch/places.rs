@@ -176,6 +176,12 @@ impl Places {
         self.in_flight() + self.count_set_aside() + self.dying.count()
     }
 
+    /// Whether a message is in the schedule, or a lease has a deadline.
+    #[inline]
+    pub(super) fn has_times(&self) -> bool {
+        self.schedule.first_time().is_some() || self.leases.next_deadline().is_some()
+    }
+
     /// When there will be something to hand out that is not there yet. `is_full`: as many are in
     /// flight as may be.
     #[inline]
