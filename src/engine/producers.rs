@@ -21,6 +21,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::log::active::Draft;
 use crate::options::Overflow;
+use crate::time::Time;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
@@ -225,6 +226,7 @@ impl Producers {
     /// Gives back files that are no longer needed; false if there were none.
     fn make_room(&self) -> Result<bool> {
         self.context.health.note_background(self.consumers.count_all());
+        self.consumers.end_due();
         self.sweep_all()?;
         self.reclaim.make_room()
     }
@@ -272,6 +274,7 @@ impl Producers {
             return Look::NotYet;
         }
         let next = self.dispatch.lock().next_time();
+        let next = Time::earlier(next, self.consumers.next_move());
         let next = next.and_then(|time| self.context.clock.instant(time));
         next.map_or(Look::NotYet, Look::NotBefore)
     }
@@ -317,46 +320,50 @@ impl Producers {
         // What a lowered limit leaves above it may be much: in steps.
         loop {
             let mut dispatch = self.dispatch.lock();
-            let above = self.unsettled_if_room(&dispatch, records, max)?;
-            let Some(above) = above.map(|unsettled| unsettled.saturating_sub(max)) else {
-                return Ok(false);
-            };
-            if above == 0 {
+            let Some(above) = self.missing(&dispatch, records, max)? else { return Ok(false) };
+            if above <= records {
                 break;
             }
-            if !self.drop_up_to(&mut dispatch, above.min(MESSAGES_A_STEP))? {
+            let most = (above - records).min(MESSAGES_A_STEP);
+            if !self.drop_up_to(&mut dispatch, most, 0, max)? {
                 return Ok(false);
             }
         }
         // The rest under one lock: or else a consumer could take what was counted on, and messages
         // would be dropped for a push that fails.
         let mut dispatch = self.dispatch.lock();
-        let unsettled = self.unsettled_if_room(&dispatch, records, max)?;
-        let Some(unsettled) = unsettled else { return Ok(false) };
-        let missing = (unsettled + records).saturating_sub(max).max(1);
-        self.drop_up_to(&mut dispatch, missing)
+        let Some(missing) = self.missing(&dispatch, records, max)? else { return Ok(false) };
+        self.drop_up_to(&mut dispatch, missing.max(1), records, max)
     }
 
-    /// How many messages are unsettled; `None` if so many of them do not wait that there cannot be
-    /// room for `records` more.
-    fn unsettled_if_room(
-        &self,
-        dispatch: &Dispatch,
-        records: u64,
-        max: u64,
-    ) -> Result<Option<u64>> {
+    /// How many messages are too many for `records` more; `None` if so many of them do not wait
+    /// that there cannot be room.
+    fn missing(&self, dispatch: &Dispatch, records: u64, max: u64) -> Result<Option<u64>> {
         dispatch.check_open()?;
         let fits = dispatch.ledger().places().elsewhere() + records <= max;
-        Ok(fits.then(|| dispatch.backlog().unsettled(self.published.newest())))
+        Ok(fits.then(|| self.too_many(dispatch, records, max)))
     }
 
-    /// Drops this many messages; false if there are fewer.
-    fn drop_up_to(&self, dispatch: &mut Dispatch, messages: u64) -> Result<bool> {
+    fn too_many(&self, dispatch: &Dispatch, records: u64, max: u64) -> u64 {
+        let unsettled = dispatch.backlog().unsettled(self.published.newest());
+        (unsettled + records).saturating_sub(max)
+    }
+
+    /// Drops this many messages, or until there are no more than `max` with `records` more; false
+    /// if there are fewer.
+    fn drop_up_to(
+        &self,
+        dispatch: &mut Dispatch,
+        messages: u64,
+        records: u64,
+        max: u64,
+    ) -> Result<bool> {
         let (published, mut left) = (self.published.newest(), messages);
         while left > 0 {
             match dispatch.drop_next(published)? {
                 Dropped::One => left -= 1,
-                Dropped::Again => {}
+                // What was lost or over has made room, too.
+                Dropped::Again => left = left.min(self.too_many(dispatch, records, max)),
                 Dropped::None => return Ok(false),
             }
         }
