@@ -24,7 +24,6 @@ use parking_lot::Mutex;
 use redrive::Redrive;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Messages moved by the background between two looks at what is due.
@@ -41,8 +40,6 @@ pub(crate) struct DeadLetters {
     /// The queue in `dead/`, once it was needed.
     open: Mutex<Option<Arc<Engine>>>,
     mover: Mutex<Mover>,
-    /// The time, on the queue's clock, from which a refused move is tried again; 0: at once.
-    again_at: AtomicU64,
 }
 
 /// What the thread that moves messages remembers.
@@ -72,13 +69,7 @@ impl Mover {
 
 impl DeadLetters {
     pub(crate) fn new(queue: &Arc<Engine>, setting: Setting) -> Self {
-        Self {
-            queue: Arc::clone(queue),
-            setting,
-            open: Mutex::default(),
-            mover: Mutex::default(),
-            again_at: AtomicU64::new(0),
-        }
+        Self { queue: Arc::clone(queue), setting, open: Mutex::default(), mover: Mutex::default() }
     }
 
     /// The queue of dead letters: opened, or made, when it is first needed.
@@ -156,9 +147,8 @@ impl DeadLetters {
     /// Returns true if a move is worth a try: something waits to be moved or settled, and the last
     /// failure is some time ago.
     fn is_worth_it(&self, durably: bool) -> bool {
-        // Relaxed: a hint.
-        let at = Time(self.again_at.load(Ordering::Relaxed));
-        let may_try = at == Time::ZERO || self.queue.context().clock.is_past(at);
+        let context = self.queue.context();
+        let may_try = context.move_again.get().is_none_or(|at| context.clock.is_past(at));
         may_try && self.queue.dying().are_pending(durably)
     }
 
@@ -208,11 +198,8 @@ impl DeadLetters {
         let mut mover = self.mover.lock();
         let result = self.move_dying(&mut mover, durably, limit);
         let context = self.queue.context();
-        let again = result
-            .as_ref()
-            .map_or_else(|_| context.clock.coarse() + RETRY_AFTER.into(), |()| Time::ZERO);
-        // Relaxed: a hint.
-        self.again_at.store(again.0, Ordering::Relaxed);
+        let again = result.is_err().then(|| context.clock.coarse() + RETRY_AFTER.into());
+        context.move_again.set(again);
         if result.is_err() {
             context.worker.ask_within(RETRY_AFTER);
         } else if self.queue.dying().are_pending(durably) {

@@ -19,6 +19,7 @@ use crate::format::address::Ordinal;
 use crate::format::extension::{self, Verified};
 use crate::leases::Ticket;
 use crate::time::{Millis, Time};
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,6 +62,8 @@ enum Popped {
 
 /// Messages that are taken, or answered, under one lock.
 const MESSAGES_A_STEP: usize = 256;
+/// How soon the front is looked at again after an error.
+const LOOK_AGAIN: Millis = Millis(1000);
 /// Messages that a look at the front settles at most.
 const MESSAGES_A_SWEEP: usize = 1024;
 
@@ -69,16 +72,26 @@ struct Taking {
     /// The last message that it may have.
     visible: u64,
     /// The Seqs that it has, once a message comes that was handed out before.
-    seen: Option<HashSet<u64>>,
+    seen: RefCell<Option<HashSet<u64>>>,
 }
 
 impl Taking {
-    /// Whether the batch has this message, whose lease has run out meanwhile; else it has it from
-    /// here on.
-    fn has(&mut self, seq: u64, taken: &[Taken], batch: &[Leased]) -> bool {
+    fn up_to(visible: u64) -> Self {
+        Self { visible, seen: RefCell::new(None) }
+    }
+
+    /// Whether the batch has this message, which was handed out before: its lease has run out since
+    /// then.
+    fn has(&self, seq: u64, taken: &[Taken], batch: &[Leased]) -> bool {
         let all = taken.iter().map(|taken| taken.key.seq).chain(batch.iter().map(|one| one.seq));
-        let seen = self.seen.get_or_insert_with(|| all.collect());
-        !seen.insert(seq)
+        self.seen.borrow_mut().get_or_insert_with(|| all.collect()).contains(&seq)
+    }
+
+    /// The batch has this message now.
+    fn note(&mut self, seq: u64) {
+        if let Some(seen) = self.seen.get_mut() {
+            seen.insert(seq);
+        }
     }
 }
 
@@ -147,17 +160,28 @@ impl Consumers {
         match self.try_pop() {
             Ok(Popped::Taken(taken)) => Look::Found(Ok(Some(taken))),
             Ok(Popped::Nothing(_)) if self.has_work_for_caller() => Look::Found(Ok(None)),
-            Ok(Popped::Nothing(None)) => Look::NotYet,
-            Ok(Popped::Nothing(Some(time))) => {
-                self.context.clock.instant(time).map_or(Look::NotYet, Look::NotBefore)
+            Ok(Popped::Nothing(next)) => {
+                let next = Time::earlier(next, self.next_move());
+                let next = next.and_then(|time| self.context.clock.instant(time));
+                next.map_or(Look::NotYet, Look::NotBefore)
             }
             Err(error) => Look::Found(Err(error)),
         }
     }
 
-    /// Whether messages have died, and there is no background to move them.
+    /// Returns true if messages have died, and there is no background to move them.
     fn has_work_for_caller(&self) -> bool {
-        self.context.died.is_noted() && !self.context.worker.is_running()
+        let is_time = |at| self.context.clock.is_past(at);
+        self.context.died.is_noted()
+            && !self.context.worker.is_running()
+            && self.context.move_again.get().is_none_or(is_time)
+    }
+
+    /// When a thread that waits has to see to messages that the dead letters refused, because there
+    /// is no background.
+    pub(super) fn next_move(&self) -> Option<Time> {
+        let again = self.context.move_again.get().filter(|_| !self.context.worker.is_running());
+        again.filter(|_| self.dispatch.lock().ledger().places().dying().count() > 0)
     }
 
     /// A consumer that stops waiting wakes another one, if there may be something for it: a
@@ -182,7 +206,7 @@ impl Consumers {
         let mut taken = Vec::new();
         // What is pushed meanwhile, or comes back, is for another batch: or else this one might
         // never end.
-        let mut taking = Taking { visible: self.published.visible(), seen: None };
+        let mut taking = Taking::up_to(self.published.visible());
         loop {
             let missing = limit - taken.len();
             let (batch, failed, is_over) =
@@ -220,13 +244,12 @@ impl Consumers {
         let maps = dispatch.backlog().map_numbers().clone();
         let before = maps.made();
         while batch.len() < limit && maps.made() - before < self.context.options.open_segments {
-            match dispatch.lease_next(taking.visible) {
+            let has = |seq| taking.has(seq, taken, &batch);
+            // Once it has begun, a batch ends no lease: that may be one of its own.
+            let ends_due = taken.is_empty() && batch.is_empty();
+            match dispatch.lease_next_but(taking.visible, ends_due, has) {
                 Ok(Leasing::Leased(leased)) => {
-                    let may_have_it = leased.attempts > 1 || taking.seen.is_some();
-                    if may_have_it && taking.has(leased.seq, taken, &batch) {
-                        let given_back = dispatch.deliveries_mut().give_back_unseen(&leased);
-                        return (batch, given_back.err(), true);
-                    }
+                    taking.note(leased.seq);
                     batch.push(leased);
                 }
                 Ok(Leasing::Nothing) => return (batch, None, true),
@@ -322,11 +345,12 @@ impl Consumers {
             }
             number = dispatch.backlog().change_count();
         }
-        first_error.map_or(Ok(()), Err)?;
-        match answer {
+        // Also if some of them failed: the others are as durable as any.
+        let synced = match answer {
             Answer::Ack | Answer::Reject(_) => self.wait_answers(number),
             Answer::Nack | Answer::Drop | Answer::NackAfter(_) | Answer::Release => Ok(()),
-        }
+        };
+        first_error.map_or(synced, Err)
     }
 
     /// With `sync_acks`: returns when change number `number`, and all before it, are on the disk.
@@ -374,6 +398,15 @@ impl Consumers {
     /// Settles messages at the front that have expired, and plans the next look; tells whether it
     /// settled any. Up to a thousand in one call.
     pub(crate) fn sweep_expired(&self) -> Result<bool> {
+        let swept = self.sweep_some();
+        if swept.is_err() {
+            // Whatever failed, the front is looked at again.
+            self.plan_look(Some(self.context.clock.coarse() + LOOK_AGAIN));
+        }
+        swept
+    }
+
+    fn sweep_some(&self) -> Result<bool> {
         let mut has_settled = false;
         let mut left = MESSAGES_A_SWEEP;
         while left > 0 {
@@ -435,6 +468,7 @@ impl Consumers {
 
     /// Messages that wait for their time.
     pub(crate) fn delayed(&self) -> u64 {
+        self.context.health.note_background(self.count_all());
         self.end_due();
         let now = self.context.clock.now();
         self.dispatch.lock().ledger().places().delayed_at(now)

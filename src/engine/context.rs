@@ -9,9 +9,10 @@ use crate::clock::Clock;
 use crate::format::standing::Run;
 use crate::io::Storage;
 use crate::options::Options;
+use crate::time::Time;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Shared by the rooms of one engine.
@@ -30,6 +31,8 @@ pub(crate) struct Context {
     pub(crate) surplus: Hint,
     /// Messages have died, and may wait to be moved to the dead letters.
     pub(crate) died: Hint,
+    /// When those are moved that the dead letters refused, if they refused any.
+    pub(crate) move_again: TimeHint,
 }
 
 /// Says that something may have to be done. To ask it costs one load.
@@ -51,6 +54,21 @@ impl Hint {
     #[inline]
     pub(crate) fn take(&self) -> bool {
         self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// A time at which something may have to be done, if there is one.
+#[derive(Debug, Default)]
+pub(crate) struct TimeHint(AtomicU64);
+
+impl TimeHint {
+    pub(crate) fn set(&self, time: Option<Time>) {
+        // Relaxed, here and below: a hint.
+        self.0.store(time.unwrap_or(Time::ZERO).0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> Option<Time> {
+        Some(Time(self.0.load(Ordering::Relaxed))).filter(|&time| time > Time::ZERO)
     }
 }
 

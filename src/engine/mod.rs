@@ -90,7 +90,7 @@ use crate::recovery::{Found, Reconciled};
 use crate::report::{Compacted, Damage, RecoveryReport};
 use crate::stats::Stats;
 use append::Appender;
-use context::Hint;
+use context::{Hint, TimeHint};
 use dispatch::Dispatch;
 use health::Health;
 use inspect::Others;
@@ -177,6 +177,7 @@ impl Engine {
             space,
             surplus,
             died,
+            move_again: TimeHint::default(),
         });
         let dispatch = Dispatch::new(&log, &context);
         let dispatch = Arc::new(DispatchLock::new(Arc::clone(&context), dispatch));

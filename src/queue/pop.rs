@@ -66,7 +66,9 @@ impl Queue {
         }
     }
 
-    /// Hands out up to `limit` messages, as many as are ready. Never waits.
+    /// Hands out up to `limit` messages, as many as are ready when it begins. Never waits. It ends
+    /// early if it comes to a message that it has already, because the lease of that one has run
+    /// out meanwhile.
     ///
     /// # Errors
     ///

@@ -58,6 +58,7 @@ mod found_syncs;
 mod found_time;
 mod found_waiting;
 mod found_waits;
+mod found_watching;
 mod found_work;
 #[cfg(target_os = "linux")]
 mod full_disk;

@@ -26,9 +26,21 @@ impl Dispatch {
     /// Leases the next message up to `visible`, if one is ready and not as many are in flight as
     /// may be.
     pub(crate) fn lease_next(&mut self, visible: u64) -> Result<Leasing> {
+        self.lease_next_but(visible, true, |_| false)
+    }
+
+    /// The same, but not a message that was handed out before and that the caller `has`.
+    /// `ends_due`: leases and delays that are over are ended first.
+    #[inline(always)]
+    pub(crate) fn lease_next_but(
+        &mut self,
+        visible: u64,
+        ends_due: bool,
+        has: impl Fn(u64) -> bool,
+    ) -> Result<Leasing> {
         self.check_open()?;
         let now = self.deliveries.coarse_time();
-        let has_more_due = self.deliveries.end_due_at(now);
+        let has_more_due = ends_due && self.deliveries.end_due_at(now);
         if self.deliveries.is_full() {
             return Ok(if has_more_due { Leasing::Again } else { Leasing::Nothing });
         }
@@ -44,6 +56,9 @@ impl Dispatch {
             self.ledger_mut().die(spot, place, death)?;
             self.leave_settled(&next);
             return Ok(Leasing::Again);
+        }
+        if place.attempts > 0 && has(place.seq) {
+            return Ok(Leasing::Nothing);
         }
         let leased = self.deliveries.lease(&next, now)?;
         self.leave_leased(&next);
