@@ -62,8 +62,6 @@ enum Popped {
 
 /// Messages that are taken, or answered, under one lock.
 const MESSAGES_A_STEP: usize = 256;
-/// How soon the front is looked at again after an error.
-const LOOK_AGAIN: Millis = Millis(1000);
 /// Messages that a look at the front settles at most.
 const MESSAGES_A_SWEEP: usize = 1024;
 
@@ -401,7 +399,7 @@ impl Consumers {
         let swept = self.sweep_some();
         if swept.is_err() {
             // Whatever failed, the front is looked at again.
-            self.plan_look(Some(self.context.clock.coarse() + LOOK_AGAIN));
+            self.dispatch.lock().ledger_mut().note_head_changed();
         }
         swept
     }

@@ -4,7 +4,7 @@
 use crate::found_hooks::{Op as Called, Part, Watched, find, flip, is_segment, large, spoil};
 use crate::found_support::{Op, alone, call, ms, on, watched};
 use keepq::fault::{ManualClock, MemoryStorage};
-use keepq::{Backoff, Compaction, Error, Message, Overflow};
+use keepq::{Backoff, Compaction, Error, Message, Overflow, Queue};
 use std::io::ErrorKind;
 use std::mem::forget;
 use std::sync::Arc;
@@ -58,6 +58,16 @@ fn a_producer_gets_the_bytes_that_last_leases_free() {
     assert!(pushed.is_ok(), "{pushed:?}, though all leases ran out after 0.1 s");
 }
 
+/// How long a consumer that finds nothing for this time runs meanwhile.
+fn used_by_a_wait(queue: Queue, time: Duration) -> Duration {
+    let wait = call(move || {
+        let before = cpu();
+        assert!(queue.pop_timeout(time).unwrap().is_none());
+        cpu().saturating_sub(before)
+    });
+    wait.result("pop_timeout")
+}
+
 /// Without a background, a consumer that waits while `dead/` refuses a letter does not sleep: it
 /// finds work, tries none of it, notes it again.
 #[test]
@@ -70,12 +80,7 @@ fn a_consumer_sleeps_while_the_dead_letters_are_refused() {
         if is_refused { Err(ErrorKind::StorageFull.into()) } else { Ok(()) }
     });
     queue.pop().unwrap().unwrap().reject("no").unwrap();
-    let used = call(move || {
-        let before = cpu();
-        assert!(queue.pop_timeout(ms(1500)).unwrap().is_none());
-        cpu().saturating_sub(before)
-    })
-    .result("pop_timeout");
+    let used = used_by_a_wait(queue, ms(1500));
     assert!(used < ms(500), "it ran for {used:?} of 1.5 s");
 }
 
@@ -377,11 +382,6 @@ fn a_consumer_sleeps_beside_poisoned_dead_letters() {
         if is_refused { Err(ErrorKind::Other.into()) } else { Ok(()) }
     });
     queue.pop().unwrap().unwrap().reject("no").unwrap();
-    let used = call(move || {
-        let before = cpu();
-        assert!(queue.pop_timeout(ms(3000)).unwrap().is_none());
-        cpu().saturating_sub(before)
-    })
-    .result("pop_timeout");
+    let used = used_by_a_wait(queue, ms(3000));
     assert!(used < ms(500), "it ran for {used:?} of 3 s");
 }

@@ -313,9 +313,9 @@ impl Ledger {
         self.news.returned = true;
     }
 
-    /// Another message is at the front now.
+    /// Another message is at the front now, or may be: it is looked at soon.
     #[inline]
-    pub(super) fn note_head_changed(&mut self) {
+    pub(crate) fn note_head_changed(&mut self) {
         self.expiry.note_head_changed(&self.clock);
     }
 
