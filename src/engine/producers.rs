@@ -298,7 +298,7 @@ impl Producers {
                 Error::Full { limit: "max_messages", max } => {
                     self.drop_oldest(need.records(), max)?
                 }
-                _ => self.drop_segment()?,
+                _ => self.drop_segment(need)?,
             };
             if !has_dropped && may_copy {
                 // What is being copied cannot be dropped, but will take less.
@@ -371,9 +371,19 @@ impl Producers {
     }
 
     /// Drops all waiting messages of the oldest segment that has no other unsettled messages; false
-    /// if there is no such segment.
-    fn drop_segment(&self) -> Result<bool> {
+    /// if there is no such segment, or if all of them together do not make room enough.
+    fn drop_segment(&self, need: Need) -> Result<bool> {
         self.consumers.end_due();
+        let missing = self.context.space.missing(need.segment_bytes().max(SMALLEST_SEGMENT));
+        let ready = self.appender.ready_bytes();
+        let droppable = {
+            let dispatch = self.dispatch.lock();
+            dispatch.check_open()?;
+            Dropping::bytes(&dispatch)
+        };
+        if ready.saturating_add(droppable) < missing {
+            return Ok(false);
+        }
         let mut after = None;
         loop {
             let dispatch = self.dispatch.lock();

@@ -163,6 +163,13 @@ impl Share {
         self.given_back.load(Ordering::Relaxed)
     }
 
+    /// How many bytes have to be given back before there is room for this many.
+    pub(super) fn missing(&self, bytes: u64) -> u64 {
+        let left = self.reserve_left() + self.scratch;
+        let all = self.space.used().saturating_add(bytes).saturating_add(left);
+        self.space.max.map_or(0, |max| all.saturating_sub(max))
+    }
+
     /// The bytes that others take.
     pub(super) fn of_others(&self) -> u64 {
         self.space.used().saturating_sub(self.own.load(Ordering::SeqCst))

@@ -336,3 +336,28 @@ fn producers_that_wait_get_their_turns() {
         }
     }
 }
+
+/// A push over the oldest dropped the messages of each segment that it could let go, and failed all
+/// the same: most of the disk was in flight.
+#[test]
+fn drop_oldest_for_bytes_drops_nothing_for_a_push_that_fails() {
+    static LARGE: [u8; 250_000] = [7; 250_000];
+    let options = alone().max_bytes(1 << 20).overflow(Overflow::DropOldest);
+    let queue = options.open("queue").unwrap();
+    while queue.stats().dropped() == 0 {
+        queue.push(&PAYLOAD).unwrap();
+    }
+    let (before, ready) = (queue.stats().dropped(), queue.len());
+    let jobs = queue.pop_batch(usize::try_from(ready * 3 / 4).unwrap()).unwrap();
+    let pushed = queue.push(&LARGE);
+    let dropped = queue.stats().dropped() - before;
+    assert!(
+        matches!(pushed, Err(Error::Full { .. })),
+        "{pushed:?} beside {} in flight",
+        jobs.len()
+    );
+    assert_eq!(dropped, 0, "of {ready} messages");
+    // With less in flight there is room, once the others are dropped.
+    queue.ack_batch(jobs).unwrap();
+    queue.push(&LARGE).unwrap();
+}

@@ -2,6 +2,7 @@
 
 use super::Dispatch;
 use crate::engine::backlog::cursor::Cursor;
+use crate::engine::backlog::track::Track;
 use crate::error::Result;
 
 /// Messages dropped under one lock.
@@ -18,21 +19,17 @@ pub(crate) struct Dropping {
 
 impl Dropping {
     /// The oldest segment behind message `after` that can be let go once what waits in it is
-    /// dropped: not the newest, and nothing of it is in flight, dying or set
-    /// aside.
+    /// dropped.
     pub(crate) fn of_oldest(dispatch: &Dispatch, after: Option<u64>) -> Option<Self> {
-        let ledger = dispatch.ledger();
-        let tracks = ledger.backlog().tracks();
-        let older = tracks.len().saturating_sub(1);
-        let mut older = tracks.iter().take(older);
-        let track = older.find(|track| {
-            let seqs = track.first_seq()..track.end_seq(0);
-            let is_behind = after.is_none_or(|after| seqs.start > after);
-            let is_free = track.leased() == 0 && !track.copying().is_pinned() && !seqs.is_empty();
-            is_behind && is_free && !ledger.places().holds_any_in(seqs)
-        })?;
+        let is_behind = |track: &&Track| after.is_none_or(|after| track.first_seq() > after);
+        let track = can_be_let_go(dispatch).find(is_behind)?;
         let (first_seq, last_seq) = (track.first_seq(), track.end_seq(0) - 1);
         Some(Self { cursor: Cursor::start_of(track), first_seq, last_seq, dropped: 0 })
+    }
+
+    /// The bytes of all segments that can be let go once what waits in them is dropped.
+    pub(crate) fn bytes(dispatch: &Dispatch) -> u64 {
+        can_be_let_go(dispatch).map(Track::size).sum()
     }
 
     /// Drops some of what waits in the segment; false once nothing is left there.
@@ -53,4 +50,17 @@ impl Dropping {
     pub(crate) fn first_seq(&self) -> u64 {
         self.first_seq
     }
+}
+
+/// The segments that can be let go once what waits in them is dropped: not the newest, and nothing
+/// of them is in flight, dying or set aside.
+fn can_be_let_go(dispatch: &Dispatch) -> impl Iterator<Item = &Track> {
+    let ledger = dispatch.ledger();
+    let tracks = ledger.backlog().tracks();
+    let older = tracks.iter().take(tracks.len().saturating_sub(1));
+    older.filter(|track| {
+        let seqs = track.first_seq()..track.end_seq(0);
+        let is_free = track.leased() == 0 && !track.copying().is_pinned() && !seqs.is_empty();
+        is_free && !ledger.places().holds_any_in(seqs)
+    })
 }
