@@ -370,7 +370,8 @@ impl Consumers {
         Ok(purge.purged())
     }
 
-    /// Counts the slots of earlier runs, as far as they can be read; tells the first error.
+    /// Counts the slots of earlier runs, and stores what follows, as far as that can be done; tells
+    /// the first error.
     pub(crate) fn count_all(&self) -> Result<()> {
         self.dispatch.lock().count_again();
         let mut result = Ok(());
@@ -379,10 +380,6 @@ impl Consumers {
             match counted {
                 Ok(true) => {}
                 Ok(false) => return result,
-                // What cannot be stored is tried again by the next call.
-                Err(error) if self.dispatch.lock().has_unfinished() => {
-                    return result.and(Err(error));
-                }
                 Err(error) => result = result.and(Err(error)),
             }
         }

@@ -24,8 +24,7 @@
 //! # Locks
 //!
 //! They are taken in this order, and each guards what its struct holds. None is held while user
-//! code runs. Only those before `unsealed` are held over syncs, and at the end of a run `unsealed`
-//! itself.
+//! code runs. Only those before `unsealed` are held over syncs, and while wakers are called.
 //!
 //! | | lock | guards |
 //! | --- | --- | --- |
@@ -305,11 +304,13 @@ impl Engine {
         let has_unsealed = self.commit.sync_oldest_full();
         let can_count = self.dispatch.lock().count_some();
         if matches!(can_count, Ok(false)) {
-            // What could not be read is tried again the next time.
+            // What could not be read or stored is tried again the next time.
             self.dispatch.lock().count_again();
         }
         let can_let_go = self.reclaim.retirer().let_go_for(RETIRING_TIME).map(|gone| gone.has_more);
-        if [&has_unsealed, &can_count, &can_let_go].iter().any(|more| matches!(more, Ok(true))) {
+        let has_more = [&has_unsealed, &can_count, &can_let_go];
+        // What failed to be counted stops no other slot from being counted.
+        if can_count.is_err() || has_more.iter().any(|more| matches!(more, Ok(true))) {
             self.context.worker.ask();
         }
         let prepared = self.reclaim.prepare_ahead();

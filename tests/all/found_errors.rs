@@ -1,8 +1,8 @@
 //! Found faults: what an error costs after the call that met it, and what a slow copy costs.
 
 use super::found_hooks::{
-    Call, Gate, Op, OpenAtEnd, Watched, Way, Work, by_hand, files, find, is_segment, is_temporary,
-    until,
+    Call, Gate, Op, OpenAtEnd, Watched, Way, Work, by_hand, files, find, flip, is_segment,
+    is_temporary, until,
 };
 use keepq::fault::{CrashImage, ManualClock, MemoryStorage, Storage};
 use keepq::{Backoff, Compaction, Delivery, Durability, Error, Message, Options, Queue};
@@ -406,4 +406,38 @@ fn a_copy_that_rests_takes_no_memory_for_each_answer() {
     let grown = said.lines().find_map(|line| line.strip_prefix('@')?.parse::<u64>().ok());
     let grown = grown.unwrap_or_else(|| panic!("{child:?}"));
     assert!(grown < 1 << 20, "memory grew by {} KiB with {DELIVERIES} deliveries", grown >> 10);
+}
+
+/// A damaged slot could not be rebuilt, since its file could not be mapped: no later segment was
+/// counted, so what was settled there was taken for unsettled.
+#[test]
+fn what_cannot_be_rebuilt_stops_no_other_segment_from_being_counted() {
+    let disk = Arc::new(MemoryStorage::new());
+    let open = || by_hand(disk.clone()).segment_bytes(1 << 20).open("queue").unwrap();
+    let queue = open();
+    queue.push_batch(["damaged slot", "waits"]).unwrap();
+    queue.close().unwrap();
+    let queue = open();
+    queue.push_batch(["acked", "acked", "waits"]).unwrap();
+    let jobs = queue.pop_batch(4).unwrap();
+    for job in jobs.into_iter().skip(2) {
+        job.ack().unwrap();
+    }
+    queue.close().unwrap();
+    let (damaged, _) = find(&disk, b"damaged slot");
+    let end = disk.read(&damaged).unwrap().len() as u64;
+    flip(&disk, &damaged, end - 4096 - 16);
+    let storage = Watched::around(disk.clone());
+    let name = damaged.clone();
+    storage.rule(move |call| match call.op {
+        Op::Map if call.name == name => Err(ErrorKind::OutOfMemory.into()),
+        _ => Ok(()),
+    });
+    let options = by_hand(disk.clone()).segment_bytes(1 << 20).storage(storage.clone());
+    let queue = options.open("queue").unwrap();
+    assert_eq!((queue.len(), queue.stats().ready()), (3, 3));
+    assert!(queue.stats().last_background_error().is_some(), "the failure is told");
+    storage.no_rule();
+    assert_eq!(queue.pop_batch(9).unwrap().len(), 3, "and what failed is tried again");
+    assert_eq!(queue.stats().lost(), 0);
 }

@@ -2,7 +2,7 @@
 //! messages.
 //!
 //! Promises: what a counted slot says is taken up once, also if a store that it needs fails: that
-//! is kept, and tried again by the next call.
+//! is kept, and tried again later. What cannot be stored stops no other slot from being counted.
 
 use super::dying::{Cause, Death};
 use super::ledger::Ledger;
@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::format::address::{Index, Offset, Ordinal};
 use crate::format::slot::State;
 use crate::format::standing::Standing;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 
 /// Such messages settled under one lock.
 const MESSAGES_A_STEP: usize = 256;
@@ -23,8 +23,16 @@ const LOSSES_A_STEP: u32 = 16_384;
 /// What was counted, and is not taken up.
 #[derive(Debug, Default)]
 pub(super) struct Counting {
-    unfinished: VecDeque<Unfinished>,
+    /// To be stored.
+    unfinished: BTreeMap<Key, Unfinished>,
+    /// Could not be stored since it was last tried again.
+    failed: BTreeMap<Key, Unfinished>,
+    next_number: u64,
 }
+
+/// The segment of what counting found, if that matters, and a number in the order in which it was
+/// found.
+type Key = (Option<Ordinal>, u64);
 
 /// What counting found and has to be stored.
 #[derive(Clone, Copy, Debug)]
@@ -40,19 +48,20 @@ enum Unfinished {
 }
 
 impl Counting {
-    /// Whether counting found what could not be stored.
-    pub(super) fn has_unfinished(&self) -> bool {
-        !self.unfinished.is_empty()
-    }
-
     /// All that was found is given up.
     pub(super) fn clear(&mut self) {
-        self.unfinished.clear();
+        *self = Self::default();
     }
 
-    /// Counts some slots of earlier runs; false once all are counted.
+    /// What could not be stored is tried again.
+    pub(super) fn try_again(&mut self) {
+        self.unfinished.append(&mut self.failed);
+    }
+
+    /// Counts some slots of earlier runs, or takes up what they say; false once all of it is done,
+    /// but for what could not be stored.
     pub(super) fn count_some(&mut self, ledger: &mut Ledger) -> Result<bool> {
-        if self.has_unfinished() {
+        if !self.unfinished.is_empty() {
             self.finish_some(ledger)?;
             return Ok(true);
         }
@@ -72,9 +81,9 @@ impl Counting {
         Ok(true)
     }
 
-    /// The segments of which something is counted and not taken up.
-    pub(super) fn unfinished_segments(&self) -> BTreeSet<Ordinal> {
-        self.unfinished.iter().filter_map(Unfinished::ordinal).collect()
+    /// Whether something of this segment is counted and not taken up.
+    pub(super) fn is_unfinished(&self, ordinal: Ordinal) -> bool {
+        self.first_of(ordinal).is_some()
     }
 
     /// Counts some slots of a segment, and takes up what they say.
@@ -90,43 +99,61 @@ impl Counting {
             ledger.places_mut().schedule_mut().put(due, seq);
         }
         let unnumbered = special.unnumbered.into_iter();
-        self.unfinished.extend(unnumbered.map(|index| Unfinished::Unnumbered { ordinal, index }));
-        let worn_out = special.worn_out.into_iter();
-        self.unfinished.extend(worn_out.map(|seq| Unfinished::WornOut { seq }));
+        self.note_all(unnumbered.map(|index| Unfinished::Unnumbered { ordinal, index }));
+        self.note_all(special.worn_out.into_iter().map(|seq| Unfinished::WornOut { seq }));
         let bad_slots = special.bad_slots.into_iter();
-        self.unfinished.extend(bad_slots.map(|index| Unfinished::BadSlot { ordinal, index }));
+        self.note_all(bad_slots.map(|index| Unfinished::BadSlot { ordinal, index }));
         for seq in special.dying {
             if ledger.policy().has_dead_letters {
                 ledger.note_dying(seq, Death { cause: None, reason: None });
             } else {
-                self.unfinished.push_back(Unfinished::Dropped { seq });
+                self.note_all([Unfinished::Dropped { seq }]);
             }
         }
         self.finish_some(ledger)
     }
 
-    /// Settles some of what counting found. What cannot be stored comes last the next time.
-    fn finish_some(&mut self, ledger: &mut Ledger) -> Result<()> {
-        for _ in 0..MESSAGES_A_STEP {
-            let Some(&unfinished) = self.unfinished.front() else { return Ok(()) };
-            if let Err(error) = unfinished.finish(ledger) {
-                self.unfinished.rotate_left(1);
-                return Err(error);
-            }
-            self.unfinished.pop_front();
+    fn note_all(&mut self, found: impl IntoIterator<Item = Unfinished>) {
+        for unfinished in found {
+            self.unfinished.insert((unfinished.ordinal(), self.next_number), unfinished);
+            self.next_number += 1;
         }
-        Ok(())
+    }
+
+    /// Settles some of what counting found; tells the first error.
+    fn finish_some(&mut self, ledger: &mut Ledger) -> Result<()> {
+        let mut result = Ok(());
+        for _ in 0..MESSAGES_A_STEP {
+            let Some((&key, _)) = self.unfinished.first_key_value() else { break };
+            result = result.and(self.finish(key, ledger));
+        }
+        result
     }
 
     /// Settles some of what counting found in this segment; false once nothing of it is left.
     fn finish_some_of(&mut self, ordinal: Ordinal, ledger: &mut Ledger) -> Result<bool> {
         for _ in 0..MESSAGES_A_STEP {
-            let is_its = |unfinished: &Unfinished| unfinished.ordinal() == Some(ordinal);
-            let Some(at) = self.unfinished.iter().position(is_its) else { return Ok(false) };
-            self.unfinished[at].finish(ledger)?;
-            self.unfinished.remove(at);
+            let Some(key) = self.first_of(ordinal) else { return Ok(false) };
+            self.finish(key, ledger)?;
         }
         Ok(true)
+    }
+
+    /// The first thing that counting found in this segment; what could not be stored comes last.
+    fn first_of(&self, ordinal: Ordinal) -> Option<Key> {
+        let keys = (Some(ordinal), 0)..=(Some(ordinal), u64::MAX);
+        let mut both = [&self.unfinished, &self.failed].into_iter();
+        both.find_map(|found| found.range(keys.clone()).next().map(|(&key, _)| key))
+    }
+
+    /// Settles this one; if it cannot be stored, it is kept.
+    fn finish(&mut self, key: Key, ledger: &mut Ledger) -> Result<()> {
+        let found = self.unfinished.remove(&key).or_else(|| self.failed.remove(&key));
+        found.map_or(Ok(()), |unfinished| {
+            unfinished.finish(ledger).inspect_err(|_| {
+                self.failed.insert(key, unfinished);
+            })
+        })
     }
 
     /// Takes a walk that settles past what it met besides messages: a segment of an earlier run is

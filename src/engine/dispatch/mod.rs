@@ -40,7 +40,6 @@ use crate::recovery::Log;
 use crate::stats::Counts;
 use counting::Counting;
 use news::News;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// What comes next, and what others have to be told.
@@ -113,17 +112,14 @@ impl Dispatch {
         self.ledger_mut().backlog_mut()
     }
 
-    /// What could not be read may be readable now.
+    /// What could not be read or stored is tried again.
     pub(crate) fn count_again(&mut self) {
         self.backlog_mut().tracks_mut().count_again();
+        self.counting.try_again();
     }
 
-    /// Whether counting found what could not be stored.
-    pub(crate) fn has_unfinished(&self) -> bool {
-        self.counting.has_unfinished()
-    }
-
-    /// Counts some slots of earlier runs; false once all are counted.
+    /// Counts some slots of earlier runs; false once all are counted, but for those that could not
+    /// be read or stored.
     pub(crate) fn count_some(&mut self) -> Result<bool> {
         self.counting.count_some(self.deliveries.ledger_mut())
     }
@@ -133,10 +129,10 @@ impl Dispatch {
         self.counting.count_segment(ordinal, self.deliveries.ledger_mut())
     }
 
-    /// The segments of which something is counted and not taken up: it is known by their ordinals,
-    /// so none of them is copied.
-    pub(crate) fn unfinished_segments(&self) -> BTreeSet<Ordinal> {
-        self.counting.unfinished_segments()
+    /// Whether something of this segment is counted and not taken up: it is known by the ordinal,
+    /// so the segment is not copied.
+    pub(crate) fn is_unfinished(&self, ordinal: Ordinal) -> bool {
+        self.counting.is_unfinished(ordinal)
     }
 
     /// Takes a walk that settles past what it met besides messages.

@@ -3,10 +3,12 @@
 use super::job::Trigger;
 use crate::compaction::plan::Candidate;
 use crate::engine::append::FIRST_SEGMENT;
+use crate::engine::backlog::track::Track;
 use crate::engine::context::SOON;
 use crate::engine::dispatch::Dispatch;
 use crate::format::address::Ordinal;
 use crate::time::{Millis, Time};
+use std::collections::BTreeSet;
 
 /// A segment of which at most one part in this many is unsettled is cheap to copy.
 const CHEAP_PART: u64 = 16;
@@ -21,7 +23,9 @@ pub(super) fn of(
 ) -> Vec<Candidate> {
     let cursor = dispatch.ledger().places().cursor().seq();
     let newest = dispatch.backlog().tracks().len().saturating_sub(1);
-    let unfinished = dispatch.unfinished_segments();
+    let ordinals = dispatch.backlog().tracks().iter().map(Track::ordinal);
+    let unfinished: BTreeSet<_> =
+        ordinals.filter(|&ordinal| dispatch.is_unfinished(ordinal)).collect();
     let tracks = dispatch.backlog_mut().tracks_mut().iter_mut().enumerate();
     let candidates = tracks.map(|(at, track)| {
         let size = track.size();
