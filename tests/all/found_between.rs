@@ -3,7 +3,7 @@
 use crate::found_hooks::{Op as Called, Watched, Way, find, flip, is_segment, is_temporary, large};
 use crate::found_support::{Op, call, ms, on, watched};
 use keepq::fault::{ManualClock, MemoryStorage};
-use keepq::{Backoff, Delivery, Durability, Error, Message, Overflow, Queue};
+use keepq::{Backoff, Delivery, Durability, Error, Message, Overflow, Queue, Stuck};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -221,4 +221,40 @@ fn wait_acked_sleeps_while_it_watches_a_time() {
         let looks = watch.count(Op::Load) - before;
         assert!(looks < 5000, "{name}: it looked {looks} times");
     }
+}
+
+/// `stuck` went on behind the first message of the segment that it had seen. That was merged with
+/// the next ones meanwhile: their messages were not in the answer.
+#[test]
+fn stuck_shows_what_compaction_merges_meanwhile() {
+    let (storage, watch) = watched(Arc::new(MemoryStorage::new()));
+    let queue = on(storage).background(false).open("queue").unwrap();
+    let first = queue.push("stays").unwrap();
+    let mut last = first;
+    while queue.stats().segments() < 5 {
+        last = queue.push(vec![7; 9000]).unwrap();
+    }
+    let jobs = queue.pop_batch(usize::MAX).unwrap();
+    let kept =
+        |job: &Delivery| job.seq() == first || u64::from(job.seq()) % 6 == 0 || job.seq() == last;
+    let (kept, acked): (Vec<_>, Vec<_>) = jobs.into_iter().partition(kept);
+    queue.ack_batch(acked).unwrap();
+    for job in kept {
+        job.release().unwrap();
+    }
+    let all: u64 = queue.stuck(99).unwrap().iter().map(Stuck::messages).sum();
+    assert_eq!(all, queue.len());
+    let before = watch.count(Op::Load);
+    assert_eq!(queue.stuck(1).unwrap().len(), 1);
+    let loads = watch.count(Op::Load) - before;
+    // The last load of the first step is outside of the lock.
+    let looking = queue.clone();
+    let (hold, looking) =
+        watch.hold_after(loads - 1, Op::Load, "", move || looking.stuck(99).unwrap());
+    let compacted = queue.compact().unwrap();
+    drop(hold);
+    let seen = looking.result("stuck");
+    assert!(compacted.copies() > 0 && compacted.replaced() > 1, "{compacted:?}");
+    let told: u64 = seen.iter().map(Stuck::messages).sum();
+    assert_eq!(told, all, "{seen:?}");
 }

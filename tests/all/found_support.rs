@@ -127,7 +127,8 @@ pub(crate) struct Watch {
 #[derive(Debug, Default)]
 struct State {
     counts: BTreeMap<Op, u64>,
-    hold: Option<(Op, &'static str)>,
+    /// What to hold up, after how many more of its kind.
+    hold: Option<(Op, &'static str, u64)>,
     is_held: bool,
     slow: Option<(Op, Duration)>,
     /// How many words had been stored when each thread loaded something for the first time.
@@ -166,7 +167,19 @@ impl Watch {
         name: &'static str,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> (Hold<'_>, Call<T>) {
-        self.lock().hold = Some((op, name));
+        self.hold_after(0, op, name, work)
+    }
+
+    /// The same with the operation that comes after this many others of its kind on such files.
+    #[track_caller]
+    pub(crate) fn hold_after<T: Send + 'static>(
+        &self,
+        others: u64,
+        op: Op,
+        name: &'static str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> (Hold<'_>, Call<T>) {
+        self.lock().hold = Some((op, name, others));
         let (hold, call) = (Hold(self), call(work));
         assert!(soon(|| call.is_over() || self.lock().is_held), "nothing was held up");
         (hold, call)
@@ -179,10 +192,16 @@ impl Watch {
             let stores = state.counts.get(&Op::StoreWord).copied().unwrap_or(0);
             state.stores_at_load.entry(thread::current().id()).or_insert(stores);
         }
-        if state.hold.is_some_and(|(held, from)| held == op && name.starts_with(from)) {
-            state.hold = None;
-            state.is_held = true;
-            state = self.changed.wait_while(state, |state| state.is_held).unwrap();
+        let held =
+            state.hold.as_mut().filter(|(held, from, _)| *held == op && name.starts_with(*from));
+        match held {
+            Some((_, _, others)) if *others > 0 => *others -= 1,
+            Some(_) => {
+                state.hold = None;
+                state.is_held = true;
+                state = self.changed.wait_while(state, |state| state.is_held).unwrap();
+            }
+            None => {}
         }
         let slow = state.slow.filter(|slow| slow.0 == op);
         drop(state);

@@ -173,8 +173,8 @@ impl Inspect {
                 Self::unverified_by_seq(dispatch, seq)
             }
             Ahead::Due(after) => {
-                let next = dispatch.ledger().places().schedule().next_due(*after);
-                let Some(entry) = next.filter(|(_, seq)| *seq <= self.published.visible()) else {
+                let schedule = dispatch.ledger().places().schedule();
+                let Some(entry) = schedule.next_due(*after, self.published.visible()) else {
                     *ahead = Ahead::Cursor(*dispatch.ledger().places().cursor());
                     return Ok(Step::Passed);
                 };
@@ -186,9 +186,7 @@ impl Inspect {
                 let met = dispatch.backlog().walk(cursor, self.published.visible(), wants)?;
                 if let Met::OldSegment(at) = met {
                     let track = dispatch.backlog().track_at(at);
-                    if !track.is_counted()
-                        || dispatch.unfinished_segments().contains(&track.ordinal())
-                    {
+                    if !track.is_counted() || dispatch.is_unfinished(track.ordinal()) {
                         return Ok(Step::Uncounted(track.ordinal()));
                     }
                 }

@@ -25,6 +25,9 @@ impl Inspect {
     /// The first `limit` segments with an unsettled message, and the oldest message in each.
     pub(crate) fn stuck(&self, limit: usize) -> Result<Vec<Stuck>> {
         let (mut all, mut from) = (Vec::new(), 0);
+        // What is pushed from here on is not looked at: or else the newest segment might be seen
+        // again and again.
+        let published = self.published.newest();
         while all.len() < limit {
             // One at a time: to find a message may take a while.
             let unsealed = self.appender.unsealed();
@@ -32,16 +35,18 @@ impl Inspect {
             let used = unsealed.active_record_bytes();
             drop(unsealed);
             dispatch.check_open()?;
-            let (published, time) = (self.published.newest(), self.context.clock.now());
+            let time = self.context.clock.now();
             let now = Now { published, used, time, run: self.context.run };
             let found = look_from(&dispatch, from, now);
             drop(dispatch);
             match found? {
                 Look::Seen(seen) => {
-                    from = seen.next;
+                    from = seen.end_seq;
+                    // A copy of segments that were seen already stands for them, too.
+                    all.retain(|stuck: &Stuck| stuck.seq.0 < seen.first_seq);
                     all.extend(seen.stuck(now));
                 }
-                Look::Unreadable(next) => from = next,
+                Look::Unreadable(end_seq) => from = end_seq,
                 Look::More => {}
                 Look::End => break,
             }
@@ -71,8 +76,9 @@ struct Seen {
     messages: u64,
     live_bytes: u64,
     held_bytes: u64,
-    /// Where the look goes on.
-    next: u64,
+    /// The messages that the segment may have; the look goes on behind them.
+    first_seq: u64,
+    end_seq: u64,
 }
 
 impl Seen {
@@ -96,17 +102,19 @@ impl Seen {
 
 /// A step of the look at the first segment from message `from` on with an unsettled message.
 fn look_from(dispatch: &Dispatch, from: u64, now: Now) -> Result<Look> {
-    let is_next = |track: &&Track| track.first_seq() >= from && track.unsettled(now.published) > 0;
+    let published = now.published;
+    let is_next =
+        |track: &&Track| track.end_seq(published) > from && track.unsettled(published) > 0;
     let mut tracks = dispatch.backlog().tracks().iter();
     let Some(track) = tracks.find(is_next) else { return Ok(Look::End) };
-    let next = track.first_seq() + 1;
-    let oldest = match track.records().oldest(now.published) {
+    let (first_seq, end_seq) = (track.first_seq(), track.end_seq(published));
+    let oldest = match track.records().oldest(published) {
         Search::Found(oldest) => oldest,
-        Search::Nothing => return Ok(Look::Unreadable(next)),
+        Search::Nothing => return Ok(Look::Unreadable(end_seq)),
         Search::More => return Ok(Look::More),
     };
     let status = track.status(oldest.index(), now.run)?;
-    let Some(seq) = status.seq else { return Ok(Look::Unreadable(next)) };
+    let Some(seq) = status.seq else { return Ok(Look::Unreadable(end_seq)) };
     let is_counted = track.is_counted_at(oldest.index());
     let state = match dispatch.ledger().whereabouts(seq, &status, is_counted) {
         Whereabouts::Ready => MessageState::Ready,
@@ -123,9 +131,10 @@ fn look_from(dispatch: &Dispatch, from: u64, now: Now) -> Result<Look> {
         state,
         base_time: track.base_time(),
         path: track.segment().path.clone(),
-        messages: track.unsettled(now.published),
+        messages: track.unsettled(published),
         live_bytes,
         held_bytes: track.size().saturating_sub(live_bytes),
-        next,
+        first_seq,
+        end_seq,
     })))
 }
