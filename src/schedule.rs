@@ -81,18 +81,26 @@ impl Schedule {
         self.first
     }
 
-    /// The first one that is due: its time and Seq.
-    pub(crate) fn first_due(&self) -> Option<(Time, u64)> {
-        self.first.filter(|_| self.due > 0)
+    /// Whether one is due.
+    #[inline]
+    pub(crate) fn has_due(&self) -> bool {
+        self.due > 0
     }
 
-    /// The first one behind this entry that is due: its time and Seq.
-    pub(crate) fn next_due(&self, after: (Time, u64)) -> Option<(Time, u64)> {
-        let behind = (Bound::Excluded(after), Bound::Included((self.counted_until, u64::MAX)));
-        if after >= (self.counted_until, u64::MAX) {
+    /// The first one up to message `last_seq` that is due: its time and Seq.
+    pub(crate) fn first_due(&self, last_seq: u64) -> Option<(Time, u64)> {
+        let first = self.first.filter(|_| self.due > 0)?;
+        if first.1 <= last_seq { Some(first) } else { self.next_due(first, last_seq) }
+    }
+
+    /// The first one behind this entry, up to message `last_seq`, that is due: its time and Seq.
+    pub(crate) fn next_due(&self, after: (Time, u64), last_seq: u64) -> Option<(Time, u64)> {
+        let last = (self.counted_until, u64::MAX);
+        if after >= last {
             return None;
         }
-        self.entries.range(behind).next().copied()
+        let mut behind = self.entries.range((Bound::Excluded(after), Bound::Included(last)));
+        behind.find(|(_, seq)| *seq <= last_seq).copied()
     }
 
     /// Takes out a message whose time is not known: looks at all of them.
@@ -132,18 +140,34 @@ mod tests {
         }
         assert_eq!((schedule.delayed(), schedule.first_time()), (3, Some(early)));
         schedule.advance(Time(10));
-        assert_eq!(schedule.first_due(), None);
+        assert_eq!(schedule.first_due(u64::MAX), None);
         schedule.advance(early);
-        assert_eq!((schedule.delayed(), schedule.first_due()), (1, Some((early, 2))));
+        assert_eq!((schedule.delayed(), schedule.first_due(u64::MAX)), (1, Some((early, 2))));
         assert!(schedule.remove(early, 2) && !schedule.remove(early, 2));
-        assert_eq!(schedule.first_due(), Some((early, 3)));
+        assert_eq!(schedule.first_due(u64::MAX), Some((early, 3)));
         assert_eq!(
-            (schedule.next_due((Time::ZERO, 0)), schedule.next_due((early, 3))),
-            (Some((early, 3)), None)
+            [(Time::ZERO, 0), (early, 3)].map(|after| schedule.next_due(after, u64::MAX)),
+            [Some((early, 3)), None]
         );
         assert_eq!((schedule.first_undue(), schedule.remove_seq(9)), (Some(late), false));
         assert!(schedule.remove(early, 3));
-        assert_eq!((schedule.first_due(), schedule.delayed()), (None, 1));
+        assert_eq!((schedule.first_due(u64::MAX), schedule.delayed()), (None, 1));
+    }
+
+    #[test]
+    fn one_that_is_held_back_is_passed_by() {
+        let mut schedule = Schedule::default();
+        for (time, seq) in [(Time(1), 9), (Time(2), 8), (Time(3), 3), (Time(9), 1)] {
+            schedule.put(time, seq);
+        }
+        schedule.advance(Time(5));
+        let first_up_to = [2, 3, 7, 8, 9].map(|last_seq| schedule.first_due(last_seq));
+        let (third, second, first) = ((Time(3), 3), (Time(2), 8), (Time(1), 9));
+        assert_eq!(
+            first_up_to,
+            [None, Some(third), Some(third), Some(second), Some(first)],
+            "none whose time has not come, and none behind the last Seq"
+        );
     }
 
     proptest! {
@@ -166,7 +190,7 @@ mod tests {
                 prop_assert_eq!(schedule.delayed_at(time), later.count());
                 prop_assert_eq!(schedule.first, schedule.entries.first().copied());
                 let first_due = schedule.first.filter(|entry| entry.0 <= now);
-                prop_assert_eq!(schedule.first_due(), first_due);
+                prop_assert_eq!(schedule.first_due(u64::MAX), first_due);
             }
         }
     }

@@ -2,7 +2,9 @@
 //!
 //! Promises: a waiter that registers before it looks, and is woken after a change, misses no
 //! change. A thread remembers by itself that it was woken, so a look may park, too. A wake-up that
-//! is given to a waiter that has left is passed on. Wakers are called outside of all locks.
+//! is given to a waiter that has left is passed on. Relies on callers that hold none of the locks
+//! that a push, a look or an answer takes: a waker is called outside of `unsealed`, of the dispatch
+//! lock and of the leaves.
 
 use crate::clock;
 use parking_lot::Mutex;

@@ -19,8 +19,8 @@ fn cpu() -> Duration {
     Duration::from_nanos(nanos.unwrap_or(0))
 }
 
-/// Without a background, a producer that waits for bytes watches the next time, but its look ends
-/// no leases: once a lease has run out, the time is past for ever, and it looks without a pause.
+/// Without a background, a producer that waited for bytes watched the next time, but its look ended
+/// no leases: once a lease had run out, that time was past for ever, and the producer spun.
 #[test]
 fn a_producer_that_waits_for_bytes_sleeps_beside_a_lease_that_ran_out() {
     for what in ["a lease", "a delay"] {
@@ -46,7 +46,7 @@ fn a_producer_that_waits_for_bytes_sleeps_beside_a_lease_that_ran_out() {
     }
 }
 
-/// The same: what the end of the leases would free, it never gets.
+/// The same: it never got the room that the end of the leases made.
 #[test]
 fn a_producer_gets_the_bytes_that_last_leases_free() {
     let options = alone().max_bytes(1 << 20).overflow(Overflow::Block).dead_letters(false);
@@ -68,8 +68,8 @@ fn used_by_a_wait(queue: Queue, time: Duration) -> Duration {
     wait.result("pop_timeout")
 }
 
-/// Without a background, a consumer that waits while `dead/` refuses a letter does not sleep: it
-/// finds work, tries none of it, notes it again.
+/// Without a background, a consumer that waited while `dead/` refused a letter spun: it found work,
+/// tried none of it, and noted it again.
 #[test]
 fn a_consumer_sleeps_while_the_dead_letters_are_refused() {
     let storage = Watched::around(Arc::new(MemoryStorage::new()));
@@ -84,9 +84,8 @@ fn a_consumer_sleeps_while_the_dead_letters_are_refused() {
     assert!(used < ms(500), "it ran for {used:?} of 1.5 s");
 }
 
-/// A batch meets a message again that it has, whose lease ran out. It gives it back, but its first
-/// lease has ended with that: the consumer that has it cannot answer, though nobody else was given
-/// the message.
+/// A batch met a message again that it had, whose lease had run out. It gave it back, but with that
+/// the first lease had ended: the consumer could not answer, though no other one had the message.
 #[test]
 fn a_message_of_a_batch_can_be_answered_late() {
     let (storage, watch) = watched(Arc::new(MemoryStorage::new()));
@@ -107,7 +106,7 @@ fn a_message_of_a_batch_can_be_answered_late() {
     assert!(failed.is_empty(), "of {all}, handed out once: {failed:?}");
 }
 
-/// As many as are ready: a batch that meets such a message ends, though others are ready.
+/// The same batch ended there, though other messages were ready.
 #[test]
 fn a_batch_has_all_that_are_ready() {
     let (storage, watch) = watched(Arc::new(MemoryStorage::new()));
@@ -122,7 +121,7 @@ fn a_batch_has_all_that_are_ready() {
     assert_eq!(all, 1000);
 }
 
-/// A damaged message at the front makes room by being lost; one more is dropped all the same.
+/// A damaged message at the front made room by being lost; one more was dropped all the same.
 #[test]
 fn drop_oldest_drops_nothing_beside_a_lost_message() {
     let mut found = Vec::new();
@@ -142,8 +141,9 @@ fn drop_oldest_drops_nothing_beside_a_lost_message() {
     assert!(found.iter().all(|found| found.1 == 3), "(part, ready, lost, dropped): {found:?}");
 }
 
-/// More damaged slots of delayed messages than one step takes up, in a small segment that the first
-/// push of a run merges with others: the rest is known by the old segment's number, and forgotten.
+/// There were more damaged slots of delayed messages than one step takes up, in a small segment.
+/// The first push of a run merged it with others: the rest was known by the number of the old
+/// segment, and forgotten.
 #[test]
 fn delayed_messages_with_damaged_slots_come_all_after_tidying() {
     const COUNT: u64 = 1500;
@@ -266,7 +266,7 @@ fn damaged_delays(count: u64) -> (Arc<MemoryStorage>, Arc<ManualClock>) {
     (disk, clock)
 }
 
-/// `peek` counts a segment, takes up a step of what is bad in it, and shows the rest as ready.
+/// `peek` counted a segment, took up one step of what was bad in it, and showed the rest as ready.
 #[test]
 fn peek_shows_no_message_before_its_time() {
     let (disk, clock) = damaged_delays(600);
@@ -277,7 +277,7 @@ fn peek_shows_no_message_before_its_time() {
     assert_eq!(peeked, popped, "peeked, popped");
 }
 
-/// Room for one more in flight: a lease that is over takes none, as `in_flight` says.
+/// A lease that was over took room in flight, though `in_flight` did not count it.
 #[test]
 fn extend_has_the_room_of_a_lease_that_is_over() {
     let clock = Arc::new(ManualClock::new(UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
@@ -296,7 +296,7 @@ fn extend_has_the_room_of_a_lease_that_is_over() {
     forget((first, second));
 }
 
-/// How many wait for their time, right after open.
+/// Right after open, `delayed` said 0 of what earlier runs had left.
 #[test]
 fn delayed_counts_what_earlier_runs_left() {
     let disk = Arc::new(MemoryStorage::new());
@@ -334,7 +334,7 @@ fn a_delayed_message_expires_at_the_front_at_the_limit_in_flight() {
     }
 }
 
-/// A refused move is tried again a second later: not for a producer that waits without a
+/// A refused move is tried again a second later. It was not where a producer waited without a
 /// background.
 #[test]
 fn a_producer_gets_the_room_of_a_letter_that_was_refused() {
@@ -371,7 +371,7 @@ fn a_producer_that_waits_for_bytes_sleeps_beside_a_delay_that_is_over() {
     assert!(used < ms(500), "it ran for {used:?} of 1.5 s");
 }
 
-/// The same consumer once a sync of the dead letters has failed: they stay refused.
+/// The same consumer spun once a sync of the dead letters had failed, since they stay refused.
 #[test]
 fn a_consumer_sleeps_beside_poisoned_dead_letters() {
     let storage = Watched::around(Arc::new(MemoryStorage::new()));

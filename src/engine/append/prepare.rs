@@ -208,14 +208,13 @@ impl Appender {
     fn seal_active(&self) -> Result<()> {
         let unsealed = self.unsealed();
         let Some(active) = unsealed.active() else { return Ok(()) };
-        let (segment, seal) = (active.segment(), active.seal(true));
-        segment.store_seal(&**active.region(), seal)?;
-        self.context.health.sync(segment)?;
-        let mut dispatch = self.dispatch.lock();
-        dispatch.backlog_mut().seal_newest(seal);
-        // In this order, so that wakers are called outside of all locks.
+        let (segment, region) = (Arc::clone(active.segment()), Arc::clone(active.region()));
+        let seal = active.seal(true);
+        // Nothing is pushed any more, and the supply, which is locked, brings no other segment.
         drop(unsealed);
-        drop(dispatch);
+        segment.store_seal(&*region, seal)?;
+        self.context.health.sync(&segment)?;
+        self.dispatch.lock().backlog_mut().seal_newest(seal);
         Ok(())
     }
 

@@ -80,19 +80,15 @@ impl Dispatch {
     /// The next of those that were given back, or whose time has come.
     fn choose_front(&mut self, visible: u64) -> Result<Choice> {
         for _ in 0..LOOKS_A_STEP {
-            if let Some(place) = self.ledger().places().first_returned() {
+            if let Some(place) = self.ledger().places().first_returned(visible) {
                 if let Some(next) = self.look_again(place)? {
                     return Ok(Choice::Next(next));
                 }
                 self.ledger_mut().places_mut().leave_returned(place.seq);
                 continue;
             }
-            let first = self.ledger().places().schedule().first_due();
+            let first = self.ledger().places().schedule().first_due(visible);
             let Some((due, seq)) = first else { return Ok(Choice::Nothing) };
-            if seq > visible {
-                // Held back: it waits for its message to be settled in another queue.
-                return Ok(Choice::Nothing);
-            }
             if let Some(found) = self.ledger_mut().look_up(seq)? {
                 return Ok(Choice::Next(Next { found, from: WaitsAt::Schedule(due) }));
             }

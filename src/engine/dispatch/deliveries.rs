@@ -125,11 +125,11 @@ impl Deliveries {
     pub(crate) fn answer(&mut self, ticket: Ticket, seq: u64, answer: &Answer) -> Result<()> {
         self.ledger.check_open()?;
         let was_full = self.is_full();
-        let ended = self.end_lease(ticket)?;
-        let expired = || Error::LeaseExpired { seq: Seq(seq) };
-        let (spot, place) = ended.ok_or_else(expired)?;
-        // Room for one more in flight.
+        let ended = self.end_lease(ticket);
+        // Room for one more in flight, also if the message is gone.
         self.ledger.news_mut().returned |= was_full;
+        let expired = || Error::LeaseExpired { seq: Seq(seq) };
+        let (spot, place) = ended?.ok_or_else(expired)?;
         if let Answer::Ack = answer {
             return if self.acked(spot, place)? { Ok(()) } else { Err(expired()) };
         }

@@ -109,10 +109,11 @@ impl Places {
         self.returned.insert(place.seq, place);
     }
 
-    /// The first of those that were given back.
+    /// The first of those up to message `last_seq` that were given back.
     #[inline]
-    pub(super) fn first_returned(&self) -> Option<Place> {
-        self.returned.first_key_value().map(|(_, &place)| place)
+    pub(super) fn first_returned(&self, last_seq: u64) -> Option<Place> {
+        let first = self.returned.first_key_value().map(|(_, &place)| place);
+        first.filter(|place| place.seq <= last_seq)
     }
 
     /// The first one that was given back, from this number on: as `pop` would take them.
@@ -148,7 +149,7 @@ impl Places {
     /// Whether something comes before what is behind the cursor.
     #[inline]
     pub(super) fn has_front(&self) -> bool {
-        !self.returned.is_empty() || self.schedule.first_due().is_some()
+        !self.returned.is_empty() || self.schedule.has_due()
     }
 
     /// Messages in flight.
