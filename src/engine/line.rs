@@ -61,6 +61,15 @@ impl Line {
         }
     }
 
+    /// The queue is closed, or poisoned: wakes the first, also if it is the thread that calls. The
+    /// others follow as each of them leaves.
+    pub(crate) fn wake_first_for_good(&self) {
+        let waker = self.places.lock().producers.front().map(|first| first.waker.clone());
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
     /// Stands at the end of the line, and calls `look` whenever it is the first and there may be
     /// room, until that finds something; `None` once `deadline` has passed.
     pub(super) fn wait<T>(

@@ -28,6 +28,6 @@ impl Waiters {
         self.consumers.wake_all();
         self.settled.wake_all();
         self.commit.wake_all();
-        self.room.wake_first();
+        self.room.wake_first_for_good();
     }
 }

@@ -47,6 +47,7 @@ mod found_cost;
 mod found_errors;
 mod found_hooks;
 mod found_letters;
+mod found_line;
 mod found_lost;
 mod found_newer;
 mod found_reads;

@@ -79,9 +79,12 @@ pub(crate) struct Full {
 }
 
 impl Full {
-    fn of(active: &Active) -> Self {
+    /// Fails if what failed batches left behind its tail cannot be erased: that could be taken for
+    /// the end of the log, in front of what later segments hold.
+    fn of(active: &mut Active) -> Result<Self> {
+        active.erase_remains()?;
         let segment = Arc::clone(active.segment());
-        Self { segment, first_seq: active.first_seq(), seal: active.seal(false) }
+        Ok(Self { segment, first_seq: active.first_seq(), seal: active.seal(false) })
     }
 
     pub(crate) fn last_seq(&self) -> u64 {
@@ -380,12 +383,8 @@ impl Appender {
         }
         let prepared = self.take_supply(&mut supply, need)?;
         let mut unsealed = self.unsealed.lock();
-        unsealed.check_open().inspect_err(|_| supply.ready = Some(prepared.clone()))?;
-        let now = unsealed.now(&self.context.clock);
-        let Prepared { segment, region } = prepared.clone();
-        let active = Active::start(segment, region, unsealed.next_seq, now)
-            .inspect_err(|_| supply.ready = Some(prepared.clone()))?;
-        let full = unsealed.active.as_ref().map(Full::of);
+        let started = self.start_active(&mut unsealed, prepared.clone());
+        let (full, active) = started.inspect_err(|_| supply.ready = Some(prepared))?;
         let mut dispatch = self.dispatch.lock();
         dispatch.backlog_mut().rotate(full.as_ref().map(|full| full.seal), &active);
         unsealed.full.extend(full);
@@ -396,6 +395,19 @@ impl Appender {
         drop(dispatch);
         self.context.worker.ask();
         Ok(())
+    }
+
+    /// Starts to use a segment; gives also the one that is active until then.
+    fn start_active(
+        &self,
+        unsealed: &mut Unsealed,
+        prepared: Prepared,
+    ) -> Result<(Option<Full>, Active)> {
+        unsealed.check_open()?;
+        let full = unsealed.active.as_mut().map(Full::of).transpose()?;
+        let now = unsealed.now(&self.context.clock);
+        let Prepared { segment, region } = prepared;
+        Ok((full, Active::start(segment, region, unsealed.next_seq, now)?))
     }
 
     /// From here on nothing is pushed.
