@@ -387,7 +387,8 @@ impl Options {
     }
 
     /// The most segment files of a backlog that are open and mapped at a time, 1 to 65,536; default
-    /// 64. The newest file, the one that is kept ready, the one that is read, and those of the dead
+    /// 64. With a background, twice as many may be open, until it has synced their answers. The
+    /// newest file, the one that is kept ready, the one that is read, and those of the dead
     /// letters (the same number again) come on top. A call that takes or answers messages in more
     /// files than this at a time waits until some of the files are synced and closed.
     pub fn open_segments(mut self, segments: u64) -> Self {

@@ -8,15 +8,31 @@ use std::collections::BTreeSet;
 use std::ops::Bound;
 
 /// Messages that wait for their time, and those whose time has come.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Schedule {
     /// Time and Seq.
     entries: BTreeSet<(Time, u64)>,
     /// The first of them, kept here because it is needed so often.
     first: Option<(Time, u64)>,
-    /// `due` counts the entries up to this time.
-    counted_until: Time,
+    /// `due` counts the entries up to this one: those whose time has come, as far as
+    /// [`Schedule::advance`] has got.
+    counted: (Time, u64),
     due: usize,
+}
+
+/// What [`Schedule::advance`] did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Advanced {
+    /// Messages became due.
+    pub(crate) has_due: bool,
+    /// There may be more of them: it is to be called again.
+    pub(crate) has_more: bool,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self { entries: BTreeSet::new(), first: None, counted: (Time::ZERO, u64::MAX), due: 0 }
+    }
 }
 
 impl Schedule {
@@ -27,34 +43,33 @@ impl Schedule {
 
     /// How many messages have a time that has not come at `now`.
     pub(crate) fn delayed_at(&self, now: Time) -> usize {
-        if now <= self.counted_until {
-            return self.delayed();
-        }
-        self.delayed() - self.due_between(self.counted_until, now)
+        self.delayed() - self.due_until(now).count()
     }
 
-    fn due_between(&self, before: Time, now: Time) -> usize {
-        let between = (Bound::Excluded((before, u64::MAX)), Bound::Included((now, u64::MAX)));
-        self.entries.range(between).count()
+    /// Those that are due at `now`, and are not counted.
+    fn due_until(&self, now: Time) -> impl Iterator<Item = &(Time, u64)> {
+        let last = self.counted.max((now, u64::MAX));
+        self.entries.range((Bound::Excluded(self.counted), Bound::Included(last)))
     }
 
     /// Keeps a message until `time`. To put it in again for the same time changes nothing.
     pub(crate) fn put(&mut self, time: Time, seq: u64) {
-        if self.entries.insert((time, seq)) && time <= self.counted_until {
+        if self.entries.insert((time, seq)) && (time, seq) <= self.counted {
             self.due += 1;
         }
         self.first = Some(self.first.map_or((time, seq), |first| first.min((time, seq))));
     }
 
-    /// Notes that the time is `now`; it never goes back. Returns how many messages became due.
-    pub(crate) fn advance(&mut self, now: Time) -> usize {
-        if now <= self.counted_until {
-            return 0;
+    /// Notes that the time is `now`, which never goes back. Up to `most` messages become due.
+    pub(crate) fn advance(&mut self, now: Time, most: usize) -> Advanced {
+        let (mut more, mut last) = (0, self.counted);
+        for &entry in self.due_until(now).take(most) {
+            (more, last) = (more + 1, entry);
         }
-        let more = self.due_between(self.counted_until, now);
+        let has_more = more == most;
         self.due += more;
-        self.counted_until = now;
-        more
+        self.counted = if has_more { last } else { last.max((now, u64::MAX)) };
+        Advanced { has_due: more > 0, has_more }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -67,7 +82,7 @@ impl Schedule {
         if self.due == 0 {
             return self.first_time();
         }
-        let undue = Bound::Excluded((self.counted_until, u64::MAX));
+        let undue = Bound::Excluded(self.counted);
         self.entries.range((undue, Bound::Unbounded)).next().map(|(time, _)| *time)
     }
 
@@ -76,9 +91,9 @@ impl Schedule {
         self.first.map(|(time, _)| time)
     }
 
-    /// The first one, due or not: its time and Seq.
-    pub(crate) fn first(&self) -> Option<(Time, u64)> {
-        self.first
+    /// The first one up to message `last_seq`, due or not: its time and Seq.
+    pub(crate) fn first(&self, last_seq: u64) -> Option<(Time, u64)> {
+        self.entries.iter().find(|(_, seq)| *seq <= last_seq).copied()
     }
 
     /// Whether one is due.
@@ -95,11 +110,11 @@ impl Schedule {
 
     /// The first one behind this entry, up to message `last_seq`, that is due: its time and Seq.
     pub(crate) fn next_due(&self, after: (Time, u64), last_seq: u64) -> Option<(Time, u64)> {
-        let last = (self.counted_until, u64::MAX);
-        if after >= last {
+        if after >= self.counted {
             return None;
         }
-        let mut behind = self.entries.range((Bound::Excluded(after), Bound::Included(last)));
+        let due = (Bound::Excluded(after), Bound::Included(self.counted));
+        let mut behind = self.entries.range(due);
         behind.find(|(_, seq)| *seq <= last_seq).copied()
     }
 
@@ -116,7 +131,7 @@ impl Schedule {
     /// Takes out a message that was put in for this time; false if it is not there.
     pub(crate) fn remove(&mut self, time: Time, seq: u64) -> bool {
         let is_removed = self.entries.remove(&(time, seq));
-        if is_removed && time <= self.counted_until {
+        if is_removed && (time, seq) <= self.counted {
             self.due -= 1;
         }
         if self.first == Some((time, seq)) {
@@ -139,9 +154,9 @@ mod tests {
             schedule.put(time, seq);
         }
         assert_eq!((schedule.delayed(), schedule.first_time()), (3, Some(early)));
-        schedule.advance(Time(10));
+        schedule.advance(Time(10), 9);
         assert_eq!(schedule.first_due(u64::MAX), None);
-        schedule.advance(early);
+        schedule.advance(early, 9);
         assert_eq!((schedule.delayed(), schedule.first_due(u64::MAX)), (1, Some((early, 2))));
         assert!(schedule.remove(early, 2) && !schedule.remove(early, 2));
         assert_eq!(schedule.first_due(u64::MAX), Some((early, 3)));
@@ -160,7 +175,7 @@ mod tests {
         for (time, seq) in [(Time(1), 9), (Time(2), 8), (Time(3), 3), (Time(9), 1)] {
             schedule.put(time, seq);
         }
-        schedule.advance(Time(5));
+        schedule.advance(Time(5), 9);
         let first_up_to = [2, 3, 7, 8, 9].map(|last_seq| schedule.first_due(last_seq));
         let (third, second, first) = ((Time(3), 3), (Time(2), 8), (Time(1), 9));
         assert_eq!(
@@ -168,6 +183,28 @@ mod tests {
             [None, Some(third), Some(third), Some(second), Some(first)],
             "none whose time has not come, and none behind the last Seq"
         );
+    }
+
+    #[test]
+    fn many_become_due_in_steps() {
+        let mut schedule = Schedule::default();
+        (1..=5).for_each(|seq| schedule.put(Time(7), seq));
+        let mut steps = Vec::new();
+        for _ in 0..4 {
+            let step = schedule.advance(Time(7), 2);
+            steps.push((step.has_due, step.has_more, schedule.delayed(), schedule.first_undue()));
+        }
+        let (now, over) = (Some(Time(7)), None);
+        assert_eq!(
+            steps,
+            [
+                (true, true, 3, now),
+                (true, true, 1, now),
+                (true, false, 0, over),
+                (false, false, 0, over)
+            ]
+        );
+        assert_eq!(schedule.delayed_at(Time(7)), 0);
     }
 
     proptest! {
@@ -181,7 +218,11 @@ mod tests {
                     1 => drop(schedule.remove(time, seq)),
                     _ => {
                         now = now.max(time);
-                        schedule.advance(now);
+                        let mut steps = 0;
+                        while schedule.advance(now, 2).has_more {
+                            steps += 1;
+                        }
+                        prop_assert!(steps <= schedule.due / 2);
                     }
                 }
                 let delayed = schedule.entries.iter().filter(|entry| entry.0 > now).count();

@@ -5,6 +5,8 @@
 //! polls nothing. Work that takes long is done in steps, between which other threads have their
 //! turn.
 
+mod taking;
+
 use super::append::Appender;
 use super::commit::Commit;
 use super::context::Context;
@@ -19,10 +21,10 @@ use crate::format::address::Ordinal;
 use crate::format::extension::{self, Verified};
 use crate::leases::Ticket;
 use crate::time::{Millis, Time};
-use std::cell::RefCell;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use taking::Taking;
 
 /// Where messages go out.
 #[derive(Debug)]
@@ -64,34 +66,6 @@ enum Popped {
 const MESSAGES_A_STEP: usize = 256;
 /// Messages that a look at the front settles at most.
 const MESSAGES_A_SWEEP: usize = 1024;
-
-/// A batch that is being taken.
-struct Taking {
-    /// The last message that it may have.
-    visible: u64,
-    /// The Seqs that it has, once a message comes that was handed out before.
-    seen: RefCell<Option<HashSet<u64>>>,
-}
-
-impl Taking {
-    fn up_to(visible: u64) -> Self {
-        Self { visible, seen: RefCell::new(None) }
-    }
-
-    /// Whether the batch has this message, which was handed out before: its lease has run out since
-    /// then.
-    fn has(&self, seq: u64, taken: &[Taken], batch: &[Leased]) -> bool {
-        let all = taken.iter().map(|taken| taken.key.seq).chain(batch.iter().map(|one| one.seq));
-        self.seen.borrow_mut().get_or_insert_with(|| all.collect()).contains(&seq)
-    }
-
-    /// The batch has this message now.
-    fn note(&mut self, seq: u64) {
-        if let Some(seen) = self.seen.get_mut() {
-            seen.insert(seq);
-        }
-    }
-}
 
 impl Consumers {
     pub(super) fn new(
@@ -194,8 +168,9 @@ impl Consumers {
 
     /// Messages that were held back are shown: consumers look again.
     pub(crate) fn wake_for_shown(&self) {
-        // Under this lock each consumer that waits has looked, or will look.
-        drop(self.dispatch.lock());
+        // Under this lock each consumer that waits has looked, or will look. One of them may be at
+        // the front now.
+        self.dispatch.lock().ledger_mut().note_head_changed();
         self.context.waiters.consumers.wake_one();
     }
 
@@ -242,10 +217,10 @@ impl Consumers {
         let maps = dispatch.backlog().map_numbers().clone();
         let before = maps.made();
         while batch.len() < limit && maps.made() - before < self.context.options.open_segments {
-            let has = |seq| taking.has(seq, taken, &batch);
+            let has = |seq| taking.has(seq, || seqs_of(taken, &batch));
             // Once it has begun, a batch ends no lease: that may be one of its own.
             let ends_due = taken.is_empty() && batch.is_empty();
-            match dispatch.lease_next_but(taking.visible, ends_due, has) {
+            match dispatch.lease_next_but(taking.visible(), ends_due, has) {
                 Ok(Leasing::Leased(leased)) => {
                     taking.note(leased.seq);
                     batch.push(leased);
@@ -310,16 +285,13 @@ impl Consumers {
         if expires.is_some_and(|time| clock.is_past_at(now, time)) {
             return self.dispatch.lock().deliveries_mut().expire(leased).map(|()| true);
         }
-        if leased.attempts > 1 {
-            return Ok(false);
-        }
         // Its slot says when it is due. Should that be lost, the record still knows.
         let most = |due: Time| clock.start_time() + due.since(pushed_at);
         let is_old = self.context.run.is_old(leased.seq);
         let due = own.and_then(|notes| notes.due);
         let due = due.map(|due| if is_old { due.min(most(due)) } else { due });
         let Some(due) = due.filter(|&due| !clock.is_past_at(now, due)) else { return Ok(false) };
-        self.dispatch.lock().deliveries_mut().put_off(leased, due).map(|()| true)
+        self.dispatch.lock().deliveries_mut().put_off(leased, due)
     }
 
     /// Ends deliveries as their holder says. With `sync_acks`, an ack or reject returns once it is
@@ -388,6 +360,12 @@ impl Consumers {
     /// Ends leases and delays that are over, step by step.
     pub(crate) fn end_due(&self) {
         while self.dispatch.lock().deliveries_mut().end_due() {}
+    }
+
+    /// The same as [`Self::sweep_expired`], if it is time to look at the front.
+    pub(crate) fn sweep_in_time(&self) -> Result<()> {
+        let is_due = self.dispatch.lock().ledger().expiry().is_due(&self.context.clock);
+        if is_due { self.sweep_expired().map(|_| ()) } else { Ok(()) }
     }
 
     /// Settles messages at the front that have expired, and plans the next look; tells whether it
@@ -465,8 +443,7 @@ impl Consumers {
     pub(crate) fn delayed(&self) -> u64 {
         self.context.health.note_background(self.count_all());
         self.end_due();
-        let now = self.context.clock.now();
-        self.dispatch.lock().ledger().places().delayed_at(now)
+        self.ready_and_delayed().1
     }
 
     /// Messages that can be handed out. Counts the slots of earlier runs first, as far as they can
@@ -474,7 +451,15 @@ impl Consumers {
     pub(crate) fn ready(&self) -> u64 {
         self.context.health.note_background(self.count_all());
         self.end_due();
-        self.dispatch.lock().ledger().ready_and_delayed(|| self.published.visible()).0
+        self.ready_and_delayed().0
+    }
+
+    fn ready_and_delayed(&self) -> (u64, u64) {
+        // While a batch of delayed messages is pushed, some may be scheduled and not published.
+        let unsealed = self.appender.unsealed();
+        let dispatch = self.dispatch.lock();
+        drop(unsealed);
+        dispatch.ledger().ready_and_delayed(|| self.published.visible())
     }
 
     /// Messages that are not settled.
@@ -484,9 +469,15 @@ impl Consumers {
     }
 
     /// Returns true if unsynced answers hold too many segments open: more than the limit of open
-    /// files, or four times that limit with a background. Then the caller syncs them.
+    /// files, or twice that limit with a background. Then the caller syncs them.
     pub(crate) fn holds_too_many_open(&self) -> bool {
-        let factor = if self.context.worker.is_running() { 4 } else { 1 };
+        let factor = if self.context.worker.is_running() { 2 } else { 1 };
         self.dispatch.lock().backlog().holds_too_many(factor)
     }
+}
+
+/// The messages that a batch has.
+fn seqs_of(taken: &[Taken], leased: &[Leased]) -> HashSet<u64> {
+    let taken = taken.iter().map(|taken| taken.key.seq);
+    taken.chain(leased.iter().map(|leased| leased.seq)).collect()
 }

@@ -322,7 +322,7 @@ impl Engine {
     /// and tells the background the next time to watch.
     pub(crate) fn look_at_times(&self) -> Result<()> {
         self.consumers.end_due();
-        self.consumers.sweep_expired().map(|_| ())
+        self.consumers.sweep_in_time()
     }
 
     /// Waits until message `seq` will never be handed out again; false once `deadline` has passed.

@@ -43,9 +43,17 @@ impl DispatchLock {
         let (news, asks_for_sync) = dispatch.take_news();
         let has_worker = worker.is_running();
         let watch = dispatch.take_watch(has_worker);
+        // Without a background, a thread that waits moves messages that died, and watches the next
+        // time.
+        let asks_waiters = !has_worker && (news.died || watch.is_some());
         // Asked under the lock, which each consumer takes between registering and looking.
-        let has_consumers = (news.returned || watch.is_some()) && waiters.consumers.has_waiters();
+        let tells_consumers = news.returned || asks_waiters || watch.is_some();
+        let has_consumers = tells_consumers && waiters.consumers.has_waiters();
         drop(dispatch);
+        // Before a thread is woken that looks for it.
+        if news.died {
+            died.note();
+        }
         if !maps.is_empty() {
             drop(maps);
             surplus.note();
@@ -54,12 +62,10 @@ impl DispatchLock {
         if has_consumers {
             waiters.consumers.wake_one();
         }
-        // Without a background, whoever waits watches the next time.
-        let tells_of_time = watch.is_some() && !has_worker;
-        if news.settled || tells_of_time {
+        if news.settled || asks_waiters {
             waiters.room.wake_first();
         }
-        if tells_of_time {
+        if asks_waiters && watch.is_some() {
             waiters.settled.wake_all();
         }
         for seq in news.settled_seqs {
@@ -71,9 +77,6 @@ impl DispatchLock {
         if asks_for_sync {
             worker.sync_answers();
         }
-        if news.died {
-            died.note();
-        }
         if news.upkeep || news.died {
             worker.ask();
         } else if news.reclaims {
@@ -81,6 +84,16 @@ impl DispatchLock {
         }
         if let Some(at) = watch.filter(|_| has_worker).and_then(|time| clock.instant(time)) {
             worker.watch(at);
+        }
+    }
+}
+
+impl DispatchGuard<'_> {
+    /// Lets a thread in that waits for the lock, in the middle of long work, and takes it again.
+    /// What changed is told when the guard is dropped.
+    pub(super) fn let_others_in(&mut self) {
+        if let Some(guard) = &mut self.guard {
+            MutexGuard::bump(guard);
         }
     }
 }

@@ -30,6 +30,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::Duration;
 use supply::Supply;
 
+/// Messages of a batch that are scheduled before other threads have their turn.
+const DELAYS_A_STEP: usize = 1024;
+
 /// Where messages come in.
 #[derive(Debug)]
 pub(crate) struct Appender {
@@ -318,10 +321,12 @@ impl Appender {
         }
         // Messages with a delay are known to have it before they can be seen.
         let mut dispatch = self.dispatch.lock();
-        let drafts = (first_seq..).zip(drafts);
-        let schedule = dispatch.ledger_mut().places_mut().schedule_mut();
-        for (due, seq) in drafts.filter_map(|(seq, draft)| Some((draft.due()?, seq))) {
-            schedule.put(due, seq);
+        for (seqs, step) in (first_seq..).step_by(DELAYS_A_STEP).zip(drafts.chunks(DELAYS_A_STEP)) {
+            let schedule = dispatch.ledger_mut().places_mut().schedule_mut();
+            for (seq, draft) in (seqs..).zip(step) {
+                draft.due().into_iter().for_each(|due| schedule.put(due, seq));
+            }
+            dispatch.let_others_in();
         }
         self.published.publish(last_seq);
         Some(dispatch)

@@ -7,7 +7,7 @@
 use crate::error::Result;
 use crate::format::address::{Index, Offset};
 use crate::format::segment::RECORDS_START;
-use crate::format::slot::{Slot, State};
+use crate::format::slot::{Delay, Slot, State};
 use crate::format::standing::{Run, Standing};
 use crate::log::sealed::{Numbering, Status};
 use crate::log::{ReadSlot, Segment};
@@ -144,7 +144,11 @@ impl SettledCount {
             match status.standing {
                 Standing::Lost => special.lost.push(seq),
                 Standing::Dying => special.dying.push(seq),
-                Standing::Scheduled(due) => special.delayed.push((due, seq)),
+                Standing::Scheduled(due) => {
+                    special.delayed.push((due, seq));
+                    let shortened = status.delay.filter(|delay| delay.due > due);
+                    special.shortened.extend(shortened.map(|delay| (index, delay)));
+                }
                 Standing::Unreadable => special.bad_slots.push(index),
                 Standing::Settled | Standing::Ready | Standing::Outlived => {}
             }
@@ -169,7 +173,7 @@ impl SettledCount {
         let seqs = segment.read_seqs(counted, step, first_seq)?;
         let slots: Vec<Numbered> = seqs.zip(slots).collect();
         let mean = (tail - RECORDS_START).checked_div(end.into()).unwrap_or(0);
-        let mut settled = Settled { open, ..Settled::default() };
+        let mut settled = Settled { open, mean, ..Settled::default() };
         for (_, (_, slot, _)) in &slots {
             let offset = slot.and_then(|slot| slot.offset);
             settled.end(offset, segment)?;
@@ -203,6 +207,8 @@ pub(crate) struct Special {
     pub(crate) worn_out: Vec<u64>,
     /// Not to be handed out before a time, and which.
     pub(crate) delayed: Vec<(Time, u64)>,
+    /// Those of them whose stored delays end later: the wall clock was set back. By index.
+    pub(crate) shortened: Vec<(Index, Delay)>,
 }
 
 /// A slot with its Seq, if that is known.
@@ -215,18 +221,27 @@ struct Settled {
     bytes: u64,
     /// Where the last one starts, if it is not known where it ends.
     open: Option<Offset>,
+    /// What the records of the segment take on average.
+    mean: u64,
+    /// A header was read. Others wait for that read, so there is one in a step at most.
+    has_read: bool,
 }
 
 impl Settled {
-    /// The record behind the last settled one starts at `offset`, if that is known; else its header
-    /// is read.
+    /// The record behind the last settled one starts at `offset`. Where that is not known, the
+    /// header is read, once: mostly all messages up to one are settled, and none behind it. Others
+    /// count with the mean length.
     fn end(&mut self, offset: Option<Offset>, segment: &Segment) -> Result<()> {
         let Some(start) = self.open.take() else { return Ok(()) };
         let len = match offset.and_then(|offset| offset.checked_since(start)) {
             Some(len) => Some(len),
-            None => segment.read_header_at(start)?.map(|header| header.record_len()),
+            None if self.has_read => None,
+            None => {
+                self.has_read = true;
+                segment.read_header_at(start)?.map(|header| header.record_len())
+            }
         };
-        self.bytes += len.unwrap_or(0);
+        self.bytes += len.unwrap_or(self.mean);
         Ok(())
     }
 }

@@ -164,7 +164,10 @@ impl Dispatch {
             WaitsAt::Returned => {
                 places.leave_returned(seq);
             }
-            WaitsAt::Schedule(due) => places.leave_schedule(due, seq),
+            WaitsAt::Schedule(due) => {
+                places.leave_schedule(due, seq);
+                self.deliveries.end_delay(next.found.spot);
+            }
         }
         self.ledger_mut().note_head_changed();
     }
@@ -174,7 +177,6 @@ impl Dispatch {
         if next.from == WaitsAt::Cursor {
             self.ledger_mut().places_mut().cursor_mut().pass_found(&next.found);
         }
-        self.ledger_mut().note_head_changed();
     }
 
     /// Drops the message that would be handed out next, or else the next delayed one.
@@ -188,7 +190,7 @@ impl Dispatch {
             Choice::Again => false,
             Choice::Nothing => {
                 let ledger = self.ledger_mut();
-                let Some((due, seq)) = ledger.places().schedule().first() else {
+                let Some((due, seq)) = ledger.places().schedule().first(published) else {
                     return Ok(Dropped::None);
                 };
                 let found = ledger.look_up(seq)?;

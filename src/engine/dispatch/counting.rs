@@ -11,7 +11,7 @@ use crate::engine::backlog::cursor::Cursor;
 use crate::engine::backlog::{Found, LostRecords, Met, Spot};
 use crate::error::Result;
 use crate::format::address::{Index, Offset, Ordinal};
-use crate::format::slot::State;
+use crate::format::slot::{Delay, State};
 use crate::format::standing::Standing;
 use std::collections::BTreeMap;
 
@@ -41,6 +41,9 @@ enum Unfinished {
     Unnumbered { ordinal: Ordinal, index: Index },
     /// The slot of this record of a segment cannot be read: rebuilt, and taken up then.
     BadSlot { ordinal: Ordinal, index: Index },
+    /// This delay was cut to its length when the run began. That is stored, or else the next run
+    /// would begin it anew.
+    Shortened { ordinal: Ordinal, index: Index, delay: Delay },
     /// Its last attempt ended with its run: it dies.
     WornOut { seq: u64 },
     /// It was dying, and there are no dead letters any more: dropped.
@@ -103,6 +106,12 @@ impl Counting {
         self.note_all(special.worn_out.into_iter().map(|seq| Unfinished::WornOut { seq }));
         let bad_slots = special.bad_slots.into_iter();
         self.note_all(bad_slots.map(|index| Unfinished::BadSlot { ordinal, index }));
+        let shortened = special.shortened.into_iter();
+        self.note_all(shortened.map(|(index, delay)| Unfinished::Shortened {
+            ordinal,
+            index,
+            delay,
+        }));
         for seq in special.dying {
             if ledger.policy().has_dead_letters {
                 ledger.note_dying(seq, Death { cause: None, reason: None });
@@ -205,7 +214,9 @@ impl Unfinished {
     /// The segment that it is in, if that matters.
     fn ordinal(&self) -> Option<Ordinal> {
         match *self {
-            Self::Unnumbered { ordinal, .. } | Self::BadSlot { ordinal, .. } => Some(ordinal),
+            Self::Unnumbered { ordinal, .. }
+            | Self::BadSlot { ordinal, .. }
+            | Self::Shortened { ordinal, .. } => Some(ordinal),
             Self::WornOut { .. } | Self::Dropped { .. } => None,
         }
     }
@@ -220,6 +231,11 @@ impl Unfinished {
             Self::BadSlot { ordinal, index } => {
                 if let Some(at) = at_ordinal(ledger, ordinal) {
                     rebuild_counted(ledger, Spot { at, index })?;
+                }
+            }
+            Self::Shortened { ordinal, index, delay } => {
+                if let Some(at) = at_ordinal(ledger, ordinal) {
+                    store_shortened(ledger, Spot { at, index }, delay)?;
                 }
             }
             Self::WornOut { seq } => {
@@ -252,6 +268,18 @@ fn die_of_attempts(ledger: &mut Ledger, found: &Found) -> Result<()> {
         return Ok(());
     }
     ledger.die(found.spot, &found.place, Death { cause: Some(Cause::Attempts), reason: None })
+}
+
+/// Stores how long a message waits as of this run, if its slot still says `delay`.
+fn store_shortened(ledger: &mut Ledger, spot: Spot, delay: Delay) -> Result<()> {
+    let status = ledger.status(spot)?;
+    if let Standing::Scheduled(due) = status.standing
+        && status.delay == Some(delay)
+    {
+        // If it cannot be stored, the message waits a little longer after the next restart.
+        ledger.backlog_mut().store_delay(spot, Delay { due, ..delay }).ok();
+    }
+    Ok(())
 }
 
 /// Rebuilds a slot before any message of its segment is handed out in this run: if the delay beside

@@ -26,6 +26,8 @@ use std::time::Duration;
 
 /// Leases that are ended under one lock.
 const LEASES_A_STEP: usize = 256;
+/// Delays that are ended under one lock.
+const DELAYS_A_STEP: usize = 1024;
 
 /// Who has which message, until when.
 #[derive(Debug)]
@@ -187,17 +189,18 @@ impl Deliveries {
         self.ledger.take_out(spot, seq);
         self.leases_mut().end(ticket);
         if was_delayed {
-            // Over, and still one of this run: else the cursor, should it come by, would take the
-            // message for one that it has to hand out. If it cannot be stored, the message stays
-            // away a little after a restart.
-            let over = self.delay_that_is_over();
-            self.ledger.backlog_mut().store_delay(spot, over).ok();
+            self.end_delay(spot);
         }
     }
 
-    /// A delay that is over, and still one of this run.
-    fn delay_that_is_over(&self) -> Delay {
-        Delay { due: self.clock.start_time() + Millis(1), given: Millis(1) }
+    /// Stores that the delay of a message is over: a later run does not begin it anew, also if the
+    /// wall clock is set back. It is still one of this run, or else the cursor, should it come by,
+    /// would take the message for one that it has to hand out. If it cannot be stored, the message
+    /// may stay away for a while after a restart.
+    #[cold]
+    pub(super) fn end_delay(&mut self, spot: Spot) {
+        let over = Delay { due: self.clock.start_time() + Millis(1), given: Millis(1) };
+        self.ledger.backlog_mut().store_delay(spot, over).ok();
     }
 
     /// False if it was settled already, which only damage does.
@@ -269,15 +272,13 @@ impl Deliveries {
     #[inline]
     pub(super) fn end_due_at(&mut self, coarse: Option<Time>) -> bool {
         let Some(coarse) = coarse else { return false };
-        if let Some(time) = self.ledger.places().schedule().first_undue()
-            && self.clock.is_past_at(coarse, time)
-        {
-            self.advance_schedule();
-        }
-        match self.leases().next_deadline() {
-            Some(deadline) if self.clock.is_past_at(coarse, deadline) => self.end_overdue_leases(),
-            _ => false,
-        }
+        let is_past =
+            |time: Option<Time>| time.is_some_and(|time| self.clock.is_past_at(coarse, time));
+        let (undue, deadline) =
+            (self.ledger.places().schedule().first_undue(), self.leases().next_deadline());
+        let (ends_delays, ends_leases) = (is_past(undue), is_past(deadline));
+        let has_more = ends_delays && self.advance_schedule();
+        ends_leases && self.end_overdue_leases() || has_more
     }
 
     /// The same, with the clock read if anything has a time.
@@ -285,14 +286,15 @@ impl Deliveries {
         self.end_due_at(self.coarse_time())
     }
 
-    pub(super) fn advance_schedule(&mut self) {
-        if self.ledger.places().schedule().first_undue().is_some() {
-            let due = self.ledger.places_mut().schedule_mut().advance(self.clock.now());
-            if due > 0 {
-                self.ledger.news_mut().returned = true;
-                self.ledger.note_head_changed();
-            }
+    /// Delays that are over: a step of them. Tells whether there may be more.
+    fn advance_schedule(&mut self) -> bool {
+        let now = self.clock.now();
+        let advanced = self.ledger.places_mut().schedule_mut().advance(now, DELAYS_A_STEP);
+        if advanced.has_due {
+            self.ledger.news_mut().returned = true;
+            self.ledger.note_head_changed();
         }
+        advanced.has_more
     }
 
     /// Leases that have run out: their messages go back, or die.
@@ -366,21 +368,32 @@ impl Deliveries {
         self.ledger.places_mut().schedule_mut().remove(due, place.seq);
         self.ledger.take_out(spot, place.seq);
         if was_delayed {
-            let over = self.delay_that_is_over();
-            self.ledger.backlog_mut().store_delay(spot, over).ok();
+            self.end_delay(spot);
         }
         self.ledger.backlog_mut().track_at_mut(spot.at).note_leased();
         Ok(())
     }
 
-    /// A leased message turned out not to be due: its record says so, and its slot did not.
-    pub(crate) fn put_off(&mut self, leased: &Leased, due: Time) -> Result<()> {
-        let Some((spot, place)) = self.take_back_unseen(leased)? else { return Ok(()) };
+    /// The record of a leased message says that it is not due. It is put off, unless its slot says
+    /// that it was handed out before: then that time had come, as the clock was set then.
+    pub(crate) fn put_off(&mut self, leased: &Leased, due: Time) -> Result<bool> {
+        if leased.attempts > 1 && !self.has_lost_delay(leased)? {
+            return Ok(false);
+        }
+        let Some((spot, place)) = self.take_back_unseen(leased)? else { return Ok(true) };
         let given = due.since(leased.pushed_at);
         self.ledger.places_mut().schedule_mut().put(due, place.seq);
         let released = Place { attempts: place.attempts - 1, ..place };
         let delayed = self.ledger.store_delay(spot, place.seq, Delay { due, given });
-        delayed.and(self.ledger.store_unsettled(spot, &released).map(|_| ()))
+        delayed.and(self.ledger.store_unsettled(spot, &released).map(|_| true))
+    }
+
+    /// Whether the delay of a leased message is damaged, so that its slot may have been, too. A
+    /// rebuilt slot says one attempt, though there may have been none.
+    fn has_lost_delay(&self, leased: &Leased) -> Result<bool> {
+        let Some((place, _)) = self.leases().place(leased.ticket) else { return Ok(false) };
+        let found = self.ledger.backlog().find_place(place)?;
+        Ok(found.is_some_and(|(spot, _)| self.ledger.has_unreadable_delay(spot)))
     }
 
     /// The time of a leased message turned out to be over.

@@ -18,7 +18,9 @@ pub(crate) struct Expiry {
     /// Some messages may expire.
     may_expire: bool,
     next_look: Option<Time>,
-    /// That is soon, because another message is at the front.
+    /// What earlier runs left was not looked at yet.
+    is_new: bool,
+    /// The next look is soon, because another message is at the front.
     is_soon: bool,
     /// No look is planned: a producer says when its message expires.
     is_idle: Arc<AtomicBool>,
@@ -31,6 +33,7 @@ impl Expiry {
         Self {
             may_expire,
             next_look: None,
+            is_new: true,
             is_soon: false,
             is_idle: Arc::new(AtomicBool::new(true)),
         }
@@ -44,6 +47,12 @@ impl Expiry {
     #[inline]
     pub(super) fn next_look(&self) -> Option<Time> {
         self.next_look
+    }
+
+    /// Whether it is time to look at the front.
+    pub(crate) fn is_due(&self, clock: &Clock) -> bool {
+        let is_past = |look| clock.is_past(look);
+        self.may_expire && (self.is_new || self.next_look.is_some_and(is_past))
     }
 
     fn plan(&mut self, look: Option<Time>) {
@@ -81,6 +90,7 @@ impl Expiry {
     /// A look begins, and no other one is planned; false if there is nothing to look for.
     pub(super) fn begin_look(&mut self) -> bool {
         if self.may_expire {
+            self.is_new = false;
             self.is_soon = false;
             self.plan(None);
         }

@@ -171,8 +171,9 @@ impl Ledger {
     pub(crate) fn lose(&mut self, spot: Spot, offset: Offset) -> Result<bool> {
         let seq = self.backlog.track_at(spot.at).records().seq(spot.index)?;
         let stored = self.backlog.store(spot, (State::Lost, 0), None)?;
-        if let Some(seq) = seq {
-            self.take_out(spot, seq);
+        match seq {
+            Some(seq) => self.take_out(spot, seq),
+            None => self.note_head_changed(),
         }
         let is_new = self.note_settled(spot, seq, stored);
         if is_new {
@@ -242,8 +243,9 @@ impl Ledger {
         self.news.upkeep |= self.backlog.tracks()[at].is_done();
     }
 
-    /// Takes a message out of wherever it is.
+    /// Takes a message out of wherever it is: perhaps from the front.
     pub(super) fn take_out(&mut self, spot: Spot, seq: u64) {
+        self.note_head_changed();
         if self.places.take_out(seq) == TakenOut::Everywhere {
             return;
         }
@@ -255,7 +257,8 @@ impl Ledger {
         }
     }
 
-    fn has_unreadable_delay(&self, spot: Spot) -> bool {
+    /// Whether the delay of a message is damaged.
+    pub(super) fn has_unreadable_delay(&self, spot: Spot) -> bool {
         let track = self.backlog.track_at(spot.at);
         let base_time = track.base_time();
         track.map().is_ok_and(|mapped| mapped.has_unreadable_delay(spot.index, base_time))
