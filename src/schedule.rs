@@ -46,6 +46,11 @@ impl Schedule {
         self.delayed() - self.due_until(now).count()
     }
 
+    /// The messages whose time has not come at `now`.
+    pub(crate) fn undue_at(&self, now: Time) -> impl Iterator<Item = &(Time, u64)> {
+        self.entries.range((Bound::Excluded((now, u64::MAX)), Bound::Unbounded))
+    }
+
     /// Those that are due at `now`, and are not counted.
     fn due_until(&self, now: Time) -> impl Iterator<Item = &(Time, u64)> {
         let last = self.counted.max((now, u64::MAX));

@@ -459,7 +459,7 @@ impl Consumers {
         let unsealed = self.appender.unsealed();
         let dispatch = self.dispatch.lock();
         drop(unsealed);
-        dispatch.ledger().ready_and_delayed(|| self.published.visible())
+        dispatch.ledger().ready_and_delayed(&self.published)
     }
 
     /// Messages that are not settled.

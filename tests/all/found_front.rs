@@ -1,11 +1,12 @@
 //! Found faults: what is at the front, what is delayed, and when somebody looks.
 
-use crate::found_hooks::find;
+use crate::found_hooks::{Op as Called, Watched, find};
 use crate::found_support::{Op, PATIENCE, alone, call, ms, on, soon, watched};
 use keepq::fault::{ManualClock, MemoryStorage, Storage};
 use keepq::{Backoff, Delivery, Durability, Message, Overflow, Queue};
 use std::mem::forget;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -37,12 +38,12 @@ fn what_is_behind_a_message_that_is_taken_back_expires() {
         let queue = options.backoff(Backoff::none()).open("queue").unwrap();
         queue.push("first").unwrap();
         let job = queue.pop().unwrap().unwrap();
-        let seq = queue.push(Message::new("behind").ttl(ms(30))).unwrap();
+        let seq = queue.push(Message::new("behind").ttl(ms(2000))).unwrap();
         assert!(soon(|| queue.len() == 2), "the lease of the first one runs out");
         (name, answer, queue, job, seq)
     });
     // Long enough for all looks that are planned: they find the first one at the front.
-    thread::sleep(ms(2500));
+    thread::sleep(ms(3500));
     for (name, answer, queue, job, seq) in prepared {
         assert!(!queue.is_acked(seq).unwrap(), "it waits behind the first one");
         answer(job);
@@ -290,4 +291,34 @@ fn many_delays_that_end_at_once_end_all() {
     assert_eq!(jobs.len() as u64, COUNT);
     queue.ack_batch(jobs).unwrap();
     assert!(queue.is_empty());
+}
+
+/// The dead letters counted delayed messages that were held back, but no others that were: `len`
+/// told of fewer letters than there were.
+#[test]
+fn letters_that_are_held_back_make_no_other_one_disappear() {
+    let storage = Watched::around(Arc::new(MemoryStorage::new()));
+    let queue = on(storage.clone()).background(false).open("queue").unwrap();
+    let dead = queue.dead_letters().unwrap();
+    dead.push_batch(["x"; 3]).unwrap();
+    queue.push("dies").unwrap();
+    let job = queue.pop().unwrap().unwrap();
+    // The letter is written, and held back as long as its message is not settled durably.
+    let (letters, seen) = (dead.clone(), Arc::new(AtomicU64::new(0)));
+    let told = Arc::clone(&seen);
+    storage.rule(move |call| {
+        let is_first = call.op == Called::Sync
+            && !call.name.starts_with("dead/")
+            && told.load(Ordering::SeqCst) == 0;
+        if is_first {
+            letters.push_batch((0..2).map(|_| Message::new("later").delay(HOUR))).unwrap();
+            told.store(letters.len(), Ordering::SeqCst);
+        }
+        Ok(())
+    });
+    job.reject("no").unwrap();
+    queue.maintain().unwrap();
+    storage.no_rule();
+    assert_eq!(seen.load(Ordering::SeqCst), 3);
+    assert_eq!(dead.pop_batch(9).unwrap().len(), 4);
 }

@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::engine::backlog::track::Stored;
 use crate::engine::backlog::{Backlog, Found, Lookup, Spot};
 use crate::engine::context::Context;
+use crate::engine::published::Published;
 use crate::engine::waiters::Waiters;
 use crate::error::{Error, Result};
 use crate::format::address::Offset;
@@ -142,12 +143,15 @@ impl Ledger {
         &self.settled_for_producers
     }
 
-    /// Messages that can be handed out, and those that wait for their time, of one moment;
-    /// `published` is asked under the lock.
-    pub(crate) fn ready_and_delayed(&self, published: impl Fn() -> u64) -> (u64, u64) {
-        let delayed = self.places.delayed_at(self.clock.now());
-        let elsewhere = delayed + self.places.elsewhere();
-        (self.backlog.unsettled(published()).saturating_sub(elsewhere), delayed)
+    /// Messages that can be handed out, and those that wait for their time, of one moment.
+    pub(crate) fn ready_and_delayed(&self, published: &Published) -> (u64, u64) {
+        let now = self.clock.now();
+        let (delayed, visible) = (self.places.delayed_at(now), published.visible());
+        // Those that are held back are not ready, delayed or not.
+        let is_all = visible == published.newest();
+        let shown = if is_all { delayed } else { self.places.delayed_up_to(visible, now) };
+        let elsewhere = shown + self.places.elsewhere();
+        (self.backlog.unsettled(visible).saturating_sub(elsewhere), delayed)
     }
 
     /// Settles a message, wherever it is; false if it was settled already.

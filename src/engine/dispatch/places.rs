@@ -162,6 +162,11 @@ impl Places {
         to_u64(self.schedule.delayed_at(now))
     }
 
+    /// The same, of those up to message `last_seq`. Looks at each of them.
+    pub(crate) fn delayed_up_to(&self, last_seq: u64, now: Time) -> u64 {
+        to_u64(self.schedule.undue_at(now).filter(|(_, seq)| *seq <= last_seq).count())
+    }
+
     /// Whether it was given back.
     pub(super) fn is_returned(&self, seq: u64) -> bool {
         self.returned.contains_key(&seq)

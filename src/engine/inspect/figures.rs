@@ -17,7 +17,7 @@ impl Inspect {
         let unsealed = self.appender.unsealed();
         let dispatch = self.dispatch.lock();
         let ledger = dispatch.ledger();
-        let (ready, delayed) = ledger.ready_and_delayed(|| self.published.visible());
+        let (ready, delayed) = ledger.ready_and_delayed(&self.published);
         let in_flight = ledger.places().in_flight();
         let published = self.published.newest();
         let (used, pushed) = (unsealed.active_record_bytes(), unsealed.pushed());
