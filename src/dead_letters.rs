@@ -13,7 +13,7 @@
 mod carried;
 mod redrive;
 
-use crate::engine::{Cause, DyingMessage, Engine, Need, Setting};
+use crate::engine::{Cause, DyingMessage, Engine, Identity, Need, Setting};
 use crate::error::{Error, Result};
 use crate::format::extension::{self, Notes, Origin, Verified};
 use crate::format::{name, record};
@@ -45,26 +45,10 @@ pub(crate) struct DeadLetters {
 /// What the thread that moves messages remembers.
 #[derive(Debug, Default)]
 struct Mover {
-    /// The messages that earlier runs left dying were compared with the letters in `dead/`.
+    /// The messages here were compared with the letters that earlier runs left in `dead/`.
     has_matched: bool,
-    /// The origins of the letters that `dead/` held, each with the letter's number there; read when
-    /// first needed.
-    origins: Option<BTreeMap<u64, u64>>,
-}
-
-impl Mover {
-    fn origins(&mut self, dead: &Engine) -> Result<&BTreeMap<u64, u64>> {
-        if self.origins.is_none() {
-            let mut origins = BTreeMap::new();
-            dead.inspect().for_each_unsettled(|there, start| {
-                if let Some(origin) = extension::notes(start).origin {
-                    origins.insert(origin.seq, there);
-                }
-            })?;
-            self.origins = Some(origins);
-        }
-        Ok(self.origins.get_or_insert_default())
-    }
+    /// Those of these letters whose messages are not settled here, each with its number in `dead/`.
+    earlier: BTreeMap<Identity, u64>,
 }
 
 impl DeadLetters {
@@ -216,15 +200,15 @@ impl DeadLetters {
         pushed.and(settled)
     }
 
-    /// Compares the messages that earlier runs left dying with the letters in `dead/`: those that
-    /// are there are settled here, and not moved again. From then on the other letters are shown.
+    /// Compares the letters that earlier runs left in `dead/` with the messages here: what is there
+    /// is settled here, and not moved again. From then on the other letters are shown.
+    ///
+    /// Whatever the slots say, and however the last run ended: a power cut may have kept a letter
+    /// and undone the death of its message, and none of the runs since may have compared them.
     fn match_earlier(&self, dead: &Engine, mover: &mut Mover) -> Result<()> {
         if !mover.has_matched {
             self.queue.consumers().count_all()?;
-            // After a clean end each slot says what became of its message.
-            if self.queue.dying().count() > 0 || !self.queue.recovery().was_closed() {
-                self.queue.dying().note_earlier(mover.origins(dead)?)?;
-            }
+            mover.earlier = self.queue.dying().note_earlier(origins(dead)?)?;
             mover.has_matched = true;
         }
         self.show(dead, false);
@@ -252,7 +236,7 @@ impl DeadLetters {
         settled
     }
 
-    fn push_dying(&self, dead: &Engine, mover: &mut Mover, limit: usize) -> Result<()> {
+    fn push_dying(&self, dead: &Engine, mover: &Mover, limit: usize) -> Result<()> {
         let (mut after, mut left, mut result) = (0, limit, Ok(()));
         // What is larger than something that found no room is not tried.
         let mut too_large = u32::MAX;
@@ -265,12 +249,14 @@ impl DeadLetters {
             after = last;
             for message in dying {
                 let len = message.header.body_len;
-                let known = self.known_there(dead, mover, message.place.seq);
-                if len >= too_large && matches!(known, Ok(None)) {
+                // One that an earlier run moved: a crash may have undone what is known of it here.
+                let identity = (message.place.seq, message.pushed_at);
+                let known = mover.earlier.get(&identity).copied();
+                if len >= too_large && known.is_none() {
                     continue;
                 }
                 left = left.saturating_sub(1);
-                match known.and_then(|known| self.move_one(dead, known, message)) {
+                match self.move_one(dead, known, message) {
                     Ok(()) => {}
                     Err(error @ (Error::Closed | Error::Poisoned { .. })) => return Err(error),
                     // What cannot be moved does not hold up what is behind it.
@@ -284,15 +270,6 @@ impl DeadLetters {
             }
         }
         result
-    }
-
-    /// The number in `dead/` of a message that an earlier run moved there: a crash may have undone
-    /// what this queue knew of it.
-    fn known_there(&self, dead: &Engine, mover: &mut Mover, seq: u64) -> Result<Option<u64>> {
-        if !self.queue.context().run.is_old(seq) {
-            return Ok(None);
-        }
-        Ok(mover.origins(dead)?.get(&seq).copied())
     }
 
     /// `known`: its number there, if it is there already.
@@ -386,4 +363,15 @@ impl DeadLetters {
             result => result,
         }
     }
+}
+
+/// The origins of the letters that `dead/` holds, each with the letter's number there.
+fn origins(dead: &Engine) -> Result<BTreeMap<Identity, u64>> {
+    let mut origins = BTreeMap::new();
+    dead.inspect().for_each_unsettled(|there, start| {
+        if let Some(origin) = extension::notes(start).origin {
+            origins.insert((origin.seq, origin.pushed_at), there);
+        }
+    })?;
+    Ok(origins)
 }

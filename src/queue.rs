@@ -109,7 +109,9 @@ impl Queue {
     /// The dead letters are a queue of their own in the directory `dead`, with the same background
     /// thread. Each call returns the same queue, until one of its handles is closed; the next call
     /// opens it again. The handle keeps this queue open, and closing this queue closes the dead
-    /// letters. Their space counts in [`Options::max_bytes`](crate::Options::max_bytes).
+    /// letters. Their space counts in [`Options::max_bytes`](crate::Options::max_bytes). The first
+    /// call of a run, or the first message that dies, reads all dead letters that earlier runs
+    /// left, to find out which of their messages are here as well.
     ///
     /// They have no limit of attempts, and no dead letters of their own.
     /// [`Delivery::reject`](crate::Delivery::reject) of a dead letter drops it for good, and counts

@@ -10,6 +10,7 @@ use super::signal::DispatchLock;
 use crate::error::Result;
 use crate::format::slot::State;
 use crate::leases::Place;
+use crate::time::Time;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -17,6 +18,10 @@ use std::sync::Arc;
 const LOOKED_UP_AT_ONCE: usize = 64;
 /// Messages settled under one lock.
 const SETTLED_AT_ONCE: usize = 256;
+
+/// A message by its Seq and the time of its push. The Seq alone would not do: an old `dead/` may be
+/// beside a new queue, whose Seqs began at 1 again.
+pub(crate) type Identity = (u64, Time);
 
 /// The messages of a queue that are on their way to the dead letters.
 #[derive(Debug)]
@@ -28,11 +33,6 @@ pub(crate) struct DyingMessages {
 impl DyingMessages {
     pub(super) fn new(context: &Arc<Context>, dispatch: &Arc<DispatchLock>) -> Self {
         Self { context: Arc::clone(context), dispatch: Arc::clone(dispatch) }
-    }
-
-    /// How many are not settled.
-    pub(crate) fn count(&self) -> u64 {
-        self.dispatch.lock().ledger().places().dying().count()
     }
 
     /// Returns true if messages wait to be moved or, with `durably`, were moved and are not settled
@@ -72,28 +72,39 @@ impl DyingMessages {
 
     /// Notes the messages that earlier runs moved, with their Seqs among the dead letters. A power
     /// cut may have undone the state *dying* in their slots: it is set again, unless a consumer has
-    /// the message.
-    pub(crate) fn note_earlier(&self, origins: &BTreeMap<u64, u64>) -> Result<()> {
-        for (&seq, &there) in origins {
-            if self.context.run.is_old(seq) {
-                self.note_earlier_death(seq, there)?;
+    /// the message. Returns those of them that are not settled here.
+    pub(crate) fn note_earlier(
+        &self,
+        origins: BTreeMap<Identity, u64>,
+    ) -> Result<BTreeMap<Identity, u64>> {
+        let mut unsettled = BTreeMap::new();
+        for (message, there) in origins {
+            if self.note_earlier_death(message, there)? {
+                unsettled.insert(message, there);
             }
         }
-        Ok(())
+        Ok(unsettled)
     }
 
-    fn note_earlier_death(&self, seq: u64, there: u64) -> Result<()> {
+    /// Returns false if the message is settled, or was never in this queue.
+    fn note_earlier_death(&self, (seq, pushed_at): Identity, there: u64) -> Result<bool> {
+        if !self.context.run.is_old(seq) {
+            return Ok(false);
+        }
         let mut dispatch = self.dispatch.lock();
         let ledger = dispatch.ledger_mut();
-        let Some(found) = ledger.look_up(seq)? else { return Ok(()) };
+        let Some(found) = ledger.look_up(seq)? else { return Ok(false) };
         let track = ledger.backlog().track_at(found.spot.at);
+        if found.header.pushed_at(track.base_time()) != pushed_at {
+            return Ok(false);
+        }
         let is_counted = track.is_counted_at(found.spot.index);
         let whereabouts = ledger.whereabouts_of(&found, is_counted)?;
         if matches!(whereabouts, Whereabouts::Ready | Whereabouts::Delayed(_)) {
             ledger.die(found.spot, &found.place, Death { cause: None, reason: None })?;
         }
         ledger.places_mut().dying_mut().move_to(seq, there);
-        Ok(())
+        Ok(true)
     }
 
     /// A message has this Seq among the dead letters now.

@@ -70,7 +70,7 @@ pub(crate) use context::Context;
 pub(crate) use dispatch::DyingMessage;
 pub(crate) use dispatch::{Answer, Cause, start_push};
 pub(crate) use inspect::{Front, Inspect, Viewed, Walk};
-pub(crate) use letters::DyingMessages;
+pub(crate) use letters::{DyingMessages, Identity};
 pub(crate) use opening::Setting;
 pub(crate) use producers::{Producers, WhenFull};
 pub(crate) use published::Published;

@@ -50,6 +50,7 @@ mod found_hooks;
 mod found_letters;
 mod found_line;
 mod found_lost;
+mod found_moves;
 mod found_newer;
 mod found_reads;
 mod found_rebuild;
