@@ -158,18 +158,30 @@ impl DeadLetters {
         self.move_up_to(true, MOVED_AT_ONCE)
     }
 
-    /// For a push that finds no room: settles dying messages, and gives back a file that the dead
-    /// letters no longer need. Returns true if there may be room now.
-    pub(crate) fn make_room(&self) -> bool {
-        let has_moved = self.is_worth_it(true);
-        if has_moved {
-            self.note(self.move_if_worth_it(true));
+    /// For a push that was refused with this error: settles dying messages, or else gives back a
+    /// file that the dead letters can do without. Returns true if there may be room now, and false
+    /// once nothing of that is left to do.
+    pub(crate) fn make_room(&self, full: &Error) -> bool {
+        if self.is_worth_it(true) {
+            let before = self.queue.dying().count();
+            let moved = self.move_if_worth_it(true);
+            let has_settled = moved.is_ok() || self.queue.dying().count() < before;
+            self.note(moved);
+            if has_settled {
+                return true;
+            }
         }
-        let Some(dead) = self.open_engine() else { return has_moved };
-        let before = dead.context().space.given_back();
+        // No file makes room for more messages.
+        if matches!(full, Error::Full { limit: "max_messages", .. }) {
+            return false;
+        }
+        // Their files are there, too, if another handle has closed them.
+        let Some(dead) = self.engine_if_any() else { return false };
+        let given_back = dead.producers().make_room_for_others();
         // A failure there is no concern of the producer here.
-        self.note(dead.reclaim().retirer().let_go(1).map(|_| ()));
-        has_moved || dead.context().space.given_back() > before
+        let has_room = matches!(given_back, Ok(true));
+        self.note(given_back.map(|_| ()));
+        has_room
     }
 
     /// Moves up to `limit` dying messages to `dead/`. With `durably`, returns once they are settled

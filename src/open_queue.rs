@@ -131,7 +131,8 @@ impl OpenQueue {
         sync_within: Option<Duration>,
         when_full: WhenFull,
     ) -> Result<u64> {
-        let more_room = || self.dead_letters.as_ref().is_some_and(DeadLetters::make_room);
+        let letters = self.dead_letters.as_ref();
+        let more_room = |full: &Error| letters.is_some_and(|letters| letters.make_room(full));
         self.engine.producers().push(drafts, sync_within, when_full, &more_room)
     }
 

@@ -35,6 +35,11 @@ impl DyingMessages {
         Self { context: Arc::clone(context), dispatch: Arc::clone(dispatch) }
     }
 
+    /// How many are not settled.
+    pub(crate) fn count(&self) -> u64 {
+        self.dispatch.lock().ledger().places().dying().count()
+    }
+
     /// Returns true if messages wait to be moved or, with `durably`, were moved and are not settled
     /// for good.
     pub(crate) fn are_pending(&self, durably: bool) -> bool {

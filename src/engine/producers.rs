@@ -44,7 +44,11 @@ pub(crate) struct Producers {
 }
 
 /// What messages need, how soon they are to be synced, and whom to ask for more room.
-type How<'a> = (Need, Option<Duration>, &'a dyn Fn() -> bool);
+type How<'a> = (Need, Option<Duration>, MoreRoom<'a>);
+
+/// Makes some room elsewhere for a push that was refused with this error. Returns true if there may
+/// be room now, and false once nothing is left to do.
+pub(crate) type MoreRoom<'a> = &'a dyn Fn(&Error) -> bool;
 
 /// What a push does when the queue is full.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,14 +83,14 @@ impl Producers {
     }
 
     /// Places and publishes `drafts` as one batch, within the limits; gives the Seq of the first, 0
-    /// if they were dropped. `more_room`: asked before anything is refused for want of room;
-    /// whether there may be some now.
+    /// if they were dropped. `more_room`: asked before anything is refused, or dropped, for want of
+    /// room, until it says false.
     pub(crate) fn push(
         &self,
         drafts: &[Draft<'_>],
         sync_within: Option<Duration>,
         when_full: WhenFull,
-        more_room: &dyn Fn() -> bool,
+        more_room: MoreRoom<'_>,
     ) -> Result<u64> {
         let Context { options, waiters, health, .. } = &*self.context;
         // Producers that wait already are not overtaken.
@@ -166,13 +170,17 @@ impl Producers {
         drafts: &[Draft<'_>],
         need: Need,
         sync_within: Option<Duration>,
-        more_room: &dyn Fn() -> bool,
+        more_room: MoreRoom<'_>,
     ) -> Result<u64> {
-        match self.append(drafts, need, sync_within) {
-            Err(Error::Full { .. } | Error::StorageFull { .. }) if more_room() => {
-                self.append(drafts, need, sync_within)
+        loop {
+            match self.append(drafts, need, sync_within) {
+                Err(full @ (Error::Full { .. } | Error::StorageFull { .. })) => {
+                    if !more_room(&full) {
+                        return Err(full);
+                    }
+                }
+                result => return result,
             }
-            result => result,
         }
     }
 
@@ -221,6 +229,12 @@ impl Producers {
             health.note_background(self.reclaim.catch_up());
         }
         self.appender.rotate(need)
+    }
+
+    /// For another queue on the same disk: gives back files that are no longer needed, or else the
+    /// segment that is kept ready; false if there was neither.
+    pub(crate) fn make_room_for_others(&self) -> Result<bool> {
+        Ok(self.make_room()? || self.appender.give_up_ready()?)
     }
 
     /// Gives back files that are no longer needed; false if there were none.

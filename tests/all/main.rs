@@ -48,6 +48,7 @@ mod found_errors;
 mod found_front;
 mod found_hooks;
 mod found_letters;
+mod found_letters_room;
 mod found_line;
 mod found_lost;
 mod found_moves;

@@ -1,0 +1,109 @@
+//! Found faults: a push gets the room that dead letters no longer need.
+
+use super::found_support::{alone, call, on};
+use keepq::fault::MemoryStorage;
+use keepq::{Options, Overflow, Queue};
+use std::sync::Arc;
+
+const LARGE: &[u8] = &[1; 50_000];
+
+/// Dead letters that take all the room that they can have.
+fn full_of_letters(options: Options) -> (Queue, Queue) {
+    let queue = options.max_bytes(1 << 20).open("queue").unwrap();
+    let dead = queue.dead_letters().unwrap();
+    while dead.push(LARGE).is_ok() {}
+    (queue, dead)
+}
+
+/// A producer waits for room beside dead letters. They are purged, and their handle is closed or
+/// dropped.
+fn producer_beside_purged_letters(background: bool, closes: bool) {
+    let options = alone().background(background).overflow(Overflow::Block);
+    let (queue, dead) = full_of_letters(options);
+    let pushing = queue.clone();
+    let pushing = call(move || pushing.push(LARGE));
+    pushing.asleep();
+    dead.purge().unwrap();
+    if closes {
+        dead.close().unwrap();
+    } else {
+        drop(dead);
+    }
+    let pushed = pushing.result("a push beside dead letters that were purged");
+    pushed.unwrap_or_else(|error| panic!("background {background}: {error}"));
+}
+
+/// The push needed the room of several files. It got one of them, and then slept. Nothing woke it,
+/// because no more dead letters were settled.
+#[test]
+fn a_producer_gets_as_many_files_of_settled_dead_letters_as_it_needs() {
+    producer_beside_purged_letters(false, false);
+    producer_beside_purged_letters(true, false);
+}
+
+/// Dead letters were purged, and then their handle was closed. Their files stayed as they were
+/// until somebody asked for the dead letters again, and a producer slept beside them for ever.
+#[test]
+fn a_producer_gets_the_room_of_dead_letters_that_were_purged_and_closed() {
+    producer_beside_purged_letters(false, true);
+    producer_beside_purged_letters(true, true);
+}
+
+/// A push that finds no room and does not wait: it was refused beside such files.
+#[test]
+fn a_push_is_not_refused_beside_dead_letters_that_were_purged_and_closed() {
+    let (queue, dead) = full_of_letters(alone());
+    assert!(queue.push(LARGE).is_err());
+    dead.purge().unwrap();
+    dead.close().unwrap();
+    for _ in 0..8 {
+        queue.push(LARGE).unwrap();
+    }
+}
+
+/// Where the oldest messages are dropped for room, live ones were dropped, and the push failed all
+/// the same, while the files of settled dead letters were still there.
+#[test]
+fn no_message_is_dropped_while_settled_dead_letters_hold_room() {
+    let queue = alone().max_bytes(1 << 20).overflow(Overflow::DropOldest).open("queue").unwrap();
+    queue.push("old").unwrap();
+    queue.push(vec![2; 60_000]).unwrap();
+    let dead = queue.dead_letters().unwrap();
+    while dead.push(LARGE).is_ok() {}
+    dead.purge().unwrap();
+    for _ in 0..4 {
+        queue.push(LARGE).unwrap();
+    }
+    assert_eq!((queue.stats().dropped(), queue.len()), (0, 6));
+}
+
+/// The dead letters of an earlier run were settled, and their files were not sealed, or not counted
+/// yet. A push gave none of them back, however often it was tried.
+#[test]
+fn a_push_gets_the_room_of_dead_letters_of_an_earlier_run() {
+    for is_killed in [false, true] {
+        for is_purged_before in [false, true] {
+            let disk = Arc::new(MemoryStorage::new());
+            let options = |disk| on(disk).background(false);
+            let (queue, dead) = full_of_letters(options(disk.clone()));
+            if is_purged_before {
+                dead.purge().unwrap();
+            }
+            let disk = if is_killed {
+                Arc::new(disk.killed())
+            } else {
+                queue.close().unwrap();
+                disk
+            };
+            let queue = options(disk).max_bytes(1 << 20).open("queue").unwrap();
+            if !is_purged_before {
+                assert!(queue.dead_letters().unwrap().purge().unwrap() > 5);
+            }
+            for number in 0..8 {
+                let pushed = queue.push(LARGE).map(|_| ());
+                let context = format!("killed {is_killed}, purged before {is_purged_before}");
+                assert!(pushed.is_ok(), "{context}, push {number}: {pushed:?}");
+            }
+        }
+    }
+}
