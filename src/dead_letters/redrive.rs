@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::format::bytes::to_u64;
 use crate::format::extension::Notes;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// Letters taken at a time, and letters that are passed over at most.
 const LETTERS_A_STEP: usize = 64;
@@ -52,10 +53,12 @@ impl Redrive {
         if step == 0 || self.passed.len() >= LETTERS_A_STEP {
             return Ok(false);
         }
-        let letters = dead.consumers().pop_batch(step)?;
+        let mut letters = dead.consumers().pop_batch(step)?;
         if letters.is_empty() {
             return Ok(false);
         }
+        // However long the disk takes: another consumer must not get a letter whose copy is pushed.
+        letters.retain(|letter| dead.consumers().extend(letter.key, Duration::MAX).is_ok());
         let (mut here, mut last_seq, mut result) = (Vec::new(), 0, Ok(()));
         for letter in letters {
             let seq = letter.key.seq;
@@ -74,11 +77,11 @@ impl Redrive {
             if is_here { &mut here } else { &mut self.passed }.push(letter.key);
         }
         let durable = if last_seq == 0 { Ok(()) } else { queue.commit().wait_durable(last_seq) };
-        if let Err(error) = durable {
+        let settle = |()| dead.consumers().answer(here.iter().copied(), &Answer::Ack);
+        if let Err(error) = durable.and_then(settle) {
             self.passed.append(&mut here);
             return Err(error);
         }
-        dead.consumers().answer(here.iter().copied(), &Answer::Ack)?;
         for key in here {
             self.unsettled.remove(&key.seq);
         }

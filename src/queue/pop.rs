@@ -236,7 +236,8 @@ impl Queue {
 
     /// Pushes up to `limit` dead letters again, the oldest first. They become new messages at the
     /// end of this queue, with the same payload and headers, no attempt counted and no delay.
-    /// Returns how many were pushed. Dead letters that are in flight or delayed stay. Each message
+    /// Returns how many were pushed. Dead letters that are in flight or delayed stay. No consumer
+    /// gets those that are pushed, even if that takes longer than their leases last. Each message
     /// is durable here before it is removed from the dead letters; a crash in between, or another
     /// handle that closes them, may leave it in both places.
     ///

@@ -373,6 +373,36 @@ fn a_redrive_goes_on_when_another_handle_closes_the_dead_letters() {
     assert_eq!(texts(&queue.pop_batch(9).unwrap()), ["c", "a", "b"]);
 }
 
+/// A redrive took letters, and the sync of what it had pushed lasted longer than their leases.
+/// Another consumer got a letter whose copy was pushed, so the message was in both places, and the
+/// call failed with `LeaseExpired`.
+#[test]
+fn no_consumer_gets_a_letter_that_a_redrive_has_pushed() {
+    let storage = Watched::around(Arc::new(MemoryStorage::new()));
+    let clock = Arc::new(ManualClock::new(UNIX_EPOCH + 1_000_000 * SECOND));
+    let options = on(storage.clone()).clock(clock.clone()).visibility_timeout(SECOND);
+    let queue = options.open("queue").unwrap();
+    queue.push_batch(["a", "b", "c"]).unwrap();
+    for job in queue.pop_batch(9).unwrap() {
+        job.reject("no").unwrap();
+    }
+    let dead = queue.dead_letters().unwrap();
+    assert_eq!(dead.len(), 3);
+    let other = dead.clone();
+    storage.rule(move |call| {
+        if call.op == Op::Sync && !call.name.starts_with("dead/") {
+            clock.advance(2 * SECOND);
+            let taken = other.pop_batch(9).map_err(Error::other)?;
+            assert!(taken.is_empty(), "{:?}", texts(&taken));
+        }
+        Ok(())
+    });
+    assert_eq!(queue.redrive(9).unwrap(), 3);
+    storage.no_rule();
+    assert_eq!(texts(&queue.pop_batch(9).unwrap()), ["a", "b", "c"]);
+    assert_eq!((dead.len(), dead.in_flight()), (0, 0));
+}
+
 /// The last attempt of a message ended with its run, by a close or by a kill. It was ready until a
 /// consumer came to it: `stats`, `iter` and `stuck` said so, and the dead letters never got it
 /// where no consumer ran.
