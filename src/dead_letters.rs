@@ -49,6 +49,17 @@ struct Mover {
     has_matched: bool,
     /// Those of these letters whose messages are not settled here, each with its number in `dead/`.
     earlier: BTreeMap<Identity, u64>,
+    /// How far the last step of moving got; 0 if it tried all, so that the next one begins with
+    /// the oldest.
+    tried_up_to: u64,
+}
+
+impl Mover {
+    /// The number in `dead/` of a message that an earlier run moved there: a crash may have undone
+    /// what is known of it here.
+    fn known_there(&self, message: &DyingMessage) -> Option<u64> {
+        self.earlier.get(&(message.place.seq, message.pushed_at)).copied()
+    }
 }
 
 impl DeadLetters {
@@ -248,38 +259,43 @@ impl DeadLetters {
         settled
     }
 
-    fn push_dying(&self, dead: &Engine, mover: &Mover, limit: usize) -> Result<()> {
-        let (mut after, mut left, mut result) = (0, limit, Ok(()));
+    fn push_dying(&self, dead: &Engine, mover: &mut Mover, limit: usize) -> Result<()> {
+        let (mut left, mut result) = (limit, Ok(()));
         // What is larger than something that found no room is not tried.
         let mut too_large = u32::MAX;
-        while left > 0 {
-            let (dying, last) = match self.queue.dying().next(after) {
-                Ok(next) => next,
-                Err(error) => return result.and(Err(error)),
-            };
-            let Some(last) = last else { break };
-            after = last;
-            for message in dying {
-                let len = message.header.body_len;
-                // One that an earlier run moved: a crash may have undone what is known of it here.
-                let identity = (message.place.seq, message.pushed_at);
-                let known = mover.earlier.get(&identity).copied();
-                if len >= too_large && known.is_none() {
-                    continue;
-                }
-                left = left.saturating_sub(1);
-                match self.move_one(dead, known, message) {
-                    Ok(()) => {}
-                    Err(error @ (Error::Closed | Error::Poisoned { .. })) => return Err(error),
-                    // What cannot be moved does not hold up what is behind it.
-                    Err(error) => {
-                        let no_room =
-                            matches!(error, Error::Full { .. } | Error::StorageFull { .. });
-                        too_large = if no_room { len } else { too_large };
-                        result = result.and(Err(error));
+        // Once around from where the last step ended: what cannot be moved does not hold up what is
+        // behind it.
+        let start = mover.tried_up_to;
+        for (mut after, end) in [(start, u64::MAX), (0, start)] {
+            while left > 0 && after < end {
+                let (dying, last) = match self.queue.dying().next(after) {
+                    Ok(next) => next,
+                    Err(error) => return result.and(Err(error)),
+                };
+                let Some(last) = last else { break };
+                (after, mover.tried_up_to) = (last, last);
+                left = left.saturating_sub(dying.len());
+                for message in dying {
+                    let len = message.header.body_len;
+                    let known = mover.known_there(&message);
+                    if len >= too_large && known.is_none() {
+                        continue;
+                    }
+                    match self.move_one(dead, known, message) {
+                        Ok(()) => {}
+                        Err(error @ (Error::Closed | Error::Poisoned { .. })) => return Err(error),
+                        Err(error) => {
+                            let no_room =
+                                matches!(error, Error::Full { .. } | Error::StorageFull { .. });
+                            too_large = if no_room { len } else { too_large };
+                            result = result.and(Err(error));
+                        }
                     }
                 }
             }
+        }
+        if left > 0 {
+            mover.tried_up_to = 0;
         }
         result
     }

@@ -1,9 +1,10 @@
 //! Found faults: a push gets the room that dead letters no longer need.
 
-use super::found_support::{alone, call, on};
-use keepq::fault::MemoryStorage;
+use super::found_support::{Op, alone, call, on, watched};
+use keepq::fault::{ManualClock, MemoryStorage};
 use keepq::{Options, Overflow, Queue};
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 const LARGE: &[u8] = &[1; 50_000];
 
@@ -106,4 +107,41 @@ fn a_push_gets_the_room_of_dead_letters_of_an_earlier_run() {
             }
         }
     }
+}
+
+/// While the dead letters refused messages for want of room, each try to move them went over all of
+/// them: once a second, and in a call of a consumer where there was no background. Now a try ends
+/// after some of them, and the next one goes on from there. So a small message behind many large
+/// ones is still moved.
+#[test]
+fn a_try_to_move_many_refused_messages_is_bounded_and_holds_up_none() {
+    const MANY: u64 = 4_000;
+    let (storage, watch) = watched(Arc::new(MemoryStorage::new()));
+    let clock = Arc::new(ManualClock::new(UNIX_EPOCH + Duration::from_secs(1_000_000)));
+    let options = on(storage).background(false).clock(clock.clone()).max_bytes(4 << 20);
+    let queue = options.open("queue").unwrap();
+    queue.push_batch((0..MANY).map(|_| &[1; 250])).unwrap();
+    queue.push_batch(["small", "last"]).unwrap();
+    let dead = queue.dead_letters().unwrap();
+    for len in [50_000, 5_000, 200] {
+        while dead.push(&LARGE[..len]).is_ok() {}
+    }
+    let others = dead.len();
+    let mut jobs = queue.pop_batch(usize::MAX).unwrap();
+    jobs.pop().unwrap().release().unwrap();
+    for job in jobs {
+        job.reject("no").unwrap();
+    }
+    assert_eq!((queue.stats().dying(), dead.len()), (MANY + 1, others));
+    let mut tries = 0;
+    while dead.len() == others {
+        clock.advance(Duration::from_secs(2));
+        let before = watch.count(Op::Load);
+        queue.pop().unwrap().unwrap().release().unwrap();
+        // Each that is looked up takes a few.
+        assert!(watch.count(Op::Load) - before < 2 * MANY, "it goes over all of them");
+        tries += 1;
+        assert!(tries < 10, "the small one is held up");
+    }
+    assert_eq!(queue.stats().dying(), MANY);
 }
