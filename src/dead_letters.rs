@@ -338,7 +338,8 @@ impl DeadLetters {
         dead.producers().append(&drafts, Need::of(&drafts)?, None).map(Some)
     }
 
-    /// The likely cause of death of a message that an earlier run left dying without saying why.
+    /// The likely cause of death of a message that an earlier run left dying. The slot does not say
+    /// why, so the options of this run have to do.
     fn guess_cause(
         &self,
         header: &record::RecordHeader,

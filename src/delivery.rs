@@ -304,7 +304,8 @@ impl<'a> DeadLetter<'a> {
         self.origin.attempts
     }
 
-    /// Why the message died.
+    /// Why the message died. It is derived if a kill or a power cut left no reason: see
+    /// [`DeadLetter::reason`].
     #[must_use]
     pub fn cause(&self) -> DeathCause {
         match self.origin.cause {
@@ -317,7 +318,9 @@ impl<'a> DeadLetter<'a> {
     /// The reason that was given to [`Delivery::reject`]; empty if there was none. It is empty,
     /// too, if the process ended while `reject` was at work or before the dead letters had the
     /// message, or if the power was cut at that moment. Then the cause is derived from the
-    /// message's attempts and times.
+    /// message's attempts and times, and from the options of the run that moves it. With a higher
+    /// [`Options::max_attempts`](crate::Options::max_attempts) than before, for example, a message
+    /// that died of its attempts is told as [`DeathCause::Rejected`].
     #[must_use]
     pub fn reason(&self) -> &'a str {
         self.origin.reason

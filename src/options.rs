@@ -298,7 +298,9 @@ impl Options {
     /// Whether messages that are rejected, or fail too often, are kept in
     /// [`Queue::dead_letters`](crate::Queue::dead_letters). Default: `true`. With `false` they are
     /// dropped and counted in [`Stats::dropped`](crate::Stats::dropped); expired messages are
-    /// counted in [`Stats::expired`](crate::Stats::expired) only.
+    /// counted in [`Stats::expired`](crate::Stats::expired) only. Dead letters of earlier runs stay
+    /// in the directory `dead`. Nothing touches them, and [`Options::max_bytes`] does not count
+    /// them, until the queue is opened with `true` again.
     pub fn dead_letters(mut self, on: bool) -> Self {
         self.dead_letters = on;
         self
@@ -321,7 +323,8 @@ impl Options {
     /// The most bytes that the queue takes on the disk, from 1 MiB; `None` (the default): all that
     /// the disk has. All files count at their full size: segments, the segment that is kept ready,
     /// CHECKPOINT, the dead letters, and the files that compaction makes before it removes others.
-    /// So dead letters that nobody takes can fill the queue: see [`Overflow::Block`].
+    /// So dead letters that nobody takes can fill the queue: see [`Overflow::Block`]. Those of
+    /// earlier runs do not count while [`Options::dead_letters`] is `false`.
     ///
     /// A segment is at most a quarter of this limit, and smaller when room gets scarce. About 140
     /// KiB are kept for CHECKPOINT and the dead letters, and a quarter of a segment (at least 64
