@@ -27,6 +27,10 @@ pub(crate) enum At {
 pub(crate) struct Known {
     pub(crate) at: At,
     pub(crate) attempts: u32,
+    pub(crate) pushed: u64,
+    /// The end of its own time to live.
+    pub(crate) own_end: Option<u64>,
+    /// When it expires, by that or by the options.
     pub(crate) expires: Option<u64>,
     pub(crate) payload: Vec<u8>,
     /// The newest delivery of it, which a late answer may come from.
@@ -34,6 +38,29 @@ pub(crate) struct Known {
     /// That delivery's lease ran out.
     pub(crate) is_late: bool,
     pub(crate) is_transient: bool,
+}
+
+impl Known {
+    pub(crate) fn new(pushed: u64, ttl: Option<u64>, payload: Vec<u8>) -> Self {
+        let own_end = ttl.map(|ttl| pushed + ttl);
+        Self {
+            at: At::New,
+            attempts: 0,
+            pushed,
+            own_end,
+            expires: own_end,
+            payload,
+            delivery: 0,
+            is_late: false,
+            is_transient: false,
+        }
+    }
+
+    /// With this time to live by the options.
+    pub(crate) fn with_ttl(self, ttl: Option<u64>) -> Self {
+        let by_options = ttl.map(|ttl| self.pushed + ttl);
+        Self { expires: [self.own_end, by_options].into_iter().flatten().min(), ..self }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -64,6 +91,8 @@ pub(crate) struct Test {
     pub(crate) dead: Vec<(u64, DeathCause)>,
     /// Rejected, and so in `dead` already, though their slots are not settled.
     pub(crate) early: BTreeSet<u64>,
+    /// Left dying by an earlier run: their causes are derived.
+    pub(crate) derived: BTreeSet<u64>,
     pub(crate) held: Vec<(u64, u64, Delivery)>,
     pub(crate) deliveries: u64,
     pub(crate) counts: Counts,
@@ -74,7 +103,7 @@ impl Test {
     pub(crate) fn new(settings: Settings) -> Self {
         let now = 1_000_000;
         let mut test = Self {
-            settings,
+            settings: settings.clone(),
             clock: Arc::new(ManualClock::new(UNIX_EPOCH + ms(now))),
             disk: Arc::new(MemoryStorage::new()),
             queue: None,
@@ -82,17 +111,18 @@ impl Test {
             known: BTreeMap::new(),
             dead: Vec::new(),
             early: BTreeSet::new(),
+            derived: BTreeSet::new(),
             held: Vec::new(),
             deliveries: 0,
             counts: Counts::default(),
             pushes: 0,
         };
-        test.open();
+        test.open(settings);
         test
     }
 
     pub(crate) fn options(&self) -> Options {
-        let Settings { visibility, max_attempts, backoff, ttl, .. } = self.settings;
+        let Settings { visibility, max_attempts, backoff, ttl, .. } = self.settings.clone();
         let backoff = backoff.map_or(Backoff::none(), |base| Backoff::exponential(ms(base)));
         Queue::options()
             .segment_bytes(65_536)
@@ -111,12 +141,14 @@ impl Test {
             .max_in_flight(self.settings.max_in_flight)
     }
 
-    pub(crate) fn open(&mut self) {
+    pub(crate) fn open(&mut self, settings: Settings) {
+        self.settings = settings;
         self.queue = Some(self.options().open("queue").unwrap());
         self.counts = Counts::default();
         self.held.clear();
-        for known in self.known.values_mut() {
+        for (seq, known) in &mut self.known {
             known.is_late = false;
+            *known = known.clone().with_ttl(self.settings.ttl);
             known.at = match known.at {
                 // Worth nothing after its run; what was dying is a dead letter like others.
                 At::New | At::Returned | At::Delayed(_) | At::Held(_) if known.is_transient => {
@@ -124,7 +156,18 @@ impl Test {
                 }
                 At::Delayed(due) if due > self.now => At::Delayed(due),
                 At::New | At::Returned | At::Delayed(_) | At::Held(_) => At::New,
-                stays => stays,
+                At::Dying(_) if !self.settings.dead_letters => {
+                    self.early.remove(seq);
+                    self.counts.dropped += 1;
+                    At::Settled
+                }
+                At::Dying(cause) => {
+                    if !self.early.contains(seq) {
+                        self.derived.insert(*seq);
+                    }
+                    At::Dying(cause)
+                }
+                At::Settled => At::Settled,
             };
         }
         // Their last attempt ended with its run: seen when they are counted.
@@ -421,13 +464,10 @@ impl Test {
             self.counts.failed += count;
             return;
         }
-        let ttl = [ttl, self.settings.ttl].into_iter().flatten().min();
         for (seq, payload) in told.unwrap().into_iter().zip(payloads) {
             let at = delay.map_or(At::New, |delay| At::Delayed(self.now + delay));
-            let expires = ttl.map(|ttl| self.now + ttl);
-            let (delivery, is_late) = (0, false);
-            let known =
-                Known { at, attempts: 0, expires, payload, delivery, is_late, is_transient };
+            let known = Known::new(self.now, ttl, payload).with_ttl(self.settings.ttl);
+            let known = Known { at, is_transient, ..known };
             assert!(self.known.insert(seq.into(), known).is_none(), "a number given twice");
             self.counts.pushed += 1;
         }

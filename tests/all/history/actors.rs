@@ -57,12 +57,12 @@ impl World {
     }
 
     fn kind(&self, dice: &mut Dice) -> Kind {
-        Kind {
-            delay: if self.settings.delays && dice.one_in(4) { 1 + dice.below(25) } else { 0 },
-            ttl: if self.settings.expires && dice.one_in(3) { 1 + dice.below(30) } else { 0 },
-            transient: self.settings.transients && dice.one_in(6),
-            always: self.settings.durability == Durability::Always,
-        }
+        let delay = if self.settings.delays && dice.one_in(4) { 1 + dice.below(25) } else { 0 };
+        let ttl = if self.settings.expires && dice.one_in(3) { 1 + dice.below(30) } else { 0 };
+        let transient = self.settings.transients && dice.one_in(6);
+        // A transient message is synced by no push, so it confirms none before it either.
+        let always = !transient && self.settings.durability == Durability::Always;
+        Kind { delay, ttl, transient, always }
     }
 
     fn message(&self, id: u64, kind: &Kind) -> Message<'static> {

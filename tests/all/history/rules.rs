@@ -264,12 +264,12 @@ fn numbers(facts: &Facts, events: &[&Event]) -> Result<(), Fault> {
             if settings.max_in_flight.is_some_and(|most| stats.in_flight() > most) {
                 return fault("more in flight than allowed");
             }
-            // A power cut may bring back what was settled.
+            // A power cut may bring back what was settled, and files that were removed.
             let is_limited = !facts.ends[..event.run].contains(&End::PowerCut);
             if is_limited && settings.max_messages.is_some_and(|most| unsettled(stats) > most) {
                 return fault("more messages than allowed");
             }
-            if settings.max_bytes.is_some_and(|most| stats.disk_bytes() > most) {
+            if is_limited && settings.max_bytes.is_some_and(|most| stats.disk_bytes() > most) {
                 return fault("more bytes than allowed");
             }
         }

@@ -42,7 +42,9 @@ fn ms(millis: u64) -> Duration {
 
 impl Settings {
     pub(crate) fn new(dice: &mut Dice) -> Self {
-        let limit = dice.below(6);
+        let dead_letters = !dice.one_in(5);
+        // Dead letters often share what `max_bytes` leaves.
+        let limit = if dead_letters && dice.one_in(2) { 1 } else { dice.below(6) };
         let overflow = [
             Overflow::Block,
             Overflow::Reject,
@@ -50,7 +52,9 @@ impl Settings {
             Overflow::DropOldest,
             Overflow::Block,
         ][dice.below(5) as usize];
-        let dead_letters = limit != 1 && !dice.one_in(5);
+        // Producers would wait for ever beside dead letters that fill the limit.
+        let waits_for_ever = limit == 1 && dead_letters && overflow == Overflow::Block;
+        let overflow = if waits_for_ever { Overflow::DropOldest } else { overflow };
         Self {
             visibility: dice.one_in(2).then(|| 15 + dice.below(45)),
             max_attempts: [0, 2, 5, 20][dice.below(4) as usize],
