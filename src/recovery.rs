@@ -11,10 +11,12 @@
 mod compacted;
 mod epoch;
 mod found;
+mod leftover;
 mod part;
 mod reconciled;
 
 pub(crate) use compacted::Replaced;
 pub(crate) use found::Found;
+pub(crate) use leftover::{Kept, Leftover};
 pub(crate) use part::Part;
 pub(crate) use reconciled::{Log, Reconciled};

@@ -1,6 +1,7 @@
 //! What a directory holds, as it was read.
 
 use super::compacted::{self, CompactedSegment, Replaced};
+use super::leftover::Leftover;
 use crate::checkpoint::{CheckpointFile, CheckpointRead};
 use crate::error::{Error, Result};
 use crate::format::address::Ordinal;
@@ -30,7 +31,7 @@ pub(crate) struct Found {
     pub(super) replaced: Vec<Replaced>,
     pub(super) checkpoint: Option<Checkpoint>,
     pub(super) checkpoint_file: CheckpointFile,
-    pub(super) leftovers: Vec<(String, u64)>,
+    pub(super) leftovers: Vec<Leftover>,
     /// How many segments have no valid header.
     pub(super) unreadable: usize,
     pub(super) directory: PathBuf,
@@ -52,6 +53,26 @@ struct SegmentFile {
     header: SegmentHeader,
     marks: Marks,
     file: Arc<dyn StorageFile>,
+}
+
+impl SegmentFile {
+    fn is_compacted(&self) -> bool {
+        self.header.sources > 0
+    }
+
+    fn into_segment(self, storage: &dyn Storage) -> Segment {
+        let Self { name, header, marks, file } = self;
+        Segment::found(storage, name, header, marks, file)
+    }
+
+    /// A segment that was let go.
+    fn into_leftover(self, storage: &dyn Storage) -> Result<Leftover> {
+        let (name, bytes, is_compacted) =
+            (self.name.clone(), self.file.size(), self.is_compacted());
+        let sources = if is_compacted { self.into_segment(storage).read_sources()? } else { None };
+        let sources = sources.map_or_else(Vec::new, |sources| sources.ordinals);
+        Ok(Leftover { name, bytes, sources })
+    }
 }
 
 /// Several threads read segments where there are more than this many for each.
@@ -90,7 +111,7 @@ impl Found {
         if hint.is_some() && checkpoint.is_none() {
             reading.report.checkpoint = CheckpointState::Foreign;
         }
-        let kept = reading.keep(files, queue_id, checkpoint.as_ref());
+        let kept = reading.keep(storage, files, queue_id, checkpoint.as_ref())?;
         let (mut segments, mut compacted) = reading.segments_of(storage, kept)?;
         let replaced = compacted::take_replaced(&mut segments, &mut compacted)?;
         // Epochs increase with ordinals; keepq wrote no header that says otherwise.
@@ -194,7 +215,7 @@ impl Found {
 /// What is noted while the files of a directory are read.
 struct Reading {
     directory: PathBuf,
-    leftovers: Vec<(String, u64)>,
+    leftovers: Vec<Leftover>,
     unreadable: usize,
     largest_ordinal: Ordinal,
     newest_epoch: u64,
@@ -222,7 +243,8 @@ impl Reading {
                     let opened = storage.open(&name);
                     let path = storage.path(&name);
                     let file = opened.map_err(|error| Error::io("open file", &path, 0, error))?;
-                    self.leftovers.push((name, file.size()));
+                    let bytes = file.size();
+                    self.leftovers.push(Leftover { name, bytes, sources: Vec::new() });
                 }
                 Kind::Segment if is_file => names.push(name),
                 Kind::Temporary | Kind::Segment => self.ignore(&name, "not a regular file"),
@@ -246,10 +268,11 @@ impl Reading {
     /// The files of the chosen queue, one for each ordinal, without those that were let go.
     fn keep(
         &mut self,
+        storage: &dyn Storage,
         files: Vec<SegmentFile>,
         queue_id: [u8; 16],
         checkpoint: Option<&Checkpoint>,
-    ) -> BTreeMap<Ordinal, SegmentFile> {
+    ) -> Result<BTreeMap<Ordinal, SegmentFile>> {
         let mut kept: BTreeMap<Ordinal, SegmentFile> = BTreeMap::new();
         for found in files {
             let SegmentFile { name, header, .. } = &found;
@@ -261,7 +284,7 @@ impl Reading {
             self.largest_ordinal = self.largest_ordinal.max(ordinal);
             self.newest_epoch = self.newest_epoch.max(header.epoch);
             if checkpoint.is_some_and(|checkpoint| checkpoint.let_go(ordinal)) {
-                self.leftovers.push((name, found.file.size()));
+                self.leftovers.push(found.into_leftover(storage)?);
                 continue;
             }
             let right_name = name == name::segment(ordinal);
@@ -276,7 +299,7 @@ impl Reading {
                 }
             }
         }
-        kept
+        Ok(kept)
     }
 
     /// Segments that are not compacted, and those that are.
@@ -286,9 +309,9 @@ impl Reading {
         kept: BTreeMap<Ordinal, SegmentFile>,
     ) -> Result<(Vec<Arc<Segment>>, Vec<CompactedSegment>)> {
         let (mut segments, mut compacted) = (Vec::new(), Vec::new());
-        for SegmentFile { name, header, marks, file } in kept.into_values() {
-            let is_compacted = header.sources > 0;
-            let segment = Segment::found(storage, name.clone(), header, marks, file);
+        for found in kept.into_values() {
+            let (name, is_compacted) = (found.name.clone(), found.is_compacted());
+            let segment = found.into_segment(storage);
             if !is_compacted {
                 segments.push(Arc::new(segment));
             } else if let Some(one) = CompactedSegment::read(segment)? {

@@ -7,11 +7,14 @@
 use super::compacted::Replaced;
 use super::epoch::{self, Watermark};
 use super::found::Found;
+use super::leftover::{Kept, Leftover};
 use super::part::Part;
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
 use crate::format::address::{Index, Ordinal};
 use crate::format::checkpoint::Checkpoint;
+use crate::format::name;
+use crate::log::Segment;
 use crate::ranges::Ranges;
 use crate::report::{DamageKind, RecoveryReport};
 use crate::time::Time;
@@ -42,9 +45,8 @@ pub(crate) struct Log {
     pub(crate) parts: Vec<Part>,
     /// Copies that have to be merged with their sources before anything else is done.
     pub(crate) replaced: Vec<Replaced>,
-    /// Names to remove, with the sizes of their files: half-made ones, and segments that were let
-    /// go.
-    pub(crate) leftovers: Vec<(String, u64)>,
+    /// Files to remove: half-made ones, and segments that were let go.
+    pub(crate) leftovers: Vec<Leftover>,
     pub(crate) checkpoint: CheckpointFile,
     pub(crate) is_new: bool,
     /// There is a directory for dead letters.
@@ -131,6 +133,23 @@ impl Reconciled {
             report,
             _reconciled: (),
         })
+    }
+}
+
+impl Log {
+    /// The segments that stay while others may come back that have some of their messages: all
+    /// copies, since an earlier run may have ended before the removal of their sources was durable;
+    /// and those of which there is a copy that was given up.
+    pub(crate) fn kept(&self) -> Vec<Kept> {
+        let kept = self.parts.iter().map(|part| {
+            let Segment { header, sources, .. } = &*part.segment;
+            let sources = sources.iter().flat_map(|sources| &sources.ordinals);
+            let is_copy = |left: &&Leftover| left.sources.contains(&header.ordinal);
+            let copies = self.leftovers.iter().filter(is_copy).map(|left| left.name.clone());
+            let files = sources.map(|source| name::segment(*source)).chain(copies).collect();
+            Kept { ordinal: header.ordinal, files }
+        });
+        kept.filter(|kept| !kept.files.is_empty()).collect()
     }
 }
 

@@ -45,6 +45,7 @@ mod found_between;
 mod found_closing;
 mod found_cost;
 mod found_errors;
+mod found_files;
 mod found_front;
 mod found_hooks;
 mod found_letters;

@@ -14,8 +14,9 @@ pub(crate) struct Copying {
     idle: Idle,
     /// Not to be copied before this time: that failed.
     not_before: Time,
-    /// The segments that it was made from may not be gone for good.
-    has_sources: bool,
+    /// Others that have some of its messages may come back: those that it was made from, or a copy
+    /// of it that was given up.
+    is_kept: bool,
     /// It cannot be copied behind others.
     starts_copy: bool,
 }
@@ -31,16 +32,16 @@ struct Idle {
 }
 
 impl Copying {
-    /// Of a segment that compaction has not looked at. `has_sources`: it is a copy, and what it was
-    /// made from may be there.
-    pub(super) fn new(has_sources: bool) -> Self {
-        Self { has_sources, ..Self::default() }
+    /// Of a segment that compaction has not looked at. `is_kept`: others that have some of its
+    /// messages may come back.
+    pub(super) fn new(is_kept: bool) -> Self {
+        Self { is_kept, ..Self::default() }
     }
 
-    /// Whether the segment is to be kept even if it is done: it is being copied, or a copy whose
-    /// sources may be there.
+    /// Whether the segment stays even if it is done: it is being copied, or others that have some
+    /// of its messages may come back.
     pub(crate) fn is_pinned(&self) -> bool {
-        self.changed.is_some() || self.has_sources
+        self.changed.is_some() || self.is_kept
     }
 
     /// Whether it is too soon after a copy of it failed.
@@ -97,9 +98,14 @@ impl Copying {
         self.not_before = again.unwrap_or(self.not_before);
     }
 
-    /// The segments that it was made from are gone for good.
-    pub(crate) fn forget_sources(&mut self) {
-        self.has_sources = false;
+    /// From here on others that have some of its messages may come back.
+    pub(crate) fn keep(&mut self) {
+        self.is_kept = true;
+    }
+
+    /// Those others are gone for good.
+    pub(crate) fn end_keeping(&mut self) {
+        self.is_kept = false;
     }
 }
 

@@ -70,12 +70,12 @@ impl Track {
         }
     }
 
-    /// A segment of an earlier run. `next_seq`: the first Seq of what follows it. `has_sources`: it
-    /// is a copy, and what it was made from is there.
+    /// A segment of an earlier run. `next_seq`: the first Seq of what follows it. `is_kept`: others
+    /// that have some of its messages may come back.
     pub(super) fn of_earlier_run(
         part: &Part,
         next_seq: u64,
-        has_sources: bool,
+        is_kept: bool,
         maps: &MapNumbers,
     ) -> Self {
         Self {
@@ -84,7 +84,7 @@ impl Track {
             leased: 0,
             // Its run may have been killed before it synced them.
             is_dirty: true,
-            copying: Copying::new(has_sources),
+            copying: Copying::new(is_kept),
         }
     }
 
@@ -330,8 +330,8 @@ impl Track {
         &mut self.copying
     }
 
-    /// Whether it may be copied at all: whole, counted, and neither copied now nor a copy whose
-    /// sources may be there.
+    /// Whether it may be copied at all: whole, counted, not copied now, and no other that has some
+    /// of its messages may come back.
     pub(crate) fn can_be_copied(&self) -> bool {
         self.count().is_some() && self.is_counted() && !self.copying.is_pinned()
     }

@@ -11,7 +11,7 @@ use crate::format::segment::Seal;
 use crate::log::Segment;
 use crate::log::merge::CopySource;
 use crate::log::sealed::Mapped;
-use crate::recovery::{Log, Replaced};
+use crate::recovery::Log;
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
@@ -23,14 +23,11 @@ pub(crate) struct Tracks(VecDeque<Track>);
 impl Tracks {
     /// Of the segments that open found.
     pub(super) fn of_log(log: &Log, maps: &MapNumbers) -> Self {
-        let has_sources = |ordinal: Ordinal| {
-            let is_copy = |replaced: &Replaced| replaced.copy.segment.header.ordinal == ordinal;
-            log.replaced.iter().any(is_copy)
-        };
+        let kept: BTreeSet<Ordinal> = log.kept().into_iter().map(|kept| kept.ordinal).collect();
         let (mut tracks, mut next_seq) = (VecDeque::new(), log.next_seq);
         for part in log.parts.iter().rev() {
-            let has_sources = has_sources(part.segment.header.ordinal);
-            let track = Track::of_earlier_run(part, next_seq, has_sources, maps);
+            let is_kept = kept.contains(&part.segment.header.ordinal);
+            let track = Track::of_earlier_run(part, next_seq, is_kept, maps);
             next_seq = track.first_seq();
             tracks.push_front(track);
         }

@@ -30,6 +30,7 @@ use crate::engine::signal::DispatchLock;
 use crate::error::{Error, Result};
 use crate::format::address::{Offset, Ordinal};
 use crate::format::bytes::to_u64;
+use crate::format::name;
 use crate::log::copy::{CopyWriter, Finished};
 use crate::log::merge::CopySource;
 use crate::time::{Millis, Time};
@@ -244,6 +245,7 @@ impl Compactor {
         self.check_open()?;
         self.context.health.check(false)?;
         self.appender.finish_old_tail()?;
+        self.retirer.release_kept(&mut self.retirer.upkeep())?;
         let mut limits = self.limits();
         loop {
             let Some((sources, choice)) = self.choose_sources(trigger, &limits) else {
@@ -340,6 +342,24 @@ impl Compactor {
         }
     }
 
+    /// Removes a copy that may have its name. Until it is gone for good, its sources stay.
+    fn take_back(&self, upkeep: &mut Upkeep, (copy, size): (Ordinal, u64), sources: &[CopySource]) {
+        let names = [name::segment(copy), name::temporary(copy)];
+        for source in sources {
+            upkeep.keep(source.segment.header.ordinal, names.to_vec());
+        }
+        match names.into_iter().find(|name| self.retirer.remove(name).is_err()) {
+            None => self.context.space.undo(size),
+            Some(name) => upkeep.leave(name, size),
+        }
+        let mut dispatch = self.dispatch.lock();
+        for source in sources {
+            if let Some(track) = dispatch.backlog_mut().track(source.segment.header.ordinal) {
+                track.copying_mut().keep();
+            }
+        }
+    }
+
     /// Ends a job whose copy has no name yet, so that nothing of it stays.
     fn give_up(&self, run: CopyJob, upkeep: Option<&mut Upkeep>) {
         let (ordinal, size) = (run.copy().ordinal(), run.copy().size());
@@ -352,7 +372,7 @@ impl Compactor {
             self.context.space.undo(size);
             return;
         }
-        let name = crate::format::name::temporary(ordinal);
+        let name = name::temporary(ordinal);
         match upkeep {
             Some(upkeep) => upkeep.leave(name, size),
             None => self.retirer.upkeep().leave(name, size),
@@ -371,27 +391,17 @@ impl Compactor {
             self.give_up(run, Some(&mut upkeep));
             return Err(error);
         }
-        let (sources, size) = (run.sources().to_vec(), run.copy().size());
+        let (sources, ordinal, size) =
+            (run.sources().to_vec(), run.copy().ordinal(), run.copy().size());
         let seq_limit = self.appender.with_supply_state(|supply| supply.seq_limit);
         let made = run.finish(&*self.context.storage, count, seq_limit, health);
         let switched = match made {
-            Ok(made) => match self.switch(&sources[..count], &made) {
-                Ok(messages) => Ok((made, messages)),
-                Err(error) => {
-                    // Should it stay, it is merged with its sources, or deleted, at the next open.
-                    match self.context.storage.remove(&made.segment.name) {
-                        Ok(()) => self.context.space.undo(size),
-                        Err(_) => upkeep.leave(made.segment.name.clone(), size),
-                    }
-                    Err(error)
-                }
-            },
-            Err(error) => {
-                // What has its name is removed again, and else nothing of it is there.
-                self.context.space.undo(size);
-                Err(error)
-            }
+            Ok(made) => self.switch(&sources[..count], &made).map(|messages| (made, messages)),
+            Err(error) => Err(error),
         };
+        if switched.is_err() {
+            self.take_back(&mut upkeep, (ordinal, size), &sources[..count]);
+        }
         self.release_sources(&sources, switched.is_err());
         self.appender.end_copy();
         let (made, messages) = switched?;

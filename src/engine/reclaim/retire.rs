@@ -12,13 +12,14 @@ use crate::engine::context::Context;
 use crate::engine::signal::DispatchLock;
 use crate::engine::space::CHECKPOINT_ROOM;
 use crate::error::{Error, Result};
-use crate::format::address::{Offset, Ordinal};
+use crate::format::address::Ordinal;
 use crate::format::bytes::to_u64;
 use crate::format::checkpoint::{Checkpoint, Listed};
 use crate::format::name;
 use crate::log::Segment;
-use crate::recovery::Log;
+use crate::recovery::{Kept, Leftover, Log};
 use parking_lot::{Mutex, MutexGuard};
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -108,6 +109,7 @@ impl Retirer {
             return Ok(LetGo::NOTHING);
         }
         self.context.health.check(false)?;
+        self.release_kept(&mut upkeep)?;
         // What earlier runs left must be sealed before any of it is touched, or its end is lost.
         if !self.appender.is_old_tail_finished() {
             return Ok(LetGo::NOTHING);
@@ -129,42 +131,41 @@ impl Retirer {
         }
         let leftovers = upkeep.take_leftovers(limit - segments);
         let has_tried = segments > 0 || !leftovers.is_empty();
-        for (name, bytes) in leftovers {
-            match self.context.storage.remove(&name) {
+        for Leftover { name, bytes, .. } in leftovers {
+            match self.remove(&name) {
                 Ok(()) => self.context.space.give_back(bytes),
                 Err(error) => {
-                    let path = self.context.storage.path(&name);
                     upkeep.leave(name, bytes);
-                    result = result.and(Err(Error::io("remove file", &path, 0, error)));
+                    result = result.and(Err(error));
                 }
             }
         }
         let has_more = is_cut || upkeep.done_count() > 0 || segments == limit && segments > 0;
-        let forgotten = self.forget_sources(&mut upkeep);
+        let released = self.release_kept(&mut upkeep);
         drop(upkeep);
         if has_tried {
             self.context.waiters.room.wake_first();
         }
-        result.and(forgotten).map(|()| LetGo { segments, has_more })
+        result.and(released).map(|()| LetGo { segments, has_more })
     }
 
-    /// Makes sure that the sources of copies are gone for good: from then on the copies can be
-    /// sources themselves.
-    fn forget_sources(&self, upkeep: &mut Upkeep) -> Result<()> {
-        let copies = upkeep.take_copies_without_sources();
-        if copies.is_empty() {
+    /// Makes sure that files are gone for good that have some of the messages of other segments:
+    /// from then on those can be let go or copied.
+    pub(super) fn release_kept(&self, upkeep: &mut Upkeep) -> Result<()> {
+        let last = upkeep.take_last_kept();
+        if last.is_empty() {
             return Ok(());
         }
         let directory = self.context.directory();
         let synced = self.context.storage.sync_directory();
         if let Err(error) = self.context.health.believe("sync directory", &directory, synced) {
-            upkeep.put_back_copies(copies);
+            upkeep.keep_on(last);
             return Err(error);
         }
         let mut dispatch = self.dispatch.lock();
-        for (ordinal, _) in copies {
+        for Kept { ordinal, .. } in last.into_iter().filter(|last| !upkeep.is_kept(last.ordinal)) {
             if let Some(track) = dispatch.backlog_mut().track(ordinal) {
-                track.copying_mut().forget_sources();
+                track.copying_mut().end_keeping();
             }
         }
         Ok(())
@@ -312,15 +313,25 @@ impl Retirer {
             // What a failure leaves under the old name means nothing.
             return recycled.inspect_err(|_| upkeep.leave(segment.name.clone(), size));
         }
-        match self.context.storage.remove(&segment.name) {
+        match self.remove(&segment.name) {
             Ok(()) => {
                 self.context.space.give_back(size);
                 Ok(())
             }
             Err(error) => {
                 upkeep.leave(segment.name.clone(), size);
-                Err(segment.error("remove segment", Offset::START, error))
+                Err(error)
             }
+        }
+    }
+
+    /// Removes a file that means nothing any more, if it is there.
+    pub(super) fn remove(&self, name: &str) -> Result<()> {
+        match self.context.storage.remove(name) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::io("remove file", &self.context.storage.path(name), 0, error))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -1,42 +1,41 @@
 //! What is to be tidied: the checkpoint, files that are no longer needed, copies to be synced.
 //!
-//! Promises: a source of a copy can be let go only once the copy is said to be synced, and its name
-//! is known until it is removed for good. Only keeps the lists: `retire` syncs, removes and writes,
-//! under the lock that guards this.
+//! Promises: a source of a copy can be let go only once the copy is said to be synced; a segment is
+//! listed as kept until every other file that has some of its messages is removed for good. Only
+//! keeps the lists: `retire` syncs, removes and writes, under the lock that guards this.
 
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
 use crate::format::address::Ordinal;
 use crate::log::Segment;
 use crate::log::merge::CopySource;
-use crate::recovery::Log;
+use crate::recovery::{Kept, Leftover, Log};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A segment that is not needed any more. With the number of its slots, it can be used again;
 /// without, a payload may still be copied out of it.
 type Retired = (Arc<Segment>, Option<u32>);
 
-/// The ordinal of a copy, with the names of its sources.
-type CopyOfSources = (Ordinal, Vec<String>);
-
 /// What is to be tidied.
 #[derive(Debug)]
 pub(super) struct Upkeep {
     checkpoint: CheckpointFile,
-    /// Names that mean nothing any more, with the bytes that count as used by them.
-    leftovers: Vec<(String, u64)>,
+    /// Files that mean nothing any more; their bytes count as used.
+    leftovers: Vec<Leftover>,
     /// Segments without an unsettled message, with the number of their slots.
     done: Vec<Retired>,
     /// Copies, each with its sources, which are let go once the copy is synced with the latest
     /// states.
     replaced: Vec<(Arc<Segment>, Vec<Retired>)>,
-    /// Copies whose sources are not known to be removed for good.
-    with_sources: Vec<CopyOfSources>,
+    /// Segments that stay while others may come back.
+    kept: Vec<Kept>,
     is_closed: bool,
 }
 
 impl Upkeep {
     pub(super) fn new(log: Log) -> Self {
+        let kept = log.kept();
         let Log { checkpoint, leftovers, replaced, .. } = log;
         let counted = |source: CopySource| (source.segment, None);
         let replaced = replaced.into_iter().map(|replaced| {
@@ -48,19 +47,26 @@ impl Upkeep {
             leftovers,
             done: Vec::new(),
             replaced: replaced.collect(),
-            with_sources: Vec::new(),
+            kept,
             is_closed: false,
         }
     }
 
     /// This name means nothing any more; this many bytes count as used by it.
     pub(super) fn leave(&mut self, name: String, bytes: u64) {
-        self.leftovers.push((name, bytes));
+        self.leftovers.push(Leftover { name, bytes, sources: Vec::new() });
+    }
+
+    /// This segment stays until these files, which have some of its messages, are gone for good.
+    pub(super) fn keep(&mut self, ordinal: Ordinal, files: Vec<String>) {
+        self.kept.push(Kept { ordinal, files });
     }
 
     /// From here on a copy counts, and its sources do not. Payloads may still be copied out of the
     /// sources.
     pub(super) fn replace(&mut self, copy: Arc<Segment>, sources: Vec<Arc<Segment>>) {
+        let files = sources.iter().map(|source| source.name.clone()).collect();
+        self.keep(copy.header.ordinal, files);
         let sources = sources.into_iter().map(|source| (source, None));
         self.replaced.push((copy, sources.collect()));
     }
@@ -72,29 +78,35 @@ impl Upkeep {
 
     /// That copy is synced: its sources can be let go.
     pub(super) fn note_synced_copy(&mut self) {
-        if let Some((copy, sources)) = self.replaced.pop() {
-            let names = sources.iter().map(|(source, _)| source.name.clone()).collect();
-            self.with_sources.push((copy.header.ordinal, names));
+        if let Some((_, sources)) = self.replaced.pop() {
             self.done.extend(sources);
         }
     }
 
-    /// Copies all of whose sources were removed.
-    pub(super) fn take_copies_without_sources(&mut self) -> Vec<CopyOfSources> {
-        let Self { done, leftovers, with_sources, .. } = self;
-        let is_there = |name: &String| {
-            done.iter().any(|(segment, _)| segment.name == *name)
-                || leftovers.iter().any(|(left, _)| left == name)
-        };
-        let has_sources = |copy: &CopyOfSources| copy.1.iter().any(is_there);
-        let (kept, removed) = std::mem::take(with_sources).into_iter().partition(has_sources);
-        *with_sources = kept;
-        removed
+    /// Takes those that were kept because of files that are all removed.
+    pub(super) fn take_last_kept(&mut self) -> Vec<Kept> {
+        if self.kept.is_empty() {
+            return Vec::new();
+        }
+        let Self { done, leftovers, replaced, kept, .. } = self;
+        let sources = replaced.iter().flat_map(|(_, sources)| sources);
+        let segments = done.iter().chain(sources).map(|(segment, _)| &segment.name);
+        let there: BTreeSet<&String> =
+            segments.chain(leftovers.iter().map(|left| &left.name)).collect();
+        let is_needed = |kept: &Kept| kept.files.iter().any(|name| there.contains(name));
+        let (needed, last) = std::mem::take(kept).into_iter().partition(is_needed);
+        self.kept = needed;
+        last
     }
 
-    /// Puts copies back that were taken: the removal of their sources is not durable yet.
-    pub(super) fn put_back_copies(&mut self, copies: Vec<CopyOfSources>) {
-        self.with_sources.extend(copies);
+    /// Keeps these all the same: the removal of the files is not durable yet.
+    pub(super) fn keep_on(&mut self, kept: Vec<Kept>) {
+        self.kept.extend(kept);
+    }
+
+    /// Whether this segment is kept.
+    pub(super) fn is_kept(&self, ordinal: Ordinal) -> bool {
+        self.kept.iter().any(|kept| kept.ordinal == ordinal)
     }
 
     /// This segment left the log without an unsettled message; it has this many slots.
@@ -111,8 +123,8 @@ impl Upkeep {
         self.done.drain(..limit.min(self.done.len())).collect()
     }
 
-    /// The first names to be removed, this many at most, with the bytes that count as used.
-    pub(super) fn take_leftovers(&mut self, limit: usize) -> Vec<(String, u64)> {
+    /// The first files to be removed, this many at most.
+    pub(super) fn take_leftovers(&mut self, limit: usize) -> Vec<Leftover> {
         self.leftovers.drain(..limit.min(self.leftovers.len())).collect()
     }
 

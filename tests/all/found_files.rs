@@ -1,0 +1,115 @@
+//! Files that could not be removed or read, and files that came back: each test is a story that
+//! once went wrong.
+
+use crate::found_hooks::{Op, Watched, by_hand, is_segment, large};
+use keepq::fault::{CrashImage, MemoryStorage, Storage};
+use keepq::{Durability, Options, Queue};
+use std::io::ErrorKind;
+use std::sync::{Arc, Mutex};
+
+/// No background, and pushes that do not wait for the disk.
+fn on(storage: &Arc<Watched>) -> Options {
+    by_hand(storage.clone()).durability(Durability::Os).dead_letters(false)
+}
+
+/// Pushes five segments of six messages each, and leaves one message in each of the first three.
+fn leave_sparse_segments(queue: &Queue) {
+    for n in 0..30 {
+        queue.push(large(n)).unwrap();
+    }
+    queue.sync().unwrap();
+    let jobs = queue.pop_batch(18).unwrap();
+    let (left, settled): (Vec<_>, Vec<_>) =
+        jobs.into_iter().partition(|job| u64::from(job.seq()) % 6 == 2);
+    queue.ack_batch(settled).unwrap();
+    left.into_iter().for_each(|job| job.release().unwrap());
+}
+
+/// Acks all that is there, durably.
+fn settle_all(queue: &Queue) {
+    queue.push("the newest").unwrap();
+    while let Some(job) = queue.pop().unwrap() {
+        job.ack().unwrap();
+    }
+    queue.sync().unwrap();
+}
+
+/// How many messages a queue has without its CHECKPOINT.
+fn len_without_checkpoint(disk: MemoryStorage) -> u64 {
+    disk.remove("CHECKPOINT").ok();
+    by_hand(Arc::new(disk)).open("queue").unwrap().len()
+}
+
+/// The sources of a copy could not be removed before their run ended. The next run let go of the
+/// copy first; without CHECKPOINT the sources counted again then, and messages came back whose acks
+/// had been synced.
+#[test]
+fn a_copy_of_an_earlier_run_stays_until_its_sources_are_gone() {
+    let disk = Arc::new(MemoryStorage::new());
+    let storage = Watched::around(disk.clone());
+    let queue = on(&storage).open("queue").unwrap();
+    leave_sparse_segments(&queue);
+    storage.rule(|call| {
+        let is_refused = call.op == Op::Remove && is_segment(call.name);
+        if is_refused { Err(ErrorKind::PermissionDenied.into()) } else { Ok(()) }
+    });
+    queue.compact().ok();
+    let disk = Arc::new(disk.killed());
+    let storage = Watched::around(disk.clone());
+    let queue = on(&storage).open("queue").unwrap();
+    settle_all(&queue);
+    assert_eq!(queue.len(), 0);
+    let seen: Arc<Mutex<Vec<MemoryStorage>>> = Arc::default();
+    storage.rule({
+        let (seen, disk) = (Arc::clone(&seen), Arc::clone(&disk));
+        move |call| {
+            if [Op::Remove, Op::Rename].contains(&call.op) {
+                seen.lock().unwrap().push(disk.killed());
+            }
+            Ok(())
+        }
+    });
+    (0..3).for_each(|_| queue.maintain().unwrap());
+    assert!(disk.read("0000000000000006.seg").is_none(), "the copy is gone, too");
+    let seen = std::mem::take(&mut *seen.lock().unwrap());
+    let back: Vec<_> = seen.into_iter().map(len_without_checkpoint).collect();
+    assert!(back.iter().all(|len| *len == 0), "{back:?}");
+}
+
+/// A copy got its name, could not take the place of its sources, and could not be removed. Its
+/// sources were let go once their messages were settled; without CHECKPOINT the copy counted then,
+/// and these messages came back.
+#[test]
+fn the_sources_of_a_copy_that_was_given_up_stay_until_it_is_gone() {
+    for is_removed in [false, true] {
+        let disk = Arc::new(MemoryStorage::new());
+        let storage = Watched::around(disk.clone());
+        let queue = on(&storage).open("queue").unwrap();
+        leave_sparse_segments(&queue);
+        let before = queue.stats().segment_bytes();
+        let copy = "0000000000000006.seg";
+        storage.rule(move |call| {
+            let is_refused = call.op == Op::Map || !is_removed && call.op == Op::Remove;
+            let is_refused = is_refused && call.name == copy;
+            if is_refused { Err(ErrorKind::OutOfMemory.into()) } else { Ok(()) }
+        });
+        assert!(queue.compact().is_err(), "the copy cannot be mapped");
+        assert_eq!(disk.read(copy).is_some(), !is_removed);
+        settle_all(&queue);
+        queue.maintain().ok();
+        for seed in 0..50 {
+            let image = disk.power_cut(CrashImage::Mixed(seed));
+            assert_eq!(len_without_checkpoint(image), 0, "seed {seed}");
+        }
+        // Also if the next run lets them go.
+        let next = Arc::new(disk.killed());
+        let next_run = on(&Watched::around(next.clone())).open("queue").unwrap();
+        next_run.maintain().unwrap();
+        assert_eq!(len_without_checkpoint(next.killed()), 0);
+        storage.no_rule();
+        queue.maintain().unwrap();
+        queue.maintain().unwrap();
+        assert!(disk.read(copy).is_none());
+        assert!(queue.stats().segment_bytes() < before, "{:?}", queue.stats());
+    }
+}
