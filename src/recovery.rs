@@ -14,6 +14,7 @@ mod found;
 mod leftover;
 mod part;
 mod reconciled;
+mod unusable;
 
 pub(crate) use compacted::Replaced;
 pub(crate) use found::Found;

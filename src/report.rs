@@ -210,7 +210,8 @@ pub enum DamageKind {
     Corrupt,
     /// The message's state was unreadable: the message is kept and delivered (again).
     Slot,
-    /// The file is gone, or has no readable header: the messages are lost.
+    /// The file is gone, has no readable header, or does not say which messages it holds: they are
+    /// lost.
     Segment,
     /// It is whole, but it holds what only a newer keepq knows. It is not lost: it is not handed
     /// out, nothing is stored for it, and it stays as it was pushed until a keepq that knows it

@@ -2,11 +2,12 @@
 
 use super::compacted::{self, CompactedSegment, Replaced};
 use super::leftover::Leftover;
+use super::unusable::{Unusable, take_unusable};
 use crate::checkpoint::{CheckpointFile, CheckpointRead};
 use crate::error::{Error, Result};
 use crate::format::address::Ordinal;
 use crate::format::bytes::to_u64;
-use crate::format::checkpoint::Checkpoint;
+use crate::format::checkpoint::{Checkpoint, Listed};
 use crate::format::name::{self, Kind};
 use crate::format::segment::{DecodedHeader, MIN_SEGMENT, SegmentHeader, capacity};
 use crate::format::{FORMAT_VERSION, PAGE, slot};
@@ -32,6 +33,8 @@ pub(crate) struct Found {
     pub(super) checkpoint: Option<Checkpoint>,
     pub(super) checkpoint_file: CheckpointFile,
     pub(super) leftovers: Vec<Leftover>,
+    /// Segments that do not say what they hold.
+    pub(super) unusable: Vec<Unusable>,
     /// How many segments have no valid header.
     pub(super) unreadable: usize,
     pub(super) directory: PathBuf,
@@ -75,6 +78,9 @@ impl SegmentFile {
     }
 }
 
+/// Segments that are not compacted, those that are, and those that do not say what they hold.
+type Kinds = (Vec<Arc<Segment>>, Vec<CompactedSegment>, Vec<Unusable>);
+
 /// Several threads read segments where there are more than this many for each.
 const SEGMENTS_PER_THREAD: usize = 32;
 const MOST_THREADS: usize = 8;
@@ -112,8 +118,13 @@ impl Found {
             reading.report.checkpoint = CheckpointState::Foreign;
         }
         let kept = reading.keep(storage, files, queue_id, checkpoint.as_ref())?;
-        let (mut segments, mut compacted) = reading.segments_of(storage, kept)?;
+        let (mut segments, mut compacted, mut unusable) =
+            reading.segments_of(storage, kept, checkpoint.as_ref())?;
         let replaced = compacted::take_replaced(&mut segments, &mut compacted)?;
+        for (segment, without_start) in take_unusable(&mut segments, checkpoint.as_ref())? {
+            reading.ignore(&segment.name, "a segment that does not say where its messages begin");
+            unusable.push(without_start);
+        }
         // Epochs increase with ordinals; keepq wrote no header that says otherwise.
         segments.sort_by_key(|segment| (segment.header.epoch, segment.header.ordinal));
         let Reading { directory, leftovers, unreadable, largest_ordinal, newest_epoch, report } =
@@ -126,6 +137,7 @@ impl Found {
             checkpoint,
             checkpoint_file,
             leftovers,
+            unusable,
             unreadable,
             directory,
             has_dead_letters,
@@ -159,6 +171,7 @@ impl Found {
         let all =
             self.segments.iter().chain(compacted).chain(replaced.map(|source| &source.segment));
         let headers = all.map(|segment| segment.header.seq_limit);
+        let headers = headers.chain(self.unusable.iter().map(|unusable| unusable.seq_limit));
         let hint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.seq_limit);
         // Each segment whose header is damaged may have had a higher limit, by what it and its
         // predecessor hold.
@@ -166,23 +179,33 @@ impl Found {
         headers.chain(hint).max().unwrap_or(1) + unknown
     }
 
-    /// Whether CHECKPOINT knows a segment that is newer than all that are here.
+    /// Whether a segment is known that is newer than all that are here.
     pub(super) fn lacks_newest(&self) -> bool {
         let ordinal = self.ordinals().max().unwrap_or(Ordinal::NONE);
         let epoch = self.segments.last().map_or(0, |newest| newest.header.epoch);
-        self.checkpoint.as_ref().is_some_and(|checkpoint| {
-            checkpoint.last_ordinal() > ordinal || checkpoint.epoch > epoch
-        })
+        let is_unusable = self.unusable.iter().any(|unusable| unusable.listed.ordinal > ordinal);
+        is_unusable
+            || self.checkpoint.as_ref().is_some_and(|checkpoint| {
+                checkpoint.last_ordinal() > ordinal || checkpoint.epoch > epoch
+            })
     }
 
-    /// The segments that CHECKPOINT lists and the directory does not have.
+    /// The segments that CHECKPOINT lists and the directory does not have, and those that do not
+    /// say what they hold, where that is known otherwise.
     pub(super) fn missing_segments(&self) -> Vec<Damage> {
-        let Some(checkpoint) = &self.checkpoint else { return Vec::new() };
+        let is_unusable =
+            |ordinal| self.unusable.iter().any(|unusable| unusable.listed.ordinal == ordinal);
+        let is_gone = |listed: &&Listed| !self.has(listed.ordinal) && !is_unusable(listed.ordinal);
         // A segment that was prepared and never used held nothing.
-        let missing = checkpoint.used().filter(|listed| !self.has(listed.ordinal));
-        let damage = missing.map(|listed| Damage {
+        let gone = self.checkpoint.iter().flat_map(|checkpoint| {
+            let gone = checkpoint.used().filter(is_gone);
+            gone.map(|listed| (*listed, checkpoint.last_seq_of(listed).max(listed.first_seq)))
+        });
+        let unusable = self.unusable.iter().filter(|unusable| unusable.listed.first_seq > 0);
+        let unusable = unusable.map(|unusable| (unusable.listed, unusable.last_seq()));
+        let damage = gone.chain(unusable).map(|(listed, last)| Damage {
             first: listed.first_seq,
-            last: checkpoint.last_seq_of(listed).max(listed.first_seq),
+            last,
             path: self.path_of(listed.ordinal),
             offset: 0,
             kind: DamageKind::Segment,
@@ -302,25 +325,28 @@ impl Reading {
         Ok(kept)
     }
 
-    /// Segments that are not compacted, and those that are.
+    /// Tells compacted segments from others.
     fn segments_of(
         &mut self,
         storage: &dyn Storage,
         kept: BTreeMap<Ordinal, SegmentFile>,
-    ) -> Result<(Vec<Arc<Segment>>, Vec<CompactedSegment>)> {
-        let (mut segments, mut compacted) = (Vec::new(), Vec::new());
+        checkpoint: Option<&Checkpoint>,
+    ) -> Result<Kinds> {
+        let (mut segments, mut compacted, mut unusable) = (Vec::new(), Vec::new(), Vec::new());
         for found in kept.into_values() {
             let (name, is_compacted) = (found.name.clone(), found.is_compacted());
             let segment = found.into_segment(storage);
+            let as_unusable = Unusable::of(&segment, checkpoint);
             if !is_compacted {
                 segments.push(Arc::new(segment));
             } else if let Some(one) = CompactedSegment::read(segment)? {
                 compacted.push(one);
             } else {
                 self.ignore(&name, "a compacted segment that does not say what it holds");
+                unusable.push(as_unusable);
             }
         }
-        Ok((segments, compacted))
+        Ok((segments, compacted, unusable))
     }
 }
 

@@ -12,7 +12,7 @@ use super::part::Part;
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
 use crate::format::address::{Index, Ordinal};
-use crate::format::checkpoint::Checkpoint;
+use crate::format::checkpoint::{Checkpoint, Listed};
 use crate::format::name;
 use crate::log::Segment;
 use crate::ranges::Ranges;
@@ -47,6 +47,8 @@ pub(crate) struct Log {
     pub(crate) replaced: Vec<Replaced>,
     /// Files to remove: half-made ones, and segments that were let go.
     pub(crate) leftovers: Vec<Leftover>,
+    /// Files that do not say what they hold: every CHECKPOINT lists them, so that they stay.
+    pub(crate) unusable: Vec<Listed>,
     pub(crate) checkpoint: CheckpointFile,
     pub(crate) is_new: bool,
     /// There is a directory for dead letters.
@@ -127,6 +129,7 @@ impl Reconciled {
             parts,
             replaced: found.replaced,
             leftovers: found.leftovers,
+            unusable: found.unusable.iter().map(|unusable| unusable.listed).collect(),
             checkpoint: found.checkpoint_file,
             is_new,
             has_dead_letters: found.has_dead_letters,

@@ -52,6 +52,7 @@ mod found_letters;
 mod found_letters_room;
 mod found_line;
 mod found_lost;
+mod found_marks;
 mod found_moves;
 mod found_newer;
 mod found_reads;

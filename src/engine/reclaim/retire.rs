@@ -242,7 +242,9 @@ impl Retirer {
         // No list goes without a segment whose states are not safe elsewhere.
         self.sync_copies(upkeep)?;
         // While the supply is locked no ordinal is given out, and no segment becomes active.
-        let checkpoint = self.appender.with_supply_state(|supply| self.checkpoint(&supply));
+        let unusable = upkeep.unusable();
+        let checkpoint =
+            self.appender.with_supply_state(|supply| self.checkpoint(&supply, unusable));
         let (context, file) = (&self.context, upkeep.checkpoint_file());
         if file.is_current(&checkpoint) || checkpoint.segments.is_empty() {
             return Ok(());
@@ -262,7 +264,8 @@ impl Retirer {
         context.health.believe("sync checkpoint", &path, synced)
     }
 
-    fn checkpoint(&self, supply: &SupplyState) -> Checkpoint {
+    /// `unusable`: files that do not say what they hold. They are not in the log, and stay.
+    fn checkpoint(&self, supply: &SupplyState, unusable: &[Listed]) -> Checkpoint {
         let unsealed = self.appender.unsealed();
         let (last_seq, newest_time) = (unsealed.last_seq().unwrap_or(0), unsealed.newest_time());
         drop(unsealed);
@@ -278,7 +281,7 @@ impl Retirer {
         let others = supply.ready.into_iter().chain(supply.compacting);
         let others = others.filter(|ordinal| !is_used(ordinal));
         let others = others.map(|ordinal| Listed { ordinal, first_seq: 0, span: 0 });
-        let segments: Vec<Listed> = used.chain(others).collect();
+        let segments: Vec<Listed> = unusable.iter().copied().chain(used).chain(others).collect();
         // Numbers that an unclean end made open skip are no records, nor are those let go.
         let last_listed = segments.iter().rev().find(|listed| listed.first_seq > 0);
         let last_listed = last_listed.map_or(0, |listed| match listed.span {

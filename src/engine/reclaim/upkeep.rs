@@ -7,6 +7,7 @@
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
 use crate::format::address::Ordinal;
+use crate::format::checkpoint::Listed;
 use crate::log::Segment;
 use crate::log::merge::CopySource;
 use crate::recovery::{Kept, Leftover, Log};
@@ -23,6 +24,8 @@ pub(super) struct Upkeep {
     checkpoint: CheckpointFile,
     /// Files that mean nothing any more; their bytes count as used.
     leftovers: Vec<Leftover>,
+    /// Files that nothing is known of but this: every CHECKPOINT lists them.
+    unusable: Vec<Listed>,
     /// Segments without an unsettled message, with the number of their slots.
     done: Vec<Retired>,
     /// Copies, each with its sources, which are let go once the copy is synced with the latest
@@ -36,7 +39,7 @@ pub(super) struct Upkeep {
 impl Upkeep {
     pub(super) fn new(log: Log) -> Self {
         let kept = log.kept();
-        let Log { checkpoint, leftovers, replaced, .. } = log;
+        let Log { checkpoint, leftovers, unusable, replaced, .. } = log;
         let counted = |source: CopySource| (source.segment, None);
         let replaced = replaced.into_iter().map(|replaced| {
             let sources = replaced.sources.into_iter().map(counted).collect();
@@ -45,6 +48,7 @@ impl Upkeep {
         Self {
             checkpoint,
             leftovers,
+            unusable,
             done: Vec::new(),
             replaced: replaced.collect(),
             kept,
@@ -131,6 +135,11 @@ impl Upkeep {
     /// Whether any file is to be removed or used again, now or once a copy is synced.
     pub(super) fn has_files(&self) -> bool {
         !(self.done.is_empty() && self.leftovers.is_empty() && self.replaced.is_empty())
+    }
+
+    /// Files that do not say what they hold.
+    pub(super) fn unusable(&self) -> &[Listed] {
+        &self.unusable
     }
 
     pub(super) fn checkpoint_file(&mut self) -> &mut CheckpointFile {

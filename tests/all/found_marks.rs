@@ -1,0 +1,91 @@
+//! A segment whose marks are damaged: each test is a story that once went wrong.
+
+use crate::found_hooks::{by_hand, files, is_segment, large};
+use keepq::fault::{MemoryStorage, Storage};
+use keepq::{DamageKind, Error};
+use std::sync::Arc;
+
+// From format.md.
+const PAGE: usize = 4096;
+const ACTIVATION: usize = 512;
+
+/// Six messages fill a segment.
+const A_SEGMENT: u64 = 6;
+
+/// Three segments, the last of which is full as well.
+fn three_segments() -> MemoryStorage {
+    let disk = Arc::new(MemoryStorage::new());
+    let queue = by_hand(disk.clone()).open("queue").unwrap();
+    for n in 0..3 * A_SEGMENT {
+        queue.push(large(n)).unwrap();
+    }
+    queue.close().unwrap();
+    disk.killed()
+}
+
+/// Damages both activations of segment `number`, counted from 0; gives its name.
+fn damage_activation(disk: &MemoryStorage, number: usize) -> String {
+    let name = files(disk).into_iter().filter(|name| is_segment(name)).nth(number).unwrap();
+    let mut bytes = disk.read(&name).unwrap();
+    for page in [0, bytes.len() - PAGE] {
+        bytes[page + ACTIVATION] ^= 1;
+    }
+    disk.write(&name, bytes);
+    name
+}
+
+/// A segment that had lost both of its activations was taken for one that had never been used. Its
+/// messages were gone without a word, counted as acked, and its file was deleted.
+#[test]
+fn a_segment_without_activation_is_told_and_stays() {
+    for (number, has_checkpoint) in [0, 1, 2].into_iter().flat_map(|n| [(n, true), (n, false)]) {
+        let disk = three_segments();
+        let name = damage_activation(&disk, number);
+        if !has_checkpoint {
+            disk.remove("CHECKPOINT").unwrap();
+        }
+        let disk = Arc::new(disk);
+        // The second run finds what the first one wrote of it.
+        for run in 0..3 {
+            let case = format!("segment {number}, run {run}, checkpoint: {has_checkpoint}");
+            let queue = by_hand(disk.clone()).open("queue").unwrap();
+            let report = queue.recovery();
+            assert_eq!(report.ignored().count(), 1, "{case}: {report:?}");
+            assert_eq!(report.damage().len(), 1, "{case}: {report:?}");
+            let (first, damage) = (A_SEGMENT * number as u64 + 1, &report.damage()[0]);
+            let last = first + A_SEGMENT - 1;
+            let told = (damage.first_seq(), damage.last_seq(), damage.kind());
+            assert_eq!(told, (first.into(), last.into(), DamageKind::Segment), "{case}");
+            assert!(damage.path().ends_with(&name), "{case}: {damage:?}");
+            assert!(report.cut().is_none() && report.dropped() == 0, "{case}: {report:?}");
+            assert_eq!(queue.len(), 2 * A_SEGMENT + run, "{case}");
+            for seq in first..=last {
+                let told = queue.is_acked(seq.into());
+                assert!(matches!(told, Err(Error::UnknownSeq { .. })), "{case}: {seq} {told:?}");
+            }
+            let seq = queue.push("of a later run").unwrap();
+            assert!(u64::from(seq) > 3 * A_SEGMENT, "{case}: no number is given out twice");
+            queue.maintain().unwrap();
+            queue.close().unwrap();
+            assert!(disk.read(&name).is_some(), "{case}: the file is gone");
+        }
+    }
+}
+
+/// What is prepared and not used yet has no activation either.
+#[test]
+fn a_segment_that_was_never_used_is_no_damage() {
+    let disk = Arc::new(MemoryStorage::new());
+    let queue = by_hand(disk.clone()).open("queue").unwrap();
+    for n in 0..A_SEGMENT - 1 {
+        queue.push(large(n)).unwrap();
+    }
+    queue.maintain().unwrap();
+    let disk = Arc::new(disk.killed());
+    assert_eq!(files(&disk).into_iter().filter(|name| is_segment(name)).count(), 2);
+    for _ in 0..2 {
+        let queue = by_hand(disk.clone()).open("queue").unwrap();
+        assert!(queue.recovery().is_clean(), "{:?}", queue.recovery());
+        assert_eq!(queue.len(), A_SEGMENT - 1);
+    }
+}
