@@ -185,23 +185,23 @@ impl OpenQueue {
         let counted = self.engine.look_at_times().and(self.engine.consumers().count_all());
         while self.engine.consumers().sweep_expired()? {}
         let moved = self.dead_letters.as_ref().map_or(Ok(()), DeadLetters::move_all);
-        self.engine.maintain()?;
+        let own = self.engine.maintain();
         let compacted = self.engine.reclaim().compactor().compact_if_wanted();
-        let gone = self.engine.reclaim().retirer().let_go(usize::MAX).map(|_| ());
+        let gone = self.engine.reclaim().retirer().let_go_of_all();
         let dead = self.with_open_dead_letters((), |dead| {
-            dead.maintain()?;
-            dead.reclaim().compactor().compact_if_wanted()?;
-            dead.reclaim().retirer().let_go(usize::MAX).map(|_| ())
+            let own = dead.maintain();
+            let compacted = dead.reclaim().compactor().compact_if_wanted();
+            own.and(compacted).and(dead.reclaim().retirer().let_go_of_all())
         });
-        counted.and(moved).and(compacted).and(gone).and(dead)
+        counted.and(moved).and(own).and(compacted).and(gone).and(dead)
     }
 
     /// Makes all copies that are worth it, here and in the dead letters, and gives back files that
     /// are no longer needed.
     pub(crate) fn compact(&self) -> Result<Compacted> {
-        let own = self.engine.compact()?;
-        let dead = self.with_open_dead_letters(Compacted::default(), Engine::compact)?;
-        Ok(own + dead)
+        let own = self.engine.compact();
+        let dead = self.with_open_dead_letters(Compacted::default(), Engine::compact);
+        Ok(own? + dead?)
     }
 
     /// Numbers of one moment.

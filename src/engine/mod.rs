@@ -256,7 +256,7 @@ impl Engine {
         let counted = self.consumers.count_all();
         self.sync()?;
         self.reclaim.release_idle_maps();
-        let gone = self.reclaim.retirer().let_go(usize::MAX).map(|_| ());
+        let gone = self.reclaim.retirer().let_go_of_all();
         counted.and(gone).and(self.reclaim.prepare_ahead())
     }
 

@@ -3,9 +3,10 @@
 
 use crate::found_hooks::{Op, Watched, by_hand, is_segment, large};
 use keepq::fault::{CrashImage, MemoryStorage, Storage};
-use keepq::{Durability, Options, Queue};
+use keepq::{Durability, Error, Options, Overflow, Queue, Result, Seq};
 use std::io::ErrorKind;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// No background, and pushes that do not wait for the disk.
 fn on(storage: &Arc<Watched>) -> Options {
@@ -111,5 +112,38 @@ fn the_sources_of_a_copy_that_was_given_up_stay_until_it_is_gone() {
         queue.maintain().unwrap();
         assert!(disk.read(copy).is_none());
         assert!(queue.stats().segment_bytes() < before, "{:?}", queue.stats());
+    }
+}
+
+/// One file that could not be removed made each push without room fail with `Io`, whatever the
+/// queue was told to do then, and `compact` told of it before it had made any copy.
+#[test]
+fn a_file_that_cannot_be_removed_holds_up_no_push_and_no_copy() {
+    for overflow in [Overflow::Reject, Overflow::DropOldest, Overflow::Block] {
+        let disk = Arc::new(MemoryStorage::new());
+        let storage = Watched::around(disk.clone());
+        let options = on(&storage).max_bytes(1 << 20).overflow(overflow);
+        let queue = options.push_timeout(Duration::from_millis(1)).open("queue").unwrap();
+        leave_sparse_segments(&queue);
+        let stuck = "0000000000000001.seg";
+        storage.rule(move |call| {
+            let is_refused = call.op == Op::Remove && call.name == stuck;
+            if is_refused { Err(ErrorKind::PermissionDenied.into()) } else { Ok(()) }
+        });
+        let told = |result: Result<()>| matches!(result, Err(Error::Io { .. }));
+        assert!(told(queue.compact().map(|_| ())), "a caller that asks hears of it");
+        assert_eq!(disk.read("0000000000000002.seg"), None, "the others are gone");
+        assert!(told(queue.maintain()), "a caller that asks hears of it");
+        let results: Vec<_> = (0..200).map(|n| queue.push(large(n))).collect();
+        let is_right = |result: &Result<Seq>| match overflow {
+            Overflow::DropOldest => result.is_ok(),
+            _ => matches!(result, Ok(_) | Err(Error::Full { .. })),
+        };
+        assert!(results.iter().all(is_right), "{overflow:?}: {results:?}");
+        assert!(queue.stats().last_background_error().unwrap().contains(stuck));
+        assert!(disk.read(stuck).is_some());
+        storage.no_rule();
+        queue.maintain().unwrap();
+        assert_eq!(disk.read(stuck), None);
     }
 }

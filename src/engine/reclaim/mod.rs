@@ -158,8 +158,9 @@ impl Reclaim {
         self.appender.finish_old_tail()?;
         while self.commit.sync_oldest_full()? {}
         self.retirer.let_go(usize::MAX)?;
-        let done = self.compactor.compact_now(Trigger::Requested, u64::MAX)?;
-        self.retirer.let_go(usize::MAX)?;
+        let done = self.compactor.compact_now(Trigger::Requested, u64::MAX);
+        let gone = self.retirer.let_go_of_all();
+        let done = done.and_then(|done| gone.map(|()| done))?;
         let freed = self.context.space.given_back() - before;
         Ok(Compacted {
             freed_bytes: freed.saturating_sub(done.written),

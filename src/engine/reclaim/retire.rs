@@ -92,34 +92,52 @@ impl Retirer {
         upkeep.replace(copy, sources);
     }
 
-    /// Gives back files that are no longer needed, for about this time.
+    /// Gives back files that are no longer needed, for about this time. A file that cannot be
+    /// removed is no error: it is tried again later.
     pub(crate) fn let_go_for(&self, time: Duration) -> Result<LetGo> {
         let end = clock::now().checked_add(time);
-        self.let_go_until(usize::MAX, || end.is_some_and(|end| clock::now() >= end))
+        let gone = self.let_go_until(usize::MAX, || end.is_some_and(|end| clock::now() >= end));
+        gone.map(|(gone, removed)| self.with_noted(gone, removed))
     }
 
-    /// Gives up to `limit` such files back.
+    /// The same for up to `limit` of such files.
     pub(crate) fn let_go(&self, limit: usize) -> Result<LetGo> {
-        self.let_go_until(limit, || false)
+        let gone = self.let_go_until(limit, || false);
+        gone.map(|(gone, removed)| self.with_noted(gone, removed))
     }
 
-    fn let_go_until(&self, limit: usize, is_over: impl Fn() -> bool) -> Result<LetGo> {
+    fn with_noted(&self, gone: LetGo, removed: Result<()>) -> LetGo {
+        self.context.health.note_background(removed);
+        gone
+    }
+
+    /// The same for all of them, for a caller that wants to hear of a file that cannot be removed.
+    pub(crate) fn let_go_of_all(&self) -> Result<()> {
+        self.let_go_until(usize::MAX, || false).and_then(|(_, removed)| removed)
+    }
+
+    /// Also tells whether all files could be removed that were tried.
+    fn let_go_until(
+        &self,
+        limit: usize,
+        is_over: impl Fn() -> bool,
+    ) -> Result<(LetGo, Result<()>)> {
         let mut upkeep = self.upkeep.lock();
         if upkeep.is_closed() {
-            return Ok(LetGo::NOTHING);
+            return Ok((LetGo::NOTHING, Ok(())));
         }
         self.context.health.check(false)?;
         self.release_kept(&mut upkeep)?;
         // What earlier runs left must be sealed before any of it is touched, or its end is lost.
         if !self.appender.is_old_tail_finished() {
-            return Ok(LetGo::NOTHING);
+            return Ok((LetGo::NOTHING, Ok(())));
         }
         let is_cut = self.retire(&mut upkeep, limit, is_over)?;
         // For its hints alone, a caller that waits writes none.
         if limit == usize::MAX || upkeep.has_files() {
             self.write_checkpoint(&mut upkeep)?;
         }
-        let mut result = Ok(());
+        let mut removed = Ok(());
         let done = upkeep.take_done(limit);
         let segments = done.len();
         for (segment, count) in done {
@@ -127,26 +145,36 @@ impl Retirer {
             // Relaxed: a thread that waits for it waits for the lock that is held here.
             let going = self.letting_go.load(Ordering::Relaxed);
             self.letting_go.store(going.saturating_sub(1), Ordering::Relaxed);
-            result = result.and(reused);
+            removed = removed.and(reused);
         }
-        let leftovers = upkeep.take_leftovers(limit - segments);
-        let has_tried = segments > 0 || !leftovers.is_empty();
-        for Leftover { name, bytes, .. } in leftovers {
-            match self.remove(&name) {
-                Ok(()) => self.context.space.give_back(bytes),
-                Err(error) => {
-                    upkeep.leave(name, bytes);
-                    result = result.and(Err(error));
-                }
-            }
-        }
+        let has_tried = segments > 0 || upkeep.has_leftovers();
+        removed = removed.and(self.remove_leftovers(&mut upkeep, limit - segments));
         let has_more = is_cut || upkeep.done_count() > 0 || segments == limit && segments > 0;
         let released = self.release_kept(&mut upkeep);
         drop(upkeep);
         if has_tried {
             self.context.waiters.room.wake_first();
         }
-        result.and(released).map(|()| LetGo { segments, has_more })
+        released?;
+        self.context.health.check(false)?;
+        Ok((LetGo { segments, has_more }, removed))
+    }
+
+    /// Removes up to `limit` files that mean nothing any more. One that cannot be removed does not
+    /// hold up the others.
+    fn remove_leftovers(&self, upkeep: &mut Upkeep, limit: usize) -> Result<()> {
+        let (mut left, mut result) = (limit, Ok(()));
+        for Leftover { name, bytes, .. } in upkeep.take_leftovers() {
+            let removed = if left > 0 { Some(self.remove(&name)) } else { None };
+            if let Some(Ok(())) = removed {
+                self.context.space.give_back(bytes);
+                left -= 1;
+            } else {
+                upkeep.leave(name, bytes);
+            }
+            result = result.and(removed.unwrap_or(Ok(())));
+        }
+        result
     }
 
     /// Makes sure that files are gone for good that have some of the messages of other segments:

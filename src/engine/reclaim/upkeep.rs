@@ -127,9 +127,13 @@ impl Upkeep {
         self.done.drain(..limit.min(self.done.len())).collect()
     }
 
-    /// The first files to be removed, this many at most.
-    pub(super) fn take_leftovers(&mut self, limit: usize) -> Vec<Leftover> {
-        self.leftovers.drain(..limit.min(self.leftovers.len())).collect()
+    pub(super) fn has_leftovers(&self) -> bool {
+        !self.leftovers.is_empty()
+    }
+
+    /// The files that mean nothing any more.
+    pub(super) fn take_leftovers(&mut self) -> Vec<Leftover> {
+        std::mem::take(&mut self.leftovers)
     }
 
     /// Whether any file is to be removed or used again, now or once a copy is synced.
