@@ -111,6 +111,8 @@ pub(crate) enum Op {
     Read,
     /// Bytes, or a word, loaded from a region.
     Load,
+    /// The body of a record loaded from a region.
+    LoadBody,
     /// Bytes stored to a region.
     Store,
     /// A word stored to a region.
@@ -311,6 +313,7 @@ impl Region for Watched<dyn Region> {
         self.inner.load(offset, into)
     }
     fn load_into(&self, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
+        self.pass(Op::LoadBody);
         self.inner.load_into(offset, len, into)
     }
     fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {

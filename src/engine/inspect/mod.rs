@@ -227,23 +227,24 @@ impl Inspect {
 
     /// A message that is not settled; `None` if it is.
     pub(crate) fn get(&self, seq: u64) -> Result<Option<Viewed>> {
-        let unknown = || Err(Error::UnknownSeq { seq: Seq(seq) });
+        let unknown = Error::UnknownSeq { seq: Seq(seq) };
         if self.is_settled(seq)? {
             return Ok(None);
         }
+        // It may be settled, and its segment let go, at any moment.
+        let gone = || if self.is_settled(seq)? { Ok(None) } else { Err(unknown) };
         let dispatch = self.dispatch.lock();
         dispatch.check_open()?;
         let Some(known) = self.status_of(&dispatch, seq)? else {
-            // It was settled, and its segment let go, in this moment.
             drop(dispatch);
-            return if self.is_settled(seq)? { Ok(None) } else { unknown() };
+            return gone();
         };
         drop(dispatch);
         let Known { mapped, index, slot_offset, .. } = &known;
         // The record may be far from any that is known: no other thread waits for that.
         let near = slot_offset.and_then(|at| Some((at, mapped.header(at, *index)?)));
         let Some((offset, header)) = near.or_else(|| mapped.walk_to(*index)) else {
-            return if self.is_settled(seq)? { Ok(None) } else { unknown() };
+            return gone();
         };
         let mut unverified = Unverified {
             seq,
@@ -254,7 +255,7 @@ impl Inspect {
             offset,
             body: Body::In(known.mapped),
         };
-        view(&mut unverified).map_or_else(unknown, |viewed| Ok(Some(viewed)))
+        view(&mut unverified).map_or_else(gone, |viewed| Ok(Some(viewed)))
     }
 
     fn status_of(&self, dispatch: &Dispatch, seq: u64) -> Result<Option<Known>> {
