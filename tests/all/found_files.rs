@@ -23,7 +23,9 @@ fn leave_sparse_segments(queue: &Queue) {
     let (left, settled): (Vec<_>, Vec<_>) =
         jobs.into_iter().partition(|job| u64::from(job.seq()) % 6 == 2);
     queue.ack_batch(settled).unwrap();
-    left.into_iter().for_each(|job| job.release().unwrap());
+    for job in left {
+        job.release().unwrap();
+    }
 }
 
 /// Acks all that is there, durably.
@@ -146,4 +148,32 @@ fn a_file_that_cannot_be_removed_holds_up_no_push_and_no_copy() {
         queue.maintain().unwrap();
         assert_eq!(disk.read(stuck), None);
     }
+}
+
+/// The ready segment was too small for a message and could not be removed at once. The push failed
+/// with `Io`, the file stayed until the next open, and its bytes counted as used until then.
+#[test]
+fn a_prepared_segment_that_cannot_be_removed_is_removed_later() {
+    let used = [false, true].map(|is_refused| {
+        let disk = Arc::new(MemoryStorage::new());
+        let storage = Watched::around(disk.clone());
+        let queue = on(&storage).max_bytes(1 << 20).open("queue").unwrap();
+        for n in 0..5 {
+            queue.push(large(n)).unwrap();
+        }
+        queue.maintain().unwrap();
+        let ready = "0000000000000002.seg";
+        assert!(disk.read(ready).is_some());
+        storage.rule(move |call| {
+            let is_refused = is_refused && call.op == Op::Remove && call.name == ready;
+            if is_refused { Err(ErrorKind::ResourceBusy.into()) } else { Ok(()) }
+        });
+        queue.push(vec![1; 70_000]).unwrap();
+        assert_eq!(disk.read(ready).is_some(), is_refused);
+        storage.no_rule();
+        queue.maintain().unwrap();
+        assert_eq!(disk.read(ready), None);
+        queue.stats().disk_bytes()
+    });
+    assert_eq!(used[0], used[1]);
 }

@@ -29,15 +29,15 @@ impl Appender {
                 return Ok(ready);
             }
             // Too small for this one message. It was never used, so nothing is lost with it.
-            self.discard(ready)?;
+            self.context.health.note_background(self.discard(supply, ready));
         }
         let prepared = self.prepare(supply, bytes)?;
         if prepared.segment.header.size <= FIRST_SEGMENT
             && let Err(error) = self.warm_up(&prepared)
         {
             let error = prepared.segment.error("prepare segment", Offset::START, error);
-            // The first error is the one to tell; what stays is removed at the next open.
-            self.discard(prepared).ok();
+            // The first error is the one to tell.
+            self.discard(supply, prepared).ok();
             return Err(error);
         }
         Ok(prepared)
@@ -57,7 +57,7 @@ impl Appender {
             let segment =
                 Arc::new(Segment::create(&*self.context.storage, header, &self.context.health)?);
             supply.next_bytes = (supply.next_bytes * 2).min(self.context.options.segment_limit());
-            self.map_prepared(segment)
+            self.map_prepared(supply, segment)
         });
         let prepared = prepared.inspect_err(|_| self.context.space.undo(size))?;
         self.note_taken(size);
@@ -80,7 +80,7 @@ impl Appender {
     }
 
     /// A segment that was just made, mapped; or, if it cannot be, removed.
-    fn map_prepared(&self, segment: Arc<Segment>) -> Result<Prepared> {
+    fn map_prepared(&self, supply: &mut Supply, segment: Arc<Segment>) -> Result<Prepared> {
         let access = match self.context.options.durability {
             Durability::Os => Access::Streams,
             Durability::Always | Durability::Interval(_) => Access::Commits,
@@ -88,8 +88,10 @@ impl Appender {
         match segment.map(access) {
             Ok(region) => Ok(Prepared { segment, region }),
             Err(error) => {
-                // The first error is the one to tell; what stays is removed at the next open.
-                self.context.storage.remove(&segment.name).ok();
+                // The first error is the one to tell. The caller gives the bytes back.
+                if self.context.storage.remove(&segment.name).is_err() {
+                    supply.leftovers.push((segment.name.clone(), 0));
+                }
                 Err(error)
             }
         }
@@ -132,20 +134,37 @@ impl Appender {
         prepared.segment.sync_unused()
     }
 
-    /// Removes a prepared segment that was never used.
-    fn discard(&self, prepared: Prepared) -> Result<()> {
+    /// Removes a prepared segment that was never used. If that fails, it is tried again with what
+    /// else is to be removed.
+    fn discard(&self, supply: &mut Supply, prepared: Prepared) -> Result<()> {
         let Prepared { segment, region } = prepared;
         drop(region);
-        let removed = self.context.storage.remove(&segment.name);
-        removed.map_err(|error| segment.error("remove segment", Offset::START, error))?;
-        self.context.space.give_back(segment.header.size);
-        Ok(())
+        let size = segment.header.size;
+        match self.context.storage.remove(&segment.name) {
+            Ok(()) => {
+                self.context.space.give_back(size);
+                Ok(())
+            }
+            Err(error) => {
+                supply.leftovers.push((segment.name.clone(), size));
+                Err(segment.error("remove segment", Offset::START, error))
+            }
+        }
     }
 
-    /// Removes the segment that is kept ready, for its room; false if there is none.
-    pub(crate) fn give_up_ready(&self) -> Result<bool> {
-        let ready = self.supply.lock().ready.take();
-        ready.map_or(Ok(false), |ready| self.discard(ready).map(|()| true))
+    /// Removes the segment that is kept ready, for its room; false if that makes none.
+    pub(crate) fn give_up_ready(&self) -> bool {
+        let mut supply = self.supply.lock();
+        let Some(ready) = supply.ready.take() else { return false };
+        let discarded = self.discard(&mut supply, ready);
+        let is_gone = discarded.is_ok();
+        self.context.health.note_background(discarded);
+        is_gone
+    }
+
+    /// Files of prepared segments that could not be removed, with the bytes that count as used.
+    pub(crate) fn take_leftovers(&self) -> Vec<(String, u64)> {
+        std::mem::take(&mut self.supply.lock().leftovers)
     }
 
     /// Bytes of the segment that is kept ready.
@@ -200,8 +219,7 @@ impl Appender {
             return Ok(());
         }
         self.seal_active()?;
-        drop(supply);
-        unused.map_or(Ok(()), |unused| self.discard(unused))
+        unused.map_or(Ok(()), |unused| self.discard(&mut supply, unused))
     }
 
     /// Seals the active segment, which is synced: the run ended here.
@@ -250,7 +268,7 @@ impl Appender {
             .and_then(|header| {
                 segment.recycle(&*self.context.storage, header, count, &self.context.health)
             })
-            .and_then(|recycled| self.map_prepared(Arc::new(recycled)));
+            .and_then(|recycled| self.map_prepared(&mut supply, Arc::new(recycled)));
         let prepared = match recycled {
             Ok(prepared) => prepared,
             Err(error) => return Some(Err(error)),
@@ -271,8 +289,8 @@ impl Appender {
         let mut supply = self.supply.lock();
         let is_this = |other: &Arc<Segment>| Arc::ptr_eq(other, &segment);
         if let Some(unused) = supply.ready.take_if(|ready| is_this(&ready.segment)) {
-            // The first error is the one to tell; what stays is removed at the next open.
-            self.discard(unused).ok();
+            // The first error is the one to tell.
+            self.discard(&mut supply, unused).ok();
         } else {
             let unsealed = self.unsealed();
             let is_active = unsealed.active().is_some_and(|active| is_this(active.segment()));

@@ -39,6 +39,9 @@ pub(super) struct Supply {
     /// The ordinal of a compacted segment in the making: it may have its name before anybody reads
     /// it.
     pub(super) compacting: Option<Ordinal>,
+    /// Files of prepared segments that could not be removed, with the bytes that count as used by
+    /// them.
+    pub(super) leftovers: Vec<(String, u64)>,
     /// Parts of earlier runs that have no seal yet.
     pub(super) old_tail: Vec<Part>,
 }
@@ -58,6 +61,7 @@ impl Supply {
             seq_limit: log.seq_limit,
             ready: None,
             compacting: None,
+            leftovers: Vec::new(),
             old_tail: unsealed.collect(),
         }
     }

@@ -132,6 +132,9 @@ impl Retirer {
         if !self.appender.is_old_tail_finished() {
             return Ok((LetGo::NOTHING, Ok(())));
         }
+        for (name, bytes) in self.appender.take_leftovers() {
+            upkeep.leave(name, bytes);
+        }
         let is_cut = self.retire(&mut upkeep, limit, is_over)?;
         // For its hints alone, a caller that waits writes none.
         if limit == usize::MAX || upkeep.has_files() {
