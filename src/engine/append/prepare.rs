@@ -201,10 +201,8 @@ impl Appender {
         // The seals decide from here on where those segments end. They must be durable before
         // anything newer is.
         supply.old_tail.iter().try_for_each(|part| health.sync(&part.segment))?;
-        for part in &supply.old_tail {
-            part.segment.release();
-        }
-        supply.old_tail.clear();
+        let synced: Vec<_> = supply.old_tail.drain(..).map(|part| part.segment).collect();
+        self.dispatch.lock().backlog().tracks().release_synced(&synced);
         Ok(())
     }
 
