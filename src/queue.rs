@@ -182,7 +182,8 @@ impl Queue {
     ///
     /// The first error met, any of [`Error::Closed`], [`Error::Poisoned`], [`Error::Io`],
     /// [`Error::StorageFull`], or [`Error::Corrupt`] for a damaged message that is in flight.
-    /// Nothing is lost, and what was done stays done.
+    /// Nothing is lost, what was done stays done, and a file that cannot be read or removed does
+    /// not hold up the others.
     pub fn compact(&self) -> Result<Compacted> {
         self.open_queue().compact()
     }

@@ -107,6 +107,11 @@ impl CopyJob {
         &self.copy
     }
 
+    /// The source that was being copied when a step failed.
+    pub(crate) fn failed_source(&self) -> &[CopySource] {
+        self.sources.get(self.at..).and_then(|rest| rest.get(..1)).unwrap_or_default()
+    }
+
     /// What was found since the last call.
     pub(crate) fn take_findings(&mut self) -> Vec<Finding> {
         std::mem::take(&mut self.findings)

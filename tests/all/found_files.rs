@@ -150,6 +150,44 @@ fn a_file_that_cannot_be_removed_holds_up_no_push_and_no_copy() {
     }
 }
 
+/// One segment that could not be read stopped each copy that a caller asked for: those that came
+/// before it in the plan were made, and no other.
+#[test]
+fn a_file_that_cannot_be_read_holds_up_no_other_copy() {
+    let disk = Arc::new(MemoryStorage::new());
+    let storage = Watched::around(disk.clone());
+    let queue = on(&storage).open("queue").unwrap();
+    // Of ten segments these are sparse: the first, and the fourth up to the seventh.
+    for n in 0..60 {
+        queue.push(large(n)).unwrap();
+    }
+    queue.sync().unwrap();
+    queue.maintain().unwrap();
+    let (left, settled): (Vec<_>, Vec<_>) =
+        queue.pop_batch(54).unwrap().into_iter().partition(|job| {
+            let (segment, place) = ((u64::from(job.seq()) - 1) / 6, u64::from(job.seq()) % 6);
+            ![0, 3, 4, 5, 6].contains(&segment) || place == 1
+        });
+    queue.ack_batch(settled).unwrap();
+    for job in left {
+        job.release().unwrap();
+    }
+    let unreadable = "0000000000000004.seg";
+    storage.rule(move |call| {
+        let is_refused = call.op == Op::Read && call.name == unreadable;
+        if is_refused { Err(ErrorKind::Other.into()) } else { Ok(()) }
+    });
+    let told = queue.compact();
+    assert!(matches!(told, Err(Error::Io { .. })), "a caller that asks hears of it: {told:?}");
+    let gone = ["0000000000000005.seg", "0000000000000006.seg", "0000000000000007.seg"];
+    assert!(gone.iter().all(|name| disk.read(name).is_none()), "the others are copied");
+    assert!(disk.read(unreadable).is_some());
+    storage.no_rule();
+    queue.compact().unwrap();
+    assert!(disk.read(unreadable).is_none());
+    assert_eq!(queue.len(), 5 + 4 * 6 + 6);
+}
+
 /// The ready segment was too small for a message and could not be removed at once. The push failed
 /// with `Io`, the file stayed until the next open, and its bytes counted as used until then.
 #[test]

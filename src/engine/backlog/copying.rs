@@ -70,8 +70,9 @@ impl Copying {
     }
 
     /// It does not fit behind others: from here on a copy may start with it, and not go over it.
-    pub(crate) fn set_starts_copy(&mut self) {
-        self.starts_copy = true;
+    /// False if that was known.
+    pub(crate) fn set_starts_copy(&mut self) -> bool {
+        !std::mem::replace(&mut self.starts_copy, true)
     }
 
     /// From here on the slots that are stored to are noted. `count`: how many slots there are.

@@ -64,9 +64,9 @@ impl SettledCount {
         self.bytes
     }
 
-    /// The length of the settled records is not known any more.
-    pub(crate) fn forget_bytes(&mut self) {
-        self.bytes = 0;
+    /// The length of the settled records is not known any more. False if it was not known before.
+    pub(crate) fn forget_bytes(&mut self) -> bool {
+        std::mem::take(&mut self.bytes) > 0
     }
 
     /// Whether all slots are counted.

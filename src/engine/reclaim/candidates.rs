@@ -14,12 +14,12 @@ use std::collections::BTreeSet;
 const CHEAP_PART: u64 = 16;
 
 /// The segments as the plan sees them at time `now`. A segment is idle if none of its messages was
-/// settled for `idle`.
+/// settled for `idle`. `is_out`: one that cannot be copied now, for other reasons.
 pub(super) fn of(
     dispatch: &mut Dispatch,
     trigger: Trigger,
     (now, idle): (Time, Millis),
-    is_unsynced: impl Fn(Ordinal) -> bool,
+    is_out: impl Fn(Ordinal) -> bool,
 ) -> Vec<Candidate> {
     let cursor = dispatch.ledger().places().cursor().seq();
     let newest = dispatch.backlog().tracks().len().saturating_sub(1);
@@ -33,7 +33,7 @@ pub(super) fn of(
             && track.can_be_copied()
             && !unfinished.contains(&track.ordinal())
             && (trigger == Trigger::Requested || !track.copying().rests_at(now))
-            && !is_unsynced(track.ordinal());
+            && !is_out(track.ordinal());
         if !is_free {
             return Candidate { size, record_bytes: 0, records: 0, is_free: false, starts: false };
         }

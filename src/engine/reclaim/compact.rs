@@ -35,6 +35,7 @@ use crate::log::copy::{CopyWriter, Finished};
 use crate::log::merge::CopySource;
 use crate::time::{Millis, Time};
 use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -145,14 +146,27 @@ impl Compactor {
         self.compact_now(Trigger::Requested, 1).map(|_| ())
     }
 
-    /// Makes copies until none is worth it, or until `most` are made.
+    /// Makes copies until none is worth it, or until `most` are made. What cannot be copied does
+    /// not hold up the rest; the first error is told at the end.
     pub(super) fn compact_now(&self, trigger: Trigger, most: u64) -> Result<Done> {
-        let mut done = Done::default();
+        let (mut done, mut result) = (Done::default(), Ok(()));
         let mut compaction = self.compaction.lock();
-        while done.copies < most
-            && self.compact_step(&mut compaction, trigger, &mut done)?.is_some()
-        {}
-        Ok(done)
+        compaction.left_out.clear();
+        while done.copies < most {
+            let left_out = compaction.left_out.len();
+            match self.compact_step(&mut compaction, trigger, &mut done) {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(error) => {
+                    result = result.and(Err(error));
+                    if compaction.left_out.len() == left_out {
+                        break;
+                    }
+                }
+            }
+        }
+        compaction.left_out.clear();
+        result.map(|()| done)
     }
 
     /// Makes a step of the job at hand, or of a new one; returns how many bytes it read and wrote,
@@ -164,7 +178,7 @@ impl Compactor {
         done: &mut Done,
     ) -> Result<Option<u64>> {
         if compaction.job.is_none() {
-            compaction.job = self.begin_copy(trigger)?;
+            compaction.job = self.begin_copy(trigger, &compaction.left_out)?;
         }
         let Some(mut job) = compaction.job.take() else { return Ok(None) };
         // Not in a poisoned queue: whatever is synced there is not believed.
@@ -190,27 +204,34 @@ impl Compactor {
                 // here on.
                 let first = job.run.sources().first().map(|first| first.segment.header.ordinal);
                 let mut dispatch = self.dispatch.lock();
-                if let Some(track) = first.and_then(|first| dispatch.backlog_mut().track(first)) {
-                    track.settled_count_mut().forget_bytes();
-                }
+                let track = first.and_then(|first| dispatch.backlog_mut().track(first));
+                let is_news = track.is_some_and(|track| track.settled_count_mut().forget_bytes());
                 drop(dispatch);
+                if !is_news {
+                    leave_out(compaction, job.run.sources());
+                }
                 self.give_up(job.run, None);
                 Ok(Some(used))
             }
             Ok((Step::Done(count), used)) if !self.is_worth_it(&job.run, count) => {
                 // Settled meanwhile; or what did not fit makes a difference.
-                self.start_with(job.run.sources().get(count));
+                if !self.start_with(job.run.sources().get(count)) {
+                    leave_out(compaction, job.run.sources());
+                }
                 self.give_up(job.run, None);
                 Ok(Some(used))
             }
             Ok((Step::Done(count), used)) => {
                 self.start_with(job.run.sources().get(count));
-                self.finish_copy(job.run, count, done)?;
+                let sources = job.run.sources().to_vec();
+                self.finish_copy(job.run, count, done)
+                    .inspect_err(|_| leave_out(compaction, &sources))?;
                 // What it was made from goes, as far as it can: what cannot goes later.
                 self.context.health.note_background(self.retirer.let_go(usize::MAX).map(|_| ()));
                 Ok(Some(used))
             }
             Err(error) => {
+                leave_out(compaction, job.run.failed_source());
                 self.give_up(job.run, None);
                 Err(error)
             }
@@ -230,25 +251,23 @@ impl Compactor {
     }
 
     /// Notes a source that does not fit behind others: from here on a copy may start with it, but
-    /// may not have it behind others.
-    fn start_with(&self, source: Option<&CopySource>) {
+    /// may not have it behind others. False if that was known, or there is none.
+    fn start_with(&self, source: Option<&CopySource>) -> bool {
         let mut dispatch = self.dispatch.lock();
         let track =
             source.and_then(|source| dispatch.backlog_mut().track(source.segment.header.ordinal));
-        if let Some(track) = track {
-            track.copying_mut().set_starts_copy();
-        }
+        track.is_some_and(|track| track.copying_mut().set_starts_copy())
     }
 
     /// Chooses what to copy, and begins; `None` if nothing is worth it.
-    fn begin_copy(&self, trigger: Trigger) -> Result<Option<Job>> {
+    fn begin_copy(&self, trigger: Trigger, left_out: &BTreeSet<Ordinal>) -> Result<Option<Job>> {
         self.check_open()?;
         self.context.health.check(false)?;
         self.appender.finish_old_tail()?;
         self.retirer.release_kept(&mut self.retirer.upkeep())?;
         let mut limits = self.limits();
         loop {
-            let Some((sources, choice)) = self.choose_sources(trigger, &limits) else {
+            let Some((sources, choice)) = self.choose_sources(trigger, &limits, left_out) else {
                 return Ok(None);
             };
             let begun = self.begin_with(&sources, &choice);
@@ -274,6 +293,7 @@ impl Compactor {
         &self,
         trigger: Trigger,
         limits: &Limits,
+        left_out: &BTreeSet<Ordinal>,
     ) -> Option<(Vec<CopySource>, CopyPlan)> {
         let idle = Millis::from(self.context.options.compaction.idle);
         let unsealed = self.appender.unsealed();
@@ -283,8 +303,8 @@ impl Compactor {
         let mut dispatch = self.dispatch.lock();
         drop(unsealed);
         let now = self.context.clock.coarse();
-        let is_unsynced = |ordinal| full.contains(&ordinal);
-        let candidates = candidates::of(&mut dispatch, trigger, (now, idle), is_unsynced);
+        let is_out = |ordinal| full.contains(&ordinal) || left_out.contains(&ordinal);
+        let candidates = candidates::of(&mut dispatch, trigger, (now, idle), is_out);
         let choice = plan::choose(&candidates, limits)?;
         let (from, number) = (choice.range.start, choice.range.len());
         let chosen = dispatch.backlog_mut().tracks_mut().iter_mut().skip(from).take(number);
@@ -295,10 +315,10 @@ impl Compactor {
         &self,
         trigger: Trigger,
         idle: Millis,
-        is_unsynced: impl Fn(Ordinal) -> bool,
+        is_out: impl Fn(Ordinal) -> bool,
     ) -> Vec<plan::Candidate> {
         let now = self.context.clock.coarse();
-        candidates::of(&mut self.dispatch.lock(), trigger, (now, idle), is_unsynced)
+        candidates::of(&mut self.dispatch.lock(), trigger, (now, idle), is_out)
     }
 
     fn begin_with(&self, sources: &[CopySource], choice: &CopyPlan) -> Result<Job> {
@@ -430,4 +450,9 @@ impl Compactor {
             self.give_up(job.run, None);
         }
     }
+}
+
+/// The call at hand copies these no more.
+fn leave_out(compaction: &mut Compaction, sources: &[CopySource]) {
+    compaction.left_out.extend(sources.iter().map(|source| source.segment.header.ordinal));
 }

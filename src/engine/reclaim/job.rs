@@ -1,7 +1,8 @@
 //! Copies: what each is made for, how far it has got, what came of it.
 
 use crate::compaction::copy_job::CopyJob;
-use crate::format::address::Offset;
+use crate::format::address::{Offset, Ordinal};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 /// What is copied at the moment, and when it goes on.
@@ -9,6 +10,8 @@ use std::time::Instant;
 pub(super) struct Compaction {
     pub(super) job: Option<Job>,
     pub(super) next_at: Option<Instant>,
+    /// Segments that the call at hand copies no more, because that failed, or led to nothing.
+    pub(super) left_out: BTreeSet<Ordinal>,
 }
 
 /// A copy that is being made.
