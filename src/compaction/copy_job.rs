@@ -179,7 +179,7 @@ impl CopyJob {
         (index, slot, delay): ReadSlot,
     ) -> Result<bool> {
         let ordinal = source.segment.header.ordinal;
-        let is_old = seq.is_none_or(|seq| seq < self.first_new);
+        let is_old = seq.map_or(source.is_old, |seq| seq < self.first_new);
         reading.index = index.next();
         if let Some(slot) = slot.filter(|slot| slot.is_settled(is_old)) {
             reading.previous = slot.offset.map(|offset| (index, offset)).or(reading.previous);
@@ -304,7 +304,8 @@ mod tests {
             "no gap"
         );
 
-        let source = CopySource { segment, first_seq: 7, base_time: Time(1000), count: 2 };
+        let source =
+            CopySource { segment, first_seq: 7, base_time: Time(1000), count: 2, is_old: false };
         let target = header(Ordinal(2), 16 << 10);
         let most = most_slots(target.size).min(2);
         let copy = CopyWriter::create(&storage, target, most, Time(1000)).unwrap();

@@ -24,6 +24,8 @@ pub(crate) struct CopySource {
     pub(crate) base_time: Time,
     /// How many records it has.
     pub(crate) count: u32,
+    /// An earlier run made it.
+    pub(crate) is_old: bool,
 }
 
 impl CopySource {
@@ -84,7 +86,7 @@ impl<'a> SlotReader<'a> {
 
     /// `None` if the source does not have this message, or its slot is damaged.
     fn state_of(&mut self, seq: u64) -> Result<Option<(Slot, Option<Delay>)>> {
-        let CopySource { segment, first_seq, base_time, count } = self.source;
+        let CopySource { segment, first_seq, base_time, count, .. } = self.source;
         let index = match &self.by_table {
             Some(mapped) => mapped.index_of(seq, Index(*count), *first_seq)?,
             None => u32::try_from(seq - first_seq).ok().filter(|index| index < count).map(Index),

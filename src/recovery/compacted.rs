@@ -103,7 +103,7 @@ pub(super) fn take_replaced(
         }
         sources.extend(replaced.into_iter().map(|other| {
             let Part { segment, first_seq, base_time, count, .. } = other.part();
-            CopySource { segment, first_seq, base_time, count }
+            CopySource { segment, first_seq, base_time, count, is_old: true }
         }));
         if !sources.is_empty() {
             bound(&mut sources);
@@ -136,5 +136,5 @@ fn source_of(segment: Arc<Segment>) -> Result<CopySource> {
     let count = if activation.is_some() { sealed.unwrap_or(most).min(most) } else { 0 };
     let Activation { first_seq, base_time } =
         activation.unwrap_or(Activation { first_seq: 0, base_time: Time::ZERO });
-    Ok(CopySource { segment, first_seq, base_time, count })
+    Ok(CopySource { segment, first_seq, base_time, count, is_old: true })
 }

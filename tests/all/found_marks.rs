@@ -1,13 +1,15 @@
 //! A segment whose marks are damaged: each test is a story that once went wrong.
 
-use crate::found_hooks::{by_hand, files, is_segment, large};
+use crate::found_hooks::{by_hand, files, flip, is_segment, large};
 use keepq::fault::{MemoryStorage, Storage};
-use keepq::{DamageKind, Error};
+use keepq::{DamageKind, Durability, Error, Message};
 use std::sync::Arc;
+use std::time::Duration;
 
 // From format.md.
 const PAGE: usize = 4096;
 const ACTIVATION: usize = 512;
+const SOURCES: usize = 1536;
 
 /// Six messages fill a segment.
 const A_SEGMENT: u64 = 6;
@@ -88,4 +90,34 @@ fn a_segment_that_was_never_used_is_no_damage() {
         assert!(queue.recovery().is_clean(), "{:?}", queue.recovery());
         assert_eq!(queue.len(), A_SEGMENT - 1);
     }
+}
+
+/// A transient message of this run waited in a copy, and its number there could not be read any
+/// more. Compaction took it for settled and a walk for lost, so `compact` made a copy of nothing,
+/// gave it up, and began anew for ever.
+#[test]
+fn a_transient_message_without_its_number_is_lost_and_told_of() {
+    let disk = Arc::new(MemoryStorage::new());
+    let queue = by_hand(disk.clone()).durability(Durability::Os).open("queue").unwrap();
+    let later = Message::new("later").transient().delay(Duration::from_secs(3600));
+    queue.push(later).unwrap();
+    for n in 0..30 {
+        queue.push(large(n)).unwrap();
+    }
+    queue.sync().unwrap();
+    let jobs = queue.pop_batch(18).unwrap();
+    let (left, settled): (Vec<_>, Vec<_>) =
+        jobs.into_iter().partition(|job| u64::from(job.seq()) % A_SEGMENT == 3);
+    queue.ack_batch(settled).unwrap();
+    assert_eq!(queue.compact().unwrap().copies(), 1);
+    // It is the first one in the copy.
+    let copy = files(&disk).into_iter().filter(|name| is_segment(name)).max().unwrap();
+    let bytes = disk.read(&copy).unwrap();
+    let table = u64::from_le_bytes(bytes[SOURCES + 8..SOURCES + 16].try_into().unwrap());
+    flip(&disk, &copy, table);
+    queue.ack_batch(left).unwrap();
+    assert_eq!(queue.compact().unwrap().copies(), 0);
+    assert_eq!((queue.stats().lost(), queue.damage().len()), (1, 1));
+    queue.maintain().unwrap();
+    assert_eq!(disk.read(&copy), None, "nothing is left in it");
 }

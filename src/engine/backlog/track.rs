@@ -18,7 +18,7 @@ use crate::log::Segment;
 use crate::log::active::Active;
 use crate::log::copy::Finished;
 use crate::log::merge::CopySource;
-use crate::log::sealed::{Mapped, Status};
+use crate::log::sealed::{Mapped, Numbering, Status};
 use crate::recovery::Part;
 use crate::time::Time;
 use std::sync::Arc;
@@ -341,7 +341,8 @@ impl Track {
         let count = self.count().unwrap_or(0);
         self.copying.begin_copy(count);
         let segment = Arc::clone(self.segment());
-        CopySource { segment, first_seq: self.first_seq(), base_time: self.base_time(), count }
+        let Numbering { first_seq, base_time, is_old } = self.records.numbering();
+        CopySource { segment, first_seq, base_time, count, is_old }
     }
 
     /// A copy takes the place of others, and the deliveries out of them.
