@@ -1,7 +1,7 @@
 //! Found faults: a message that is found damaged leaves every place where it waited, is settled
 //! once, and costs no other message.
 
-use super::found_hooks::{Op, Part, Watched, Way, by_hand, spoil};
+use super::found_hooks::{Op, Part, Watched, Way, by_hand, flip, spoil};
 use keepq::fault::{FaultPlan, FaultStorage, ManualClock, MemoryStorage, Storage};
 use keepq::{Backoff, Compaction, Delivery, Durability, Error, Message, Options, Overflow, Queue};
 use std::io::ErrorKind;
@@ -393,4 +393,32 @@ fn a_damaged_header_costs_no_other_message_whatever_becomes_of_a_copy() {
             wrong.len()
         );
     }
+}
+
+/// The bytes of a message that was found damaged counted as those of a message that waits, until
+/// the next open. So its segment was never sparse, and kept its place on the disk.
+#[test]
+fn what_was_lost_takes_no_bytes_of_those_that_wait() {
+    let disk = Arc::new(MemoryStorage::new());
+    let queue = on(disk.clone()).open("queue").unwrap();
+    for _ in 0..3 {
+        queue.push(vec![1; 50_000]).unwrap();
+        queue.push("small").unwrap();
+    }
+    queue.push(vec![2; 60_000]).unwrap();
+    queue.sync().unwrap();
+    queue.maintain().unwrap();
+    for ordinal in 1..=3 {
+        flip(&disk, &format!("000000000000000{ordinal}.seg"), 20_000);
+    }
+    give_back(queue.pop_batch(usize::MAX).unwrap());
+    assert_eq!((queue.len(), queue.damage().len()), (4, 3));
+    let before = queue.stats().segment_bytes();
+    queue.compact().unwrap();
+    let after = queue.stats().segment_bytes();
+    assert!(after < before / 2, "{before} bytes, then {after}");
+    queue.close().unwrap();
+    let queue = on(disk).open("queue").unwrap();
+    queue.compact().unwrap();
+    assert_eq!(queue.stats().segment_bytes(), after, "the next run knows no better");
 }

@@ -169,6 +169,12 @@ impl Records {
         self.tail().map_or(used, |tail| tail.since(RECORDS_START))
     }
 
+    /// Bytes of one of them, where no more is known than how many there are.
+    pub(super) fn mean_bytes(&self) -> u64 {
+        self.end
+            .map_or(0, |end| (end.tail - RECORDS_START).checked_div(end.count.into()).unwrap_or(0))
+    }
+
     /// One behind the last index, or [`Index::MAX`] while the segment is pushed to.
     fn known_end(&self) -> Index {
         self.count().map_or(Index::MAX, Index)

@@ -252,7 +252,7 @@ impl Track {
         if !matches!(state, State::Dead | State::Lost) {
             return Ok(Stored::Yes);
         }
-        let bytes = record.map_or(0, |(_, bytes)| u64::from(bytes));
+        let bytes = record.map_or_else(|| self.records.mean_bytes(), |(_, bytes)| bytes.into());
         self.settled_count.settle(index, bytes);
         let wakes_compaction = self.copying.wants_to_hear(self.settled_count.messages());
         Ok(Stored::Settled { wakes_compaction })

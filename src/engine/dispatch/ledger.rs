@@ -173,8 +173,11 @@ impl Ledger {
     /// Settles a message that is damaged, wherever it is; false if it was settled already.
     /// `offset`: where its record is, or was sought.
     pub(crate) fn lose(&mut self, spot: Spot, offset: Offset) -> Result<bool> {
-        let seq = self.backlog.track_at(spot.at).records().seq(spot.index)?;
-        let stored = self.backlog.store(spot, (State::Lost, 0), None)?;
+        let track = self.backlog.track_at(spot.at);
+        let seq = track.records().seq(spot.index)?;
+        let header = track.map()?.header(offset, spot.index);
+        let record = header.map(|header| (offset, header.bytes()));
+        let stored = self.backlog.store(spot, (State::Lost, 0), record)?;
         match seq {
             Some(seq) => self.take_out(spot, seq),
             None => self.note_head_changed(),
