@@ -164,8 +164,14 @@ impl DeadLetters {
         self.move_up_to(true, usize::MAX)
     }
 
-    /// A step of that, for the background.
-    pub(crate) fn move_some(&self) -> Result<()> {
+    /// A step of that for the background, if it is time: what was refused is tried again later, and
+    /// the background asked to do so.
+    pub(crate) fn move_in_time(&self) -> Result<()> {
+        let context = self.queue.context();
+        if !self.is_worth_it(true) && self.queue.dying().are_pending(true) {
+            context.worker.ask_within(RETRY_AFTER);
+            return Ok(());
+        }
         self.move_up_to(true, MOVED_AT_ONCE)
     }
 
@@ -203,12 +209,14 @@ impl DeadLetters {
             return Ok(());
         }
         let mut mover = self.mover.lock();
-        let result = self.move_dying(&mut mover, durably, limit);
         let context = self.queue.context();
-        let again = result.is_err().then(|| context.clock.coarse() + RETRY_AFTER.into());
-        context.move_again.set(again);
+        // While this is under way, no thread that waits has to see to it.
+        context.move_again.set(None);
+        let result = self.move_dying(&mut mover, durably, limit);
         if result.is_err() {
+            context.move_again.set(Some(context.clock.coarse() + RETRY_AFTER.into()));
             context.worker.ask_within(RETRY_AFTER);
+            self.queue.consumers().wake_to_watch();
         } else if self.queue.dying().are_pending(durably) {
             context.worker.ask();
         }
@@ -268,16 +276,14 @@ impl DeadLetters {
         let start = mover.tried_up_to;
         for (mut after, end) in [(start, u64::MAX), (0, start)] {
             while left > 0 && after < end {
-                let (dying, last) = match self.queue.dying().next(after) {
-                    Ok(next) => next,
-                    Err(error) => return result.and(Err(error)),
-                };
-                let Some(last) = last else { break };
-                (after, mover.tried_up_to) = (last, last);
-                left = left.saturating_sub(dying.len());
-                for message in dying {
+                let Some(step) = self.queue.dying().next(after) else { break };
+                (after, mover.tried_up_to) = (step.last, step.last);
+                left = left.saturating_sub(step.looked_at);
+                result = result.and(step.result);
+                for message in step.messages {
                     let len = message.header.body_len;
                     let known = mover.known_there(&message);
+                    let known = known.filter(|&there| !Self::is_gone(dead, there));
                     if len >= too_large && known.is_none() {
                         continue;
                     }
@@ -298,6 +304,11 @@ impl DeadLetters {
             mover.tried_up_to = 0;
         }
         result
+    }
+
+    /// Whether a letter is there no more: a consumer has settled it, or it was lost.
+    fn is_gone(dead: &Engine, there: u64) -> bool {
+        matches!(dead.inspect().is_settled(there), Ok(true) | Err(Error::UnknownSeq { .. }))
     }
 
     /// `known`: its number there, if it is there already.

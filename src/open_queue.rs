@@ -78,7 +78,7 @@ impl OpenQueue {
         self.note(self.engine.run_due(due));
         let Some(letters) = &self.dead_letters else { return };
         if due.upkeep || due.times {
-            self.note(letters.move_some());
+            self.note(letters.move_in_time());
         }
         if let Some(dead) = letters.open_engine() {
             dead.context().health.note_background(dead.run_due(due));
@@ -182,8 +182,9 @@ impl OpenQueue {
     pub(crate) fn maintain(&self) -> Result<()> {
         self.engine.check_open()?;
         // What earlier runs left dying is known then.
-        let counted = self.engine.look_at_times().and(self.engine.consumers().count_all());
-        while self.engine.consumers().sweep_expired()? {}
+        let timed = self.engine.look_at_times();
+        let counted = timed.and(self.engine.consumers().count_all());
+        let swept = self.engine.consumers().sweep_all();
         let moved = self.dead_letters.as_ref().map_or(Ok(()), DeadLetters::move_all);
         let own = self.engine.maintain();
         let compacted = self.engine.reclaim().compactor().compact_if_wanted();
@@ -193,7 +194,7 @@ impl OpenQueue {
             let compacted = dead.reclaim().compactor().compact_if_wanted();
             own.and(compacted).and(dead.reclaim().retirer().let_go_of_all())
         });
-        counted.and(moved).and(own).and(compacted).and(gone).and(dead)
+        counted.and(swept).and(moved).and(own).and(compacted).and(gone).and(dead)
     }
 
     /// Makes all copies that are worth it, here and in the dead letters, and gives back files that

@@ -20,6 +20,9 @@ pub(crate) struct Schedule {
     due: usize,
 }
 
+/// How many entries that are not to be seen yet are passed by at most.
+const HIDDEN_AT_MOST: usize = 1024;
+
 /// What [`Schedule::advance`] did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Advanced {
@@ -113,14 +116,15 @@ impl Schedule {
         if first.1 <= last_seq { Some(first) } else { self.next_due(first, last_seq) }
     }
 
-    /// The first one behind this entry, up to message `last_seq`, that is due: its time and Seq.
+    /// The first one behind this entry, up to message `last_seq`, that is due: its time and Seq. No
+    /// more than a thousand are passed by: while a large batch is on its way, those behind it wait.
     pub(crate) fn next_due(&self, after: (Time, u64), last_seq: u64) -> Option<(Time, u64)> {
         if after >= self.counted {
             return None;
         }
         let due = (Bound::Excluded(after), Bound::Included(self.counted));
-        let mut behind = self.entries.range(due);
-        behind.find(|(_, seq)| *seq <= last_seq).copied()
+        let behind = self.entries.range(due);
+        behind.take(HIDDEN_AT_MOST).find(|(_, seq)| *seq <= last_seq).copied()
     }
 
     /// Takes out a message whose time is not known: looks at all of them.

@@ -42,11 +42,13 @@ impl Redrive {
     /// is left to do.
     pub(super) fn push_some(&mut self, queue: &Engine, dead: &Engine) -> Result<bool> {
         // Left of earlier steps, if at all: of those, others may have settled some.
-        for seq in std::mem::take(&mut self.unsettled) {
+        let mut unsettled = BTreeSet::new();
+        for &seq in &self.unsettled {
             if !dead.inspect().is_settled(seq)? {
-                self.unsettled.insert(seq);
+                unsettled.insert(seq);
             }
         }
+        self.unsettled = unsettled;
         let wanted = self.limit - self.pushed + to_u64(self.unsettled.len());
         let step = usize::try_from(wanted).unwrap_or(LETTERS_A_STEP).min(LETTERS_A_STEP);
         // One that another consumer has is not found, however many are taken.

@@ -161,9 +161,25 @@ impl Consumers {
     pub(super) fn pass_on(&self) {
         // The one that is woken looks for itself, so a hint is enough.
         let consumers = &self.context.waiters.consumers;
-        if consumers.has_waiters() && self.dispatch.lock().has_more(self.published.visible()) {
+        if !consumers.has_waiters() {
+            return;
+        }
+        let has_more = self.dispatch.lock().has_more(self.published.visible());
+        if has_more || self.next_move().is_some() {
             consumers.wake_one();
         }
+    }
+
+    /// Messages that died are to be moved at a time: without a background, a thread that waits
+    /// watches that.
+    pub(crate) fn wake_to_watch(&self) {
+        if self.context.worker.is_running() {
+            return;
+        }
+        // Under this lock each consumer that waits has looked, or will look.
+        drop(self.dispatch.lock());
+        self.context.waiters.consumers.wake_one();
+        self.context.waiters.room.wake_first();
     }
 
     /// Messages that were held back are shown: consumers look again.
@@ -181,6 +197,10 @@ impl Consumers {
         // never end.
         let mut taking = Taking::up_to(self.published.visible());
         loop {
+            // Once it has begun, a batch ends no lease: that may be one of its own.
+            if taken.is_empty() {
+                self.end_due();
+            }
             let missing = limit - taken.len();
             let (batch, failed, is_over) =
                 self.lease_batch(missing.min(MESSAGES_A_STEP), &mut taking, &taken);
@@ -218,9 +238,7 @@ impl Consumers {
         let before = maps.made();
         while batch.len() < limit && maps.made() - before < self.context.options.open_segments {
             let has = |seq| taking.has(seq, || seqs_of(taken, &batch));
-            // Once it has begun, a batch ends no lease: that may be one of its own.
-            let ends_due = taken.is_empty() && batch.is_empty();
-            match dispatch.lease_next_but(taking.visible(), ends_due, has) {
+            match dispatch.lease_next_but(taking.visible(), false, has) {
                 Ok(Leasing::Leased(leased)) => {
                     taking.note(leased.seq);
                     batch.push(leased);
@@ -412,6 +430,12 @@ impl Consumers {
         // There are more.
         self.plan_look(Some(Time::ZERO));
         Ok(has_settled)
+    }
+
+    /// Settles all that has expired at the front.
+    pub(crate) fn sweep_all(&self) -> Result<()> {
+        while self.sweep_expired()? {}
+        Ok(())
     }
 
     /// Plans the next look at the front for `time`; `None`: the message there does not expire.

@@ -30,6 +30,16 @@ pub(crate) struct DyingMessages {
     dispatch: Arc<DispatchLock>,
 }
 
+/// Some messages that wait to be moved.
+pub(crate) struct DyingStep {
+    pub(crate) messages: Vec<DyingMessage>,
+    /// The last Seq that was looked at, and how many were.
+    pub(crate) last: u64,
+    pub(crate) looked_at: usize,
+    /// The first error: that message could not be read.
+    pub(crate) result: Result<()>,
+}
+
 impl DyingMessages {
     pub(super) fn new(context: &Arc<Context>, dispatch: &Arc<DispatchLock>) -> Self {
         Self { context: Arc::clone(context), dispatch: Arc::clone(dispatch) }
@@ -53,26 +63,21 @@ impl DyingMessages {
         self.dispatch.lock().ledger().places().dying().has_moved()
     }
 
-    /// Some of those behind `after` that wait to be moved, and the last Seq that was looked at.
-    pub(crate) fn next(&self, after: u64) -> Result<(Vec<DyingMessage>, Option<u64>)> {
+    /// Some of those behind `after` that wait to be moved; `None` if there are none. One that cannot
+    /// be read does not hold up the others.
+    pub(crate) fn next(&self, after: u64) -> Option<DyingStep> {
         let mut dispatch = self.dispatch.lock();
         let ledger = dispatch.ledger_mut();
         let waiting = ledger.places().dying().waiting_behind(after, LOOKED_UP_AT_ONCE);
-        let last = waiting.last().copied();
-        let mut messages = Vec::new();
+        let (last, looked_at) = (*waiting.last()?, waiting.len());
+        let (mut messages, mut result) = (Vec::new(), Ok(()));
         for seq in waiting {
-            // What turns out to be damaged is lost, and nothing is left to be moved.
-            let Some(found) = ledger.look_up(seq)? else {
-                ledger.places_mut().dying_mut().remove(seq);
-                continue;
-            };
-            let Some(death) = ledger.places().dying().death(seq) else { continue };
-            let (pushed_at, body) =
-                Body::of_found(ledger.backlog().track_at(found.spot.at), &found)?;
-            let Found { place, header, .. } = found;
-            messages.push(DyingMessage { place, header, pushed_at, body, death });
+            match look_up_dying(ledger, seq) {
+                Ok(message) => messages.extend(message),
+                Err(error) => result = result.and(Err(error)),
+            }
         }
-        Ok((messages, last))
+        Some(DyingStep { messages, last, looked_at, result })
     }
 
     /// Notes the messages that earlier runs moved, with their Seqs among the dead letters. A power
@@ -166,6 +171,18 @@ impl DyingMessages {
         }
         dying.first_moved()
     }
+}
+
+/// A message that waits to be moved; `None` if nothing is left to be moved: it was found damaged.
+fn look_up_dying(ledger: &mut Ledger, seq: u64) -> Result<Option<DyingMessage>> {
+    let Some(found) = ledger.look_up(seq)? else {
+        ledger.places_mut().dying_mut().remove(seq);
+        return Ok(None);
+    };
+    let Some(death) = ledger.places().dying().death(seq) else { return Ok(None) };
+    let (pushed_at, body) = Body::of_found(ledger.backlog().track_at(found.spot.at), &found)?;
+    let Found { place, header, .. } = found;
+    Ok(Some(DyingMessage { place, header, pushed_at, body, death }))
 }
 
 /// A message that has this number among the dead letters is durable there: it is settled here.

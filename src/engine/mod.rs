@@ -251,9 +251,9 @@ impl Engine {
 
     /// Does at once all that the background does except compaction, whether it is due or not.
     pub(crate) fn maintain(&self) -> Result<()> {
-        self.look_at_times()?;
-        while self.consumers.sweep_expired()? {}
-        let counted = self.consumers.count_all();
+        self.consumers.end_due();
+        let swept = self.consumers.sweep_all();
+        let counted = swept.and(self.consumers.count_all());
         self.sync()?;
         self.reclaim.release_idle_maps();
         let gone = self.reclaim.retirer().let_go_of_all();

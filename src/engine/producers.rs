@@ -202,7 +202,7 @@ impl Producers {
                     may_count = false;
                     self.context.health.note_background(self.consumers.count_all());
                     self.consumers.end_due();
-                    self.sweep_all()?;
+                    self.context.health.note_background(self.consumers.sweep_all());
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -241,14 +241,8 @@ impl Producers {
     fn make_room(&self) -> Result<bool> {
         self.context.health.note_background(self.consumers.count_all());
         self.consumers.end_due();
-        self.sweep_all()?;
+        self.context.health.note_background(self.consumers.sweep_all());
         self.reclaim.make_room()
-    }
-
-    /// Settles what has expired at the front.
-    fn sweep_all(&self) -> Result<()> {
-        while self.consumers.sweep_expired()? {}
-        Ok(())
     }
 
     /// Waits for room behind those that wait already.

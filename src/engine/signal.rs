@@ -49,11 +49,11 @@ impl DispatchLock {
         // Asked under the lock, which each consumer takes between registering and looking.
         let tells_consumers = news.returned || asks_waiters || watch.is_some();
         let has_consumers = tells_consumers && waiters.consumers.has_waiters();
-        drop(dispatch);
-        // Before a thread is woken that looks for it.
+        // Under the lock, so that a thread that looks after this sees it.
         if news.died {
             died.note();
         }
+        drop(dispatch);
         if !maps.is_empty() {
             drop(maps);
             surplus.note();

@@ -31,7 +31,7 @@ use std::time::Duration;
 use supply::Supply;
 
 /// Messages of a batch that are scheduled before other threads have their turn.
-const DELAYS_A_STEP: usize = 1024;
+const DELAYS_A_STEP: usize = 256;
 
 /// Where messages come in.
 #[derive(Debug)]

@@ -116,9 +116,11 @@ impl Places {
         first.filter(|place| place.seq <= last_seq)
     }
 
-    /// The first one that was given back, from this number on: as `pop` would take them.
-    pub(crate) fn next_returned(&self, from: u64) -> Option<u64> {
-        self.returned.range(from..).next().map(|(seq, _)| *seq)
+    /// The first one that was given back, from this number on up to message `last_seq`: as `pop`
+    /// would take them.
+    pub(crate) fn next_returned(&self, from: u64, last_seq: u64) -> Option<u64> {
+        let next = self.returned.range(from..).next().map(|(seq, _)| *seq);
+        next.filter(|seq| *seq <= last_seq)
     }
 
     /// It is no longer among those that were given back; false if it was not.

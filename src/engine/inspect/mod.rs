@@ -165,7 +165,8 @@ impl Inspect {
     fn look_ahead(&self, dispatch: &Dispatch, ahead: &mut Ahead) -> Result<Step> {
         match ahead {
             Ahead::Returned(from) => {
-                let Some(seq) = dispatch.ledger().places().next_returned(*from) else {
+                let visible = self.published.visible();
+                let Some(seq) = dispatch.ledger().places().next_returned(*from, visible) else {
                     *ahead = Ahead::Due((Time::ZERO, 0));
                     return Ok(Step::Passed);
                 };
