@@ -30,7 +30,8 @@ impl Setting {
         let replaced = replaced.map(|source| &source.segment);
         let all = log.parts.iter().map(|part| &part.segment).chain(replaced);
         let segments: u64 = all.map(|segment| segment.header.size).sum();
-        let segments = segments + log.leftovers.iter().map(|left| left.bytes).sum::<u64>();
+        let leftovers: u64 = log.leftovers.iter().map(|left| left.bytes).sum();
+        let segments = segments + leftovers + log.unusable_bytes;
         let checkpoint = log.checkpoint.size();
         if self.is_for_dead_letters {
             return segments + checkpoint.saturating_sub(CHECKPOINT_ROOM);

@@ -183,11 +183,20 @@ impl Found {
     pub(super) fn lacks_newest(&self) -> bool {
         let ordinal = self.ordinals().max().unwrap_or(Ordinal::NONE);
         let epoch = self.segments.last().map_or(0, |newest| newest.header.epoch);
-        let is_unusable = self.unusable.iter().any(|unusable| unusable.listed.ordinal > ordinal);
-        is_unusable
+        self.is_newest_unusable()
             || self.checkpoint.as_ref().is_some_and(|checkpoint| {
                 checkpoint.last_ordinal() > ordinal || checkpoint.epoch > epoch
             })
+    }
+
+    /// Whether the newest segment, or the only one, does not say what it holds. Copies do not
+    /// count: they are made of older ones.
+    pub(super) fn is_newest_unusable(&self) -> bool {
+        let newest =
+            self.segments.last().map(|newest| (newest.header.epoch, newest.header.ordinal));
+        let plain = self.unusable.iter().filter(|unusable| !unusable.is_compacted);
+        let mut places = plain.map(|unusable| (unusable.epoch, unusable.listed.ordinal));
+        places.any(|place| newest.is_none_or(|newest| place > newest))
     }
 
     /// The segments that CHECKPOINT lists and the directory does not have, and those that do not

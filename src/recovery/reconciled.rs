@@ -49,6 +49,8 @@ pub(crate) struct Log {
     pub(crate) leftovers: Vec<Leftover>,
     /// Files that do not say what they hold: every CHECKPOINT lists them, so that they stay.
     pub(crate) unusable: Vec<Listed>,
+    /// What they take on the disk.
+    pub(crate) unusable_bytes: u64,
     pub(crate) checkpoint: CheckpointFile,
     pub(crate) is_new: bool,
     /// There is a directory for dead letters.
@@ -90,7 +92,8 @@ impl Reconciled {
             let at = parts.iter().rposition(is_before).map_or(0, |before| before + 1);
             parts.insert(at, part);
         }
-        report.was_closed = run_ended.is_some() || found.segments.is_empty();
+        let has_ended = run_ended.is_some() || found.segments.is_empty();
+        report.was_closed = has_ended && !found.is_newest_unusable();
         let next_seq = match run_ended {
             Some(next_seq) if found.unreadable == 0 && !found.lacks_newest() => next_seq,
             _ => found.seq_limit(),
@@ -101,7 +104,7 @@ impl Reconciled {
     /// The log from which the engine goes on.
     pub(crate) fn into_log(self) -> Result<Log> {
         let Self { found, parts, next_seq, newest_time, report } = self;
-        let is_empty = parts.is_empty() && found.checkpoint.is_none();
+        let is_empty = parts.is_empty() && found.unusable.is_empty() && found.checkpoint.is_none();
         if is_empty && found.unreadable > 0 {
             return Err(Error::Corrupt {
                 operation: "open",
@@ -130,6 +133,7 @@ impl Reconciled {
             replaced: found.replaced,
             leftovers: found.leftovers,
             unusable: found.unusable.iter().map(|unusable| unusable.listed).collect(),
+            unusable_bytes: found.unusable.iter().map(|unusable| unusable.bytes).sum(),
             checkpoint: found.checkpoint_file,
             is_new,
             has_dead_letters: found.has_dead_letters,

@@ -5,6 +5,7 @@
 
 use crate::error::Result;
 use crate::format::checkpoint::{Checkpoint, Listed};
+use crate::format::segment::SegmentHeader;
 use crate::log::Segment;
 use std::sync::Arc;
 
@@ -14,6 +15,9 @@ pub(super) struct Unusable {
     /// As much as is known otherwise. Every CHECKPOINT lists it, so that the file is not deleted.
     pub(super) listed: Listed,
     pub(super) seq_limit: u64,
+    pub(super) epoch: u64,
+    pub(super) is_compacted: bool,
+    pub(super) bytes: u64,
 }
 
 impl Unusable {
@@ -26,7 +30,9 @@ impl Unusable {
             let end = checkpoint.last_seq_of(listed) + 1;
             Some(Listed { span: end.saturating_sub(listed.first_seq), ..*listed })
         });
-        Self { listed: known.unwrap_or(nothing), seq_limit: segment.header.seq_limit }
+        let SegmentHeader { seq_limit, epoch, size, sources, .. } = segment.header;
+        let (listed, is_compacted) = (known.unwrap_or(nothing), sources > 0);
+        Self { listed, seq_limit, epoch, is_compacted, bytes: size }
     }
 
     /// Its last Seq, as far as is known.

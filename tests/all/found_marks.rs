@@ -121,3 +121,66 @@ fn a_transient_message_without_its_number_is_lost_and_told_of() {
     queue.maintain().unwrap();
     assert_eq!(disk.read(&copy), None, "nothing is left in it");
 }
+
+/// The newest segment did not say what it holds, CHECKPOINT was lost, and a copy of older segments
+/// had a larger ordinal: the numbers of the newest one were given out again.
+#[test]
+fn numbers_of_an_unusable_newest_segment_are_not_given_out_again() {
+    let disk = Arc::new(MemoryStorage::new());
+    let open = || by_hand(disk.clone()).open("queue").unwrap();
+    let queue = open();
+    for n in 0..3 * A_SEGMENT {
+        queue.push(large(n)).unwrap();
+    }
+    queue.close().unwrap();
+    let queue = open();
+    let mut last = queue.push("first").unwrap();
+    for n in 0..2 {
+        last = queue.push(large(n)).unwrap();
+    }
+    let newest = files(&disk).iter().filter(|name| is_segment(name)).count() - 1;
+    for (n, job) in queue.pop_batch(12).unwrap().into_iter().enumerate() {
+        if n % 6 == 3 { job.release().unwrap() } else { job.ack().unwrap() }
+    }
+    damage_activation(&disk, newest);
+    assert!(queue.compact().unwrap().copies() > 0);
+    queue.close().unwrap();
+    disk.remove("CHECKPOINT").unwrap();
+    let queue = open();
+    assert!(!queue.recovery().was_closed(), "that of an older run");
+    let next = queue.push("new").unwrap();
+    assert!(next > last, "{next} was given out before, as was {last}");
+}
+
+/// A segment without a readable header was beside one whose header says how far the numbers went,
+/// but not what it holds: open failed.
+#[test]
+fn the_header_of_an_unusable_segment_says_how_far_the_numbers_went() {
+    let disk = Arc::new(three_segments());
+    let last = 3 * A_SEGMENT;
+    for number in 1..3 {
+        damage_activation(&disk, number);
+    }
+    let first = files(&disk).into_iter().find(|name| is_segment(name)).unwrap();
+    let end = disk.read(&first).unwrap().len() - PAGE;
+    for page in [0, end] {
+        flip(&disk, &first, page as u64 + 40);
+    }
+    disk.remove("CHECKPOINT").unwrap();
+    let queue = by_hand(disk).open("queue").unwrap();
+    assert!(u64::from(queue.push("new").unwrap()) > last);
+}
+
+/// The files of segments that do not say what they hold stay, and did not count.
+#[test]
+fn unusable_segments_count_as_used() {
+    let disk = Arc::new(three_segments());
+    let queue = by_hand(disk.clone()).open("queue").unwrap();
+    let before = queue.stats().disk_bytes();
+    queue.close().unwrap();
+    for number in 0..2 {
+        damage_activation(&disk, number);
+    }
+    let queue = by_hand(disk).open("queue").unwrap();
+    assert_eq!(queue.stats().disk_bytes(), before);
+}
