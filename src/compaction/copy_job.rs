@@ -33,6 +33,17 @@ pub(crate) enum Finding {
     Outlived { ordinal: Ordinal, index: Index, offset: Offset },
 }
 
+impl Finding {
+    /// The segment that it was found in.
+    pub(crate) fn ordinal(&self) -> Ordinal {
+        match *self {
+            Self::Lost { ordinal, .. }
+            | Self::BadSlot { ordinal, .. }
+            | Self::Outlived { ordinal, .. } => ordinal,
+        }
+    }
+}
+
 /// How a step ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Step {
@@ -108,8 +119,8 @@ impl CopyJob {
     }
 
     /// The source that was being copied when a step failed.
-    pub(crate) fn failed_source(&self) -> &[CopySource] {
-        self.sources.get(self.at..).and_then(|rest| rest.get(..1)).unwrap_or_default()
+    pub(crate) fn failed_source(&self) -> Option<Ordinal> {
+        self.sources.get(self.at).map(|source| source.segment.header.ordinal)
     }
 
     /// What was found since the last call.

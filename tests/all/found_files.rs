@@ -1,12 +1,14 @@
 //! Files that could not be removed or read, and files that came back: each test is a story that
 //! once went wrong.
 
-use crate::found_hooks::{Op, Watched, by_hand, is_segment, large};
-use keepq::fault::{CrashImage, MemoryStorage, Storage};
-use keepq::{Durability, Error, Options, Overflow, Queue, Result, Seq};
+use crate::found_hooks::{Op, Watched, by_hand, find, flip, is_segment, is_temporary, large};
+use crate::found_support::soon;
+use keepq::fault::{CrashImage, ManualClock, MemoryStorage, Storage};
+use keepq::{Compaction, Durability, Error, Options, Overflow, Queue, Result, Seq};
 use std::io::ErrorKind;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// No background, and pushes that do not wait for the disk.
 fn on(storage: &Arc<Watched>) -> Options {
@@ -214,4 +216,82 @@ fn a_prepared_segment_that_cannot_be_removed_is_removed_later() {
         queue.stats().disk_bytes()
     });
     assert_eq!(used[0], used[1]);
+}
+
+/// One damaged message was in flight: no other segment was copied by a call that asked for it.
+#[test]
+fn damage_in_flight_holds_up_no_other_copy() {
+    for (number, damaged) in [(40, 3), (400, 3), (400, 201)] {
+        let disk = Arc::new(MemoryStorage::new());
+        let queue = by_hand(disk.clone()).durability(Durability::Os).open("queue").unwrap();
+        for n in 0..number {
+            queue.push(large(n)).unwrap();
+        }
+        queue.sync().unwrap();
+        let mut held = Vec::new();
+        for (n, job) in (0..).zip(queue.pop_batch(usize::MAX).unwrap()) {
+            if n == damaged {
+                let (name, offset) = find(&disk, &large(n));
+                flip(&disk, &name, offset + 100);
+                held.push(job);
+            } else if n % 6 == 3 {
+                job.release().unwrap();
+            } else {
+                job.ack().unwrap();
+            }
+        }
+        assert!(queue.compact().is_err(), "the damage is told");
+        let left = queue.stats().segments();
+        // The damaged one, the newest, and the copies, each of six.
+        assert!(left <= 6 + number / 36, "{left} segments of {number} messages");
+    }
+}
+
+/// What could not be copied was left out by the background for the rest of the run.
+#[test]
+fn the_background_tries_a_copy_that_failed_again() {
+    let storage = Watched::around(Arc::new(MemoryStorage::new()));
+    let clock = Arc::new(ManualClock::new(UNIX_EPOCH + Duration::from_secs(1_000_000)));
+    let options = by_hand(storage.clone()).background(true).durability(Durability::Os);
+    let idle = Compaction::default().idle(Duration::from_millis(50));
+    let queue = options.compaction(idle).clock(clock.clone()).open("queue").unwrap();
+    for n in 0..40 {
+        queue.push(large(n)).unwrap();
+    }
+    queue.sync().unwrap();
+    let failed = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&failed);
+    storage.rule(move |call| {
+        if call.op == Op::Sync && call.name.starts_with('0') && is_temporary(call.name) {
+            count.fetch_add(1, Ordering::SeqCst);
+            return Err(ErrorKind::Other.into());
+        }
+        Ok(())
+    });
+    for (n, job) in (0..).zip(queue.pop_batch(40).unwrap()) {
+        if n % 6 == 3 {
+            job.nack_after(Duration::from_secs(1 << 20)).unwrap();
+        } else {
+            job.ack().unwrap();
+        }
+    }
+    // An ack asks the background to look again.
+    let work = || {
+        queue.push("small").unwrap();
+        queue.pop().unwrap().unwrap().ack().unwrap();
+        clock.advance(Duration::from_secs(1));
+    };
+    assert!(soon(|| {
+        work();
+        failed.load(Ordering::SeqCst) > 0
+    }));
+    storage.no_rule();
+    assert!(
+        soon(|| {
+            work();
+            queue.stats().segments() <= 4
+        }),
+        "{:?}",
+        queue.stats()
+    );
 }

@@ -103,6 +103,8 @@ impl Compactor {
             return Ok(Some(next - now));
         }
         let mut done = Done::default();
+        // What failed rests for a while, as its track says.
+        compaction.left_out.clear();
         let used = self.compact_step(&mut compaction, Trigger::Idle, &mut done)?;
         let Some(used) = used else { return Ok(self.next_look()) };
         let rate = self.context.options.compaction.rate;
@@ -184,8 +186,13 @@ impl Compactor {
         // Not in a poisoned queue: whatever is synced there is not believed.
         let may_go_on = self.check_open().and_then(|()| self.context.health.check(false));
         let stepped = may_go_on.and_then(|()| job.run.step(BYTES_A_STEP));
-        let stepped = stepped
-            .and_then(|step| switch::settle_findings(&self.dispatch, &mut job.run).map(|()| step));
+        if stepped.is_err() {
+            compaction.left_out.extend(job.run.failed_source());
+        }
+        let stepped = stepped.and_then(|step| {
+            let failed = &mut compaction.left_out;
+            switch::settle_findings(&self.dispatch, &mut job.run, failed).map(|()| step)
+        });
         match stepped {
             Ok((Step::More, used)) => {
                 let written = job.run.copy().written();
@@ -231,7 +238,6 @@ impl Compactor {
                 Ok(Some(used))
             }
             Err(error) => {
-                leave_out(compaction, job.run.failed_source());
                 self.give_up(job.run, None);
                 Err(error)
             }

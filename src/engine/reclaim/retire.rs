@@ -17,8 +17,9 @@ use crate::format::bytes::to_u64;
 use crate::format::checkpoint::{Checkpoint, Listed};
 use crate::format::name;
 use crate::log::Segment;
-use crate::recovery::{Kept, Leftover, Log};
+use crate::recovery::{Leftover, Log};
 use parking_lot::{Mutex, MutexGuard};
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -193,9 +194,12 @@ impl Retirer {
             upkeep.keep_on(last);
             return Err(error);
         }
+        let still_kept = upkeep.kept_ordinals();
+        let released: BTreeSet<Ordinal> = last.iter().map(|last| last.ordinal).collect();
         let mut dispatch = self.dispatch.lock();
-        for Kept { ordinal, .. } in last.into_iter().filter(|last| !upkeep.is_kept(last.ordinal)) {
-            if let Some(track) = dispatch.backlog_mut().track(ordinal) {
+        for track in dispatch.backlog_mut().tracks_mut().iter_mut() {
+            let ordinal = track.ordinal();
+            if released.contains(&ordinal) && !still_kept.contains(&ordinal) {
                 track.copying_mut().end_keeping();
             }
         }

@@ -11,7 +11,7 @@ use crate::engine::backlog::track::Track;
 use crate::engine::dispatch::{Dispatch, Ledger};
 use crate::engine::signal::DispatchLock;
 use crate::error::{Error, Result};
-use crate::format::address::{Index, Offset};
+use crate::format::address::{Index, Offset, Ordinal};
 use crate::format::slot::State;
 use crate::format::standing::{Run, Standing};
 use crate::io::Access;
@@ -19,6 +19,7 @@ use crate::log::copy::Finished;
 use crate::log::merge::CopySource;
 use crate::log::sealed::Mapped;
 use crate::time::Time;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// The slots that changed are brought up to date without the lock until fewer than this change
@@ -37,24 +38,32 @@ struct Change {
     indexes: Vec<Index>,
 }
 
-/// Settles what copying has met, each unless it is settled already.
-pub(super) fn settle_findings(dispatch: &DispatchLock, job: &mut CopyJob) -> Result<()> {
-    let findings = job.take_findings();
-    if findings.is_empty() {
-        return Ok(());
-    }
-    for finding in findings {
-        if let Finding::Lost { ordinal, from, to, offset } = finding {
-            let mut from = from;
-            while from < to {
-                let step_end = to.min(from.saturating_add(LOSSES_A_STEP));
-                let step = Finding::Lost { ordinal, from, to: step_end, offset };
-                settle_finding(dispatch.lock().ledger_mut(), step)?;
-                from = step_end;
-            }
-        } else {
-            settle_finding(dispatch.lock().ledger_mut(), finding)?;
+/// Settles what copying has met, each unless it is settled already. One that cannot be settled does
+/// not hold up the others; its segment goes to `failed`, and the first error is told.
+pub(super) fn settle_findings(
+    dispatch: &DispatchLock,
+    job: &mut CopyJob,
+    failed: &mut BTreeSet<Ordinal>,
+) -> Result<()> {
+    let mut result = Ok(());
+    for finding in job.take_findings() {
+        if let Err(error) = settle_in_steps(dispatch, finding) {
+            failed.insert(finding.ordinal());
+            result = result.and(Err(error));
         }
+    }
+    result
+}
+
+fn settle_in_steps(dispatch: &DispatchLock, finding: Finding) -> Result<()> {
+    let Finding::Lost { ordinal, mut from, to, offset } = finding else {
+        return settle_finding(dispatch.lock().ledger_mut(), finding);
+    };
+    while from < to {
+        let step_end = to.min(from.saturating_add(LOSSES_A_STEP));
+        let step = Finding::Lost { ordinal, from, to: step_end, offset };
+        settle_finding(dispatch.lock().ledger_mut(), step)?;
+        from = step_end;
     }
     Ok(())
 }

@@ -108,9 +108,9 @@ impl Upkeep {
         self.kept.extend(kept);
     }
 
-    /// Whether this segment is kept.
-    pub(super) fn is_kept(&self, ordinal: Ordinal) -> bool {
-        self.kept.iter().any(|kept| kept.ordinal == ordinal)
+    /// The segments that are kept.
+    pub(super) fn kept_ordinals(&self) -> BTreeSet<Ordinal> {
+        self.kept.iter().map(|kept| kept.ordinal).collect()
     }
 
     /// This segment left the log without an unsettled message; it has this many slots.
