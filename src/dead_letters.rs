@@ -212,7 +212,11 @@ impl DeadLetters {
         let context = self.queue.context();
         // While this is under way, no thread that waits has to see to it.
         context.move_again.set(None);
-        let result = self.move_dying(&mut mover, durably, limit);
+        let mut result = self.move_dying(&mut mover, durably, limit);
+        while matches!(result, Err(Error::Closed)) && self.queue.check_open().is_ok() {
+            // Another handle has closed the dead letters meanwhile. They are opened again.
+            result = self.move_dying(&mut mover, durably, limit);
+        }
         if result.is_err() {
             context.move_again.set(Some(context.clock.coarse() + RETRY_AFTER.into()));
             context.worker.ask_within(RETRY_AFTER);

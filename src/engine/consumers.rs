@@ -5,6 +5,7 @@
 //! polls nothing. Work that takes long is done in steps, between which other threads have their
 //! turn.
 
+mod counts;
 mod taking;
 
 use super::append::Appender;
@@ -455,41 +456,6 @@ impl Consumers {
     pub(super) fn next_time(&self) -> Option<Instant> {
         let time = self.dispatch.lock().next_time()?;
         self.context.clock.instant(time)
-    }
-
-    /// Messages in flight.
-    pub(crate) fn in_flight(&self) -> u64 {
-        self.end_due();
-        self.dispatch.lock().ledger().places().in_flight()
-    }
-
-    /// Messages that wait for their time.
-    pub(crate) fn delayed(&self) -> u64 {
-        self.context.health.note_background(self.count_all());
-        self.end_due();
-        self.ready_and_delayed().1
-    }
-
-    /// Messages that can be handed out. Counts the slots of earlier runs first, as far as they can
-    /// be read.
-    pub(crate) fn ready(&self) -> u64 {
-        self.context.health.note_background(self.count_all());
-        self.end_due();
-        self.ready_and_delayed().0
-    }
-
-    fn ready_and_delayed(&self) -> (u64, u64) {
-        // While a batch of delayed messages is pushed, some may be scheduled and not published.
-        let unsealed = self.appender.unsealed();
-        let dispatch = self.dispatch.lock();
-        drop(unsealed);
-        dispatch.ledger().ready_and_delayed(&self.published)
-    }
-
-    /// Messages that are not settled.
-    pub(crate) fn unsettled(&self) -> u64 {
-        self.context.health.note_background(self.count_all());
-        self.dispatch.lock().backlog().unsettled(self.published.newest())
     }
 
     /// Returns true if unsynced answers hold too many segments open: more than the limit of open

@@ -63,8 +63,8 @@ impl DyingMessages {
         self.dispatch.lock().ledger().places().dying().has_moved()
     }
 
-    /// Some of those behind `after` that wait to be moved; `None` if there are none. One that cannot
-    /// be read does not hold up the others.
+    /// Some of those behind `after` that wait to be moved; `None` if there are none. One that
+    /// cannot be read does not hold up the others.
     pub(crate) fn next(&self, after: u64) -> Option<DyingStep> {
         let mut dispatch = self.dispatch.lock();
         let ledger = dispatch.ledger_mut();

@@ -3,7 +3,7 @@
 
 use crate::found_hooks::{Gate, Op, OpenAtEnd, Watched, by_hand, large, until};
 use crate::found_support::{PATIENCE, alone, call, ms, on, soon};
-use keepq::fault::{CrashImage, ManualClock, MemoryStorage, Storage};
+use keepq::fault::{CrashImage, ManualClock, MemoryStorage};
 use keepq::{Backoff, Compaction, Message, Options, Overflow, Queue};
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -42,6 +42,12 @@ fn refusing() -> (Arc<Watched>, Arc<AtomicU64>) {
     (storage, asked)
 }
 
+fn push_large(queue: &Queue, count: u64) {
+    for n in 0..count {
+        queue.push(large(n)).unwrap();
+    }
+}
+
 fn pop_and_nack(queue: &Queue, count: usize) {
     for job in queue.pop_batch(count).unwrap() {
         job.nack().unwrap();
@@ -58,7 +64,7 @@ fn the_background_tries_refused_messages_once_a_second() {
         let (storage, asked) = refusing();
         let options = dies_at_once(on(storage)).background(true).open_segments(open_segments);
         let queue = options.open("queue").unwrap();
-        (0..DYING).for_each(|n| drop(queue.push(large(n))));
+        push_large(&queue, DYING);
         pop_and_nack(&queue, 99);
         assert!(soon(|| asked.load(Ordering::SeqCst) >= DYING), "each is tried");
         let start = Instant::now();
@@ -105,7 +111,7 @@ fn a_batch_has_all_that_came_back_in_order() {
 fn twelve_dying() -> Arc<MemoryStorage> {
     let disk = Arc::new(MemoryStorage::new());
     let queue = dies_at_once(by_hand(disk.clone())).open("queue").unwrap();
-    (0..12).for_each(|n| drop(queue.push(large(n)).unwrap()));
+    push_large(&queue, 12);
     pop_and_nack(&queue, 12);
     Arc::new(disk.killed())
 }
@@ -161,8 +167,8 @@ fn a_message_that_dies_after_its_letter_was_acked_leaves_another() {
     assert_eq!((&letter[..], letter.dead_letter().unwrap().reason()), (&b"job"[..], "second"));
 }
 
-/// The front could not be read: `maintain` did nothing else, and a push at the limit failed with the
-/// error of that read.
+/// The front could not be read: `maintain` did nothing else, and a push at the limit failed with
+/// the error of that read.
 #[test]
 fn an_unreadable_front_stops_no_other_work() {
     let disk = Arc::new(MemoryStorage::new());
@@ -171,7 +177,7 @@ fn an_unreadable_front_stops_no_other_work() {
         options.compaction(Compaction::off()).overflow(Overflow::Block).push_timeout(ms(1))
     };
     let queue = options(disk.clone()).open("queue").unwrap();
-    (0..60).for_each(|n| drop(queue.push(large(n)).unwrap()));
+    push_large(&queue, 60);
     let mut jobs = queue.pop_batch(60).unwrap().into_iter();
     let kept: Vec<_> = jobs.by_ref().take(6).collect();
     for job in jobs.by_ref().take(12) {
@@ -270,7 +276,9 @@ fn a_redrive_pushes_no_letter_twice_beside_two_closes() {
     storage.rule(move |asked| {
         if asked.op == Op::Sync && !asked.name.starts_with("dead/") {
             let first = dead.lock().unwrap().take();
-            first.into_iter().for_each(|dead| dead.close().unwrap());
+            if let Some(dead) = first {
+                dead.close().unwrap();
+            }
         }
         if asked.op == Op::Map
             && asked.name.starts_with("dead/")
@@ -290,4 +298,33 @@ fn a_redrive_pushes_no_letter_twice_beside_two_closes() {
     payloads.sort();
     payloads.dedup();
     assert_eq!(payloads.len(), all, "{redriven:?}");
+}
+
+/// Another handle closed the dead letters while `maintain` moved a message there: `maintain` said
+/// that the queue was closed.
+#[test]
+fn maintain_moves_messages_though_the_dead_letters_are_closed_meanwhile() {
+    let storage = Watched::around(Arc::new(MemoryStorage::new()));
+    let queue = dies_at_once(by_hand(storage.clone())).open("queue").unwrap();
+    queue.push("dies").unwrap();
+    let dead = queue.dead_letters().unwrap();
+    queue.pop().unwrap().unwrap().nack().unwrap();
+    let gate = Gate::closed();
+    let _open = OpenAtEnd(gate.clone());
+    let here = gate.clone();
+    storage.rule(move |call| {
+        if is_new_letter(call.op, call.name) {
+            here.pass();
+        }
+        Ok(())
+    });
+    let maintaining = queue.clone();
+    let maintaining = call(move || maintaining.maintain());
+    until("it makes a segment", || gate.has_waiting());
+    let closing = call(move || dead.close());
+    closing.asleep();
+    gate.open();
+    closing.result("close").unwrap();
+    maintaining.result("maintain").unwrap();
+    assert_eq!((queue.stats().dying(), queue.stats().dead_letters()), (0, 1));
 }
