@@ -158,7 +158,7 @@ impl Engine {
         let log = Reconciled::of(Found::read(&*storage)?)?.into_log()?;
         let had_dead_letters = log.has_dead_letters && options.dead_letters;
         merge_replaced(&log)?;
-        setting.space.set(setting.bytes_of(&log, &options));
+        setting.space.set(setting.bytes_of(&log, &options), log.unusable_bytes);
         let clock = Arc::new(Clock::start(options.clock.clone(), log.newest_time));
         let run = Run { start_time: clock.start_time(), first_seq: log.next_seq };
         let waiters = Arc::new(Waiters::beside(setting.space.room()));

@@ -24,6 +24,8 @@ pub(crate) const DEAD_LETTERS_ROOM: u64 = 2 * SMALLEST_SEGMENT;
 pub(crate) struct Space {
     max: Option<u64>,
     used: AtomicU64,
+    /// Of them, those of files that are never given back.
+    kept: AtomicU64,
     /// Where producers wait for room.
     room: Arc<Line>,
 }
@@ -33,6 +35,8 @@ pub(crate) struct Space {
 pub(crate) struct Share {
     space: Arc<Space>,
     own: AtomicU64,
+    /// Of them, those of files that are never given back.
+    own_kept: AtomicU64,
     /// All bytes that were given back since open.
     given_back: AtomicU64,
     /// Bytes that are left for the others.
@@ -72,8 +76,8 @@ impl Share {
     /// The share of the queue itself. It leaves `reserve` bytes for its dead letters, and `scratch`
     /// bytes for compaction.
     pub(crate) fn of_queue(space: Arc<Space>, reserve: u64, scratch: u64) -> Arc<Self> {
-        let (own, given_back) = (AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Self { space, own, given_back, reserve, scratch })
+        let (own, own_kept, given_back) = Default::default();
+        Arc::new(Self { space, own, own_kept, given_back, reserve, scratch })
     }
 
     /// The share of its dead letters.
@@ -81,11 +85,15 @@ impl Share {
         Self::of_queue(Arc::clone(&of.space), 0, of.scratch)
     }
 
-    /// Sets what the files that open found take in all, over the limit or not.
-    pub(super) fn set(&self, bytes: u64) {
+    /// Sets what the files that open found take in all, over the limit or not, and how much of that
+    /// is never given back.
+    pub(super) fn set(&self, bytes: u64, kept: u64) {
         let before = self.own.swap(bytes, Ordering::SeqCst);
         self.space.used.fetch_add(bytes, Ordering::SeqCst);
         self.space.used.fetch_sub(before, Ordering::SeqCst);
+        let before = self.own_kept.swap(kept, Ordering::SeqCst);
+        self.space.kept.fetch_add(kept, Ordering::SeqCst);
+        self.space.kept.fetch_sub(before, Ordering::SeqCst);
     }
 
     /// Adds bytes that are taken already, over the limit or not.
@@ -176,9 +184,11 @@ impl Share {
     }
 
     /// Returns true if a file of this size could be made while only `fixed` bytes are taken here,
-    /// and `others` by the others.
+    /// and `others` by the others, besides what is never given back.
     pub(super) fn could_ever_take(&self, bytes: u64, fixed: u64, others: u64) -> bool {
-        let left = others + self.reserve_beside(others) + self.scratch;
+        let kept = self.own_kept.load(Ordering::SeqCst);
+        let others = others.max(self.space.kept.load(Ordering::SeqCst).saturating_sub(kept));
+        let left = kept + others + self.reserve_beside(others) + self.scratch;
         let all = bytes.saturating_add(fixed).saturating_add(left);
         self.space.max.is_none_or(|max| all <= max)
     }

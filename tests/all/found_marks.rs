@@ -1,8 +1,9 @@
 //! A segment whose marks are damaged: each test is a story that once went wrong.
 
 use crate::found_hooks::{by_hand, files, flip, is_segment, large};
+use crate::found_support::call;
 use keepq::fault::{MemoryStorage, Storage};
-use keepq::{DamageKind, Durability, Error, Message};
+use keepq::{DamageKind, Durability, Error, Message, Overflow};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -183,4 +184,22 @@ fn unusable_segments_count_as_used() {
     }
     let queue = by_hand(disk).open("queue").unwrap();
     assert_eq!(queue.stats().disk_bytes(), before);
+}
+
+/// A producer waited for bytes of such files, which are never given back.
+#[test]
+fn no_producer_waits_for_the_bytes_of_unusable_segments() {
+    let disk = Arc::new(three_segments());
+    for number in 0..2 {
+        damage_activation(&disk, number);
+    }
+    let options = by_hand(disk).max_bytes(1 << 20).overflow(Overflow::Block);
+    let queue = options.open("queue").unwrap();
+    queue.ack_batch(queue.pop_batch(99).unwrap()).unwrap();
+    queue.maintain().unwrap();
+    // 752 KiB are left beside what keepq needs itself, and 128 less beside those two.
+    let pushing = queue.clone();
+    let pushed = call(move || pushing.push(vec![7; 700_000])).result("push");
+    assert!(matches!(pushed, Err(Error::Full { .. })), "{pushed:?}");
+    queue.push(vec![7; 600_000]).unwrap();
 }
