@@ -217,12 +217,15 @@ impl DeadLetters {
             // Another handle has closed the dead letters meanwhile. They are opened again.
             result = self.move_dying(&mut mover, durably, limit);
         }
-        if result.is_err() {
-            context.move_again.set(Some(context.clock.coarse() + RETRY_AFTER.into()));
-            context.worker.ask_within(RETRY_AFTER);
+        let within = if result.is_err() { RETRY_AFTER } else { Duration::ZERO };
+        let again = result.is_err().then(|| context.clock.coarse() + within.into());
+        context.move_again.set(again);
+        drop(mover);
+        if result.is_err() || self.queue.dying().are_pending(durably) {
+            context.worker.ask_within(within);
+            // Without a background, a thread that waits goes on with it.
+            context.died.note();
             self.queue.consumers().wake_to_watch();
-        } else if self.queue.dying().are_pending(durably) {
-            context.worker.ask();
         }
         result
     }

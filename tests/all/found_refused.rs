@@ -42,6 +42,19 @@ fn refusing() -> (Arc<Watched>, Arc<AtomicU64>) {
     (storage, asked)
 }
 
+/// The dead letters wait at a gate before they make a segment.
+fn hold_new_segment(storage: &Watched) -> (Arc<Gate>, OpenAtEnd) {
+    let gate = Gate::closed();
+    let here = gate.clone();
+    storage.rule(move |call| {
+        if is_new_letter(call.op, call.name) {
+            here.pass();
+        }
+        Ok(())
+    });
+    (gate.clone(), OpenAtEnd(gate))
+}
+
 fn push_large(queue: &Queue, count: u64) {
     for n in 0..count {
         queue.push(large(n)).unwrap();
@@ -215,15 +228,7 @@ fn a_consumer_sleeps_beside_a_slow_move() {
     pop_and_nack(&queue, 1);
     assert!(queue.pop().unwrap().is_none(), "refused");
     clock.advance(2 * SECOND);
-    let gate = Gate::closed();
-    let _open = OpenAtEnd(gate.clone());
-    let here = gate.clone();
-    storage.rule(move |call| {
-        if is_new_letter(call.op, call.name) {
-            here.pass();
-        }
-        Ok(())
-    });
+    let (gate, _open) = hold_new_segment(&storage);
     let moving = queue.clone();
     let moving = call(move || moving.pop().unwrap().is_none());
     until("it moves a message", || gate.has_waiting());
@@ -309,15 +314,7 @@ fn maintain_moves_messages_though_the_dead_letters_are_closed_meanwhile() {
     queue.push("dies").unwrap();
     let dead = queue.dead_letters().unwrap();
     queue.pop().unwrap().unwrap().nack().unwrap();
-    let gate = Gate::closed();
-    let _open = OpenAtEnd(gate.clone());
-    let here = gate.clone();
-    storage.rule(move |call| {
-        if is_new_letter(call.op, call.name) {
-            here.pass();
-        }
-        Ok(())
-    });
+    let (gate, _open) = hold_new_segment(&storage);
     let maintaining = queue.clone();
     let maintaining = call(move || maintaining.maintain());
     until("it makes a segment", || gate.has_waiting());
@@ -327,4 +324,31 @@ fn maintain_moves_messages_though_the_dead_letters_are_closed_meanwhile() {
     closing.result("close").unwrap();
     maintaining.result("maintain").unwrap();
     assert_eq!((queue.stats().dying(), queue.stats().dead_letters()), (0, 1));
+}
+
+/// Without a background, `pop` moved a step of the dying messages. For the rest it woke no thread,
+/// though a consumer had parked meanwhile, which had seen that another thread was at it.
+#[test]
+fn a_consumer_that_waits_moves_what_another_one_left() {
+    const DYING: u64 = 3000;
+    let (storage, _) = refusing();
+    let queue = on(storage.clone()).background(false).open("queue").unwrap();
+    queue.push_batch((0..DYING).map(|n| n.to_le_bytes().to_vec())).unwrap();
+    for job in queue.pop_batch(usize::MAX).unwrap() {
+        job.reject("no").unwrap();
+    }
+    queue.close().unwrap();
+    let (gate, _open) = hold_new_segment(&storage);
+    let queue = on(storage).background(false).open("queue").unwrap();
+    let popping = queue.clone();
+    let popping = call(move || popping.pop().unwrap().is_none());
+    until("it moves messages", || gate.has_waiting());
+    let waiting = queue.clone();
+    let waiting = call(move || waiting.pop_wait().is_err());
+    waiting.asleep();
+    gate.open();
+    assert!(popping.result("pop"));
+    assert!(soon(|| queue.stats().dying() == 0), "{:?}", queue.stats());
+    queue.close().unwrap();
+    assert!(waiting.result("pop_wait"));
 }
