@@ -328,9 +328,9 @@ impl DeadLetters {
         }
         let there = known.map_or_else(|| self.push_one(dead, message), |there| Ok(Some(there)));
         match there {
-            Ok(Some(there)) => self.queue.dying().note_moved(seq, there),
-            // What others push there is not hidden for it.
-            Ok(None) | Err(_) => self.show(dead, false),
+            Ok(Some(there)) if self.queue.dying().note_moved(seq, there) => {}
+            // It is not hidden, nor what others push there: there is nothing to settle here.
+            Ok(_) | Err(_) => self.show(dead, false),
         }
         there.map(|_| ())
     }

@@ -117,9 +117,9 @@ impl DyingMessages {
         Ok(true)
     }
 
-    /// A message has this Seq among the dead letters now.
-    pub(crate) fn note_moved(&self, seq: u64, there: u64) {
-        self.dispatch.lock().ledger_mut().places_mut().dying_mut().move_to(seq, there);
+    /// A message has this Seq among the dead letters now. False if it is not dying any more.
+    pub(crate) fn note_moved(&self, seq: u64, there: u64) -> bool {
+        self.dispatch.lock().ledger_mut().places_mut().dying_mut().move_to(seq, there)
     }
 
     /// The payload of a dying message is damaged.

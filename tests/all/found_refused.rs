@@ -1,7 +1,7 @@
 //! Found faults: messages that the dead letters refuse, files that cannot be read, and batches of
 //! what came back.
 
-use crate::found_hooks::{Gate, Op, OpenAtEnd, Watched, by_hand, large, until};
+use crate::found_hooks::{Gate, Op, OpenAtEnd, Part, Watched, by_hand, large, spoil, until};
 use crate::found_support::{PATIENCE, alone, call, ms, on, soon};
 use keepq::fault::{CrashImage, ManualClock, MemoryStorage};
 use keepq::{Backoff, Compaction, Message, Options, Overflow, Queue};
@@ -351,4 +351,33 @@ fn a_consumer_that_waits_moves_what_another_one_left() {
     assert!(soon(|| queue.stats().dying() == 0), "{:?}", queue.stats());
     queue.close().unwrap();
     assert!(waiting.result("pop_wait"));
+}
+
+/// A dying message was found damaged while its letter was being pushed. The letter, and all behind
+/// it, stayed hidden.
+#[test]
+fn letters_are_shown_behind_one_whose_message_was_lost_meanwhile() {
+    let disk = Arc::new(MemoryStorage::new());
+    let storage = Watched::around(disk.clone());
+    let queue = by_hand(storage.clone()).open("queue").unwrap();
+    let dead = queue.dead_letters().unwrap();
+    let seq = queue.push("the message").unwrap();
+    push_large(&queue, 30);
+    let mut jobs = queue.pop_batch(30).unwrap();
+    let job = jobs.remove(0);
+    queue.ack_batch(jobs).unwrap();
+    let (gate, _open) = hold_new_segment(&storage);
+    let rejecting = call(move || job.reject("no"));
+    until("it pushes the letter", || gate.has_waiting());
+    spoil(&disk, b"the message", Part::Header);
+    // It copies here first, and then waits for the dead letters.
+    let compacting = queue.clone();
+    let compacting = call(move || compacting.compact().unwrap());
+    let is_lost = || queue.damage().iter().any(|damage| damage.first_seq() == seq);
+    assert!(soon(is_lost), "the copy finds the damage");
+    gate.open();
+    rejecting.result("reject").unwrap();
+    compacting.result("compact");
+    dead.push("another").unwrap();
+    assert!(dead.pop_batch(9).unwrap().iter().any(|letter| &letter[..] == b"another"));
 }

@@ -105,12 +105,15 @@ impl Dying {
         self.waiting.get(&seq).cloned()
     }
 
-    /// It has this Seq among the dead letters.
-    pub(crate) fn move_to(&mut self, seq: u64, there: u64) {
-        if self.waiting.remove(&seq).is_some() {
+    /// It has this Seq among the dead letters. False if it is not dying any more: it was found
+    /// damaged meanwhile.
+    pub(crate) fn move_to(&mut self, seq: u64, there: u64) -> bool {
+        let was_waiting = self.waiting.remove(&seq).is_some();
+        if was_waiting {
             self.moved.insert(seq, there);
             self.moved_by_number.insert(there, seq);
         }
+        was_waiting
     }
 
     /// Some of those that were moved, with the Seqs that they have there: above `after`, and up to
