@@ -1,4 +1,4 @@
-//! What reviews of compaction found: each test is a story that once went wrong.
+//! Faults of compaction that were found: each test is a story that once went wrong.
 
 use crate::support::{DEADLINE, sparse};
 use keepq::fault::{ManualClock, MemoryStorage, Storage};

@@ -1,4 +1,4 @@
-//! What reviews of delivery found: each test is a story that once went wrong.
+//! Faults of delivery that were found: each test is a story that once went wrong.
 
 use crate::support::DEADLINE;
 use keepq::fault::{FaultPlan, FaultStorage, ManualClock, MemoryStorage, Storage};

@@ -13,9 +13,9 @@ fn on(storage: Arc<dyn Storage>) -> Options {
     by_hand(storage)
 }
 
-/// The disk after a power cut at operation number `at` while a message dies; `None` if there was no
-/// such operation.
-fn cut_while_a_message_dies(at: u64, image: CrashImage) -> Option<Arc<MemoryStorage>> {
+/// What a power cut at operation number `at` leaves of a message that was pushed durably, while it
+/// is rejected and moved; `None` if there was no such operation.
+pub(crate) fn cut_while_a_message_dies(at: u64, image: CrashImage) -> Option<Arc<MemoryStorage>> {
     let memory = Arc::new(MemoryStorage::new());
     let faults = Arc::new(FaultStorage::new(memory.clone()));
     let queue = on(faults.clone()).open("queue").unwrap();

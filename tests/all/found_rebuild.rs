@@ -1,6 +1,5 @@
 //! Times that no thread watched, slots and records that cannot be read, and looks that said
-//! something else than `pop`: what a review of the rebuilt engine found. Each test is a story that
-//! once went wrong.
+//! something else than `pop`. Each test is a story that once went wrong.
 
 use crate::found_support::{alone, call, ms, on, soon};
 use keepq::fault::{ManualClock, MemoryStorage, Storage};

@@ -1,10 +1,11 @@
-//! The work of one push, dead letters after a power cut, and calls that meet a close: what a
-//! review of the rebuilt engine found or checked. Each test is a story that went wrong, or nearly.
+//! The work of one push, dead letters after a power cut, and calls that meet a close. Each
+//! test is a story that went wrong, or nearly.
 
 use crate::found_hooks::{self, Gate, OpenAtEnd, Watched};
+use crate::found_moves::cut_while_a_message_dies;
 use crate::found_support::{Op, Watch, call, ms, on, soon, watched};
 use crate::support::{Dice, cases};
-use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage, Storage};
+use keepq::fault::{CrashImage, MemoryStorage, Storage};
 use keepq::{Compaction, Delivery, Durability, Message, Options, Overflow, Queue};
 use std::collections::BTreeMap;
 use std::mem::forget;
@@ -97,22 +98,6 @@ fn a_push_beside_drained_dead_letters_does_the_work_of_few_files() {
     assert!(most <= SYNCS, "{most} syncs");
 }
 
-/// What a power cut leaves of a message that was pushed durably, rejected and moved; `None` if
-/// there is no operation with this number.
-fn cut_while_it_dies(at: u64, image: CrashImage) -> Option<Arc<MemoryStorage>> {
-    let memory = Arc::new(MemoryStorage::new());
-    let faults = Arc::new(FaultStorage::new(memory.clone()));
-    let queue = options(faults.clone()).open("queue").unwrap();
-    queue.dead_letters().unwrap();
-    queue.push("a").unwrap();
-    queue.sync().unwrap();
-    faults.plan(FaultPlan::CrashAt { at });
-    let rejected = queue.pop().and_then(|job| job.unwrap().reject("first"));
-    let moved = rejected.and_then(|()| queue.maintain());
-    drop(queue);
-    moved.is_err().then(|| Arc::new(memory.power_cut(image)))
-}
-
 /// A power cut kept the dead letter and undid that its message died. The next run showed the
 /// letter at once; it was acked, the message was handed out again and rejected again, and a second
 /// letter came for it.
@@ -122,7 +107,8 @@ fn a_power_cut_makes_no_two_dead_letters_of_one_message() {
     loop {
         let mixed = (1..6).map(|seed| CrashImage::Mixed(seed * 1000 + at));
         let images = [CrashImage::Oldest].into_iter().chain(mixed);
-        let disks: Vec<_> = images.filter_map(|image| cut_while_it_dies(at, image)).collect();
+        let disks: Vec<_> =
+            images.filter_map(|image| cut_while_a_message_dies(at, image)).collect();
         if disks.is_empty() {
             break;
         }
