@@ -268,8 +268,11 @@ impl Engine {
     }
 
     /// Does what is due, one step of each kind; asks again for what is left, so that a deadline
-    /// waits for a step at most.
+    /// waits for a step at most. Once the queue is closed, nothing is due.
     pub(crate) fn run_due(&self, due: &Due) -> Result<()> {
+        if self.check_open().is_err() {
+            return Ok(());
+        }
         // What the next look has to be for is told again.
         self.dispatch.lock().forget_watch();
         let timed = self.look_at_times();

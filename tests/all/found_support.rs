@@ -9,7 +9,7 @@ use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle, ThreadId};
@@ -42,6 +42,14 @@ pub(crate) fn soon(mut is_so: impl FnMut() -> bool) -> bool {
         thread::sleep(ms(1));
     }
     true
+}
+
+/// How long the thread with this directory in `/proc` has run on a processor; nothing where the
+/// system does not tell.
+pub(crate) fn ran_for(thread: &Path) -> Duration {
+    let stat = fs::read_to_string(thread.join("schedstat")).unwrap_or_default();
+    let nanos = stat.split(' ').next().and_then(|nanos| nanos.parse().ok());
+    Duration::from_nanos(nanos.unwrap_or(0))
 }
 
 /// A call in a thread of its own. If it hangs, its thread is left behind.

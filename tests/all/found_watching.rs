@@ -2,21 +2,20 @@
 //! counted and not taken up. Each test is a story that once went wrong.
 
 use crate::found_hooks::{Op as Called, Part, Watched, find, flip, is_segment, large, spoil};
-use crate::found_support::{Op, alone, call, ms, on, watched};
+use crate::found_support::{Op, alone, call, ms, on, ran_for, watched};
 use keepq::fault::{ManualClock, MemoryStorage};
 use keepq::{Backoff, Compaction, Error, Message, Overflow, Queue};
 use std::io::ErrorKind;
 use std::mem::forget;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-/// How long the calling thread has run on a processor; nothing where the system does not tell.
+/// How long the calling thread has run on a processor.
 fn cpu() -> Duration {
-    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let nanos = stat.split(' ').next().and_then(|nanos| nanos.parse().ok());
-    Duration::from_nanos(nanos.unwrap_or(0))
+    ran_for(Path::new("/proc/thread-self"))
 }
 
 /// Without a background, a producer that waited for bytes watched the next time, but its look ended

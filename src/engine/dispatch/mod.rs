@@ -219,9 +219,12 @@ impl Dispatch {
     }
 
     /// The next time at which there is something to do: the end of a lease or a delay, or a look
-    /// for what has expired.
+    /// for what has expired. Once the queue is closed, there is none.
     #[inline]
     pub(super) fn next_time(&self) -> Option<Time> {
+        if self.check_open().is_err() {
+            return None;
+        }
         let expiry = self.ledger().expiry();
         let next = Time::earlier(self.next_delivery_time(), expiry.next_look());
         if !expiry.may_expire() {
