@@ -13,7 +13,7 @@
 mod carried;
 mod redrive;
 
-use crate::engine::{Cause, DyingMessage, Engine, Identity, Need, Setting};
+use crate::engine::{Cause, DyingMessage, Engine, Identity, Need, RETRY_AFTER, Setting};
 use crate::error::{Error, Result};
 use crate::format::extension::{self, Notes, Origin, Verified};
 use crate::format::{name, record};
@@ -28,8 +28,6 @@ use std::time::Duration;
 
 /// Messages moved by the background between two looks at what is due.
 const MOVED_AT_ONCE: usize = 1024;
-/// After this time a move that `dead/` refused is tried again.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The dead letters of a queue.
 #[derive(Debug)]

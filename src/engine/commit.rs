@@ -210,7 +210,7 @@ impl Commit {
     }
 
     /// Seals the full segments that are durable as a whole. If a seal cannot be stored, the segment
-    /// stays in the list for the next round.
+    /// stays in the list, and is tried again.
     fn seal_durable(&self) {
         let is_durable = |full: &&Full| self.is_durable(full.last_seq());
         let durable: Vec<(Arc<Segment>, Seal)> = {
@@ -221,6 +221,7 @@ impl Commit {
         for (segment, seal) in durable {
             let region = segment.map(Access::Commits);
             if region.and_then(|region| segment.store_seal(&*region, seal)).is_err() {
+                self.context.retry_upkeep();
                 return;
             }
             // Only the leader removes from the list, so this is the one that was sealed.

@@ -370,10 +370,11 @@ impl Consumers {
             let counted = self.dispatch.lock().count_some();
             match counted {
                 Ok(true) => {}
-                Ok(false) => return result,
+                Ok(false) => break,
                 Err(error) => result = result.and(Err(error)),
             }
         }
+        result.inspect_err(|_| self.context.retry_upkeep())
     }
 
     /// Ends leases and delays that are over, step by step.

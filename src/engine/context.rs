@@ -15,6 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+/// After this time what failed for a moment is tried again.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// Shared by the rooms of one engine.
 #[derive(Debug)]
 pub(crate) struct Context {
@@ -75,6 +78,16 @@ impl TimeHint {
 impl Context {
     pub(crate) fn directory(&self) -> PathBuf {
         self.storage.path("")
+    }
+
+    /// Some upkeep failed, and is to be tried again: by the background, or by the producer that
+    /// waits for room.
+    pub(super) fn retry_upkeep(&self) {
+        // In a poisoned queue it would fail for ever.
+        if self.health.check(false).is_ok() {
+            self.space.note_retry();
+            self.worker.ask_within(RETRY_AFTER);
+        }
     }
 
     /// How soon the background looks again for something to compact after a message was settled.

@@ -66,7 +66,7 @@ mod worker;
 pub(crate) use append::Need;
 pub(crate) use commit::Commit;
 pub(crate) use consumers::{Consumers, LeaseKey, Taken};
-pub(crate) use context::Context;
+pub(crate) use context::{Context, RETRY_AFTER};
 pub(crate) use dispatch::DyingMessage;
 pub(crate) use dispatch::{Answer, Cause, start_push};
 pub(crate) use inspect::{Front, Inspect, Viewed, Walk};
@@ -313,6 +313,9 @@ impl Engine {
         let can_let_go = self.reclaim.retirer().let_go_for(RETIRING_TIME).map(|gone| gone.has_more);
         let has_more = [&has_unsealed, &can_count, &can_let_go];
         // What failed to be counted stops no other slot from being counted.
+        if can_count.is_err() {
+            self.context.retry_upkeep();
+        }
         if can_count.is_err() || has_more.iter().any(|more| matches!(more, Ok(true))) {
             self.context.worker.ask();
         }

@@ -9,7 +9,7 @@ use super::append::{Appended, Appender, Need};
 use super::backlog::track::Track;
 use super::commit::Commit;
 use super::consumers::Consumers;
-use super::context::Context;
+use super::context::{Context, RETRY_AFTER};
 use super::dispatch::drop_segment::Dropping;
 use super::dispatch::{Dispatch, Dropped};
 use super::published::Published;
@@ -276,7 +276,8 @@ impl Producers {
         }
     }
 
-    /// Without a background, a producer that waits watches the next time itself.
+    /// Without a background, a producer that waits watches the next time itself, and tries again
+    /// what failed in its look.
     fn look_again_at<T>(&self) -> Look<T> {
         if self.context.worker.is_running() {
             return Look::NotYet;
@@ -284,6 +285,9 @@ impl Producers {
         let next = self.dispatch.lock().next_time();
         let next = Time::earlier(next, self.consumers.next_move());
         let next = next.and_then(|time| self.context.clock.instant(time));
+        let has_failed = self.context.space.take_retry();
+        let retry = has_failed.then(|| clock::now() + RETRY_AFTER);
+        let next = [next, retry].into_iter().flatten().min();
         next.map_or(Look::NotYet, Look::NotBefore)
     }
 

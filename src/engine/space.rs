@@ -7,7 +7,7 @@
 use super::line::Line;
 use crate::error::{Error, Result};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The smallest segment that is made, where there is no room for a larger one.
 pub(crate) const SMALLEST_SEGMENT: u64 = 64 << 10;
@@ -28,6 +28,8 @@ pub(crate) struct Space {
     kept: AtomicU64,
     /// Where producers wait for room.
     room: Arc<Line>,
+    /// Something failed that may make room.
+    has_to_retry: AtomicBool,
 }
 
 /// The share of one engine in that space.
@@ -69,6 +71,18 @@ impl Space {
     /// Where producers wait for room: those of the dead letters, too.
     pub(super) fn room(&self) -> &Arc<Line> {
         &self.room
+    }
+
+    /// Something failed that may make room: a producer that waits has it tried again.
+    pub(super) fn note_retry(&self) {
+        // Relaxed, here and below: it is for the thread that sets it. Any other producer that
+        // waits finds out in its own look.
+        self.has_to_retry.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that was noted since the last call.
+    pub(super) fn take_retry(&self) -> bool {
+        self.has_to_retry.swap(false, Ordering::Relaxed)
     }
 }
 

@@ -58,6 +58,7 @@ mod found_newer;
 mod found_reads;
 mod found_rebuild;
 mod found_refused;
+mod found_retries;
 mod found_room;
 mod found_steps;
 mod found_support;

@@ -90,7 +90,7 @@ impl Appender {
             Err(error) => {
                 // The first error is the one to tell. The caller gives the bytes back.
                 if self.context.storage.remove(&segment.name).is_err() {
-                    supply.leftovers.push((segment.name.clone(), 0));
+                    self.leave(supply, &segment, 0);
                 }
                 Err(error)
             }
@@ -146,10 +146,16 @@ impl Appender {
                 Ok(())
             }
             Err(error) => {
-                supply.leftovers.push((segment.name.clone(), size));
+                self.leave(supply, &segment, size);
                 Err(segment.error("remove segment", Offset::START, error))
             }
         }
+    }
+
+    /// A prepared segment could not be removed: that is tried again. This many bytes count as used.
+    fn leave(&self, supply: &mut Supply, segment: &Segment, bytes: u64) {
+        supply.leftovers.push((segment.name.clone(), bytes));
+        self.context.retry_upkeep();
     }
 
     /// Removes the segment that is kept ready, for its room; false if that makes none.
@@ -191,6 +197,10 @@ impl Appender {
         if supply.old_tail.is_empty() {
             return Ok(());
         }
+        self.seal_tail(supply).inspect_err(|_| self.context.retry_upkeep())
+    }
+
+    fn seal_tail(&self, supply: &mut Supply) -> Result<()> {
         let health = &self.context.health;
         health.check(false)?;
         supply.old_tail.iter().try_for_each(|part| health.sync(&part.segment))?;

@@ -376,7 +376,7 @@ impl Compactor {
         }
         match names.into_iter().find(|name| self.retirer.remove(name).is_err()) {
             None => self.context.space.undo(size),
-            Some(name) => upkeep.leave(name, size),
+            Some(name) => self.retirer.leave(upkeep, name, size),
         }
         let mut dispatch = self.dispatch.lock();
         for source in sources {
@@ -400,8 +400,8 @@ impl Compactor {
         }
         let name = name::temporary(ordinal);
         match upkeep {
-            Some(upkeep) => upkeep.leave(name, size),
-            None => self.retirer.upkeep().leave(name, size),
+            Some(upkeep) => self.retirer.leave(upkeep, name, size),
+            None => self.retirer.leave(&mut self.retirer.upkeep(), name, size),
         }
     }
 

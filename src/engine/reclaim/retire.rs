@@ -117,8 +117,20 @@ impl Retirer {
         self.let_go_until(usize::MAX, || false).and_then(|(_, removed)| removed)
     }
 
-    /// Also tells whether all files could be removed that were tried.
+    /// Also tells whether all files could be removed that were tried. What failed is tried again.
     fn let_go_until(
+        &self,
+        limit: usize,
+        is_over: impl Fn() -> bool,
+    ) -> Result<(LetGo, Result<()>)> {
+        let gone = self.try_to_let_go(limit, is_over);
+        if !matches!(gone, Ok((_, Ok(())))) {
+            self.context.retry_upkeep();
+        }
+        gone
+    }
+
+    fn try_to_let_go(
         &self,
         limit: usize,
         is_over: impl Fn() -> bool,
@@ -361,6 +373,12 @@ impl Retirer {
                 Err(error)
             }
         }
+    }
+
+    /// A file that means nothing any more could not be removed: it is tried again.
+    pub(super) fn leave(&self, upkeep: &mut Upkeep, name: String, bytes: u64) {
+        upkeep.leave(name, bytes);
+        self.context.retry_upkeep();
     }
 
     /// Removes a file that means nothing any more, if it is there.
