@@ -2,8 +2,9 @@
 //!
 //! Promises: a message above a limit is refused before anything is written; no more than
 //! `max_messages` are unsettled at any moment. No message is dropped, and no producer waits, where
-//! that could not make room enough. Producers that wait for room are served in the order in which
-//! they came. An answer, a time, poison and `close` wake them.
+//! that could not make room enough; while no file can be removed, two segments at most are dropped
+//! in vain. Producers that wait for room are served in the order in which they came. An answer, a
+//! time, poison and `close` wake them.
 
 use super::append::{Appended, Appender, Need};
 use super::backlog::track::Track;
@@ -28,6 +29,9 @@ use std::time::Duration;
 
 /// Messages above the limit that are dropped under one lock.
 const MESSAGES_A_STEP: u64 = 256;
+/// Segments that are dropped one after the other though nothing comes of it. One file may be stuck
+/// alone; if the next one is, too, it is likely that no file can be removed.
+const DROPS_IN_VAIN: u32 = 2;
 
 /// Where messages come in, and what is done for their room.
 #[derive(Debug)]
@@ -40,7 +44,25 @@ pub(crate) struct Producers {
     reclaim: Arc<Reclaim>,
     consumers: Arc<Consumers>,
     /// Taken by the producer that drops the oldest messages, before all other locks.
-    dropping: Mutex<()>,
+    dropping: Mutex<InVain>,
+}
+
+/// The segments that were dropped since the last time that a file was given back or used again.
+#[derive(Debug, Default)]
+struct InVain {
+    drops: u32,
+    /// The bytes that had been given back or used again by then.
+    bytes: u64,
+}
+
+impl InVain {
+    /// Whether another drop may make room. `bytes`: those given back or used again since open.
+    fn may_drop(&mut self, bytes: u64) -> bool {
+        if self.bytes != bytes {
+            *self = Self { drops: 0, bytes };
+        }
+        self.drops < DROPS_IN_VAIN
+    }
 }
 
 /// What messages need, how soon they are to be synced, and whom to ask for more room.
@@ -78,7 +100,7 @@ impl Producers {
             commit: Arc::clone(commit),
             reclaim: Arc::clone(reclaim),
             consumers: Arc::clone(consumers),
-            dropping: Mutex::new(()),
+            dropping: Mutex::default(),
         }
     }
 
@@ -298,19 +320,21 @@ impl Producers {
         sync_within: Option<Duration>,
     ) -> Result<u64> {
         // One at a time: what another one has dropped may be room enough for this one, too.
-        let _alone = self.dropping.lock();
+        let mut in_vain = self.dropping.lock();
         let mut may_copy = self.context.options.compaction.is_on;
         loop {
             let full = match self.append(drafts, need, sync_within) {
                 Err(full @ Error::Full { .. }) => full,
                 result => return result,
             };
-            // For bytes, those of one segment, which is let go then.
-            let has_dropped = match full {
-                Error::Full { limit: "max_messages", max } => {
-                    self.drop_oldest(need.records(), max)?
-                }
-                _ => self.drop_segment(need)?,
+            let has_dropped = if let Error::Full { limit: "max_messages", max } = full {
+                self.drop_oldest(need.records(), max)?
+            } else {
+                // For bytes, those of one segment, which is let go then.
+                let bytes = self.context.space.given_back() + self.appender.taken_bytes();
+                let has_dropped = in_vain.may_drop(bytes) && self.drop_segment(need)?;
+                in_vain.drops += u32::from(has_dropped);
+                has_dropped
             };
             if !has_dropped && may_copy {
                 // What is being copied cannot be dropped, but will take less.

@@ -109,3 +109,25 @@ fn the_background_tries_a_checkpoint_again() {
     // The newest, and one that is ready.
     until("the files of settled messages are gone", || segments() <= 2);
 }
+
+/// The files of dropped messages could not be removed. A push dropped one segment after the other,
+/// until no message was left, and then failed: no drop had given it any room.
+#[test]
+fn few_messages_are_dropped_where_that_gives_no_room() {
+    let storage = Watched::around(Arc::new(MemoryStorage::new()));
+    let queue = small(&storage).overflow(Overflow::DropOldest).open("queue").unwrap();
+    while queue.stats().dropped() == 0 {
+        queue.push(large(0)).unwrap();
+    }
+    let (before, dropped) = (queue.len(), queue.stats().dropped());
+    storage.rule(refuse_to_let_go);
+    let pushed: Vec<_> = (0..50).map(|_| queue.push(large(0)).is_ok()).collect();
+    assert!(!pushed[49], "there is no room");
+    let dropped = queue.stats().dropped() - dropped;
+    assert!(dropped <= 12, "{dropped} of {before} were dropped: more than two segments");
+    // Then there is no reason to hold back.
+    storage.no_rule();
+    for _ in 0..200 {
+        queue.push(large(0)).unwrap();
+    }
+}
