@@ -39,8 +39,9 @@ pub(crate) enum CheckpointRead {
 }
 
 impl CheckpointFile {
-    /// Reads the newest checkpoint. A damaged file, or something else in its place, is replaced by
-    /// the next write. `is_file`: what the directory has under its name.
+    /// Reads the newest checkpoint. A damaged file is replaced by the next write. Something else in
+    /// its place counts as damaged, too; a directory there makes each write fail. `is_file`: what
+    /// the directory has under its name.
     pub(crate) fn read(storage: &dyn Storage, is_file: Option<bool>) -> Result<CheckpointRead> {
         let missing = |state| Ok(CheckpointRead::Known(Self::default(), state, None));
         match is_file {
