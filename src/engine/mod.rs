@@ -276,13 +276,16 @@ impl Engine {
         // What the next look has to be for is told again.
         self.dispatch.lock().forget_watch();
         let timed = self.look_at_times();
+        if due.sync.is_some() {
+            // The time that the worker watched is over: a push from here on asks again, also if
+            // all is durable by now, and no round of syncs begins.
+            self.appender.unsealed().forget_interval();
+        }
         let synced = match due.sync {
             Some(Scope::Answers) => {
                 self.sync().inspect_err(|_| self.dispatch.lock().ask_for_sync_again())
             }
             Some(Scope::Records | Scope::OldestFull) => {
-                // A push from here on asks again.
-                self.appender.unsealed().forget_interval();
                 self.commit.wait_durable(self.published.newest())
             }
             None => Ok(()),

@@ -2,11 +2,11 @@
 //! story that once went wrong.
 
 use crate::found_hooks::{
-    Call, Op, Watched, by_hand, files, is_segment, is_temporary, large, until,
+    Call, Gate, Op, OpenAtEnd, Watched, by_hand, files, is_segment, is_temporary, large, until,
 };
-use crate::found_support::call;
-use keepq::fault::MemoryStorage;
-use keepq::{Durability, Options, Overflow, Queue};
+use crate::found_support::{call, ms};
+use keepq::fault::{FaultPlan, FaultStorage, MemoryStorage};
+use keepq::{Durability, Error, Message, Options, Overflow, Queue};
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -130,4 +130,69 @@ fn few_messages_are_dropped_where_that_gives_no_room() {
     for _ in 0..200 {
         queue.push(large(0)).unwrap();
     }
+}
+
+/// A message waited for its interval; the push after it went on to the next segment and failed, and
+/// the first one became durable with its segment. The sync of answers, whose time came first, found
+/// nothing to do, and took the time of the message with it. The next message with that interval
+/// took its own for watched, and was not synced.
+#[test]
+fn a_message_with_an_interval_is_synced_after_a_sync_with_nothing_to_do() {
+    let faults = Arc::new(FaultStorage::new(Arc::new(MemoryStorage::new())));
+    faults.stores_can_fail(true);
+    let storage = Watched::around(faults.clone());
+    let here = thread::current().id();
+    let [stores, fail_at, syncs] = [0, u64::MAX, 0].map(|n| Arc::new(AtomicU64::new(n)));
+    let [all_stores, failing, all_syncs] = [&stores, &fail_at, &syncs].map(Arc::clone);
+    let plans = Arc::clone(&faults);
+    let gate = Gate::closed();
+    let (_open, held) = (OpenAtEnd(gate.clone()), gate.clone());
+    storage.rule(move |call| {
+        let chosen = failing.load(Ordering::SeqCst);
+        if thread::current().id() != here {
+            // No sync of the background is the operation that fails.
+            let is_held = chosen < u64::MAX && all_stores.load(Ordering::SeqCst) > 0;
+            if is_held && call.op.is_sync() {
+                held.pass();
+            }
+        } else if call.op == Op::Store {
+            let number = all_stores.fetch_add(1, Ordering::SeqCst) + 1;
+            if number == chosen {
+                let error = ErrorKind::StorageFull;
+                plans.plan(FaultPlan::FailAt { at: 0, error, lasting: false });
+            }
+        }
+        all_syncs.fetch_add(u64::from(call.op == Op::Sync), Ordering::SeqCst);
+        Ok(())
+    });
+    let options = by_hand(storage).background(true).durability(Durability::Os);
+    let queue = options.ack_sync(ms(500)).open("queue").unwrap();
+    // How many stores a push makes that goes on to the next segment, and how many fill one.
+    let stores_of = |number| {
+        stores.store(0, Ordering::SeqCst);
+        queue.push(large(number)).unwrap();
+        stores.load(Ordering::SeqCst)
+    };
+    let counts: Vec<_> = (0..14).map(stores_of).collect();
+    let rotations: Vec<_> = (1..14).filter(|&n| counts[n] > counts[1]).collect();
+    let fill = rotations[1] - rotations[0];
+    for n in 14..rotations[1] + fill - 1 {
+        queue.push(large(u64::try_from(n).unwrap())).unwrap();
+    }
+    queue.pop().unwrap().unwrap().ack().unwrap();
+    queue.sync().unwrap();
+    let soon = || Durability::Interval(ms(1000));
+    queue.push(Message::new(large(0)).durability(soon())).unwrap();
+    stores.store(0, Ordering::SeqCst);
+    fail_at.store(counts[rotations[1]], Ordering::SeqCst);
+    let failed = queue.push(large(1));
+    faults.plan(FaultPlan::None);
+    assert!(matches!(failed, Err(Error::StorageFull { .. })), "{failed:?}");
+    fail_at.store(u64::MAX, Ordering::SeqCst);
+    gate.open();
+    // The sync of answers comes meanwhile.
+    thread::sleep(ms(700));
+    let before = syncs.load(Ordering::SeqCst);
+    queue.push(Message::new(large(2)).durability(soon())).unwrap();
+    until("the message is synced", || syncs.load(Ordering::SeqCst) > before);
 }
