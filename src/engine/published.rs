@@ -32,9 +32,10 @@ impl Published {
     /// The newest message that consumers may see.
     #[inline]
     pub(crate) fn visible(&self) -> u64 {
+        // In this order: whoever hides a message first holds it back, and then publishes it.
+        let newest = self.newest();
         // Acquire: pairs with the store in `hold_back_from`.
-        let held_back = self.held_back.load(Ordering::Acquire);
-        self.newest().min(held_back - 1)
+        newest.min(self.held_back.load(Ordering::Acquire) - 1)
     }
 
     /// From this message on, which is at least 1, consumers see none; `u64::MAX`: they see all.
@@ -46,5 +47,33 @@ impl Published {
     /// The first message that is held back; `u64::MAX` if none is.
     pub(crate) fn held_back(&self) -> u64 {
         self.held_back.load(Ordering::Acquire)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::Ordering::SeqCst;
+
+    /// A dead letter is held back until its message is settled. A consumer that looked what is held
+    /// back, and then what is published, saw a letter that came in between. (Miri finds that.)
+    #[test]
+    fn a_message_that_was_hidden_before_it_was_published_is_not_seen() {
+        const MESSAGES: u64 = if cfg!(miri) { 200 } else { 100_000 };
+        let (published, settled) = (Published::new(0), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for seq in 1..=MESSAGES {
+                    published.hold_back_from(seq);
+                    published.publish(seq);
+                    settled.store(seq, SeqCst);
+                    published.hold_back_from(u64::MAX);
+                }
+            });
+            while settled.load(SeqCst) < MESSAGES {
+                let visible = published.visible();
+                assert!(visible <= settled.load(SeqCst), "message {visible} is hidden");
+            }
+        });
     }
 }
