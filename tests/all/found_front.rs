@@ -20,6 +20,20 @@ fn at(hours: u32) -> Arc<ManualClock> {
 /// An answer, and its name.
 type Answers<const N: usize> = [(&'static str, fn(Delivery)); N];
 
+/// A look was planned for a delayed message that lives long. A message that came to the front, and
+/// expired sooner, planned none: it stayed until that look.
+#[test]
+fn a_message_that_expires_before_the_planned_look_is_let_go() {
+    let queue = alone().background(true).open("queue").unwrap();
+    queue.push(Message::new("first").ttl(HOUR)).unwrap();
+    queue.pop().unwrap().unwrap().ack().unwrap();
+    // The look a second after that finds nothing, and plans no other.
+    thread::sleep(ms(1500));
+    queue.push(Message::new("later").delay(HOUR).ttl(2 * HOUR)).unwrap();
+    queue.push(Message::new("short").ttl(ms(100))).unwrap();
+    assert!(soon(|| queue.stats().expired() == 1), "{:?}", queue.stats());
+}
+
 /// The lease of the first message ran out, so it was at the front; then its holder answered late or
 /// asked for more time. No look at the message behind it was planned, which had expired.
 #[test]

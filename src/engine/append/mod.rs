@@ -26,7 +26,7 @@ use crate::recovery::Log;
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
 use supply::Supply;
 
@@ -45,8 +45,8 @@ pub(crate) struct Appender {
     records_before: u64,
     /// How many messages were found or made settled in this run.
     settled_count: Arc<AtomicU64>,
-    /// No look for expired messages is planned.
-    expiry_is_idle: Arc<AtomicBool>,
+    /// The time of the next look for expired messages.
+    planned_look: Arc<AtomicU64>,
     /// Bytes of files that pushes took.
     taken_bytes: AtomicU64,
 }
@@ -237,7 +237,7 @@ impl Appender {
             unsealed: Padded(Mutex::new(Unsealed::new(log))),
             records_before: log.parts.iter().map(|part| u64::from(part.count)).sum(),
             settled_count: Arc::clone(guard.ledger().settled_for_producers()),
-            expiry_is_idle: Arc::clone(guard.ledger().expiry().is_idle()),
+            planned_look: Arc::clone(guard.ledger().expiry().planned()),
             taken_bytes: AtomicU64::new(0),
         }
     }
@@ -332,7 +332,7 @@ impl Appender {
         Some(dispatch)
     }
 
-    /// Plans a look for expired messages, if one of these can expire and no look is planned.
+    /// Plans a look for expired messages, if one of these can expire before the next one.
     #[inline]
     fn watch_expiry(&self, drafts: &[Draft<'_>], now: Time) {
         let ttl = self.context.options.message_ttl;
@@ -343,15 +343,13 @@ impl Appender {
 
     #[cold]
     fn plan_look(&self, drafts: &[Draft<'_>], now: Time) {
-        // Pairs with the fence in `FrontMessage::look`.
-        fence(Ordering::SeqCst);
-        if !self.expiry_is_idle.load(Ordering::Relaxed) {
-            return;
-        }
         let ttl = self.context.options.message_ttl.map(Millis::from);
         let ttl = ttl.map(|ttl| now.saturating_add(ttl));
         let own = drafts.iter().filter_map(Draft::expires).min();
-        if let Some(expires) = Time::earlier(ttl, own) {
+        let Some(expires) = Time::earlier(ttl, own) else { return };
+        // Pairs with the fence in `FrontMessage::look`.
+        fence(Ordering::SeqCst);
+        if expires.0 < self.planned_look.load(Ordering::Relaxed) {
             self.dispatch.lock().ledger_mut().expiry_mut().note_expiring(expires);
         }
     }

@@ -7,7 +7,7 @@ use crate::clock::Clock;
 use crate::options::Options;
 use crate::time::{Millis, Time};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How soon after a change at the front the next look is: not for each message.
 const LOOK_AGAIN: Millis = Millis(1000);
@@ -22,9 +22,12 @@ pub(crate) struct Expiry {
     is_new: bool,
     /// The next look is soon, because another message is at the front.
     is_soon: bool,
-    /// No look is planned: a producer says when its message expires.
-    is_idle: Arc<AtomicBool>,
+    /// The same as `next_look`, for producers: one whose message expires earlier says so.
+    planned: Arc<AtomicU64>,
 }
+
+/// No look is planned.
+const NO_LOOK: u64 = u64::MAX;
 
 impl Expiry {
     /// `has_old`: there are messages of earlier runs, which may have times of their own.
@@ -35,7 +38,7 @@ impl Expiry {
             next_look: None,
             is_new: true,
             is_soon: false,
-            is_idle: Arc::new(AtomicBool::new(true)),
+            planned: Arc::new(AtomicU64::new(NO_LOOK)),
         }
     }
 
@@ -58,7 +61,7 @@ impl Expiry {
     fn plan(&mut self, look: Option<Time>) {
         self.next_look = look;
         // Relaxed: see the fence in `FrontMessage::look`.
-        self.is_idle.store(look.is_none(), Ordering::Relaxed);
+        self.planned.store(look.map_or(NO_LOOK, |look| look.0), Ordering::Relaxed);
     }
 
     /// Another message is at the front now.
@@ -71,9 +74,9 @@ impl Expiry {
         }
     }
 
-    /// Whether no look is planned, for producers.
-    pub(crate) fn is_idle(&self) -> &Arc<AtomicBool> {
-        &self.is_idle
+    /// The time of the next look, for producers; `u64::MAX` if none is planned.
+    pub(crate) fn planned(&self) -> &Arc<AtomicU64> {
+        &self.planned
     }
 
     /// A message that expires then is about to be published.
