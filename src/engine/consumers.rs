@@ -354,6 +354,8 @@ impl Consumers {
 
     /// Settles all messages that wait, ready or delayed; tells how many there were.
     pub(crate) fn purge(&self) -> Result<u64> {
+        // What is over waits.
+        self.end_due();
         let mut purge = Purge::up_to(self.published.visible());
         while purge.settle_some(&mut self.dispatch.lock())? {}
         let number = self.dispatch.lock().backlog().change_count();

@@ -1,10 +1,11 @@
 //! Found faults: long work under the dispatch lock, which has to be done in steps.
 
-use crate::found_support::{Op, Watch, call, ms, on, watched};
-use keepq::fault::{MemoryStorage, Storage};
+use crate::found_support::{Op, Watch, alone, call, ms, on, watched};
+use keepq::fault::{ManualClock, MemoryStorage, Storage};
 use keepq::{Backoff, Compaction, Error, Options, Overflow, Queue, Seq};
+use std::mem::forget;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, UNIX_EPOCH};
 
 const COUNT: u64 = 60_000;
 
@@ -128,7 +129,7 @@ fn large_batches_let_others_in() {
     queue.push_batch((0..COUNT).map(|_| "job")).unwrap();
     let asked = Seq::from(COUNT);
     let (popped, all) = done_under_one_lock(&queue, &watch, Op::StoreWord, asked, |queue| {
-        queue.pop_batch(usize::MAX).unwrap().into_iter().for_each(std::mem::forget);
+        queue.pop_batch(usize::MAX).unwrap().into_iter().for_each(forget);
     });
     queue.close().unwrap();
     let (options, watch) = in_files_of(Arc::new(MemoryStorage::new()), 16 << 20);
@@ -245,4 +246,41 @@ fn no_message_is_dropped_for_a_push_once_the_queue_is_closed() {
     let dropped = queue.stats().dropped() - before;
     assert!(matches!(error, Error::Closed));
     assert_eq!(dropped, 0, "messages were dropped for a push that failed");
+}
+
+/// A queue whose leases last a second, and its clock.
+fn with_leases(max_attempts: u32) -> (Queue, Arc<ManualClock>) {
+    let clock = Arc::new(ManualClock::new(UNIX_EPOCH + ms(1_000_000_000)));
+    let options = alone().clock(clock.clone()).dead_letters(false).max_attempts(max_attempts);
+    let options = options.backoff(Backoff::none()).visibility_timeout(ms(1000));
+    (options.open("queue").unwrap(), clock)
+}
+
+/// Many leases had run out. A pop ended a step of them, whose messages all died, and returned none,
+/// though messages behind them were ready.
+#[test]
+fn a_pop_finds_what_comes_back_behind_many_that_die() {
+    let (queue, clock) = with_leases(2);
+    queue.push_batch(vec!["x"; 300]).unwrap();
+    queue.pop_batch(256).unwrap().into_iter().for_each(forget);
+    clock.advance(ms(2000));
+    let jobs = queue.pop_batch(300).unwrap();
+    assert_eq!(jobs.iter().filter(|job| job.attempts() == 2).count(), 256);
+    jobs.into_iter().for_each(forget);
+    clock.advance(ms(2000));
+    assert_eq!(queue.pop().unwrap().expect("44 messages are ready").attempts(), 2);
+}
+
+/// A purge ended a step of the leases that had run out for each of its own steps. It overtook them,
+/// and left messages that waited.
+#[test]
+fn a_purge_settles_all_whose_leases_are_over() {
+    let (queue, clock) = with_leases(0);
+    queue.push_batch(vec!["x"; 600]).unwrap();
+    let jobs = queue.pop_batch(600).unwrap();
+    jobs.iter().take(300).for_each(|job| job.extend(ms(3000)).unwrap());
+    jobs.into_iter().for_each(forget);
+    clock.advance(ms(5000));
+    assert_eq!(queue.purge().unwrap(), 600);
+    assert!(queue.is_empty());
 }

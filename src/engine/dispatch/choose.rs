@@ -46,6 +46,8 @@ impl Dispatch {
         }
         let next = match self.choose(visible)? {
             Choice::Next(next) => next,
+            // What is over, and not ended yet, may be ready then.
+            Choice::Nothing if has_more_due => return Ok(Leasing::Again),
             Choice::Nothing => return Ok(Leasing::Nothing),
             Choice::Again => return Ok(Leasing::Again),
         };

@@ -26,7 +26,6 @@ impl Purge {
 
     /// Settles some of the messages that wait; false once none is left.
     pub(crate) fn settle_some(&mut self, dispatch: &mut Dispatch) -> Result<bool> {
-        dispatch.deliveries_mut().end_due();
         let Self { cursor, last_seq, purged } = self;
         dispatch.settle_on_walk(cursor, *last_seq, MESSAGES_A_STEP, |counts| {
             counts.purged += 1;
