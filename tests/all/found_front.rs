@@ -284,7 +284,9 @@ fn no_more_files_are_open_than_the_option_says() {
         let mut open_files = 0;
         for _ in 0..120 {
             queue.pop().unwrap().unwrap().nack_after(HOUR).unwrap();
-            open_files = open_files.max(descriptors());
+            // A list that is read while others open and close files may have too many.
+            let lists = (0..5).map(|_| descriptors());
+            open_files = open_files.max(lists.min().unwrap_or(0));
         }
         // The lock, the directory, the newest file, the one that is read, and one to be closed.
         assert!(open_files <= most + 5, "{open_files} files, background {is_running}");
