@@ -13,7 +13,7 @@ use super::commit::Commit;
 use super::context::Context;
 use super::dispatch::front::{FrontLook, FrontMessage, FrontState, Unfit};
 use super::dispatch::purge::Purge;
-use super::dispatch::{Answer, Leased, Leasing};
+use super::dispatch::{Answer, Leased, Leasing, Policy};
 use super::published::Published;
 use super::signal::DispatchLock;
 use super::wait::{Look, Soon};
@@ -305,10 +305,8 @@ impl Consumers {
             return self.dispatch.lock().deliveries_mut().expire(leased).map(|()| true);
         }
         // Its slot says when it is due. Should that be lost, the record still knows.
-        let most = |due: Time| clock.start_time() + due.since(pushed_at);
-        let is_old = self.context.run.is_old(leased.seq);
-        let due = own.and_then(|notes| notes.due);
-        let due = due.map(|due| if is_old { due.min(most(due)) } else { due });
+        let start_time = self.context.run.is_old(leased.seq).then_some(clock.start_time());
+        let due = own.and_then(|notes| Policy::due_by_record(&notes, pushed_at, start_time));
         let Some(due) = due.filter(|&due| !clock.is_past_at(now, due)) else { return Ok(false) };
         self.dispatch.lock().deliveries_mut().put_off(leased, due)
     }

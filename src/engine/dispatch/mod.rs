@@ -27,6 +27,7 @@ pub(crate) use exchange::{Answer, Dropped, Leased, Leasing};
 pub(crate) use ledger::Ledger;
 pub(crate) use measure::start_push;
 pub(crate) use places::Whereabouts;
+pub(crate) use policy::Policy;
 
 use super::backlog::cursor::Cursor;
 use super::backlog::{Backlog, Met};

@@ -1,7 +1,8 @@
 //! What the options say of deliveries.
 
 use crate::backoff::Backoff;
-use crate::format::{extension, record};
+use crate::format::extension::{self, Notes};
+use crate::format::record;
 use crate::options::{Expired, Options};
 use crate::time::{Millis, Time};
 
@@ -45,6 +46,18 @@ impl Policy {
         let own = header.flags.has_extensions().then(|| extension::notes(body).expires).flatten();
         let ttl = self.message_ttl.map(|ttl| pushed_at.saturating_add(ttl));
         Time::earlier(own, ttl)
+    }
+
+    /// When a message is due, as its record says. Its slot says so as well, but may be lost.
+    /// `start_time`: of this run, if an earlier run pushed the message; then it waits no longer
+    /// than its whole delay from there.
+    pub(crate) fn due_by_record(
+        notes: &Notes<'_>,
+        pushed_at: Time,
+        start_time: Option<Time>,
+    ) -> Option<Time> {
+        let due = notes.due?;
+        Some(start_time.map_or(due, |start| due.min(start + due.since(pushed_at))))
     }
 
     /// Whether a message that was handed out this often, and failed, dies.

@@ -12,16 +12,16 @@ use super::append::Appender;
 use super::backlog::Met;
 use super::backlog::cursor::Cursor;
 use super::backlog::track::Track;
-use super::backlog::{Body, Found, Lookup};
+use super::backlog::{Body, Found, Lookup, Spot};
 use super::context::Context;
-use super::dispatch::{Dispatch, Whereabouts};
+use super::dispatch::{Dispatch, Policy, Whereabouts};
 use super::published::Published;
 use super::reclaim::Reclaim;
 use super::signal::DispatchLock;
 use crate::distribution::Distribution;
 use crate::error::{Error, Result};
 use crate::format::address::{Index, Offset, Ordinal};
-use crate::format::extension::Verified;
+use crate::format::extension::{self, Verified};
 use crate::format::record;
 use crate::format::slot::State;
 use crate::format::standing::Standing;
@@ -223,7 +223,20 @@ impl Inspect {
         let viewed = view(&mut unverified)?;
         let expires = policy.expires_at(&header, &viewed.body, viewed.pushed_at);
         let is_over = expires.is_some_and(|time| self.context.clock.is_past(time));
-        (!is_over).then_some(viewed)
+        let is_undue = self.due_by_record(&header, &viewed).is_some();
+        (!is_over && !is_undue).then_some(viewed)
+    }
+
+    /// When a message that was never handed out is due, if only its record says so, and if that
+    /// time has not come.
+    fn due_by_record(&self, header: &record::RecordHeader, viewed: &Viewed) -> Option<Time> {
+        let Viewed { seq, attempts, pushed_at, ref body, .. } = *viewed;
+        if attempts > 0 || !header.flags.has_extensions() {
+            return None;
+        }
+        let start_time = self.context.run.is_old(seq).then_some(self.context.run.start_time);
+        let due = Policy::due_by_record(&extension::notes(body), pushed_at, start_time);
+        due.filter(|&due| !self.context.clock.is_past(due))
     }
 
     /// A message that is not settled; `None` if it is.
@@ -303,9 +316,13 @@ impl Inspect {
                 Which::Waiting => {
                     let policy = *self.dispatch.lock().ledger().policy();
                     let header = unverified.header;
-                    view(&mut unverified).filter(|viewed| {
+                    let fresh = view(&mut unverified).filter(|viewed| {
                         let expires = policy.expires_at(&header, &viewed.body, viewed.pushed_at);
                         expires.is_none_or(|time| !self.context.clock.is_past(time))
+                    });
+                    fresh.map(|viewed| {
+                        let due = viewed.due.or_else(|| self.due_by_record(&header, &viewed));
+                        Viewed { due, ..viewed }
                     })
                 }
                 Which::Unsettled => view(&mut unverified),
