@@ -157,6 +157,14 @@ impl Leases {
         self.end(ticket)?.expired
     }
 
+    /// Whether message `seq` is in flight. Looks at all leases.
+    pub(crate) fn has(&self, seq: u64) -> bool {
+        let is_out = |lease: &Lease| {
+            lease.place.seq == seq && !matches!(lease.state, LeaseState::Free | LeaseState::Expired)
+        };
+        self.entries.iter().any(is_out)
+    }
+
     /// Gives a lease another deadline. A lease that had run out begins again. Returns what
     /// [`Leases::end`] would have returned: `None` if the lease has ended.
     pub(crate) fn extend(&mut self, ticket: Ticket, deadline: Time) -> Option<Ended> {

@@ -127,6 +127,11 @@ impl Schedule {
         behind.take(HIDDEN_AT_MOST).find(|(_, seq)| *seq <= last_seq).copied()
     }
 
+    /// The time of a message, if it is here: looks at all of them.
+    pub(crate) fn time_of(&self, seq: u64) -> Option<Time> {
+        self.entries.iter().find(|entry| entry.1 == seq).map(|(time, _)| *time)
+    }
+
     /// Takes out a message whose time is not known: looks at all of them.
     pub(crate) fn remove_seq(&mut self, seq: u64) -> bool {
         let found = self.entries.iter().copied().find(|entry| entry.1 == seq);

@@ -108,8 +108,7 @@ impl DyingMessages {
         if found.header.pushed_at(track.base_time()) != pushed_at {
             return Ok(false);
         }
-        let is_counted = track.is_counted_at(found.spot.index);
-        let whereabouts = ledger.whereabouts_of(&found, is_counted)?;
+        let whereabouts = ledger.whereabouts_of(&found)?;
         if matches!(whereabouts, Whereabouts::Ready | Whereabouts::Delayed(_)) {
             ledger.die(found.spot, &found.place, Death { cause: None, reason: None })?;
         }

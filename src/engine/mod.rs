@@ -11,7 +11,7 @@
 //! signal                   the dispatch lock, and its guard that tells
 //! dispatch                 which message is next, who has which
 //! backlog                  what is known of stored messages
-//! context  published       what all rooms share
+//! context  published       what all rooms share; `settled_total` too
 //! opening                  what open checks before there are rooms
 //! health  worker  waiters  poison; the background thread; who waits
 //! space  line  wait
@@ -57,6 +57,7 @@ mod opening;
 mod producers;
 mod published;
 mod reclaim;
+mod settled_total;
 mod signal;
 mod space;
 mod wait;

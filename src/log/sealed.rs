@@ -158,7 +158,8 @@ impl Mapped {
         read.is_ok() && extension::may_be_newer(&extensions)
     }
 
-    /// The first record at or behind `from` with an index in `from_index..end_index`.
+    /// The first record at or behind `from` with an index in `from_index..end_index`. Records lie
+    /// in the order of their indexes, so the search ends at one with a larger index.
     pub(crate) fn find(
         &self,
         from: Offset,
@@ -173,15 +174,23 @@ impl Mapped {
             self.region.load(start.0, chunk.get_mut(..len)?).ok()?;
             for (offset, bytes) in candidates(chunk.get(..len)?, start) {
                 if let Some(header) = RecordHeader::decode(bytes, self.segment.key, offset)
-                    && (from_index..end_index).contains(&header.index)
+                    && header.index >= from_index
                     && self.header(offset, header.index).is_some()
                 {
-                    return Some((offset, header.index));
+                    return (header.index < end_index).then_some((offset, header.index));
                 }
             }
             start = start + to_u64(BYTES_A_STEP);
         }
         None
+    }
+
+    /// Finds record `index`: where its slot says, or else by going from record to record.
+    pub(crate) fn record(&self, slot: Slot, index: Index) -> Option<(Offset, RecordHeader)> {
+        match slot.offset {
+            Some(offset) => self.header(offset, index).map(|header| (offset, header)),
+            None => self.walk_to(index),
+        }
     }
 
     /// Finds record `index` by going from record to record, from the nearest waypoint on; behind

@@ -60,6 +60,7 @@ mod found_rebuild;
 mod found_refused;
 mod found_retries;
 mod found_room;
+mod found_rot;
 mod found_steps;
 mod found_support;
 mod found_syncs;

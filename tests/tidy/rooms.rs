@@ -34,7 +34,7 @@ pub(crate) const ROOMS: &[&str] = &[
     "engine/signal",
     "engine/dispatch",
     "engine/backlog",
-    "engine/context engine/published engine/opening",
+    "engine/context engine/published engine/settled_total engine/opening",
     "engine/health engine/worker engine/waiters",
     "engine/space engine/line engine/wait",
     "recovery compaction",

@@ -14,6 +14,7 @@ pub(crate) use supply::{Prepared, SupplyState};
 
 use super::context::{Context, Padded};
 use super::published::Published;
+use super::settled_total::SettledTotal;
 use super::signal::{DispatchGuard, DispatchLock};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -44,7 +45,7 @@ pub(crate) struct Appender {
     /// How many records earlier runs left.
     records_before: u64,
     /// How many messages were found or made settled in this run.
-    settled_count: Arc<AtomicU64>,
+    settled_total: SettledTotal,
     /// The time of the next look for expired messages.
     planned_look: Arc<AtomicU64>,
     /// Bytes of files that pushes took.
@@ -236,7 +237,7 @@ impl Appender {
             supply: Mutex::new(Supply::new(log, &context.options)),
             unsealed: Padded(Mutex::new(Unsealed::new(log))),
             records_before: log.parts.iter().map(|part| u64::from(part.count)).sum(),
-            settled_count: Arc::clone(guard.ledger().settled_for_producers()),
+            settled_total: guard.ledger().settled_total().clone(),
             planned_look: Arc::clone(guard.ledger().expiry().planned()),
             taken_bytes: AtomicU64::new(0),
         }
@@ -367,9 +368,7 @@ impl Appender {
     /// How many messages are unsettled, as far as is known. Messages that are not counted yet are
     /// taken for unsettled.
     fn unsettled(&self, pushed: u64) -> u64 {
-        // Relaxed: an older value only says more than there are.
-        let settled = self.settled_count.load(Ordering::Relaxed);
-        (self.records_before + pushed).saturating_sub(settled)
+        (self.records_before + pushed).saturating_sub(self.settled_total.get())
     }
 
     /// Goes on to a segment that has room: the one that is ready, or one that is made now.

@@ -31,13 +31,12 @@ pub(crate) use found::{Found, Lookup, LostRecords, Met, Spot};
 use crate::error::Result;
 use crate::format::address::{Offset, Ordinal};
 use crate::format::record;
-use crate::format::segment::Seal;
+use crate::format::segment::{RECORDS_START, Seal};
 use crate::format::slot::{self, Delay, Slot, State};
 use crate::format::standing::{Run, Standing};
 use crate::leases::Place;
 use crate::log::active::Active;
-use crate::log::sealed::{Located, Mapped, Status};
-use crate::log::walk::Position;
+use crate::log::sealed::{Mapped, Status};
 use crate::log::{Segment, merge::CopySource};
 use crate::recovery::Log;
 use crate::report::{Damage, DamageKind};
@@ -156,10 +155,8 @@ impl Backlog {
         let mapped = track.map()?;
         let slot = mapped.slot(index)?.unwrap_or(Status::REBUILT);
         // Where there is no record any more, a later look for it will see that.
-        let offset = match Position::at(index).locate(mapped, slot, index.next()) {
-            Located::At(offset, _) => offset,
-            Located::Lost { .. } => slot.offset.unwrap_or(Offset::START),
-        };
+        let offset = slot.offset.or_else(|| Some(mapped.record(slot, index)?.0));
+        let offset = offset.unwrap_or(Offset::START);
         Ok(Some((Spot { at, index }, Place { ordinal, index, offset, ..place })))
     }
 
@@ -174,13 +171,12 @@ impl Backlog {
         if status.standing.is_settled() {
             return Ok(Lookup::Gone);
         }
-        let located = Position::at(index).locate(track.map()?, status.slot, index.next());
-        Ok(match located {
-            Located::At(offset, header) => {
+        Ok(match track.map()?.record(status.slot, index) {
+            Some((offset, header)) => {
                 let said = (seq, status.slot, status.standing);
                 Lookup::Found(self.found(spot, said, offset, header))
             }
-            Located::Lost { next, .. } => Lookup::Lost(spot, status.slot.offset.unwrap_or(next)),
+            None => Lookup::Lost(spot, status.slot.offset.unwrap_or(RECORDS_START)),
         })
     }
 
@@ -240,13 +236,16 @@ impl Backlog {
         self.tracks[spot.at].store_delay(spot.index, delay)
     }
 
-    /// A slot that was never written to its place counts as handed out once.
-    pub(super) fn rebuild_slot(&mut self, spot: Spot) -> Result<()> {
+    /// Stores this state to a slot that was never written to its place. Tells how many fewer
+    /// messages are counted as settled.
+    #[cold]
+    pub(super) fn rebuild_slot(&mut self, spot: Spot, state: (State, u32)) -> Result<u32> {
         let Spot { at, index } = spot;
         let offset = slot::offset(self.tracks[at].size(), index);
         self.list_damage(spot, offset, DamageKind::Slot);
-        let rebuilt = Status::REBUILT;
-        self.store(spot, (rebuilt.state, rebuilt.attempts), None).map(|_| ())
+        let fewer = self.tracks[at].rebuild_slot(index, state)?;
+        self.changes.note();
+        Ok(fewer)
     }
 
     /// A message was found damaged and is settled as lost: tells of it. `offset`: where it was

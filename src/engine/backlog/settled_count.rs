@@ -2,16 +2,18 @@
 //! time.
 //!
 //! Promises: each slot is counted once, by reading it or when it becomes settled, whichever comes
-//! first. Reads without the map, which would keep the pages.
+//! first. A slot that cannot be read any more counts as unsettled. Reads without the map, which
+//! would keep the pages.
 
 use crate::error::Result;
 use crate::format::address::{Index, Offset};
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::{Delay, Slot, State};
 use crate::format::standing::{Run, Standing};
-use crate::log::sealed::{Numbering, Status};
+use crate::log::sealed::{Mapped, Numbering, Status};
 use crate::log::{ReadSlot, Segment};
 use crate::time::Time;
+use std::collections::BTreeSet;
 
 /// Slots counted in one step under the lock.
 const SLOTS_A_STEP: u32 = 4096;
@@ -31,17 +33,24 @@ pub(crate) struct SettledCount {
     was_touched: bool,
     /// Its slots could not be read: until they can, it is kept, whatever they say.
     is_unreadable: bool,
+    /// Those of the counted slots that are damaged, and counted as unsettled.
+    damaged: BTreeSet<Index>,
 }
 
 impl SettledCount {
     /// Of a segment that this run writes: all that is settled was seen to be, so each of its slots
     /// counts as counted, and nothing asks for the end.
-    pub(super) const COMPLETE: Self = Self { counted: Index::MAX, ..Self::of_earlier_run(0) };
+    pub(super) fn complete() -> Self {
+        Self { counted: Index::MAX, ..Self::of_earlier_run(0) }
+    }
+
     /// The same, where slots were stored to.
-    pub(super) const TOUCHED: Self = Self { was_touched: true, ..Self::COMPLETE };
+    pub(super) fn touched() -> Self {
+        Self { was_touched: true, ..Self::complete() }
+    }
 
     /// Of a segment of an earlier run with this many records: none is counted yet.
-    pub(super) const fn of_earlier_run(count: u32) -> Self {
+    pub(super) fn of_earlier_run(count: u32) -> Self {
         Self {
             counted: Index::FIRST,
             end: Index(count),
@@ -50,6 +59,7 @@ impl SettledCount {
             open: None,
             was_touched: false,
             is_unreadable: false,
+            damaged: BTreeSet::new(),
         }
     }
 
@@ -111,6 +121,36 @@ impl SettledCount {
         }
     }
 
+    /// The slot of `index` is damaged, and is about to be rebuilt as that of an unsettled message.
+    /// If it was not damaged when it was counted, it may have counted as settled: then all slots
+    /// are counted again, at once, because others may be damaged, too. Tells how many fewer are
+    /// settled. `end`: of the records.
+    pub(super) fn rebuild(
+        &mut self,
+        index: Index,
+        mapped: &Mapped,
+        end: Index,
+        is_old: bool,
+        mean_bytes: u64,
+    ) -> Result<u32> {
+        if !self.has(index) || self.damaged.remove(&index) {
+            return Ok(0);
+        }
+        let (mut settled, mut damaged) = (0, BTreeSet::new());
+        for at in Index::FIRST.until(self.counted.min(end)) {
+            match mapped.slot(at)? {
+                Some(slot) => settled += u32::from(slot.is_settled(is_old)),
+                None => drop(damaged.insert(at)),
+            }
+        }
+        damaged.remove(&index);
+        let fewer = self.messages.saturating_sub(settled);
+        self.messages -= fewer;
+        self.bytes = self.bytes.saturating_sub(u64::from(fewer) * mean_bytes);
+        self.damaged = damaged;
+        Ok(fewer)
+    }
+
     /// Counts some more slots, and tells which of them are special. `tail`: where the records end;
     /// `is_last`: whether a message that was handed out this often dies.
     pub(super) fn count_some(
@@ -149,7 +189,10 @@ impl SettledCount {
                     let shortened = status.delay.filter(|delay| delay.due > due);
                     special.shortened.extend(shortened.map(|delay| (index, delay)));
                 }
-                Standing::Unreadable => special.bad_slots.push(index),
+                Standing::Unreadable => {
+                    self.damaged.insert(index);
+                    special.bad_slots.push(index);
+                }
                 Standing::Settled | Standing::Ready | Standing::Outlived => {}
             }
         }

@@ -2,8 +2,9 @@
 //! in flight, what is not synced, and what compaction has said of it.
 //!
 //! Promises: a slot is counted as settled once, when it becomes so; a slot that was settled is
-//! never stored to again; every store is noted for the next sync, and for a copy that is being
-//! made. The offset in a slot is that of its own record. Relies on the dispatch lock.
+//! never stored to again, as long as it can be read; every store is noted for the next sync, and
+//! for a copy that is being made. The offset in a slot is that of its own record. Relies on the
+//! dispatch lock.
 
 use super::copying::Copying;
 use super::map_numbers::MapNumbers;
@@ -51,7 +52,7 @@ impl Track {
     pub(super) fn active(active: &Active, maps: &MapNumbers) -> Self {
         Self {
             records: Records::active(active, maps),
-            settled_count: SettledCount::COMPLETE,
+            settled_count: SettledCount::complete(),
             leased: 0,
             is_dirty: false,
             copying: Copying::new(false),
@@ -63,7 +64,7 @@ impl Track {
     pub(crate) fn copied(mapped: Arc<Mapped>, made: &Finished, maps: &MapNumbers) -> Self {
         Self {
             records: Records::copied(mapped, made, maps),
-            settled_count: SettledCount::TOUCHED,
+            settled_count: SettledCount::touched(),
             leased: 0,
             is_dirty: true,
             copying: Copying::new(true),
@@ -271,6 +272,25 @@ impl Track {
         self.map()?.store_slot(index, Slot { state, attempts, offset: Some(offset) })?;
         self.note_change(index);
         Ok(())
+    }
+
+    /// Stores this state to a slot that was never written to its place; its message is not settled.
+    /// Tells how many fewer are counted as settled: that slot may have been, while it could be
+    /// read.
+    #[cold]
+    pub(super) fn rebuild_slot(
+        &mut self,
+        index: Index,
+        (state, attempts): (State, u32),
+    ) -> Result<u32> {
+        debug_assert!(!matches!(state, State::Dead | State::Lost), "that is `store`'s to do");
+        let (mapped, is_old) = (self.records.map()?, self.records.is_old());
+        let end = self.count().map_or(Index(self.segment().slot_limit), Index);
+        let mean_bytes = self.records.mean_bytes();
+        let fewer = self.settled_count.rebuild(index, mapped, end, is_old, mean_bytes)?;
+        mapped.store_slot(index, Slot { state, attempts, offset: None })?;
+        self.note_change(index);
+        Ok(fewer)
     }
 
     /// Stores the time before which message `index` is not to be handed out.

@@ -133,6 +133,10 @@ impl Dispatch {
             *ledger.places_mut().cursor_mut() = cursor;
             match met? {
                 Met::Message(found) if found.standing == Standing::Ready => {
+                    if may_have_had_delay(&found) && self.is_known_elsewhere(&found) {
+                        self.ledger_mut().places_mut().cursor_mut().pass_found(&found);
+                        return Ok(Choice::Again);
+                    }
                     return Ok(Choice::Next(Next { found, from: WaitsAt::Cursor }));
                 }
                 // Transient, and of an earlier run.
@@ -152,6 +156,14 @@ impl Dispatch {
             }
         }
         Ok(Choice::Again)
+    }
+
+    /// Whether a message at the cursor is in another place, though its slot does not say so: its
+    /// delay was damaged in this run.
+    #[cold]
+    fn is_known_elsewhere(&self, found: &Found) -> bool {
+        let ledger = self.ledger();
+        ledger.has_unreadable_delay(found.spot) && ledger.places().find(found.place.seq).is_some()
     }
 
     /// The message that was chosen is leased: it is no longer where it waited, and its last holder,
@@ -204,4 +216,10 @@ impl Dispatch {
         self.ledger_mut().counts_mut().dropped += u64::from(is_new);
         Ok(if is_new { Dropped::One } else { Dropped::Again })
     }
+}
+
+/// Whether the slot of a message may have had a delay: it was given back, or pushed with one.
+#[inline]
+fn may_have_had_delay(found: &Found) -> bool {
+    found.place.attempts > 0 || found.header.flags.has_extensions()
 }

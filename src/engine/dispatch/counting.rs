@@ -187,9 +187,12 @@ impl Counting {
                     ledger.backlog().skip_settled(at, cursor)?;
                 }
             }
-            Met::BadSlot(spot) => ledger.backlog_mut().rebuild_slot(spot)?,
+            Met::BadSlot(spot) => ledger.rebuild_slot(spot)?,
             Met::Unnumbered(spot) => {
-                ledger.lose(spot, Offset::START)?;
+                // One that is in flight is in a consumer's hands, whole.
+                if !ledger.may_be_in_flight(spot)? {
+                    ledger.lose(spot, Offset::START)?;
+                }
                 cursor.pass(None);
             }
             Met::Lost(LostRecords { at, indexes, offset, next }) => {
@@ -198,7 +201,6 @@ impl Counting {
                 let next = if end_index < indexes.end { offset } else { next };
                 for index in indexes.start.until(end_index) {
                     let spot = Spot { at, index };
-                    // One that is in flight is in a consumer's hands, whole.
                     if !ledger.may_be_in_flight(spot)? {
                         ledger.lose(spot, offset)?;
                     }
@@ -263,7 +265,7 @@ fn at_ordinal(ledger: &Ledger, ordinal: Ordinal) -> Option<usize> {
 /// The last attempt of a message ended with its run. It dies, unless it did meanwhile.
 fn die_of_attempts(ledger: &mut Ledger, found: &Found) -> Result<()> {
     let waits =
-        matches!(ledger.whereabouts_of(found, true)?, Whereabouts::Ready | Whereabouts::Delayed(_));
+        matches!(ledger.whereabouts_of(found)?, Whereabouts::Ready | Whereabouts::Delayed(_));
     if !waits {
         return Ok(());
     }
@@ -286,7 +288,7 @@ fn store_shortened(ledger: &mut Ledger, spot: Spot, delay: Delay) -> Result<()> 
 /// it can be read, it is taken up.
 fn rebuild_counted(ledger: &mut Ledger, spot: Spot) -> Result<()> {
     if ledger.status(spot)?.standing == Standing::Unreadable {
-        ledger.backlog_mut().rebuild_slot(spot)?;
+        ledger.rebuild_slot(spot)?;
     }
     // Also if a look for this message has rebuilt it meanwhile.
     let status = ledger.status(spot)?;

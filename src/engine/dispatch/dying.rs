@@ -81,6 +81,10 @@ impl Dying {
         self.waiting.range(seqs.clone()).next().is_some() || self.moved.range(seqs).next().is_some()
     }
 
+    pub(crate) fn has(&self, seq: u64) -> bool {
+        self.waiting.contains_key(&seq) || self.moved.contains_key(&seq)
+    }
+
     pub(crate) fn insert(&mut self, seq: u64, death: Death) {
         self.waiting.insert(seq, death);
     }

@@ -16,6 +16,7 @@ use crate::engine::backlog::track::Stored;
 use crate::engine::backlog::{Backlog, Found, Lookup, Spot};
 use crate::engine::context::Context;
 use crate::engine::published::Published;
+use crate::engine::settled_total::SettledTotal;
 use crate::engine::waiters::Waiters;
 use crate::error::{Error, Result};
 use crate::format::address::Offset;
@@ -29,7 +30,6 @@ use crate::report::DamageKind;
 use crate::stats::Counts;
 use crate::time::Time;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The stored messages, and their places.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ pub(crate) struct Ledger {
     /// What others have to be told once the lock is given up.
     news: News,
     /// How many slots were found or made settled in this run: for producers.
-    settled_for_producers: Arc<AtomicU64>,
+    settled_total: SettledTotal,
     is_closed: bool,
 }
 
@@ -61,7 +61,7 @@ impl Ledger {
             clock: Arc::clone(clock),
             waiters: Arc::clone(waiters),
             news: News::default(),
-            settled_for_producers: Arc::default(),
+            settled_total: SettledTotal::default(),
             is_closed: false,
         }
     }
@@ -139,8 +139,8 @@ impl Ledger {
     }
 
     /// How many slots were found or made settled in this run, for producers.
-    pub(crate) fn settled_for_producers(&self) -> &Arc<AtomicU64> {
-        &self.settled_for_producers
+    pub(crate) fn settled_total(&self) -> &SettledTotal {
+        &self.settled_total
     }
 
     /// Messages that can be handed out, and those that wait for their time, of one moment.
@@ -173,6 +173,10 @@ impl Ledger {
     /// Settles a message that is damaged, wherever it is; false if it was settled already.
     /// `offset`: where its record is, or was sought.
     pub(crate) fn lose(&mut self, spot: Spot, offset: Offset) -> Result<bool> {
+        if self.status(spot)?.standing == Standing::Unreadable {
+            // It may have been counted.
+            self.rebuild_slot(spot)?;
+        }
         let track = self.backlog.track_at(spot.at);
         let seq = track.records().seq(spot.index)?;
         let header = track.map()?.header(offset, spot.index);
@@ -191,7 +195,7 @@ impl Ledger {
 
     /// Settles a message that waits, ready or delayed; false if it does not, or is set aside.
     pub(super) fn settle_waiting(&mut self, found: &Found) -> Result<bool> {
-        match self.whereabouts_of(found, true)? {
+        match self.whereabouts_of(found)? {
             Whereabouts::Ready | Whereabouts::Delayed(_) => self.settle_unread(found),
             Whereabouts::Settled => {
                 // Transient, and of an earlier run: it did not wait.
@@ -224,7 +228,7 @@ impl Ledger {
     fn note_settled(&mut self, spot: Spot, seq: Option<u64>, stored: Stored) -> bool {
         let Stored::Settled { wakes_compaction } = stored else { return false };
         self.news.reclaims |= wakes_compaction;
-        self.add_settled(1);
+        self.settled_total.add(1);
         self.news.settled = true;
         self.news.upkeep |= self.backlog.track_at(spot.at).is_done();
         if self.waiters.settled.has_waiters() {
@@ -236,16 +240,35 @@ impl Ledger {
         true
     }
 
-    fn add_settled(&self, more: u64) {
-        // Relaxed, and stored under the lock only: a reader that sees an older value takes more
-        // for unsettled.
-        let count = self.settled_for_producers.load(Ordering::Relaxed);
-        self.settled_for_producers.store(count + more, Ordering::Relaxed);
+    /// Rebuilds a slot that was never written to its place, as far as memory knows what it said: a
+    /// message that is dying dies, and one that was given back keeps its attempts. Any other counts
+    /// as handed out once. If it is in no place, but was passed by, it was settled: it is ready
+    /// again.
+    #[cold]
+    pub(crate) fn rebuild_slot(&mut self, spot: Spot) -> Result<()> {
+        let seq = self.backlog.track_at(spot.at).records().seq(spot.index)?;
+        let known = seq.and_then(|seq| self.places.find(seq));
+        let returned = seq.and_then(|seq| self.places.returned(seq));
+        let state = match (known, returned) {
+            (Some(Whereabouts::Dying), _) => (State::Dying, Status::REBUILT.attempts),
+            (_, Some(place)) => (unsettled_state(&place), place.attempts),
+            _ => (Status::REBUILT.state, Status::REBUILT.attempts),
+        };
+        let fewer = self.backlog.rebuild_slot(spot, state)?;
+        self.settled_total.take_back(fewer.into());
+        if let Some(seq) = seq
+            && known.is_none()
+            && seq < self.places.cursor().seq()
+            && let Lookup::Found(found) = self.backlog.look_up(seq)?
+        {
+            self.give_back(found.place);
+        }
+        Ok(())
     }
 
     /// So many slots of a segment were found settled.
     pub(super) fn note_found_settled(&mut self, at: usize, slots: u32) {
-        self.add_settled(slots.into());
+        self.settled_total.add(slots.into());
         self.news.settled |= slots > 0;
         self.news.upkeep |= self.backlog.tracks()[at].is_done();
     }
@@ -288,8 +311,14 @@ impl Ledger {
         [status.delay.map(|delay| delay.due), first]
     }
 
-    /// Where a message is, of which `status` is said.
-    pub(crate) fn whereabouts(&self, seq: u64, status: &Status, is_counted: bool) -> Whereabouts {
+    /// Where message `seq` is, of which `status` is said.
+    pub(crate) fn whereabouts(&self, spot: Spot, seq: u64, status: &Status) -> Whereabouts {
+        // A damaged delay does not tell.
+        let is_told = !self.has_unreadable_delay(spot);
+        if let Some(known) = if is_told { None } else { self.places.find(seq) } {
+            return known;
+        }
+        let is_counted = self.backlog.track_at(spot.at).is_counted_at(spot.index);
         let times = self.times_of(seq, status);
         match self.places.of(seq, status.standing, times, is_counted) {
             Whereabouts::Delayed(due) if self.clock.is_past(due) => Whereabouts::Ready,
@@ -298,10 +327,10 @@ impl Ledger {
     }
 
     /// Where a message is that was found.
-    pub(crate) fn whereabouts_of(&self, found: &Found, is_counted: bool) -> Result<Whereabouts> {
+    pub(crate) fn whereabouts_of(&self, found: &Found) -> Result<Whereabouts> {
         let status = self.status(found.spot)?;
         let status = Status { standing: found.standing, ..status };
-        Ok(self.whereabouts(found.place.seq, &status, is_counted))
+        Ok(self.whereabouts(found.spot, found.place.seq, &status))
     }
 
     /// Whether a message may be in flight: its segment has deliveries, and its slot does not say
@@ -311,8 +340,7 @@ impl Ledger {
             return Ok(false);
         }
         let status = self.status(spot)?;
-        let is_counted = self.backlog.track_at(spot.at).is_counted_at(spot.index);
-        let whereabouts = status.seq.map(|seq| self.whereabouts(seq, &status, is_counted));
+        let whereabouts = status.seq.map(|seq| self.whereabouts(spot, seq, &status));
         Ok(whereabouts.is_none_or(|is| is == Whereabouts::InFlight))
     }
 
@@ -384,7 +412,7 @@ impl Ledger {
             match self.backlog.look_up(seq)? {
                 Lookup::Gone => return Ok(None),
                 Lookup::Found(found) if found.standing == Standing::Unreadable => {
-                    self.backlog.rebuild_slot(found.spot)?;
+                    self.rebuild_slot(found.spot)?;
                 }
                 Lookup::Lost(spot, offset) => {
                     if !self.may_be_in_flight(spot)? {

@@ -104,6 +104,11 @@ impl Places {
         &mut self.dying
     }
 
+    /// The place of a message that was given back.
+    pub(super) fn returned(&self, seq: u64) -> Option<Place> {
+        self.returned.get(&seq).copied()
+    }
+
     /// At the front again.
     pub(super) fn put_back(&mut self, place: Place) {
         self.returned.insert(place.seq, place);
@@ -222,6 +227,22 @@ impl Places {
             is_out |= self.schedule.remove(due, seq);
         }
         is_out
+    }
+
+    /// Where a message is whose slot cannot tell; `None` if it is behind the cursor, or settled.
+    /// Looks at all that are scheduled or in flight.
+    pub(super) fn find(&self, seq: u64) -> Option<Whereabouts> {
+        if self.set_aside.contains(&seq) {
+            return Some(Whereabouts::SetAside);
+        }
+        if self.dying.has(seq) {
+            return Some(Whereabouts::Dying);
+        }
+        if self.is_returned(seq) {
+            return Some(Whereabouts::Ready);
+        }
+        let due = self.schedule.time_of(seq).map(Whereabouts::Delayed);
+        due.or_else(|| self.leases.has(seq).then_some(Whereabouts::InFlight))
     }
 
     /// Where a message is. `standing`, `times`: what its slot says; `is_counted`: that was taken up

@@ -281,9 +281,9 @@ impl Inspect {
             return Ok(None);
         };
         let status = track.status(index, run)?;
-        let (base_time, is_counted) = (track.base_time(), track.is_counted_at(index));
+        let base_time = track.base_time();
         let mapped = Arc::clone(track.map()?);
-        let due = match dispatch.ledger().whereabouts(seq, &status, is_counted) {
+        let due = match dispatch.ledger().whereabouts(Spot { at, index }, seq, &status) {
             Whereabouts::Delayed(due) => Some(due),
             Whereabouts::Settled => return Ok(None),
             Whereabouts::Ready
@@ -358,9 +358,7 @@ impl Inspect {
                     return Ok(None);
                 }
             };
-            let is_counted =
-                dispatch.backlog().track_at(found.spot.at).is_counted_at(found.spot.index);
-            let is_shown_at = match dispatch.ledger().whereabouts_of(&found, is_counted)? {
+            let is_shown_at = match dispatch.ledger().whereabouts_of(&found)? {
                 Whereabouts::Delayed(due) => Some(Some(due)),
                 Whereabouts::Ready => Some(None),
                 Whereabouts::Settled => None,

@@ -1,6 +1,7 @@
 //! What holds the disk.
 
 use super::Inspect;
+use crate::engine::backlog::Spot;
 use crate::engine::backlog::records::{Oldest, Search};
 use crate::engine::backlog::track::Track;
 use crate::engine::dispatch::{Dispatch, Whereabouts};
@@ -105,8 +106,10 @@ fn look_from(dispatch: &Dispatch, from: u64, now: Now) -> Result<Look> {
     let published = now.published;
     let is_next =
         |track: &&Track| track.end_seq(published) > from && track.unsettled(published) > 0;
-    let mut tracks = dispatch.backlog().tracks().iter();
-    let Some(track) = tracks.find(is_next) else { return Ok(Look::End) };
+    let mut tracks = dispatch.backlog().tracks().iter().enumerate();
+    let Some((at, track)) = tracks.find(|(_, track)| is_next(track)) else {
+        return Ok(Look::End);
+    };
     let (first_seq, end_seq) = (track.first_seq(), track.end_seq(published));
     let oldest = match track.records().oldest(published) {
         Search::Found(oldest) => oldest,
@@ -115,8 +118,8 @@ fn look_from(dispatch: &Dispatch, from: u64, now: Now) -> Result<Look> {
     };
     let status = track.status(oldest.index(), now.run)?;
     let Some(seq) = status.seq else { return Ok(Look::Unreadable(end_seq)) };
-    let is_counted = track.is_counted_at(oldest.index());
-    let state = match dispatch.ledger().whereabouts(seq, &status, is_counted) {
+    let spot = Spot { at, index: oldest.index() };
+    let state = match dispatch.ledger().whereabouts(spot, seq, &status) {
         Whereabouts::Ready => MessageState::Ready,
         Whereabouts::Delayed(_) => MessageState::Delayed,
         Whereabouts::Dying => MessageState::Dying,

@@ -163,7 +163,7 @@ fn lose_copied(ledger: &mut Ledger, spot: Spot, offset: Offset) -> Result<()> {
 /// Rebuilds a slot, if it still cannot be read.
 fn rebuild_if_bad(ledger: &mut Ledger, spot: Spot) -> Result<()> {
     match ledger.status(spot)?.standing {
-        Standing::Unreadable => ledger.backlog_mut().rebuild_slot(spot),
+        Standing::Unreadable => ledger.rebuild_slot(spot),
         _ => Ok(()),
     }
 }

@@ -1,0 +1,239 @@
+//! Bytes that go bad while a queue is open, after they were read once. Each test is a story that
+//! once went wrong.
+
+use crate::found_hooks::{Op, Watched, by_hand, files, flip, is_segment};
+use crate::found_support::{Op::Load, watched};
+use keepq::fault::{ManualClock, MemoryStorage, Storage};
+use keepq::{Backoff, Message, Options, Queue};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+const PAGE: u64 = 4096;
+const SLOT: u64 = 16;
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A word of the slot of a message in the oldest segment.
+#[derive(Clone, Copy)]
+enum Word {
+    State,
+    Delay,
+}
+
+/// Damages the slot of the message at this index.
+fn rot(disk: &MemoryStorage, index: u64, word: Word) {
+    let name = oldest_segment(disk);
+    let slot = disk.read(&name).unwrap().len() as u64 - PAGE - SLOT * (index + 1);
+    flip(disk, &name, slot + if let Word::Delay = word { 8 } else { 0 });
+}
+
+fn oldest_segment(disk: &MemoryStorage) -> String {
+    files(disk).into_iter().filter(|name| is_segment(name)).min().unwrap()
+}
+
+fn with_clock(disk: &Arc<MemoryStorage>) -> (Options, Arc<ManualClock>) {
+    let clock = Arc::new(ManualClock::new(UNIX_EPOCH + 1_000_000 * SECOND));
+    (by_hand(disk.clone()).clock(clock.clone()).backoff(Backoff::none()), clock)
+}
+
+fn pop_all(queue: &Queue) -> Vec<String> {
+    let mut texts = Vec::new();
+    while let Some(job) = queue.pop().unwrap() {
+        texts.push(String::from_utf8_lossy(&job).into_owned());
+        job.ack().unwrap();
+    }
+    texts
+}
+
+/// A settled slot went bad after it had been counted. Its message was handed out again, which is
+/// right, and counted again: the segment passed for done, and went with another message in it.
+#[test]
+fn a_settled_slot_that_goes_bad_costs_no_other_message() {
+    let disk = Arc::new(MemoryStorage::new());
+    let queue = by_hand(disk.clone()).open("queue").unwrap();
+    queue.push_batch(["a", "b", "c"]).unwrap();
+    let mut jobs = queue.pop_batch(2).unwrap();
+    jobs.pop().unwrap().ack().unwrap();
+    drop(jobs);
+    queue.close().unwrap();
+    let queue = by_hand(disk.clone()).open("queue").unwrap();
+    queue.push("d").unwrap();
+    assert_eq!(queue.len(), 3);
+    rot(&disk, 1, Word::State);
+    for expected in ["a", "b"] {
+        let job = queue.pop().unwrap().unwrap();
+        assert_eq!(&job[..], expected.as_bytes());
+        job.ack().unwrap();
+    }
+    assert_eq!(queue.len(), 2);
+    queue.maintain().unwrap();
+    assert_eq!(pop_all(&queue), ["c", "d"]);
+    assert_eq!((queue.len(), queue.damage().len()), (0, 1));
+}
+
+/// The same in one run: nothing was left by the count, and a message waited.
+#[test]
+fn a_purged_slot_that_goes_bad_is_counted_once() {
+    let disk = Arc::new(MemoryStorage::new());
+    let options = by_hand(disk.clone()).max_messages(2);
+    let queue = options.open("queue").unwrap();
+    queue.push_batch(["a", "b"]).unwrap();
+    queue.purge().unwrap();
+    queue.push("c").unwrap();
+    rot(&disk, 1, Word::State);
+    let job = queue.pop().unwrap().unwrap();
+    assert_eq!((&job[..], queue.len(), queue.in_flight()), (&b"b"[..], 1, 1));
+    assert!(queue.push("too many").is_err(), "two are not settled");
+    job.ack().unwrap();
+    assert_eq!(queue.len(), 1);
+    queue.push("d").unwrap();
+    queue.maintain().unwrap();
+    assert_eq!(pop_all(&queue), ["c", "d"]);
+}
+
+/// A slot of the same kind was met by a copy: a debug build stopped there, and in any other the
+/// message counted as ready, and no pop of this run handed it out.
+#[test]
+fn a_settled_slot_that_goes_bad_is_handed_out_of_a_copy() {
+    const MESSAGES: u8 = 200;
+    let disk = Arc::new(MemoryStorage::new());
+    let queue = by_hand(disk.clone()).open("queue").unwrap();
+    for n in 0..MESSAGES {
+        queue.push(vec![n; 1500]).unwrap();
+    }
+    let jobs = queue.pop_batch(160).unwrap();
+    let (kept, settled): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job[0] % 10 == 0);
+    queue.ack_batch(settled).unwrap();
+    drop(kept);
+    queue.sync().unwrap();
+    let before = queue.len();
+    rot(&disk, 2, Word::State);
+    queue.compact().unwrap();
+    assert_eq!(queue.len(), before + 1);
+    let popped = queue.pop_batch(usize::MAX).unwrap();
+    assert!(popped.iter().any(|job| job[0] == 2), "it is ready again");
+    assert_eq!(popped.len() as u64, before + 1);
+    queue.ack_batch(popped).unwrap();
+    assert_eq!((queue.len(), queue.in_flight()), (0, 0));
+}
+
+/// The slot of a message that was dying went bad before the cursor came to it: it was handed out,
+/// and moved to the dead letters as well.
+#[test]
+fn a_dying_message_whose_slot_goes_bad_stays_dying() {
+    let disk = Arc::new(MemoryStorage::new());
+    let storage = Watched::around(disk.clone());
+    storage.rule(|call| {
+        let is_refused = call.op == Op::Create && call.name.starts_with("dead/");
+        if is_refused { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    });
+    let queue = by_hand(storage.clone()).open("queue").unwrap();
+    queue.push_batch(["a", "b"]).unwrap();
+    let mut jobs = queue.pop_batch(2).unwrap();
+    jobs.pop().unwrap().reject("bad").unwrap();
+    drop(jobs);
+    queue.close().unwrap();
+    let queue = by_hand(storage.clone()).open("queue").unwrap();
+    assert_eq!((queue.len(), queue.stats().dying()), (1, 1));
+    rot(&disk, 1, Word::State);
+    assert_eq!(pop_all(&queue), ["a"]);
+    assert_eq!(queue.stats().dying(), 1);
+    storage.no_rule();
+    queue.maintain().unwrap();
+    let letter = queue.dead_letters().unwrap().pop().unwrap().expect("the letter");
+    assert_eq!(&letter[..], b"b");
+}
+
+/// The delay of a message went bad while a consumer had it: another consumer got it, too.
+#[test]
+fn a_message_in_flight_whose_delay_goes_bad_stays_with_its_holder() {
+    let disk = Arc::new(MemoryStorage::new());
+    let (options, clock) = with_clock(&disk);
+    let queue = options.open("queue").unwrap();
+    queue.push("a").unwrap();
+    queue.push(Message::new("later").delay(SECOND)).unwrap();
+    queue.push("c").unwrap();
+    clock.advance(2 * SECOND);
+    let held = queue.pop().unwrap().unwrap();
+    assert_eq!(&held[..], b"later");
+    rot(&disk, 1, Word::Delay);
+    assert_eq!(queue.iter().count(), 2, "it does not wait");
+    assert_eq!(pop_all(&queue), ["a", "c"]);
+    assert_eq!(queue.purge().unwrap(), 0);
+    held.ack().unwrap();
+    assert_eq!((queue.len(), queue.in_flight()), (0, 0));
+}
+
+/// The delay of a message that an earlier run had put off went bad while it waited: it was handed
+/// out at once, and again at its time.
+#[test]
+fn a_message_that_was_put_off_and_whose_delay_goes_bad_comes_at_its_time() {
+    let disk = Arc::new(MemoryStorage::new());
+    let (options, clock) = with_clock(&disk);
+    let queue = options.clone().open("queue").unwrap();
+    queue.push("later").unwrap();
+    queue.pop().unwrap().unwrap().nack_after(HOUR).unwrap();
+    queue.close().unwrap();
+    let queue = options.open("queue").unwrap();
+    assert_eq!((queue.len(), queue.stats().delayed()), (0, 1));
+    rot(&disk, 0, Word::Delay);
+    assert!(queue.pop().unwrap().is_none(), "too early");
+    clock.advance(2 * HOUR);
+    assert_eq!(pop_all(&queue), ["later"]);
+    let stats = queue.stats();
+    assert_eq!((queue.len(), stats.in_flight(), stats.delayed()), (0, 0, 0));
+}
+
+/// For each damaged record of a delayed message the whole segment was searched, and all of that
+/// under one lock: half a megabyte of damage took a pop some seconds.
+#[test]
+fn damaged_records_of_delayed_messages_are_not_sought() {
+    const MESSAGES: usize = 4000;
+    // Some for each message, and not thousands for each that is lost.
+    const LOADS: u64 = 20 * 3 * MESSAGES as u64;
+    let disk = Arc::new(MemoryStorage::new());
+    let (storage, watch) = watched(disk.clone());
+    let (options, clock) = with_clock(&disk);
+    let queue = options.storage(storage).segment_bytes(64 << 20).open("queue").unwrap();
+    let batch = || (0..MESSAGES).map(|_| Message::new(&[7; 2000]).delay(SECOND));
+    for _ in 0..3 {
+        queue.push_batch(batch()).unwrap();
+    }
+    let names = files(&disk).into_iter().filter(|name| is_segment(name));
+    let size = |name: &String| disk.read(name).unwrap().len();
+    let largest = names.max_by_key(size).unwrap();
+    let file = disk.open(&largest).unwrap();
+    file.write_at(1 << 20, &vec![0xA5; 512 << 10]).unwrap();
+    clock.advance(2 * SECOND);
+    let before = watch.count(Load);
+    let jobs = queue.pop_batch(usize::MAX).unwrap();
+    let lost = queue.stats().lost();
+    assert_eq!(jobs.len() as u64 + lost, 3 * MESSAGES as u64);
+    assert!((200..300).contains(&lost), "{lost}");
+    let loads = watch.count(Load) - before;
+    assert!(loads < LOADS, "{loads} loads");
+}
+
+/// After a power cut a slot may never have been written, and only the record of a message says that
+/// it is delayed: `peek` showed what `pop` did not hand out.
+#[test]
+fn a_message_whose_record_alone_is_delayed_is_not_shown_as_the_next() {
+    let disk = Arc::new(MemoryStorage::new());
+    let (options, clock) = with_clock(&disk);
+    let queue = options.clone().open("queue").unwrap();
+    queue.push(Message::new("later").delay(HOUR)).unwrap();
+    queue.push("now").unwrap();
+    queue.close().unwrap();
+    let name = oldest_segment(&disk);
+    let file = disk.open(&name).unwrap();
+    file.write_at(file.size() - PAGE - SLOT, &[0; 16]).unwrap();
+    let queue = options.open("queue").unwrap();
+    assert_eq!(&queue.peek().unwrap().unwrap()[..], b"now");
+    let due: Vec<_> = queue.iter().map(|message| message.unwrap().not_before()).collect();
+    assert!(due[0].is_some() && due[1].is_none(), "{due:?}");
+    assert_eq!(pop_all(&queue), ["now"]);
+    assert!(queue.peek().unwrap().is_none());
+    clock.advance(2 * HOUR);
+    assert_eq!(&queue.peek().unwrap().unwrap()[..], b"later");
+    assert_eq!(pop_all(&queue), ["later"]);
+}
