@@ -114,7 +114,8 @@ impl Delivery {
 
     /// Says that the work failed, and gives the message back. It is handed out again before all
     /// messages that were never handed out, at once or after the queue's
-    /// [`Options::backoff`](crate::Options::backoff). The attempt stays counted. If it was the last
+    /// [`Options::backoff`](crate::Options::backoff); after a restart, in push order with all
+    /// others. The attempt stays counted. If it was the last
     /// ([`Options::max_attempts`](crate::Options::max_attempts)), the message becomes a dead
     /// letter.
     ///
@@ -161,8 +162,9 @@ impl Delivery {
     /// Says that the work will never succeed. The message becomes a dead letter with this reason
     /// (up to 1,024 bytes of it are kept), and is not handed out again. This survives a kill and a
     /// power cut like [`Delivery::ack`]; the background makes the dead letter durable before it
-    /// forgets the message. Without dead letters, and among the dead letters themselves, the
-    /// message is dropped.
+    /// forgets the message. If another thread is moving messages to the dead letters, this waits
+    /// for it, and so for the disk. Without dead letters, and among the dead letters themselves,
+    /// the message is dropped.
     ///
     /// # Errors
     ///

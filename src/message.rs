@@ -109,7 +109,8 @@ impl<'a> Message<'a> {
     /// Delays the message, up to 8 years: it becomes ready no sooner than this long after the push,
     /// and at most a moment later, also across restarts. Once it is due, it comes before all
     /// messages that were never handed out; messages that are due at the same time come in push
-    /// order. Until then it counts in [`Queue::delayed`](crate::Queue::delayed).
+    /// order. (If it is due when the queue is opened, it comes in push order with all others.)
+    /// Until then it counts in [`Queue::delayed`](crate::Queue::delayed).
     ///
     /// The time runs from the call of `push`, also while the push waits for room
     /// ([`Overflow::Block`](crate::Overflow::Block)).

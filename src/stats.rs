@@ -102,8 +102,8 @@ impl Stats {
         self.set_aside
     }
 
-    /// Messages that the queue of dead letters holds, ready or in flight. A message that has just
-    /// been moved counts here and in [`Stats::dying`], until the move is durable.
+    /// Messages that the queue of dead letters holds: ready, delayed or in flight. A message that
+    /// has just been moved counts here and in [`Stats::dying`], until the move is durable.
     #[must_use]
     pub fn dead_letters(&self) -> u64 {
         self.dead_letters

@@ -15,9 +15,10 @@ impl Queue {
     ///
     /// Messages come in this order: first those that were given back, in push order; then those
     /// that have become due, in the order of their times; then those that were never handed out, in
-    /// push order. At [`Options::max_in_flight`](crate::Options::max_in_flight) this returns
-    /// `None`. The attempt is stored before this returns, so a message that kills its consumer uses
-    /// up its attempts.
+    /// push order. A restart begins a new order: what was given back before it, and what had become
+    /// due, comes in push order with the others. The attempt is stored before this returns, so a
+    /// message that kills its consumer uses up its attempts. At
+    /// [`Options::max_in_flight`](crate::Options::max_in_flight) this returns `None`.
     ///
     /// # Errors
     ///
@@ -235,7 +236,9 @@ impl Queue {
     }
 
     /// Pushes up to `limit` dead letters again, the oldest first. They become new messages at the
-    /// end of this queue, with the same payload and headers, no attempt counted and no delay.
+    /// end of this queue, with the same payload and headers, no attempt counted and no delay. They
+    /// have no time to live of their own ([`Options::message_ttl`](crate::Options::message_ttl)
+    /// counts from here on), and none of them is transient.
     /// Returns how many were pushed. Dead letters that are in flight or delayed stay. No consumer
     /// gets those that are pushed, even if that takes longer than their leases last. Each message
     /// is durable here before it is removed from the dead letters; a crash in between, or another
