@@ -284,3 +284,31 @@ fn a_purge_settles_all_whose_leases_are_over() {
     assert_eq!(queue.purge().unwrap(), 600);
     assert!(queue.is_empty());
 }
+
+/// All that waited in a segment was dropped for its room, in steps. Between two of them a consumer
+/// took a message out of it: the rest was dropped although that gave no room any more.
+#[test]
+fn no_more_is_dropped_of_a_segment_once_a_consumer_is_at_it() {
+    const BATCH: usize = 10_000;
+    let (options, watch) = in_files_of(Arc::new(MemoryStorage::new()), 1 << 20);
+    let options = options.max_bytes(4 << 20).overflow(Overflow::DropOldest);
+    let queue = options.open("queue").unwrap();
+    while queue.stats().dropped() == 0 {
+        queue.push_batch(vec!["job"; BATCH]).unwrap();
+    }
+    // A segment holds two batches: the next one needs another.
+    queue.push_batch(vec!["job"; BATCH]).unwrap();
+    let before = queue.stats().dropped();
+    let pushing = queue.clone();
+    let (hold, pushing) =
+        watch.hold(Op::StoreWord, "", move || pushing.push_batch(vec!["job"; BATCH]).map(|_| ()));
+    let popping = queue.clone();
+    let popping = call(move || popping.pop());
+    popping.asleep();
+    drop(hold);
+    let job = popping.result("pop").unwrap().expect("there are many");
+    pushing.result("push").unwrap();
+    assert!(queue.stats().dropped() > before);
+    let next = Seq::from(u64::from(job.seq()) + 1);
+    assert!(!queue.is_acked(next).unwrap(), "{:?}", queue.stats());
+}

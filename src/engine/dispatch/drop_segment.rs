@@ -32,8 +32,12 @@ impl Dropping {
         can_be_let_go(dispatch).map(Track::size).sum()
     }
 
-    /// Drops some of what waits in the segment; false once nothing is left there.
+    /// Drops some of what waits in the segment; false once nothing is left there, or once a
+    /// consumer has taken some of it: then no room is made by dropping the rest.
     pub(crate) fn drop_some(&mut self, dispatch: &mut Dispatch) -> Result<bool> {
+        if !can_be_let_go(dispatch).any(|track| track.first_seq() == self.first_seq) {
+            return Ok(false);
+        }
         let Self { cursor, last_seq, dropped, .. } = self;
         dispatch.settle_on_walk(cursor, *last_seq, MESSAGES_A_STEP, |counts| {
             counts.dropped += 1;
