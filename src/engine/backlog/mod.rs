@@ -248,6 +248,13 @@ impl Backlog {
         Ok(fewer)
     }
 
+    /// Whether the delay in a slot is damaged.
+    pub(super) fn has_unreadable_delay(&self, spot: Spot) -> bool {
+        let track = &self.tracks[spot.at];
+        let base_time = track.base_time();
+        track.map().is_ok_and(|mapped| mapped.has_unreadable_delay(spot.index, base_time))
+    }
+
     /// A message was found damaged and is settled as lost: tells of it. `offset`: where it was
     /// sought.
     pub(super) fn note_loss(&mut self, spot: Spot, offset: Offset) {

@@ -163,7 +163,8 @@ impl Dispatch {
     #[cold]
     fn is_known_elsewhere(&self, found: &Found) -> bool {
         let ledger = self.ledger();
-        ledger.has_unreadable_delay(found.spot) && ledger.places().find(found.place.seq).is_some()
+        ledger.backlog().has_unreadable_delay(found.spot)
+            && ledger.find_in_places(found.spot, found.place.seq).is_some()
     }
 
     /// The message that was chosen is leased: it is no longer where it waited, and its last holder,

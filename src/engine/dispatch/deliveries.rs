@@ -393,7 +393,7 @@ impl Deliveries {
     fn has_lost_delay(&self, leased: &Leased) -> Result<bool> {
         let Some((place, _)) = self.leases().place(leased.ticket) else { return Ok(false) };
         let found = self.ledger.backlog().find_place(place)?;
-        Ok(found.is_some_and(|(spot, _)| self.ledger.has_unreadable_delay(spot)))
+        Ok(found.is_some_and(|(spot, _)| self.ledger.backlog().has_unreadable_delay(spot)))
     }
 
     /// The time of a leased message turned out to be over.

@@ -247,7 +247,7 @@ impl Ledger {
     #[cold]
     pub(crate) fn rebuild_slot(&mut self, spot: Spot) -> Result<()> {
         let seq = self.backlog.track_at(spot.at).records().seq(spot.index)?;
-        let known = seq.and_then(|seq| self.places.find(seq));
+        let known = seq.and_then(|seq| self.find_in_places(spot, seq));
         let returned = seq.and_then(|seq| self.places.returned(seq));
         let state = match (known, returned) {
             (Some(Whereabouts::Dying), _) => (State::Dying, Status::REBUILT.attempts),
@@ -282,16 +282,9 @@ impl Ledger {
         let status = self.status(spot);
         let times = status.as_ref().map_or([None; 2], |status| self.times_of(seq, status));
         // A time that cannot be read is sought by the number; that is slow, and damage is rare.
-        if !self.places.unschedule(seq, times) && self.has_unreadable_delay(spot) {
+        if !self.places.unschedule(seq, times) && self.backlog.has_unreadable_delay(spot) {
             self.places.schedule_mut().remove_seq(seq);
         }
-    }
-
-    /// Whether the delay of a message is damaged.
-    pub(super) fn has_unreadable_delay(&self, spot: Spot) -> bool {
-        let track = self.backlog.track_at(spot.at);
-        let base_time = track.base_time();
-        track.map().is_ok_and(|mapped| mapped.has_unreadable_delay(spot.index, base_time))
     }
 
     /// What the slot of a message says.
@@ -311,11 +304,20 @@ impl Ledger {
         [status.delay.map(|delay| delay.due), first]
     }
 
+    /// Where message `seq` is, as far as memory knows: its slot, or the delay in it, is damaged.
+    #[cold]
+    pub(super) fn find_in_places(&self, spot: Spot, seq: u64) -> Option<Whereabouts> {
+        let status =
+            if self.backlog.has_unreadable_delay(spot) { None } else { self.status(spot).ok() };
+        let times = status.map(|status| self.times_of(seq, &status));
+        self.places.find(seq, times, self.backlog.track_at(spot.at).leased() > 0)
+    }
+
     /// Where message `seq` is, of which `status` is said.
     pub(crate) fn whereabouts(&self, spot: Spot, seq: u64, status: &Status) -> Whereabouts {
         // A damaged delay does not tell.
-        let is_told = !self.has_unreadable_delay(spot);
-        if let Some(known) = if is_told { None } else { self.places.find(seq) } {
+        let is_told = !self.backlog.has_unreadable_delay(spot);
+        if let Some(known) = if is_told { None } else { self.find_in_places(spot, seq) } {
             return known;
         }
         let is_counted = self.backlog.track_at(spot.at).is_counted_at(spot.index);

@@ -230,8 +230,15 @@ impl Places {
     }
 
     /// Where a message is whose slot cannot tell; `None` if it is behind the cursor, or settled.
-    /// Looks at all that are scheduled or in flight.
-    pub(super) fn find(&self, seq: u64) -> Option<Whereabouts> {
+    /// `times`: those for which it may be in the schedule; `None` if that is not known either, and
+    /// all that are scheduled are looked at. Looks at all that are in flight, if it
+    /// `may_be_leased`.
+    pub(super) fn find(
+        &self,
+        seq: u64,
+        times: Option<[Option<Time>; 2]>,
+        may_be_leased: bool,
+    ) -> Option<Whereabouts> {
         if self.set_aside.contains(&seq) {
             return Some(Whereabouts::SetAside);
         }
@@ -241,8 +248,15 @@ impl Places {
         if self.is_returned(seq) {
             return Some(Whereabouts::Ready);
         }
-        let due = self.schedule.time_of(seq).map(Whereabouts::Delayed);
-        due.or_else(|| self.leases.has(seq).then_some(Whereabouts::InFlight))
+        let due = times.map_or_else(
+            || self.schedule.time_of(seq),
+            |times| {
+                let known = times.into_iter().chain([self.untold.get(&seq).copied()]).flatten();
+                known.into_iter().find(|&due| self.schedule.contains(due, seq))
+            },
+        );
+        let is_leased = may_be_leased && due.is_none() && self.leases.has(seq);
+        due.map(Whereabouts::Delayed).or_else(|| is_leased.then_some(Whereabouts::InFlight))
     }
 
     /// Where a message is. `standing`, `times`: what its slot says; `is_counted`: that was taken up
