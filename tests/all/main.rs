@@ -76,6 +76,7 @@ mod history;
 mod kill;
 mod lost_numbers;
 mod poison;
+mod rot;
 mod space;
 mod support;
 mod surface;

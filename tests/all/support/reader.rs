@@ -236,6 +236,31 @@ pub(crate) fn read(directory: &Path) -> Vec<Owed> {
     owed
 }
 
+/// Where a message lies in a segment.
+pub(crate) struct Place {
+    /// Offset of its record's header.
+    pub(crate) header: u64,
+    pub(crate) body_len: u64,
+    /// Offset of its slot.
+    pub(crate) slot: u64,
+}
+
+/// Where this segment has the message with this payload, in a record without damage.
+pub(crate) fn place(bytes: Vec<u8>, payload: &[u8]) -> Option<Place> {
+    let segment = Segment::read(bytes);
+    let end = segment.bytes.len() - 4096;
+    (4096..end).step_by(8).find_map(|header| {
+        let body_len = u32_at(&segment.bytes, header + 8);
+        let body = segment.bytes.get(header + 24..header + 24 + body_len as usize)?;
+        let index = u32_at(&segment.bytes, header + 16);
+        if !body.ends_with(payload) || segment.record(header, index).is_none() {
+            return None;
+        }
+        let slot = segment.bytes.len() as u64 - 4096 - 16 * (index + 1);
+        Some(Place { header: header as u64, body_len, slot })
+    })
+}
+
 /// What a segment's marks say.
 #[derive(Debug)]
 pub(crate) struct Used {
