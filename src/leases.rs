@@ -57,6 +57,13 @@ struct Lease {
     place: Place,
 }
 
+impl Lease {
+    /// Whether its message is in flight.
+    fn is_out(&self) -> bool {
+        !matches!(self.state, LeaseState::Free | LeaseState::Expired)
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum LeaseState {
     Free,
@@ -159,8 +166,13 @@ impl Leases {
 
     /// Whether message `seq` is in flight. Looks at all leases.
     pub(crate) fn has(&self, seq: u64) -> bool {
+        self.entries.iter().any(|lease| lease.place.seq == seq && lease.is_out())
+    }
+
+    /// The same for the message that lies here, as far as its lease knows where it lies.
+    pub(crate) fn has_at(&self, ordinal: Ordinal, index: Index) -> bool {
         let is_out = |lease: &Lease| {
-            lease.place.seq == seq && !matches!(lease.state, LeaseState::Free | LeaseState::Expired)
+            (lease.place.ordinal, lease.place.index) == (ordinal, index) && lease.is_out()
         };
         self.entries.iter().any(is_out)
     }

@@ -29,6 +29,8 @@ pub(crate) enum Finding {
     Lost { ordinal: Ordinal, from: Index, to: Index, offset: Offset },
     /// A slot is damaged.
     BadSlot { ordinal: Ordinal, index: Index },
+    /// The delay in a slot is damaged.
+    BadDelay { ordinal: Ordinal, index: Index },
     /// A transient message of an earlier run.
     Outlived { ordinal: Ordinal, index: Index, offset: Offset },
 }
@@ -39,6 +41,7 @@ impl Finding {
         match *self {
             Self::Lost { ordinal, .. }
             | Self::BadSlot { ordinal, .. }
+            | Self::BadDelay { ordinal, .. }
             | Self::Outlived { ordinal, .. } => ordinal,
         }
     }
@@ -166,8 +169,7 @@ impl CopyJob {
         let slots = segment.read_slots(reading.index, number, *base_time)?;
         let seqs = segment.read_seqs(reading.index, number, *first_seq)?;
         for (seq, slot) in seqs.zip(slots) {
-            let index = slot.0;
-            if index < reading.index {
+            if slot.index < reading.index {
                 // It is lost, together with an earlier one.
                 continue;
             }
@@ -187,7 +189,7 @@ impl CopyJob {
         source: &CopySource,
         reading: &mut Reading,
         seq: Option<u64>,
-        (index, slot, delay): ReadSlot,
+        ReadSlot { index, slot, delay, has_bad_delay }: ReadSlot,
     ) -> Result<bool> {
         let ordinal = source.segment.header.ordinal;
         let is_old = seq.map_or(source.is_old, |seq| seq < self.first_new);
@@ -203,6 +205,9 @@ impl CopyJob {
         };
         if slot.is_none() {
             self.findings.push(Finding::BadSlot { ordinal, index });
+        }
+        if has_bad_delay {
+            self.findings.push(Finding::BadDelay { ordinal, index });
         }
         // A damaged slot is rebuilt like this.
         let slot = slot.unwrap_or(Slot { state: State::Delivered, attempts: 1, offset: None });

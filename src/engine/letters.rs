@@ -5,6 +5,7 @@
 
 use super::backlog::{Body, Found};
 use super::context::Context;
+use super::dispatch::repair::look_up;
 use super::dispatch::{Death, DyingMessage, Ledger, Whereabouts};
 use super::signal::DispatchLock;
 use crate::error::Result;
@@ -103,7 +104,7 @@ impl DyingMessages {
         }
         let mut dispatch = self.dispatch.lock();
         let ledger = dispatch.ledger_mut();
-        let Some(found) = ledger.look_up(seq)? else { return Ok(false) };
+        let Some(found) = look_up(ledger, seq)? else { return Ok(false) };
         let track = ledger.backlog().track_at(found.spot.at);
         if found.header.pushed_at(track.base_time()) != pushed_at {
             return Ok(false);
@@ -174,7 +175,7 @@ impl DyingMessages {
 
 /// A message that waits to be moved; `None` if nothing is left to be moved: it was found damaged.
 fn look_up_dying(ledger: &mut Ledger, seq: u64) -> Result<Option<DyingMessage>> {
-    let Some(found) = ledger.look_up(seq)? else {
+    let Some(found) = look_up(ledger, seq)? else {
         ledger.places_mut().dying_mut().remove(seq);
         return Ok(None);
     };
@@ -186,7 +187,7 @@ fn look_up_dying(ledger: &mut Ledger, seq: u64) -> Result<Option<DyingMessage>> 
 
 /// A message that has this number among the dead letters is durable there: it is settled here.
 fn settle_moved(ledger: &mut Ledger, seq: u64, there: u64) -> Result<()> {
-    let is_new = match ledger.look_up(seq)? {
+    let is_new = match look_up(ledger, seq)? {
         Some(found) => ledger.settle(found.spot, &found.place, State::Dead)?,
         None => false,
     };

@@ -179,10 +179,10 @@ impl Engine {
             died,
             move_again: TimeHint::default(),
         });
-        let dispatch = Dispatch::new(&log, &context);
-        let dispatch = Arc::new(DispatchLock::new(Arc::clone(&context), dispatch));
         let (recovery, durable) = (log.report.clone(), log.next_seq - 1);
         let published = Arc::new(Published::new(durable));
+        let dispatch = Dispatch::new(&log, &context, &published);
+        let dispatch = Arc::new(DispatchLock::new(Arc::clone(&context), dispatch));
         let appender = Arc::new(Appender::new(&context, &dispatch, &published, &log));
         let commit = Arc::new(Commit::new(&context, &appender, &dispatch, durable));
         let reclaim = Arc::new(Reclaim::new(&context, &dispatch, &appender, &commit, log));

@@ -332,9 +332,7 @@ impl Producers {
             } else {
                 // For bytes, those of one segment, which is let go then.
                 let bytes = self.context.space.given_back() + self.appender.taken_bytes();
-                let has_dropped = in_vain.may_drop(bytes) && self.drop_segment(need)?;
-                in_vain.drops += u32::from(has_dropped);
-                has_dropped
+                in_vain.may_drop(bytes) && self.drop_segment(need, &mut in_vain)?
             };
             if !has_dropped && may_copy {
                 // What is being copied cannot be dropped, but will take less.
@@ -408,7 +406,7 @@ impl Producers {
 
     /// Drops all waiting messages of the oldest segment that has no other unsettled messages; false
     /// if there is no such segment, or if all of them together do not make room enough.
-    fn drop_segment(&self, need: Need) -> Result<bool> {
+    fn drop_segment(&self, need: Need, in_vain: &mut InVain) -> Result<bool> {
         self.consumers.end_due();
         let missing = self.context.space.missing(need.segment_bytes().max(SMALLEST_SEGMENT));
         let ready = self.appender.ready_bytes();
@@ -429,6 +427,7 @@ impl Producers {
             let Some(mut dropping) = dropping else { return Ok(false) };
             while dropping.drop_some(&mut self.dispatch.lock())? {}
             if dropping.dropped() > 0 {
+                in_vain.drops += u32::from(dropping.is_whole());
                 return Ok(true);
             }
             // One of which nothing could be dropped is left behind.

@@ -116,6 +116,12 @@ const _: () = assert!(DUE_MASK | GIVEN_MASK << GIVEN_SHIFT == DELAY_MASK);
 pub(crate) const MAX_DELAY: Millis = Millis(255 << 30);
 
 impl Delay {
+    /// One that was over before the run that began at `start_time`, or is since then: in that run
+    /// its message is not at the cursor, and no later run waits for it.
+    pub(crate) fn over(start_time: Time) -> Self {
+        Self { due: start_time + Millis(1), given: Millis(1) }
+    }
+
     /// `base_time`: of the segment.
     pub(crate) fn encode(self, base_time: Time, key: Key, index: Index) -> u64 {
         let due = self.due.since(base_time).0.min(DUE_MASK);

@@ -100,7 +100,7 @@ impl<'a> SlotReader<'a> {
             let end = Index((*count).min(most_slots(segment.header.size)));
             let rest = end.since(index);
             let slots = segment.read_slots(index, SLOTS_A_STEP.min(rest), *base_time)?;
-            self.held = slots.map(|(_, slot, delay)| Some((slot?, delay))).collect();
+            self.held = slots.map(|read| Some((read.slot?, read.delay))).collect();
             self.first = index;
         }
         Ok(held(self).flatten())

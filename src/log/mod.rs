@@ -87,8 +87,15 @@ pub(crate) trait OnFailedSync {
     fn failed(&self, operation: &'static str, path: &Path, error: std::io::Error) -> Error;
 }
 
-/// A slot as it was read: its index, and its two words as far as they were written to it.
-pub(crate) type ReadSlot = (Index, Option<Slot>, Option<Delay>);
+/// A slot as it was read: its two words, as far as they were written to it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReadSlot {
+    pub(crate) index: Index,
+    pub(crate) slot: Option<Slot>,
+    pub(crate) delay: Option<Delay>,
+    /// There is a delay, and it cannot be read.
+    pub(crate) has_bad_delay: bool,
+}
 
 impl Segment {
     /// A segment found under `name`.
@@ -290,8 +297,11 @@ impl Segment {
         Ok(first.until(end).map(move |index| {
             let from_end = (u64::from(index - first) + 1) * SLOT;
             let at = usize::try_from(to_u64(bytes.len()) - from_end).unwrap_or(0);
-            let delay = Delay::decode(u64_at(&bytes, at + 8), base_time, key, index);
-            (index, Slot::decode(u64_at(&bytes, at), key, index), delay)
+            let (state, word) = (u64_at(&bytes, at), u64_at(&bytes, at + 8));
+            let (slot, delay) =
+                (Slot::decode(state, key, index), Delay::decode(word, base_time, key, index));
+            let has_bad_delay = word != 0 && delay.is_none();
+            ReadSlot { index, slot, delay, has_bad_delay }
         }))
     }
 

@@ -237,3 +237,128 @@ fn a_message_whose_record_alone_is_delayed_is_not_shown_as_the_next() {
     assert_eq!(&queue.peek().unwrap().unwrap()[..], b"later");
     assert_eq!(pop_all(&queue), ["later"]);
 }
+
+/// A message with a delay was acked, or purged, before the cursor came to it, and its slot went
+/// bad. It was rebuilt, was in no place, and counted for the rest of the run.
+#[test]
+fn a_settled_slot_with_a_delay_that_goes_bad_is_in_a_place() {
+    let disk = Arc::new(MemoryStorage::new());
+    let (options, clock) = with_clock(&disk);
+    let queue = options.max_messages(3).open("queue").unwrap();
+    queue.push("a").unwrap();
+    queue.push(Message::new("later").delay(HOUR)).unwrap();
+    assert_eq!(queue.purge().unwrap(), 2);
+    queue.push("c").unwrap();
+    rot(&disk, 1, Word::State);
+    assert_eq!(pop_all(&queue), ["c"]);
+    assert_eq!((queue.len(), queue.delayed()), (0, 1), "it waits for its time again");
+    clock.advance(2 * HOUR);
+    assert_eq!(pop_all(&queue), ["later"]);
+    queue.push_batch(["x", "y", "z"]).unwrap();
+}
+
+/// The same slot was met by a copy: its message came an hour early.
+#[test]
+fn a_settled_slot_with_a_delay_that_goes_bad_does_not_come_early_out_of_a_copy() {
+    let disk = Arc::new(MemoryStorage::new());
+    let (options, clock) = with_clock(&disk);
+    let queue = options.open("queue").unwrap();
+    queue.push(Message::new("later").delay(HOUR)).unwrap();
+    for n in 0..99_u8 {
+        queue.push(vec![n; 1500]).unwrap();
+    }
+    let jobs = queue.pop_batch(99).unwrap();
+    let (kept, settled): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job[0] % 10 == 0);
+    queue.ack_batch(settled).unwrap();
+    assert_eq!(queue.purge().unwrap(), 1);
+    drop(kept);
+    rot(&disk, 0, Word::State);
+    queue.compact().unwrap();
+    let early = queue.pop_batch(99).unwrap();
+    assert_eq!((early.len(), queue.delayed()), (10, 1));
+    queue.ack_batch(early).unwrap();
+    clock.advance(2 * HOUR);
+    assert_eq!(pop_all(&queue), ["later"]);
+}
+
+/// The slot of a waiting message went bad, and with it that of a settled one. The first was met,
+/// and the slots were counted again: the other one counted as ready, and no pop handed it out.
+#[test]
+fn all_slots_that_went_bad_are_rebuilt_together() {
+    let disk = Arc::new(MemoryStorage::new());
+    let queue = by_hand(disk.clone()).open("queue").unwrap();
+    queue.push_batch(["a", "b", "c"]).unwrap();
+    queue.ack_batch(queue.pop_batch(2).unwrap()).unwrap();
+    for index in [0, 2] {
+        rot(&disk, index, Word::State);
+    }
+    assert_eq!(pop_all(&queue), ["a", "c"]);
+    assert_eq!((queue.len(), queue.damage().len()), (0, 2));
+}
+
+/// A delay went bad while a consumer had its message, and a copy was made: the copy had no delay at
+/// all, so the cursor handed the message to another consumer.
+#[test]
+fn a_copy_keeps_what_memory_knows_of_a_delay_that_went_bad() {
+    let disk = Arc::new(MemoryStorage::new());
+    let (options, clock) = with_clock(&disk);
+    let queue = options.open("queue").unwrap();
+    for n in 0..99_u8 {
+        queue.push(vec![n; 1500]).unwrap();
+        if n == 0 {
+            queue.push(Message::new("held").delay(SECOND)).unwrap();
+            queue.push(Message::new("later").delay(HOUR)).unwrap();
+        }
+    }
+    clock.advance(2 * SECOND);
+    let held = queue.pop().unwrap().unwrap();
+    assert_eq!(&held[..], b"held");
+    for index in [1, 2] {
+        rot(&disk, index, Word::Delay);
+    }
+    let before = queue.len();
+    assert_eq!(queue.purge().unwrap(), before + 1, "the delayed one waits, too");
+    queue.push("new").unwrap();
+    queue.compact().unwrap();
+    assert_eq!(pop_all(&queue), ["new"]);
+    held.ack().unwrap();
+    assert_eq!((queue.len(), queue.in_flight(), queue.delayed()), (0, 0, 0));
+}
+
+/// A word of the table of numbers of a copy went bad while another message of it was in flight: its
+/// message was passed by, and nothing told of the loss.
+#[test]
+fn a_number_that_goes_bad_beside_a_delivery_is_told() {
+    let disk = Arc::new(MemoryStorage::new());
+    let options = by_hand(disk.clone());
+    let queue = options.clone().open("queue").unwrap();
+    for n in 0..99_u8 {
+        queue.push(vec![n; 1500]).unwrap();
+    }
+    let jobs = queue.pop_batch(99).unwrap();
+    let is_kept = |job: &keepq::Delivery| [3, 10, 24].contains(&job[0]);
+    let (kept, settled): (Vec<_>, Vec<_>) = jobs.into_iter().partition(is_kept);
+    queue.ack_batch(settled).unwrap();
+    drop(kept);
+    queue.compact().unwrap();
+    queue.close().unwrap();
+    let queue = options.open("queue").unwrap();
+    queue.push("new").unwrap();
+    assert_eq!(queue.len(), 4);
+    let held = queue.pop().unwrap().unwrap();
+    // The numbers are 0, 7 and 21 behind the first, plus one.
+    let table = files(&disk).into_iter().filter(|name| is_segment(name)).find_map(|name| {
+        let bytes = disk.read(&name)?;
+        let numbers = bytes
+            .chunks_exact(8)
+            .map(|word| u64::from_le_bytes(word.try_into().unwrap()) & ((1 << 48) - 1));
+        let at = numbers.collect::<Vec<_>>().windows(3).position(|three| three == [1, 8, 22])?;
+        Some((name, at as u64 * 8))
+    });
+    let (name, at) = table.expect("the table of the copy");
+    flip(&disk, &name, at + 8);
+    assert_eq!(pop_all(&queue).len(), 2);
+    held.ack().unwrap();
+    queue.maintain().unwrap();
+    assert_eq!((queue.stats().lost(), queue.damage().len(), queue.len()), (1, 1, 0));
+}

@@ -20,7 +20,7 @@ pub(crate) mod map_numbers;
 pub(crate) mod maps;
 pub(crate) mod records;
 mod seq_bounds;
-mod settled_count;
+pub(crate) mod settled_count;
 pub(crate) mod track;
 mod tracks;
 pub(crate) mod walk;
@@ -46,7 +46,7 @@ use losses::Losses;
 use map_numbers::MapNumbers;
 use maps::Maps;
 use seq_bounds::SeqBounds;
-use settled_count::Special;
+use settled_count::{Recount, Special};
 use std::sync::Arc;
 use track::{Stored, Track};
 use tracks::Tracks;
@@ -236,16 +236,17 @@ impl Backlog {
         self.tracks[spot.at].store_delay(spot.index, delay)
     }
 
-    /// Stores this state to a slot that was never written to its place. Tells how many fewer
-    /// messages are counted as settled.
-    #[cold]
-    pub(super) fn rebuild_slot(&mut self, spot: Spot, state: (State, u32)) -> Result<u32> {
+    /// Stores this state to a slot that was never written to its place.
+    pub(super) fn rebuild_slot(&mut self, spot: Spot, state: (State, u32)) -> Result<()> {
         let Spot { at, index } = spot;
         let offset = slot::offset(self.tracks[at].size(), index);
         self.list_damage(spot, offset, DamageKind::Slot);
-        let fewer = self.tracks[at].rebuild_slot(index, state)?;
-        self.changes.note();
-        Ok(fewer)
+        self.store(spot, state, None).map(|_| ())
+    }
+
+    /// Counts all slots of a segment again that were counted. `published`: the newest message.
+    pub(super) fn recount(&mut self, at: usize, published: u64) -> Result<Recount> {
+        self.tracks[at].recount(published)
     }
 
     /// Whether the delay in a slot is damaged.

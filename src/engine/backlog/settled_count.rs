@@ -13,7 +13,6 @@ use crate::format::standing::{Run, Standing};
 use crate::log::sealed::{Mapped, Numbering, Status};
 use crate::log::{ReadSlot, Segment};
 use crate::time::Time;
-use std::collections::BTreeSet;
 
 /// Slots counted in one step under the lock.
 const SLOTS_A_STEP: u32 = 4096;
@@ -33,8 +32,6 @@ pub(crate) struct SettledCount {
     was_touched: bool,
     /// Its slots could not be read: until they can, it is kept, whatever they say.
     is_unreadable: bool,
-    /// Those of the counted slots that are damaged, and counted as unsettled.
-    damaged: BTreeSet<Index>,
 }
 
 impl SettledCount {
@@ -59,7 +56,6 @@ impl SettledCount {
             open: None,
             was_touched: false,
             is_unreadable: false,
-            damaged: BTreeSet::new(),
         }
     }
 
@@ -121,34 +117,26 @@ impl SettledCount {
         }
     }
 
-    /// The slot of `index` is damaged, and is about to be rebuilt as that of an unsettled message.
-    /// If it was not damaged when it was counted, it may have counted as settled: then all slots
-    /// are counted again, at once, because others may be damaged, too. Tells how many fewer are
-    /// settled. `end`: of the records.
-    pub(super) fn rebuild(
+    /// Slots that were counted went bad: all are counted again, and those that are damaged count as
+    /// unsettled from here on. `end`: of the records.
+    pub(super) fn recount(
         &mut self,
-        index: Index,
         mapped: &Mapped,
         end: Index,
         is_old: bool,
         mean_bytes: u64,
-    ) -> Result<u32> {
-        if !self.has(index) || self.damaged.remove(&index) {
-            return Ok(0);
-        }
-        let (mut settled, mut damaged) = (0, BTreeSet::new());
-        for at in Index::FIRST.until(self.counted.min(end)) {
-            match mapped.slot(at)? {
+    ) -> Result<Recount> {
+        let (mut settled, mut damaged) = (0, Vec::new());
+        for index in Index::FIRST.until(self.counted.min(end)) {
+            match mapped.slot(index)? {
                 Some(slot) => settled += u32::from(slot.is_settled(is_old)),
-                None => drop(damaged.insert(at)),
+                None => damaged.push(index),
             }
         }
-        damaged.remove(&index);
         let fewer = self.messages.saturating_sub(settled);
         self.messages -= fewer;
         self.bytes = self.bytes.saturating_sub(u64::from(fewer) * mean_bytes);
-        self.damaged = damaged;
-        Ok(fewer)
+        Ok(Recount { fewer, damaged })
     }
 
     /// Counts some more slots, and tells which of them are special. `tail`: where the records end;
@@ -169,7 +157,7 @@ impl SettledCount {
         self.is_unreadable = read.is_err();
         let (slots, settled) = read?;
         let mut special = Special { settled: settled.count, ..Special::default() };
-        for (seq, (index, slot, delay)) in slots {
+        for (seq, ReadSlot { index, slot, delay, .. }) in slots {
             self.was_touched |= slot != Some(Slot::UNTOUCHED) || delay.is_some();
             let status = Status::of(seq, slot, delay, run, numbering);
             let Some(seq) = seq else {
@@ -189,10 +177,7 @@ impl SettledCount {
                     let shortened = status.delay.filter(|delay| delay.due > due);
                     special.shortened.extend(shortened.map(|delay| (index, delay)));
                 }
-                Standing::Unreadable => {
-                    self.damaged.insert(index);
-                    special.bad_slots.push(index);
-                }
+                Standing::Unreadable => special.bad_slots.push(index),
                 Standing::Settled | Standing::Ready | Standing::Outlived => {}
             }
         }
@@ -217,7 +202,7 @@ impl SettledCount {
         let slots: Vec<Numbered> = seqs.zip(slots).collect();
         let mean = (tail - RECORDS_START).checked_div(end.into()).unwrap_or(0);
         let mut settled = Settled { open, mean, ..Settled::default() };
-        for (_, (_, slot, _)) in &slots {
+        for (_, ReadSlot { slot, .. }) in &slots {
             let offset = slot.and_then(|slot| slot.offset);
             settled.end(offset, segment)?;
             if slot.is_some_and(|slot| slot.is_settled(is_old)) {
@@ -231,6 +216,15 @@ impl SettledCount {
         }
         Ok((slots, settled))
     }
+}
+
+/// What a count of slots that were counted before gives.
+#[derive(Debug)]
+pub(crate) struct Recount {
+    /// How many fewer are settled.
+    pub(crate) fewer: u32,
+    /// Those that are damaged.
+    pub(crate) damaged: Vec<Index>,
 }
 
 /// What is special about some slots of an earlier run.

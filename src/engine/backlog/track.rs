@@ -9,7 +9,7 @@
 use super::copying::Copying;
 use super::map_numbers::MapNumbers;
 use super::records::Records;
-use super::settled_count::{SettledCount, Special};
+use super::settled_count::{Recount, SettledCount, Special};
 use crate::error::Result;
 use crate::format::address::{Index, Offset, Ordinal};
 use crate::format::segment::RECORDS_START;
@@ -175,6 +175,14 @@ impl Track {
         Ok(special)
     }
 
+    /// Counts all slots again that were counted, because some went bad. `published`: the newest
+    /// message.
+    pub(super) fn recount(&mut self, published: u64) -> Result<Recount> {
+        let (mapped, is_old) = (self.records.map()?, self.records.is_old());
+        let (end, mean_bytes) = (self.records.end_index(published), self.records.mean_bytes());
+        self.settled_count.recount(mapped, end, is_old, mean_bytes)
+    }
+
     /// Bytes of the records that are not settled. `used`: of all records, while it is pushed to.
     pub(crate) fn live_record_bytes(&self, used: u64) -> u64 {
         self.records.bytes(used).saturating_sub(self.settled_count.bytes())
@@ -272,25 +280,6 @@ impl Track {
         self.map()?.store_slot(index, Slot { state, attempts, offset: Some(offset) })?;
         self.note_change(index);
         Ok(())
-    }
-
-    /// Stores this state to a slot that was never written to its place; its message is not settled.
-    /// Tells how many fewer are counted as settled: that slot may have been, while it could be
-    /// read.
-    #[cold]
-    pub(super) fn rebuild_slot(
-        &mut self,
-        index: Index,
-        (state, attempts): (State, u32),
-    ) -> Result<u32> {
-        debug_assert!(!matches!(state, State::Dead | State::Lost), "that is `store`'s to do");
-        let (mapped, is_old) = (self.records.map()?, self.records.is_old());
-        let end = self.count().map_or(Index(self.segment().slot_limit), Index);
-        let mean_bytes = self.records.mean_bytes();
-        let fewer = self.settled_count.rebuild(index, mapped, end, is_old, mean_bytes)?;
-        mapped.store_slot(index, Slot { state, attempts, offset: None })?;
-        self.note_change(index);
-        Ok(fewer)
     }
 
     /// Stores the time before which message `index` is not to be handed out.

@@ -140,6 +140,14 @@ impl Tracks {
         self.0.iter().take(self.0.len().saturating_sub(1))
     }
 
+    /// Whether a copy has as many unsettled messages as its sources. It has not if the slot of a
+    /// settled one went bad while it was made: that message is unsettled again, and not copied.
+    pub(crate) fn can_replace(&self, sources: &[CopySource], copy: &Track) -> bool {
+        let ordinals = sources.iter().map(|source| source.segment.header.ordinal);
+        let sources = ordinals.filter_map(|ordinal| self.0.iter().find(|t| t.ordinal() == ordinal));
+        sources.map(whole_unsettled).sum::<u32>() == whole_unsettled(copy)
+    }
+
     /// Puts a copy in the place of its sources, which it gives back.
     pub(super) fn replace(&mut self, sources: &[CopySource], mut copy: Track) -> Vec<Track> {
         let sources: BTreeSet<Ordinal> =
@@ -149,11 +157,6 @@ impl Tracks {
         let (removed, kept): (Vec<Track>, Vec<Track>) =
             std::mem::take(&mut self.0).into_iter().partition(is_source);
         self.0 = kept.into();
-        let unsettled = |track: &Track| {
-            track.count().unwrap_or(0).saturating_sub(track.settled_count().messages())
-        };
-        let before: u32 = removed.iter().map(unsettled).sum();
-        debug_assert_eq!(before, unsettled(&copy), "unsettled messages are copied, and no others");
         copy.take_over(&removed);
         self.0.insert(at, copy);
         removed
@@ -215,6 +218,11 @@ impl IndexMut<usize> for Tracks {
     fn index_mut(&mut self, at: usize) -> &mut Track {
         &mut self.0[at]
     }
+}
+
+/// How many messages of a segment that is no longer pushed to are unsettled.
+fn whole_unsettled(track: &Track) -> u32 {
+    track.count().unwrap_or(0).saturating_sub(track.settled_count().messages())
 }
 
 /// Whether nothing in a segment is unsettled, and nothing else keeps it.

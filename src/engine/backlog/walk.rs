@@ -8,6 +8,7 @@ use super::{Backlog, LostRecords, Met, Spot};
 use crate::error::Result;
 use crate::format::address::Index;
 use crate::format::standing::Standing;
+use crate::log::ReadSlot;
 use crate::log::sealed::Located;
 
 /// Slots passed over under one lock.
@@ -89,7 +90,7 @@ impl Backlog {
         let number = SLOTS_A_READ.min(end.since(index));
         let mut slots = track.segment().read_slots(index, number, track.base_time())?;
         let is_old = track.records().is_old();
-        let is_over = slots.any(|(at, slot, _)| {
+        let is_over = slots.any(|ReadSlot { index: at, slot, .. }| {
             let Some(settled) = slot.filter(|slot| slot.is_settled(is_old)) else { return true };
             previous = settled.offset.map(|offset| (at, offset)).or(previous);
             index = at.next();

@@ -13,6 +13,7 @@
 use super::Dispatch;
 use super::dying::{Cause, Death};
 use super::exchange::{Choice, Dropped, Leasing, Next, WaitsAt};
+use super::repair::{look_up, repair_delay};
 use crate::engine::backlog::{Found, Met};
 use crate::error::Result;
 use crate::format::slot::State;
@@ -91,7 +92,7 @@ impl Dispatch {
             }
             let first = self.ledger().places().schedule().first_due(visible);
             let Some((due, seq)) = first else { return Ok(Choice::Nothing) };
-            if let Some(found) = self.ledger_mut().look_up(seq)? {
+            if let Some(found) = look_up(self.ledger_mut(), seq)? {
                 return Ok(Choice::Next(Next { found, from: WaitsAt::Schedule(due) }));
             }
             self.ledger_mut().places_mut().leave_schedule(due, seq);
@@ -133,7 +134,8 @@ impl Dispatch {
             *ledger.places_mut().cursor_mut() = cursor;
             match met? {
                 Met::Message(found) if found.standing == Standing::Ready => {
-                    if may_have_had_delay(&found) && self.is_known_elsewhere(&found) {
+                    // It is in another place, though its slot did not say so any more.
+                    if may_have_had_delay(&found) && repair_delay(self.ledger_mut(), found.spot)? {
                         self.ledger_mut().places_mut().cursor_mut().pass_found(&found);
                         return Ok(Choice::Again);
                     }
@@ -156,15 +158,6 @@ impl Dispatch {
             }
         }
         Ok(Choice::Again)
-    }
-
-    /// Whether a message at the cursor is in another place, though its slot does not say so: its
-    /// delay was damaged in this run.
-    #[cold]
-    fn is_known_elsewhere(&self, found: &Found) -> bool {
-        let ledger = self.ledger();
-        ledger.backlog().has_unreadable_delay(found.spot)
-            && ledger.find_in_places(found.spot, found.place.seq).is_some()
     }
 
     /// The message that was chosen is leased: it is no longer where it waited, and its last holder,
@@ -208,7 +201,7 @@ impl Dispatch {
                 let Some((due, seq)) = ledger.places().schedule().first(published) else {
                     return Ok(Dropped::None);
                 };
-                let found = ledger.look_up(seq)?;
+                let found = look_up(ledger, seq)?;
                 let is_new = found.map_or(Ok(false), |found| ledger.settle_unread(&found))?;
                 ledger.places_mut().leave_schedule(due, seq);
                 is_new

@@ -7,6 +7,7 @@
 use super::dying::{Cause, Death};
 use super::ledger::Ledger;
 use super::places::Whereabouts;
+use super::repair::{look_up, lose, rebuild_if_bad, rebuild_slot};
 use crate::engine::backlog::cursor::Cursor;
 use crate::engine::backlog::{Found, LostRecords, Met, Spot};
 use crate::error::Result;
@@ -187,11 +188,11 @@ impl Counting {
                     ledger.backlog().skip_settled(at, cursor)?;
                 }
             }
-            Met::BadSlot(spot) => ledger.rebuild_slot(spot)?,
+            Met::BadSlot(spot) => rebuild_slot(ledger, spot)?,
             Met::Unnumbered(spot) => {
                 // One that is in flight is in a consumer's hands, whole.
                 if !ledger.may_be_in_flight(spot)? {
-                    ledger.lose(spot, Offset::START)?;
+                    lose(ledger, spot, Offset::START)?;
                 }
                 cursor.pass(None);
             }
@@ -202,7 +203,7 @@ impl Counting {
                 for index in indexes.start.until(end_index) {
                     let spot = Spot { at, index };
                     if !ledger.may_be_in_flight(spot)? {
-                        ledger.lose(spot, offset)?;
+                        lose(ledger, spot, offset)?;
                     }
                 }
                 cursor.pass_lost(end_index, next);
@@ -227,12 +228,12 @@ impl Unfinished {
         match self {
             Self::Unnumbered { ordinal, index } => {
                 if let Some(at) = at_ordinal(ledger, ordinal) {
-                    ledger.lose(Spot { at, index }, Offset::START)?;
+                    lose(ledger, Spot { at, index }, Offset::START)?;
                 }
             }
             Self::BadSlot { ordinal, index } => {
                 if let Some(at) = at_ordinal(ledger, ordinal) {
-                    rebuild_counted(ledger, Spot { at, index })?;
+                    rebuild_if_bad(ledger, Spot { at, index })?;
                 }
             }
             Self::Shortened { ordinal, index, delay } => {
@@ -241,12 +242,12 @@ impl Unfinished {
                 }
             }
             Self::WornOut { seq } => {
-                if let Some(found) = ledger.look_up(seq)? {
+                if let Some(found) = look_up(ledger, seq)? {
                     die_of_attempts(ledger, &found)?;
                 }
             }
             Self::Dropped { seq } => {
-                if let Some(found) = ledger.look_up(seq)?
+                if let Some(found) = look_up(ledger, seq)?
                     && ledger.settle(found.spot, &found.place, State::Dead)?
                 {
                     ledger.counts_mut().dropped += 1;
@@ -280,20 +281,6 @@ fn store_shortened(ledger: &mut Ledger, spot: Spot, delay: Delay) -> Result<()> 
     {
         // If it cannot be stored, the message waits a little longer after the next restart.
         ledger.backlog_mut().store_delay(spot, Delay { due, ..delay }).ok();
-    }
-    Ok(())
-}
-
-/// Rebuilds a slot before any message of its segment is handed out in this run: if the delay beside
-/// it can be read, it is taken up.
-fn rebuild_counted(ledger: &mut Ledger, spot: Spot) -> Result<()> {
-    if ledger.status(spot)?.standing == Standing::Unreadable {
-        ledger.rebuild_slot(spot)?;
-    }
-    // Also if a look for this message has rebuilt it meanwhile.
-    let status = ledger.status(spot)?;
-    if let (Standing::Scheduled(due), Some(seq)) = (status.standing, status.seq) {
-        ledger.places_mut().schedule_mut().put(due, seq);
     }
     Ok(())
 }

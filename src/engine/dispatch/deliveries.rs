@@ -13,6 +13,7 @@ use super::measure::Measure;
 use crate::clock::Clock;
 use crate::engine::backlog::{Body, Found, Spot};
 use crate::engine::context::Context;
+use crate::engine::published::Published;
 use crate::error::{Error, Result};
 use crate::format::checksum::fold;
 use crate::format::slot::{Delay, MAX_ATTEMPTS, State};
@@ -40,9 +41,9 @@ pub(crate) struct Deliveries {
 }
 
 impl Deliveries {
-    pub(super) fn new(log: &Log, context: &Context) -> Self {
+    pub(super) fn new(log: &Log, context: &Context, published: &Arc<Published>) -> Self {
         Self {
-            ledger: Ledger::new(log, context),
+            ledger: Ledger::new(log, context, published),
             clock: Arc::clone(&context.clock),
             measure: Measure::default(),
             newest_first: 0,
@@ -199,7 +200,7 @@ impl Deliveries {
     /// may stay away for a while after a restart.
     #[cold]
     pub(super) fn end_delay(&mut self, spot: Spot) {
-        let over = Delay { due: self.clock.start_time() + Millis(1), given: Millis(1) };
+        let over = Delay::over(self.clock.start_time());
         self.ledger.backlog_mut().store_delay(spot, over).ok();
     }
 

@@ -15,6 +15,8 @@ pub(crate) struct Dropping {
     first_seq: u64,
     last_seq: u64,
     dropped: u64,
+    /// Nothing that waits is left there.
+    is_whole: bool,
 }
 
 impl Dropping {
@@ -24,7 +26,8 @@ impl Dropping {
         let is_behind = |track: &&Track| after.is_none_or(|after| track.first_seq() > after);
         let track = can_be_let_go(dispatch).find(is_behind)?;
         let (first_seq, last_seq) = (track.first_seq(), track.end_seq(0) - 1);
-        Some(Self { cursor: Cursor::start_of(track), first_seq, last_seq, dropped: 0 })
+        let (cursor, dropped) = (Cursor::start_of(track), 0);
+        Some(Self { cursor, first_seq, last_seq, dropped, is_whole: false })
     }
 
     /// The bytes of all segments that can be let go once what waits in them is dropped.
@@ -39,10 +42,17 @@ impl Dropping {
             return Ok(false);
         }
         let Self { cursor, last_seq, dropped, .. } = self;
-        dispatch.settle_on_walk(cursor, *last_seq, MESSAGES_A_STEP, |counts| {
+        let has_more = dispatch.settle_on_walk(cursor, *last_seq, MESSAGES_A_STEP, |counts| {
             counts.dropped += 1;
             *dropped += 1;
-        })
+        })?;
+        self.is_whole = !has_more;
+        Ok(has_more)
+    }
+
+    /// Whether all that waited in the segment was dropped: no consumer came in between.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.is_whole
     }
 
     /// How many messages were dropped.

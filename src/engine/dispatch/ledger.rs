@@ -12,8 +12,9 @@ use super::news::News;
 use super::places::{Places, TakenOut, Whereabouts};
 use super::policy::Policy;
 use crate::clock::Clock;
+use crate::engine::backlog::settled_count::Recount;
 use crate::engine::backlog::track::Stored;
-use crate::engine::backlog::{Backlog, Found, Lookup, Spot};
+use crate::engine::backlog::{Backlog, Found, Spot};
 use crate::engine::context::Context;
 use crate::engine::published::Published;
 use crate::engine::settled_total::SettledTotal;
@@ -45,11 +46,12 @@ pub(crate) struct Ledger {
     news: News,
     /// How many slots were found or made settled in this run: for producers.
     settled_total: SettledTotal,
+    published: Arc<Published>,
     is_closed: bool,
 }
 
 impl Ledger {
-    pub(super) fn new(log: &Log, context: &Context) -> Self {
+    pub(super) fn new(log: &Log, context: &Context, published: &Arc<Published>) -> Self {
         let Context { options, run, clock, waiters, .. } = context;
         let most_maps = usize::try_from(options.open_segments).unwrap_or(usize::MAX);
         Self {
@@ -62,6 +64,7 @@ impl Ledger {
             waiters: Arc::clone(waiters),
             news: News::default(),
             settled_total: SettledTotal::default(),
+            published: Arc::clone(published),
             is_closed: false,
         }
     }
@@ -171,12 +174,9 @@ impl Ledger {
     }
 
     /// Settles a message that is damaged, wherever it is; false if it was settled already.
-    /// `offset`: where its record is, or was sought.
+    /// `offset`: where its record is, or was sought. Where its slot may be damaged, too:
+    /// `repair::lose`.
     pub(crate) fn lose(&mut self, spot: Spot, offset: Offset) -> Result<bool> {
-        if self.status(spot)?.standing == Standing::Unreadable {
-            // It may have been counted.
-            self.rebuild_slot(spot)?;
-        }
         let track = self.backlog.track_at(spot.at);
         let seq = track.records().seq(spot.index)?;
         let header = track.map()?.header(offset, spot.index);
@@ -240,30 +240,11 @@ impl Ledger {
         true
     }
 
-    /// Rebuilds a slot that was never written to its place, as far as memory knows what it said: a
-    /// message that is dying dies, and one that was given back keeps its attempts. Any other counts
-    /// as handed out once. If it is in no place, but was passed by, it was settled: it is ready
-    /// again.
-    #[cold]
-    pub(crate) fn rebuild_slot(&mut self, spot: Spot) -> Result<()> {
-        let seq = self.backlog.track_at(spot.at).records().seq(spot.index)?;
-        let known = seq.and_then(|seq| self.find_in_places(spot, seq));
-        let returned = seq.and_then(|seq| self.places.returned(seq));
-        let state = match (known, returned) {
-            (Some(Whereabouts::Dying), _) => (State::Dying, Status::REBUILT.attempts),
-            (_, Some(place)) => (unsettled_state(&place), place.attempts),
-            _ => (Status::REBUILT.state, Status::REBUILT.attempts),
-        };
-        let fewer = self.backlog.rebuild_slot(spot, state)?;
-        self.settled_total.take_back(fewer.into());
-        if let Some(seq) = seq
-            && known.is_none()
-            && seq < self.places.cursor().seq()
-            && let Lookup::Found(found) = self.backlog.look_up(seq)?
-        {
-            self.give_back(found.place);
-        }
-        Ok(())
+    /// Counts all slots of a segment again that were counted, because some went bad.
+    pub(super) fn recount(&mut self, at: usize) -> Result<Recount> {
+        let recount = self.backlog.recount(at, self.published.newest())?;
+        self.settled_total.take_back(recount.fewer.into());
+        Ok(recount)
     }
 
     /// So many slots of a segment were found settled.
@@ -315,10 +296,13 @@ impl Ledger {
 
     /// Where message `seq` is, of which `status` is said.
     pub(crate) fn whereabouts(&self, spot: Spot, seq: u64, status: &Status) -> Whereabouts {
-        // A damaged delay does not tell.
-        let is_told = !self.backlog.has_unreadable_delay(spot);
-        if let Some(known) = if is_told { None } else { self.find_in_places(spot, seq) } {
-            return known;
+        // A damaged slot does not tell. What is in no place is ready, or will be.
+        let is_lost = status.standing == Standing::Unreadable;
+        if is_lost || self.backlog.has_unreadable_delay(spot) {
+            let known = self.find_in_places(spot, seq);
+            if let Some(known) = known.or_else(|| is_lost.then_some(Whereabouts::Ready)) {
+                return known;
+            }
         }
         let is_counted = self.backlog.track_at(spot.at).is_counted_at(spot.index);
         let times = self.times_of(seq, status);
@@ -342,8 +326,11 @@ impl Ledger {
             return Ok(false);
         }
         let status = self.status(spot)?;
-        let whereabouts = status.seq.map(|seq| self.whereabouts(spot, seq, &status));
-        Ok(whereabouts.is_none_or(|is| is == Whereabouts::InFlight))
+        let Some(seq) = status.seq else {
+            let ordinal = self.backlog.track_at(spot.at).ordinal();
+            return Ok(self.places.leases().has_at(ordinal, spot.index));
+        };
+        Ok(self.whereabouts(spot, seq, &status) == Whereabouts::InFlight)
     }
 
     /// At the front again.
@@ -405,29 +392,5 @@ impl Ledger {
         let record = Some((place.offset, place.bytes));
         let stored = self.backlog.store(spot, (state, attempts), record)?;
         Ok(stored != Stored::WasSettled)
-    }
-
-    /// A message by its number, if it is not settled. Damage is settled, and a slot rebuilt, on the
-    /// way.
-    pub(crate) fn look_up(&mut self, seq: u64) -> Result<Option<Found>> {
-        loop {
-            match self.backlog.look_up(seq)? {
-                Lookup::Gone => return Ok(None),
-                Lookup::Found(found) if found.standing == Standing::Unreadable => {
-                    self.rebuild_slot(found.spot)?;
-                }
-                Lookup::Lost(spot, offset) => {
-                    if !self.may_be_in_flight(spot)? {
-                        self.lose(spot, offset)?;
-                    }
-                    return Ok(None);
-                }
-                Lookup::Found(found) if found.standing == Standing::Outlived => {
-                    self.settle(found.spot, &found.place, State::Dead)?;
-                    return Ok(None);
-                }
-                Lookup::Found(found) => return Ok(Some(found)),
-            }
-        }
     }
 }

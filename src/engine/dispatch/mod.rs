@@ -19,6 +19,7 @@ pub(super) mod news;
 mod places;
 mod policy;
 pub(super) mod purge;
+pub(super) mod repair;
 
 use crate::time::Time;
 pub(crate) use deliveries::Deliveries;
@@ -32,6 +33,7 @@ pub(crate) use policy::Policy;
 use super::backlog::cursor::Cursor;
 use super::backlog::{Backlog, Met};
 use super::context::Context;
+use super::published::Published;
 use crate::error::Result;
 use crate::format::address::Ordinal;
 use crate::format::standing::Standing;
@@ -55,9 +57,9 @@ pub(crate) struct Dispatch {
 }
 
 impl Dispatch {
-    pub(super) fn new(log: &Log, context: &Context) -> Self {
+    pub(super) fn new(log: &Log, context: &Context, published: &Arc<Published>) -> Self {
         Self {
-            deliveries: Deliveries::new(log, context),
+            deliveries: Deliveries::new(log, context, published),
             counting: Counting::default(),
             watched: None,
             has_asked_for_sync: false,

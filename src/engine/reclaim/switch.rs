@@ -8,6 +8,7 @@
 use crate::compaction::copy_job::{CopyJob, Finding};
 use crate::engine::backlog::Spot;
 use crate::engine::backlog::track::Track;
+use crate::engine::dispatch::repair::{lose, rebuild_if_bad, repair_delay};
 use crate::engine::dispatch::{Dispatch, Ledger};
 use crate::engine::signal::DispatchLock;
 use crate::error::{Error, Result};
@@ -92,6 +93,11 @@ pub(super) fn replace_sources(
     let mut dispatch = dispatch.lock();
     let changes = take_changes(&mut dispatch, sources)?;
     changes.iter().try_for_each(|change| update(run, &mut copy, change))?;
+    if !dispatch.backlog().tracks().can_replace(sources, &copy) {
+        let path = made.segment.path.clone();
+        let reason = "a slot went bad while its segment was copied, which is tried again";
+        return Err(Error::Corrupt { operation: "compact", path, offset: 0, reason });
+    }
     let replaced = dispatch.backlog_mut().replace(sources, copy);
     drop(dispatch);
     // Unmapped outside of the lock.
@@ -132,6 +138,7 @@ fn take_changes(dispatch: &mut Dispatch, sources: &[CopySource]) -> Result<Vec<C
 fn settle_finding(ledger: &mut Ledger, finding: Finding) -> Result<()> {
     let (Finding::Lost { ordinal, .. }
     | Finding::BadSlot { ordinal, .. }
+    | Finding::BadDelay { ordinal, .. }
     | Finding::Outlived { ordinal, .. }) = finding;
     let tracks = ledger.backlog().tracks();
     let Some(at) = tracks.iter().position(|track| track.ordinal() == ordinal) else {
@@ -142,6 +149,7 @@ fn settle_finding(ledger: &mut Ledger, finding: Finding) -> Result<()> {
             from.until(to).try_for_each(|index| lose_copied(ledger, Spot { at, index }, offset))
         }
         Finding::BadSlot { index, .. } => rebuild_if_bad(ledger, Spot { at, index }),
+        Finding::BadDelay { index, .. } => repair_delay(ledger, Spot { at, index }).map(|_| ()),
         Finding::Outlived { index, offset, .. } => {
             settle_outlived(ledger, Spot { at, index }, offset)
         }
@@ -157,15 +165,7 @@ fn lose_copied(ledger: &mut Ledger, spot: Spot, offset: Offset) -> Result<()> {
                       segment can be compacted";
         return Err(Error::Corrupt { operation: "compact", path, offset: offset.0, reason });
     }
-    ledger.lose(spot, offset).map(|_| ())
-}
-
-/// Rebuilds a slot, if it still cannot be read.
-fn rebuild_if_bad(ledger: &mut Ledger, spot: Spot) -> Result<()> {
-    match ledger.status(spot)?.standing {
-        Standing::Unreadable => ledger.rebuild_slot(spot),
-        _ => Ok(()),
-    }
+    lose(ledger, spot, offset).map(|_| ())
 }
 
 /// Settles a transient message of an earlier run, whose record is at `offset`.

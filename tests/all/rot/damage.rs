@@ -5,8 +5,10 @@ use crate::found_hooks::{files, is_segment};
 use crate::support::reader::{self, Place};
 use keepq::fault::Storage;
 
-const WITH_DAMAGE_THAT_KEEPQ_DOES_NOT_STAND_YET: bool = false;
-const WITH_DAMAGE_THAT_A_CHECK_MAY_PASS: bool = false;
+/// The last bytes of a state and of a delay have nothing but the check, whose few bits some damage
+/// of other bytes would pass.
+const STATE_CHECK: u64 = 6;
+const DELAY_CHECK: u64 = 7;
 
 impl Case {
     /// Damages one or two bytes of a message, in one of the segments that have it.
@@ -21,9 +23,8 @@ impl Case {
         }
         let (name, place) = &places[self.dice.below(places.len() as u64) as usize];
         self.messages[message].is_excused = true;
-        let most = if WITH_DAMAGE_THAT_KEEPQ_DOES_NOT_STAND_YET { 2 } else { 1 };
-        for _ in 0..=self.dice.below(most) {
-            let (part, offset) = self.part(message, place);
+        for _ in 0..=self.dice.below(2) {
+            let (part, offset) = self.part(place);
             let mask = 1 + self.dice.below(255) as u8;
             self.note(format!("damage the {part} of {message} in {name} at {offset} by {mask}"));
             let file = self.disk.open(name).unwrap();
@@ -57,20 +58,11 @@ impl Case {
     }
 
     /// A part of a message, and the offset of a byte of it.
-    fn part(&mut self, message: usize, place: &Place) -> (&'static str, u64) {
-        let had_delay = self.messages[message].had_delay;
-        let is_any = WITH_DAMAGE_THAT_KEEPQ_DOES_NOT_STAND_YET;
+    fn part(&mut self, place: &Place) -> (&'static str, u64) {
         match self.dice.below(4) {
             0 => ("header", place.header + self.dice.below(24)),
-            1 if is_any || !had_delay && !self.has_bad_state => {
-                self.has_bad_state = true;
-                let byte = if WITH_DAMAGE_THAT_A_CHECK_MAY_PASS { 0 } else { 6 };
-                ("state", place.slot + byte + self.dice.below(8 - byte))
-            }
-            2 if is_any || !had_delay => {
-                let byte = if WITH_DAMAGE_THAT_A_CHECK_MAY_PASS { 0 } else { 7 };
-                ("delay", place.slot + 8 + byte + self.dice.below(8 - byte))
-            }
+            1 => ("state", place.slot + STATE_CHECK + self.dice.below(8 - STATE_CHECK)),
+            2 => ("delay", place.slot + 8 + DELAY_CHECK + self.dice.below(8 - DELAY_CHECK)),
             _ => ("body", place.header + 24 + self.dice.below(place.body_len)),
         }
     }
