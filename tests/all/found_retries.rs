@@ -196,3 +196,35 @@ fn a_message_with_an_interval_is_synced_after_a_sync_with_nothing_to_do() {
     queue.push(Message::new(large(2)).durability(soon())).unwrap();
     until("the message is synced", || syncs.load(Ordering::SeqCst) > before);
 }
+
+/// No file could be mapped while messages were acked that a copy held: they came back, were acked
+/// again, and the copies stayed until the next open.
+#[test]
+fn copies_that_could_not_be_mapped_for_an_answer_are_given_back() {
+    let storage = Watched::around(Arc::new(MemoryStorage::new()));
+    let options = by_hand(storage.clone()).durability(Durability::Os).open_segments(1);
+    let queue = options.open("queue").unwrap();
+    let mut kept = Vec::new();
+    for _ in 0..4 {
+        for n in 0..13 {
+            queue.push(large(n)).unwrap();
+        }
+        for (n, job) in queue.pop_batch(13).unwrap().into_iter().enumerate() {
+            if n % 2 == 1 { kept.push(job) } else { job.ack().unwrap() }
+        }
+        queue.compact().unwrap();
+    }
+    storage.rule(
+        |call| {
+            if call.op == Op::Map { Err(ErrorKind::OutOfMemory.into()) } else { Ok(()) }
+        },
+    );
+    let failed = kept.into_iter().filter_map(|job| job.ack().err()).count();
+    assert!(failed > 0, "some had to be sought in a copy");
+    storage.no_rule();
+    while let Some(job) = queue.pop().unwrap() {
+        job.ack().unwrap();
+    }
+    queue.maintain().unwrap();
+    assert!(queue.stats().segments() <= 1, "{:?}", queue.stats());
+}

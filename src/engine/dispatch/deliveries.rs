@@ -165,10 +165,10 @@ impl Deliveries {
     fn end_lease(&mut self, ticket: Ticket) -> Result<Option<(Spot, Place)>> {
         let Some((place, has_expired)) = self.leases().place(ticket) else { return Ok(None) };
         let found = self.ledger.backlog().find_place(place).inspect_err(|_| {
-            // What was out goes back, to be looked up again; its segment is kept for this run.
+            // What was out goes back, to be looked up again.
             if !has_expired {
                 self.leases_mut().end(ticket);
-                self.ledger.give_back(place);
+                self.give_back_unfound(place);
             }
         })?;
         let Some((spot, place)) = found else {
@@ -182,6 +182,15 @@ impl Deliveries {
             self.ledger.backlog_mut().track_at_mut(spot.at).note_answered();
         }
         Ok(Some((spot, place)))
+    }
+
+    /// A lease has ended, and where its message is now cannot be read: it goes back all the same.
+    #[cold]
+    fn give_back_unfound(&mut self, place: Place) {
+        if let Some(at) = self.ledger.backlog().tracks().position_of_seq(place.seq) {
+            self.ledger.backlog_mut().track_at_mut(at).note_answered();
+        }
+        self.ledger.give_back(place);
     }
 
     /// A holder whose lease ran out has its message again: it leaves the place where it waited.
@@ -307,8 +316,8 @@ impl Deliveries {
             self.ledger.news_mut().returned = true;
             self.ledger.counts_mut().lease_expired += 1;
             let Ok(found) = self.ledger.backlog().find_place(place) else {
-                // To be looked up again; its segment is kept for this run.
-                self.ledger.give_back(place);
+                // To be looked up again.
+                self.give_back_unfound(place);
                 self.leases_mut().expire(ticket, Time::ZERO);
                 continue;
             };

@@ -364,6 +364,10 @@ impl Compactor {
         for source in sources {
             if let Some(track) = dispatch.backlog_mut().track(source.segment.header.ordinal) {
                 track.copying_mut().end_copy(has_failed.then_some(again));
+                // It was settled meanwhile, and could not go.
+                if track.is_done() {
+                    self.context.worker.ask();
+                }
             }
         }
     }

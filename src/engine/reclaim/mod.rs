@@ -146,6 +146,9 @@ impl Reclaim {
         if self.context.options.compaction.is_on {
             // One copy at the most: the producer waits for it.
             let copied = self.compactor.compact_now(Trigger::Requested, 1);
+            if copied.is_err() {
+                self.context.retry_upkeep();
+            }
             self.context.health.note_background(copied.map(|_| ()));
             self.retirer.let_go(usize::MAX)?;
         }

@@ -213,6 +213,10 @@ impl Retirer {
             let ordinal = track.ordinal();
             if released.contains(&ordinal) && !still_kept.contains(&ordinal) {
                 track.copying_mut().end_keeping();
+                // It was settled meanwhile, and could not go.
+                if track.is_done() {
+                    self.context.worker.ask();
+                }
             }
         }
         Ok(())
