@@ -337,8 +337,7 @@ impl Producers {
             if !has_dropped && may_copy {
                 // What is being copied cannot be dropped, but will take less.
                 may_copy = false;
-                self.context.health.note_background(self.reclaim.compactor().compact_once());
-                self.reclaim.retirer().let_go(usize::MAX).map_err(Error::before_anything)?;
+                self.reclaim.copy_once().map_err(Error::before_anything)?;
             } else if !has_dropped {
                 return Err(full);
             }

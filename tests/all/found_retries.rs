@@ -40,7 +40,7 @@ fn gets_room_again(has_background: bool, refuse: impl Fn(&Watched)) {
     refuse(&storage);
     fill_and_settle(&queue);
     let pushing = queue.clone();
-    let producer = call(move || (0..20).for_each(|n| assert!(pushing.push(large(n)).is_ok())));
+    let producer = call(move || (0..20).try_for_each(|n| pushing.push(large(n)).map(|_| ())).unwrap());
     producer.asleep();
     while let Some(job) = queue.pop().unwrap() {
         job.ack().unwrap();
@@ -227,4 +227,25 @@ fn copies_that_could_not_be_mapped_for_an_answer_are_given_back() {
     }
     queue.maintain().unwrap();
     assert!(queue.stats().segments() <= 1, "{:?}", queue.stats());
+}
+
+/// Most messages were settled, and without a background no full segment was sealed. Only a copy
+/// could make room for a producer, and only sealed segments are copied: it slept for ever.
+#[test]
+fn segments_are_sealed_for_the_copy_that_makes_room() {
+    for overflow in [Overflow::Block, Overflow::Reject, Overflow::DropOldest] {
+        let storage = Watched::around(Arc::new(MemoryStorage::new()));
+        let queue = small(&storage).overflow(overflow).open("queue").unwrap();
+        let mut kept = Vec::new();
+        while queue.stats().segment_bytes() < 700_000 {
+            queue.push(large(0)).unwrap();
+        }
+        for (n, job) in queue.pop_batch(usize::MAX).unwrap().into_iter().enumerate() {
+            if n % 6 == 0 { kept.push(job) } else { job.ack().unwrap() }
+        }
+        let pushing = queue.clone();
+        let producer = call(move || (0..60).try_for_each(|n| pushing.push(large(n)).map(|_| ())));
+        producer.result("the pushes").unwrap();
+        assert_eq!(queue.stats().dropped(), 0);
+    }
 }

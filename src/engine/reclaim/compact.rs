@@ -120,9 +120,16 @@ impl Compactor {
 
     /// When something that is worth copying may have been idle for long enough.
     fn next_look(&self) -> Option<Duration> {
-        let candidates = self.candidates(Trigger::Requested, Millis(0), |_| false);
-        let is_worth_it = plan::choose(&candidates, &self.limits()).is_some();
-        is_worth_it.then(|| self.context.look_interval())
+        self.has_sparse().then(|| self.context.look_interval())
+    }
+
+    /// Whether a copy would be worth it, once segments that are not sealed are.
+    pub(super) fn has_sparse(&self) -> bool {
+        let now = self.context.clock.coarse();
+        let times = (now, Millis(0));
+        let candidates =
+            candidates::of(&mut self.dispatch.lock(), Trigger::Requested, times, |_| false);
+        plan::choose(&candidates, &self.limits()).is_some()
     }
 
     fn limits(&self) -> Limits {
@@ -141,11 +148,6 @@ impl Compactor {
             return Ok(());
         }
         self.compact_now(Trigger::Requested, u64::MAX).map(|_| ())
-    }
-
-    /// Copies what is worth it once, for a producer that needs the room.
-    pub(crate) fn compact_once(&self) -> Result<()> {
-        self.compact_now(Trigger::Requested, 1).map(|_| ())
     }
 
     /// Makes copies until none is worth it, or until `most` are made. What cannot be copied does
@@ -315,16 +317,6 @@ impl Compactor {
         let (from, number) = (choice.range.start, choice.range.len());
         let chosen = dispatch.backlog_mut().tracks_mut().iter_mut().skip(from).take(number);
         Some((chosen.map(Track::begin_copy).collect(), choice))
-    }
-
-    fn candidates(
-        &self,
-        trigger: Trigger,
-        idle: Millis,
-        is_out: impl Fn(Ordinal) -> bool,
-    ) -> Vec<plan::Candidate> {
-        let now = self.context.clock.coarse();
-        candidates::of(&mut self.dispatch.lock(), trigger, (now, idle), is_out)
     }
 
     fn begin_with(&self, sources: &[CopySource], choice: &CopyPlan) -> Result<Job> {

@@ -144,15 +144,34 @@ impl Reclaim {
             }
         }
         if self.context.options.compaction.is_on {
-            // One copy at the most: the producer waits for it.
-            let copied = self.compactor.compact_now(Trigger::Requested, 1);
-            if copied.is_err() {
-                self.context.retry_upkeep();
-            }
-            self.context.health.note_background(copied.map(|_| ()));
-            self.retirer.let_go(usize::MAX)?;
+            self.copy_once()?;
         }
         Ok(has_given_back())
+    }
+
+    /// Makes one copy, if one is worth it, and lets go of what it was made from: the producer that
+    /// needs the room waits for it. A copy that fails is tried again.
+    pub(crate) fn copy_once(&self) -> Result<()> {
+        let copied = self.copy_or_seal();
+        if copied.is_err() {
+            self.context.retry_upkeep();
+        }
+        self.context.health.note_background(copied);
+        self.retirer.let_go(usize::MAX).map(|_| ())
+    }
+
+    /// Only sealed segments are copied, so those that are worth it are sealed, until one copy is
+    /// made.
+    fn copy_or_seal(&self) -> Result<()> {
+        loop {
+            let copied = self.compactor.compact_now(Trigger::Requested, 1)?;
+            let can_seal_one = copied.copies == 0
+                && self.compactor.has_sparse()
+                && self.commit.sync_oldest_full()?;
+            if !can_seal_one {
+                return Ok(());
+            }
+        }
     }
 
     /// Makes all copies that are worth it, and gives back files that are no longer needed.
