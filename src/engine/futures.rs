@@ -123,7 +123,7 @@ fn run_all<T>(futures: impl IntoIterator<Item = impl Future<Output = T>>) -> Vec
     results
 }
 
-fn engine() -> Arc<Engine> {
+pub(super) fn engine() -> Arc<Engine> {
     let options = Options::default().durability(Durability::Os).background(false);
     let setting = Setting {
         worker: Arc::default(),
@@ -133,12 +133,12 @@ fn engine() -> Arc<Engine> {
     Engine::open(options, Arc::new(MemoryStorage::new()), setting).unwrap()
 }
 
-fn push(engine: &Engine, payload: &[u8]) -> u64 {
+pub(super) fn push(engine: &Engine, payload: &[u8]) -> u64 {
     let drafts = [Draft::new(Vec::new(), payload).unwrap()];
     engine.producers().append(&drafts, Need::of(&drafts).unwrap(), None).unwrap()
 }
 
-fn ack(engine: &Engine, taken: &Taken) {
+pub(super) fn ack(engine: &Engine, taken: &Taken) {
     engine.consumers().answer([taken.key].into_iter(), &super::Answer::Ack).unwrap();
 }
 

@@ -6,7 +6,7 @@ use crate::found_hooks::{
 };
 use crate::found_support::{call, ms};
 use keepq::fault::{FaultPlan, FaultStorage, MemoryStorage};
-use keepq::{Durability, Error, Message, Options, Overflow, Queue};
+use keepq::{Compaction, Durability, Error, Message, Options, Overflow, Queue};
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,7 +40,8 @@ fn gets_room_again(has_background: bool, refuse: impl Fn(&Watched)) {
     refuse(&storage);
     fill_and_settle(&queue);
     let pushing = queue.clone();
-    let producer = call(move || (0..20).try_for_each(|n| pushing.push(large(n)).map(|_| ())).unwrap());
+    let producer =
+        call(move || (0..20).try_for_each(|n| pushing.push(large(n)).map(|_| ())).unwrap());
     producer.asleep();
     while let Some(job) = queue.pop().unwrap() {
         job.ack().unwrap();
@@ -247,5 +248,78 @@ fn segments_are_sealed_for_the_copy_that_makes_room() {
         let producer = call(move || (0..60).try_for_each(|n| pushing.push(large(n)).map(|_| ())));
         producer.result("the pushes").unwrap();
         assert_eq!(queue.stats().dropped(), 0);
+    }
+}
+
+/// A producer waits for the room that a copy makes. The copy failed in its own look, and nobody
+/// tried it again.
+#[test]
+fn a_copy_that_a_producer_waits_for_is_tried_again() {
+    for has_background in [false, true] {
+        let storage = Watched::around(Arc::new(MemoryStorage::new()));
+        let options = small(&storage).background(has_background).overflow(Overflow::Block);
+        let queue = options.open("queue").unwrap();
+        while queue.try_push(large(0)).is_ok() {}
+        let refused = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&refused);
+        storage.rule(move |call| {
+            if !(call.op == Op::Create && is_temporary(call.name)) {
+                return Ok(());
+            }
+            count.fetch_add(1, Ordering::SeqCst);
+            Err(ErrorKind::Other.into())
+        });
+        let mut kept = Vec::new();
+        for (n, job) in queue.pop_batch(usize::MAX).unwrap().into_iter().enumerate() {
+            if n % 6 == 0 { kept.push(job) } else { job.ack().unwrap() }
+        }
+        let pushing = queue.clone();
+        let producer = call(move || (0..20).try_for_each(|n| pushing.push(large(n)).map(|_| ())));
+        until("a copy is refused", || refused.load(Ordering::SeqCst) > 0);
+        producer.asleep();
+        assert!(!producer.is_over(), "it has found room");
+        storage.no_rule();
+        producer.result("the pushes").unwrap();
+    }
+}
+
+/// All that a copy was made of was settled while it was made, a step at a time; the copy was
+/// finished, or failed. Its files, which could not go meanwhile, stayed until something else was
+/// settled.
+#[test]
+fn what_is_settled_while_it_is_copied_goes_by_itself() {
+    for copy_fails in [false, true] {
+        let disk = Arc::new(MemoryStorage::new());
+        let storage = Watched::around(disk.clone());
+        let options = by_hand(storage.clone()).background(true).durability(Durability::Os);
+        // An eighth of a second between two steps.
+        let compaction = Compaction::default().idle(ms(1)).max_rate(8 << 20);
+        let queue = options.segment_bytes(4 << 20).compaction(compaction).open("queue").unwrap();
+        for n in 0..1600 {
+            queue.push(large(n)).unwrap();
+        }
+        // No other file is made from here on.
+        queue.maintain().unwrap();
+        let [syncs, is_settled] = [0, 0].map(|n| Arc::new(AtomicU64::new(n)));
+        let [count, settled] = [&syncs, &is_settled].map(Arc::clone);
+        storage.rule(move |call| {
+            let is_copy = is_temporary(call.name) && !call.name.starts_with("CHECKPOINT");
+            let ends_step = is_copy && call.op == Op::Sync;
+            count.fetch_add(u64::from(ends_step), Ordering::SeqCst);
+            if copy_fails && ends_step && settled.load(Ordering::SeqCst) > 0 {
+                return Err(ErrorKind::Other.into());
+            }
+            Ok(())
+        });
+        let mut kept = Vec::new();
+        for (n, job) in queue.pop_batch(usize::MAX).unwrap().into_iter().enumerate() {
+            if n % 5 == 1 { kept.push(job) } else { job.ack().unwrap() }
+        }
+        until("a part is copied", || syncs.load(Ordering::SeqCst) > 0);
+        queue.ack_batch(kept).unwrap();
+        is_settled.store(1, Ordering::SeqCst);
+        let segments = || files(&disk).iter().filter(|name| is_segment(name)).count();
+        // The newest, and one that is ready.
+        until("the files of settled messages are gone", || segments() <= 2);
     }
 }
