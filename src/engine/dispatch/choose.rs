@@ -14,8 +14,9 @@ use super::Dispatch;
 use super::dying::{Cause, Death};
 use super::exchange::{Choice, Dropped, Leasing, Next, WaitsAt};
 use super::repair::{look_up, repair_delay};
-use crate::engine::backlog::{Found, Met};
+use crate::engine::backlog::{Found, Met, Spot};
 use crate::error::Result;
+use crate::format::address::Offset;
 use crate::format::slot::State;
 use crate::format::standing::Standing;
 use crate::leases::Place;
@@ -134,9 +135,8 @@ impl Dispatch {
             *ledger.places_mut().cursor_mut() = cursor;
             match met? {
                 Met::Message(found) if found.standing == Standing::Ready => {
-                    // It is in another place, though its slot did not say so any more.
-                    if may_have_had_delay(&found) && repair_delay(self.ledger_mut(), found.spot)? {
-                        self.ledger_mut().places_mut().cursor_mut().pass_found(&found);
+                    let (spot, offset) = (found.spot, found.place.offset);
+                    if may_have_had_delay(&found) && self.pass_if_elsewhere(spot, offset)? {
                         return Ok(Choice::Again);
                     }
                     return Ok(Choice::Next(Next { found, from: WaitsAt::Cursor }));
@@ -158,6 +158,17 @@ impl Dispatch {
             }
         }
         Ok(Choice::Again)
+    }
+
+    /// Passes over a message that is in another place, though its slot does not say so any more;
+    /// false if it is in no other place.
+    #[cold]
+    fn pass_if_elsewhere(&mut self, spot: Spot, offset: Offset) -> Result<bool> {
+        let is_elsewhere = repair_delay(self.ledger_mut(), spot)?;
+        if is_elsewhere {
+            self.ledger_mut().places_mut().cursor_mut().pass(Some(offset));
+        }
+        Ok(is_elsewhere)
     }
 
     /// The message that was chosen is leased: it is no longer where it waited, and its last holder,
