@@ -266,25 +266,23 @@ impl Retirer {
             drop(unsealed);
             drop(dispatch);
             drop(lead);
-            let Some((segment, count)) = done else {
-                if self.first_done_and_dirty().is_none() {
-                    return Ok(false);
-                }
-                continue;
-            };
+            let Some((segment, count)) = done else { return Ok(false) };
             upkeep.add_done(segment, count);
         }
         Ok(false)
     }
 
-    /// The first segment without an unsettled message whose slots are not synced yet.
+    /// The first sealed segment without an unsettled message whose slots are not synced yet.
     fn first_done_and_dirty(&self) -> Option<Arc<Segment>> {
+        let unsealed = self.appender.unsealed();
         let dispatch = self.dispatch.lock();
         let tracks = dispatch.backlog().tracks();
         let older = tracks.len().saturating_sub(1);
         let mut older = tracks.iter().take(older);
-        let first =
-            older.find(|track| track.is_done() && track.is_dirty() && !track.copying().is_pinned());
+        let first = older.find(|track| {
+            let is_free = track.is_done() && !track.copying().is_pinned();
+            is_free && track.is_dirty() && !unsealed.is_full(track.segment())
+        });
         first.map(|track| Arc::clone(track.segment()))
     }
 
