@@ -1,7 +1,7 @@
 //! What can be said of the house in a sentence: each names the rooms and functions that it is
 //! about, and fails if there are none.
 
-use crate::calls::{Calls, Reached};
+use crate::calls::{Calls, Function, Reached};
 use crate::house::House;
 use crate::owners::Takes;
 use crate::rooms::{is_in, is_in_any};
@@ -16,6 +16,12 @@ pub(crate) struct About<'a> {
     pub(crate) serves_pop: &'a [&'a str],
     pub(crate) reclaim: &'a [&'a str],
     pub(crate) append: &'a [&'a str],
+    /// Where pushes come in, from the handle to the engine's part for them.
+    pub(crate) pushes: &'a [&'a str],
+    /// What a push may ask of `reclaim`.
+    pub(crate) asks: &'a [&'a str],
+    /// What opens and closes an engine: a push may do that to the one of the dead letters.
+    pub(crate) life: (&'a str, &'a [&'a str]),
     pub(crate) inspect: &'a [&'a str],
     pub(crate) dispatch: &'a [&'a str],
     pub(crate) compaction: &'a str,
@@ -28,6 +34,9 @@ pub(crate) const HOUSE: About = About {
     serves_pop: &["engine/dispatch", "engine/backlog"],
     reclaim: &["engine/reclaim"],
     append: &["engine/append"],
+    pushes: &["queue/push.rs", "open_queue.rs", "engine/producers.rs"],
+    asks: &["tidy_small_segments", "is_behind", "catch_up", "make_room", "copy_once"],
+    life: ("engine/mod.rs", &["open", "close"]),
     inspect: &["engine/inspect"],
     dispatch: &["engine/dispatch"],
     compaction: "compaction",
@@ -80,13 +89,38 @@ impl About<'_> {
         violations
     }
 
-    /// What serves a push uses neither `reclaim` nor compaction itself.
+    /// What appends uses neither `reclaim` nor compaction, and what `push...` calls asks `reclaim`
+    /// for nothing but what is named here.
     pub(crate) fn a_push_leads_no_compaction(&self, house: &House) -> Vec<Violation> {
         let rule = "a push asks, and leads no compaction of its own accord";
         let rooms = [self.append, self.reclaim, &[self.compaction]].concat();
         let mut violations = missing(house, &rooms, rule);
         let is_other = |file: &str| is_in_any(file, self.reclaim) || is_in(file, self.compaction);
         violations.extend(house.ways(&files(house, self.append), is_other, rule));
+        let calls = Calls::of(house);
+        for file in self.pushes {
+            let of_file = roots(&calls, |function| {
+                house.name(function.file) == *file && function.name.starts_with("push")
+            });
+            if of_file.is_empty() {
+                let what = format!("{rule}: no function is called `push...`; name them so");
+                violations.push(in_src(file, 1, what));
+            }
+            let is_one = |target: usize| is_other(house.name(calls.functions[target].file));
+            let is_life = |target: usize| {
+                let Function { file, name, .. } = &calls.functions[target];
+                house.name(*file) == self.life.0 && self.life.1.contains(&&**name)
+            };
+            for reached in calls.reached(&of_file, |target| is_one(target) || is_life(target)) {
+                for call in &reached.body.calls {
+                    let may_ask = self.asks.contains(&&*call.name);
+                    let mut targets = call.targets.iter().filter(|target| is_one(**target));
+                    let Some(target) = targets.next().filter(|_| !may_ask) else { continue };
+                    let what = format!("calls {}, which is not to be asked", calls.tell(*target));
+                    violations.push(tell(&calls, &reached, call.line, rule, &what));
+                }
+            }
+        }
         violations
     }
 
@@ -143,7 +177,7 @@ fn files(house: &House, rooms: &[&str]) -> Vec<usize> {
     rooms.iter().flat_map(|room| house.files_in(room)).collect()
 }
 
-fn roots(calls: &Calls, is_root: impl Fn(&crate::calls::Function) -> bool) -> Vec<usize> {
+fn roots(calls: &Calls, is_root: impl Fn(&Function) -> bool) -> Vec<usize> {
     let all = 0..calls.functions.len();
     all.filter(|function| is_root(&calls.functions[*function])).collect()
 }
@@ -152,7 +186,12 @@ fn roots(calls: &Calls, is_root: impl Fn(&crate::calls::Function) -> bool) -> Ve
 mod tests {
     use super::*;
 
-    const ABOUT: About<'_> = About { pops: ("engine/mod.rs", "Engine"), ..HOUSE };
+    const ABOUT: About<'_> = About {
+        pops: ("engine/mod.rs", "Engine"),
+        pushes: &["engine/producers.rs"],
+        asks: &["ask"],
+        ..HOUSE
+    };
 
     const LIB: (&str, &str) = ("lib.rs", "mod engine; mod dead_letters; mod compaction; mod log;");
     const BACKLOG: (&str, &str) = ("engine/backlog.rs", "pub(crate) struct Backlog;");
@@ -166,6 +205,15 @@ mod tests {
          }",
     );
     const APPEND: (&str, &str) = ("engine/append.rs", "pub(crate) struct Append;");
+    const PRODUCERS: (&str, &str) = (
+        "engine/producers.rs",
+        "use super::reclaim::Reclaim; use super::Engine;
+         pub(crate) struct Producers(Reclaim); impl Producers {
+             pub(crate) fn push(&self) { self.0.ask(); self.beside() }
+             fn beside(&self) { Engine::open().close() }
+             fn other(&self) { Reclaim::tidy(&x) }
+         }",
+    );
     const INSPECT: (&str, &str) = ("engine/inspect.rs", "");
     const RECLAIM: (&str, &str) = (
         "engine/reclaim.rs",
@@ -185,7 +233,7 @@ mod tests {
          }",
     );
     const ENGINE: &str = "pub(crate) mod inspect; mod append; mod backlog; mod dispatch;
-         mod reclaim;
+         mod reclaim; mod producers;
          use append::Append; use dispatch::Dispatch; use reclaim::Reclaim; use std::sync::Arc;
          pub(crate) struct Engine { append: Append, dispatch: Arc<Mutex<Dispatch>>,
              reclaim: Padded<Mutex<Reclaim>> }
@@ -194,8 +242,15 @@ mod tests {
 
     /// The house with an `impl Engine`, and with other files in place of its own.
     fn house(methods: &str, others: &[(&str, &str)]) -> House {
-        let engine = format!("{ENGINE} impl Engine {{\n{methods}\n}}");
-        let all = [LIB, BACKLOG, COMPACTION, LETTERS, LOG, APPEND, INSPECT, RECLAIM, DISPATCH];
+        let engine = format!(
+            "{ENGINE} impl Engine {{
+             pub(crate) fn open() -> Engine {{ Reclaim::tidy(&x); }}
+             pub(crate) fn close(&self) {{ self.reclaim.0.lock().run(); }}
+             {methods}
+             }}"
+        );
+        let all =
+            [LIB, BACKLOG, COMPACTION, LETTERS, LOG, APPEND, INSPECT, RECLAIM, DISPATCH, PRODUCERS];
         let mut files: Vec<(&str, &str)> = all.to_vec();
         files.push(("engine/mod.rs", &engine));
         files.retain(|(name, _)| others.iter().all(|(other, _)| other != name));
@@ -272,6 +327,14 @@ mod tests {
                 ABOUT.a_push_leads_no_compaction(&house(POP, &[("engine/append.rs", text)]));
             assert_eq!(found.len(), 1, "{text}");
         }
+        for body in
+            ["self.0.run()", "self.other()", "Reclaim::tidy(&x)", "crate::compaction::plan()"]
+        {
+            let text = PRODUCERS.1.replace("self.0.ask()", body);
+            let found =
+                ABOUT.a_push_leads_no_compaction(&house(POP, &[("engine/producers.rs", &text)]));
+            assert_eq!(found.len(), 1, "{text}: {found:?}");
+        }
     }
 
     #[test]
@@ -313,7 +376,7 @@ mod tests {
         let house = House::of_snippets(&[("engine/mod.rs", "struct Engine;")]);
         assert_eq!(ABOUT.a_pop_does_no_upkeep(&house).len(), 4);
         assert_eq!(ABOUT.the_engine_knows_no_dead_letters(&house).len(), 1);
-        assert_eq!(ABOUT.a_push_leads_no_compaction(&house).len(), 3);
+        assert_eq!(ABOUT.a_push_leads_no_compaction(&house).len(), 4);
         assert_eq!(ABOUT.looking_changes_nothing(&house).len(), 2);
     }
 }
