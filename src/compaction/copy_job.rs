@@ -9,7 +9,7 @@ use super::plan::CopyPlan;
 use crate::error::Result;
 use crate::format::address::{Index, Offset, Ordinal};
 use crate::format::segment::RECORDS_START;
-use crate::format::slot::{Slot, State};
+use crate::format::slot::{Slot, State, StoredDelay};
 use crate::io::Storage;
 use crate::io::window::Window;
 use crate::log::copy::{Copied, CopyWriter, Finished, Progress, Survivor};
@@ -189,7 +189,7 @@ impl CopyJob {
         source: &CopySource,
         reading: &mut Reading,
         seq: Option<u64>,
-        ReadSlot { index, slot, delay, has_bad_delay }: ReadSlot,
+        ReadSlot { index, slot, delay }: ReadSlot,
     ) -> Result<bool> {
         let ordinal = source.segment.header.ordinal;
         let is_old = seq.map_or(source.is_old, |seq| seq < self.first_new);
@@ -206,7 +206,7 @@ impl CopyJob {
         if slot.is_none() {
             self.findings.push(Finding::BadSlot { ordinal, index });
         }
-        if has_bad_delay {
+        if delay == StoredDelay::Unreadable {
             self.findings.push(Finding::BadDelay { ordinal, index });
         }
         // A damaged slot is rebuilt like this.

@@ -122,26 +122,59 @@ impl Delay {
         Self { due: start_time + Millis(1), given: Millis(1) }
     }
 
-    /// `base_time`: of the segment.
-    pub(crate) fn encode(self, base_time: Time, key: Key, index: Index) -> u64 {
+    fn value(self, base_time: Time) -> u64 {
         let due = self.due.since(base_time).0.min(DUE_MASK);
         // Never 0, or else a delay that ends at the base time would look like none.
         let given = encode_given(self.given.clamp(Millis(1), MAX_DELAY));
-        let value = due | given << GIVEN_SHIFT;
-        value | key.slot_check(DELAY_PLACE | u64::from(index), value) & !DELAY_MASK
+        due | given << GIVEN_SHIFT
+    }
+}
+
+/// What the second word of a slot says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum StoredDelay {
+    None,
+    Until(Delay),
+    /// It is not a word that was written to this slot.
+    Unreadable,
+}
+
+impl StoredDelay {
+    /// `base_time`: of the segment. What is unreadable stays so.
+    pub(crate) fn encode(self, base_time: Time, key: Key, index: Index) -> u64 {
+        let (value, spoiled) = match self {
+            Self::None => return 0,
+            Self::Until(delay) => (delay.value(base_time), 0),
+            Self::Unreadable => (1, !DELAY_MASK),
+        };
+        value | delay_check(value, key, index) ^ spoiled
     }
 
-    /// `None` if there is none, or if the word is not one that was written to this slot.
-    pub(crate) fn decode(word: u64, base_time: Time, key: Key, index: Index) -> Option<Self> {
+    #[inline]
+    pub(crate) fn decode(word: u64, base_time: Time, key: Key, index: Index) -> Self {
         if word == 0 {
-            return None;
+            return Self::None;
         }
         let value = word & DELAY_MASK;
-        let check = key.slot_check(DELAY_PLACE | u64::from(index), value) & !DELAY_MASK;
+        if delay_check(value, key, index) != word & !DELAY_MASK {
+            return Self::Unreadable;
+        }
         let given = decode_given(value >> GIVEN_SHIFT);
-        let delay = Self { due: base_time + Millis(value & DUE_MASK), given };
-        (check == word & !DELAY_MASK).then_some(delay)
+        Self::Until(Delay { due: base_time + Millis(value & DUE_MASK), given })
     }
+
+    /// The delay, if there is one that can be read.
+    #[inline]
+    pub(crate) fn readable(self) -> Option<Delay> {
+        match self {
+            Self::Until(delay) => Some(delay),
+            Self::None | Self::Unreadable => None,
+        }
+    }
+}
+
+fn delay_check(value: u64, key: Key, index: Index) -> u64 {
+    key.slot_check(DELAY_PLACE | u64::from(index), value) & !DELAY_MASK
 }
 
 /// Keeps the check of the second word apart from that of the first.
@@ -227,27 +260,31 @@ mod tests {
             let (key, index) = (Key::new(&[3; 48]), Index(index));
             let base = Time(base);
             let delay = Delay { due: base + Millis(after), given: Millis(given) };
-            let word = delay.encode(base, key, index);
-            let told = Delay::decode(word, base, key, index).unwrap();
+            let word = StoredDelay::Until(delay).encode(base, key, index);
+            let read = |word, key| StoredDelay::decode(word, base, key, index);
+            let told = read(word, key).readable().unwrap();
             prop_assert_eq!(told.due, delay.due);
             let longest = given + given / 128 + 1;
             prop_assert!((given..=longest).contains(&told.given.0), "{} {:?}", given, told);
             prop_assert!(given >= 256 || told.given == delay.given);
             // The check has 11 bits: one in 2,048 other keys takes it for its own.
-            let takes =
-                |key: &u8| Delay::decode(word, base, Key::new(&[*key; 48]), index).is_some();
+            let takes = |key: &u8| read(word, Key::new(&[*key; 48])).readable().is_some();
             prop_assert!((4..44).filter(takes).count() < 4);
             for bit in 0..64 {
-                prop_assert_ne!(Delay::decode(word ^ 1 << bit, base, key, index), Some(told));
+                prop_assert_ne!(read(word ^ 1 << bit, key), StoredDelay::Until(told));
             }
+            // What could not be read can not be read anywhere it is copied to.
+            let unreadable = StoredDelay::Unreadable.encode(base, key, index);
+            prop_assert_eq!(read(unreadable, key), StoredDelay::Unreadable);
         }
     }
 
     #[test]
     fn no_delay_is_zero_and_none_is_shorter_than_given() {
         let key = Key::new(&[3; 48]);
-        assert_eq!(Delay::decode(0, Time(7), key, INDEX), None);
-        assert_ne!(Delay { due: Time(7), given: Millis(0) }.encode(Time(7), key, INDEX), 0);
+        assert_eq!(StoredDelay::decode(0, Time(7), key, INDEX), StoredDelay::None);
+        let delay = StoredDelay::Until(Delay { due: Time(7), given: Millis(0) });
+        assert_ne!(delay.encode(Time(7), key, INDEX), 0);
         for given in (1..4096).chain((0..8000).map(|n| MAX_DELAY.0 - n * 33_333_333)) {
             let Millis(told) = decode_given(encode_given(Millis(given)));
             assert!((given..=given + given / 128 + 1).contains(&told), "{given} {told}");

@@ -13,7 +13,7 @@ use crate::format::bytes::to_u64;
 use crate::format::checksum::crc32_of_both;
 use crate::format::record::{self, Flags, RecordHeader};
 use crate::format::segment::{ACTIVATION, Activation, RECORDS_START, Seal, capacity};
-use crate::format::slot::{self, Delay, SLOT, Slot, State};
+use crate::format::slot::{self, Delay, SLOT, Slot, State, StoredDelay};
 use crate::io::Region;
 use crate::time::Time;
 use std::sync::Arc;
@@ -257,7 +257,7 @@ impl Active {
         if let Some(due) = draft.due {
             let now = header.pushed_at(self.base_time);
             let delay = Delay { due, given: due.since(now) };
-            let word = delay.encode(self.base_time, segment.key, index);
+            let word = StoredDelay::Until(delay).encode(self.base_time, segment.key, index);
             let place = slot::delay_offset(segment.header.size, index);
             region.store_word(place.0, word).map_err(wrap)?;
         }

@@ -15,7 +15,7 @@ use crate::format::segment::{
     ACTIVATION, Activation, RECORDS_START, SEAL, SOURCES_PLACE, Seal, SegmentHeader, Sources,
     size_for_copy,
 };
-use crate::format::slot::{self, Delay, SLOT, Slot};
+use crate::format::slot::{self, SLOT, Slot, StoredDelay};
 use crate::format::{PAGE, name, number};
 use crate::io::{Access, Region, Storage, StorageFile};
 use crate::time::Time;
@@ -31,7 +31,7 @@ pub(crate) struct Survivor {
     pub(crate) seq: u64,
     pub(crate) pushed_at: Time,
     pub(crate) slot: Slot,
-    pub(crate) delay: Option<Delay>,
+    pub(crate) delay: StoredDelay,
 }
 
 /// What became of a record that was added.
@@ -169,7 +169,7 @@ impl CopyWriter {
         let new = RecordHeader { flags, unsynced: 0, index, age, ..*header };
         let size = self.header.size;
         // Also where there is none: a record that was forgotten may have left one.
-        let word = delay.map_or(0, |delay| delay.encode(self.base_time, self.key, index));
+        let word = delay.encode(self.base_time, self.key, index);
         self.store_word(slot::delay_offset(size, index), word)?;
         let slot = Slot { offset: Some(tail), ..slot };
         self.store_word(slot::offset(size, index), slot.encode(self.key, index))?;

@@ -9,7 +9,7 @@ use super::sealed::Mapped;
 use crate::error::Result;
 use crate::format::address::Index;
 use crate::format::segment::most_slots;
-use crate::format::slot::{Delay, Slot, is_later};
+use crate::format::slot::{Slot, StoredDelay, is_later};
 use crate::time::Time;
 use std::sync::Arc;
 
@@ -55,7 +55,8 @@ pub(crate) fn merge(
             let Some((slot, delay)) = reader.state_of(seq)? else { continue };
             let known = copy.slot(index)?;
             let known_delay = copy.delay(index, base_time)?;
-            if known.is_some_and(|known| !is_later((slot, delay), (known, known_delay))) {
+            let said = (slot, delay.readable());
+            if known.is_some_and(|known| !is_later(said, (known, known_delay.readable()))) {
                 continue;
             }
             let offset = known.and_then(|known| known.offset);
@@ -71,7 +72,7 @@ struct SlotReader<'a> {
     source: &'a CopySource,
     by_table: Option<Mapped>,
     first: Index,
-    held: Vec<Option<(Slot, Option<Delay>)>>,
+    held: Vec<Option<(Slot, StoredDelay)>>,
 }
 
 impl<'a> SlotReader<'a> {
@@ -85,7 +86,7 @@ impl<'a> SlotReader<'a> {
     }
 
     /// `None` if the source does not have this message, or its slot is damaged.
-    fn state_of(&mut self, seq: u64) -> Result<Option<(Slot, Option<Delay>)>> {
+    fn state_of(&mut self, seq: u64) -> Result<Option<(Slot, StoredDelay)>> {
         let CopySource { segment, first_seq, base_time, count, .. } = self.source;
         let index = match &self.by_table {
             Some(mapped) => mapped.index_of(seq, Index(*count), *first_seq)?,

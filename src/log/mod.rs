@@ -21,7 +21,7 @@ use crate::format::segment::{
     ACTIVATION, Activation, DecodedHeader, SEAL, SOURCES_PLACE, Seal, SegmentHeader, Sources,
     most_slots,
 };
-use crate::format::slot::{Delay, SLOT, Slot};
+use crate::format::slot::{SLOT, Slot, StoredDelay};
 use crate::format::{PAGE, name, number, record, slot};
 use crate::io::window::Window;
 use crate::io::{Access, Region, Storage, StorageFile};
@@ -92,9 +92,7 @@ pub(crate) trait OnFailedSync {
 pub(crate) struct ReadSlot {
     pub(crate) index: Index,
     pub(crate) slot: Option<Slot>,
-    pub(crate) delay: Option<Delay>,
-    /// There is a delay, and it cannot be read.
-    pub(crate) has_bad_delay: bool,
+    pub(crate) delay: StoredDelay,
 }
 
 impl Segment {
@@ -298,10 +296,8 @@ impl Segment {
             let from_end = (u64::from(index - first) + 1) * SLOT;
             let at = usize::try_from(to_u64(bytes.len()) - from_end).unwrap_or(0);
             let (state, word) = (u64_at(&bytes, at), u64_at(&bytes, at + 8));
-            let (slot, delay) =
-                (Slot::decode(state, key, index), Delay::decode(word, base_time, key, index));
-            let has_bad_delay = word != 0 && delay.is_none();
-            ReadSlot { index, slot, delay, has_bad_delay }
+            let delay = StoredDelay::decode(word, base_time, key, index);
+            ReadSlot { index, slot: Slot::decode(state, key, index), delay }
         }))
     }
 

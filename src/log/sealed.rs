@@ -12,7 +12,7 @@ use crate::format::extension;
 use crate::format::number;
 use crate::format::record::{ALIGN, HEADER, RecordHeader};
 use crate::format::segment::RECORDS_START;
-use crate::format::slot::{self, Delay, Slot, State};
+use crate::format::slot::{self, Delay, Slot, State, StoredDelay};
 use crate::format::standing::{Run, Standing};
 use crate::io::Region;
 use crate::time::Time;
@@ -280,25 +280,24 @@ impl Mapped {
         let slot = self.slot(index)?;
         // A slot that was never stored to has no delay.
         let is_untouched = slot == Some(Slot::UNTOUCHED);
-        let delay = if is_untouched { None } else { self.delay(index, numbering.base_time)? };
+        let stored =
+            if is_untouched { StoredDelay::None } else { self.delay(index, numbering.base_time)? };
+        let delay = stored.readable();
         Ok(Status::of(seq, slot, delay, run, numbering))
     }
 
-    /// The delay that the slot of record `index` has, if it has one that was written to it.
-    pub(crate) fn delay(&self, index: Index, base_time: Time) -> Result<Option<Delay>> {
+    /// The delay that the slot of record `index` has.
+    #[inline]
+    pub(crate) fn delay(&self, index: Index, base_time: Time) -> Result<StoredDelay> {
         let place = slot::delay_offset(self.segment.header.size, index);
         let word = self.region.load_word(place.0);
         let word = word.map_err(|error| self.segment.error("read slot", place, error))?;
-        Ok(Delay::decode(word, base_time, self.segment.key, index))
+        Ok(StoredDelay::decode(word, base_time, self.segment.key, index))
     }
 
     /// Whether the slot of record `index` has a delay that cannot be read.
     pub(crate) fn has_unreadable_delay(&self, index: Index, base_time: Time) -> bool {
-        let place = slot::delay_offset(self.segment.header.size, index);
-        let word = self.region.load_word(place.0);
-        word.map_or(true, |word| {
-            word != 0 && Delay::decode(word, base_time, self.segment.key, index).is_none()
-        })
+        self.delay(index, base_time).map_or(true, |delay| delay == StoredDelay::Unreadable)
     }
 
     /// Stores the delay of record `index`, or that it has none, before the state that needs it.
@@ -306,11 +305,10 @@ impl Mapped {
         &self,
         index: Index,
         base_time: Time,
-        delay: Option<Delay>,
+        delay: StoredDelay,
     ) -> Result<()> {
         let place = slot::delay_offset(self.segment.header.size, index);
-        let key = self.segment.key;
-        let word = delay.map_or(0, |delay| delay.encode(base_time, key, index));
+        let word = delay.encode(base_time, self.segment.key, index);
         let stored = self.region.store_word(place.0, word);
         stored.map_err(|error| self.segment.error("store slot", place, error))
     }

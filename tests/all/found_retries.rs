@@ -323,3 +323,35 @@ fn what_is_settled_while_it_is_copied_goes_by_itself() {
         until("the files of settled messages are gone", || segments() <= 2);
     }
 }
+
+/// One sparse segment could not be read, and so not be copied. The sparse ones behind it were not
+/// sealed for that reason: a producer slept for ever beside them.
+#[test]
+fn a_segment_that_cannot_be_copied_stops_no_other_from_being_sealed() {
+    for overflow in [Overflow::Block, Overflow::Reject, Overflow::DropOldest] {
+        let disk = Arc::new(MemoryStorage::new());
+        let storage = Watched::around(disk.clone());
+        let queue = small(&storage).overflow(overflow).open("queue").unwrap();
+        while queue.stats().segments() < 3 {
+            queue.push(large(0)).unwrap();
+        }
+        // These are sealed.
+        queue.sync().unwrap();
+        let sealed = files(&disk);
+        while queue.stats().segment_bytes() < 700_000 {
+            queue.push(large(0)).unwrap();
+        }
+        let mut kept = Vec::new();
+        for (n, job) in queue.pop_batch(usize::MAX).unwrap().into_iter().enumerate() {
+            if n % 6 == 0 { kept.push(job) } else { job.ack().unwrap() }
+        }
+        storage.rule(move |call| {
+            let is_refused = call.op == Op::Read && sealed.iter().any(|name| name == call.name);
+            if is_refused { Err(ErrorKind::Other.into()) } else { Ok(()) }
+        });
+        let pushing = queue.clone();
+        let producer = call(move || (0..30).try_for_each(|n| pushing.push(large(n)).map(|_| ())));
+        producer.result("the pushes").unwrap();
+        assert_eq!(queue.stats().dropped(), 0);
+    }
+}

@@ -1,8 +1,8 @@
 //! Bytes that go bad while a queue is open, after they were read once. Each test is a story that
 //! once went wrong.
 
-use crate::found_hooks::{Op, Watched, by_hand, files, flip, is_segment};
-use crate::found_support::{Op::Load, watched};
+use crate::found_hooks::{Gate, Op, OpenAtEnd, Watched, by_hand, files, flip, is_segment, until};
+use crate::found_support::{Op::Load, call, watched};
 use keepq::fault::{ManualClock, MemoryStorage, Storage};
 use keepq::{Backoff, Message, Options, Queue};
 use std::sync::Arc;
@@ -34,6 +34,20 @@ fn oldest_segment(disk: &MemoryStorage) -> String {
 fn with_clock(disk: &Arc<MemoryStorage>) -> (Options, Arc<ManualClock>) {
     let clock = Arc::new(ManualClock::new(UNIX_EPOCH + 1_000_000 * SECOND));
     (by_hand(disk.clone()).clock(clock.clone()).backoff(Backoff::none()), clock)
+}
+
+/// Damages the second number of a copy whose numbers are 0, 7 and 21 behind its first one, plus one.
+fn rot_second_number(disk: &MemoryStorage) {
+    let table = files(disk).into_iter().filter(|name| is_segment(name)).find_map(|name| {
+        let bytes = disk.read(&name)?;
+        let numbers = bytes
+            .chunks_exact(8)
+            .map(|word| u64::from_le_bytes(word.try_into().unwrap()) & ((1 << 48) - 1));
+        let at = numbers.collect::<Vec<_>>().windows(3).position(|three| three == [1, 8, 22])?;
+        Some((name, at as u64 * 8))
+    });
+    let (name, at) = table.expect("the table of the copy");
+    flip(disk, &name, at + 8);
 }
 
 fn pop_all(queue: &Queue) -> Vec<String> {
@@ -346,19 +360,109 @@ fn a_number_that_goes_bad_beside_a_delivery_is_told() {
     queue.push("new").unwrap();
     assert_eq!(queue.len(), 4);
     let held = queue.pop().unwrap().unwrap();
-    // The numbers are 0, 7 and 21 behind the first, plus one.
-    let table = files(&disk).into_iter().filter(|name| is_segment(name)).find_map(|name| {
-        let bytes = disk.read(&name)?;
-        let numbers = bytes
-            .chunks_exact(8)
-            .map(|word| u64::from_le_bytes(word.try_into().unwrap()) & ((1 << 48) - 1));
-        let at = numbers.collect::<Vec<_>>().windows(3).position(|three| three == [1, 8, 22])?;
-        Some((name, at as u64 * 8))
-    });
-    let (name, at) = table.expect("the table of the copy");
-    flip(&disk, &name, at + 8);
+    rot_second_number(&disk);
     assert_eq!(pop_all(&queue).len(), 2);
     held.ack().unwrap();
     queue.maintain().unwrap();
     assert_eq!((queue.stats().lost(), queue.damage().len(), queue.len()), (1, 1, 0));
+}
+
+/// A delay went bad after its slot had been copied, while the copy was made, and then the slot was
+/// stored to. The copy had no delay at all: a message that was given back was handed to two
+/// consumers, and one that was put off came at once.
+#[test]
+fn a_delay_that_goes_bad_while_it_is_copied_stays_known() {
+    for is_put_off in [false, true] {
+        let disk = Arc::new(MemoryStorage::new());
+        let storage = Watched::around(disk.clone());
+        let (options, clock) = with_clock(&disk);
+        let queue = options.storage(storage.clone()).open("queue").unwrap();
+        for n in 0..99_u8 {
+            queue.push(vec![n; 1500]).unwrap();
+            if n == 0 {
+                queue.push(Message::new("held").delay(SECOND)).unwrap();
+            }
+        }
+        clock.advance(2 * SECOND);
+        let held = queue.pop().unwrap().unwrap();
+        // All others are settled, and the cursor passes none.
+        assert_eq!(queue.purge().unwrap(), 99);
+        queue.push("new").unwrap();
+        let before = files(&disk);
+        let gate = Gate::closed();
+        let (_open, waits) = (OpenAtEnd(gate.clone()), gate.clone());
+        storage.rule(move |call| {
+            let is_copy = is_segment(call.name) && !before.contains(&call.name.to_owned());
+            if call.op == Op::Rename && is_copy {
+                waits.pass();
+            }
+            Ok(())
+        });
+        let copier = queue.clone();
+        let copying = call(move || copier.compact());
+        until("the copy is made", || gate.has_waiting());
+        if is_put_off {
+            held.nack_after(HOUR).unwrap();
+            rot(&disk, 1, Word::Delay);
+        } else {
+            rot(&disk, 1, Word::Delay);
+            held.release().unwrap();
+        }
+        gate.open();
+        assert_eq!(copying.result("the copy").unwrap().copies(), 1);
+        if is_put_off {
+            assert_eq!(pop_all(&queue), ["new"]);
+            clock.advance(2 * HOUR);
+            assert_eq!(pop_all(&queue), ["held"]);
+        } else {
+            let jobs = queue.pop_batch(9).unwrap();
+            let payloads: Vec<_> = jobs.iter().map(|job| job.to_vec()).collect();
+            assert_eq!(payloads, [b"held".to_vec(), b"new".to_vec()]);
+        }
+    }
+}
+
+/// Both words of the slot of a delayed message went bad between two runs. Its record still told of
+/// the delay, but a copy stored that there was none: the message came early.
+#[test]
+fn a_lost_slot_of_a_delayed_message_does_not_come_early_out_of_a_copy() {
+    let disk = Arc::new(MemoryStorage::new());
+    let (options, _clock) = with_clock(&disk);
+    let queue = options.clone().open("queue").unwrap();
+    queue.push(Message::new("later").delay(HOUR)).unwrap();
+    for n in 0..99_u8 {
+        queue.push(vec![n; 1500]).unwrap();
+    }
+    queue.ack_batch(queue.pop_batch(99).unwrap()).unwrap();
+    queue.close().unwrap();
+    rot(&disk, 0, Word::Delay);
+    rot(&disk, 0, Word::State);
+    let queue = options.open("queue").unwrap();
+    queue.push("new").unwrap();
+    queue.compact().unwrap();
+    assert!(queue.stats().compacted_bytes() > 0, "it is copied");
+    assert_eq!(pop_all(&queue), ["new"]);
+}
+
+/// The number of a message went bad in a copy that was made while a consumer had it. Its ack could
+/// not find it, and its delivery held the file until the next open.
+#[test]
+fn a_delivery_whose_number_goes_bad_holds_no_file() {
+    let disk = Arc::new(MemoryStorage::new());
+    let queue = by_hand(disk.clone()).open("queue").unwrap();
+    for n in 0..99_u8 {
+        queue.push(vec![n; 1500]).unwrap();
+    }
+    let jobs = queue.pop_batch(99).unwrap();
+    let is_kept = |job: &keepq::Delivery| [3, 10, 24].contains(&job[0]);
+    let (kept, settled): (Vec<_>, Vec<_>) = jobs.into_iter().partition(is_kept);
+    queue.ack_batch(settled).unwrap();
+    queue.push("new").unwrap();
+    assert_eq!(queue.compact().unwrap().copies(), 1);
+    rot_second_number(&disk);
+    assert_eq!(kept.into_iter().filter_map(|job| job.ack().err()).count(), 1);
+    assert_eq!(pop_all(&queue), ["new"]);
+    queue.maintain().unwrap();
+    let stats = queue.stats();
+    assert_eq!((stats.segments(), stats.lost(), queue.len()), (1, 1, 0));
 }

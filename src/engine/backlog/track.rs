@@ -13,7 +13,7 @@ use super::settled_count::{Recount, SettledCount, Special};
 use crate::error::Result;
 use crate::format::address::{Index, Offset, Ordinal};
 use crate::format::segment::RECORDS_START;
-use crate::format::slot::{Delay, SLOT, Slot, State};
+use crate::format::slot::{Delay, SLOT, Slot, State, StoredDelay};
 use crate::format::standing::Run;
 use crate::log::Segment;
 use crate::log::active::Active;
@@ -285,7 +285,7 @@ impl Track {
     /// Stores the time before which message `index` is not to be handed out.
     pub(super) fn store_delay(&mut self, index: Index, delay: Delay) -> Result<()> {
         let base_time = self.base_time();
-        self.map()?.store_delay(index, base_time, Some(delay))?;
+        self.map()?.store_delay(index, base_time, StoredDelay::Until(delay))?;
         self.note_change(index);
         Ok(())
     }
@@ -295,7 +295,7 @@ impl Track {
         &mut self,
         index: Index,
         slot: Slot,
-        delay: Option<Delay>,
+        delay: StoredDelay,
         is_old: bool,
     ) -> Result<()> {
         let base_time = self.base_time();

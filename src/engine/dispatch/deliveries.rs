@@ -10,6 +10,7 @@ use super::dying::{Cause, Death};
 use super::exchange::{Answer, Leased, Next, WaitsAt, unsettled_state};
 use super::ledger::Ledger;
 use super::measure::Measure;
+use super::repair::lose_unnumbered;
 use crate::clock::Clock;
 use crate::engine::backlog::{Body, Found, Spot};
 use crate::engine::context::Context;
@@ -173,6 +174,9 @@ impl Deliveries {
         })?;
         let Some((spot, place)) = found else {
             self.leases_mut().end(ticket);
+            if !has_expired {
+                self.lose_unfound(place.seq)?;
+            }
             return if self.ledger.check_open().is_err() { Err(Error::Closed) } else { Ok(None) };
         };
         if has_expired {
@@ -187,10 +191,22 @@ impl Deliveries {
     /// A lease has ended, and where its message is now cannot be read: it goes back all the same.
     #[cold]
     fn give_back_unfound(&mut self, place: Place) {
-        if let Some(at) = self.ledger.backlog().tracks().position_of_seq(place.seq) {
-            self.ledger.backlog_mut().track_at_mut(at).note_answered();
-        }
+        self.note_unfound_answered(place.seq);
         self.ledger.give_back(place);
+    }
+
+    /// A delivery has ended whose message cannot be found: it holds its segment no more.
+    fn note_unfound_answered(&mut self, seq: u64) -> Option<usize> {
+        let at = self.ledger.backlog().tracks().position_of_seq(seq)?;
+        self.ledger.backlog_mut().track_at_mut(at).note_answered();
+        Some(at)
+    }
+
+    /// The same where its number must have gone bad: no answer will find it again.
+    #[cold]
+    fn lose_unfound(&mut self, seq: u64) -> Result<()> {
+        let at = self.note_unfound_answered(seq);
+        at.map_or(Ok(()), |at| lose_unnumbered(&mut self.ledger, at))
     }
 
     /// A holder whose lease ran out has its message again: it leaves the place where it waited.
@@ -323,6 +339,8 @@ impl Deliveries {
             };
             let Some((spot, place)) = found else {
                 self.leases_mut().end(ticket);
+                // What cannot be stored now is lost the next time that it is met.
+                self.lose_unfound(place.seq).ok();
                 continue;
             };
             self.ledger.backlog_mut().track_at_mut(spot.at).note_answered();

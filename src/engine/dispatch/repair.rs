@@ -9,7 +9,7 @@ use super::places::Whereabouts;
 use crate::engine::backlog::{Found, Lookup, Spot};
 use crate::engine::dispatch::exchange::unsettled_state;
 use crate::error::Result;
-use crate::format::address::Offset;
+use crate::format::address::{Index, Offset};
 use crate::format::slot::{Delay, State};
 use crate::format::standing::Standing;
 use crate::log::sealed::Status;
@@ -100,6 +100,22 @@ fn rebuild_counted(ledger: &mut Ledger, spot: Spot) -> Result<()> {
         },
         // The cursor comes to it.
         _ => {}
+    }
+    Ok(())
+}
+
+/// Settles as lost the messages of a copy whose numbers cannot be read any more: nothing finds
+/// them.
+#[cold]
+pub(super) fn lose_unnumbered(ledger: &mut Ledger, at: usize) -> Result<()> {
+    let end_index = ledger.backlog().track_at(at).count().map_or(Index::FIRST, Index);
+    for index in Index::FIRST.until(end_index) {
+        let spot = Spot { at, index };
+        let status = ledger.status(spot)?;
+        let is_unsettled = status.seq.is_none() && !status.standing.is_settled();
+        if is_unsettled && !ledger.may_be_in_flight(spot)? {
+            lose(ledger, spot, status.slot.offset.unwrap_or(Offset::START))?;
+        }
     }
     Ok(())
 }

@@ -16,7 +16,7 @@
 //! 5. The copy is synced again before the next CHECKPOINT is written; that one does not list the
 //!    sources, and they go.
 
-use super::job::{Compaction, Done, Job, Trigger};
+use super::job::{Compaction, Done, Job, Outcome, Trigger};
 use super::retire::Retirer;
 use super::upkeep::Upkeep;
 use super::{candidates, switch};
@@ -120,15 +120,15 @@ impl Compactor {
 
     /// When something that is worth copying may have been idle for long enough.
     fn next_look(&self) -> Option<Duration> {
-        self.has_sparse().then(|| self.context.look_interval())
+        self.has_sparse(&BTreeSet::new()).then(|| self.context.look_interval())
     }
 
-    /// Whether a copy would be worth it, once segments that are not sealed are.
-    pub(super) fn has_sparse(&self) -> bool {
-        let now = self.context.clock.coarse();
-        let times = (now, Millis(0));
+    /// Whether a copy without these would be worth it, once segments that are not sealed are.
+    pub(super) fn has_sparse(&self, left_out: &BTreeSet<Ordinal>) -> bool {
+        let times = (self.context.clock.coarse(), Millis(0));
+        let is_out = |ordinal| left_out.contains(&ordinal);
         let candidates =
-            candidates::of(&mut self.dispatch.lock(), Trigger::Requested, times, |_| false);
+            candidates::of(&mut self.dispatch.lock(), Trigger::Requested, times, is_out);
         plan::choose(&candidates, &self.limits()).is_some()
     }
 
@@ -147,12 +147,12 @@ impl Compactor {
         if !self.context.options.compaction.is_on {
             return Ok(());
         }
-        self.compact_now(Trigger::Requested, u64::MAX).map(|_| ())
+        self.compact_now(Trigger::Requested, u64::MAX).result
     }
 
     /// Makes copies until none is worth it, or until `most` are made. What cannot be copied does
-    /// not hold up the rest; the first error is told at the end.
-    pub(super) fn compact_now(&self, trigger: Trigger, most: u64) -> Result<Done> {
+    /// not hold up the rest.
+    pub(super) fn compact_now(&self, trigger: Trigger, most: u64) -> Outcome {
         let (mut done, mut result) = (Done::default(), Ok(()));
         let mut compaction = self.compaction.lock();
         compaction.left_out.clear();
@@ -169,8 +169,7 @@ impl Compactor {
                 }
             }
         }
-        compaction.left_out.clear();
-        result.map(|()| done)
+        Outcome { done, left_out: std::mem::take(&mut compaction.left_out), result }
     }
 
     /// Makes a step of the job at hand, or of a new one; returns how many bytes it read and wrote,

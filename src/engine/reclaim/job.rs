@@ -1,6 +1,7 @@
 //! Copies: what each is made for, how far it has got, what came of it.
 
 use crate::compaction::copy_job::CopyJob;
+use crate::error::Result;
 use crate::format::address::{Offset, Ordinal};
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -33,7 +34,17 @@ pub(crate) enum Trigger {
     NewRun,
 }
 
-/// What compaction did.
+/// What a call for compaction did.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) done: Done,
+    /// What could not be copied, or was not worth it after all.
+    pub(super) left_out: BTreeSet<Ordinal>,
+    /// The first error.
+    pub(super) result: Result<()>,
+}
+
+/// What compaction made.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Done {
     pub(super) copies: u64,

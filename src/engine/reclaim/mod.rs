@@ -1,10 +1,10 @@
 //! The way out: segments without an unsettled message are let go, sparse ones are compacted.
 //!
 //! Promises: no byte of the disk is given back before what it held is settled for good; a push that
-//! asks for room waits for the work of one file at a time. Decides what is worth copying; the
-//! engine decides when. [`Retirer`] lets go of segments, and has the list of what is to be tidied.
-//! [`Compactor`] leads copies, and stands above it. [`Reclaim`] owns both, and says who does what
-//! when a producer or a caller asks for room.
+//! asks for room waits for one file to go, or for one copy, and for the seals of the segments before
+//! it. Decides what is worth copying; the engine decides when. [`Retirer`] lets go of segments, and
+//! has the list of what is to be tidied. [`Compactor`] leads copies, and stands above it.
+//! [`Reclaim`] owns both, and says who does what when a producer or a caller asks for room.
 
 mod candidates;
 mod compact;
@@ -23,7 +23,7 @@ use crate::format::bytes::to_u64;
 use crate::recovery::Log;
 use crate::report::Compacted;
 use compact::Compactor;
-use job::Trigger;
+use job::{Outcome, Trigger};
 use retire::Retirer;
 use std::sync::Arc;
 
@@ -160,16 +160,17 @@ impl Reclaim {
         self.retirer.let_go(usize::MAX).map(|_| ())
     }
 
-    /// Only sealed segments are copied, so those that are worth it are sealed, until one copy is
-    /// made.
+    /// Only sealed segments are copied, and they are sealed in their order: if one is worth it that
+    /// is not sealed, it is, with all before it. What cannot be copied does not hold up the rest.
     fn copy_or_seal(&self) -> Result<()> {
         loop {
-            let copied = self.compactor.compact_now(Trigger::Requested, 1)?;
-            let can_seal_one = copied.copies == 0
-                && self.compactor.has_sparse()
+            let Outcome { done, left_out, result } =
+                self.compactor.compact_now(Trigger::Requested, 1);
+            let can_seal_one = done.copies == 0
+                && self.compactor.has_sparse(&left_out)
                 && self.commit.sync_oldest_full()?;
             if !can_seal_one {
-                return Ok(());
+                return result;
             }
         }
     }
@@ -180,9 +181,9 @@ impl Reclaim {
         self.appender.finish_old_tail()?;
         while self.commit.sync_oldest_full()? {}
         self.retirer.let_go(usize::MAX)?;
-        let done = self.compactor.compact_now(Trigger::Requested, u64::MAX);
+        let Outcome { done, result, .. } = self.compactor.compact_now(Trigger::Requested, u64::MAX);
         let gone = self.retirer.let_go_of_all();
-        let done = done.and_then(|done| gone.map(|()| done))?;
+        result.and(gone)?;
         let freed = self.context.space.given_back() - before;
         Ok(Compacted {
             freed_bytes: freed.saturating_sub(done.written),
@@ -249,7 +250,7 @@ impl Reclaim {
         // The producer waits for it: no more than keeps their number where it is.
         self.retirer.let_go(2)?;
         if self.context.options.compaction.is_on {
-            self.compactor.compact_now(Trigger::NewRun, 1)?;
+            self.compactor.compact_now(Trigger::NewRun, 1).result?;
         }
         Ok(())
     }
