@@ -36,13 +36,13 @@ pub struct Message<'a> {
     pub(crate) headers: Cow<'a, [Header]>,
     pub(crate) durability: Option<Durability>,
     pub(crate) is_transient: bool,
-    pub(crate) due: Option<Due>,
+    pub(crate) due: Option<NotBefore>,
     pub(crate) ttl: Option<Duration>,
 }
 
 /// When a message may first be handed out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Due {
+pub(crate) enum NotBefore {
     After(Duration),
     At(SystemTime),
 }
@@ -130,7 +130,7 @@ impl<'a> Message<'a> {
     /// ```
     #[must_use]
     pub fn delay(mut self, delay: Duration) -> Self {
-        self.due = Some(Due::After(delay));
+        self.due = Some(NotBefore::After(delay));
         self
     }
 
@@ -139,7 +139,7 @@ impl<'a> Message<'a> {
     /// works like [`Message::delay`], and replaces it.
     #[must_use]
     pub fn deliver_at(mut self, time: SystemTime) -> Self {
-        self.due = Some(Due::At(time));
+        self.due = Some(NotBefore::At(time));
         self
     }
 
@@ -202,8 +202,8 @@ impl<'a> Message<'a> {
 
     fn after(&self) -> Option<Duration> {
         match self.due {
-            Some(Due::After(delay)) => Some(delay),
-            Some(Due::At(_)) | None => None,
+            Some(NotBefore::After(delay)) => Some(delay),
+            Some(NotBefore::At(_)) | None => None,
         }
     }
 

@@ -62,7 +62,7 @@ pub(crate) struct CopyJob {
     copy: CopyWriter,
     /// The number of the source that is being copied.
     at: usize,
-    reading: Option<Reading>,
+    reading: Option<SourceReader>,
     /// What the copy had before this source.
     before: Progress,
     /// Messages before this one are of earlier runs of the queue.
@@ -72,7 +72,7 @@ pub(crate) struct CopyJob {
 
 /// A source that is being read.
 #[derive(Debug)]
-struct Reading {
+struct SourceReader {
     window: Arc<Window>,
     mapped: Mapped,
     index: Index,
@@ -80,7 +80,7 @@ struct Reading {
     previous: Option<(Index, Offset)>,
 }
 
-impl Reading {
+impl SourceReader {
     fn new(source: &CopySource) -> Self {
         let window = source.segment.window();
         let region = Arc::clone(&window);
@@ -138,7 +138,7 @@ impl CopyJob {
             let Some(source) = self.sources.get(self.at).cloned() else {
                 return Ok((Step::Done(self.at), used));
             };
-            let mut reading = self.reading.take().unwrap_or_else(|| Reading::new(&source));
+            let mut reading = self.reading.take().unwrap_or_else(|| SourceReader::new(&source));
             let written = self.copy.written();
             let most = budget - used;
             let fits = self.copy_some(&source, &mut reading, most)?;
@@ -159,7 +159,12 @@ impl CopyJob {
 
     /// Copies the unsettled messages among some slots, until `most` bytes are written; false if
     /// there is no room for one of them.
-    fn copy_some(&mut self, source: &CopySource, reading: &mut Reading, most: u64) -> Result<bool> {
+    fn copy_some(
+        &mut self,
+        source: &CopySource,
+        reading: &mut SourceReader,
+        most: u64,
+    ) -> Result<bool> {
         let number = SLOTS_A_STEP.min(Index(source.count).since(reading.index));
         if number == 0 {
             return Ok(true);
@@ -187,7 +192,7 @@ impl CopyJob {
     fn copy_one(
         &mut self,
         source: &CopySource,
-        reading: &mut Reading,
+        reading: &mut SourceReader,
         seq: Option<u64>,
         ReadSlot { index, slot, delay }: ReadSlot,
     ) -> Result<bool> {

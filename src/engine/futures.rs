@@ -18,18 +18,18 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
 /// The next message, as a future. Dropping it takes no message, and no wake-up from others.
-struct Next<'e> {
+struct NextMessage<'e> {
     engine: &'e Engine,
     registration: Option<Registration<'e>>,
 }
 
-impl<'e> Next<'e> {
+impl<'e> NextMessage<'e> {
     fn of(engine: &'e Engine) -> Self {
         Self { engine, registration: None }
     }
 }
 
-impl Future for Next<'_> {
+impl Future for NextMessage<'_> {
     type Output = Result<Taken>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -55,13 +55,13 @@ impl Future for Next<'_> {
 }
 
 /// Whether a message is settled, as a future.
-struct Settled<'e> {
+struct WhenSettled<'e> {
     engine: &'e Engine,
     seq: u64,
     registration: Option<Registration<'e>>,
 }
 
-impl Future for Settled<'_> {
+impl Future for WhenSettled<'_> {
     type Output = Result<bool>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -149,7 +149,7 @@ fn many_futures_on_one_thread_share_what_another_pushes() {
     let take = |_| async {
         let mut taken = Vec::new();
         loop {
-            let message = Next::of(&engine).await.unwrap();
+            let message = NextMessage::of(&engine).await.unwrap();
             ack(&engine, &message);
             if message.body.is_empty() {
                 return taken;
@@ -178,11 +178,11 @@ fn many_futures_on_one_thread_share_what_another_pushes() {
 fn a_future_that_is_dropped_after_it_was_woken_wakes_another() {
     let engine = engine();
     let ((first, first_waker), (second, second_waker)) = (counter(), counter());
-    let mut cancelled = Box::pin(Next::of(&engine));
-    let mut waiting = Box::pin(Next::of(&engine));
+    let mut cancelled = Box::pin(NextMessage::of(&engine));
+    let mut waiting = Box::pin(NextMessage::of(&engine));
     assert!(cancelled.as_mut().poll(&mut Context::from_waker(&first_waker)).is_pending());
     assert!(waiting.as_mut().poll(&mut Context::from_waker(&second_waker)).is_pending());
-    let seq = push(&engine, b"for whoever is still there");
+    let seq = push(&engine, b"for the one that is still there");
     let woken = || (first.woken.load(Ordering::SeqCst), second.woken.load(Ordering::SeqCst));
     assert_eq!(woken(), (1, 0));
     drop(cancelled);
@@ -198,7 +198,7 @@ fn a_future_that_is_dropped_after_it_was_woken_wakes_another() {
 fn futures_hear_of_acks_and_of_the_close() {
     let engine = engine();
     let (one, two) = (push(&engine, b"one"), push(&engine, b"two"));
-    let settled = |seq| Settled { engine: &engine, seq, registration: None };
+    let settled = |seq| WhenSettled { engine: &engine, seq, registration: None };
     let when_waited_for = |act: fn(&Engine)| {
         let engine = &engine;
         move || {
@@ -220,5 +220,5 @@ fn futures_hear_of_acks_and_of_the_close() {
         run_all([settled(two)])
     });
     assert!(matches!(closed[..], [Err(Error::Closed)]), "{closed:?}");
-    assert!(matches!(run_all([Next::of(&engine)])[..], [Err(Error::Closed)]));
+    assert!(matches!(run_all([NextMessage::of(&engine)])[..], [Err(Error::Closed)]));
 }

@@ -16,13 +16,13 @@ use std::sync::OnceLock;
 /// Whether syncs can still be believed, and what the background met last.
 #[derive(Debug)]
 pub(crate) struct Health {
-    cause: OnceLock<Cause>,
+    cause: OnceLock<FailedSync>,
     background_error: Mutex<Option<String>>,
     waiters: Arc<Waiters>,
 }
 
 #[derive(Debug)]
-struct Cause {
+struct FailedSync {
     operation: &'static str,
     path: PathBuf,
     source: Arc<io::Error>,
@@ -50,7 +50,7 @@ impl Health {
 
     /// Latches the first failed sync, for the rest of the run.
     pub(super) fn poison(&self, operation: &'static str, path: &Path, source: io::Error) -> Error {
-        let cause = Cause { operation, path: path.to_path_buf(), source: Arc::new(source) };
+        let cause = FailedSync { operation, path: path.to_path_buf(), source: Arc::new(source) };
         let error = self.cause.get_or_init(|| cause).error(false);
         self.waiters.wake_all();
         error
@@ -82,7 +82,7 @@ impl OnFailedSync for Health {
     }
 }
 
-impl Cause {
+impl FailedSync {
     fn error(&self, indeterminate: bool) -> Error {
         // Each caller gets an error of its own, of the same kind.
         let source = match self.source.raw_os_error() {

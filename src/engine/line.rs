@@ -3,8 +3,8 @@
 //!
 //! Promises: only the first in line looks; it is woken by each change that may have made room, and
 //! it wakes the next one when it leaves, with room or without. So a change that makes room for one
-//! producer wakes one, and no producer is overtaken. Producers that come while there is a line
-//! stand at its end.
+//! producer wakes one. Producers that come while there is a line stand at its end; only a push that
+//! does not wait may overtake them.
 
 use super::wait::{Look, Parker};
 use crate::clock;
@@ -20,11 +20,11 @@ use std::time::Instant;
 pub(crate) struct Line {
     /// How many there are, so that it costs one load to wake none.
     waiting: AtomicUsize,
-    places: Mutex<Places>,
+    turns: Mutex<Turns>,
 }
 
 #[derive(Debug, Default)]
-struct Places {
+struct Turns {
     next_id: u64,
     producers: VecDeque<Producer>,
 }
@@ -41,7 +41,7 @@ impl Line {
     /// Returns true if no producer waits. A producer that this misses sees every change that was
     /// made before the call.
     pub(crate) fn is_empty(&self) -> bool {
-        // SeqCst: pairs with the increment in `join`; either this sees the place, or the look that
+        // SeqCst: pairs with the increment in `join`; either this sees the turn, or the look that
         // follows `join` sees what was changed before.
         self.waiting.load(Ordering::SeqCst) == 0
     }
@@ -50,11 +50,11 @@ impl Line {
     /// which it looks again if it made room, and would find itself woken for ever.
     pub(crate) fn wake_first(&self) {
         if !self.is_empty() {
-            let places = self.places.lock();
-            let first = places.producers.front();
+            let turns = self.turns.lock();
+            let first = turns.producers.front();
             let other = first.filter(|first| first.thread != thread::current().id());
             let waker = other.map(|first| first.waker.clone());
-            drop(places);
+            drop(turns);
             if let Some(waker) = waker {
                 waker.wake();
             }
@@ -64,7 +64,7 @@ impl Line {
     /// The queue is closed, or poisoned: wakes the first, also if it is the thread that calls. The
     /// others follow as each of them leaves.
     pub(crate) fn wake_first_for_good(&self) {
-        let waker = self.places.lock().producers.front().map(|first| first.waker.clone());
+        let waker = self.turns.lock().producers.front().map(|first| first.waker.clone());
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -78,11 +78,11 @@ impl Line {
         mut look: impl FnMut() -> Look<T>,
     ) -> Option<T> {
         let parker = Parker::new();
-        let place = self.join(parker.waker());
+        let turn = self.join(parker.waker());
         loop {
             parker.forget();
             let mut until = deadline;
-            if place.is_first() {
+            if turn.is_first() {
                 match look() {
                     Look::Found(found) => return Some(found),
                     Look::NotYet => {}
@@ -96,38 +96,38 @@ impl Line {
         }
     }
 
-    fn join(&self, waker: Waker) -> Place<'_> {
-        let mut places = self.places.lock();
-        let id = places.next_id;
-        places.next_id += 1;
-        places.producers.push_back(Producer { id, thread: thread::current().id(), waker });
+    fn join(&self, waker: Waker) -> Turn<'_> {
+        let mut turns = self.turns.lock();
+        let id = turns.next_id;
+        turns.next_id += 1;
+        turns.producers.push_back(Producer { id, thread: thread::current().id(), waker });
         // SeqCst: pairs with the load in `is_empty`.
         self.waiting.fetch_add(1, Ordering::SeqCst);
-        Place { line: self, id }
+        Turn { line: self, id }
     }
 }
 
-/// A place in the line.
-struct Place<'a> {
+/// The turn of a producer in the line.
+struct Turn<'a> {
     line: &'a Line,
     id: u64,
 }
 
-impl Place<'_> {
+impl Turn<'_> {
     fn is_first(&self) -> bool {
-        self.line.places.lock().producers.front().is_some_and(|first| first.id == self.id)
+        self.line.turns.lock().producers.front().is_some_and(|first| first.id == self.id)
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Turn<'_> {
     /// The next one looks, whether this one found room or not.
     fn drop(&mut self) {
-        let mut places = self.line.places.lock();
-        let was_first = places.producers.front().is_some_and(|first| first.id == self.id);
-        places.producers.retain(|producer| producer.id != self.id);
+        let mut turns = self.line.turns.lock();
+        let was_first = turns.producers.front().is_some_and(|first| first.id == self.id);
+        turns.producers.retain(|producer| producer.id != self.id);
         self.line.waiting.fetch_sub(1, Ordering::SeqCst);
-        let next = places.producers.front().filter(|_| was_first).map(|next| next.waker.clone());
-        drop(places);
+        let next = turns.producers.front().filter(|_| was_first).map(|next| next.waker.clone());
+        drop(turns);
         if let Some(next) = next {
             next.wake();
         }

@@ -1,21 +1,7 @@
 //! The engine: one for each open queue, shared by all its handles.
 //!
-//! It owns the rooms, opens and closes them, and delegates. Arrows between rooms go down only:
-//!
-//! ```text
-//! producers                what a push does, with room and without
-//! consumers    inspect     taking and answering; looking
-//! reclaim                  the way out: letting go, compaction
-//! commit                   group commit
-//! append                   the way in: numbered, stored, published
-//! signal                   the dispatch lock, and its guard that tells
-//! dispatch                 which message is next, who has which
-//! backlog                  what is known of stored messages
-//! context  published       what all rooms share; `settled_total` too
-//! opening                  what open checks before there are rooms
-//! health  worker  waiters  poison; the background thread; who waits
-//! space  line  wait
-//! ```
+//! It owns the rooms, opens and closes them, and delegates. A room uses those below it only:
+//! `docs/design.md` draws them.
 //!
 //! "Durable, then visible, then tidy" is not the order here: a message is **published** (visible to
 //! `pop`) when it is placed, and **durable** when a sync has covered it; the two are separate words
@@ -86,7 +72,7 @@ use crate::format::name;
 use crate::format::standing::Run;
 use crate::io::Storage;
 use crate::options::Options;
-use crate::recovery::{Found, Reconciled};
+use crate::recovery::{Contents, Reconciled};
 use crate::report::{Compacted, Damage, RecoveryReport};
 use crate::stats::Stats;
 use append::Appender;
@@ -156,7 +142,7 @@ impl Engine {
         if options.create_new {
             check_presence(&*storage, &options, name::is_of_a_used_queue)?;
         }
-        let log = Reconciled::of(Found::read(&*storage)?)?.into_log()?;
+        let log = Reconciled::of(Contents::read(&*storage)?)?.into_log()?;
         let had_dead_letters = log.has_dead_letters && options.dead_letters;
         merge_replaced(&log)?;
         setting.space.set(setting.bytes_of(&log, &options), log.unusable_bytes);

@@ -115,7 +115,7 @@ impl Producers {
         more_room: MoreRoom<'_>,
     ) -> Result<u64> {
         let Context { options, waiters, health, .. } = &*self.context;
-        // Producers that wait already are not overtaken.
+        // One that may wait does not overtake those that wait already.
         let must_wait = options.overflow == Overflow::Block && !waiters.room.is_empty();
         health.check(false)?;
         let need = Need::of(drafts)?;
@@ -369,8 +369,8 @@ impl Producers {
         self.drop_up_to(&mut dispatch, missing.max(1), records, max)
     }
 
-    /// How many messages are too many for `records` more; `None` if so many of them do not wait
-    /// that there cannot be room.
+    /// How many messages are too many for `records` more; `None` if those that do not wait leave no
+    /// room for them.
     fn missing(&self, dispatch: &Dispatch, records: u64, max: u64) -> Result<Option<u64>> {
         dispatch.check_open()?;
         let fits = dispatch.ledger().places().elsewhere() + records <= max;

@@ -32,7 +32,7 @@ impl Published {
     /// The newest message that consumers may see.
     #[inline]
     pub(crate) fn visible(&self) -> u64 {
-        // In this order: whoever hides a message first holds it back, and then publishes it.
+        // In this order: a thread that hides a message first holds it back, and then publishes it.
         let newest = self.newest();
         // Acquire: pairs with the store in `hold_back_from`.
         newest.min(self.held_back.load(Ordering::Acquire) - 1)

@@ -68,7 +68,7 @@ impl Space {
         self.max
     }
 
-    /// Where producers wait for room: those of the dead letters, too.
+    /// Where producers wait for room: what the dead letters give back wakes them, too.
     pub(super) fn room(&self) -> &Arc<Line> {
         &self.room
     }

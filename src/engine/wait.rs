@@ -43,11 +43,11 @@ pub(super) enum Look<T> {
 pub(crate) struct WaitList {
     /// How many there are, so that it costs one load to wake none.
     waiting: AtomicUsize,
-    entries: Mutex<Entries>,
+    entries: Mutex<Wakers>,
 }
 
 #[derive(Debug, Default)]
-struct Entries {
+struct Wakers {
     next_id: u64,
     /// By key, then in the order in which they came.
     wakers: BTreeMap<(u64, u64), Waker>,

@@ -13,7 +13,7 @@ pub(crate) struct Waiters {
     pub(super) settled: WaitList,
     /// Threads that wait for the end of a round of syncs.
     pub(super) commit: WaitList,
-    /// Producers that wait for room; those of the dead letters wait in the same line.
+    /// Producers that wait for room; what the dead letters give back wakes them, too.
     pub(super) room: Arc<Line>,
 }
 

@@ -71,7 +71,7 @@ impl Index {
     /// A segment has fewer records.
     pub(crate) const MAX: Self = Self(u32::MAX);
 
-    /// The `number`th behind the first one, or [`Index::MAX`] if there cannot be so many.
+    /// The `number`th behind the first one, or [`Index::MAX`] if a segment cannot have it.
     #[inline]
     pub(crate) fn saturating_from(number: u64) -> Self {
         u32::try_from(number).map_or(Self::MAX, Self)

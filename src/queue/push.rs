@@ -9,7 +9,7 @@ use crate::format::bytes::to_u64;
 use crate::format::extension::Notes;
 use crate::format::{extension, record};
 use crate::log::active::Draft;
-use crate::message::{Due, Message};
+use crate::message::{Message, NotBefore};
 use crate::options::{Durability, Options};
 use crate::seq::Seq;
 use crate::time::{Millis, Time};
@@ -176,8 +176,8 @@ fn times_of(message: &Message<'_>, clock: &Clock) -> Result<(Option<Time>, Optio
     }
     let now = clock.next();
     let due = message.due.map(|due| match due {
-        Due::After(delay) => now + Millis::from(delay),
-        Due::At(time) => clock.at(time),
+        NotBefore::After(delay) => now + Millis::from(delay),
+        NotBefore::At(time) => clock.at(time),
     });
     let due = due.filter(|&due| due > now);
     if due.is_some_and(|due| due.since(now) > MAX_DELAY.into()) {

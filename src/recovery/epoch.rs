@@ -76,7 +76,7 @@ pub(super) fn read(
     let watermark =
         if is_newest { watermark(&members).max(hint.map_or(0, |hint| hint.seq)) } else { u64::MAX };
     let mut read = EpochRead { parts: Vec::new(), newest_time: Time::ZERO, run_ended_at: None };
-    let mut previous: Option<End> = None;
+    let mut previous: Option<PartEnd> = None;
     let mut is_cut = false;
     for member in &members {
         let gap = gap_before(member, previous.as_ref(), segments, watermark)?;
@@ -101,7 +101,7 @@ pub(super) fn read(
             }
         };
         read.newest_time = read.newest_time.max(member.activation.base_time);
-        previous = Some(End::of(&part));
+        previous = Some(PartEnd::of(&part));
         read.parts.push(part);
     }
     if let Some(end) = previous
@@ -126,14 +126,14 @@ pub(super) fn read(
 }
 
 /// Where the records of a segment end.
-struct End {
+struct PartEnd {
     ordinal: Ordinal,
     next_seq: u64,
     path: std::path::PathBuf,
     tail: Offset,
 }
 
-impl End {
+impl PartEnd {
     fn of(part: &Part) -> Self {
         let Part { segment, first_seq, count, tail, .. } = part;
         let next_seq = first_seq + u64::from(*count);
@@ -151,7 +151,7 @@ impl End {
 /// here, it was let go, and nothing is missing.
 fn gap_before(
     next: &Member<'_>,
-    previous: Option<&End>,
+    previous: Option<&PartEnd>,
     segments: &[Arc<Segment>],
     watermark: u64,
 ) -> Result<Option<Damage>> {
@@ -170,7 +170,7 @@ fn gap_before(
             let lost = passed.filter(|_| end_seq - 1 > watermark);
             let Some(lost) = lost else { return Ok(None) };
             let path = lost.path.clone();
-            let end = End { ordinal: before, next_seq: end_seq - 1, path, tail: Offset::START };
+            let end = PartEnd { ordinal: before, next_seq: end_seq - 1, path, tail: Offset::START };
             return Ok(Some(end.damage(end_seq, DamageKind::Torn)));
         };
         let activation = empty.activation()?;
@@ -183,8 +183,12 @@ fn gap_before(
                 None if end_seq - 1 <= watermark => return Ok(None),
                 None => end_seq - 1,
             };
-            let end =
-                End { ordinal: before, next_seq, path: empty.path.clone(), tail: Offset::START };
+            let end = PartEnd {
+                ordinal: before,
+                next_seq,
+                path: empty.path.clone(),
+                tail: Offset::START,
+            };
             return Ok((next_seq < end_seq).then(|| end.damage(end_seq, DamageKind::Torn)));
         }
         // A segment in which nothing was ever placed begins with the Seq of what follows it.

@@ -36,7 +36,7 @@ fn with_clock(disk: &Arc<MemoryStorage>) -> (Options, Arc<ManualClock>) {
     (by_hand(disk.clone()).clock(clock.clone()).backoff(Backoff::none()), clock)
 }
 
-/// Damages the second number of a copy whose numbers are 0, 7 and 21 behind its first one, plus one.
+/// Damages the second number of a copy; its numbers are 0, 7 and 21 behind the first, plus one.
 fn rot_second_number(disk: &MemoryStorage) {
     let table = files(disk).into_iter().filter(|name| is_segment(name)).find_map(|name| {
         let bytes = disk.read(&name)?;

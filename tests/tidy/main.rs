@@ -12,6 +12,7 @@
 //!   is a door: a block all of whose methods are `pub` and return what the file defines
 //!   (`Options::open` beside `Queue`). Fields are private but for plain data. `Engine` has one
 //!   file, and no type has more than 40 methods, but for the figures of `Stats`.
+//! * Names (`names.rs`): no two types have one name.
 //! * Sentences (`sentences.rs`): what a pop, a push and a look must not do.
 //! * Texts (`texts.rs`): lengths, letters, and what is at home in which file.
 
@@ -33,6 +34,7 @@ mod body;
 mod calls;
 mod house;
 mod modules;
+mod names;
 mod owners;
 mod rooms;
 mod sentences;
@@ -102,6 +104,12 @@ fn the_engine_is_one_file_and_no_type_is_two() {
     let mut violations = owners.engine_blocks(ENGINE);
     violations.extend(owners.types_with_many_methods(MAX_METHODS));
     assert_none("Engine stands in its file, and types are small.", violations);
+}
+
+#[test]
+fn a_type_name_has_one_meaning() {
+    let violations = names::with_two_meanings(&sources());
+    assert_none("No two types have one name.", violations);
 }
 
 #[test]

@@ -80,7 +80,7 @@ impl Maps {
         held.collect()
     }
 
-    /// Whether so many descriptors are held open that they have to be synced soon.
+    /// Whether too many descriptors are held open: some have to be synced soon.
     pub(super) fn holds_too_many(&self, tracks: &Tracks, factor: usize) -> bool {
         let is_open = |track: &&Track| track.is_dirty() || track.records().is_mapped();
         tracks.iter().filter(is_open).count() > self.most.saturating_mul(factor)

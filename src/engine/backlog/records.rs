@@ -37,14 +37,14 @@ pub(crate) struct Records {
     map_numbers: MapNumbers,
     numbering: Numbering,
     /// Known once the segment is no longer pushed to.
-    end: Option<End>,
+    end: Option<RecordsEnd>,
     /// All below this are settled, as far as anybody has looked.
     floor: Cell<Index>,
 }
 
 /// Where the records of a segment end.
 #[derive(Clone, Copy, Debug)]
-struct End {
+struct RecordsEnd {
     count: u32,
     tail: Offset,
 }
@@ -62,10 +62,15 @@ impl Records {
     pub(super) fn copied(mapped: Arc<Mapped>, made: &Finished, maps: &MapNumbers) -> Self {
         let Finished { first_seq, base_time, tail, count, .. } = *made;
         let numbering = Numbering { first_seq, base_time, is_old: false };
-        Self::new(mapped, numbering, Some(End { count, tail }), maps)
+        Self::new(mapped, numbering, Some(RecordsEnd { count, tail }), maps)
     }
 
-    fn new(mapped: Arc<Mapped>, numbering: Numbering, end: Option<End>, maps: &MapNumbers) -> Self {
+    fn new(
+        mapped: Arc<Mapped>,
+        numbering: Numbering,
+        end: Option<RecordsEnd>,
+        maps: &MapNumbers,
+    ) -> Self {
         Self {
             segment: Arc::clone(&mapped.segment),
             mapped: OnceCell::from(mapped),
@@ -88,7 +93,7 @@ impl Records {
             map_number: Cell::new(maps.next()),
             map_numbers: maps.clone(),
             numbering: Numbering { first_seq, base_time, is_old: true },
-            end: Some(End { count, tail }),
+            end: Some(RecordsEnd { count, tail }),
             floor: Cell::new(Index::FIRST),
         }
     }
@@ -123,7 +128,7 @@ impl Records {
 
     /// The segment is no longer pushed to.
     pub(super) fn seal(&mut self, Seal { count, tail, .. }: Seal) {
-        self.end = Some(End { count, tail });
+        self.end = Some(RecordsEnd { count, tail });
     }
 
     /// Whether their Seqs have gaps: the segment is compacted.

@@ -11,12 +11,12 @@ use std::ops::Range;
 #[derive(Debug, Default)]
 pub(super) struct SeqBounds {
     /// What was found last.
-    stretch: Option<Stretch>,
+    stretch: Option<NumberGap>,
 }
 
 /// Records side by side whose numbers cannot be read, and the numbers that they can have.
 #[derive(Debug)]
-struct Stretch {
+struct NumberGap {
     ordinal: Ordinal,
     indexes: Range<Index>,
     seqs: (u64, u64),
@@ -45,7 +45,7 @@ impl SeqBounds {
         let seqs = (first, last.max(first));
         let indexes =
             before.map_or(Index::FIRST, |(at, _)| at.next())..behind.map_or(end, |(at, _)| at);
-        self.stretch = Some(Stretch { ordinal, indexes, seqs });
+        self.stretch = Some(NumberGap { ordinal, indexes, seqs });
         seqs
     }
 }

@@ -25,15 +25,15 @@ const LOSSES_A_STEP: u32 = 16_384;
 #[derive(Debug, Default)]
 pub(super) struct Counting {
     /// To be stored.
-    unfinished: BTreeMap<Key, Unfinished>,
+    unfinished: BTreeMap<UnfinishedKey, Unfinished>,
     /// Could not be stored since it was last tried again.
-    failed: BTreeMap<Key, Unfinished>,
+    failed: BTreeMap<UnfinishedKey, Unfinished>,
     next_number: u64,
 }
 
 /// The segment of what counting found, if that matters, and a number in the order in which it was
 /// found.
-type Key = (Option<Ordinal>, u64);
+type UnfinishedKey = (Option<Ordinal>, u64);
 
 /// What counting found and has to be stored.
 #[derive(Clone, Copy, Debug)]
@@ -150,14 +150,14 @@ impl Counting {
     }
 
     /// The first thing that counting found in this segment; what could not be stored comes last.
-    fn first_of(&self, ordinal: Ordinal) -> Option<Key> {
+    fn first_of(&self, ordinal: Ordinal) -> Option<UnfinishedKey> {
         let keys = (Some(ordinal), 0)..=(Some(ordinal), u64::MAX);
         let mut both = [&self.unfinished, &self.failed].into_iter();
         both.find_map(|found| found.range(keys.clone()).next().map(|(&key, _)| key))
     }
 
     /// Settles this one; if it cannot be stored, it is kept.
-    fn finish(&mut self, key: Key, ledger: &mut Ledger) -> Result<()> {
+    fn finish(&mut self, key: UnfinishedKey, ledger: &mut Ledger) -> Result<()> {
         let found = self.unfinished.remove(&key).or_else(|| self.failed.remove(&key));
         found.map_or(Ok(()), |unfinished| {
             unfinished.finish(ledger).inspect_err(|_| {

@@ -220,9 +220,9 @@ impl Deliveries {
     }
 
     /// Stores that the delay of a message is over: a later run does not begin it anew, also if the
-    /// wall clock is set back. It is still one of this run, or else the cursor, should it come by,
-    /// would take the message for one that it has to hand out. If it cannot be stored, the message
-    /// may stay away for a while after a restart.
+    /// wall clock is set back. It is still one of this run, or else the cursor would take the
+    /// message for one that it has to hand out. If it cannot be stored, the message may stay away
+    /// for a while after a restart.
     #[cold]
     pub(super) fn end_delay(&mut self, spot: Spot) {
         let over = Delay::over(self.clock.start_time());

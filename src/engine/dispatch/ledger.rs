@@ -247,7 +247,7 @@ impl Ledger {
         Ok(recount)
     }
 
-    /// So many slots of a segment were found settled.
+    /// This many slots of a segment were found settled.
     pub(super) fn note_found_settled(&mut self, at: usize, slots: u32) {
         self.settled_total.add(slots.into());
         self.news.settled |= slots > 0;

@@ -83,7 +83,7 @@ pub(crate) struct Walk {
 }
 
 /// A step of a look ahead.
-enum Step {
+enum AheadStep {
     Message(Unverified),
     /// Nothing that `pop` would hand out: there is more.
     Passed,
@@ -149,26 +149,26 @@ impl Inspect {
             let step = self.look_ahead(&dispatch, &mut ahead);
             drop(dispatch);
             match step? {
-                Step::Message(unverified) => {
+                AheadStep::Message(unverified) => {
                     if let Some(viewed) = self.view_if_fresh(unverified) {
                         return Ok(Front::Message(viewed));
                     }
                 }
-                Step::Passed => {}
-                Step::Uncounted(segment) => return Ok(Front::Uncounted(segment)),
-                Step::End => return Ok(Front::Nothing),
+                AheadStep::Passed => {}
+                AheadStep::Uncounted(segment) => return Ok(Front::Uncounted(segment)),
+                AheadStep::End => return Ok(Front::Nothing),
             }
         }
     }
 
     /// Goes on to the next message that may be at the front.
-    fn look_ahead(&self, dispatch: &Dispatch, ahead: &mut Ahead) -> Result<Step> {
+    fn look_ahead(&self, dispatch: &Dispatch, ahead: &mut Ahead) -> Result<AheadStep> {
         match ahead {
             Ahead::Returned(from) => {
                 let visible = self.published.visible();
                 let Some(seq) = dispatch.ledger().places().next_returned(*from, visible) else {
                     *ahead = Ahead::Due((Time::ZERO, 0));
-                    return Ok(Step::Passed);
+                    return Ok(AheadStep::Passed);
                 };
                 *from = seq + 1;
                 Self::unverified_by_seq(dispatch, seq)
@@ -177,7 +177,7 @@ impl Inspect {
                 let schedule = dispatch.ledger().places().schedule();
                 let Some(entry) = schedule.next_due(*after, self.published.visible()) else {
                     *ahead = Ahead::Cursor(*dispatch.ledger().places().cursor());
-                    return Ok(Step::Passed);
+                    return Ok(AheadStep::Passed);
                 };
                 *after = entry;
                 Self::unverified_by_seq(dispatch, entry.1)
@@ -188,27 +188,27 @@ impl Inspect {
                 if let Met::OldSegment(at) = met {
                     let track = dispatch.backlog().track_at(at);
                     if !track.is_counted() || dispatch.is_unfinished(track.ordinal()) {
-                        return Ok(Step::Uncounted(track.ordinal()));
+                        return Ok(AheadStep::Uncounted(track.ordinal()));
                     }
                 }
                 match pass(dispatch, cursor, met)? {
-                    Passed::End => Ok(Step::End),
+                    Passed::End => Ok(AheadStep::End),
                     Passed::Message(found) if found.standing != Standing::Outlived => {
-                        unverified(dispatch, &found, None).map(Step::Message)
+                        unverified(dispatch, &found, None).map(AheadStep::Message)
                     }
-                    Passed::Message(_) | Passed::Other | Passed::Tired => Ok(Step::Passed),
+                    Passed::Message(_) | Passed::Other | Passed::Tired => Ok(AheadStep::Passed),
                 }
             }
         }
     }
 
     /// A message by its number, unless it is settled, damaged or given up.
-    fn unverified_by_seq(dispatch: &Dispatch, seq: u64) -> Result<Step> {
+    fn unverified_by_seq(dispatch: &Dispatch, seq: u64) -> Result<AheadStep> {
         match dispatch.backlog().look_up(seq)? {
             Lookup::Found(found) if found.standing != Standing::Outlived => {
-                unverified(dispatch, &found, None).map(Step::Message)
+                unverified(dispatch, &found, None).map(AheadStep::Message)
             }
-            _ => Ok(Step::Passed),
+            _ => Ok(AheadStep::Passed),
         }
     }
 

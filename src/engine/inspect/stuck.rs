@@ -41,15 +41,15 @@ impl Inspect {
             let found = look_from(&dispatch, from, now);
             drop(dispatch);
             match found? {
-                Look::Seen(seen) => {
+                StuckStep::Seen(seen) => {
                     from = seen.end_seq;
                     // A copy of segments that were seen already stands for them, too.
                     all.retain(|stuck: &Stuck| stuck.seq.0 < seen.first_seq);
                     all.extend(seen.stuck(now));
                 }
-                Look::Unreadable(end_seq) => from = end_seq,
-                Look::More => {}
-                Look::End => break,
+                StuckStep::Unreadable(end_seq) => from = end_seq,
+                StuckStep::More => {}
+                StuckStep::End => break,
             }
         }
         Ok(all)
@@ -57,7 +57,7 @@ impl Inspect {
 }
 
 /// What a step of the look gives.
-enum Look {
+enum StuckStep {
     Seen(Box<Seen>),
     /// The oldest message of a segment cannot be read: on with the one behind it.
     Unreadable(u64),
@@ -102,22 +102,22 @@ impl Seen {
 }
 
 /// A step of the look at the first segment from message `from` on with an unsettled message.
-fn look_from(dispatch: &Dispatch, from: u64, now: Now) -> Result<Look> {
+fn look_from(dispatch: &Dispatch, from: u64, now: Now) -> Result<StuckStep> {
     let published = now.published;
     let is_next =
         |track: &&Track| track.end_seq(published) > from && track.unsettled(published) > 0;
     let mut tracks = dispatch.backlog().tracks().iter().enumerate();
     let Some((at, track)) = tracks.find(|(_, track)| is_next(track)) else {
-        return Ok(Look::End);
+        return Ok(StuckStep::End);
     };
     let (first_seq, end_seq) = (track.first_seq(), track.end_seq(published));
     let oldest = match track.records().oldest(published) {
         Search::Found(oldest) => oldest,
-        Search::Nothing => return Ok(Look::Unreadable(end_seq)),
-        Search::More => return Ok(Look::More),
+        Search::Nothing => return Ok(StuckStep::Unreadable(end_seq)),
+        Search::More => return Ok(StuckStep::More),
     };
     let status = track.status(oldest.index(), now.run)?;
-    let Some(seq) = status.seq else { return Ok(Look::Unreadable(end_seq)) };
+    let Some(seq) = status.seq else { return Ok(StuckStep::Unreadable(end_seq)) };
     let spot = Spot { at, index: oldest.index() };
     let state = match dispatch.ledger().whereabouts(spot, seq, &status) {
         Whereabouts::Ready => MessageState::Ready,
@@ -127,7 +127,7 @@ fn look_from(dispatch: &Dispatch, from: u64, now: Now) -> Result<Look> {
         Whereabouts::InFlight | Whereabouts::Settled => MessageState::InFlight,
     };
     let (live_bytes, _) = track.live_and_dead_bytes(now.published, now.used);
-    Ok(Look::Seen(Box::new(Seen {
+    Ok(StuckStep::Seen(Box::new(Seen {
         oldest,
         seq,
         attempts: status.slot.attempts,

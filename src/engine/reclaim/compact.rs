@@ -16,7 +16,7 @@
 //! 5. The copy is synced again before the next CHECKPOINT is written; that one does not list the
 //!    sources, and they go.
 
-use super::job::{Compaction, Done, Job, Outcome, Trigger};
+use super::job::{CopyState, Done, Job, Outcome, Trigger};
 use super::retire::Retirer;
 use super::upkeep::Upkeep;
 use super::{candidates, switch};
@@ -52,7 +52,7 @@ pub(crate) struct Compactor {
     dispatch: Arc<DispatchLock>,
     appender: Arc<Appender>,
     retirer: Arc<Retirer>,
-    compaction: Mutex<Compaction>,
+    compaction: Mutex<CopyState>,
     /// Bytes of files that compaction wrote.
     compacted_bytes: AtomicU64,
 }
@@ -176,7 +176,7 @@ impl Compactor {
     /// `None` if there is nothing to do.
     fn compact_step(
         &self,
-        compaction: &mut Compaction,
+        compaction: &mut CopyState,
         trigger: Trigger,
         done: &mut Done,
     ) -> Result<Option<u64>> {
@@ -454,6 +454,6 @@ impl Compactor {
 }
 
 /// The call at hand copies these no more.
-fn leave_out(compaction: &mut Compaction, sources: &[CopySource]) {
+fn leave_out(compaction: &mut CopyState, sources: &[CopySource]) {
     compaction.left_out.extend(sources.iter().map(|source| source.segment.header.ordinal));
 }

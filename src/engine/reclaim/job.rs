@@ -8,7 +8,7 @@ use std::time::Instant;
 
 /// What is copied at the moment, and when it goes on.
 #[derive(Debug, Default)]
-pub(super) struct Compaction {
+pub(super) struct CopyState {
     pub(super) job: Option<Job>,
     pub(super) next_at: Option<Instant>,
     /// Segments that the call at hand copies no more, because that failed, or led to nothing.

@@ -1,10 +1,10 @@
 //! The way out: segments without an unsettled message are let go, sparse ones are compacted.
 //!
 //! Promises: no byte of the disk is given back before what it held is settled for good; a push that
-//! asks for room waits for one file to go, or for one copy, and for the seals of the segments before
-//! it. Decides what is worth copying; the engine decides when. [`Retirer`] lets go of segments, and
-//! has the list of what is to be tidied. [`Compactor`] leads copies, and stands above it.
-//! [`Reclaim`] owns both, and says who does what when a producer or a caller asks for room.
+//! asks for room waits for one file to go, or for one copy, and for the seals of the segments
+//! before it. Decides what is worth copying; the engine decides when. [`Retirer`] lets go of
+//! segments, and has the list of what is to be tidied. [`Compactor`] leads copies, and stands above
+//! it. [`Reclaim`] owns both, and says who does what when a producer or a caller asks for room.
 
 mod candidates;
 mod compact;

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 /// What a directory holds.
 #[derive(Debug)]
-pub(crate) struct Found {
+pub(crate) struct Contents {
     pub(super) queue_id: [u8; 16],
     /// The segments of this queue that are not compacted: one for each ordinal, in order, without
     /// those that were let go.
@@ -85,7 +85,7 @@ type Kinds = (Vec<Arc<Segment>>, Vec<CompactedSegment>, Vec<Unusable>);
 const SEGMENTS_PER_THREAD: usize = 32;
 const MOST_THREADS: usize = 8;
 
-impl Found {
+impl Contents {
     /// Reads headers and checkpoint. Writes nothing.
     pub(crate) fn read(storage: &dyn Storage) -> Result<Self> {
         let directory = storage.path("");
@@ -98,7 +98,7 @@ impl Found {
             CheckpointRead::Known(file, state, checkpoint) => (file, state, checkpoint),
             CheckpointRead::Newer(version) => return Err(unsupported(version)),
         };
-        let mut reading = Reading {
+        let mut reading = DirectoryReader {
             directory,
             leftovers: Vec::new(),
             unreadable: 0,
@@ -127,8 +127,14 @@ impl Found {
         }
         // Epochs increase with ordinals; keepq wrote no header that says otherwise.
         segments.sort_by_key(|segment| (segment.header.epoch, segment.header.ordinal));
-        let Reading { directory, leftovers, unreadable, largest_ordinal, newest_epoch, report } =
-            reading;
+        let DirectoryReader {
+            directory,
+            leftovers,
+            unreadable,
+            largest_ordinal,
+            newest_epoch,
+            report,
+        } = reading;
         Ok(Self {
             queue_id,
             segments,
@@ -245,7 +251,7 @@ impl Found {
 }
 
 /// What is noted while the files of a directory are read.
-struct Reading {
+struct DirectoryReader {
     directory: PathBuf,
     leftovers: Vec<Leftover>,
     unreadable: usize,
@@ -254,7 +260,7 @@ struct Reading {
     report: RecoveryReport,
 }
 
-impl Reading {
+impl DirectoryReader {
     fn ignore(&mut self, name: &str, reason: &'static str) {
         self.report.ignored.push((self.directory.join(name), reason));
     }
