@@ -110,8 +110,8 @@ pub enum Error {
     /// ([`Options::max_in_flight`](crate::Options::max_in_flight)).
     #[error(
         "message {seq}: the lease ran out, and since then the message was handed out again, \
-         settled or given up, or Options::max_in_flight others are in flight; nothing was changed; \
-         call Delivery::extend during long work, or raise Options::visibility_timeout"
+         settled or given up, or Options::max_in_flight others are in flight; the answer did \
+         nothing; call Delivery::extend during long work, or raise Options::visibility_timeout"
     )]
     LeaseExpired {
         /// The message.
