@@ -37,6 +37,8 @@ mod dispatch;
 mod futures;
 mod health;
 mod inspect;
+#[cfg(all(test, feature = "fault-injection"))]
+mod interleavings;
 mod letters;
 mod line;
 mod opening;

@@ -434,30 +434,3 @@ impl Producers {
         }
     }
 }
-
-#[cfg(all(test, feature = "fault-injection"))]
-#[allow(clippy::unwrap_used, reason = "a test may fail")]
-mod tests {
-    use super::super::futures::{ack, engine, push};
-    use super::*;
-
-    #[test]
-    fn a_drop_that_a_consumer_interrupts_is_not_one_in_vain() {
-        let engine = engine();
-        let dispatch = || engine.dispatch.lock();
-        while dispatch().backlog().tracks().len() < 2 {
-            push(&engine, b"");
-        }
-        let dropping = || Dropping::of_oldest(&dispatch(), None).unwrap();
-        let mut interrupted = dropping();
-        assert!(interrupted.drop_some(&mut dispatch()).unwrap(), "it takes more than one step");
-        let taken = engine.consumers().pop().unwrap().unwrap();
-        assert!(!interrupted.drop_some(&mut dispatch()).unwrap());
-        assert!(interrupted.dropped() > 0);
-        assert!(!interrupted.is_whole());
-        ack(&engine, &taken);
-        let mut whole = dropping();
-        while whole.drop_some(&mut dispatch()).unwrap() {}
-        assert!(whole.is_whole());
-    }
-}

@@ -25,7 +25,7 @@ pub(crate) const ROOMS: &[&str] = &[
     "delivery",
     "open_queue",
     "dead_letters",
-    "engine/mod engine/futures",
+    "engine/mod engine/futures engine/interleavings",
     "engine/producers",
     "engine/consumers engine/inspect engine/letters",
     "engine/reclaim",
