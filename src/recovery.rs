@@ -9,15 +9,15 @@
 #![warn(clippy::indexing_slicing)]
 
 mod compacted;
-mod contents;
 mod epoch;
+mod found;
 mod leftover;
 mod part;
 mod reconciled;
 mod unusable;
 
 pub(crate) use compacted::Replaced;
-pub(crate) use contents::Contents;
+pub(crate) use found::Found;
 pub(crate) use leftover::{Kept, Leftover};
 pub(crate) use part::Part;
 pub(crate) use reconciled::{Log, Reconciled};

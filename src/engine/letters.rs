@@ -3,7 +3,7 @@
 //! Promises: a message that is dying stays with its queue until it is settled there, however often
 //! moving it fails. Decides nothing: `dead_letters.rs`, which knows both queues, leads.
 
-use super::backlog::{Body, Found};
+use super::backlog::{Body, FoundMessage};
 use super::context::Context;
 use super::dispatch::repair::look_up;
 use super::dispatch::{Death, DyingMessage, Ledger, Whereabouts};
@@ -181,7 +181,7 @@ fn look_up_dying(ledger: &mut Ledger, seq: u64) -> Result<Option<DyingMessage>> 
     };
     let Some(death) = ledger.places().dying().death(seq) else { return Ok(None) };
     let (pushed_at, body) = Body::of_found(ledger.backlog().track_at(found.spot.at), &found)?;
-    let Found { place, header, .. } = found;
+    let FoundMessage { place, header, .. } = found;
     Ok(Some(DyingMessage { place, header, pushed_at, body, death }))
 }
 

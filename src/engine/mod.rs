@@ -74,7 +74,7 @@ use crate::format::name;
 use crate::format::standing::Run;
 use crate::io::Storage;
 use crate::options::Options;
-use crate::recovery::{Contents, Reconciled};
+use crate::recovery::{Found, Reconciled};
 use crate::report::{Compacted, Damage, RecoveryReport};
 use crate::stats::Stats;
 use append::Appender;
@@ -144,7 +144,7 @@ impl Engine {
         if options.create_new {
             check_presence(&*storage, &options, name::is_of_a_used_queue)?;
         }
-        let log = Reconciled::of(Contents::read(&*storage)?)?.into_log()?;
+        let log = Reconciled::of(Found::read(&*storage)?)?.into_log()?;
         let had_dead_letters = log.has_dead_letters && options.dead_letters;
         merge_replaced(&log)?;
         setting.space.set(setting.bytes_of(&log, &options), log.unusable_bytes);

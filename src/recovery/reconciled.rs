@@ -1,12 +1,12 @@
 //! The parts of a directory that count, and the log that goes on from them.
 //!
-//! Promises: a [`Log`] comes from a [`Reconciled`] alone, and that from a [`Contents`] alone, so no
+//! Promises: a [`Log`] comes from a [`Reconciled`] alone, and that from a [`Found`] alone, so no
 //! record is appended behind a part that was not decided. Relies on the report for what was lost:
 //! numbers that are not here and were not settled are never taken for settled.
 
 use super::compacted::Replaced;
-use super::contents::Contents;
 use super::epoch::{self, Watermark};
+use super::found::Found;
 use super::leftover::{Kept, Leftover};
 use super::part::Part;
 use crate::checkpoint::CheckpointFile;
@@ -23,7 +23,7 @@ use std::collections::BTreeSet;
 /// What counts of a directory.
 #[derive(Debug)]
 pub(crate) struct Reconciled {
-    contents: Contents,
+    found: Found,
     parts: Vec<Part>,
     next_seq: u64,
     newest_time: Time,
@@ -64,80 +64,79 @@ pub(crate) struct Log {
 
 impl Reconciled {
     /// Decides what counts.
-    pub(crate) fn of(mut contents: Contents) -> Result<Self> {
-        let mut report = std::mem::take(&mut contents.report);
-        let lost = contents.missing_segments();
+    pub(crate) fn of(mut found: Found) -> Result<Self> {
+        let mut report = std::mem::take(&mut found.report);
+        let lost = found.missing_segments();
         report.damage.extend(lost);
-        let hint = contents.checkpoint.as_ref().map(|checkpoint| Watermark {
+        let hint = found.checkpoint.as_ref().map(|checkpoint| Watermark {
             seq: checkpoint.watermark,
             ordinal: checkpoint.last_used_ordinal(),
         });
-        let newest_epoch = contents.segments.last().map_or(0, |segment| segment.header.epoch);
+        let newest_epoch = found.segments.last().map_or(0, |segment| segment.header.epoch);
         let mut parts: Vec<Part> = Vec::new();
         // Sealed segments tell only their first time.
         let mut newest_time =
-            contents.checkpoint.as_ref().map_or(Time::ZERO, |known| known.newest_time);
+            found.checkpoint.as_ref().map_or(Time::ZERO, |known| known.newest_time);
         let mut run_ended = None;
-        for group in contents.segments.chunk_by(|a, b| a.header.epoch == b.header.epoch) {
+        for group in found.segments.chunk_by(|a, b| a.header.epoch == b.header.epoch) {
             let is_last = group.iter().any(|segment| segment.header.epoch == newest_epoch);
             let read = epoch::read(group, is_last, hint, &mut report)?;
             newest_time = newest_time.max(read.newest_time);
             run_ended = read.run_ended_at;
             parts.extend(read.parts);
         }
-        for compacted in &contents.compacted {
+        for compacted in &found.compacted {
             let part = compacted.part();
             newest_time = newest_time.max(part.base_time);
             let is_before = |other: &Part| other.count > 0 && other.first_seq < part.first_seq;
             let at = parts.iter().rposition(is_before).map_or(0, |before| before + 1);
             parts.insert(at, part);
         }
-        let has_ended = run_ended.is_some() || contents.segments.is_empty();
-        report.was_closed = has_ended && !contents.is_newest_unusable();
+        let has_ended = run_ended.is_some() || found.segments.is_empty();
+        report.was_closed = has_ended && !found.is_newest_unusable();
         let next_seq = match run_ended {
-            Some(next_seq) if contents.unreadable == 0 && !contents.lacks_newest() => next_seq,
-            _ => contents.seq_limit(),
+            Some(next_seq) if found.unreadable == 0 && !found.lacks_newest() => next_seq,
+            _ => found.seq_limit(),
         };
-        Ok(Self { contents, parts, next_seq, newest_time, report })
+        Ok(Self { found, parts, next_seq, newest_time, report })
     }
 
     /// The log from which the engine goes on.
     pub(crate) fn into_log(self) -> Result<Log> {
-        let Self { contents, parts, next_seq, newest_time, report } = self;
-        let is_empty =
-            parts.is_empty() && contents.unusable.is_empty() && contents.checkpoint.is_none();
-        if is_empty && contents.unreadable > 0 {
+        let Self { found, parts, next_seq, newest_time, report } = self;
+        let is_empty = parts.is_empty() && found.unusable.is_empty() && found.checkpoint.is_none();
+        if is_empty && found.unreadable > 0 {
             return Err(Error::Corrupt {
                 operation: "open",
-                path: contents.directory.clone(),
+                path: found.directory.clone(),
                 offset: 0,
                 reason: "there are segments, but neither a readable header nor a checkpoint says \
                          how far their numbers went; restore one of them, or move them away",
             });
         }
-        let seq_limit = contents.seq_limit();
+        let seq_limit = found.seq_limit();
         // The first checkpoint comes after the first segment, and that after the directory is
         // durable in its parents.
-        let is_new = contents.checkpoint.is_none();
+        let is_new = found.checkpoint.is_none();
         let last = parts.iter().rev().find(|part| part.count > 0);
-        let unaccounted = unaccounted(&contents, &parts, next_seq, &report)?;
+        let unaccounted = unaccounted(&found, &parts, next_seq, &report)?;
         Ok(Log {
             unaccounted,
-            queue_id: contents.queue_id,
-            epoch: contents.newest_epoch(),
+            queue_id: found.queue_id,
+            epoch: found.newest_epoch(),
             next_seq,
             last_seq: last.map(|part| part.end_seq() - 1),
             seq_limit,
-            next_ordinal: contents.next_ordinal(),
+            next_ordinal: found.next_ordinal(),
             newest_time,
             parts,
-            replaced: contents.replaced,
-            leftovers: contents.leftovers,
-            unusable: contents.unusable.iter().map(|unusable| unusable.listed).collect(),
-            unusable_bytes: contents.unusable.iter().map(|unusable| unusable.bytes).sum(),
-            checkpoint: contents.checkpoint_file,
+            replaced: found.replaced,
+            leftovers: found.leftovers,
+            unusable: found.unusable.iter().map(|unusable| unusable.listed).collect(),
+            unusable_bytes: found.unusable.iter().map(|unusable| unusable.bytes).sum(),
+            checkpoint: found.checkpoint_file,
             is_new,
-            has_dead_letters: contents.has_dead_letters,
+            has_dead_letters: found.has_dead_letters,
             report,
             _reconciled: (),
         })
@@ -165,12 +164,12 @@ impl Log {
 /// lists, all that came after it and are not here, and those that are damaged. Without CHECKPOINT,
 /// all that are not here.
 fn unaccounted(
-    contents: &Contents,
+    found: &Found,
     parts: &[Part],
     next_seq: u64,
     report: &RecoveryReport,
 ) -> Result<Ranges> {
-    let checkpoint = contents.checkpoint.as_ref();
+    let checkpoint = found.checkpoint.as_ref();
     let (mut ranges, accounted) = match checkpoint {
         Some(Checkpoint { unaccounted, accounted, .. }) => (unaccounted.clone(), *accounted),
         None => (Ranges::default(), 0),
@@ -194,7 +193,7 @@ fn unaccounted(
     // An earlier open may have reported that, and ended before it could note it. Of the segments
     // that a copy replaces, all that the copy does not have was settled, or noted as lost, before
     // the copy got its name.
-    let replaced: BTreeSet<Ordinal> = contents.replaced_ordinals().collect();
+    let replaced: BTreeSet<Ordinal> = found.replaced_ordinals().collect();
     let listed = checkpoint.iter().flat_map(|checkpoint| checkpoint.used());
     for listed in listed.filter(|listed| !replaced.contains(&listed.ordinal)) {
         let part = parts.iter().find(|part| part.segment.header.ordinal == listed.ordinal);

@@ -1,6 +1,6 @@
 //! The bytes of a message, on their way out of the log.
 
-use super::found::Found;
+use super::found::FoundMessage;
 use super::track::Track;
 use crate::error::Result;
 use crate::format::address::Offset;
@@ -30,7 +30,7 @@ impl Body {
     }
 
     /// When a message that was found in this segment was pushed, and where its bytes are.
-    pub(crate) fn of_found(track: &Track, found: &Found) -> Result<(Time, Self)> {
+    pub(crate) fn of_found(track: &Track, found: &FoundMessage) -> Result<(Time, Self)> {
         let pushed_at = found.header.pushed_at(track.base_time());
         Ok((pushed_at, Self::of(track.map()?, &found.header, found.place.offset)))
     }

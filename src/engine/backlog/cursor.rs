@@ -3,7 +3,7 @@
 //!
 //! Where it lies is only a hint: if its segment is no more, its Seq finds it again.
 
-use super::found::Found;
+use super::found::FoundMessage;
 use super::track::Track;
 use crate::error::Result;
 use crate::format::address::{Index, Offset, Ordinal};
@@ -80,7 +80,7 @@ impl Cursor {
 
     /// Passes over a message that was met.
     #[inline]
-    pub(crate) fn pass_found(&mut self, found: &Found) {
+    pub(crate) fn pass_found(&mut self, found: &FoundMessage) {
         self.position.pass_record(found.place.offset, &found.header);
         self.seq = found.place.seq + 1;
     }

@@ -16,7 +16,7 @@ pub(crate) struct Spot {
 
 /// A message that is stored and not settled, with its record.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Found {
+pub(crate) struct FoundMessage {
     pub(crate) spot: Spot,
     pub(crate) place: Place,
     pub(crate) header: RecordHeader,
@@ -27,7 +27,7 @@ pub(crate) struct Found {
 /// What is stored where a message should be.
 #[derive(Debug)]
 pub(crate) enum Lookup {
-    Found(Found),
+    Found(FoundMessage),
     /// No segment has it, or it is settled.
     Gone,
     /// Its record cannot be found; it was sought from this offset on.
@@ -37,7 +37,7 @@ pub(crate) enum Lookup {
 /// What a walk meets. The cursor stays at it until it is told to pass.
 #[derive(Debug)]
 pub(crate) enum Met {
-    Message(Found),
+    Message(FoundMessage),
     /// A slot that cannot be read, if that is not wanted.
     BadSlot(Spot),
     /// A message whose number cannot be read.

@@ -26,7 +26,7 @@ mod tracks;
 pub(crate) mod walk;
 
 pub(crate) use body::Body;
-pub(crate) use found::{Found, Lookup, LostRecords, Met, Spot};
+pub(crate) use found::{FoundMessage, Lookup, LostRecords, Met, Spot};
 
 use crate::error::Result;
 use crate::format::address::{Offset, Ordinal};
@@ -189,13 +189,13 @@ impl Backlog {
         (seq, Slot { attempts, .. }, standing): (u64, Slot, Standing),
         offset: Offset,
         header: record::RecordHeader,
-    ) -> Found {
+    ) -> FoundMessage {
         let ordinal = self.tracks[spot.at].ordinal();
         let (index, bytes) = (spot.index, header.bytes());
         let is_transient = header.flags.is_transient();
         let standing = standing.with_record(header.flags, self.run.is_old(seq));
         let place = Place { seq, ordinal, index, offset, attempts, bytes, is_transient };
-        Found { spot, place, header, standing }
+        FoundMessage { spot, place, header, standing }
     }
 
     /// Stores the state of a message, unless it is settled. `record`: where its own record was

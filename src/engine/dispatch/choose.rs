@@ -14,7 +14,7 @@ use super::Dispatch;
 use super::dying::{Cause, Death};
 use super::exchange::{Choice, Dropped, Leasing, Next, WaitsAt};
 use super::repair::{look_up, repair_delay};
-use crate::engine::backlog::{Found, Met, Spot};
+use crate::engine::backlog::{FoundMessage, Met, Spot};
 use crate::error::Result;
 use crate::format::address::Offset;
 use crate::format::slot::State;
@@ -53,7 +53,7 @@ impl Dispatch {
             Choice::Nothing => return Ok(Leasing::Nothing),
             Choice::Again => return Ok(Leasing::Again),
         };
-        let Found { spot, ref place, .. } = next.found;
+        let FoundMessage { spot, ref place, .. } = next.found;
         // One whose last attempt ended with its process.
         if self.ledger().policy().is_last(place.attempts) {
             let death = Death { cause: Some(Cause::Attempts), reason: None };
@@ -119,7 +119,7 @@ impl Dispatch {
         let said = (place.seq, status.slot, status.standing);
         let found = ledger.backlog().found(spot, said, place.offset, header);
         // The attempts are those of memory: what could not be stored counts as well.
-        let found = Found { place, ..found };
+        let found = FoundMessage { place, ..found };
         Ok(Some(Next { found, from: WaitsAt::Returned }))
     }
 
@@ -225,6 +225,6 @@ impl Dispatch {
 
 /// Whether the slot of a message may have had a delay: it was given back, or pushed with one.
 #[inline]
-fn may_have_had_delay(found: &Found) -> bool {
+fn may_have_had_delay(found: &FoundMessage) -> bool {
     found.place.attempts > 0 || found.header.flags.has_extensions()
 }

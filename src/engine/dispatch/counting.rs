@@ -9,7 +9,7 @@ use super::ledger::Ledger;
 use super::places::Whereabouts;
 use super::repair::{look_up, lose, rebuild_if_bad, rebuild_slot};
 use crate::engine::backlog::cursor::Cursor;
-use crate::engine::backlog::{Found, LostRecords, Met, Spot};
+use crate::engine::backlog::{FoundMessage, LostRecords, Met, Spot};
 use crate::error::Result;
 use crate::format::address::{Index, Offset, Ordinal};
 use crate::format::slot::{Delay, State};
@@ -264,7 +264,7 @@ fn at_ordinal(ledger: &Ledger, ordinal: Ordinal) -> Option<usize> {
 }
 
 /// The last attempt of a message ended with its run. It dies, unless it did meanwhile.
-fn die_of_attempts(ledger: &mut Ledger, found: &Found) -> Result<()> {
+fn die_of_attempts(ledger: &mut Ledger, found: &FoundMessage) -> Result<()> {
     let waits =
         matches!(ledger.whereabouts_of(found)?, Whereabouts::Ready | Whereabouts::Delayed(_));
     if !waits {

@@ -12,7 +12,7 @@ use super::ledger::Ledger;
 use super::measure::Measure;
 use super::repair::lose_unnumbered;
 use crate::clock::Clock;
-use crate::engine::backlog::{Body, Found, Spot};
+use crate::engine::backlog::{Body, FoundMessage, Spot};
 use crate::engine::context::Context;
 use crate::engine::published::Published;
 use crate::error::{Error, Result};
@@ -103,7 +103,7 @@ impl Deliveries {
     #[expect(clippy::inline_always, reason = "on the way of every pop: see `choose`")]
     #[inline(always)]
     pub(super) fn lease(&mut self, next: &Next, now: Option<Time>) -> Result<Leased> {
-        let Next { found: Found { spot, place, header, .. }, from } = *next;
+        let Next { found: FoundMessage { spot, place, header, .. }, from } = *next;
         let place = Place { attempts: MAX_ATTEMPTS.min(place.attempts + 1), ..place };
         let Place { seq, attempts, offset, .. } = place;
         let state = (unsettled_state(&place), attempts);

@@ -1,6 +1,6 @@
 //! What goes between dispatch and a consumer: what is chosen, what is leased, what is answered.
 
-use crate::engine::backlog::{Body, Found};
+use crate::engine::backlog::{Body, FoundMessage};
 use crate::format::address::Offset;
 use crate::format::record::RecordHeader;
 use crate::format::slot::State;
@@ -11,7 +11,7 @@ use std::time::Duration;
 /// A message that can be leased.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Next {
-    pub(crate) found: Found,
+    pub(crate) found: FoundMessage,
     pub(super) from: WaitsAt,
 }
 

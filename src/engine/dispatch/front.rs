@@ -3,7 +3,7 @@
 use super::Dispatch;
 use super::exchange::{Choice, Next};
 use super::policy::Policy;
-use crate::engine::backlog::{Body, Found};
+use crate::engine::backlog::{Body, FoundMessage};
 use crate::error::Result;
 use crate::format::extension::Verified;
 use crate::time::Time;
@@ -69,7 +69,7 @@ impl FrontMessage {
     /// Settles the message, or sets it aside, if it is still at the front.
     pub(crate) fn settle(&self, unfit: Unfit, dispatch: &mut Dispatch, visible: u64) -> Result<()> {
         let Choice::Next(next) = dispatch.choose(visible)? else { return Ok(()) };
-        let Found { spot, ref place, .. } = next.found;
+        let FoundMessage { spot, ref place, .. } = next.found;
         if place.seq != self.next.found.place.seq {
             return Ok(());
         }
@@ -86,7 +86,7 @@ impl FrontMessage {
 
     /// Reads the message, outside of the lock. `policy`: of its queue.
     pub(crate) fn read(&mut self, policy: &Policy) -> FrontState {
-        let Found { ref header, place, .. } = self.next.found;
+        let FoundMessage { ref header, place, .. } = self.next.found;
         let body = self.body.take(header, place.offset);
         match header.verify(&body) {
             Verified::Damaged => FrontState::Damaged,

@@ -14,7 +14,7 @@ use super::policy::Policy;
 use crate::clock::Clock;
 use crate::engine::backlog::settled_count::Recount;
 use crate::engine::backlog::track::Stored;
-use crate::engine::backlog::{Backlog, Found, Spot};
+use crate::engine::backlog::{Backlog, FoundMessage, Spot};
 use crate::engine::context::Context;
 use crate::engine::published::Published;
 use crate::engine::settled_total::SettledTotal;
@@ -194,7 +194,7 @@ impl Ledger {
     }
 
     /// Settles a message that waits, ready or delayed; false if it does not, or is set aside.
-    pub(super) fn settle_waiting(&mut self, found: &Found) -> Result<bool> {
+    pub(super) fn settle_waiting(&mut self, found: &FoundMessage) -> Result<bool> {
         match self.whereabouts_of(found)? {
             Whereabouts::Ready | Whereabouts::Delayed(_) => self.settle_unread(found),
             Whereabouts::Settled => {
@@ -207,8 +207,8 @@ impl Ledger {
 
     /// Settles a message that waits and whose body was not verified; false if only a newer version
     /// of keepq can read it: it is set aside.
-    pub(super) fn settle_unread(&mut self, found: &Found) -> Result<bool> {
-        let Found { spot, ref place, ref header, .. } = *found;
+    pub(super) fn settle_unread(&mut self, found: &FoundMessage) -> Result<bool> {
+        let FoundMessage { spot, ref place, ref header, .. } = *found;
         let mapped = self.backlog.track_at(spot.at).map()?;
         if mapped.may_be_newer(header, place.offset) {
             match header.verify(&mapped.body(header, place.offset)) {
@@ -313,7 +313,7 @@ impl Ledger {
     }
 
     /// Where a message is that was found.
-    pub(crate) fn whereabouts_of(&self, found: &Found) -> Result<Whereabouts> {
+    pub(crate) fn whereabouts_of(&self, found: &FoundMessage) -> Result<Whereabouts> {
         let status = self.status(found.spot)?;
         let status = Status { standing: found.standing, ..status };
         Ok(self.whereabouts(found.spot, found.place.seq, &status))

@@ -6,7 +6,7 @@
 
 use super::ledger::Ledger;
 use super::places::Whereabouts;
-use crate::engine::backlog::{Found, Lookup, Spot};
+use crate::engine::backlog::{FoundMessage, Lookup, Spot};
 use crate::engine::dispatch::exchange::unsettled_state;
 use crate::error::Result;
 use crate::format::address::{Index, Offset};
@@ -48,7 +48,7 @@ pub(crate) fn lose(ledger: &mut Ledger, spot: Spot, offset: Offset) -> Result<bo
 
 /// A message by its number, if it is not settled. Damage is settled, and a slot rebuilt, on the
 /// way.
-pub(crate) fn look_up(ledger: &mut Ledger, seq: u64) -> Result<Option<Found>> {
+pub(crate) fn look_up(ledger: &mut Ledger, seq: u64) -> Result<Option<FoundMessage>> {
     loop {
         match ledger.backlog().look_up(seq)? {
             Lookup::Gone => return Ok(None),

@@ -12,7 +12,7 @@ use super::append::Appender;
 use super::backlog::Met;
 use super::backlog::cursor::Cursor;
 use super::backlog::track::Track;
-use super::backlog::{Body, Found, Lookup, Spot};
+use super::backlog::{Body, FoundMessage, Lookup, Spot};
 use super::context::Context;
 use super::dispatch::{Dispatch, Policy, Whereabouts};
 use super::published::Published;
@@ -420,7 +420,7 @@ struct Known {
 
 /// What a walk has passed.
 enum Passed {
-    Message(Found),
+    Message(FoundMessage),
     Other,
     /// Nothing yet: others should have their turn.
     Tired,
@@ -446,9 +446,9 @@ fn pass(dispatch: &Dispatch, cursor: &mut Cursor, met: Met) -> Result<Passed> {
     Ok(Passed::Other)
 }
 
-fn unverified(dispatch: &Dispatch, found: &Found, due: Option<Time>) -> Result<Unverified> {
+fn unverified(dispatch: &Dispatch, found: &FoundMessage, due: Option<Time>) -> Result<Unverified> {
     let (pushed_at, body) = Body::of_found(dispatch.backlog().track_at(found.spot.at), found)?;
-    let Found { place, header, .. } = *found;
+    let FoundMessage { place, header, .. } = *found;
     let (seq, attempts, offset) = (place.seq, place.attempts, place.offset);
     Ok(Unverified { seq, attempts, due, pushed_at, header, offset, body })
 }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 /// What a directory holds.
 #[derive(Debug)]
-pub(crate) struct Contents {
+pub(crate) struct Found {
     pub(super) queue_id: [u8; 16],
     /// The segments of this queue that are not compacted: one for each ordinal, in order, without
     /// those that were let go.
@@ -85,7 +85,7 @@ type Kinds = (Vec<Arc<Segment>>, Vec<CompactedSegment>, Vec<Unusable>);
 const SEGMENTS_PER_THREAD: usize = 32;
 const MOST_THREADS: usize = 8;
 
-impl Contents {
+impl Found {
     /// Reads headers and checkpoint. Writes nothing.
     pub(crate) fn read(storage: &dyn Storage) -> Result<Self> {
         let directory = storage.path("");
