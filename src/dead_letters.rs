@@ -118,6 +118,12 @@ impl DeadLetters {
         self.open.lock().clone()
     }
 
+    /// Opens them, if there were any when the queue was opened and they have not been opened since.
+    pub(crate) fn open_if_any(&self) -> Result<()> {
+        let is_due = self.queue.had_dead_letters() && self.open_engine().is_none();
+        if is_due { self.engine().map(|_| ()) } else { Ok(()) }
+    }
+
     /// The queue of dead letters, if there are any, or were when the queue was opened.
     pub(crate) fn engine_if_any(&self) -> Option<Arc<Engine>> {
         match self.open_engine() {

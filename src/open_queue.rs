@@ -47,9 +47,8 @@ impl OpenQueue {
         // What the dead letters take counts from the start.
         if let Some(letters) = &open.dead_letters
             && is_bounded
-            && open.engine.had_dead_letters()
         {
-            letters.engine()?;
+            letters.open_if_any()?;
         }
         if open.engine.options().background {
             open.start(&worker)?;
@@ -189,12 +188,14 @@ impl OpenQueue {
         let own = self.engine.maintain();
         let compacted = self.engine.reclaim().compactor().compact_if_wanted();
         let gone = self.engine.reclaim().retirer().let_go_of_all();
+        // What a run that was killed has answered there is synced then, too.
+        let open = self.dead_letters.as_ref().map_or(Ok(()), DeadLetters::open_if_any);
         let dead = self.with_open_dead_letters((), |dead| {
             let own = dead.maintain();
             let compacted = dead.reclaim().compactor().compact_if_wanted();
             own.and(compacted).and(dead.reclaim().retirer().let_go_of_all())
         });
-        counted.and(swept).and(moved).and(own).and(compacted).and(gone).and(dead)
+        counted.and(swept).and(moved).and(own).and(compacted).and(gone).and(open).and(dead)
     }
 
     /// Makes all copies that are worth it, here and in the dead letters, and gives back files that

@@ -244,6 +244,8 @@ impl Engine {
         let swept = self.consumers.sweep_all();
         let counted = swept.and(self.consumers.count_all());
         self.sync()?;
+        // What is synced and could not be sealed then, is now.
+        while self.commit.sync_oldest_full()? {}
         self.reclaim.release_idle_maps();
         let gone = self.reclaim.retirer().let_go_of_all();
         counted.and(gone).and(self.reclaim.prepare_ahead())

@@ -53,8 +53,7 @@ pub(crate) fn merge(
                 break;
             }
             let Some((slot, delay)) = reader.state_of(seq)? else { continue };
-            let known = copy.slot(index)?;
-            let known_delay = copy.delay(index, base_time)?;
+            let (known, known_delay) = copy.words(index, base_time)?;
             let said = (slot, delay.readable());
             if known.is_some_and(|known| !is_later(said, (known, known_delay.readable()))) {
                 continue;

@@ -296,8 +296,10 @@ impl Segment {
             let from_end = (u64::from(index - first) + 1) * SLOT;
             let at = usize::try_from(to_u64(bytes.len()) - from_end).unwrap_or(0);
             let (state, word) = (u64_at(&bytes, at), u64_at(&bytes, at + 8));
-            let delay = StoredDelay::decode(word, base_time, key, index);
-            ReadSlot { index, slot: Slot::decode(state, key, index), delay }
+            let slot = Slot::decode(state, key, index);
+            // As in `Mapped::words`.
+            let word = if slot == Some(Slot::UNTOUCHED) { 0 } else { word };
+            ReadSlot { index, slot, delay: StoredDelay::decode(word, base_time, key, index) }
         }))
     }
 

@@ -136,7 +136,9 @@ impl Queue {
     /// Shows all waiting messages, ready or delayed, in the order of `Seq`, without taking any.
     /// Messages in flight are left out, and so are messages that are pushed from now on. Each
     /// message is shown as it is when the walk reaches it; a message that was taken or settled by
-    /// then is not shown. Unlike the order of [`Queue::pop`], this order does not follow delays.
+    /// then is not shown. After a restart, a message whose last attempt ended with the run before
+    /// is shown until the messages are counted. Unlike the order of [`Queue::pop`], this order does
+    /// not follow delays.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -259,7 +261,8 @@ impl Queue {
     /// As [`Queue::dead_letters`] and [`Queue::push`]; a full queue is
     /// [`Error::Full`](crate::Error::Full), whatever
     /// [`Options::overflow`](crate::Options::overflow) says. Messages that were pushed before the
-    /// error are no longer dead letters; after a failed sync some may be in both places.
+    /// error are no longer dead letters; after a failed sync, or if a removal cannot be stored,
+    /// some may be in both places, and the next call pushes those again.
     pub fn redrive(&self, limit: u64) -> Result<u64> {
         self.open_queue().redrive(limit)
     }

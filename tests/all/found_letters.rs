@@ -437,3 +437,24 @@ fn a_message_whose_last_attempt_ended_with_its_run_dies_by_itself() {
         assert_eq!(&queue.pop().unwrap().unwrap()[..], b"c", "{way}");
     }
 }
+
+/// A dead letter was acked, and the process killed. The next run did not open the dead letters, so
+/// `maintain` synced nothing there: a power cut brought the letter back.
+#[test]
+fn maintain_syncs_what_a_killed_run_answered_among_the_dead_letters() {
+    let disk = Arc::new(MemoryStorage::new());
+    let options = |disk| on(disk).background(false);
+    let queue = options(disk.clone()).open("queue").unwrap();
+    queue.push("dies").unwrap();
+    queue.pop().unwrap().unwrap().reject("of it").unwrap();
+    queue.maintain().unwrap();
+    let dead = queue.dead_letters().unwrap();
+    dead.sync().unwrap();
+    dead.pop().unwrap().unwrap().ack().unwrap();
+    let disk = Arc::new(disk.killed());
+    let queue = options(disk.clone()).open("queue").unwrap();
+    queue.maintain().unwrap();
+    let disk = Arc::new(disk.power_cut(CrashImage::Oldest));
+    let queue = options(disk).open("queue").unwrap();
+    assert_eq!(queue.dead_letters().unwrap().len(), 0);
+}

@@ -355,3 +355,26 @@ fn a_segment_that_cannot_be_copied_stops_no_other_from_being_sealed() {
         assert_eq!(queue.stats().dropped(), 0);
     }
 }
+
+/// Full segments could not be mapped when they were synced, and so not be sealed. Without a
+/// background nothing tried that again but the next push: `maintain` gave nothing back, and said
+/// `Ok`.
+#[test]
+fn maintain_seals_what_could_not_be_sealed() {
+    let storage = Watched::around(Arc::new(MemoryStorage::new()));
+    let queue = small(&storage).open("queue").unwrap();
+    for n in 0..40 {
+        queue.push(large(n)).unwrap();
+    }
+    queue.ack_batch(queue.pop_batch(usize::MAX).unwrap()).unwrap();
+    storage.rule(|call| {
+        let is_refused = call.op == Op::Map && is_segment(call.name);
+        if is_refused { Err(ErrorKind::OutOfMemory.into()) } else { Ok(()) }
+    });
+    queue.sync().unwrap();
+    queue.maintain().ok();
+    assert!(queue.stats().segments() > 3, "nothing could go");
+    storage.no_rule();
+    queue.maintain().unwrap();
+    assert_eq!(queue.stats().segments(), 1);
+}

@@ -158,7 +158,7 @@ impl SettledCount {
         let (slots, settled) = read?;
         let mut special = Special { settled: settled.count, ..Special::default() };
         for (seq, ReadSlot { index, slot, delay, .. }) in slots {
-            self.was_touched |= slot != Some(Slot::UNTOUCHED) || delay.readable().is_some();
+            self.was_touched |= slot != Some(Slot::UNTOUCHED);
             let status = Status::of(seq, slot, delay.readable(), run, numbering);
             let Some(seq) = seq else {
                 special.unnumbered.extend((!status.standing.is_settled()).then_some(index));

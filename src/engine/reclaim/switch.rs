@@ -111,8 +111,7 @@ fn update(run: Run, copy: &mut Track, change: &Change) -> Result<()> {
     for &index in indexes {
         let Some(seq) = mapped.seq(index, *first_seq)? else { continue };
         let Some(to) = copy.records().index_of(seq)? else { continue };
-        let Some(slot) = mapped.slot(index)? else { continue };
-        let delay = mapped.delay(index, *base_time)?;
+        let (Some(slot), delay) = mapped.words(index, *base_time)? else { continue };
         copy.follow(to, slot, delay, run.is_old(seq))?;
     }
     Ok(())
