@@ -181,8 +181,27 @@ impl DeadLetters {
 
     /// For a push that was refused with this error: settles dying messages, or else gives back a
     /// file that the dead letters can do without. Returns true if there may be room now, and false
-    /// once nothing of that is left to do.
-    pub(crate) fn make_room(&self, full: &Error) -> bool {
+    /// once nothing of that is left to do. Fails if the dead letters are poisoned, so that nothing
+    /// can be moved there, and no other answer can make room.
+    pub(crate) fn make_room(&self, full: &Error) -> Result<bool> {
+        if self.find_room(full) {
+            return Ok(true);
+        }
+        self.check_movable(full).map(|()| false)
+    }
+
+    fn check_movable(&self, full: &Error) -> Result<()> {
+        let dying = self.queue.dying().count();
+        let is_full = matches!(full, Error::Full { .. });
+        match self.open_engine() {
+            Some(dead) if is_full && dying > 0 && self.queue.consumers().unsettled() <= dying => {
+                dead.check_health()
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn find_room(&self, full: &Error) -> bool {
         if self.is_worth_it(true) {
             let before = self.queue.dying().count();
             let moved = self.move_if_worth_it(true);

@@ -131,7 +131,7 @@ impl OpenQueue {
         when_full: WhenFull,
     ) -> Result<u64> {
         let letters = self.dead_letters.as_ref();
-        let more_room = |full: &Error| letters.is_some_and(|letters| letters.make_room(full));
+        let more_room = |full: &Error| letters.map_or(Ok(false), |letters| letters.make_room(full));
         self.engine.producers().push(drafts, sync_within, when_full, &more_room)
     }
 

@@ -82,7 +82,9 @@ pub enum Overflow {
     ///
     /// Dead letters count in `max_bytes`. Once they fill it, all producers wait until somebody
     /// takes dead letters and acks them. So set a `push_timeout`, and an alarm on
-    /// [`Stats::dead_letters`](crate::Stats::dead_letters).
+    /// [`Stats::dead_letters`](crate::Stats::dead_letters). If a sync of the dead letters failed,
+    /// and all unsettled messages wait to be moved there, a push fails with
+    /// [`Error::Poisoned`](crate::Error::Poisoned).
     Block,
     /// It drops the oldest waiting messages to make room, and counts them in
     /// [`Stats::dropped`](crate::Stats::dropped). For `max_messages` these are the messages that

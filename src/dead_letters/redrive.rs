@@ -104,5 +104,5 @@ impl Redrive {
 fn push(queue: &Engine, letter: &Taken) -> Result<u64> {
     let (start, payload) = letter.body.split_at(letter.payload_start);
     let draft = carried_over(start, &Notes::default(), payload)?;
-    queue.producers().push(&[draft], None, WhenFull::Fail, &|_| false)
+    queue.producers().push(&[draft], None, WhenFull::Fail, &|_| Ok(false))
 }

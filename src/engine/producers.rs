@@ -69,8 +69,9 @@ impl InVain {
 type How<'a> = (Need, Option<Duration>, MoreRoom<'a>);
 
 /// Makes some room elsewhere for a push that was refused with this error. Returns true if there may
-/// be room now, and false once nothing is left to do.
-pub(crate) type MoreRoom<'a> = &'a dyn Fn(&Error) -> bool;
+/// be room now, and false once nothing is left to do. Fails if there will be no room in this run: a
+/// push that would wait for it fails with that error.
+pub(crate) type MoreRoom<'a> = &'a dyn Fn(&Error) -> Result<bool>;
 
 /// What a push does when the queue is full.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -194,11 +195,14 @@ impl Producers {
         sync_within: Option<Duration>,
         more_room: MoreRoom<'_>,
     ) -> Result<u64> {
+        let may_wait = self.context.options.overflow == Overflow::Block;
         loop {
             match self.append(drafts, need, sync_within) {
                 Err(full @ (Error::Full { .. } | Error::StorageFull { .. })) => {
-                    if !more_room(&full) {
-                        return Err(full);
+                    match more_room(&full) {
+                        Ok(true) => {}
+                        Err(error) if may_wait => return Err(error.before_anything()),
+                        Ok(false) | Err(_) => return Err(full),
                     }
                 }
                 result => return result,

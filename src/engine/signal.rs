@@ -62,7 +62,8 @@ impl DispatchLock {
         if has_consumers {
             waiters.consumers.wake_one();
         }
-        if news.settled || asks_waiters {
+        // Where nothing can be moved to the dead letters, a producer waits in vain for what died.
+        if news.settled || news.died || asks_waiters {
             waiters.room.wake_first();
         }
         if asks_waiters && watch.is_some() {

@@ -1,8 +1,11 @@
-//! Found faults: a push gets the room that dead letters no longer need.
+//! Found faults: a push gets the room that dead letters no longer need, and hears of it if there is
+//! none to come.
 
+use super::found_hooks::{self, Watched, by_hand};
 use super::found_support::{Op, alone, call, on, watched};
 use keepq::fault::{ManualClock, MemoryStorage};
 use keepq::{Options, Overflow, Queue};
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -144,4 +147,72 @@ fn a_try_to_move_many_refused_messages_is_bounded_and_holds_up_none() {
         assert!(tries < 10, "the small one is held up");
     }
     assert_eq!(queue.stats().dying(), MANY);
+}
+
+/// So that there are files for more.
+fn has_one_dead_letter(queue: &Queue) {
+    queue.push("dead").unwrap();
+    queue.pop().unwrap().unwrap().reject("of it").unwrap();
+    queue.maintain().unwrap();
+}
+
+/// A sync of the dead letters failed, so that no message could be moved there any more, and all
+/// that were not settled were dying. A producer slept beside them until the queue was closed,
+/// whether it came before the failed sync or after it.
+#[test]
+fn a_producer_is_told_that_nothing_can_be_moved_to_the_dead_letters() {
+    for (has_background, comes_first) in
+        [(false, false), (true, false), (false, true), (true, true)]
+    {
+        let storage = Watched::around(Arc::new(MemoryStorage::new()));
+        let options = by_hand(storage.clone()).background(has_background).overflow(Overflow::Block);
+        let queue = options.max_messages(10).open("queue").unwrap();
+        has_one_dead_letter(&queue);
+        queue.push_batch(["dies"; 10]).unwrap();
+        let jobs = queue.pop_batch(10).unwrap();
+        storage.rule(|call| {
+            let is_refused = call.op == found_hooks::Op::Sync && call.name.starts_with("dead/");
+            if is_refused { Err(ErrorKind::Other.into()) } else { Ok(()) }
+        });
+        let pushing = || {
+            let queue = queue.clone();
+            call(move || queue.push("next"))
+        };
+        let first = comes_first.then(pushing);
+        if let Some(first) = &first {
+            first.asleep();
+        }
+        for job in jobs {
+            job.reject("bad").unwrap();
+        }
+        queue.maintain().ok();
+        let told = first.unwrap_or_else(pushing).result("the push");
+        let is_told = matches!(&told, Err(keepq::Error::Poisoned { path, .. })
+            if path.to_string_lossy().contains("dead"));
+        assert!(is_told, "{told:?}");
+        assert_eq!(queue.stats().dying(), 10);
+    }
+}
+
+/// While another message may be settled, a producer waits for that.
+#[test]
+fn a_producer_waits_for_others_where_nothing_can_be_moved_to_the_dead_letters() {
+    let storage = Watched::around(Arc::new(MemoryStorage::new()));
+    let queue =
+        by_hand(storage.clone()).overflow(Overflow::Block).max_messages(2).open("queue").unwrap();
+    has_one_dead_letter(&queue);
+    queue.push_batch(["dies", "stays"]).unwrap();
+    let mut jobs = queue.pop_batch(2).unwrap();
+    storage.rule(|call| {
+        let is_refused = call.op == found_hooks::Op::Sync && call.name.starts_with("dead/");
+        if is_refused { Err(ErrorKind::Other.into()) } else { Ok(()) }
+    });
+    jobs.remove(0).reject("bad").unwrap();
+    queue.maintain().ok();
+    let pushing = queue.clone();
+    let producer = call(move || pushing.push("next"));
+    producer.asleep();
+    assert!(!producer.is_over());
+    jobs.remove(0).ack().unwrap();
+    producer.result("the push").unwrap();
 }
