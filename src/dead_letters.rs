@@ -190,6 +190,7 @@ impl DeadLetters {
         self.check_movable(full).map(|()| false)
     }
 
+    /// Fails if all that is unsettled waits to be moved, and nothing can be moved in this run.
     fn check_movable(&self, full: &Error) -> Result<()> {
         let dying = self.queue.dying().count();
         let is_full = matches!(full, Error::Full { .. });

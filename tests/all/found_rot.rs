@@ -4,7 +4,7 @@
 use crate::found_hooks::{Gate, Op, OpenAtEnd, Watched, by_hand, files, flip, is_segment, until};
 use crate::found_support::{Op::Load, call, watched};
 use keepq::fault::{ManualClock, MemoryStorage, Storage};
-use keepq::{Backoff, Message, Options, Queue};
+use keepq::{Backoff, Delivery, Message, Options, Queue};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -36,7 +36,20 @@ fn with_clock(disk: &Arc<MemoryStorage>) -> (Options, Arc<ManualClock>) {
     (by_hand(disk.clone()).clock(clock.clone()).backoff(Backoff::none()), clock)
 }
 
-/// Damages the second number of a copy; its numbers are 0, 7 and 21 behind the first, plus one.
+/// Settles 99 messages but three of them, so that a copy has the numbers 0, 7 and 21 behind its
+/// first one.
+fn take_three(queue: &Queue) -> Vec<Delivery> {
+    for n in 0..99_u8 {
+        queue.push(vec![n; 1500]).unwrap();
+    }
+    let jobs = queue.pop_batch(99).unwrap();
+    let is_kept = |job: &Delivery| [3, 10, 24].contains(&job[0]);
+    let (kept, settled): (Vec<_>, Vec<_>) = jobs.into_iter().partition(is_kept);
+    queue.ack_batch(settled).unwrap();
+    kept
+}
+
+/// Damages the second number of such a copy. They are stored plus one.
 fn rot_second_number(disk: &MemoryStorage) {
     let table = files(disk).into_iter().filter(|name| is_segment(name)).find_map(|name| {
         let bytes = disk.read(&name)?;
@@ -346,14 +359,7 @@ fn a_number_that_goes_bad_beside_a_delivery_is_told() {
     let disk = Arc::new(MemoryStorage::new());
     let options = by_hand(disk.clone());
     let queue = options.clone().open("queue").unwrap();
-    for n in 0..99_u8 {
-        queue.push(vec![n; 1500]).unwrap();
-    }
-    let jobs = queue.pop_batch(99).unwrap();
-    let is_kept = |job: &keepq::Delivery| [3, 10, 24].contains(&job[0]);
-    let (kept, settled): (Vec<_>, Vec<_>) = jobs.into_iter().partition(is_kept);
-    queue.ack_batch(settled).unwrap();
-    drop(kept);
+    drop(take_three(&queue));
     queue.compact().unwrap();
     queue.close().unwrap();
     let queue = options.open("queue").unwrap();
@@ -450,13 +456,7 @@ fn a_lost_slot_of_a_delayed_message_does_not_come_early_out_of_a_copy() {
 fn a_delivery_whose_number_goes_bad_holds_no_file() {
     let disk = Arc::new(MemoryStorage::new());
     let queue = by_hand(disk.clone()).open("queue").unwrap();
-    for n in 0..99_u8 {
-        queue.push(vec![n; 1500]).unwrap();
-    }
-    let jobs = queue.pop_batch(99).unwrap();
-    let is_kept = |job: &keepq::Delivery| [3, 10, 24].contains(&job[0]);
-    let (kept, settled): (Vec<_>, Vec<_>) = jobs.into_iter().partition(is_kept);
-    queue.ack_batch(settled).unwrap();
+    let kept = take_three(&queue);
     queue.push("new").unwrap();
     assert_eq!(queue.compact().unwrap().copies(), 1);
     rot_second_number(&disk);

@@ -11,7 +11,7 @@ use std::ops::Range;
 #[derive(Debug, Default)]
 pub(super) struct SeqBounds {
     /// What was found last.
-    stretch: Option<NumberGap>,
+    gap: Option<NumberGap>,
 }
 
 /// Records side by side whose numbers cannot be read, and the numbers that they can have.
@@ -30,7 +30,7 @@ impl SeqBounds {
             return (seq, seq);
         }
         let ordinal = records.segment().header.ordinal;
-        if let Some(known) = &self.stretch
+        if let Some(known) = &self.gap
             && known.ordinal == ordinal
             && known.indexes.contains(&index)
         {
@@ -45,7 +45,7 @@ impl SeqBounds {
         let seqs = (first, last.max(first));
         let indexes =
             before.map_or(Index::FIRST, |(at, _)| at.next())..behind.map_or(end, |(at, _)| at);
-        self.stretch = Some(NumberGap { ordinal, indexes, seqs });
+        self.gap = Some(NumberGap { ordinal, indexes, seqs });
         seqs
     }
 }
