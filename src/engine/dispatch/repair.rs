@@ -88,11 +88,16 @@ fn rebuild_counted(ledger: &mut Ledger, spot: Spot) -> Result<()> {
             ledger.places_mut().schedule_mut().put(due, seq);
             ledger.note_head_changed();
         }
-        _ if has_passed(ledger, spot, seq) => {
-            if let Some(found) = look_up(ledger, seq)? {
-                ledger.give_back(found.place);
+        _ if has_passed(ledger, spot, seq) => match ledger.backlog().look_up(seq)? {
+            Lookup::Found(found) if found.standing == Standing::Outlived => {
+                ledger.settle(found.spot, &found.place, State::Dead)?;
             }
-        }
+            Lookup::Found(found) => ledger.give_back(found.place),
+            Lookup::Lost(spot, offset) => {
+                ledger.lose(spot, offset)?;
+            }
+            Lookup::Gone => {}
+        },
         // The cursor comes to it.
         _ => {}
     }
