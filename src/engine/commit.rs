@@ -156,10 +156,14 @@ impl Commit {
         // Only now: the last leader may have failed since anybody looked.
         self.context.health.check(true)?;
         let round = self.plan_round(scope)?;
-        for segment in &round.segments {
-            if self.context.health.sync(segment).is_err() {
-                return self.context.health.check(true);
-            }
+        let mut segments = round.segments.iter();
+        let synced = segments.try_for_each(|segment| self.context.health.sync(segment));
+        if round.answers.is_some() {
+            self.dispatch.lock().backlog_mut().end_sync(synced.is_ok());
+        }
+        if let Err(error) = synced {
+            // It failed, or a file could not be opened to be synced.
+            return self.context.health.check(true).and(Err(error));
         }
         self.finish_round(&round);
         Ok(())
@@ -186,7 +190,7 @@ impl Commit {
         drop(unsealed);
         let mut answers = None;
         if scope == Scope::Answers {
-            let (count, answered) = self.dispatch.lock().take_dirty();
+            let (count, answered) = self.dispatch.lock().begin_sync();
             answers = Some(count);
             let is_new =
                 |segment: &Arc<Segment>| !segments.iter().any(|other| Arc::ptr_eq(other, segment));

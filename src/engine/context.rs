@@ -30,7 +30,7 @@ pub(crate) struct Context {
     pub(crate) worker: Arc<Worker>,
     /// The bytes of the disk that its files take.
     pub(crate) space: Arc<Share>,
-    /// Maps above the limit were dropped: their segments may be held open by unsynced answers.
+    /// More files are open than the limit says: some may be held open by unsynced answers alone.
     pub(crate) surplus: Hint,
     /// Messages have died, and may wait to be moved to the dead letters.
     pub(crate) died: Hint,

@@ -2,10 +2,12 @@
 //!
 //! Promises: once [`Health::poison`] was told of a failed sync, every later check returns that
 //! failure, and every thread that waits looks again. `Segment::sync` demands one of these, so no
-//! result of a sync gets past it.
+//! result of a sync gets past it. A file that could not be opened to be synced was not a failed
+//! sync: that is an error of the moment, and the next sync covers it.
 
 use super::waiters::Waiters;
 use crate::error::{Error, Result};
+use crate::io::Unopened;
 use crate::log::{OnFailedSync, Segment};
 use parking_lot::Mutex;
 use std::io;
@@ -33,7 +35,7 @@ impl Health {
         Self { cause: OnceLock::new(), background_error: Mutex::default(), waiters }
     }
 
-    /// Syncs a segment that holds messages or their states: a failure poisons the queue.
+    /// Syncs a segment that holds messages or their states: a failed sync poisons the queue.
     pub(super) fn sync(&self, segment: &Segment) -> Result<()> {
         segment.sync(self)
     }
@@ -45,11 +47,11 @@ impl Health {
         path: &Path,
         synced: io::Result<()>,
     ) -> Result<()> {
-        synced.map_err(|error| self.poison(operation, path, error))
+        synced.map_err(|error| self.failed(operation, path, error))
     }
 
     /// Latches the first failed sync, for the rest of the run.
-    pub(super) fn poison(&self, operation: &'static str, path: &Path, source: io::Error) -> Error {
+    fn poison(&self, operation: &'static str, path: &Path, source: io::Error) -> Error {
         let cause = FailedSync { operation, path: path.to_path_buf(), source: Arc::new(source) };
         let error = self.cause.get_or_init(|| cause).error(false);
         self.waiters.wake_all();
@@ -78,7 +80,11 @@ impl Health {
 
 impl OnFailedSync for Health {
     fn failed(&self, operation: &'static str, path: &Path, error: io::Error) -> Error {
-        self.poison(operation, path, error)
+        match error.downcast::<Unopened>() {
+            // For want of a descriptor, say. No sync was tried, so it can be tried again.
+            Ok(Unopened(error)) => Error::io("open for a sync", path, 0, error),
+            Err(error) => self.poison(operation, path, error),
+        }
     }
 }
 

@@ -273,9 +273,7 @@ impl Engine {
             self.appender.unsealed().forget_interval();
         }
         let synced = match due.sync {
-            Some(Scope::Answers) => {
-                self.sync().inspect_err(|_| self.dispatch.lock().ask_for_sync_again())
-            }
+            Some(Scope::Answers) => self.sync().inspect_err(|_| self.sync_answers_again()),
             Some(Scope::Records | Scope::OldestFull) => {
                 self.commit.wait_durable(self.published.newest())
             }
@@ -289,6 +287,15 @@ impl Engine {
             Ok(())
         };
         timed.and(synced).and(tidied).and(compacted)
+    }
+
+    /// A sync of answers failed, or could not begin.
+    fn sync_answers_again(&self) {
+        self.dispatch.lock().ask_for_sync_again();
+        // In a poisoned queue it would fail for ever.
+        if self.check_health().is_ok() {
+            self.context.worker.sync_answers();
+        }
     }
 
     fn run_upkeep(&self) -> Result<()> {

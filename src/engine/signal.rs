@@ -39,7 +39,7 @@ impl DispatchLock {
     #[inline(never)]
     fn tell(&self, mut dispatch: MutexGuard<'_, Dispatch>) {
         let Context { waiters, worker, clock, surplus, died, .. } = &*self.context;
-        let maps = dispatch.take_surplus_maps();
+        let (maps, holds_too_many) = dispatch.take_surplus_maps();
         let (news, asks_for_sync) = dispatch.take_news();
         let has_worker = worker.is_running();
         let watch = dispatch.take_watch(has_worker);
@@ -54,8 +54,8 @@ impl DispatchLock {
             died.note();
         }
         drop(dispatch);
-        if !maps.is_empty() {
-            drop(maps);
+        drop(maps);
+        if holds_too_many {
             surplus.note();
             worker.ask();
         }

@@ -4,7 +4,27 @@
 //! the operating system may drop what it could not write and report success the next time.
 
 use parking_lot::Mutex;
-use std::io;
+use std::{error, fmt, io};
+
+/// Why a file or directory could not be opened that was to be synced. No sync was tried: all that
+/// was stored is where it was, and a later sync covers it.
+#[derive(Debug)]
+pub(crate) struct Unopened(pub(crate) io::Error);
+
+impl Unopened {
+    /// The error of a sync that was not tried.
+    pub(super) fn wrap(error: io::Error) -> io::Error {
+        io::Error::new(error.kind(), Self(error))
+    }
+}
+
+impl fmt::Display for Unopened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl error::Error for Unopened {}
 
 /// How the first failed sync of a file failed, if one did.
 #[derive(Debug, Default)]
@@ -14,7 +34,7 @@ pub(super) struct SyncLatch {
 
 impl SyncLatch {
     /// Syncs what `open` gives, unless an earlier sync failed. What cannot be opened is no failed
-    /// sync.
+    /// sync, and its error is an [`Unopened`].
     pub(super) fn sync<F>(
         &self,
         open: impl FnOnce() -> io::Result<F>,
@@ -24,6 +44,6 @@ impl SyncLatch {
         if let Some(kind) = *failed {
             return Err(io::Error::new(kind, "an earlier sync of this file failed"));
         }
-        sync(open()?).inspect_err(|error| *failed = Some(error.kind()))
+        sync(open().map_err(Unopened::wrap)?).inspect_err(|error| *failed = Some(error.kind()))
     }
 }

@@ -19,6 +19,8 @@ mod mmap;
 mod os;
 pub(crate) mod window;
 
+pub(crate) use latch::Unopened;
+
 use std::any::Any;
 use std::fmt::Debug;
 use std::io;
@@ -131,7 +133,8 @@ pub trait StorageFile: Debug + Send + Sync {
     /// # Errors
     ///
     /// If the operating system refuses: then nothing is known about any unsynced byte. Also
-    /// if an earlier sync failed.
+    /// if an earlier sync failed. If the file could not be opened to be synced: then no sync was
+    /// tried, and the error wraps the one of opening.
     fn sync(&self) -> io::Result<()>;
 
     /// The file as memory: all regions of a file, and its reads and writes, see the same bytes.

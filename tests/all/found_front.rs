@@ -81,8 +81,8 @@ fn the_background_reads_a_front_that_stays_once() {
     let rounds = || {
         let (syncs, loads) = (watch.count(Op::Sync), watch.count(Op::Load));
         for _ in 0..40 {
-            queue.push("more").unwrap();
             let before = watch.count(Op::Sync);
+            queue.push("more").unwrap();
             assert!(soon(|| watch.count(Op::Sync) > before));
         }
         assert!(watch.count(Op::Sync) >= syncs + 40);

@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 use crate::format::address::{Offset, Ordinal};
 use crate::format::segment::{Seal, SegmentHeader, capacity};
 use crate::io::Access;
-use crate::log::Segment;
 use crate::log::active::Active;
+use crate::log::{OnFailedSync, Segment};
 use crate::options::Durability;
 use crate::random;
 use crate::recovery::Part;
@@ -304,7 +304,7 @@ impl Appender {
             let is_active = unsealed.active().is_some_and(|active| is_this(active.segment()));
             if is_active || unsealed.is_full(&segment) {
                 drop((unsealed, supply));
-                return Err(self.context.health.poison("sync segment", &segment.path, error));
+                return Err(self.context.health.failed("sync segment", &segment.path, error));
             }
         }
         Err(segment.error("prepare segment", Offset::START, error))

@@ -320,16 +320,21 @@ impl Backlog {
         self.changes.forget_synced();
     }
 
-    /// The segments with changed slots that no sync has covered, and the number of the newest
-    /// change.
-    pub(super) fn take_dirty(&mut self) -> (u64, Vec<Arc<Segment>>) {
+    /// A sync begins. Gives the segments with changed slots that no sync has covered, and the
+    /// number of the newest change.
+    pub(super) fn begin_sync(&mut self) -> (u64, Vec<Arc<Segment>>) {
         let newest = self.changes.begin_sync();
         let dirty = self.tracks.iter_mut().filter(|track| track.is_dirty());
         let take = |track: &mut Track| {
-            track.set_clean();
+            track.begin_sync();
             Arc::clone(track.segment())
         };
         (newest, dirty.map(take).collect())
+    }
+
+    /// The sync that began last has ended. If it failed, the next one covers what it had to.
+    pub(crate) fn end_sync(&mut self, is_synced: bool) {
+        self.tracks.iter_mut().for_each(|track| track.end_sync(is_synced));
     }
 
     /// Whether maps were made since those above the limit were last taken.
@@ -338,17 +343,20 @@ impl Backlog {
         self.maps.has_new()
     }
 
-    /// Maps above the limit.
-    pub(super) fn take_surplus_maps(&mut self, reading: Ordinal) -> Vec<Arc<Mapped>> {
+    /// Maps above the limit. Also tells whether a map was made since the last call, and more files
+    /// are open now than the limit says.
+    pub(super) fn take_surplus_maps(&mut self, reading: Ordinal) -> (Vec<Arc<Mapped>>, bool) {
         if !self.maps.has_new() {
-            return Vec::new();
+            return (Vec::new(), false);
         }
-        self.maps.take_surplus(&mut self.tracks, reading)
+        let holds_too_many = self.holds_too_many(1);
+        (self.maps.take_surplus(&mut self.tracks, reading), holds_too_many)
     }
 
-    /// Segments above the limit of open files that only unsynced answers hold open.
-    pub(crate) fn take_held_open(&mut self) -> Vec<Arc<Segment>> {
-        self.maps.take_held_open(&mut self.tracks)
+    /// A sync begins of those segments above the limit of open files that only unsynced answers
+    /// hold open.
+    pub(crate) fn begin_sync_of_held_open(&mut self) -> Vec<Arc<Segment>> {
+        self.maps.begin_sync_of_held_open(&mut self.tracks)
     }
 
     /// Whether there are more of those than `factor` times the limit.

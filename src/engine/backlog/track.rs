@@ -31,9 +31,19 @@ pub(crate) struct Track {
     settled_count: SettledCount,
     /// Deliveries out of it that are not answered.
     leased: u32,
-    /// Has answers that no sync has covered.
-    is_dirty: bool,
+    answers: Answers,
     copying: Copying,
+}
+
+/// Whether the answers in a segment are on the disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Answers {
+    /// All are.
+    Durable,
+    /// Some are not, and no sync has begun that covers them.
+    Unsynced,
+    /// A sync has begun that covers all of them, and has not ended.
+    InSync,
 }
 
 /// What a store did.
@@ -54,7 +64,7 @@ impl Track {
             records: Records::active(active, maps),
             settled_count: SettledCount::complete(),
             leased: 0,
-            is_dirty: false,
+            answers: Answers::Durable,
             copying: Copying::new(false),
         }
     }
@@ -66,7 +76,7 @@ impl Track {
             records: Records::copied(mapped, made, maps),
             settled_count: SettledCount::touched(),
             leased: 0,
-            is_dirty: true,
+            answers: Answers::Unsynced,
             copying: Copying::new(true),
         }
     }
@@ -84,7 +94,7 @@ impl Track {
             settled_count: SettledCount::of_earlier_run(part.count),
             leased: 0,
             // Its run may have been killed before it synced them.
-            is_dirty: true,
+            answers: Answers::Unsynced,
             copying: Copying::new(is_kept),
         }
     }
@@ -171,7 +181,9 @@ impl Track {
         let (segment, numbering) = (self.records.segment(), self.records.numbering());
         let tail = self.records.tail().unwrap_or(RECORDS_START);
         let special = self.settled_count.count_some(segment, numbering, tail, run, is_last)?;
-        self.is_dirty &= self.settled_count.may_be_touched();
+        if self.is_dirty() && !self.settled_count.may_be_touched() {
+            self.answers = Answers::Durable;
+        }
         Ok(special)
     }
 
@@ -314,18 +326,36 @@ impl Track {
     /// A slot was stored to that the next sync of answers has to cover.
     #[inline]
     fn note_change(&mut self, index: Index) {
-        self.is_dirty = true;
+        self.answers = Answers::Unsynced;
         self.settled_count.touch();
         self.copying.note_change(index);
     }
 
+    /// Whether it has answers that the next sync has to cover.
     pub(crate) fn is_dirty(&self) -> bool {
-        self.is_dirty
+        self.answers == Answers::Unsynced
     }
 
-    /// A sync has begun that covers it, or has ended.
-    pub(crate) fn set_clean(&mut self) {
-        self.is_dirty = false;
+    /// Whether all its answers are on the disk.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.answers == Answers::Durable
+    }
+
+    /// A sync begins that covers all its answers.
+    pub(super) fn begin_sync(&mut self) {
+        self.answers = Answers::InSync;
+    }
+
+    /// That sync ended. If it failed, its answers are for the next one.
+    pub(super) fn end_sync(&mut self, is_synced: bool) {
+        if self.answers == Answers::InSync {
+            self.answers = if is_synced { Answers::Durable } else { Answers::Unsynced };
+        }
+    }
+
+    /// It was synced, and nothing is stored to it any more.
+    pub(crate) fn set_durable(&mut self) {
+        self.answers = Answers::Durable;
     }
 }
 

@@ -129,7 +129,7 @@ impl Tracks {
         is_synced: impl Fn(&Arc<Segment>) -> bool,
     ) -> Option<(Arc<Segment>, u32)> {
         let can_go =
-            |track: &Track| is_free(track) && !track.is_dirty() && is_synced(track.segment());
+            |track: &Track| is_free(track) && track.is_durable() && is_synced(track.segment());
         let at = self.older().position(can_go)?;
         let track = self.0.remove(at)?;
         Some((Arc::clone(track.segment()), track.count().unwrap_or(0)))
@@ -200,7 +200,7 @@ impl Tracks {
 
     /// Those whose segments are not mapped and have no unsynced answers.
     fn clean(&self) -> impl Iterator<Item = &Track> {
-        self.0.iter().filter(|track| !track.records().is_mapped() && !track.is_dirty())
+        self.0.iter().filter(|track| !track.records().is_mapped() && track.is_durable())
     }
 }
 

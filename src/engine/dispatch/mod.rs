@@ -196,8 +196,9 @@ impl Dispatch {
         (std::mem::take(self.ledger_mut().news_mut()), asks)
     }
 
-    /// Maps above the limit, to be dropped outside of the lock.
-    pub(super) fn take_surplus_maps(&mut self) -> Vec<Arc<Mapped>> {
+    /// Maps above the limit, to be dropped outside of the lock. Also tells whether a map was made
+    /// since the last call, and more files are open now than the limit says.
+    pub(super) fn take_surplus_maps(&mut self) -> (Vec<Arc<Mapped>>, bool) {
         let reading = self.ledger().places().cursor().ordinal();
         self.backlog_mut().take_surplus_maps(reading)
     }
@@ -251,11 +252,11 @@ impl Dispatch {
         places.has_front() || is_behind_cursor || self.next_delivery_time().is_some()
     }
 
-    /// The segments with changed slots that no sync has covered, and the number of the newest
-    /// change.
-    pub(super) fn take_dirty(&mut self) -> (u64, Vec<Arc<Segment>>) {
+    /// A sync of answers begins. Gives the segments with changed slots that no sync has covered, and
+    /// the number of the newest change.
+    pub(super) fn begin_sync(&mut self) -> (u64, Vec<Arc<Segment>>) {
         self.has_asked_for_sync = false;
-        self.backlog_mut().take_dirty()
+        self.backlog_mut().begin_sync()
     }
 
     /// A sync of answers failed, or could not begin: the worker has to be asked again.

@@ -219,15 +219,18 @@ impl Reclaim {
         // While this leads, no other thread takes their answers for synced, or lets go of one of
         // them.
         let lead = self.commit.lead_when_free();
-        let held = self.dispatch.lock().backlog_mut().take_held_open();
-        for segment in &held {
-            self.context.health.sync(segment)?;
+        let held = self.dispatch.lock().backlog_mut().begin_sync_of_held_open();
+        let synced = held.iter().try_for_each(|segment| self.context.health.sync(segment));
+        if !held.is_empty() {
+            let mut dispatch = self.dispatch.lock();
+            dispatch.backlog_mut().end_sync(synced.is_ok());
+            if synced.is_ok() {
+                // Before another thread leads, which may have to close some, too.
+                dispatch.backlog().tracks().release_synced(&held);
+            }
         }
         drop(lead);
-        if !held.is_empty() {
-            self.dispatch.lock().backlog().tracks().release_synced(&held);
-        }
-        Ok(())
+        synced
     }
 
     /// Before a run makes its first segment: short runs each leave a small one behind, and may end

@@ -252,7 +252,7 @@ impl Retirer {
                 // A done segment has no more stores.
                 let mut dispatch = self.dispatch.lock();
                 if let Some(track) = dispatch.backlog_mut().track(segment.header.ordinal) {
-                    track.set_clean();
+                    track.set_durable();
                 }
             }
             // While this leads, no round has one of them in its plan.
