@@ -34,6 +34,16 @@ pub enum Error {
         /// The lock file.
         path: PathBuf,
     },
+    /// The directory holds the dead letters of the queue in the directory above it.
+    #[error(
+        "cannot open the queue: {} holds the dead letters of the queue in the directory above it; \
+         open that queue, and call Queue::dead_letters",
+        path.display()
+    )]
+    IsDeadLetters {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The files contradict each other, and keepq does not guess which of them is right.
     #[error("{operation}: {} is damaged at offset {offset}: {reason}", path.display())]
     Corrupt {

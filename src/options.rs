@@ -1,6 +1,7 @@
 //! How a queue behaves, and how it is opened.
 
 mod compaction;
+mod disk;
 
 pub use compaction::Compaction;
 
@@ -145,6 +146,7 @@ pub struct Options {
     pub(crate) push_timeout: Option<Duration>,
     pub(crate) compaction: Compaction,
     pub(crate) open_segments: u64,
+    pub(crate) unshared_blocks: bool,
     pub(crate) clock: Source,
     /// Used in place of the operating system's files.
     pub(crate) storage: Option<Arc<dyn Storage>>,
@@ -175,6 +177,7 @@ impl Default for Options {
             push_timeout: None,
             compaction: Compaction::default(),
             open_segments: 64,
+            unshared_blocks: false,
             clock: Source::default(),
             storage: None,
         }

@@ -6,6 +6,7 @@ mod state;
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::format::name;
 use crate::io::Storage;
 use crate::io::disk::DiskStorage;
 use crate::open_queue::OpenQueue;
@@ -62,6 +63,7 @@ impl Options {
     /// # Errors
     ///
     /// * [`Error::Locked`] if the queue is open already.
+    /// * [`Error::IsDeadLetters`] if the directory is that of the dead letters of another queue.
     /// * [`Error::UnsupportedVersion`] if a newer keepq wrote it.
     /// * [`Error::InvalidOption`] for a value out of bounds.
     /// * [`Error::Corrupt`] if no file in the directory says how far the numbers went.
@@ -69,7 +71,10 @@ impl Options {
     pub fn open(self, path: impl AsRef<Path>) -> Result<Queue> {
         self.validate()?;
         let (path, may_make) = (path.as_ref(), self.create || self.create_new);
-        let storage = self.storage.clone().map_or_else(|| disk(path, may_make), Ok)?;
+        let storage = match &self.storage {
+            Some(storage) => Arc::clone(storage),
+            None => disk(path, may_make, self.unshared_blocks)?,
+        };
         let open = OpenQueue::open(self, storage)?;
         Ok(Queue { handle: Arc::new(Handle { open, owner: None }) })
     }
@@ -209,11 +214,22 @@ impl Queue {
     }
 }
 
-fn disk(path: &Path, may_make: bool) -> Result<Arc<dyn Storage>> {
+fn disk(path: &Path, may_make: bool, is_unshared: bool) -> Result<Arc<dyn Storage>> {
+    if DiskStorage::is_of_dead_letters(path) {
+        let opened = DiskStorage::existing(path, is_unshared);
+        let is_open = opened.is_ok_and(|disk| matches!(disk.lock(), Ok(None)));
+        let path = path.to_path_buf();
+        let lock = path.join(name::LOCK);
+        return Err(if is_open {
+            Error::Locked { path: lock }
+        } else {
+            Error::IsDeadLetters { path }
+        });
+    }
     let (operation, disk) = if may_make {
-        ("create directory", DiskStorage::new(path))
+        ("create directory", DiskStorage::new(path, is_unshared))
     } else {
-        ("open directory", DiskStorage::existing(path))
+        ("open directory", DiskStorage::existing(path, is_unshared))
     };
     match disk {
         Ok(disk) => Ok(Arc::new(disk)),

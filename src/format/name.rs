@@ -19,9 +19,9 @@ const TEMPORARY: &str = ".tmp";
 pub(crate) enum Kind {
     /// `LOCK`, `CHECKPOINT`, `dead`.
     Own,
-    /// Ends in `.seg`.
+    /// Sixteen hex digits and `.seg`.
     Segment,
-    /// Ends in `.tmp`: half-made, or half-removed.
+    /// `CHECKPOINT.tmp`, or sixteen hex digits and `.tmp`: half-made, or half-removed.
     Temporary,
     /// Not ours.
     Foreign,
@@ -35,6 +35,11 @@ pub(crate) fn segment(ordinal: Ordinal) -> String {
 /// The name of its file before it is a segment, and after it was one.
 pub(crate) fn temporary(ordinal: Ordinal) -> String {
     format!("{:016x}{TEMPORARY}", ordinal.0)
+}
+
+/// The name of a copy of this file, before it takes the file's place.
+pub(crate) fn copy_of(name: &str) -> String {
+    format!("{}{TEMPORARY}", name.strip_suffix(SEGMENT).unwrap_or(name))
 }
 
 /// Returns true if a directory that has this name in it is that of a queue.
@@ -51,12 +56,14 @@ pub(crate) fn is_of_a_used_queue(name: &str) -> bool {
 pub(crate) fn kind(name: &str) -> Kind {
     if [LOCK, CHECKPOINT, DEAD].contains(&name) {
         Kind::Own
+    } else if name == CHECKPOINT_TMP {
+        Kind::Temporary
+    } else if ordinal(name).is_none() {
+        Kind::Foreign
     } else if name.ends_with(SEGMENT) {
         Kind::Segment
-    } else if name == CHECKPOINT_TMP || ordinal(name).is_some() {
-        Kind::Temporary
     } else {
-        Kind::Foreign
+        Kind::Temporary
     }
 }
 
@@ -77,17 +84,18 @@ mod tests {
         let it = Ordinal(31);
         assert_eq!(segment(it), "000000000000001f.seg");
         assert_eq!(kind("000000000000001f.seg"), Kind::Segment);
-        assert_eq!(kind("1f.seg"), Kind::Segment);
-        assert_eq!(kind("copy.seg"), Kind::Segment);
+        for foreign in ["1f.seg", "copy.seg", "my backup.seg", "000000000000001F.seg"] {
+            assert_eq!(kind(foreign), Kind::Foreign);
+        }
         assert_eq!((ordinal(&segment(it)), ordinal(&temporary(it))), (Some(it), Some(it)));
         assert_eq!((ordinal("1f.seg"), ordinal("+00000000000001f.seg")), (None, None));
-        assert_eq!(kind("+00000000000001f.seg"), Kind::Segment);
+        assert_eq!(kind("+00000000000001f.seg"), Kind::Foreign);
         assert_eq!(kind(&temporary(it)), Kind::Temporary);
         assert_eq!(kind("CHECKPOINT.tmp"), Kind::Temporary);
         assert_eq!(kind("notes.tmp"), Kind::Foreign);
         assert_eq!(kind("000000000000001f.seg~"), Kind::Foreign);
         assert_eq!(kind("LOCK"), Kind::Own);
-        assert!(is_of_a_queue("LOCK") && is_of_a_queue("1.seg") && !is_of_a_queue("notes.txt"));
-        assert!(is_of_a_used_queue("1.seg") && !is_of_a_used_queue("LOCK"));
+        assert!(is_of_a_queue("LOCK") && is_of_a_queue(&segment(it)) && !is_of_a_queue("1.seg"));
+        assert!(is_of_a_used_queue(&segment(it)) && !is_of_a_used_queue("LOCK"));
     }
 }

@@ -252,12 +252,12 @@ fn memory() {
 fn faults_that_are_not_planned() {
     check(&FaultStorage::new(Arc::new(MemoryStorage::new())));
     let dir = tempfile::tempdir().unwrap();
-    let disk = DiskStorage::existing(dir.path()).unwrap();
+    let disk = DiskStorage::existing(dir.path(), false).unwrap();
     check(&FaultStorage::new(Arc::new(disk)));
 }
 
 #[test]
 fn disk() {
     let dir = tempfile::tempdir().unwrap();
-    check(&DiskStorage::new(&dir.path().join("made")).unwrap());
+    check(&DiskStorage::new(&dir.path().join("made"), false).unwrap());
 }

@@ -177,6 +177,10 @@ impl Storage for FaultStorage {
         Ok(Arc::new(Self { inner, faults: Arc::clone(&self.faults) }))
     }
 
+    fn check_directory(&self) -> io::Result<()> {
+        self.inner.check_directory()
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.inner.path(name)
     }
@@ -226,6 +230,14 @@ impl StorageFile for FaultFile {
 
     fn release(&self) {
         self.inner.release();
+    }
+
+    fn has_name(&self) -> io::Result<bool> {
+        self.inner.has_name()
+    }
+
+    fn has_other_names(&self) -> io::Result<bool> {
+        self.inner.has_other_names()
     }
 }
 

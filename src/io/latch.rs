@@ -44,6 +44,12 @@ impl SyncLatch {
         if let Some(kind) = *failed {
             return Err(io::Error::new(kind, "an earlier sync of this file failed"));
         }
-        sync(open().map_err(Unopened::wrap)?).inspect_err(|error| *failed = Some(error.kind()))
+        let synced = sync(open().map_err(Unopened::wrap)?);
+        synced.inspect_err(|error| {
+            let unopened = error.get_ref().and_then(|inner| inner.downcast_ref::<Unopened>());
+            if unopened.is_none() {
+                *failed = Some(error.kind());
+            }
+        })
     }
 }

@@ -9,6 +9,8 @@
 
 #[cfg(test)]
 mod conformance;
+pub(crate) mod copy_on_store;
+mod directory;
 pub(crate) mod disk;
 #[cfg(feature = "fault-injection")]
 pub(crate) mod fault;
@@ -99,6 +101,15 @@ pub trait Storage: Debug + Send + Sync {
     /// If the operating system refuses.
     fn sync_parents(&self) -> io::Result<()>;
 
+    /// Fails if the directory was removed, with everything in it.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::NotFound`] then; or whatever the operating system says.
+    fn check_directory(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Where a name lies, for messages to people.
     fn path(&self, name: &str) -> PathBuf;
 }
@@ -149,6 +160,25 @@ pub trait StorageFile: Debug + Send + Sync {
     /// Says that all that was stored is synced. If nothing is mapped, the file may be closed until
     /// it is needed again. It is then found by the name that it was opened by.
     fn release(&self) {}
+
+    /// Whether the file still has a name: false once somebody has removed that, and with it all
+    /// that the file holds.
+    ///
+    /// # Errors
+    ///
+    /// If the operating system does not say.
+    fn has_name(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    /// Whether the same file has other names (hard links), by which others may know it.
+    ///
+    /// # Errors
+    ///
+    /// If the operating system does not say.
+    fn has_other_names(&self) -> io::Result<bool> {
+        Ok(false)
+    }
 }
 
 /// How bytes will be stored to a file through a [`Region`].
@@ -220,6 +250,14 @@ impl Entry {
     pub fn new(name: String, is_file: bool) -> Self {
         Self { name, is_file }
     }
+}
+
+/// Whether this is the error of a disk that cannot read what it holds, and not one of the moment or
+/// of the call: the same bytes may be somewhere else.
+pub(crate) fn is_unreadable(error: &io::Error) -> bool {
+    // EIO on Unix, ERROR_CRC on Windows. A storage that is none of the system's says `Other`.
+    let code = if cfg!(windows) { 23 } else { 5 };
+    error.raw_os_error() == Some(code) || error.kind() == io::ErrorKind::Other
 }
 
 /// Fails if `len` bytes at `offset` do not lie in a file of this size.

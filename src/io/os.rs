@@ -2,20 +2,17 @@
 
 #![expect(clippy::disallowed_types, reason = "part of the door to the operating system")]
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
+#[cfg(not(unix))]
+use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
 
-/// Options for files that only their owner may read, and that are not reached through a link.
+/// Options for files of a directory that is known by its path.
+#[cfg(not(unix))]
 pub(super) fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        let flags = rustix::fs::OFlags::NOFOLLOW.bits();
-        options.mode(0o600).custom_flags(i32::try_from(flags).unwrap_or(0));
-    }
     options
 }
 
@@ -32,15 +29,55 @@ pub(super) fn create_directory(path: &Path) -> io::Result<()> {
     builder.create(path)
 }
 
-/// Makes the names in a directory durable. Windows has no such call: there the file system's
-/// journal keeps names in order.
-#[cfg_attr(not(unix), expect(clippy::unnecessary_wraps, reason = "other systems can refuse"))]
-pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
-    #[cfg(unix)]
-    File::open(path)?.sync_all()?;
-    #[cfg(not(unix))]
-    let _ = path;
-    Ok(())
+/// Keeps a directory from being moved and removed, where handles do that.
+#[cfg(not(unix))]
+pub(super) fn hold_directory(path: &Path) -> io::Result<Option<File>> {
+    #[cfg(windows)]
+    {
+        use std::os::windows::fs::OpenOptionsExt;
+        // FILE_FLAG_BACKUP_SEMANTICS opens directories, too; FILE_SHARE_READ | FILE_SHARE_WRITE
+        // without FILE_SHARE_DELETE: CreateFileW, in the documentation of the Windows API.
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(0x0200_0000).share_mode(3);
+        options.open(path).map(Some)
+    }
+    #[cfg(not(windows))]
+    {
+        let _ = path;
+        Ok(None)
+    }
+}
+
+/// What tells a file or directory from every other one of this machine, as long as it is there.
+pub(super) type FileId = (u64, u64);
+
+/// The identity of a file or directory, by device and inode.
+#[cfg(unix)]
+pub(super) fn identity(file: &File) -> io::Result<FileId> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = file.metadata()?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// The standard library does not tell it: a file that is open cannot be replaced there.
+#[cfg(not(unix))]
+#[expect(clippy::unnecessary_wraps, reason = "other systems can refuse")]
+pub(super) fn identity(_file: &File) -> io::Result<FileId> {
+    Ok((0, 0))
+}
+
+/// How many names a file or directory has: 0 once it was removed.
+#[cfg(unix)]
+pub(super) fn links(file: &File) -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(file.metadata()?.nlink())
+}
+
+/// The standard library does not tell it.
+#[cfg(not(unix))]
+#[expect(clippy::unnecessary_wraps, reason = "other systems can refuse")]
+pub(super) fn links(_file: &File) -> io::Result<u64> {
+    Ok(1)
 }
 
 #[cfg(unix)]
@@ -50,7 +87,20 @@ pub(super) fn read_exact_at(file: &File, offset: u64, into: &mut [u8]) -> io::Re
 
 #[cfg(unix)]
 pub(super) fn write_all_at(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    check_file_size(offset.saturating_add(len))?;
     std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+/// Fails if the process may not make files of this size: a write behind that limit, also into a
+/// file that is there, is a signal (SIGXFSZ: setrlimit(2)) that ends the process.
+#[cfg(unix)]
+fn check_file_size(size: u64) -> io::Result<()> {
+    use rustix::process::{Resource, getrlimit};
+    match getrlimit(Resource::Fsize).current {
+        Some(limit) if size > limit => Err(io::ErrorKind::FileTooLarge.into()),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(windows)]
@@ -78,39 +128,55 @@ pub(super) fn write_all_at(file: &File, mut offset: u64, mut bytes: &[u8]) -> io
     Ok(())
 }
 
-/// Gives a new, empty file `size` zero bytes with all their blocks allocated, and says whether a
-/// store into its map can then never run out of room. If it can, bytes have to be stored by write.
-pub(super) fn allocate(file: &File, size: u64) -> io::Result<bool> {
+/// Gives a new, empty file `size` zero bytes with all their blocks allocated.
+pub(super) fn allocate(file: &File, size: u64) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
-        let mappable = linux::prepare(file, size)?;
+        // A file larger than the limit would be a signal.
+        check_file_size(size)?;
+        linux::prepare(file)?;
         match linux::fallocate(file, size) {
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => write_zeros(file, size)?,
-            result => result?,
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => write_zeros(file, size),
+            result => result,
         }
-        Ok(mappable)
     }
     #[cfg(not(target_os = "linux"))]
-    {
-        write_zeros(file, size)?;
-        is_mappable(file)
-    }
+    write_zeros(file, size)
 }
 
-/// Whether a store into the map of this existing, allocated file can never run out of room. That is
-/// known of some file systems of Linux only: APFS copies blocks that a snapshot holds, ReFS all.
+/// Whether a store into the map of this file, all of whose blocks are there, can never need another
+/// block. That is known of some file systems of Linux only: others copy blocks that a snapshot or
+/// another file shares, or all. `is_unshared`: the user says that nobody shares any.
 #[cfg_attr(
     not(target_os = "linux"),
     expect(clippy::unnecessary_wraps, reason = "other systems can refuse")
 )]
-pub(super) fn is_mappable(file: &File) -> io::Result<bool> {
+pub(super) fn rewrites_in_place(file: &File, is_unshared: bool) -> io::Result<bool> {
     #[cfg(target_os = "linux")]
     {
-        linux::is_mappable(file)
+        linux::rewrites_in_place(file, is_unshared)
     }
     #[cfg(not(target_os = "linux"))]
     {
-        let _ = file;
+        let _ = (file, is_unshared);
+        Ok(false)
+    }
+}
+
+/// Whether all blocks of a file are there. A few that are missing are allocated; a file of which
+/// many are missing stays as it is.
+#[cfg_attr(
+    not(target_os = "linux"),
+    expect(clippy::unnecessary_wraps, reason = "other systems can refuse")
+)]
+pub(super) fn has_all_blocks(file: &File, size: u64) -> io::Result<bool> {
+    #[cfg(target_os = "linux")]
+    {
+        linux::has_all_blocks(file, size)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (file, size);
         Ok(false)
     }
 }
@@ -138,8 +204,10 @@ fn write_zeros(file: &File, size: u64) -> io::Result<()> {
 #[cfg(target_os = "linux")]
 mod linux {
     use super::{File, io};
-    use rustix::fs::{FallocateFlags, IFlags, fstatfs, ioctl_getflags, ioctl_setflags};
-    use rustix::process::{Resource, getrlimit};
+    use rustix::fs::{FallocateFlags, IFlags, SeekFrom};
+    use rustix::fs::{fstatfs, ioctl_ficlone, ioctl_getflags, ioctl_setflags, seek};
+    use rustix::io::Errno;
+    use std::os::unix::fs::MetadataExt;
 
     // Magic numbers: statfs(2).
     const EXT: u32 = 0xEF53;
@@ -148,41 +216,62 @@ mod linux {
     const RAMFS: u32 = 0x8584_58F6;
     const BTRFS: u32 = 0x9123_683E;
 
+    /// The unit of `st_blocks`: stat(2).
+    const BLOCK: u64 = 512;
+
     fn file_system(file: &File) -> io::Result<u32> {
         // The field has 32 or 64 bits, the magic numbers have 32.
         let [a, b, c, d, ..] = fstatfs(file)?.f_type.to_le_bytes();
         Ok(u32::from_le_bytes([a, b, c, d]))
     }
 
-    /// Before the first block is allocated: a file larger than the limit would be a signal, and on
-    /// btrfs only an empty file can be made to be rewritten in place.
-    pub(super) fn prepare(file: &File, size: u64) -> io::Result<bool> {
-        if getrlimit(Resource::Fsize).current.is_some_and(|limit| size > limit) {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
+    /// Before the first block is allocated: on btrfs only an empty file can be made to be rewritten
+    /// in place.
+    pub(super) fn prepare(file: &File) -> io::Result<()> {
         if file_system(file)? == BTRFS {
             let flags = ioctl_getflags(file)?;
-            // It is refused where a mount option compresses data, say; `is_mappable` will see.
+            // It is refused where a mount option compresses data, say.
             ioctl_setflags(file, flags | IFlags::NOCOW).ok();
         }
-        is_mappable(file)
+        Ok(())
     }
 
-    pub(super) fn is_mappable(file: &File) -> io::Result<bool> {
+    pub(super) fn rewrites_in_place(file: &File, is_unshared: bool) -> io::Result<bool> {
         Ok(match file_system(file)? {
-            EXT | XFS | TMPFS | RAMFS => true,
-            BTRFS => ioctl_getflags(file)?.contains(IFlags::NOCOW),
+            EXT | XFS | TMPFS | RAMFS => is_unshared || !can_share_blocks(file),
+            BTRFS => is_unshared && ioctl_getflags(file)?.contains(IFlags::NOCOW),
             // Copy-on-write, layered, remote or unknown file systems: a store may need a new block.
             _ => false,
         })
     }
 
-    pub(super) fn fallocate(file: &File, size: u64) -> io::Result<()> {
-        loop {
-            match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
-                Err(rustix::io::Errno::INTR) => {}
-                result => return Ok(result?),
-            }
+    /// Whether other files may share blocks with this one (reflinks). To share a file's blocks with
+    /// itself changes nothing, and fails in this way only where nothing can be shared:
+    /// `ioctl_ficlone(2)`.
+    fn can_share_blocks(file: &File) -> bool {
+        let refused = [Errno::OPNOTSUPP, Errno::NOTTY, Errno::NOSYS];
+        !matches!(ioctl_ficlone(file, file), Err(error) if refused.contains(&error))
+    }
+
+    pub(super) fn has_all_blocks(file: &File, size: u64) -> io::Result<bool> {
+        // Blocks that are allocated and were never written count as a hole, too: lseek(2).
+        let hole = match seek(file, SeekFrom::Hole(0)) {
+            Ok(hole) => hole,
+            Err(Errno::NXIO) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        if hole >= size {
+            return Ok(true);
         }
+        if file.metadata()?.blocks() * BLOCK < size {
+            return Ok(false);
+        }
+        // Some of the blocks may be the file system's own, in the place of a few that are missing.
+        Ok(fallocate(file, size).is_ok())
+    }
+
+    pub(super) fn fallocate(file: &File, size: u64) -> io::Result<()> {
+        let allocate = || rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size);
+        Ok(rustix::io::retry_on_intr(allocate)?)
     }
 }

@@ -49,8 +49,9 @@ fn faulty() -> (Arc<FaultStorage>, Options) {
 /// A variant, and an error that is one, checked.
 type Case = (&'static str, fn() -> Error);
 
-const CASES: [Case; 15] = [
+const CASES: [Case; 16] = [
     ("Locked", locked),
+    ("IsDeadLetters", is_dead_letters),
     ("Corrupt", corrupt),
     ("UnsupportedVersion", unsupported_version),
     ("TooLarge", too_large),
@@ -103,6 +104,21 @@ fn locked() -> Error {
     let error = Queue::open(dir.path()).unwrap_err();
     assert!(matches!(&error, Error::Locked { path } if *path == dir.path().join("LOCK")));
     says(&error, &["open", name(dir.path()), "locked", "close it", "cloning"]);
+    assert!(error.source().is_none());
+    error
+}
+
+fn is_dead_letters() -> Error {
+    let dir = directory();
+    let queue = Queue::open(dir.path()).unwrap();
+    queue.push("x").unwrap();
+    queue.pop().unwrap().unwrap().reject("no").unwrap();
+    let dead = dir.path().join("dead");
+    assert!(matches!(Queue::open(&dead), Err(Error::Locked { .. })));
+    queue.close().unwrap();
+    let error = Queue::open(&dead).unwrap_err();
+    assert!(matches!(&error, Error::IsDeadLetters { path } if *path == dead));
+    says(&error, &["open", name(&dead), "dead letters of the queue", "Queue::dead_letters"]);
     assert!(error.source().is_none());
     error
 }

@@ -1,0 +1,270 @@
+//! One file of the operating system.
+//!
+//! Promises: it holds a descriptor only from when it is opened or mapped until it is released, and
+//! otherwise for the length of a call; so a backlog of thousands of segments needs no more
+//! descriptors than a short one. What was stored is synced through the descriptor that it was
+//! stored under, which cannot miss an error of writing back; and the first failed sync of a file is
+//! its last. A map is stored to only where that can never need a block that is not there; elsewhere
+//! stores are writes. Another file that has taken the name is not taken for this one.
+
+#![expect(clippy::disallowed_types, reason = "part of the door to the operating system")]
+
+use crate::io::directory::{Directory, Want};
+use crate::io::latch::SyncLatch;
+use crate::io::mmap::Map;
+use crate::io::os::{self, FileId};
+use crate::io::{Access, Region, StorageFile, check_bounds, check_word, outside};
+use parking_lot::Mutex;
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Weak};
+
+/// A file.
+#[derive(Debug)]
+pub(super) struct DiskFile {
+    directory: Arc<Directory>,
+    name: String,
+    size: u64,
+    /// Nobody shares its blocks with other files: the user says so.
+    is_unshared: bool,
+    /// Whether it is stored to by its map, for tests that want both.
+    forced: Option<bool>,
+    /// A new file stays open, because its name will change.
+    kept: Option<Arc<File>>,
+    /// The one map of the file, however often `map` is called.
+    region: Mutex<Weak<DiskRegion>>,
+    /// Another file that has its name later is not this one.
+    identity: FileId,
+    /// The descriptor that it was opened or last mapped with, until all that was stored is synced.
+    stored_to: Mutex<Option<Arc<File>>>,
+    latch: SyncLatch,
+}
+
+impl DiskFile {
+    /// A file that was just made.
+    pub(super) fn new(
+        directory: Arc<Directory>,
+        name: &str,
+        file: File,
+        is_unshared: bool,
+    ) -> io::Result<Self> {
+        let (size, identity) = (file.metadata()?.len(), os::identity(&file)?);
+        Ok(Self {
+            directory,
+            name: name.to_string(),
+            size,
+            is_unshared,
+            forced: None,
+            kept: Some(Arc::new(file)),
+            region: Mutex::new(Weak::new()),
+            identity,
+            stored_to: Mutex::new(None),
+            latch: SyncLatch::default(),
+        })
+    }
+
+    /// A file that was there. It stays open until it is released.
+    pub(super) fn found(
+        directory: Arc<Directory>,
+        name: &str,
+        file: File,
+        is_unshared: bool,
+    ) -> io::Result<Self> {
+        os::advise_random(&file);
+        let made = Self::new(directory, name, file, is_unshared)?;
+        Ok(Self { kept: None, stored_to: Mutex::new(made.kept), ..made })
+    }
+
+    /// The same, stored to by its map or by writes, whatever the file system allows.
+    #[cfg(test)]
+    pub(super) fn forced(self, by_map: bool) -> Self {
+        Self { forced: Some(by_map), ..self }
+    }
+
+    fn open(&self) -> io::Result<Arc<File>> {
+        if let Some(kept) = &self.kept {
+            return Ok(Arc::clone(kept));
+        }
+        match &*self.stored_to.lock() {
+            Some(file) => Ok(Arc::clone(file)),
+            None => self.open_anew(),
+        }
+    }
+
+    fn open_anew(&self) -> io::Result<Arc<File>> {
+        let file = self.directory.open_file(&self.name, Want::Existing)?;
+        if os::identity(&file)? != self.identity {
+            let reason = "another file has taken its place";
+            return Err(io::Error::new(io::ErrorKind::NotFound, reason));
+        }
+        let size = file.metadata()?.len();
+        if size != self.size {
+            return Err(outside(self.size, 0, size));
+        }
+        os::advise_random(&file);
+        Ok(Arc::new(file))
+    }
+
+    /// Whether a store into the map of this file can never need room.
+    fn can_store_by_map(&self, file: &File) -> io::Result<bool> {
+        if let Some(by_map) = self.forced {
+            return Ok(by_map);
+        }
+        Ok(os::rewrites_in_place(file, self.is_unshared)?
+            && (self.kept.is_some() || os::has_all_blocks(file, self.size)?))
+    }
+}
+
+impl StorageFile for DiskFile {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        check_bounds(offset, into.len(), self.size)?;
+        os::read_exact_at(&*self.open()?, offset, into)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        check_bounds(offset, bytes.len(), self.size)?;
+        os::write_all_at(&*self.open()?, offset, bytes)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        // On Linux fdatasync covers stores through a map; elsewhere there are none. It also makes a
+        // new size durable. On macOS the standard library asks the drive itself (F_FULLFSYNC).
+        self.latch.sync(|| self.open(), |file| file.sync_data())
+    }
+
+    fn map(&self, access: Access) -> io::Result<Arc<dyn Region>> {
+        let mut region = self.region.lock();
+        if let Some(region) = region.upgrade() {
+            return Ok(region);
+        }
+        let file = self.open()?;
+        let by_map = self.can_store_by_map(&file)?;
+        let map = Map::new(&file, self.size, by_map)?;
+        if access == Access::Commits {
+            map.advise_random();
+        }
+        let new = Arc::new(DiskRegion { map, file, size: self.size, by_write: !by_map });
+        *region = Arc::downgrade(&new);
+        *self.stored_to.lock() = Some(Arc::clone(&new.file));
+        Ok(new)
+    }
+
+    fn release(&self) {
+        let region = self.region.lock();
+        if region.strong_count() == 0 {
+            *self.stored_to.lock() = None;
+        }
+    }
+
+    fn has_name(&self) -> io::Result<bool> {
+        match self.open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            file => Ok(os::links(&*file?)? > 0),
+        }
+    }
+
+    fn has_other_names(&self) -> io::Result<bool> {
+        Ok(os::links(&*self.open()?)? > 1)
+    }
+}
+
+/// Stores into the map, or, where such a store could run out of room, by writes.
+#[derive(Debug)]
+struct DiskRegion {
+    map: Map,
+    file: Arc<File>,
+    size: u64,
+    by_write: bool,
+}
+
+impl Region for DiskRegion {
+    #[inline]
+    fn store(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if self.by_write {
+            // Or else a write would make the file longer.
+            check_bounds(offset, bytes.len(), self.size)?;
+            return os::write_all_at(&self.file, offset, bytes);
+        }
+        self.map.store(offset, bytes)
+    }
+
+    #[inline]
+    fn load(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.map.load(offset, into)
+    }
+
+    #[inline]
+    fn load_into(&self, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
+        self.map.load_into(offset, len, into)
+    }
+
+    #[inline]
+    fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
+        if self.by_write {
+            check_word(offset, self.size)?;
+            return os::write_all_at(&self.file, offset, &word.to_le_bytes());
+        }
+        self.map.store_word(offset, word)
+    }
+
+    #[inline]
+    fn load_word(&self, offset: u64) -> io::Result<u64> {
+        self.map.load_word(offset)
+    }
+
+    fn populate(&self) {
+        if !self.by_write {
+            self.map.populate();
+        }
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use crate::io::Storage;
+    use crate::io::disk::DiskStorage;
+
+    /// A pipe cannot be synced.
+    #[test]
+    fn the_first_failed_sync_is_the_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let disk = DiskStorage::existing(dir.path(), false).unwrap();
+        disk.create("file", 4096).unwrap();
+        let file = disk.open_file("file").unwrap();
+        file.release();
+        let elsewhere = dir.path().join("elsewhere");
+        std::fs::rename(&path, &elsewhere).unwrap();
+        assert_eq!(file.sync().unwrap_err().kind(), io::ErrorKind::NotFound);
+        disk.create("file", 4096).unwrap();
+        assert_eq!(file.sync().unwrap_err().kind(), io::ErrorKind::NotFound, "another file");
+        std::fs::rename(&elsewhere, &path).unwrap();
+        file.sync().expect("what could not be opened was no failed sync");
+        let (_reader, pipe) = io::pipe().unwrap();
+        let pipe = File::from(std::os::fd::OwnedFd::from(pipe));
+        *file.stored_to.lock() = Some(Arc::new(pipe));
+        let failed = file.sync().unwrap_err().kind();
+        *file.stored_to.lock() = None;
+        assert_eq!(file.sync().unwrap_err().kind(), failed, "although it could be synced");
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(file.sync().unwrap_err().kind(), failed, "although it is not there");
+        disk.create("file", 4096).unwrap();
+        disk.open("file").unwrap().sync().expect("another object knows nothing of it");
+    }
+
+    #[test]
+    fn other_names_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = DiskStorage::existing(dir.path(), false).unwrap();
+        let file = disk.create("a", 4096).unwrap();
+        assert!(file.has_name().unwrap() && !file.has_other_names().unwrap());
+        std::fs::hard_link(dir.path().join("a"), dir.path().join("b")).unwrap();
+        assert!(file.has_other_names().unwrap());
+        assert!(disk.open("b").unwrap().has_other_names().unwrap());
+    }
+}
