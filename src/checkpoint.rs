@@ -1,14 +1,16 @@
 //! The file that holds the checkpoint.
 //!
 //! Promises: a power cut during a write leaves the checkpoint before it, or none if there was none.
-//! Relies on its caller to sync each write before the next one, so that a write always goes to the
-//! older slot. Open works without it.
+//! Open works without it, and with either of its slots: what must not be forgotten is stored in
+//! both. Only a file that was read as a checkpoint is written to; anything else in its place is
+//! replaced. Relies on its caller to sync each write before the next one, so that a
+//! write always goes to the older slot.
 
 use crate::error::{Error, Result};
 use crate::format::bytes::to_u64;
 use crate::format::checkpoint::{Checkpoint, DecodedCheckpoint};
 use crate::format::{PAGE, name};
-use crate::io::{Storage, StorageFile};
+use crate::io::{Storage, StorageFile, is_unreadable};
 use crate::report::CheckpointState;
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -16,16 +18,20 @@ use std::sync::Arc;
 /// The largest checkpoint file that is read: one slot for some ten million segments.
 const MAX_FILE: u64 = 256 << 20;
 
+/// As many slots as there are: if one of them rots, the other says the same.
+pub(crate) const SLOTS: usize = 2;
+
 /// The file, once it exists.
 #[derive(Debug, Default)]
 pub(crate) struct CheckpointFile {
     file: Option<Arc<dyn StorageFile>>,
     generation: u64,
     /// Which slot the newest checkpoint is in.
-    slot: u64,
+    newer: usize,
     /// The file was renamed to its name, and the directory was not synced since.
     has_new_name: bool,
-    written: Option<Checkpoint>,
+    /// What was written to each slot and synced.
+    slots: [Option<Arc<Checkpoint>>; SLOTS],
 }
 
 /// What was read.
@@ -34,53 +40,75 @@ pub(crate) struct CheckpointFile {
 pub(crate) enum CheckpointRead {
     /// The file with its newest checkpoint, or without a valid one.
     Known(CheckpointFile, CheckpointState, Option<Checkpoint>),
+    /// As before, and one of its slots could not be read.
+    Partly(CheckpointFile, Checkpoint),
     /// Written by a newer keepq.
     Newer(u16),
 }
 
 impl CheckpointFile {
-    /// Reads the newest checkpoint. A damaged file is replaced by the next write. Something else in
-    /// its place counts as damaged, too; a directory there makes each write fail. `is_file`: what
+    /// Reads the newest checkpoint. A damaged or unreadable file, or something else in its place,
+    /// is replaced by the next write; a directory there makes each write fail. `is_file`: what
     /// the directory has under its name.
     pub(crate) fn read(storage: &dyn Storage, is_file: Option<bool>) -> Result<CheckpointRead> {
-        let missing = |state| Ok(CheckpointRead::Known(Self::default(), state, None));
+        let without = |state| Ok(CheckpointRead::Known(Self::default(), state, None));
         match is_file {
-            None => return missing(CheckpointState::Missing),
-            Some(false) => return missing(CheckpointState::Damaged),
+            None => return without(CheckpointState::Missing),
+            Some(false) => return without(CheckpointState::Damaged),
             Some(true) => {}
         }
-        let wrap = |offset, error| {
-            Error::io("read checkpoint", &storage.path(name::CHECKPOINT), offset, error)
+        let wrap = |operation, offset, error| {
+            Error::io(operation, &storage.path(name::CHECKPOINT), offset, error)
         };
         let file = match storage.open(name::CHECKPOINT) {
+            Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                return missing(CheckpointState::Missing);
+                return without(CheckpointState::Missing);
             }
-            result => result.map_err(|error| wrap(0, error))?,
+            Err(error) if is_unreadable(&error) => return without(CheckpointState::Unreadable),
+            Err(error) => return Err(wrap("open checkpoint", 0, error)),
         };
         let half = file.size() / 2;
         if half == 0 || half % PAGE != 0 || file.size() > MAX_FILE {
-            return missing(CheckpointState::Damaged);
+            return without(CheckpointState::Damaged);
         }
         let mut this = Self::default();
-        let mut newest = None;
-        for slot in 0..2 {
+        let (mut newest, mut unreadable) = (None, 0);
+        for slot in 0..SLOTS {
             let mut bytes = vec![0; usize::try_from(half).unwrap_or(0)];
-            let offset = slot * half;
-            file.read_at(offset, &mut bytes).map_err(|error| wrap(offset, error))?;
+            let offset = to_u64(slot) * half;
+            match file.read_at(offset, &mut bytes) {
+                Err(error) if is_unreadable(&error) => {
+                    unreadable += 1;
+                    continue;
+                }
+                result => result.map_err(|error| wrap("read checkpoint", offset, error))?,
+            }
             match Checkpoint::decode(&bytes) {
                 DecodedCheckpoint::Newer(version) => return Ok(CheckpointRead::Newer(version)),
                 DecodedCheckpoint::Valid { generation, checkpoint }
                     if generation >= this.generation =>
                 {
-                    (this.generation, this.slot, newest) = (generation, slot, Some(checkpoint));
+                    (this.generation, this.newer, newest) = (generation, slot, Some(checkpoint));
                 }
                 DecodedCheckpoint::Valid { .. } | DecodedCheckpoint::Invalid => {}
             }
         }
-        this.file = Some(file);
-        let state = if newest.is_some() { CheckpointState::Used } else { CheckpointState::Damaged };
-        Ok(CheckpointRead::Known(this, state, newest))
+        file.release();
+        match newest {
+            None if unreadable > 0 => without(CheckpointState::Unreadable),
+            None => without(CheckpointState::Damaged),
+            Some(checkpoint) if unreadable > 0 => {
+                let this = Self { generation: this.generation, ..Self::default() };
+                Ok(CheckpointRead::Partly(this, checkpoint))
+            }
+            Some(checkpoint) => {
+                // What has another name may be known by that, and is replaced.
+                let is_own = !file.has_other_names().unwrap_or(true);
+                this.file = is_own.then_some(file);
+                Ok(CheckpointRead::Known(this, CheckpointState::Used, Some(checkpoint)))
+            }
+        }
     }
 
     /// Bytes that it takes.
@@ -93,26 +121,37 @@ impl CheckpointFile {
         self.file.is_some()
     }
 
-    /// Whether this is what was written last.
-    pub(crate) fn is_current(&self, checkpoint: &Checkpoint) -> bool {
-        self.written.as_ref() == Some(checkpoint)
+    /// In how many slots this checkpoint is, the newer one among them, written by this run and
+    /// synced.
+    pub(crate) fn slots_with(&self, checkpoint: &Checkpoint) -> usize {
+        let has = |slot: usize| self.slots[slot].as_deref() == Some(checkpoint);
+        if has(self.newer) { 1 + usize::from(has(1 - self.newer)) } else { 0 }
+    }
+
+    /// Whether a slot may not say which numbers this checkpoint says are missing.
+    pub(crate) fn may_lack_numbers_of(&self, checkpoint: &Checkpoint) -> bool {
+        let has = |slot: &Option<Arc<Checkpoint>>| {
+            slot.as_ref().is_some_and(|known| known.unaccounted == checkpoint.unaccounted)
+        };
+        !self.slots.iter().all(has) && !checkpoint.unaccounted.is_empty()
     }
 
     /// Writes a checkpoint; it is durable after [`CheckpointFile::sync`].
     pub(crate) fn write(&mut self, storage: &dyn Storage, checkpoint: &Checkpoint) -> Result<()> {
         let wrap = |error| Error::io("write checkpoint", &storage.path(name::CHECKPOINT), 0, error);
-        self.written = None;
         let bytes = checkpoint.encode(self.generation + 1);
         match &self.file {
             Some(file) if to_u64(bytes.len()) <= file.size() / 2 => {
-                let slot = 1 - self.slot;
-                file.write_at(slot * (file.size() / 2), &bytes).map_err(wrap)?;
-                self.slot = slot;
+                let slot = 1 - self.newer;
+                self.slots[slot] = None;
+                file.write_at(to_u64(slot) * (file.size() / 2), &bytes).map_err(wrap)?;
+                self.newer = slot;
             }
             _ => {
                 self.file = Some(Self::replace(storage, &bytes).map_err(wrap)?);
                 self.has_new_name = true;
-                self.slot = 0;
+                self.slots = [None, None];
+                self.newer = 0;
             }
         }
         self.generation += 1;
@@ -123,15 +162,20 @@ impl CheckpointFile {
     pub(crate) fn sync(
         &mut self,
         storage: &dyn Storage,
-        checkpoint: Checkpoint,
+        checkpoint: &Arc<Checkpoint>,
     ) -> std::io::Result<()> {
         self.file.as_ref().map_or(Ok(()), |file| file.sync())?;
         if self.has_new_name {
             storage.sync_directory()?;
             self.has_new_name = false;
         }
-        self.written = Some(checkpoint);
+        self.slots[self.newer] = Some(Arc::clone(checkpoint));
         Ok(())
+    }
+
+    /// Closes it: nothing is written any more.
+    pub(crate) fn close(&mut self) {
+        self.file = None;
     }
 
     fn replace(storage: &dyn Storage, bytes: &[u8]) -> std::io::Result<Arc<dyn StorageFile>> {

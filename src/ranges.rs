@@ -10,6 +10,11 @@ const KEPT: usize = 1000;
 pub(crate) struct Ranges(Vec<(u64, u64)>);
 
 impl Ranges {
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Puts `first..=last` in, if that holds anything.
     pub(crate) fn insert(&mut self, first: u64, last: u64) {
         if first > last {

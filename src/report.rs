@@ -19,16 +19,27 @@ pub struct RecoveryReport {
     pub(crate) cut: Option<Damage>,
     pub(crate) dropped: u64,
     pub(crate) damage: Vec<Damage>,
-    pub(crate) ignored: Vec<(PathBuf, &'static str)>,
+    pub(crate) ignored: Vec<Ignored>,
     pub(crate) scanned_bytes: u64,
 }
 
+/// A file that was not used, or not as a whole.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Ignored {
+    pub(crate) path: PathBuf,
+    pub(crate) reason: &'static str,
+    /// Its name is none of keepq's: it is somebody else's.
+    pub(crate) is_foreign: bool,
+}
+
 impl RecoveryReport {
-    /// Whether nothing was dropped, damaged or ignored. A crash makes this false only if it left an
+    /// Whether nothing was dropped or damaged, and each file of the queue was used as a whole. What
+    /// else is in the directory does not matter. A crash makes this false only if it left an
     /// unconfirmed push unfinished, and that push is now cut off.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.cut.is_none() && self.damage.is_empty() && self.ignored.is_empty()
+        let is_whole = self.ignored.iter().all(|ignored| ignored.is_foreign);
+        self.cut.is_none() && self.damage.is_empty() && is_whole
     }
 
     /// Whether the last run that pushed ended with [`Queue::close`](crate::Queue::close) or the
@@ -64,9 +75,10 @@ impl RecoveryReport {
         &self.damage
     }
 
-    /// Files in the directory that were not used, each with the reason. None of them was touched.
+    /// Files in the directory that were not used, or not as a whole, each with the reason; and all
+    /// names that are none of keepq's. None of them was touched.
     pub fn ignored(&self) -> impl Iterator<Item = (&Path, &str)> {
-        self.ignored.iter().map(|(path, reason)| (path.as_path(), *reason))
+        self.ignored.iter().map(|ignored| (ignored.path.as_path(), ignored.reason))
     }
 
     /// How many bytes of records open read.
@@ -155,6 +167,8 @@ pub enum CheckpointState {
     Damaged,
     /// It belongs to another queue.
     Foreign,
+    /// It was there, and could not be read. The next one takes its place.
+    Unreadable,
 }
 
 /// Messages that are lost, or a slot that had to be rebuilt.

@@ -159,11 +159,15 @@ impl Commit {
         let mut segments = round.segments.iter();
         let synced = segments.try_for_each(|segment| self.context.health.sync(segment));
         if round.answers.is_some() {
-            self.dispatch.lock().backlog_mut().end_sync(synced.is_ok());
+            self.dispatch.lock().backlog_mut().tracks_mut().end_sync(synced.is_ok());
         }
         if let Err(error) = synced {
             // It failed, or a file could not be opened to be synced.
             return self.context.health.check(true).and(Err(error));
+        }
+        // What is synced to a file that nobody finds again is not kept.
+        if self.appender.check_files().is_err() {
+            return self.context.health.check(true);
         }
         self.finish_round(&round);
         Ok(())

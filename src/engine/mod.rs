@@ -144,7 +144,7 @@ impl Engine {
         if options.create_new {
             check_presence(&*storage, &options, name::is_of_a_used_queue)?;
         }
-        let log = Reconciled::of(Found::read(&*storage)?)?.into_log()?;
+        let log = Reconciled::of(Found::read(&storage)?)?.into_log()?;
         let had_dead_letters = log.has_dead_letters && options.dead_letters;
         merge_replaced(&log)?;
         setting.space.set(setting.bytes_of(&log, &options), log.unusable_bytes);
@@ -232,6 +232,7 @@ impl Engine {
     /// the first error.
     pub(crate) fn sync(&self) -> Result<()> {
         self.context.health.check(true)?;
+        self.appender.check_files()?;
         let tail = self.appender.finish_old_tail();
         let changes = self.dispatch.lock().backlog().change_count();
         let records = self.commit.wait_durable(self.published.newest());

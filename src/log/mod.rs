@@ -24,7 +24,7 @@ use crate::format::segment::{
 use crate::format::slot::{SLOT, Slot, StoredDelay};
 use crate::format::{PAGE, name, number, record, slot};
 use crate::io::window::Window;
-use crate::io::{Access, Region, Storage, StorageFile};
+use crate::io::{Access, Region, Storage, StorageFile, is_unreadable};
 use crate::time::Time;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -236,6 +236,20 @@ impl Segment {
         self.file.release();
     }
 
+    /// Fails if its file was removed by somebody else.
+    pub(crate) fn check_name(&self) -> std::io::Result<()> {
+        if self.file.has_name()? {
+            return Ok(());
+        }
+        let reason = "the file was removed while the queue was open";
+        Err(std::io::Error::new(std::io::ErrorKind::NotFound, reason))
+    }
+
+    /// Whether the same file has another name (a hard link), by which others may know it.
+    pub(crate) fn has_other_names(&self) -> bool {
+        self.file.has_other_names().unwrap_or(true)
+    }
+
     /// Makes everything stored in it so far durable. `told` hears of a failure, and says what it
     /// means.
     pub(crate) fn sync(&self, told: &dyn OnFailedSync) -> Result<()> {
@@ -335,14 +349,23 @@ impl Segment {
         if known.is_some() {
             return Ok(known);
         }
+        let mut failed = None;
         for page in [self.header.twin_offset(), Offset::START] {
             let mut bytes = [0; N];
-            self.read_at(page + place, &mut bytes)?;
-            if let Some(mark) = decode(&bytes, self.key) {
-                return Ok(Some(mark));
+            match self.read_at(page + place, &mut bytes) {
+                Ok(()) => {
+                    if let Some(mark) = decode(&bytes, self.key) {
+                        return Ok(Some(mark));
+                    }
+                }
+                // The other page may have it.
+                Err(Error::Io { source, operation, path, offset }) if is_unreadable(&source) => {
+                    failed = failed.or(Some(Error::Io { source, operation, path, offset }));
+                }
+                Err(error) => return Err(error),
             }
         }
-        Ok(None)
+        failed.map_or(Ok(None), Err)
     }
 
     /// Stores the seal. The caller has synced all that it counts; the seal itself is durable after
@@ -371,26 +394,47 @@ impl Segment {
     }
 }
 
+/// The two copies of a header, and the marks beside the first one that is valid.
+#[derive(Debug)]
+pub(crate) struct ReadHeader {
+    pub(crate) copies: [DecodedHeader; 2],
+    pub(crate) marks: Marks,
+    /// The first page could not be read, and the last one serves.
+    pub(crate) is_first_unreadable: bool,
+}
+
 /// Reads the header of a file, and the marks beside it; reads the last page only where the first
-/// one has no valid header. An error comes with the offset that could not be read.
+/// one has no valid header, or cannot be read. An error comes with the offset that could not be
+/// read.
 pub(crate) fn read_header(
     file: &dyn StorageFile,
-) -> std::result::Result<([DecodedHeader; 2], Marks), (Offset, std::io::Error)> {
+) -> std::result::Result<ReadHeader, (Offset, std::io::Error)> {
     let mut copies = [DecodedHeader::Invalid, DecodedHeader::Invalid];
-    if file.size() < 2 * PAGE {
-        return Ok((copies, Marks::default()));
-    }
-    let mut page = [0; PAGE_LEN];
-    for (copy, offset) in copies.iter_mut().zip([Offset::START, Offset(file.size() - PAGE)]) {
-        file.read_at(offset.0, &mut page).map_err(|error| (offset, error))?;
+    let last = file.size().checked_sub(PAGE).map(Offset);
+    let mut pages = copies.iter_mut().zip([last.map(|_| Offset::START), last]);
+    let (mut page, mut failed, mut found) = ([0; PAGE_LEN], None, None);
+    while let (None, Some((copy, offset))) = (&found, pages.next()) {
+        let Some(offset) = offset else { continue };
+        if let Err(error) = file.read_at(offset.0, &mut page) {
+            if !is_unreadable(&error) {
+                return Err((offset, error));
+            }
+            failed = failed.or(Some((offset, error)));
+            continue;
+        }
         *copy = page.first_chunk().map_or(DecodedHeader::Invalid, SegmentHeader::decode);
         if let DecodedHeader::Valid(header) = copy {
             // Of the page with the valid header.
-            let marks = Marks::decode(&page, header);
-            return Ok((copies, marks));
+            found = Some(Marks::decode(&page, header));
         }
     }
-    Ok((copies, Marks::default()))
+    match (found, failed) {
+        (None, Some(failed)) => Err(failed),
+        (found, failed) => {
+            let marks = found.unwrap_or_default();
+            Ok(ReadHeader { copies, marks, is_first_unreadable: failed.is_some() })
+        }
+    }
 }
 
 /// Removes a half-made file. The error that made it half-made is the one to tell; the next open

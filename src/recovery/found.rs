@@ -11,10 +11,12 @@ use crate::format::checkpoint::{Checkpoint, Listed};
 use crate::format::name::{self, Kind};
 use crate::format::segment::{DecodedHeader, MIN_SEGMENT, SegmentHeader, capacity};
 use crate::format::{FORMAT_VERSION, PAGE, slot};
+use crate::io::copy_on_store::CopyOnStore;
 use crate::io::{Entry, Storage, StorageFile};
-use crate::log::{Marks, Segment, read_header};
+use crate::log::{Marks, ReadHeader, Segment, read_header};
 use crate::random;
-use crate::report::{CheckpointState, Damage, DamageKind, RecoveryReport};
+use crate::report::{CheckpointState, Damage, DamageKind, Ignored, RecoveryReport};
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,6 +48,8 @@ pub(crate) struct Found {
 
 /// No queue has this ordinal or a larger one: keepq wrote no such name or header.
 const ORDINAL_LIMIT: Ordinal = Ordinal(1 << 62);
+/// Behind a name that no header vouches for, numbers have to go on.
+const ORDINAL_LIMIT_OF_NAMES: Ordinal = Ordinal(1 << 61);
 /// No queue has this Seq or a larger one.
 const SEQ_LIMIT: u64 = 1 << 62;
 
@@ -56,6 +60,8 @@ struct SegmentFile {
     header: SegmentHeader,
     marks: Marks,
     file: Arc<dyn StorageFile>,
+    /// Why it is not used as a whole.
+    remark: Option<&'static str>,
 }
 
 impl SegmentFile {
@@ -64,7 +70,7 @@ impl SegmentFile {
     }
 
     fn into_segment(self, storage: &dyn Storage) -> Segment {
-        let Self { name, header, marks, file } = self;
+        let Self { name, header, marks, file, .. } = self;
         Segment::found(storage, name, header, marks, file)
     }
 
@@ -87,15 +93,17 @@ const MOST_THREADS: usize = 8;
 
 impl Found {
     /// Reads headers and checkpoint. Writes nothing.
-    pub(crate) fn read(storage: &dyn Storage) -> Result<Self> {
+    pub(crate) fn read(storage: &Arc<dyn Storage>) -> Result<Self> {
         let directory = storage.path("");
         let mut entries =
             storage.list().map_err(|error| Error::io("list directory", &directory, 0, error))?;
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         let is_file = entries.iter().find(|entry| entry.name == name::CHECKPOINT);
-        let read = CheckpointFile::read(storage, is_file.map(|entry| entry.is_file))?;
+        let read = CheckpointFile::read(&**storage, is_file.map(|entry| entry.is_file))?;
+        let is_partly_read = matches!(read, CheckpointRead::Partly(..));
         let (checkpoint_file, state, checkpoint) = match read {
             CheckpointRead::Known(file, state, checkpoint) => (file, state, checkpoint),
+            CheckpointRead::Partly(file, known) => (file, CheckpointState::Used, Some(known)),
             CheckpointRead::Newer(version) => return Err(unsupported(version)),
         };
         let mut reading = DirectoryReader {
@@ -106,6 +114,10 @@ impl Found {
             newest_epoch: 0,
             report: RecoveryReport { checkpoint: state, ..RecoveryReport::default() },
         };
+        if is_partly_read {
+            reading
+                .ignore(name::CHECKPOINT, "one of its slots cannot be read, and the other serves");
+        }
         let has_dead_letters = entries.iter().any(|entry| entry.name == name::DEAD);
         let files = reading.read_entries(storage, entries)?;
         let hint = checkpoint.as_ref().map(|checkpoint| checkpoint.queue_id);
@@ -117,9 +129,9 @@ impl Found {
         if hint.is_some() && checkpoint.is_none() {
             reading.report.checkpoint = CheckpointState::Foreign;
         }
-        let kept = reading.keep(storage, files, queue_id, checkpoint.as_ref())?;
+        let kept = reading.keep(&**storage, files, queue_id, checkpoint.as_ref())?;
         let (mut segments, mut compacted, mut unusable) =
-            reading.segments_of(storage, kept, checkpoint.as_ref())?;
+            reading.segments_of(&**storage, kept, checkpoint.as_ref())?;
         let replaced = compacted::take_replaced(&mut segments, &mut compacted)?;
         for (segment, without_start) in take_unusable(&mut segments, checkpoint.as_ref())? {
             reading.ignore(&segment.name, "a segment that does not say where its messages begin");
@@ -262,21 +274,27 @@ struct DirectoryReader {
 
 impl DirectoryReader {
     fn ignore(&mut self, name: &str, reason: &'static str) {
-        self.report.ignored.push((self.directory.join(name), reason));
+        let path = self.directory.join(name);
+        self.report.ignored.push(Ignored { path, reason, is_foreign: false });
+    }
+
+    fn ignore_foreign(&mut self, name: &str) {
+        let (path, reason) = (self.directory.join(name), "not a file of keepq");
+        self.report.ignored.push(Ignored { path, reason, is_foreign: true });
     }
 
     fn read_entries(
         &mut self,
-        storage: &dyn Storage,
+        storage: &Arc<dyn Storage>,
         entries: Vec<Entry>,
     ) -> Result<Vec<SegmentFile>> {
         let mut names = Vec::new();
         for Entry { name, is_file } in entries {
-            let ordinal = name::ordinal(&name).filter(|&ordinal| ordinal < ORDINAL_LIMIT);
+            let ordinal = name::ordinal(&name).filter(|&at| at < ORDINAL_LIMIT_OF_NAMES);
             self.largest_ordinal = self.largest_ordinal.max(ordinal.unwrap_or(Ordinal::NONE));
             match name::kind(&name) {
                 Kind::Own => {}
-                Kind::Foreign => self.ignore(&name, "not a file of keepq"),
+                Kind::Foreign => self.ignore_foreign(&name),
                 Kind::Temporary if is_file => {
                     let opened = storage.open(&name);
                     let path = storage.path(&name);
@@ -291,8 +309,8 @@ impl DirectoryReader {
         let mut files = Vec::new();
         for (name, read) in read_all(storage, names) {
             match read? {
-                Ok((header, marks, file)) => {
-                    files.push(SegmentFile { name, header, marks, file });
+                Ok((header, marks, file, remark)) => {
+                    files.push(SegmentFile { name, header, marks, file, remark });
                 }
                 Err(reason) => {
                     self.unreadable += 1;
@@ -326,6 +344,9 @@ impl DirectoryReader {
                 continue;
             }
             let right_name = name == name::segment(ordinal);
+            if let Some(remark) = found.remark {
+                self.ignore(&name, remark);
+            }
             match kept.get(&ordinal).map(|other| other.name.clone()) {
                 Some(other) if !right_name => self.ignore(&name, copy_of(&other)),
                 Some(other) => {
@@ -381,12 +402,16 @@ fn choose_queue(files: &[SegmentFile], hint: Option<[u8; 16]>) -> Option<[u8; 16
     hinted.or(oldest).or(hint)
 }
 
-/// A segment's header, the marks beside it, and its file; or why it cannot be used.
-type ReadSegment = std::result::Result<(SegmentHeader, Marks, Arc<dyn StorageFile>), &'static str>;
+/// A segment's header, the marks beside it, its file, and why that is not used as a whole; or why
+/// it cannot be used.
+type ReadSegment = std::result::Result<
+    (SegmentHeader, Marks, Arc<dyn StorageFile>, Option<&'static str>),
+    &'static str,
+>;
 
 /// Reads the headers of all these files, several at a time, because each may have to wait for the
 /// disk. The results are in order.
-fn read_all(storage: &dyn Storage, names: Vec<String>) -> Vec<(String, Result<ReadSegment>)> {
+fn read_all(storage: &Arc<dyn Storage>, names: Vec<String>) -> Vec<(String, Result<ReadSegment>)> {
     let read = |names: &[String]| -> Vec<Result<ReadSegment>> {
         names.iter().map(|name| read_segment(storage, name)).collect()
     };
@@ -412,10 +437,10 @@ fn read_all(storage: &dyn Storage, names: Vec<String>) -> Vec<(String, Result<Re
     names.into_iter().zip(all).collect()
 }
 
-fn read_segment(storage: &dyn Storage, name: &str) -> Result<ReadSegment> {
+fn read_segment(storage: &Arc<dyn Storage>, name: &str) -> Result<ReadSegment> {
     let path = storage.path(name);
     let file = storage.open(name).map_err(|error| Error::io("open segment", &path, 0, error))?;
-    let (copies, marks) = read_header(&*file)
+    let ReadHeader { copies, marks, is_first_unreadable } = read_header(&*file)
         .map_err(|(offset, error)| Error::io("read header", &path, offset.0, error))?;
     file.release();
     for copy in &copies {
@@ -433,21 +458,39 @@ fn read_segment(storage: &dyn Storage, name: &str) -> Result<ReadSegment> {
         DecodedHeader::Valid(header) => Some(header),
         DecodedHeader::Newer { .. } | DecodedHeader::Invalid => None,
     });
-    Ok(match valid {
-        Some(header) if is_whole(&header, file.size()) => Ok((header, marks, file)),
-        Some(_) => Err("its size or number is not possible"),
-        None => Err("no readable header"),
-    })
+    let Some(header) = valid else { return Ok(Err("no readable header")) };
+    if !is_possible(&header) {
+        return Ok(Err("its size or number is not possible"));
+    }
+    let (remark, needs_copy) = match file.size().cmp(&header.size) {
+        Ordering::Less => {
+            (Some("shorter than its header says: what is missing was read as zeros"), true)
+        }
+        Ordering::Greater => (Some("longer than its header says: the rest was not read"), false),
+        Ordering::Equal if is_first_unreadable => {
+            (Some("its first page cannot be read, and the last one serves"), false)
+        }
+        Ordering::Equal => (None, false),
+    };
+    let has_other_names = file.has_other_names();
+    let has_other_names =
+        has_other_names.map_err(|error| Error::io("read header", &path, 0, error))?;
+    let file: Arc<dyn StorageFile> = if needs_copy || has_other_names {
+        Arc::new(CopyOnStore::new(storage, name, file, header.size))
+    } else {
+        file
+    };
+    Ok(Ok((header, marks, file, remark)))
 }
 
 fn copy_of(_kept: &str) -> &'static str {
     "a copy of another segment in the directory"
 }
 
-fn is_whole(header: &SegmentHeader, size: u64) -> bool {
-    let is_possible = header.ordinal < ORDINAL_LIMIT && header.seq_limit < SEQ_LIMIT;
-    let is_in_bounds = (MIN_SEGMENT..=slot::MAX_SEGMENT).contains(&size);
-    is_possible && is_in_bounds && header.size == size && size.is_multiple_of(PAGE)
+fn is_possible(header: &SegmentHeader) -> bool {
+    let has_bounded_numbers = header.ordinal < ORDINAL_LIMIT && header.seq_limit < SEQ_LIMIT;
+    let is_in_bounds = (MIN_SEGMENT..=slot::MAX_SEGMENT).contains(&header.size);
+    has_bounded_numbers && is_in_bounds && header.size.is_multiple_of(PAGE)
 }
 
 fn unsupported(version: u16) -> Error {

@@ -5,7 +5,7 @@
 //! disk answers again, open finds everything. Compaction, too, loses nothing to a failed read.
 
 use keepq::fault::{Access, Entry, MemoryStorage, Region, Storage, StorageFile};
-use keepq::{Compaction, Durability, Error, Options, Queue};
+use keepq::{CheckpointState, Compaction, Durability, Error, Options, Queue};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -22,6 +22,8 @@ const SOURCES: u64 = 1536;
 
 /// How reads fail: like those of bytes that lie outside of a file, which damage can ask for.
 const FAILURE: ErrorKind = ErrorKind::InvalidInput;
+/// How reads of bytes fail that a disk has and cannot read.
+const EIO: i32 = 5;
 
 /// Which reads fail.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +34,8 @@ enum Plan {
     Number(u64),
     /// All of these bytes of this file.
     Place(String, Range<u64>),
+    /// The disk cannot read any of these bytes of this file.
+    Sectors(String, Range<u64>),
 }
 
 /// The reads of a storage, and which of them fail.
@@ -51,7 +55,7 @@ impl Reads {
         let fails = match &self.plan {
             Plan::None => false,
             Plan::Number(at) => number == *at,
-            Plan::Place(file, bytes) => {
+            Plan::Place(file, bytes) | Plan::Sectors(file, bytes) => {
                 file == name && offset < bytes.end && bytes.start < offset + len
             }
         };
@@ -59,7 +63,10 @@ impl Reads {
             return Ok(());
         }
         self.failed.get_or_insert((path, offset));
-        Err(FAILURE.into())
+        match self.plan {
+            Plan::Sectors(..) => Err(io::Error::from_raw_os_error(EIO)),
+            _ => Err(FAILURE.into()),
+        }
     }
 }
 
@@ -352,6 +359,49 @@ fn a_checkpoint() {
     for slot in [0..half, half..2 * half] {
         let plan = Plan::Place("CHECKPOINT".to_string(), slot);
         assert!(fails_and_is_found(&|| killed(&storage), plan));
+    }
+}
+
+/// Open once failed if the disk could not read a first header page or CHECKPOINT, although the last
+/// page says the same, either slot of CHECKPOINT serves, and losing CHECKPOINT costs time.
+#[test]
+fn what_the_disk_cannot_read_is_read_where_it_stands_again() {
+    let (storage, queue) = pushed();
+    queue.ack_batch(queue.pop_batch(250).unwrap()).unwrap();
+    queue.compact().unwrap();
+    queue.close().unwrap();
+    let directory = storage.directory("q").unwrap();
+    let names = segments(&*directory);
+    let half = directory.open("CHECKPOINT").unwrap().size() / 2;
+    let whole = 0..2 * half;
+    let checkpoint = [(0..half), (half..2 * half), whole.clone()];
+    let checkpoint = checkpoint.map(|bytes| ("CHECKPOINT".to_string(), bytes));
+    let pages = names.iter().map(|name| (name.clone(), 0..PAGE));
+    for (name, bytes) in checkpoint.into_iter().chain(pages) {
+        let inner = killed(&storage);
+        let reading = Arc::new(Unreadable::new(Arc::clone(&inner)));
+        let open = || options(reading.clone()).open("q").unwrap();
+        reading.plan(Plan::Sectors(name.clone(), bytes.clone()));
+        let queue = open();
+        let report = queue.recovery().clone();
+        let is_lost = bytes == whole;
+        let state = if is_lost { CheckpointState::Unreadable } else { CheckpointState::Used };
+        assert_eq!((report.checkpoint(), report.damage()), (state, &[][..]), "{name} {bytes:?}");
+        let ignored: Vec<_> = report.ignored().map(|(path, _)| path.to_path_buf()).collect();
+        let expected = if is_lost { vec![] } else { vec![inner.path(&name)] };
+        assert_eq!(ignored, expected, "it is told: {name} {bytes:?}");
+        let left = |queue: &Queue| {
+            let left = queue.pop_batch(usize::MAX).unwrap();
+            left.iter().map(|job| u64::from(job.seq())).collect::<Vec<u64>>()
+        };
+        assert_eq!(left(&queue), (251..=300).collect::<Vec<u64>>(), "{name} {bytes:?}");
+        queue.push("goes on").unwrap();
+        queue.close().unwrap();
+        // CHECKPOINT was replaced: no slot of it is a bad one now.
+        reading.plan(Plan::None);
+        let queue = open();
+        assert!(queue.recovery().is_clean(), "{:?}", queue.recovery());
+        assert_eq!(left(&queue).len(), 51);
     }
 }
 

@@ -34,6 +34,9 @@ use supply::Supply;
 /// Messages of a batch that are scheduled before other threads have their turn.
 const DELAYS_A_STEP: usize = 256;
 
+/// After this time a push that syncs nothing looks whether its file is still there.
+const LOOK_EVERY: Millis = Millis(100);
+
 /// Where messages come in.
 #[derive(Debug)]
 pub(crate) struct Appender {
@@ -69,6 +72,8 @@ pub(crate) struct Unsealed {
     sync_within: Option<Duration>,
     last_seq: Option<u64>,
     newest_time: Time,
+    /// When a push looks again whether its file is still there.
+    look_at: Time,
     /// The worker knows that the active segment will be full soon.
     has_asked_for_supply: bool,
 }
@@ -150,6 +155,7 @@ impl Unsealed {
             sync_within: None,
             last_seq: log.last_seq,
             newest_time: log.newest_time,
+            look_at: Time::ZERO,
             has_asked_for_supply: false,
         }
     }
@@ -207,6 +213,11 @@ impl Unsealed {
     #[inline]
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.is_closed { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// Fails if the file that is pushed to was removed.
+    fn check_name(&self) -> std::io::Result<()> {
+        self.active.as_ref().map_or(Ok(()), |active| active.segment().check_name())
     }
 
     /// Whether a next segment should be at hand: a quarter of the active one is used, or segments
@@ -272,6 +283,11 @@ impl Appender {
         let mut unsealed = self.unsealed.lock();
         unsealed.check_open()?;
         let now = unsealed.now(&self.context.clock);
+        if now >= unsealed.look_at {
+            // Or else one that syncs nothing would not notice that they were removed.
+            unsealed.look_at = now.saturating_add(LOOK_EVERY);
+            check_files(&self.context, &unsealed)?;
+        }
         self.check_count(unsealed.pushed(), need.records)?;
         let first_seq = unsealed.next_seq;
         let unsynced = (first_seq - 1).saturating_sub(durable);
@@ -310,6 +326,11 @@ impl Appender {
             self.context.worker.ask();
         }
         Ok(Appended::At(first_seq))
+    }
+
+    /// Fails if the directory, or the file that is pushed to, was removed by somebody else.
+    pub(crate) fn check_files(&self) -> Result<()> {
+        check_files(&self.context, &self.unsealed.lock())
     }
 
     /// Publishes messages that are placed. The guard is to be dropped outside of the lock.
@@ -424,4 +445,15 @@ impl Appender {
         unsealed.active = None;
         unsealed.full.clear();
     }
+}
+
+/// Fails if the directory, or the file that is pushed to, was removed by somebody else. Then
+/// nothing that is in them can be kept, so no sync is believed any more.
+#[cold]
+fn check_files(context: &Context, unsealed: &Unsealed) -> Result<()> {
+    let Context { storage, health, .. } = context;
+    let directory = storage.path("");
+    health.believe("find directory", &directory, storage.check_directory())?;
+    let path = unsealed.active().map_or(directory, |active| active.segment().path.clone());
+    health.believe("find segment", &path, unsealed.check_name())
 }

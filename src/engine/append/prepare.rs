@@ -267,8 +267,9 @@ impl Appender {
     pub(crate) fn recycle(&self, segment: &Arc<Segment>, count: u32) -> Option<Result<()>> {
         let mut supply = self.supply.lock();
         let size = segment.header.size;
-        let is_full_size = size == self.context.options.segment_limit();
-        if !is_full_size || supply.ready.is_some() || !supply.has_begun || supply.is_closed {
+        // A file that others know by another name is not used again.
+        let is_usable = size == self.context.options.segment_limit() && !segment.has_other_names();
+        if !is_usable || supply.ready.is_some() || !supply.has_begun || supply.is_closed {
             return None;
         }
         let recycled = self

@@ -68,22 +68,24 @@ impl Maps {
     /// A sync begins of the segments above the limit whose descriptors are open only because of
     /// answers that no sync has covered.
     pub(super) fn begin_sync_of_held_open(&self, tracks: &mut Tracks) -> Vec<Arc<Segment>> {
-        let is_held = |track: &&mut Track| track.is_dirty() && !track.records().is_mapped();
+        let is_held =
+            |track: &&mut Track| track.answers().are_unsynced() && !track.records().is_mapped();
         let mapped = tracks.iter().filter(|track| track.records().is_mapped()).count();
         let mut held: Vec<&mut Track> = tracks.iter_mut().filter(is_held).collect();
         let too_many = (mapped + held.len()).saturating_sub(self.most);
         held.sort_unstable_by_key(|track| track.records().map_number());
         let held = held.into_iter().take(too_many).map(|track| {
-            track.begin_sync();
+            track.answers_mut().begin_sync();
             Arc::clone(track.segment())
         });
         held.collect()
     }
 
-    /// Whether too many descriptors are held open: some have to be synced soon. Those that are being
-    /// synced are open until the sync has ended.
+    /// Whether too many descriptors are held open: some have to be synced soon. Those that are
+    /// being synced are open until the sync has ended.
     pub(super) fn holds_too_many(&self, tracks: &Tracks, factor: usize) -> bool {
-        let is_open = |track: &&Track| !track.is_durable() || track.records().is_mapped();
+        let is_open =
+            |track: &&Track| !track.answers().are_durable() || track.records().is_mapped();
         tracks.iter().filter(is_open).count() > self.most.saturating_mul(factor)
     }
 }

@@ -10,6 +10,7 @@
 //! and its `Copying`, what compaction has said of it. For all segments together, `Maps` keeps the
 //! limit of maps, `Losses` lists what was found damaged, and `Changes` says what a sync covers.
 
+mod answers;
 mod body;
 mod changes;
 mod copying;
@@ -324,17 +325,12 @@ impl Backlog {
     /// number of the newest change.
     pub(super) fn begin_sync(&mut self) -> (u64, Vec<Arc<Segment>>) {
         let newest = self.changes.begin_sync();
-        let dirty = self.tracks.iter_mut().filter(|track| track.is_dirty());
+        let dirty = self.tracks.iter_mut().filter(|track| track.answers().are_unsynced());
         let take = |track: &mut Track| {
-            track.begin_sync();
+            track.answers_mut().begin_sync();
             Arc::clone(track.segment())
         };
         (newest, dirty.map(take).collect())
-    }
-
-    /// The sync that began last has ended. If it failed, the next one covers what it had to.
-    pub(crate) fn end_sync(&mut self, is_synced: bool) {
-        self.tracks.iter_mut().for_each(|track| track.end_sync(is_synced));
     }
 
     /// Whether maps were made since those above the limit were last taken.

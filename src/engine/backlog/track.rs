@@ -6,6 +6,7 @@
 //! for a copy that is being made. The offset in a slot is that of its own record. Relies on the
 //! dispatch lock.
 
+use super::answers::Answers;
 use super::copying::Copying;
 use super::map_numbers::MapNumbers;
 use super::records::Records;
@@ -33,17 +34,6 @@ pub(crate) struct Track {
     leased: u32,
     answers: Answers,
     copying: Copying,
-}
-
-/// Whether the answers in a segment are on the disk.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Answers {
-    /// All are.
-    Durable,
-    /// Some are not, and no sync has begun that covers them.
-    Unsynced,
-    /// A sync has begun that covers all of them, and has not ended.
-    InSync,
 }
 
 /// What a store did.
@@ -181,8 +171,8 @@ impl Track {
         let (segment, numbering) = (self.records.segment(), self.records.numbering());
         let tail = self.records.tail().unwrap_or(RECORDS_START);
         let special = self.settled_count.count_some(segment, numbering, tail, run, is_last)?;
-        if self.is_dirty() && !self.settled_count.may_be_touched() {
-            self.answers = Answers::Durable;
+        if self.answers.are_unsynced() && !self.settled_count.may_be_touched() {
+            self.answers.set_durable();
         }
         Ok(special)
     }
@@ -326,36 +316,18 @@ impl Track {
     /// A slot was stored to that the next sync of answers has to cover.
     #[inline]
     fn note_change(&mut self, index: Index) {
-        self.answers = Answers::Unsynced;
+        self.answers.note();
         self.settled_count.touch();
         self.copying.note_change(index);
     }
 
-    /// Whether it has answers that the next sync has to cover.
-    pub(crate) fn is_dirty(&self) -> bool {
-        self.answers == Answers::Unsynced
+    /// Whether its answers are on the disk.
+    pub(crate) fn answers(&self) -> Answers {
+        self.answers
     }
 
-    /// Whether all its answers are on the disk.
-    pub(crate) fn is_durable(&self) -> bool {
-        self.answers == Answers::Durable
-    }
-
-    /// A sync begins that covers all its answers.
-    pub(super) fn begin_sync(&mut self) {
-        self.answers = Answers::InSync;
-    }
-
-    /// That sync ended. If it failed, its answers are for the next one.
-    pub(super) fn end_sync(&mut self, is_synced: bool) {
-        if self.answers == Answers::InSync {
-            self.answers = if is_synced { Answers::Durable } else { Answers::Unsynced };
-        }
-    }
-
-    /// It was synced, and nothing is stored to it any more.
-    pub(crate) fn set_durable(&mut self) {
-        self.answers = Answers::Durable;
+    pub(crate) fn answers_mut(&mut self) -> &mut Answers {
+        &mut self.answers
     }
 }
 

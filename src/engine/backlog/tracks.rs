@@ -128,8 +128,9 @@ impl Tracks {
         &mut self,
         is_synced: impl Fn(&Arc<Segment>) -> bool,
     ) -> Option<(Arc<Segment>, u32)> {
-        let can_go =
-            |track: &Track| is_free(track) && track.is_durable() && is_synced(track.segment());
+        let can_go = |track: &Track| {
+            is_free(track) && track.answers().are_durable() && is_synced(track.segment())
+        };
         let at = self.older().position(can_go)?;
         let track = self.0.remove(at)?;
         Some((Arc::clone(track.segment()), track.count().unwrap_or(0)))
@@ -178,6 +179,12 @@ impl Tracks {
         idle.filter_map(|track| track.records_mut().take_map()).collect()
     }
 
+    /// The sync of answers that began last has ended. If it failed, the next one covers what it had
+    /// to.
+    pub(crate) fn end_sync(&mut self, is_synced: bool) {
+        self.0.iter_mut().for_each(|track| track.answers_mut().end_sync(is_synced));
+    }
+
     /// Closes segments that are not mapped, and of which everything is synced. Under the lock, so
     /// that nothing is stored in between, whose error of writing back would be missed.
     pub(crate) fn release_clean(&self, is_durable: impl Fn(u64) -> bool) {
@@ -200,7 +207,7 @@ impl Tracks {
 
     /// Those whose segments are not mapped and have no unsynced answers.
     fn clean(&self) -> impl Iterator<Item = &Track> {
-        self.0.iter().filter(|track| !track.records().is_mapped() && track.is_durable())
+        self.0.iter().filter(|track| !track.records().is_mapped() && track.answers().are_durable())
     }
 }
 

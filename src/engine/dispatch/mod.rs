@@ -252,8 +252,8 @@ impl Dispatch {
         places.has_front() || is_behind_cursor || self.next_delivery_time().is_some()
     }
 
-    /// A sync of answers begins. Gives the segments with changed slots that no sync has covered, and
-    /// the number of the newest change.
+    /// A sync of answers begins. Gives the segments with changed slots that no sync has covered,
+    /// and the number of the newest change.
     pub(super) fn begin_sync(&mut self) -> (u64, Vec<Arc<Segment>>) {
         self.has_asked_for_sync = false;
         self.backlog_mut().begin_sync()

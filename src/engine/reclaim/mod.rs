@@ -223,7 +223,7 @@ impl Reclaim {
         let synced = held.iter().try_for_each(|segment| self.context.health.sync(segment));
         if !held.is_empty() {
             let mut dispatch = self.dispatch.lock();
-            dispatch.backlog_mut().end_sync(synced.is_ok());
+            dispatch.backlog_mut().tracks_mut().end_sync(synced.is_ok());
             if synced.is_ok() {
                 // Before another thread leads, which may have to close some, too.
                 dispatch.backlog().tracks().release_synced(&held);

@@ -5,6 +5,7 @@
 //! was seen settled. Relies on the `upkeep` lock; may be called at any time, by any thread.
 
 use super::upkeep::Upkeep;
+use crate::checkpoint::SLOTS;
 use crate::clock;
 use crate::engine::append::{Appender, SupplyState};
 use crate::engine::commit::Commit;
@@ -252,7 +253,7 @@ impl Retirer {
                 // A done segment has no more stores.
                 let mut dispatch = self.dispatch.lock();
                 if let Some(track) = dispatch.backlog_mut().track(segment.header.ordinal) {
-                    track.set_durable();
+                    track.answers_mut().set_durable();
                 }
             }
             // While this leads, no round has one of them in its plan.
@@ -281,7 +282,7 @@ impl Retirer {
         let mut older = tracks.iter().take(older);
         let first = older.find(|track| {
             let is_free = track.is_done() && !track.copying().is_pinned();
-            is_free && track.is_dirty() && !unsealed.is_full(track.segment())
+            is_free && track.answers().are_unsynced() && !unsealed.is_full(track.segment())
         });
         first.map(|track| Arc::clone(track.segment()))
     }
@@ -294,23 +295,30 @@ impl Retirer {
         let unusable = upkeep.unusable();
         let checkpoint =
             self.appender.with_supply_state(|supply| self.checkpoint(&supply, unusable));
-        let (context, file) = (&self.context, upkeep.checkpoint_file());
-        if file.is_current(&checkpoint) || checkpoint.segments.is_empty() {
+        if checkpoint.segments.is_empty() {
             return Ok(());
         }
-        context.health.check(false)?;
-        let size = file.size();
-        let written = file.write(&*context.storage, &checkpoint);
-        let [before, now] = [size, file.size()].map(|size| size.max(CHECKPOINT_ROOM));
-        context.space.add(now.saturating_sub(before));
-        match written {
-            // No room for the first one: then no list names a segment, and any may be let go.
-            Err(Error::StorageFull { .. }) if !file.exists() => return Ok(()),
-            result => result?,
+        let (has_files, checkpoint) = (upkeep.has_files(), Arc::new(checkpoint));
+        let file = upkeep.checkpoint_file();
+        // If one slot rots, the other must not tell of files that are gone, or forget a loss.
+        let needs_both = has_files || file.may_lack_numbers_of(&checkpoint);
+        let wanted = if needs_both { SLOTS } else { 1 };
+        while file.slots_with(&checkpoint) < wanted {
+            self.context.health.check(false)?;
+            let size = file.size();
+            let written = file.write(&*self.context.storage, &checkpoint);
+            let [before, now] = [size, file.size()].map(|size| size.max(CHECKPOINT_ROOM));
+            self.context.space.add(now.saturating_sub(before));
+            match written {
+                // No room for the first one: then no list names a segment, and any may be let go.
+                Err(Error::StorageFull { .. }) if !file.exists() => return Ok(()),
+                result => result?,
+            }
+            let synced = file.sync(&*self.context.storage, &checkpoint);
+            let path = self.context.storage.path(name::CHECKPOINT);
+            self.context.health.believe("sync checkpoint", &path, synced)?;
         }
-        let synced = file.sync(&*context.storage, checkpoint);
-        let path = context.storage.path(name::CHECKPOINT);
-        context.health.believe("sync checkpoint", &path, synced)
+        Ok(())
     }
 
     /// `unusable`: files that do not say what they hold. They are not in the log, and stay.
@@ -398,10 +406,13 @@ impl Retirer {
         let mut upkeep = self.upkeep.lock();
         upkeep.close();
         let finished = self.appender.finish_run(is_synced);
-        if !is_synced {
-            return finished;
-        }
-        finished?;
-        self.write_checkpoint(&mut upkeep)
+        let finished = if is_synced && finished.is_ok() {
+            self.write_checkpoint(&mut upkeep)
+        } else {
+            finished
+        };
+        // Or else it would be open for as long as there is a clone of the queue.
+        upkeep.checkpoint_file().close();
+        finished
     }
 }

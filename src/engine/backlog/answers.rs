@@ -1,0 +1,50 @@
+//! Whether the answers in a segment are on the disk.
+//!
+//! Promises: an answer is unsynced until a sync that covers it begins, and again if that sync fails
+//! or cannot begin. While it is under way, the answers are not durable yet.
+
+/// Whether the answers in a segment are on the disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Answers {
+    /// All are.
+    Durable,
+    /// Some are not, and no sync has begun that covers them.
+    Unsynced,
+    /// A sync has begun that covers all of them, and has not ended.
+    InSync,
+}
+
+impl Answers {
+    /// One was stored.
+    #[inline]
+    pub(super) fn note(&mut self) {
+        *self = Self::Unsynced;
+    }
+
+    /// Whether there are some that the next sync has to cover.
+    pub(crate) fn are_unsynced(self) -> bool {
+        self == Self::Unsynced
+    }
+
+    /// Whether all are on the disk.
+    pub(crate) fn are_durable(self) -> bool {
+        self == Self::Durable
+    }
+
+    /// A sync begins that covers all of them.
+    pub(super) fn begin_sync(&mut self) {
+        *self = Self::InSync;
+    }
+
+    /// That sync ended. If it failed, the next one has to cover them.
+    pub(super) fn end_sync(&mut self, is_synced: bool) {
+        if *self == Self::InSync {
+            *self = if is_synced { Self::Durable } else { Self::Unsynced };
+        }
+    }
+
+    /// All were synced, and nothing is stored any more.
+    pub(crate) fn set_durable(&mut self) {
+        *self = Self::Durable;
+    }
+}
