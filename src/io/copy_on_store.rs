@@ -124,6 +124,11 @@ impl StorageFile for CopyOnStore {
         self.file().release();
     }
 
+    fn next_data(&self, offset: u64) -> io::Result<u64> {
+        let file = self.file();
+        if offset >= file.size() { Ok(self.size) } else { file.next_data(offset) }
+    }
+
     fn has_name(&self) -> io::Result<bool> {
         self.file().has_name()
     }

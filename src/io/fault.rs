@@ -232,6 +232,10 @@ impl StorageFile for FaultFile {
         self.inner.release();
     }
 
+    fn next_data(&self, offset: u64) -> io::Result<u64> {
+        self.inner.next_data(offset)
+    }
+
     fn has_name(&self) -> io::Result<bool> {
         self.inner.has_name()
     }

@@ -33,7 +33,7 @@ impl Map {
     pub(super) fn store(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let to = self.at(offset, bytes.len())?;
         // SAFETY: `at` proved that `to..to + len` lies in the live map, which is writable (the
-        // caller's duty, `DiskRegion` holds the switch) and does not overlap a Rust slice, since
+        // caller's duty, `MappedRegion` holds the switch) and does not overlap a Rust slice, since
         // none into the map exists.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
         Ok(())

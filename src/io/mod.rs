@@ -161,6 +161,16 @@ pub trait StorageFile: Debug + Send + Sync {
     /// it is needed again. It is then found by the name that it was opened by.
     fn release(&self) {}
 
+    /// The offset of the first byte from this one on that may be other than zero, or the size:
+    /// what lies in between need not be read.
+    ///
+    /// # Errors
+    ///
+    /// If the operating system refuses.
+    fn next_data(&self, offset: u64) -> io::Result<u64> {
+        Ok(offset)
+    }
+
     /// Whether the file still has a name: false once somebody has removed that, and with it all
     /// that the file holds.
     ///

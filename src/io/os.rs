@@ -181,6 +181,23 @@ pub(super) fn has_all_blocks(file: &File, size: u64) -> io::Result<bool> {
     }
 }
 
+/// The offset of the first byte from this one on that a block holds, or the largest number.
+#[cfg_attr(
+    not(target_os = "linux"),
+    expect(clippy::unnecessary_wraps, reason = "other systems can refuse")
+)]
+pub(super) fn next_data(file: &File, offset: u64) -> io::Result<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        linux::next_data(file, offset)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = file;
+        Ok(offset)
+    }
+}
+
 /// Asks for no read-ahead: pages that are read now may be stored to later, and must not be parts of
 /// large folios then.
 pub(super) fn advise_random(file: &File) {
@@ -268,6 +285,15 @@ mod linux {
         }
         // Some of the blocks may be the file system's own, in the place of a few that are missing.
         Ok(fallocate(file, size).is_ok())
+    }
+
+    pub(super) fn next_data(file: &File, offset: u64) -> io::Result<u64> {
+        match seek(file, SeekFrom::Data(offset)) {
+            Err(Errno::NXIO) => Ok(u64::MAX),
+            // A file system that does not tell it.
+            Err(Errno::INVAL) => Ok(offset),
+            data => Ok(data?),
+        }
     }
 
     pub(super) fn fallocate(file: &File, size: u64) -> io::Result<()> {

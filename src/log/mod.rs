@@ -262,6 +262,12 @@ impl Segment {
         self.file.sync()
     }
 
+    /// The offset of the first byte from this one on that may be other than zero.
+    pub(crate) fn next_data(&self, offset: Offset) -> Result<Offset> {
+        let next = self.file.next_data(offset.0);
+        next.map(Offset).map_err(|error| self.error("read segment", offset, error))
+    }
+
     /// Reads without the map: an unreadable sector is then an error, not a signal.
     pub(crate) fn read_at(&self, offset: Offset, into: &mut [u8]) -> Result<()> {
         self.file.read_at(offset.0, into).map_err(|error| self.error("read segment", offset, error))

@@ -123,7 +123,10 @@ impl RecordReader<'_> {
             let skipped = zeros.map(<[u8]>::len).sum::<usize>();
             if skipped >= ZEROS.len() {
                 // A header may start in the last bytes of a zero page: those are looked at again.
-                from = from + (to_u64(skipped - HEADER) & !(record::ALIGN - 1));
+                let looked_at = from + (to_u64(skipped - HEADER) & !(record::ALIGN - 1));
+                let data = self.segment.next_data(looked_at)?;
+                let start = Offset(data.0.saturating_sub(to_u64(HEADER)) & !(record::ALIGN - 1));
+                from = looked_at.max(start);
                 continue;
             }
             for (at, bytes) in candidates(bytes, from) {

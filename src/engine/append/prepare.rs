@@ -8,6 +8,7 @@ use super::supply::{FIRST_SEGMENT, Prepared, Supply, SupplyState};
 use super::{Appender, Need};
 use crate::engine::space::SMALLEST_SEGMENT;
 use crate::error::{Error, Result};
+use crate::format::PAGE;
 use crate::format::address::{Offset, Ordinal};
 use crate::format::segment::{Seal, SegmentHeader, capacity};
 use crate::io::Access;
@@ -52,14 +53,28 @@ impl Appender {
             self.context.health.believe("sync parents", &self.context.directory(), synced)?;
             supply.is_new = false;
         }
-        let size = self.take_space(supply.next_bytes.max(bytes), bytes)?;
-        let prepared = self.next_header(supply, size).and_then(|header| {
-            let segment =
-                Arc::new(Segment::create(&*self.context.storage, header, &self.context.health)?);
-            supply.next_bytes = (supply.next_bytes * 2).min(self.context.options.segment_limit());
-            self.map_prepared(supply, segment)
-        });
-        let prepared = prepared.inspect_err(|_| self.context.space.undo(size))?;
+        let smallest = bytes.max(SMALLEST_SEGMENT);
+        let mut wanted = supply.next_bytes.max(bytes);
+        loop {
+            let size = self.take_space(wanted, bytes)?;
+            let made = self.make(supply, size).inspect_err(|_| self.context.space.undo(size));
+            match made {
+                // What is left may do for a smaller one.
+                Err(Error::StorageFull { .. }) if size > smallest => {
+                    wanted = (size / 2 / PAGE * PAGE).max(smallest);
+                    supply.next_bytes = supply.next_bytes.min(wanted);
+                }
+                made => return made,
+            }
+        }
+    }
+
+    /// Makes a segment of this size. The next one is to be twice as large as this one was to be.
+    fn make(&self, supply: &mut Supply, size: u64) -> Result<Prepared> {
+        let header = self.next_header(supply, size)?;
+        let segment = Segment::create(&*self.context.storage, header, &self.context.health)?;
+        let prepared = self.map_prepared(supply, Arc::new(segment))?;
+        supply.next_bytes = (supply.next_bytes * 2).min(self.context.options.segment_limit());
         self.note_taken(size);
         Ok(prepared)
     }

@@ -5,7 +5,8 @@
 //! descriptors than a short one. What was stored is synced through the descriptor that it was
 //! stored under, which cannot miss an error of writing back; and the first failed sync of a file is
 //! its last. A map is stored to only where that can never need a block that is not there; elsewhere
-//! stores are writes. Another file that has taken the name is not taken for this one.
+//! stores are writes. A file that lacks blocks is not mapped at all: on tmpfs a load of a missing
+//! block needs one, too. Another file that has taken the name is not taken for this one.
 
 #![expect(clippy::disallowed_types, reason = "part of the door to the operating system")]
 
@@ -19,6 +20,17 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, Weak};
 
+/// How a file is reached as memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Way {
+    /// By a map, for loads and stores.
+    Map,
+    /// Loads by a map, stores by writes.
+    MapAndWrites,
+    /// By reads and writes.
+    ReadsAndWrites,
+}
+
 /// A file.
 #[derive(Debug)]
 pub(super) struct DiskFile {
@@ -27,12 +39,12 @@ pub(super) struct DiskFile {
     size: u64,
     /// Nobody shares its blocks with other files: the user says so.
     is_unshared: bool,
-    /// Whether it is stored to by its map, for tests that want both.
-    forced: Option<bool>,
+    /// How it is reached as memory, for tests that want each way.
+    forced: Option<Way>,
     /// A new file stays open, because its name will change.
     kept: Option<Arc<File>>,
     /// The one map of the file, however often `map` is called.
-    region: Mutex<Weak<DiskRegion>>,
+    region: Mutex<Option<Weak<dyn Region>>>,
     /// Another file that has its name later is not this one.
     identity: FileId,
     /// The descriptor that it was opened or last mapped with, until all that was stored is synced.
@@ -56,7 +68,7 @@ impl DiskFile {
             is_unshared,
             forced: None,
             kept: Some(Arc::new(file)),
-            region: Mutex::new(Weak::new()),
+            region: Mutex::new(None),
             identity,
             stored_to: Mutex::new(None),
             latch: SyncLatch::default(),
@@ -75,10 +87,10 @@ impl DiskFile {
         Ok(Self { kept: None, stored_to: Mutex::new(made.kept), ..made })
     }
 
-    /// The same, stored to by its map or by writes, whatever the file system allows.
+    /// The same, reached in this way, whatever the file system allows.
     #[cfg(test)]
-    pub(super) fn forced(self, by_map: bool) -> Self {
-        Self { forced: Some(by_map), ..self }
+    pub(super) fn forced(self, way: Way) -> Self {
+        Self { forced: Some(way), ..self }
     }
 
     fn open(&self) -> io::Result<Arc<File>> {
@@ -105,13 +117,15 @@ impl DiskFile {
         Ok(Arc::new(file))
     }
 
-    /// Whether a store into the map of this file can never need room.
-    fn can_store_by_map(&self, file: &File) -> io::Result<bool> {
-        if let Some(by_map) = self.forced {
-            return Ok(by_map);
+    fn way(&self, file: &File) -> io::Result<Way> {
+        if let Some(way) = self.forced {
+            return Ok(way);
         }
-        Ok(os::rewrites_in_place(file, self.is_unshared)?
-            && (self.kept.is_some() || os::has_all_blocks(file, self.size)?))
+        if !os::rewrites_in_place(file, self.is_unshared)? {
+            return Ok(Way::MapAndWrites);
+        }
+        let is_whole = self.kept.is_some() || os::has_all_blocks(file, self.size)?;
+        Ok(if is_whole { Way::Map } else { Way::ReadsAndWrites })
     }
 }
 
@@ -138,26 +152,35 @@ impl StorageFile for DiskFile {
 
     fn map(&self, access: Access) -> io::Result<Arc<dyn Region>> {
         let mut region = self.region.lock();
-        if let Some(region) = region.upgrade() {
+        if let Some(region) = region.as_ref().and_then(Weak::upgrade) {
             return Ok(region);
         }
         let file = self.open()?;
-        let by_map = self.can_store_by_map(&file)?;
-        let map = Map::new(&file, self.size, by_map)?;
-        if access == Access::Commits {
-            map.advise_random();
-        }
-        let new = Arc::new(DiskRegion { map, file, size: self.size, by_write: !by_map });
-        *region = Arc::downgrade(&new);
-        *self.stored_to.lock() = Some(Arc::clone(&new.file));
+        let (way, size) = (self.way(&file)?, self.size);
+        let new: Arc<dyn Region> = if way == Way::ReadsAndWrites {
+            Arc::new(UnmappedRegion { file: Arc::clone(&file), size })
+        } else {
+            let map = Map::new(&file, size, way == Way::Map)?;
+            if access == Access::Commits {
+                map.advise_random();
+            }
+            let (file, by_write) = (Arc::clone(&file), way == Way::MapAndWrites);
+            Arc::new(MappedRegion { map, file, size, by_write })
+        };
+        *region = Some(Arc::downgrade(&new));
+        *self.stored_to.lock() = Some(file);
         Ok(new)
     }
 
     fn release(&self) {
         let region = self.region.lock();
-        if region.strong_count() == 0 {
+        if region.as_ref().is_none_or(|region| region.strong_count() == 0) {
             *self.stored_to.lock() = None;
         }
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<u64> {
+        Ok(os::next_data(&*self.open()?, offset)?.min(self.size))
     }
 
     fn has_name(&self) -> io::Result<bool> {
@@ -174,14 +197,14 @@ impl StorageFile for DiskFile {
 
 /// Stores into the map, or, where such a store could run out of room, by writes.
 #[derive(Debug)]
-struct DiskRegion {
+struct MappedRegion {
     map: Map,
     file: Arc<File>,
     size: u64,
     by_write: bool,
 }
 
-impl Region for DiskRegion {
+impl Region for MappedRegion {
     #[inline]
     fn store(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         if self.by_write {
@@ -221,6 +244,48 @@ impl Region for DiskRegion {
             self.map.populate();
         }
     }
+}
+
+/// Loads by reads and stores by writes.
+#[derive(Debug)]
+struct UnmappedRegion {
+    file: Arc<File>,
+    size: u64,
+}
+
+impl Region for UnmappedRegion {
+    fn store(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        check_bounds(offset, bytes.len(), self.size)?;
+        os::write_all_at(&self.file, offset, bytes)
+    }
+
+    fn load(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        check_bounds(offset, into.len(), self.size)?;
+        os::read_exact_at(&self.file, offset, into)
+    }
+
+    fn load_into(&self, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
+        // Before any memory is taken for it.
+        check_bounds(offset, len, self.size)?;
+        let start = into.len();
+        into.resize(start + len, 0);
+        let loaded = os::read_exact_at(&self.file, offset, &mut into[start..]);
+        loaded.inspect_err(|_| into.truncate(start))
+    }
+
+    fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
+        check_word(offset, self.size)?;
+        os::write_all_at(&self.file, offset, &word.to_le_bytes())
+    }
+
+    fn load_word(&self, offset: u64) -> io::Result<u64> {
+        check_word(offset, self.size)?;
+        let mut word = [0; 8];
+        os::read_exact_at(&self.file, offset, &mut word)?;
+        Ok(u64::from_le_bytes(word))
+    }
+
+    fn populate(&self) {}
 }
 
 #[cfg(all(test, unix))]

@@ -178,19 +178,20 @@ impl Storage for DiskStorage {
 
 #[cfg(test)]
 mod tests {
+    use super::file::Way;
     use super::*;
     use crate::io::conformance;
 
-    /// A disk that stores to all of its files in the same way, whatever their file system allows.
+    /// A disk that reaches all of its files in the same way, whatever their file system allows.
     #[derive(Debug)]
     struct Forced {
         disk: DiskStorage,
-        by_map: bool,
+        way: Way,
     }
 
     impl Forced {
         fn file(&self, file: DiskFile) -> Arc<dyn StorageFile> {
-            Arc::new(file.forced(self.by_map))
+            Arc::new(file.forced(self.way))
         }
     }
 
@@ -241,10 +242,10 @@ mod tests {
     }
 
     #[test]
-    fn stores_into_maps_and_stores_by_write_keep_the_same_promises() {
-        for by_map in [true, false] {
+    fn maps_and_writes_keep_the_same_promises() {
+        for way in [Way::Map, Way::MapAndWrites, Way::ReadsAndWrites] {
             let dir = tempfile::tempdir().unwrap();
-            conformance::check(&Forced { disk: disk(dir.path()), by_map });
+            conformance::check(&Forced { disk: disk(dir.path()), way });
         }
     }
 
