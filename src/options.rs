@@ -147,6 +147,7 @@ pub struct Options {
     pub(crate) compaction: Compaction,
     pub(crate) open_segments: u64,
     pub(crate) unshared_blocks: bool,
+    pub(crate) shrink_after: Option<Duration>,
     pub(crate) clock: Source,
     /// Used in place of the operating system's files.
     pub(crate) storage: Option<Arc<dyn Storage>>,
@@ -178,6 +179,7 @@ impl Default for Options {
             compaction: Compaction::default(),
             open_segments: 64,
             unshared_blocks: false,
+            shrink_after: Some(Duration::from_secs(10)),
             clock: Source::default(),
             storage: None,
         }

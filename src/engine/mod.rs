@@ -244,12 +244,13 @@ impl Engine {
         self.consumers.end_due();
         let swept = self.consumers.sweep_all();
         let counted = swept.and(self.consumers.count_all());
+        let shrunk = self.reclaim.shrink_if_idle();
         self.sync()?;
         // What is synced and could not be sealed then, is now.
         while self.commit.sync_oldest_full()? {}
         self.reclaim.release_idle_maps();
         let gone = self.reclaim.retirer().let_go_of_all();
-        counted.and(gone).and(self.reclaim.prepare_ahead())
+        counted.and(gone).and(self.reclaim.prepare_ahead()).and(shrunk)
     }
 
     /// Gives back files that are no longer needed, and makes all copies that are worth it.
@@ -321,7 +322,7 @@ impl Engine {
         if can_count.is_err() || has_more.iter().any(|more| matches!(more, Ok(true))) {
             self.context.worker.ask();
         }
-        let prepared = self.reclaim.prepare_ahead();
+        let prepared = self.reclaim.prepare_ahead().and(self.reclaim.shrink_if_idle());
         let done = [has_unsealed, can_count, can_let_go].into_iter().map(|done| done.map(|_| ()));
         done.fold(finished, Result::and).and(prepared)
     }

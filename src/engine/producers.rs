@@ -7,7 +7,6 @@
 //! time, poison and `close` wake them.
 
 use super::append::{Appended, Appender, Need};
-use super::backlog::track::Track;
 use super::commit::Commit;
 use super::consumers::Consumers;
 use super::context::{Context, RETRY_AFTER};
@@ -174,18 +173,14 @@ impl Producers {
     /// Returns false if there could never be room: then no message is dropped, and no producer
     /// waits.
     fn could_fit(&self, need: Need, overflow: Overflow) -> bool {
-        let newest = {
-            let dispatch = self.dispatch.lock();
-            dispatch.backlog().tracks().back().map_or(0, Track::size)
-        };
         let space = &self.context.space;
-        // The newest segment is not let go before there is a newer one. What dead letters take is
-        // not freed by dropping the oldest.
+        // The newest segment is not let go before there is a newer one, of the smallest size if
+        // need be. What dead letters take is not freed by dropping the oldest.
         let others = if overflow == Overflow::DropOldest { space.of_others() } else { 0 };
         let bytes = need.segment_bytes().max(SMALLEST_SEGMENT);
         let max_messages = self.context.options.max_messages;
         max_messages.is_none_or(|max| need.records() <= max)
-            && space.could_ever_take(bytes, newest + 2 * CHECKPOINT_ROOM, others)
+            && space.could_ever_take(bytes, SMALLEST_SEGMENT + 2 * CHECKPOINT_ROOM, others)
     }
 
     fn append_or_ask(

@@ -6,6 +6,7 @@
 //! decides. Segments come from `prepare`.
 
 mod prepare;
+mod shrink;
 mod supply;
 
 use crate::time::{Millis, Time};
@@ -16,6 +17,7 @@ use super::context::{Context, Padded};
 use super::published::Published;
 use super::settled_total::SettledTotal;
 use super::signal::{DispatchGuard, DispatchLock};
+use super::space::SMALLEST_SEGMENT;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::format::bytes::to_u64;
@@ -29,7 +31,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
-use supply::Supply;
+use supply::{Spare, Supply};
 
 /// Messages of a batch that are scheduled before other threads have their turn.
 const DELAYS_A_STEP: usize = 256;
@@ -404,7 +406,13 @@ impl Appender {
                 return Ok(());
             }
         }
+        supply.spare = Spare::Kept;
         let prepared = self.take_supply(&mut supply, need)?;
+        self.go_on_to(supply, prepared)
+    }
+
+    /// Goes on to a segment that was prepared.
+    fn go_on_to(&self, mut supply: MutexGuard<'_, Supply>, prepared: Prepared) -> Result<()> {
         let mut unsealed = self.unsealed.lock();
         let started = self.start_active(&mut unsealed, prepared.clone());
         let (full, active) = started.inspect_err(|_| supply.ready = Some(prepared))?;

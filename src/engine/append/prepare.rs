@@ -4,9 +4,8 @@
 //! durable and sealed, so a dropped record can never come back behind a newer one. Relies on the
 //! `supply` lock for everything here.
 
-use super::supply::{FIRST_SEGMENT, Prepared, Supply, SupplyState};
-use super::{Appender, Need};
-use crate::engine::space::SMALLEST_SEGMENT;
+use super::supply::{FIRST_SEGMENT, Prepared, Spare, Supply, SupplyState};
+use super::{Appender, Need, SMALLEST_SEGMENT};
 use crate::error::{Error, Result};
 use crate::format::PAGE;
 use crate::format::address::{Offset, Ordinal};
@@ -46,13 +45,7 @@ impl Appender {
 
     /// Makes a segment of at least `bytes`.
     fn prepare(&self, supply: &mut Supply, bytes: u64) -> Result<Prepared> {
-        supply.check_open()?;
-        self.finish_tail(supply)?;
-        if supply.is_new {
-            let synced = self.context.storage.sync_parents();
-            self.context.health.believe("sync parents", &self.context.directory(), synced)?;
-            supply.is_new = false;
-        }
+        self.begin_to_prepare(supply)?;
         let smallest = bytes.max(SMALLEST_SEGMENT);
         let mut wanted = supply.next_bytes.max(bytes);
         loop {
@@ -69,8 +62,20 @@ impl Appender {
         }
     }
 
+    /// What has to be durable before a segment of this run is made.
+    pub(super) fn begin_to_prepare(&self, supply: &mut Supply) -> Result<()> {
+        supply.check_open()?;
+        self.finish_tail(supply)?;
+        if supply.is_new {
+            let synced = self.context.storage.sync_parents();
+            self.context.health.believe("sync parents", &self.context.directory(), synced)?;
+            supply.is_new = false;
+        }
+        Ok(())
+    }
+
     /// Makes a segment of this size. The next one is to be twice as large as this one was to be.
-    fn make(&self, supply: &mut Supply, size: u64) -> Result<Prepared> {
+    pub(super) fn make(&self, supply: &mut Supply, size: u64) -> Result<Prepared> {
         let header = self.next_header(supply, size)?;
         let segment = Segment::create(&*self.context.storage, header, &self.context.health)?;
         let prepared = self.map_prepared(supply, Arc::new(segment))?;
@@ -151,7 +156,7 @@ impl Appender {
 
     /// Removes a prepared segment that was never used. If that fails, it is tried again with what
     /// else is to be removed.
-    fn discard(&self, supply: &mut Supply, prepared: Prepared) -> Result<()> {
+    pub(super) fn discard(&self, supply: &mut Supply, prepared: Prepared) -> Result<()> {
         let Prepared { segment, region } = prepared;
         drop(region);
         let size = segment.header.size;
@@ -284,7 +289,8 @@ impl Appender {
         let size = segment.header.size;
         // A file that others know by another name is not used again.
         let is_usable = size == self.context.options.segment_limit() && !segment.has_other_names();
-        if !is_usable || supply.ready.is_some() || !supply.has_begun || supply.is_closed {
+        let is_wanted = supply.ready.is_none() && supply.has_begun && supply.spare == Spare::Kept;
+        if !is_usable || !is_wanted || supply.is_closed {
             return None;
         }
         let recycled = self

@@ -20,6 +20,16 @@ pub(crate) struct Prepared {
     pub(crate) region: Arc<dyn Region>,
 }
 
+/// Whether a segment that is done is kept as the ready one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Spare {
+    /// It is, if there is none.
+    Kept,
+    /// The newest segment was made small because the queue was idle or had no room: none is kept
+    /// until more is needed.
+    NotKept,
+}
+
 /// What pushes will need.
 #[derive(Debug)]
 pub(super) struct Supply {
@@ -30,6 +40,7 @@ pub(super) struct Supply {
     /// The directory itself may not be durable in its parents yet.
     pub(super) is_new: bool,
     pub(super) is_closed: bool,
+    pub(super) spare: Spare,
     pub(super) next_ordinal: Ordinal,
     /// The segment that the next one follows.
     pub(super) predecessor: Ordinal,
@@ -55,6 +66,7 @@ impl Supply {
             has_begun: false,
             is_new: log.is_new,
             is_closed: false,
+            spare: Spare::Kept,
             next_ordinal: log.next_ordinal,
             predecessor: log.parts.last().map_or(Ordinal::NONE, |part| part.segment.header.ordinal),
             next_bytes: FIRST_SEGMENT.min(options.segment_limit()),

@@ -136,6 +136,19 @@ impl Tracks {
         Some((Arc::clone(track.segment()), track.count().unwrap_or(0)))
     }
 
+    /// Bytes of the file of the newest segment.
+    pub(crate) fn newest_size(&self) -> u64 {
+        self.0.back().map_or(0, Track::size)
+    }
+
+    /// Whether nothing in the newest segment is unsettled, and nothing keeps it.
+    pub(crate) fn is_newest_empty(&self, published: u64) -> bool {
+        self.0.back().is_some_and(|newest| {
+            let is_settled = newest.is_counted() && newest.unsettled(published) == 0;
+            is_settled && newest.leased() == 0 && !newest.copying().is_pinned()
+        })
+    }
+
     /// All but the newest.
     fn older(&self) -> impl Iterator<Item = &Track> {
         self.0.iter().take(self.0.len().saturating_sub(1))

@@ -16,7 +16,7 @@ mod upkeep;
 use super::append::{Appender, FIRST_SEGMENT};
 use super::backlog::track::Track;
 use super::commit::Commit;
-use super::context::Context;
+use super::context::{Context, SOON};
 use super::signal::DispatchLock;
 use crate::error::Result;
 use crate::format::bytes::to_u64;
@@ -146,7 +146,28 @@ impl Reclaim {
         if self.context.options.compaction.is_on {
             self.copy_once()?;
         }
+        // What holds nothing unsettled does not keep a queue shut.
+        if !has_given_back() && self.appender.give_up_newest()? {
+            self.commit.sync_oldest_full()?;
+            self.retirer.let_go(1)?;
+        }
         Ok(has_given_back())
+    }
+
+    /// Gives up what an idle queue does not need, once it has been idle for as long as the options
+    /// say.
+    pub(crate) fn shrink_if_idle(&self) -> Result<()> {
+        let Some(after) = self.context.options.shrink_after else { return Ok(()) };
+        if !self.appender.is_larger_than_idle() {
+            return Ok(());
+        }
+        if self.appender.idle_time() >= after.into() && self.appender.shrink()? {
+            self.context.worker.ask();
+        } else {
+            // It was not idle for so long, or its newest messages wait.
+            self.context.worker.ask_within(after.max(SOON));
+        }
+        Ok(())
     }
 
     /// Makes one copy, if one is worth it, and lets go of what it was made from: the producer that
