@@ -122,9 +122,10 @@ impl CheckpointFile {
     }
 
     /// In how many slots this checkpoint is, the newer one among them, written by this run and
-    /// synced.
+    /// synced. How far consumers are does not count: that is a hint, and changes all the time.
     pub(crate) fn slots_with(&self, checkpoint: &Checkpoint) -> usize {
-        let has = |slot: usize| self.slots[slot].as_deref() == Some(checkpoint);
+        let says_the_same = |known: &Arc<Checkpoint>| known.says_the_same(checkpoint);
+        let has = |slot: usize| self.slots[slot].as_ref().is_some_and(says_the_same);
         if has(self.newer) { 1 + usize::from(has(1 - self.newer)) } else { 0 }
     }
 

@@ -1,17 +1,26 @@
 //! The only place where clocks are read.
 //!
-//! A queue's time is in milliseconds since 1970 UTC. It starts with the wall clock's time at open,
-//! or with the newest time in the log if that is later, and then follows the monotonic clock. So it
-//! never goes back, and it does not matter if the wall clock is set while the queue is open.
+//! A queue's time is in milliseconds since 1970 UTC. It never goes back, and goes on as time
+//! passes, while the system is suspended, too. If the wall clock is set while the queue is open,
+//! the queue's time goes on as before, and its [`Shift`] against UTC changes. That is noticed when
+//! the coarse clock is read, and is noted on the disk by the rooms above. The next run begins at
+//! the wall clock's time plus the shift that was noted last, so the time in which nobody ran
+//! counts. If that would be earlier than the newest time in the log, the clock was set back
+//! meanwhile: then the run begins at that newest time.
 
-use crate::time::{Millis, Time};
+use crate::time::{KnownTime, Millis, Shift, Time};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
 #[cfg(feature = "fault-injection")]
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::Arc;
+
+#[cfg(feature = "fault-injection")]
+mod manual;
+
+#[cfg(feature = "fault-injection")]
+pub use manual::ManualClock;
 
 /// The most by which the coarse clock is behind: a tick of the kernel, at most 10 ms, and 1 ms for
 /// rounding.
@@ -30,16 +39,62 @@ pub(crate) fn now() -> Instant {
 /// In a millisecond.
 const NANOS: u64 = 1_000_000;
 
+/// A thread that waits for the time of a message looks at the clock at least this often.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+
+/// What a wall clock shows.
+#[derive(Clone, Copy, Debug)]
+struct Wall {
+    time: Time,
+    /// Nanoseconds since that millisecond began.
+    fraction: u64,
+}
+
+impl Wall {
+    /// In nanoseconds, which wrap.
+    fn nanos(self) -> u64 {
+        self.time.0.wrapping_mul(NANOS).wrapping_add(self.fraction)
+    }
+}
+
+/// What the clocks of a source show at the same moment, in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    wall: Wall,
+    /// Goes on while the system is suspended.
+    boot: u64,
+    /// The clock whose coarse form is cheap.
+    coarse: u64,
+}
+
+/// A difference of two coarse clocks that a tick of the kernel does not explain: 5 ticks.
+const UNUSUAL: u64 = 50 * NANOS;
+
+/// The clock was set if its shift changed by more: 500 ms. Less is what NTP slews in 1,000 s at
+/// most (500 ppm: ntpd(8)).
+const STEP: Millis = Millis(500);
+
 /// The time of one open queue.
 #[derive(Debug)]
 pub(crate) struct Clock {
     source: Source,
     /// The queue's time at open.
     start: Time,
-    /// Nanoseconds from the monotonic clock's zero to that of the queue's time. Exact, so that the
-    /// clocks of two runs agree to the millisecond: what one stores the next does not see too
-    /// early.
-    offset: u64,
+    /// What the boot clock showed when the millisecond `start` began, in nanoseconds. Exact, so
+    /// that the clocks of two runs agree to the millisecond: what one stores the next does not see
+    /// too early.
+    zero: u64,
+    /// The same for the coarse clock, which stands still while the system is suspended.
+    coarse_zero: AtomicU64,
+    /// How far the coarse wall clock is ahead of the coarse clock, in nanoseconds, as it was last
+    /// seen. All such numbers wrap: the year 2554 is the last that they tell from 1970.
+    gap: AtomicU64,
+    /// How far the queue's time is ahead of UTC, in milliseconds.
+    shift: AtomicI64,
+    /// When it was seen to change, on the queue's time line.
+    stepped_at: AtomicU64,
+    /// The shift that the disk has.
+    noted: AtomicI64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -51,23 +106,39 @@ pub(crate) enum Source {
 }
 
 impl Clock {
-    /// Starts a clock with the time of the wall clock, or with `newest_time` if that is later.
-    pub(crate) fn start(source: Source, newest_time: Time) -> Self {
-        let (wall, elapsed) = source.wall_and_elapsed();
-        Self::start_at(source, wall, elapsed, newest_time)
+    /// Starts a clock where the last run's would be now.
+    pub(crate) fn start(source: Source, known: KnownTime) -> Self {
+        let moment = source.moment();
+        Self::start_at(source, moment, known)
     }
 
-    /// A clock that starts when the source's two clocks show `wall` and `elapsed`, in nanoseconds.
-    fn start_at(source: Source, wall: u64, elapsed: u64, newest_time: Time) -> Self {
-        let start = wall.max(newest_time.0.saturating_mul(NANOS));
-        // Wraps, if the system has been up for longer than the wall clock says that there was time.
-        let offset = start.wrapping_sub(elapsed);
-        Self { source, start: Time(start / NANOS), offset }
+    /// A clock that starts when the source's clocks show this.
+    fn start_at(source: Source, moment: Moment, known: KnownTime) -> Self {
+        let Moment { wall, boot, coarse } = moment;
+        let shifted = wall.time.of_utc(known.shift);
+        let is_set_back = shifted < known.time;
+        let (start, fraction) =
+            if is_set_back { (known.time, 0) } else { (shifted, wall.fraction) };
+        let shift = if is_set_back { Shift::between(start, wall.time) } else { known.shift };
+        let zero = boot.wrapping_sub(fraction);
+        Self {
+            source,
+            start,
+            zero,
+            coarse_zero: AtomicU64::new(zero.wrapping_sub(boot).wrapping_add(coarse)),
+            gap: AtomicU64::new(wall.nanos().wrapping_sub(coarse)),
+            shift: AtomicI64::new(shift.0),
+            stepped_at: AtomicU64::new(if is_set_back { start.0 } else { known.time.0 }),
+            noted: AtomicI64::new(known.shift.0),
+        }
     }
 
-    /// The queue's time when the monotonic clock shows `elapsed`, in nanoseconds.
-    fn time(&self, elapsed: u64) -> Time {
-        Time(elapsed.wrapping_add(self.offset) / NANOS).max(self.start)
+    /// The queue's time when a clock that started at `zero` shows `nanos`.
+    #[inline]
+    fn time(&self, nanos: u64, zero: u64) -> Time {
+        // A coarse clock may be behind the precise one, by which the queue's time started.
+        let elapsed = nanos.wrapping_sub(zero).cast_signed().max(0).cast_unsigned();
+        self.start.saturating_add(Millis(elapsed / NANOS))
     }
 
     /// The queue's time at open.
@@ -77,7 +148,7 @@ impl Clock {
 
     /// The queue's time.
     pub(crate) fn now(&self) -> Time {
-        self.time(self.source.elapsed_nanos())
+        self.time(self.source.boot_nanos(), self.zero)
     }
 
     /// The first millisecond of the queue's time that has not begun. Delays are counted from here,
@@ -87,9 +158,60 @@ impl Clock {
         if matches!(self.source, Source::System) { now + Millis(1) } else { now }
     }
 
-    /// The queue's time, or up to [`TICK`] less. Takes 2 ns, where the precise clock takes 23.
+    /// The queue's time, or up to [`TICK`] less. Takes 7 ns, where the precise clock takes 24.
+    #[inline]
     pub(crate) fn coarse(&self) -> Time {
-        self.time(self.source.coarse_nanos())
+        let (wall, coarse) = self.source.coarse_nanos();
+        // Relaxed, here and below: each of them is a number by itself, and steps are rare.
+        let gap = wall.wrapping_sub(coarse).wrapping_sub(self.gap.load(Ordering::Relaxed));
+        if gap.wrapping_add(UNUSUAL) > 2 * UNUSUAL {
+            self.notice();
+        }
+        self.time(coarse, self.coarse_zero.load(Ordering::Relaxed))
+    }
+
+    /// The wall clock was set, or the system was suspended.
+    #[cold]
+    fn notice(&self) {
+        let Moment { wall, boot, coarse } = self.source.moment();
+        let zero = self.zero.wrapping_sub(boot).wrapping_add(coarse);
+        self.coarse_zero.store(zero, Ordering::Relaxed);
+        self.gap.store(wall.nanos().wrapping_sub(coarse), Ordering::Relaxed);
+        let now = self.time(boot, self.zero);
+        let shift = Shift::between(now, wall.time);
+        if shift.distance(self.shift()) >= STEP {
+            self.stepped_at.store(now.0, Ordering::Relaxed);
+            self.shift.store(shift.0, Ordering::Relaxed);
+        }
+    }
+
+    /// How far the queue's time is ahead of UTC.
+    #[inline]
+    pub(crate) fn shift(&self) -> Shift {
+        Shift(self.shift.load(Ordering::Relaxed))
+    }
+
+    /// What the disk has to know of it.
+    pub(crate) fn known(&self) -> KnownTime {
+        let time = Time(self.stepped_at.load(Ordering::Relaxed));
+        KnownTime { time, shift: self.shift() }
+    }
+
+    /// Looks whether the clock was set, and tells whether the disk does not know it.
+    pub(crate) fn has_step(&self) -> bool {
+        self.coarse();
+        !self.is_noted()
+    }
+
+    /// Whether the disk knows how far the queue's time is ahead of UTC, as it was last seen.
+    #[inline]
+    pub(crate) fn is_noted(&self) -> bool {
+        self.shift.load(Ordering::Relaxed) == self.noted.load(Ordering::Relaxed)
+    }
+
+    /// The disk knows this shift now.
+    pub(crate) fn note_shift(&self, shift: Shift) {
+        self.noted.store(shift.0, Ordering::Relaxed);
     }
 
     /// A time that is at least `span` after the moment of a reading of the coarse clock, and up to
@@ -109,127 +231,127 @@ impl Clock {
         time <= coarse || time <= coarse + TICK && time <= self.now()
     }
 
-    /// The instant at which `time` will come.
+    /// The instant at which `time` will come, or an earlier one at which to look again: the clock
+    /// of instants stands still while the system is suspended.
     pub(crate) fn instant(&self, time: Time) -> Option<Instant> {
-        now().checked_add(time.since(self.now()).into())
+        let span = Duration::from(time.since(self.now()));
+        now().checked_add(span.min(LONGEST_SLEEP))
     }
 
     /// The queue's time at the moment when the wall clock, as it is set now, shows `moment`.
     pub(crate) fn at(&self, moment: SystemTime) -> Time {
-        let wall = Millis(self.source.wall_nanos() / NANOS);
+        let wall = Millis(self.source.wall().time.0);
         let moment = moment.duration_since(UNIX_EPOCH).map_or(Millis(0), Millis::from);
         self.next().saturating_add(moment).saturating_sub(wall)
     }
 }
 
 impl Source {
-    /// What both clocks show at the same moment. A thread that is interrupted between the two
-    /// readings reads them again: a clock that is behind by the interruption would store times that
-    /// are early for the next run.
-    fn wall_and_elapsed(&self) -> (u64, u64) {
+    /// What all clocks show at the same moment. A thread that is interrupted between two readings
+    /// reads them again: a clock that is behind by the interruption would store times that are
+    /// early for the next run.
+    fn moment(&self) -> Moment {
         const SOON: u64 = 10_000;
-        let mut best = (u64::MAX, 0, 0);
+        let mut best: Option<(u64, Moment)> = None;
         for _ in 0..10 {
-            let before = self.elapsed_nanos();
-            let wall = self.wall_nanos();
-            let elapsed = self.elapsed_nanos();
-            best = best.min((elapsed.saturating_sub(before), wall, elapsed));
-            if best.0 <= SOON {
+            let before = self.boot_nanos();
+            let (wall, coarse) = (self.wall(), self.monotonic_nanos());
+            let boot = self.boot_nanos();
+            let took = boot.saturating_sub(before);
+            if best.is_none_or(|(least, _)| took < least) {
+                best = Some((took, Moment { wall, boot, coarse }));
+            }
+            if took <= SOON {
                 break;
             }
         }
-        (best.1, best.2)
+        best.expect("there was at least one").1
     }
 
-    fn wall_nanos(&self) -> u64 {
+    fn wall(&self) -> Wall {
         match self {
             Self::System => {
                 #[expect(clippy::disallowed_methods, reason = "this is the clock")]
                 let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+                let time = Time(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+                Wall { time, fraction: u64::from(since.subsec_nanos()) % NANOS }
             }
-            // Relaxed here and below: a test that sets the clock orders its own steps.
             #[cfg(feature = "fault-injection")]
-            Self::Manual(clock) => clock.wall.load(Ordering::Relaxed).saturating_mul(NANOS),
+            Self::Manual(clock) => Wall { time: clock.wall(), fraction: 0 },
         }
     }
 
-    fn elapsed_nanos(&self) -> u64 {
+    fn boot_nanos(&self) -> u64 {
         match self {
-            Self::System => monotonic(false),
+            Self::System => system::boot(),
             #[cfg(feature = "fault-injection")]
-            Self::Manual(clock) => clock.elapsed.load(Ordering::Relaxed) * NANOS,
+            Self::Manual(clock) => clock.elapsed().0.saturating_mul(NANOS),
         }
     }
 
-    fn coarse_nanos(&self) -> u64 {
+    fn monotonic_nanos(&self) -> u64 {
         match self {
-            Self::System => monotonic(true),
+            Self::System => system::monotonic(),
             #[cfg(feature = "fault-injection")]
-            Self::Manual(clock) => clock.elapsed.load(Ordering::Relaxed) * NANOS,
+            Self::Manual(clock) => clock.elapsed().0.saturating_mul(NANOS),
+        }
+    }
+
+    /// The wall clock and the monotonic one, each up to a tick behind.
+    #[inline]
+    fn coarse_nanos(&self) -> (u64, u64) {
+        match self {
+            Self::System => system::coarse(),
+            #[cfg(feature = "fault-injection")]
+            Self::Manual(_) => (self.wall().nanos(), self.monotonic_nanos()),
         }
     }
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn monotonic(is_coarse: bool) -> u64 {
+mod system {
+    use super::NANOS;
     use rustix::time::{ClockId, clock_gettime};
-    let clock = if is_coarse { ClockId::MonotonicCoarse } else { ClockId::Monotonic };
-    let now = clock_gettime(clock);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1000 * NANOS + u64::try_from(now.tv_nsec).unwrap_or(0)
+
+    #[inline]
+    fn read(clock: ClockId) -> u64 {
+        let now = clock_gettime(clock);
+        let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+        seconds.wrapping_mul(1000 * NANOS).wrapping_add(u64::try_from(now.tv_nsec).unwrap_or(0))
+    }
+
+    pub(super) fn boot() -> u64 {
+        read(ClockId::Boottime)
+    }
+
+    pub(super) fn monotonic() -> u64 {
+        read(ClockId::Monotonic)
+    }
+
+    #[inline]
+    pub(super) fn coarse() -> (u64, u64) {
+        (read(ClockId::RealtimeCoarse), read(ClockId::MonotonicCoarse))
+    }
 }
 
+/// Systems whose clock of instants is the only one that the standard library has; there the coarse
+/// clocks are the precise ones.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn monotonic(_is_coarse: bool) -> u64 {
-    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    let since = now().saturating_duration_since(*START.get_or_init(now));
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-}
+mod system {
+    use super::{Instant, Source, now};
 
-/// A clock that stands still until a test advances it, for tests of delays, leases and expiry. Give
-/// it to [`Options::clock`](crate::Options::clock). Calls that wait still wait by the real clock.
-///
-/// ```
-/// use keepq::{Message, Queue, fault::ManualClock};
-/// use std::{sync::Arc, time::{Duration, UNIX_EPOCH}};
-/// # let dir = tempfile::tempdir()?;
-/// let clock = Arc::new(ManualClock::new(UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
-/// let queue = Queue::options().clock(clock.clone()).open(dir.path().join("orders"))?;
-/// queue.push(Message::new("later").delay(Duration::from_secs(60)))?;
-/// clock.advance(Duration::from_millis(59_999));
-/// assert!(queue.pop()?.is_none());
-/// clock.advance(Duration::from_millis(1));
-/// assert!(queue.pop()?.is_some());
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[cfg(feature = "fault-injection")]
-#[derive(Debug)]
-pub struct ManualClock {
-    wall: AtomicU64,
-    elapsed: AtomicU64,
-}
-
-#[cfg(feature = "fault-injection")]
-impl ManualClock {
-    /// A clock that shows `wall` until it is advanced or set.
-    #[must_use]
-    pub fn new(wall: SystemTime) -> Self {
-        let clock = Self { wall: AtomicU64::new(0), elapsed: AtomicU64::new(1) };
-        clock.set_wall(wall);
-        clock
+    pub(super) fn boot() -> u64 {
+        static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+        let since = now().saturating_duration_since(*START.get_or_init(now));
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Lets time pass, in whole milliseconds.
-    pub fn advance(&self, time: Duration) {
-        let span = Millis::from(time);
-        self.wall.fetch_add(span.0, Ordering::Relaxed);
-        self.elapsed.fetch_add(span.0, Ordering::Relaxed);
+    pub(super) fn monotonic() -> u64 {
+        boot()
     }
 
-    /// Sets the wall clock, as an administrator would: no time passes.
-    pub fn set_wall(&self, wall: SystemTime) {
-        let since = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.wall.store(Millis::from(since).0, Ordering::Relaxed);
+    pub(super) fn coarse() -> (u64, u64) {
+        (Source::System.wall().nanos(), boot())
     }
 }
 
@@ -237,11 +359,17 @@ impl ManualClock {
 mod tests {
     use super::*;
 
+    fn moment(wall: u64, boot: u64) -> Moment {
+        let wall = Wall { time: Time(wall / NANOS), fraction: wall % NANOS };
+        Moment { wall, boot, coarse: boot }
+    }
+
     /// Each run starts at another part of a millisecond, and perhaps after a reboot. With clocks
     /// that were rounded on their own, a message could come a millisecond before its time then.
     #[test]
     fn no_run_is_ahead_of_the_one_that_stored_a_time() {
-        let start = |wall, elapsed| Clock::start_at(Source::System, wall, elapsed, Time::ZERO);
+        let start =
+            |wall, boot| Clock::start_at(Source::System, moment(wall, boot), KnownTime::default());
         let parts = || (0..NANOS).step_by(111_111);
         let walls = parts().map(|part| 1_700_000_000 * 1000 * NANOS + part);
         for (wall, part) in walls.flat_map(|wall| parts().map(move |part| (wall, part))) {
@@ -249,7 +377,8 @@ mod tests {
             for later in parts().map(|part| 3 * NANOS + part) {
                 // What `next` and `at` make of it: not before 5 ms from here.
                 let moment = (wall + later) / NANOS + 5;
-                let due = first.time(part + later).0 + 1 + moment - (wall + later) / NANOS;
+                let due =
+                    first.time(part + later, first.zero).0 + 1 + moment - (wall + later) / NANOS;
                 assert!(due == moment || due == moment + 1, "{due} {moment}");
                 let due = Time(due);
                 for again in parts() {
@@ -257,7 +386,10 @@ mod tests {
                     let second = start(wall, elapsed);
                     for now in (0..7 * NANOS).step_by(99_999) {
                         let is_early = (wall + now) / NANOS < moment;
-                        assert!(!is_early || second.time(elapsed + now) < due, "{wall} {now}");
+                        assert!(
+                            !is_early || second.time(elapsed + now, second.zero) < due,
+                            "{wall} {now}"
+                        );
                     }
                 }
             }
@@ -266,33 +398,59 @@ mod tests {
 
     #[test]
     fn the_coarse_clock_is_behind_by_a_tick_at_most() {
-        let clock = Clock::start(Source::System, Time::ZERO);
+        let clock = Clock::start(Source::System, KnownTime::default());
         for _ in 0..2000 {
             let (coarse, now) = (clock.coarse(), clock.now());
             assert!(coarse <= now && now <= clock.coarse() + TICK, "{coarse:?} {now:?}");
         }
         assert!(clock.is_past(clock.start_time()));
         assert!(!clock.is_past(clock.now() + Millis(3_600_000)));
+        assert!(!clock.has_step());
+    }
+
+    /// While the system is suspended, the coarse clock stands still and the others go on.
+    #[test]
+    fn time_goes_on_while_the_system_is_suspended() {
+        let hours = |hours: u64| hours * 3_600_000 * NANOS;
+        let moment = Moment { coarse: hours(5), ..moment(hours(100), hours(9)) };
+        let clock = Clock::start_at(Source::System, moment, KnownTime::default());
+        let time = |boot| clock.time(boot, clock.zero);
+        assert_eq!((time(hours(9)), time(hours(17))), (Time(360_000_000), Time(388_800_000)));
+        let coarse_zero = clock.coarse_zero.load(Ordering::Relaxed);
+        assert_eq!(clock.time(hours(5), coarse_zero), Time(360_000_000));
+        assert_eq!(clock.time(hours(4), coarse_zero), Time(360_000_000), "not before the start");
     }
 
     #[cfg(feature = "fault-injection")]
     #[test]
-    fn a_wall_clock_that_is_set_does_not_matter() {
+    fn a_wall_clock_that_is_set_changes_the_shift_alone() {
         let day = Duration::from_secs(86_400);
         let days = |days: u32| Time::ZERO + (days * day).into();
         let manual = Arc::new(ManualClock::new(UNIX_EPOCH + 10 * day));
-        let start = || Clock::start(Source::Manual(Arc::clone(&manual)), Time::ZERO);
-        let clock = start();
-        assert_eq!(clock.now(), days(10));
+        let start = |known| Clock::start(Source::Manual(Arc::clone(&manual)), known);
+        let clock = start(KnownTime::default());
+        assert_eq!((clock.now(), clock.shift()), (days(10), Shift(0)));
         manual.advance(day);
+        assert!(!clock.has_step());
         manual.set_wall(UNIX_EPOCH + 2 * day);
-        assert_eq!(clock.now(), days(11));
+        assert!(clock.has_step());
+        assert_eq!((clock.now(), clock.coarse()), (days(11), days(11)));
+        assert_eq!(clock.now().utc(clock.shift()), days(2));
         assert_eq!(clock.at(UNIX_EPOCH + 3 * day), days(12), "a day from now");
         assert_eq!(clock.at(UNIX_EPOCH), days(9));
-        assert_eq!(start().now(), days(2));
-        let source = Source::Manual(Arc::clone(&manual));
-        assert_eq!(Clock::start(source, Time(5)).now(), days(2));
-        let source = Source::Manual(manual);
-        assert_eq!(Clock::start(source, days(7)).now(), days(7), "never goes back");
+        clock.note_shift(clock.shift());
+        assert!(!clock.has_step());
+        // The next run goes on from there, and the time in between counts.
+        let known = KnownTime { time: clock.now(), shift: clock.shift() };
+        manual.advance(2 * day);
+        let next = start(known);
+        assert_eq!((next.now(), next.shift(), next.has_step()), (days(13), known.shift, false));
+        // Nothing is known: it is the wall clock's time.
+        assert_eq!(start(KnownTime::default()).now(), days(4));
+        // Set back while nobody ran: not before the newest time.
+        manual.set_wall(UNIX_EPOCH + day);
+        let set_back = start(known);
+        assert_eq!((set_back.now(), set_back.has_step()), (days(11), true));
+        assert_eq!(set_back.now().utc(set_back.shift()), days(1));
     }
 }

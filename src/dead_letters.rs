@@ -56,7 +56,7 @@ impl Mover {
     /// The number in `dead/` of a message that an earlier run moved there: a crash may have undone
     /// what is known of it here.
     fn known_there(&self, message: &DyingMessage) -> Option<u64> {
-        self.earlier.get(&(message.place.seq, message.pushed_at)).copied()
+        self.earlier.get(&(message.place.seq, message.pushed_at.utc())).copied()
     }
 }
 
@@ -370,9 +370,10 @@ impl DeadLetters {
         };
         let (seq, attempts) = (place.seq, place.attempts);
         let death = &message.death;
-        let guess = || self.guess_cause(&header, &body, pushed_at, attempts);
+        let guess = || self.guess_cause(&header, &body, pushed_at.time, attempts);
         let cause = death.cause.unwrap_or_else(guess).encode();
         let reason = death.reason.as_deref().unwrap_or("");
+        let pushed_at = pushed_at.utc();
         let origin = Some(Origin { seq, pushed_at, attempts, cause, reason });
         let (start, payload) = body.split_at(payload_start);
         let draft = carried_over(start, &Notes { origin, ..Notes::default() }, payload)?;

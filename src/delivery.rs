@@ -62,10 +62,9 @@ impl Delivery {
         self.taken.attempts > 1
     }
 
-    /// When the message was pushed, to within about 10 ms. This is never earlier than the time of a
-    /// message that was pushed before. The queue's clock starts with the wall clock's time at open,
-    /// or with the time of the newest message if that is later, and runs evenly from there. It does
-    /// not matter if the wall clock is set meanwhile.
+    /// When the message was pushed: what the wall clock showed then, to within half a second, and
+    /// to within about 10 ms if nobody has set that clock since the queue was opened. If the clock
+    /// was set back, a later message may have an earlier time.
     #[must_use]
     pub fn pushed_at(&self) -> SystemTime {
         SystemTime::from(self.taken.pushed_at)

@@ -50,6 +50,8 @@ impl OpenQueue {
         {
             letters.open_if_any()?;
         }
+        // Or else the time of a short run would not count if it is killed.
+        open.engine.note_clock_without_background();
         if open.engine.options().background {
             open.start(&worker)?;
         }
@@ -163,6 +165,7 @@ impl OpenQueue {
     #[inline]
     pub(crate) fn work_without_background(&self) {
         self.engine.sync_surplus();
+        self.engine.note_clock_without_background();
         let context = self.engine.context();
         if let Some(letters) = &self.dead_letters
             && !context.worker.is_running()

@@ -38,7 +38,7 @@ impl Peeked {
     /// When the message was pushed: see [`Delivery::pushed_at`](crate::Delivery::pushed_at).
     #[must_use]
     pub fn pushed_at(&self) -> SystemTime {
-        SystemTime::from(self.viewed.pushed_at)
+        SystemTime::from(self.viewed.pushed_at.utc())
     }
 
     /// The earliest time at which the message will be handed out; `None` if that is now.

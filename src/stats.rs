@@ -1,6 +1,7 @@
 //! Numbers about an open queue.
 
 use crate::distribution::Distribution;
+use crate::seq::Seq;
 use std::time::Duration;
 
 /// What was done with messages since open. This one list is counted under the lock, and is shown as
@@ -50,6 +51,8 @@ pub struct Stats {
     pub(crate) failed_pushes: u64,
     pub(crate) counts: Counts,
     pub(crate) lost: u64,
+    pub(crate) floor: u64,
+    pub(crate) cursor: u64,
     pub(crate) segments: u64,
     pub(crate) segment_bytes: u64,
     pub(crate) disk_bytes: u64,
@@ -205,6 +208,19 @@ impl Stats {
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost
+    }
+
+    /// Every message below this number is settled, as far as keepq has looked: how far consumers
+    /// are. It may be behind, and never ahead. CHECKPOINT notes it, and a reopen begins there.
+    #[must_use]
+    pub fn floor(&self) -> Seq {
+        Seq(self.floor)
+    }
+
+    /// No message from this number on was handed out in this run.
+    #[must_use]
+    pub fn cursor(&self) -> Seq {
+        Seq(self.cursor)
     }
 
     /// Messages that were about to be handed out although their state said that they were settled,

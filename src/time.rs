@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use std::ops::Add;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// A moment: milliseconds since 1970 UTC, as the queue's clock counts them.
+/// A moment: milliseconds since 1970 UTC, as the queue's clock counts them. That is UTC as long as
+/// nobody sets the system's clock: see [`Shift`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Time(pub(crate) u64);
@@ -13,7 +14,59 @@ pub(crate) struct Time(pub(crate) u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
 pub(crate) struct Millis(pub(crate) u64);
 
+/// How far the time line of a queue is ahead of UTC, in milliseconds. The line goes on as time
+/// passes, also where the system's clock is set: then the shift changes.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Shift(pub(crate) i64);
+
+impl Shift {
+    /// How far `time` is ahead of `utc`.
+    pub(crate) fn between(time: Time, utc: Time) -> Self {
+        Self(time.0.wrapping_sub(utc.0).cast_signed())
+    }
+
+    /// How far it is from another one.
+    pub(crate) fn distance(self, other: Self) -> Millis {
+        Millis(self.0.abs_diff(other.0))
+    }
+}
+
+/// The newest time that a disk knows, and how far the queue's time was ahead of UTC then.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct KnownTime {
+    pub(crate) time: Time,
+    pub(crate) shift: Shift,
+}
+
+/// When a message was pushed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct PushTime {
+    pub(crate) time: Time,
+    /// How far that is ahead of UTC.
+    pub(crate) shift: Shift,
+}
+
+impl PushTime {
+    /// What a clock showed then that was set to UTC.
+    pub(crate) fn utc(self) -> Time {
+        self.time.utc(self.shift)
+    }
+}
+
 impl Time {
+    /// What a clock showed at this moment that was set to UTC.
+    #[inline]
+    pub(crate) fn utc(self, shift: Shift) -> Self {
+        Self(self.0.saturating_add_signed(shift.0.saturating_neg()))
+    }
+
+    /// The moment at which such a clock showed this.
+    #[inline]
+    pub(crate) fn of_utc(self, shift: Shift) -> Self {
+        Self(self.0.saturating_add_signed(shift.0))
+    }
+
     /// The beginning of 1970, which is past.
     pub(crate) const ZERO: Self = Self(0);
 

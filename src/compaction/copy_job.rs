@@ -302,6 +302,7 @@ mod tests {
             size,
             seq_limit: 100,
             sources: 0,
+            clock_shift: crate::time::Shift::default(),
         }
     }
 

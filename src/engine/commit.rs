@@ -166,7 +166,7 @@ impl Commit {
             return self.context.health.check(true).and(Err(error));
         }
         // What is synced to a file that nobody finds again is not kept.
-        if self.appender.check_files().is_err() {
+        if self.appender.unsealed().check_files(&self.context).is_err() {
             return self.context.health.check(true);
         }
         self.finish_round(&round);

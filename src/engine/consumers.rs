@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::format::address::Ordinal;
 use crate::format::extension::{self, Verified};
 use crate::leases::Ticket;
-use crate::time::{Millis, Time};
+use crate::time::{Millis, PushTime, Time};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,6 +42,7 @@ pub(crate) struct Consumers {
 pub(crate) struct Taken {
     pub(crate) key: LeaseKey,
     pub(crate) attempts: u32,
+    /// In UTC.
     pub(crate) pushed_at: Time,
     pub(crate) body: Vec<u8>,
     pub(crate) payload_start: usize,
@@ -267,9 +268,10 @@ impl Consumers {
         }
         let Leased { ticket, seq, attempts, pushed_at, is_sample, .. } = leased;
         if is_sample {
-            self.measure(ticket, pushed_at);
+            self.measure(ticket, pushed_at.time);
         }
         let key = LeaseKey { ticket, seq, is_sample };
+        let pushed_at = pushed_at.utc();
         Ok(Some(Taken { key, attempts, pushed_at, body, payload_start }))
     }
 
@@ -294,7 +296,7 @@ impl Consumers {
 
     /// Whether a message with a time is not to be handed out: it has expired, or is not yet due.
     fn pass_over_in_time(&self, leased: &Leased, body: &[u8]) -> Result<bool> {
-        let Leased { header, pushed_at, .. } = *leased;
+        let Leased { header, pushed_at: PushTime { time: pushed_at, .. }, .. } = *leased;
         let clock = &self.context.clock;
         let now = leased.now.unwrap_or_else(|| clock.coarse());
         let own = header.flags.has_extensions().then(|| extension::notes(body));

@@ -106,7 +106,7 @@ impl DyingMessages {
         let ledger = dispatch.ledger_mut();
         let Some(found) = look_up(ledger, seq)? else { return Ok(false) };
         let track = ledger.backlog().track_at(found.spot.at);
-        if found.header.pushed_at(track.base_time()) != pushed_at {
+        if track.segment().push_time(&found.header, track.base_time()).utc() != pushed_at {
             return Ok(false);
         }
         let whereabouts = ledger.whereabouts_of(&found)?;

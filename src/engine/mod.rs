@@ -148,7 +148,7 @@ impl Engine {
         let had_dead_letters = log.has_dead_letters && options.dead_letters;
         merge_replaced(&log)?;
         setting.space.set(setting.bytes_of(&log, &options), log.unusable_bytes);
-        let clock = Arc::new(Clock::start(options.clock.clone(), log.newest_time));
+        let clock = Arc::new(Clock::start(options.clock.clone(), log.known_time));
         let run = Run { start_time: clock.start_time(), first_seq: log.next_seq };
         let waiters = Arc::new(Waiters::beside(setting.space.room()));
         let health = Health::new(Arc::clone(&waiters));
@@ -232,7 +232,7 @@ impl Engine {
     /// the first error.
     pub(crate) fn sync(&self) -> Result<()> {
         self.context.health.check(true)?;
-        self.appender.check_files()?;
+        self.appender.unsealed().check_files(&self.context)?;
         let tail = self.appender.finish_old_tail();
         let changes = self.dispatch.lock().backlog().change_count();
         let records = self.commit.wait_durable(self.published.newest());
@@ -268,7 +268,8 @@ impl Engine {
         }
         // What the next look has to be for is told again.
         self.dispatch.lock().forget_watch();
-        let timed = self.look_at_times();
+        let noted = self.reclaim.retirer().note_clock();
+        let timed = self.look_at_times().and(noted);
         if due.sync.is_some() {
             // The time that the worker watched is over: a push from here on asks again, also if
             // all is durable by now, and no round of syncs begins.
@@ -294,7 +295,6 @@ impl Engine {
     /// A sync of answers failed, or could not begin.
     fn sync_answers_again(&self) {
         self.dispatch.lock().ask_for_sync_again();
-        // In a poisoned queue it would fail for ever.
         if self.check_health().is_ok() {
             self.context.worker.sync_answers();
         }
@@ -373,8 +373,15 @@ impl Engine {
         self.context.waiters.wake_all();
     }
 
-    /// Syncs segments that only unsynced answers hold open, if there are too many of them, and the
-    /// background does not keep up or is off. To be called by threads that may wait for a disk.
+    /// Notes on the disk that the clock was set, where no background does.
+    pub(crate) fn note_clock_without_background(&self) {
+        if !self.context.clock.is_noted() && !self.context.worker.is_running() {
+            self.context.health.note_background(self.reclaim.retirer().note_clock());
+        }
+    }
+
+    /// Syncs segments that unsynced answers hold open, if there are too many, and no background
+    /// keeps up. To be called by threads that may wait for a disk.
     #[inline]
     pub(crate) fn sync_surplus(&self) {
         if self.context.surplus.take() {

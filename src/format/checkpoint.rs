@@ -5,7 +5,7 @@ use super::address::Ordinal;
 use super::bytes::{put, take, to_u64, u16_at, u32_at, u64_at};
 use super::checksum::crc32_of_both;
 use crate::ranges::Ranges;
-use crate::time::Time;
+use crate::time::{KnownTime, Time};
 use serde::{Deserialize, Serialize};
 
 const MAGIC: [u8; 8] = *b"keepqchk";
@@ -35,6 +35,30 @@ pub(crate) struct Checkpoint {
     pub(crate) newest_time: Time,
     /// No ordinal from this one on had been given to a segment.
     pub(crate) next_ordinal: Ordinal,
+    /// What later versions of format 1 added to the end of the body.
+    #[serde(skip)]
+    pub(crate) added: Added,
+}
+
+/// What a body has at its end that was not there from the first.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct Added {
+    /// When the clock was last seen to be set, on the time line of the queue, and how far that is
+    /// ahead of UTC since then.
+    pub(crate) clock: KnownTime,
+    pub(crate) offset: ConsumerOffset,
+}
+
+/// How far consumers are: a hint.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct ConsumerOffset {
+    /// Every Seq below this one is settled.
+    pub(crate) floor: u64,
+    /// No Seq from this one on was handed out.
+    pub(crate) cursor: u64,
+    /// The segment that has the message `floor`, and its index there; no segment if there is none.
+    pub(crate) ordinal: Ordinal,
+    pub(crate) index: u32,
 }
 
 /// A segment in the list.
@@ -59,6 +83,16 @@ impl Checkpoint {
     /// Whether this segment had been made, and let go, when the list was written.
     pub(crate) fn let_go(&self, ordinal: Ordinal) -> bool {
         ordinal < self.next_ordinal && !self.segments.iter().any(|listed| listed.ordinal == ordinal)
+    }
+
+    /// Whether this one says the same, but for how far consumers are.
+    pub(crate) fn says_the_same(&self, other: &Self) -> bool {
+        let numbers = |of: &Self| {
+            (of.epoch, of.watermark, of.seq_limit, of.accounted, of.newest_time, of.next_ordinal)
+        };
+        numbers(self) == numbers(other)
+            && (self.queue_id, self.added.clock) == (other.queue_id, other.added.clock)
+            && (&self.segments, &self.unaccounted) == (&other.segments, &other.unaccounted)
     }
 
     /// The largest ordinal in the list.
@@ -86,7 +120,9 @@ impl Checkpoint {
     }
 
     pub(crate) fn encode(&self, generation: u64) -> Vec<u8> {
-        let body = postcard::to_stdvec(self).expect("plain numbers encode into a growing Vec");
+        let plain = "plain numbers encode into a growing Vec";
+        let mut body = postcard::to_stdvec(self).expect(plain);
+        body.extend(postcard::to_stdvec(&self.added).expect(plain));
         let len = u32::try_from(body.len()).expect("a list of segments is far below 4 GiB");
         let mut out = vec![0; HEADER];
         put(&mut out, 0, MAGIC);
@@ -112,9 +148,13 @@ impl Checkpoint {
         if crc32_of_both(&from[..CHECK], body) != u32_at(from, CHECK) {
             return DecodedCheckpoint::Invalid;
         }
-        match (u16_at(from, VERSION), postcard::take_from_bytes(body)) {
+        match (u16_at(from, VERSION), postcard::take_from_bytes::<Self>(body)) {
             (version, _) if version > FORMAT_VERSION => DecodedCheckpoint::Newer(version),
-            (_, Ok((checkpoint, _))) => {
+            (_, Ok((checkpoint, rest))) => {
+                // A body that ends before has none of it.
+                let added = postcard::take_from_bytes(rest)
+                    .map_or_else(|_| Added::default(), |(added, _)| added);
+                let checkpoint = Self { added, ..checkpoint };
                 DecodedCheckpoint::Valid { generation: u64_at(from, GENERATION), checkpoint }
             }
             (_, Err(_)) => DecodedCheckpoint::Invalid,
@@ -125,6 +165,7 @@ impl Checkpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::time::Shift;
     use proptest::prelude::*;
 
     fn checkpoint() -> Checkpoint {
@@ -144,6 +185,10 @@ mod tests {
             unaccounted,
             newest_time: Time(1_700_000_000_000),
             next_ordinal: Ordinal(6),
+            added: Added {
+                clock: KnownTime { time: Time(7), shift: Shift(-8) },
+                offset: ConsumerOffset { floor: 9, cursor: 10, ordinal: Ordinal(11), index: 12 },
+            },
         }
     }
 
@@ -160,6 +205,25 @@ mod tests {
         }
         let let_go = |ordinal| checkpoint().let_go(Ordinal(ordinal));
         assert!(let_go(3) && !let_go(2) && !let_go(6));
+    }
+
+    /// Bodies that were written before something was added to their end, and after it.
+    #[test]
+    fn a_body_may_end_before_what_was_added() {
+        let bytes = checkpoint().encode(9);
+        let with_body = |len: usize| {
+            let mut bytes = bytes[..len].to_vec();
+            let body_len = u32::try_from(len - HEADER).unwrap();
+            put(&mut bytes, BODY_LEN, body_len.to_le_bytes());
+            let check = crc32_of_both(&bytes[..CHECK], &bytes[HEADER..]);
+            put(&mut bytes, CHECK, check.to_le_bytes());
+            Checkpoint::decode(&bytes)
+        };
+        let added = postcard::to_stdvec(&checkpoint().added).unwrap().len();
+        let checkpoint = Checkpoint { added: Added::default(), ..checkpoint() };
+        let old = DecodedCheckpoint::Valid { generation: 9, checkpoint };
+        assert_eq!(with_body(bytes.len() - added), old);
+        assert_eq!(with_body(bytes.len() - 1), old, "half of it");
     }
 
     proptest! {

@@ -4,7 +4,7 @@ use super::address::{Offset, Ordinal};
 use super::bytes::{high_u32, low_u32, put, take, to_u64, u16_at, u32_at, u64_at};
 use super::checksum::{CHECKSUM_ID, Key, crc32};
 use super::{FORMAT_VERSION, PAGE, SECTOR, number, record, slot};
-use crate::time::Time;
+use crate::time::{Shift, Time};
 
 const MAGIC: [u8; 8] = *b"keepqseg";
 
@@ -22,10 +22,12 @@ const EPOCH: usize = GENERATION + 8;
 const SIZE: usize = EPOCH + 8;
 const SEQ_LIMIT: usize = SIZE + 8;
 const SOURCES: usize = SEQ_LIMIT + 8;
+const CLOCK_SHIFT: usize = SOURCES + 8;
 const CHECK: usize = 508;
 /// Bytes of an encoded header: one sector.
 pub(crate) const HEADER: usize = 512;
-const _: () = assert!(EPOCH + 8 == IDENTITY + 48 && SOURCES + 4 <= CHECK && CHECK + 4 == HEADER);
+const _: () =
+    assert!(EPOCH + 8 == IDENTITY + 48 && CLOCK_SHIFT + 8 <= CHECK && CHECK + 4 == HEADER);
 
 /// Offset of the first record.
 pub(crate) const RECORDS_START: Offset = Offset(PAGE);
@@ -49,6 +51,10 @@ const _: () = assert!(SOURCES_LEN <= 2560 && SOURCES_PLACE + 2560 == PAGE);
 
 const SEAL_RUN_ENDED: u32 = 1;
 
+/// Optional feature: the times of the segment are not UTC, and its header says how far they are
+/// from that.
+const HAS_CLOCK_SHIFT: u64 = 1;
+
 /// What a segment is, fixed before it gets its name.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct SegmentHeader {
@@ -61,6 +67,8 @@ pub(crate) struct SegmentHeader {
     pub(crate) seq_limit: u64,
     /// How many segments it was made from: 0 unless it is compacted.
     pub(crate) sources: u32,
+    /// How far its times are ahead of UTC.
+    pub(crate) clock_shift: Shift,
 }
 
 /// What the first bytes of a header page turn out to be.
@@ -83,7 +91,8 @@ impl SegmentHeader {
         put(&mut out, CHECKSUM, [CHECKSUM_ID]);
         put(&mut out, GROUPS, [1]);
         put(&mut out, REQUIRED, 0u64.to_le_bytes());
-        put(&mut out, OPTIONAL, 0u64.to_le_bytes());
+        let optional = if self.clock_shift == Shift::default() { 0 } else { HAS_CLOCK_SHIFT };
+        put(&mut out, OPTIONAL, optional.to_le_bytes());
         put(&mut out, QUEUE_ID, self.queue_id);
         put(&mut out, ORDINAL, self.ordinal.0.to_le_bytes());
         put(&mut out, PREDECESSOR, self.predecessor.0.to_le_bytes());
@@ -92,6 +101,7 @@ impl SegmentHeader {
         put(&mut out, SIZE, self.size.to_le_bytes());
         put(&mut out, SEQ_LIMIT, self.seq_limit.to_le_bytes());
         put(&mut out, SOURCES, self.sources.to_le_bytes());
+        put(&mut out, CLOCK_SHIFT, self.clock_shift.0.to_le_bytes());
         let check = crc32(&out[..CHECK]);
         put(&mut out, CHECK, check.to_le_bytes());
         out
@@ -123,6 +133,7 @@ impl SegmentHeader {
             size: u64_at(from, SIZE),
             seq_limit: u64_at(from, SEQ_LIMIT),
             sources: u32_at(from, SOURCES),
+            clock_shift: Shift(u64_at(from, CLOCK_SHIFT).cast_signed()),
         })
     }
 
@@ -268,6 +279,7 @@ mod tests {
             size: 1 << 20,
             seq_limit: 1000,
             sources: 2,
+            clock_shift: Shift(-5),
         }
     }
 

@@ -25,7 +25,7 @@ use crate::format::slot::{SLOT, Slot, StoredDelay};
 use crate::format::{PAGE, name, number, record, slot};
 use crate::io::window::Window;
 use crate::io::{Access, Region, Storage, StorageFile, is_unreadable};
-use crate::time::Time;
+use crate::time::{PushTime, Time};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use waypoints::Waypoints;
@@ -234,6 +234,12 @@ impl Segment {
     /// Gives up what is held open, if nothing is mapped. The caller has synced all that was stored.
     pub(crate) fn release(&self) {
         self.file.release();
+    }
+
+    /// When the message with this header in it was pushed.
+    #[inline]
+    pub(crate) fn push_time(&self, header: &record::RecordHeader, base_time: Time) -> PushTime {
+        PushTime { time: header.pushed_at(base_time), shift: self.header.clock_shift }
     }
 
     /// Fails if its file was removed by somebody else.

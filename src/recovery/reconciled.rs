@@ -12,12 +12,12 @@ use super::part::Part;
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
 use crate::format::address::{Index, Ordinal};
-use crate::format::checkpoint::{Checkpoint, Listed};
+use crate::format::checkpoint::{Checkpoint, ConsumerOffset, Listed};
 use crate::format::name;
 use crate::log::Segment;
 use crate::ranges::Ranges;
 use crate::report::{DamageKind, RecoveryReport};
-use crate::time::Time;
+use crate::time::{KnownTime, Shift, Time};
 use std::collections::BTreeSet;
 
 /// What counts of a directory.
@@ -41,6 +41,10 @@ pub(crate) struct Log {
     pub(crate) seq_limit: u64,
     pub(crate) next_ordinal: Ordinal,
     pub(crate) newest_time: Time,
+    /// Where the clock of this run begins.
+    pub(crate) known_time: KnownTime,
+    /// How far consumers were: a hint.
+    pub(crate) offset: ConsumerOffset,
     /// In the order of the log.
     pub(crate) parts: Vec<Part>,
     /// Copies that have to be merged with their sources before anything else is done.
@@ -129,6 +133,8 @@ impl Reconciled {
             seq_limit,
             next_ordinal: found.next_ordinal(),
             newest_time,
+            known_time: KnownTime { time: newest_time, shift: newest_shift(&found, &parts) },
+            offset: found.checkpoint.as_ref().map(|known| known.added.offset).unwrap_or_default(),
             parts,
             replaced: found.replaced,
             leftovers: found.leftovers,
@@ -158,6 +164,18 @@ impl Log {
         });
         kept.filter(|kept| !kept.files.is_empty()).collect()
     }
+}
+
+/// How far the time line was ahead of UTC at the end: as the newest segment says, or CHECKPOINT, if
+/// the clock was set later than that began.
+fn newest_shift(found: &Found, parts: &[Part]) -> Shift {
+    let plain = parts.iter().filter(|part| part.segment.sources.is_none() && part.count > 0);
+    let newest = plain.max_by_key(|part| part.base_time);
+    let newest = newest.map(|part| (part.base_time, part.segment.header.clock_shift));
+    let known = found.checkpoint.as_ref().map(|known| known.added.clock);
+    let known = known.map(|known| (known.time, known.shift));
+    let latest = newest.into_iter().chain(known).max_by_key(|(time, _)| *time);
+    latest.map_or(Shift::default(), |(_, shift)| shift)
 }
 
 /// Numbers below `next_seq` that no part has and that were not settled: those that CHECKPOINT

@@ -75,6 +75,7 @@ mod golden;
 mod history;
 mod kill;
 mod lost_numbers;
+mod outside_clock;
 mod outside_disk;
 mod outside_files;
 mod poison;

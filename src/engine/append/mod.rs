@@ -6,10 +6,10 @@
 //! decides. Segments come from `prepare`.
 
 mod prepare;
-mod shrink;
+pub(crate) mod shrink;
 mod supply;
 
-use crate::time::{Millis, Time};
+use crate::time::{Millis, Shift, Time};
 pub(super) use supply::FIRST_SEGMENT;
 pub(crate) use supply::{Prepared, SupplyState};
 
@@ -217,9 +217,16 @@ impl Unsealed {
         if self.is_closed { Err(Error::Closed) } else { Ok(()) }
     }
 
-    /// Fails if the file that is pushed to was removed.
-    fn check_name(&self) -> std::io::Result<()> {
-        self.active.as_ref().map_or(Ok(()), |active| active.segment().check_name())
+    /// Fails if the directory, or the file that is pushed to, was removed by somebody else. Then
+    /// nothing that is in them can be kept, so no sync is believed any more.
+    #[cold]
+    pub(crate) fn check_files(&self, context: &Context) -> Result<()> {
+        let Context { storage, health, .. } = context;
+        let directory = storage.path("");
+        health.believe("find directory", &directory, storage.check_directory())?;
+        let Some(active) = &self.active else { return Ok(()) };
+        let segment = active.segment();
+        health.believe("find segment", &segment.path, segment.check_name())
     }
 
     /// Whether a next segment should be at hand: a quarter of the active one is used, or segments
@@ -288,7 +295,7 @@ impl Appender {
         if now >= unsealed.look_at {
             // Or else one that syncs nothing would not notice that they were removed.
             unsealed.look_at = now.saturating_add(LOOK_EVERY);
-            check_files(&self.context, &unsealed)?;
+            unsealed.check_files(&self.context)?;
         }
         self.check_count(unsealed.pushed(), need.records)?;
         let first_seq = unsealed.next_seq;
@@ -296,7 +303,7 @@ impl Appender {
         let Some(active) = &mut unsealed.active else { return Ok(Appended::NeedsSegment) };
         // What a failed write left behind the tail could be taken for the end of the log.
         active.erase_remains()?;
-        if !active.fits(need.bytes, need.records, now) {
+        if !can_go_to(active, need, now, self.context.clock.shift()) {
             return Ok(Appended::NeedsSegment);
         }
         active.append(drafts, unsynced, now)?;
@@ -328,11 +335,6 @@ impl Appender {
             self.context.worker.ask();
         }
         Ok(Appended::At(first_seq))
-    }
-
-    /// Fails if the directory, or the file that is pushed to, was removed by somebody else.
-    pub(crate) fn check_files(&self) -> Result<()> {
-        check_files(&self.context, &self.unsealed.lock())
     }
 
     /// Publishes messages that are placed. The guard is to be dropped outside of the lock.
@@ -401,7 +403,8 @@ impl Appender {
             let mut unsealed = self.unsealed.lock();
             unsealed.check_open()?;
             let now = unsealed.now(&self.context.clock);
-            let fits = |active: &Active| active.fits(need.bytes, need.records, now);
+            let shift = self.context.clock.shift();
+            let fits = |active: &Active| can_go_to(active, need, now, shift);
             if unsealed.active.as_ref().is_some_and(fits) {
                 return Ok(());
             }
@@ -455,13 +458,9 @@ impl Appender {
     }
 }
 
-/// Fails if the directory, or the file that is pushed to, was removed by somebody else. Then
-/// nothing that is in them can be kept, so no sync is believed any more.
-#[cold]
-fn check_files(context: &Context, unsealed: &Unsealed) -> Result<()> {
-    let Context { storage, health, .. } = context;
-    let directory = storage.path("");
-    health.believe("find directory", &directory, storage.check_directory())?;
-    let path = unsealed.active().map_or(directory, |active| active.segment().path.clone());
-    health.believe("find segment", &path, unsealed.check_name())
+/// Whether messages can go to this segment: it has room, and the clock was not set since it was
+/// made, so that its header says how far its times are ahead of UTC.
+#[inline]
+fn can_go_to(active: &Active, need: Need, now: Time, shift: Shift) -> bool {
+    active.segment().header.clock_shift == shift && active.fits(need.bytes, need.records, now)
 }

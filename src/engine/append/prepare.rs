@@ -16,6 +16,7 @@ use crate::log::{OnFailedSync, Segment};
 use crate::options::Durability;
 use crate::random;
 use crate::recovery::Part;
+use crate::time::Shift;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -25,15 +26,17 @@ impl Appender {
         let (bytes, records) = (need.segment_bytes(), need.records());
         if let Some(ready) = supply.ready.take() {
             let Segment { header, slot_limit, .. } = &*ready.segment;
-            if header.size >= bytes && u64::from(*slot_limit) >= records {
+            let has_room = header.size >= bytes && u64::from(*slot_limit) >= records;
+            if has_room && header.clock_shift == self.context.clock.shift() {
                 return Ok(ready);
             }
-            // Too small for this one message. It was never used, so nothing is lost with it.
+            // Too small for this one message, or made before the clock was set. It was never used,
+            // so nothing is lost with it.
             self.context.health.note_background(self.discard(supply, ready));
         }
         let prepared = self.prepare(supply, bytes)?;
         if prepared.segment.header.size <= FIRST_SEGMENT
-            && let Err(error) = self.warm_up(&prepared)
+            && let Err(error) = warm_up(&prepared, self.context.options.durability)
         {
             let error = prepared.segment.error("prepare segment", Offset::START, error);
             // The first error is the one to tell.
@@ -80,13 +83,9 @@ impl Appender {
         let segment = Segment::create(&*self.context.storage, header, &self.context.health)?;
         let prepared = self.map_prepared(supply, Arc::new(segment))?;
         supply.next_bytes = (supply.next_bytes * 2).min(self.context.options.segment_limit());
-        self.note_taken(size);
-        Ok(prepared)
-    }
-
-    fn note_taken(&self, bytes: u64) {
         // Relaxed: a number by itself.
-        self.taken_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.taken_bytes.fetch_add(size, Ordering::Relaxed);
+        Ok(prepared)
     }
 
     /// Takes room for a segment of `size` bytes, or else for one of at least `bytes`; returns the
@@ -141,17 +140,8 @@ impl Appender {
             size,
             seq_limit: supply.seq_limit,
             sources: 0,
+            clock_shift: self.context.clock.shift(),
         })
-    }
-
-    /// Makes stores into a prepared segment fast: pages resident, and, where the queue syncs,
-    /// extents written, so that a commit has no file system metadata to write.
-    fn warm_up(&self, prepared: &Prepared) -> std::io::Result<()> {
-        prepared.region.populate();
-        if self.context.options.durability == Durability::Os {
-            return Ok(());
-        }
-        prepared.segment.sync_unused()
     }
 
     /// Removes a prepared segment that was never used. If that fails, it is tried again with what
@@ -303,7 +293,8 @@ impl Appender {
             Ok(prepared) => prepared,
             Err(error) => return Some(Err(error)),
         };
-        self.note_taken(size);
+        // Relaxed: a number by itself.
+        self.taken_bytes.fetch_add(size, Ordering::Relaxed);
         supply.ready = Some(prepared.clone());
         drop(supply);
         Some(self.warm_up_ready(prepared))
@@ -312,7 +303,7 @@ impl Appender {
     /// Warms up a segment that a push may have taken meanwhile. While it holds no message, a failed
     /// sync costs only the file; after that it poisons the queue.
     fn warm_up_ready(&self, prepared: Prepared) -> Result<()> {
-        let Err(error) = self.warm_up(&prepared) else { return Ok(()) };
+        let Err(error) = warm_up(&prepared, self.context.options.durability) else { return Ok(()) };
         let Prepared { segment, region } = prepared;
         // Only the supply may keep it mapped: some systems remove no file that is.
         drop(region);
@@ -332,9 +323,10 @@ impl Appender {
         Err(segment.error("prepare segment", Offset::START, error))
     }
 
-    /// The header of a copy of this size; every CHECKPOINT lists it from here on.
-    pub(crate) fn begin_copy(&self, size: u64) -> Result<SegmentHeader> {
-        copy_header(&mut self.supply.lock(), size)
+    /// The header of a copy of this size; every CHECKPOINT lists it from here on. `clock_shift`: of
+    /// its sources.
+    pub(crate) fn begin_copy(&self, size: u64, clock_shift: Shift) -> Result<SegmentHeader> {
+        copy_header(&mut self.supply.lock(), size, clock_shift)
     }
 
     /// The copy counts, or is given up.
@@ -357,7 +349,7 @@ impl Appender {
 }
 
 /// The header of a compacted segment of this size, which belongs to no epoch of its own.
-fn copy_header(supply: &mut Supply, size: u64) -> Result<SegmentHeader> {
+fn copy_header(supply: &mut Supply, size: u64, clock_shift: Shift) -> Result<SegmentHeader> {
     supply.check_open()?;
     let ordinal = supply.next_ordinal;
     supply.next_ordinal = ordinal.next();
@@ -371,5 +363,13 @@ fn copy_header(supply: &mut Supply, size: u64) -> Result<SegmentHeader> {
         size,
         seq_limit: supply.seq_limit,
         sources: 0,
+        clock_shift,
     })
+}
+
+/// Makes stores into a prepared segment fast: pages resident, and, where the queue syncs, extents
+/// written, so that a commit has no file system metadata to write.
+fn warm_up(prepared: &Prepared, durability: Durability) -> std::io::Result<()> {
+    prepared.region.populate();
+    if durability == Durability::Os { Ok(()) } else { prepared.segment.sync_unused() }
 }

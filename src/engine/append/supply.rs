@@ -13,6 +13,12 @@ use std::sync::Arc;
 /// The first segment of a run; each next one is twice as large, up to `segment_bytes`.
 pub(crate) const FIRST_SEGMENT: u64 = 1 << 20;
 
+/// A queue that is idle and empty keeps no segment that is larger.
+pub(super) const LARGEST_IDLE: u64 = 512 << 10;
+
+/// What takes the place of a larger one.
+pub(super) const IDLE_SEGMENT: u64 = 256 << 10;
+
 /// A segment that can be pushed to at once.
 #[derive(Clone, Debug)]
 pub(crate) struct Prepared {

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::format::address::Offset;
 use crate::format::record::RecordHeader;
 use crate::log::sealed::Mapped;
-use crate::time::Time;
+use crate::time::PushTime;
 use std::sync::Arc;
 
 /// Bodies up to this size are copied under the lock.
@@ -30,8 +30,8 @@ impl Body {
     }
 
     /// When a message that was found in this segment was pushed, and where its bytes are.
-    pub(crate) fn of_found(track: &Track, found: &FoundMessage) -> Result<(Time, Self)> {
-        let pushed_at = found.header.pushed_at(track.base_time());
+    pub(crate) fn of_found(track: &Track, found: &FoundMessage) -> Result<(PushTime, Self)> {
+        let pushed_at = track.segment().push_time(&found.header, track.base_time());
         Ok((pushed_at, Self::of(track.map()?, &found.header, found.place.offset)))
     }
 

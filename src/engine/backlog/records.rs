@@ -251,6 +251,15 @@ impl Records {
         self.mapped.take()
     }
 
+    /// The first index below which all are settled, as far as a step of the search finds out. Maps
+    /// nothing for it.
+    pub(super) fn look_for_floor(&self, published: u64) -> Index {
+        if self.is_mapped() {
+            self.oldest(published);
+        }
+        self.floor.get()
+    }
+
     /// A step of the search for the oldest message that is not settled. Goes on from where it last
     /// was.
     pub(crate) fn oldest(&self, published: u64) -> Search {

@@ -7,6 +7,7 @@ use super::map_numbers::MapNumbers;
 use super::track::Track;
 use crate::format::address::Ordinal;
 use crate::format::bytes::to_u64;
+use crate::format::checkpoint::ConsumerOffset;
 use crate::format::segment::Seal;
 use crate::log::Segment;
 use crate::log::merge::CopySource;
@@ -134,6 +135,19 @@ impl Tracks {
         let at = self.older().position(can_go)?;
         let track = self.0.remove(at)?;
         Some((Arc::clone(track.segment()), track.count().unwrap_or(0)))
+    }
+
+    /// Where the first message is that may be unsettled, as far as is known. `cursor`: no message
+    /// from this number on was handed out. `published`: the newest message.
+    pub(crate) fn consumer_offset(&self, cursor: u64, published: u64) -> ConsumerOffset {
+        let first = self.0.iter().find(|track| !track.is_done());
+        let Some(first) = first else {
+            return ConsumerOffset { floor: cursor, cursor, ..ConsumerOffset::default() };
+        };
+        let index = first.records().look_for_floor(published).0;
+        // A lower bound, where Seqs have gaps.
+        let floor = first.first_seq().saturating_add(index.into());
+        ConsumerOffset { floor, cursor, ordinal: first.ordinal(), index }
     }
 
     /// Bytes of the file of the newest segment.

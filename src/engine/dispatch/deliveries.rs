@@ -108,7 +108,7 @@ impl Deliveries {
         let Place { seq, attempts, offset, .. } = place;
         let state = (unsettled_state(&place), attempts);
         let track = self.ledger.backlog_mut().store_found(spot, state, offset)?;
-        let pushed_at = header.pushed_at(track.base_time());
+        let pushed_at = track.segment().push_time(&header, track.base_time());
         track.note_leased();
         let body = Body::of(track.map()?, &header, offset);
         let counts = self.ledger.counts_mut();
@@ -409,7 +409,7 @@ impl Deliveries {
             return Ok(false);
         }
         let Some((spot, place)) = self.take_back_unseen(leased)? else { return Ok(true) };
-        let given = due.since(leased.pushed_at);
+        let given = due.since(leased.pushed_at.time);
         self.ledger.places_mut().schedule_mut().put(due, place.seq);
         let released = Place { attempts: place.attempts - 1, ..place };
         let delayed = self.ledger.store_delay(spot, place.seq, Delay { due, given });

@@ -8,7 +8,7 @@ use crate::engine::backlog::Body;
 use crate::format::bytes::to_u64;
 use crate::format::record::RecordHeader;
 use crate::leases::Place;
-use crate::time::Time;
+use crate::time::PushTime;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, Range};
 
@@ -44,7 +44,7 @@ pub(crate) struct Death {
 pub(crate) struct DyingMessage {
     pub(crate) place: Place,
     pub(crate) header: RecordHeader,
-    pub(crate) pushed_at: Time,
+    pub(crate) pushed_at: PushTime,
     pub(crate) body: Body,
     pub(crate) death: Death,
 }

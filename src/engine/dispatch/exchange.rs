@@ -5,7 +5,7 @@ use crate::format::address::Offset;
 use crate::format::record::RecordHeader;
 use crate::format::slot::State;
 use crate::leases::{Place, Ticket};
-use crate::time::Time;
+use crate::time::{PushTime, Time};
 use std::time::Duration;
 
 /// A message that can be leased.
@@ -50,7 +50,7 @@ pub(crate) struct Leased {
     pub(crate) seq: u64,
     pub(crate) attempts: u32,
     pub(crate) offset: Offset,
-    pub(crate) pushed_at: Time,
+    pub(crate) pushed_at: PushTime,
     pub(crate) body: Body,
     pub(crate) header: RecordHeader,
     /// How long things take is measured with this one.

@@ -6,7 +6,7 @@ use super::policy::Policy;
 use crate::engine::backlog::{Body, FoundMessage};
 use crate::error::Result;
 use crate::format::extension::Verified;
-use crate::time::Time;
+use crate::time::{PushTime, Time};
 use std::sync::atomic::{Ordering, fence};
 
 /// The message at the front, to be looked at outside of the lock.
@@ -14,7 +14,7 @@ use std::sync::atomic::{Ordering, fence};
 pub(crate) struct FrontMessage {
     next: Next,
     body: Body,
-    pushed_at: Time,
+    pushed_at: PushTime,
 }
 
 /// What a look at the front gives.
@@ -92,7 +92,7 @@ impl FrontMessage {
             Verified::Damaged => FrontState::Damaged,
             Verified::Newer => FrontState::Newer,
             Verified::Payload(_) => {
-                FrontState::Whole { expires: policy.expires_at(header, &body, self.pushed_at) }
+                FrontState::Whole { expires: policy.expires_at(header, &body, self.pushed_at.time) }
             }
         }
     }

@@ -12,6 +12,7 @@ use super::news::News;
 use super::places::{Places, TakenOut, Whereabouts};
 use super::policy::Policy;
 use crate::clock::Clock;
+use crate::engine::backlog::cursor::Cursor;
 use crate::engine::backlog::settled_count::Recount;
 use crate::engine::backlog::track::Stored;
 use crate::engine::backlog::{Backlog, FoundMessage, Spot};
@@ -54,9 +55,10 @@ impl Ledger {
     pub(super) fn new(log: &Log, context: &Context, published: &Arc<Published>) -> Self {
         let Context { options, run, clock, waiters, .. } = context;
         let most_maps = usize::try_from(options.open_segments).unwrap_or(usize::MAX);
+        let backlog = Backlog::new(log, *run, most_maps);
         Self {
-            backlog: Backlog::new(log, *run, most_maps),
-            places: Places::new(),
+            places: Places::new(Cursor::hinted(backlog.tracks(), log.offset)),
+            backlog,
             expiry: Expiry::new(options, !log.parts.is_empty()),
             counts: Counts::default(),
             policy: Policy::of(options),
@@ -77,7 +79,7 @@ impl Ledger {
     /// Gives up maps and all that is known of messages.
     pub(super) fn clear(&mut self) {
         self.backlog.clear();
-        self.places = Places::new();
+        self.places = Places::new(Cursor::START);
     }
 
     /// # Errors
@@ -86,6 +88,11 @@ impl Ledger {
     #[inline]
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.is_closed { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// The newest message.
+    pub(super) fn newest(&self) -> u64 {
+        self.published.newest()
     }
 
     #[inline]

@@ -21,6 +21,7 @@ mod policy;
 pub(super) mod purge;
 pub(super) mod repair;
 
+use crate::format::checkpoint::ConsumerOffset;
 use crate::time::Time;
 pub(crate) use deliveries::Deliveries;
 pub(crate) use dying::{Cause, Death, DyingMessage};
@@ -257,6 +258,12 @@ impl Dispatch {
     pub(super) fn begin_sync(&mut self) -> (u64, Vec<Arc<Segment>>) {
         self.has_asked_for_sync = false;
         self.backlog_mut().begin_sync()
+    }
+
+    /// How far consumers are. What is below its floor is settled.
+    pub(crate) fn consumer_offset(&self) -> ConsumerOffset {
+        let cursor = self.ledger().places().cursor().seq();
+        self.backlog().tracks().consumer_offset(cursor, self.ledger().newest())
     }
 
     /// A sync of answers failed, or could not begin: the worker has to be asked again.

@@ -54,9 +54,9 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(cursor: Cursor) -> Self {
         Self {
-            cursor: Cursor::START,
+            cursor,
             returned: BTreeMap::new(),
             schedule: Schedule::default(),
             untold: BTreeMap::new(),

@@ -25,6 +25,7 @@ impl Inspect {
         drop(unsealed);
         let (live_bytes, dead_bytes) = live_and_dead_bytes(&dispatch, published, used);
         let now = self.context.clock.now();
+        let offset = dispatch.consumer_offset();
         let tracks = dispatch.backlog().tracks();
         let Others { dead_letters, failed_pushes, push_time } = *others;
         let space = &self.context.space;
@@ -39,6 +40,8 @@ impl Inspect {
             failed_pushes,
             counts: *dispatch.ledger().counts(),
             lost: dispatch.backlog().losses().count(),
+            floor: offset.floor,
+            cursor: offset.cursor.max(offset.floor),
             segments: to_u64(tracks.len()),
             segment_bytes: tracks.iter().map(Track::size).sum(),
             disk_bytes: space.used(),

@@ -26,7 +26,7 @@ use crate::format::record;
 use crate::format::slot::State;
 use crate::format::standing::Standing;
 use crate::seq::Seq;
-use crate::time::Time;
+use crate::time::{PushTime, Time};
 use std::sync::Arc;
 
 /// Messages looked at under one lock.
@@ -56,7 +56,7 @@ pub(crate) struct Others {
 pub(crate) struct Viewed {
     pub(crate) seq: u64,
     pub(crate) attempts: u32,
-    pub(crate) pushed_at: Time,
+    pub(crate) pushed_at: PushTime,
     pub(crate) body: Vec<u8>,
     pub(crate) payload_start: usize,
     /// Not handed out before this.
@@ -97,7 +97,7 @@ struct Unverified {
     seq: u64,
     attempts: u32,
     due: Option<Time>,
-    pushed_at: Time,
+    pushed_at: PushTime,
     header: record::RecordHeader,
     offset: Offset,
     body: Body,
@@ -221,7 +221,7 @@ impl Inspect {
             return None;
         }
         let viewed = view(&mut unverified)?;
-        let expires = policy.expires_at(&header, &viewed.body, viewed.pushed_at);
+        let expires = policy.expires_at(&header, &viewed.body, viewed.pushed_at.time);
         let is_over = expires.is_some_and(|time| self.context.clock.is_past(time));
         let is_undue = self.due_by_record(&header, &viewed).is_some();
         (!is_over && !is_undue).then_some(viewed)
@@ -235,7 +235,7 @@ impl Inspect {
             return None;
         }
         let start_time = self.context.run.is_old(seq).then_some(self.context.run.start_time);
-        let due = Policy::due_by_record(&extension::notes(body), pushed_at, start_time);
+        let due = Policy::due_by_record(&extension::notes(body), pushed_at.time, start_time);
         due.filter(|&due| !self.context.clock.is_past(due))
     }
 
@@ -264,7 +264,7 @@ impl Inspect {
             seq,
             attempts: known.attempts,
             due: known.due,
-            pushed_at: header.pushed_at(known.base_time),
+            pushed_at: mapped.segment.push_time(&header, known.base_time),
             header,
             offset,
             body: Body::In(known.mapped),
@@ -317,7 +317,8 @@ impl Inspect {
                     let policy = *self.dispatch.lock().ledger().policy();
                     let header = unverified.header;
                     let fresh = view(&mut unverified).filter(|viewed| {
-                        let expires = policy.expires_at(&header, &viewed.body, viewed.pushed_at);
+                        let expires =
+                            policy.expires_at(&header, &viewed.body, viewed.pushed_at.time);
                         expires.is_none_or(|time| !self.context.clock.is_past(time))
                     });
                     fresh.map(|viewed| {

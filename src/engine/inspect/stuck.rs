@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::format::standing::Run;
 use crate::seq::Seq;
 use crate::stuck::{MessageState, Stuck};
-use crate::time::Time;
+use crate::time::{Shift, Time};
 use std::path::PathBuf;
 
 /// What is the same for all segments of one look.
@@ -73,6 +73,7 @@ struct Seen {
     attempts: u32,
     state: MessageState,
     base_time: Time,
+    clock_shift: Shift,
     path: PathBuf,
     messages: u64,
     live_bytes: u64,
@@ -89,7 +90,7 @@ impl Seen {
         let Self { seq, attempts, state, path, messages, live_bytes, held_bytes, .. } = self;
         Some(Stuck {
             seq: Seq(seq),
-            pushed_at: pushed_at.into(),
+            pushed_at: pushed_at.utc(self.clock_shift).into(),
             age: now.time.since(pushed_at).into(),
             attempts,
             state,
@@ -133,6 +134,7 @@ fn look_from(dispatch: &Dispatch, from: u64, now: Now) -> Result<StuckStep> {
         attempts: status.slot.attempts,
         state,
         base_time: track.base_time(),
+        clock_shift: track.segment().header.clock_shift,
         path: track.segment().path.clone(),
         messages: track.unsettled(published),
         live_bytes,

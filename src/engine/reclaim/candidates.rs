@@ -26,9 +26,13 @@ pub(super) fn of(
     let ordinals = dispatch.backlog().tracks().iter().map(Track::ordinal);
     let unfinished: BTreeSet<_> =
         ordinals.filter(|&ordinal| dispatch.is_unfinished(ordinal)).collect();
+    // Times that are shifted by other amounts cannot be in one copy.
+    let mut last_shift = None;
     let tracks = dispatch.backlog_mut().tracks_mut().iter_mut().enumerate();
     let candidates = tracks.map(|(at, track)| {
         let size = track.size();
+        let shift = Some(track.segment().header.clock_shift);
+        let is_shifted = std::mem::replace(&mut last_shift, shift) != shift;
         let is_free = at < newest
             && track.can_be_copied()
             && !unfinished.contains(&track.ordinal())
@@ -50,7 +54,8 @@ pub(super) fn of(
             Trigger::Requested => true,
             Trigger::NewRun => size <= FIRST_SEGMENT,
         };
-        Candidate { size, record_bytes, records, is_free, starts: track.copying().starts_copy() }
+        let starts = is_shifted || track.copying().starts_copy();
+        Candidate { size, record_bytes, records, is_free, starts }
     });
     candidates.collect()
 }

@@ -33,7 +33,7 @@ use crate::format::bytes::to_u64;
 use crate::format::name;
 use crate::log::copy::{CopyWriter, Finished};
 use crate::log::merge::CopySource;
-use crate::time::{Millis, Time};
+use crate::time::{Millis, Shift, Time};
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -322,12 +322,15 @@ impl Compactor {
         let size = CopyJob::size_for(choice);
         let most = u32::try_from(choice.records).unwrap_or(u32::MAX);
         let base_time = sources.iter().map(|source| source.base_time).min().unwrap_or_default();
-        let copy = match self.create_copy(size, most, base_time) {
+        // The plan has none with another shift among them.
+        let shift = sources.first().map(|source| source.segment.header.clock_shift);
+        let times = (base_time, shift.unwrap_or_default());
+        let copy = match self.create_copy(size, most, times) {
             // Here is what the segment that is kept ready can be given up for.
             Err(Error::Full { .. } | Error::StorageFull { .. })
                 if self.appender.give_up_ready() =>
             {
-                self.create_copy(size, most, base_time)
+                self.create_copy(size, most, times)
             }
             copy => copy,
         };
@@ -337,9 +340,14 @@ impl Compactor {
         })
     }
 
-    fn create_copy(&self, size: u64, most: u32, base_time: Time) -> Result<CopyWriter> {
+    fn create_copy(
+        &self,
+        size: u64,
+        most: u32,
+        (base_time, clock_shift): (Time, Shift),
+    ) -> Result<CopyWriter> {
         self.context.space.take_scratch(size)?;
-        let header = self.appender.begin_copy(size);
+        let header = self.appender.begin_copy(size, clock_shift);
         let copy = header
             .and_then(|header| CopyWriter::create(&*self.context.storage, header, most, base_time));
         copy.inspect_err(|_| {

@@ -13,6 +13,7 @@ mod retire;
 mod switch;
 mod upkeep;
 
+use super::append::shrink::Shrinker;
 use super::append::{Appender, FIRST_SEGMENT};
 use super::backlog::track::Track;
 use super::commit::Commit;
@@ -147,7 +148,7 @@ impl Reclaim {
             self.copy_once()?;
         }
         // What holds nothing unsettled does not keep a queue shut.
-        if !has_given_back() && self.appender.give_up_newest()? {
+        if !has_given_back() && Shrinker::new(&self.appender).give_up_newest()? {
             self.commit.sync_oldest_full()?;
             self.retirer.let_go(1)?;
         }
@@ -158,10 +159,11 @@ impl Reclaim {
     /// say.
     pub(crate) fn shrink_if_idle(&self) -> Result<()> {
         let Some(after) = self.context.options.shrink_after else { return Ok(()) };
-        if !self.appender.is_larger_than_idle() {
+        let shrinker = Shrinker::new(&self.appender);
+        if !shrinker.is_larger_than_idle() {
             return Ok(());
         }
-        if self.appender.idle_time() >= after.into() && self.appender.shrink()? {
+        if shrinker.idle_time() >= after.into() && shrinker.shrink()? {
             self.context.worker.ask();
         } else {
             // It was not idle for so long, or its newest messages wait.

@@ -15,7 +15,7 @@ use crate::engine::space::CHECKPOINT_ROOM;
 use crate::error::{Error, Result};
 use crate::format::address::Ordinal;
 use crate::format::bytes::to_u64;
-use crate::format::checkpoint::{Checkpoint, Listed};
+use crate::format::checkpoint::{Added, Checkpoint, Listed};
 use crate::format::name;
 use crate::log::Segment;
 use crate::recovery::{Leftover, Log};
@@ -317,8 +317,21 @@ impl Retirer {
             let synced = file.sync(&*self.context.storage, &checkpoint);
             let path = self.context.storage.path(name::CHECKPOINT);
             self.context.health.believe("sync checkpoint", &path, synced)?;
+            self.context.clock.note_shift(checkpoint.added.clock.shift);
         }
         Ok(())
+    }
+
+    /// Notes on the disk that the clock was set, if it was: the next run has to know.
+    pub(crate) fn note_clock(&self) -> Result<()> {
+        if !self.context.clock.has_step() {
+            return Ok(());
+        }
+        let mut upkeep = self.upkeep.lock();
+        if upkeep.is_closed() || self.context.health.check(false).is_err() {
+            return Ok(());
+        }
+        self.write_checkpoint(&mut upkeep).inspect_err(|_| self.context.retry_upkeep())
     }
 
     /// `unusable`: files that do not say what they hold. They are not in the log, and stay.
@@ -346,6 +359,7 @@ impl Retirer {
             span => listed.first_seq + span - 1,
         });
         let durable = self.commit.durable();
+        let offset = dispatch.consumer_offset();
         Checkpoint {
             queue_id: supply.queue_id,
             epoch: supply.epoch,
@@ -358,6 +372,7 @@ impl Retirer {
             unaccounted: backlog.losses().unaccounted().clone(),
             newest_time,
             next_ordinal: supply.next_ordinal,
+            added: Added { clock: self.context.clock.known(), offset },
         }
     }
 

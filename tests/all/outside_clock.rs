@@ -1,0 +1,289 @@
+//! Clocks that are set, and clocks that stand still.
+//!
+//! A board without a battery boots in 1970, and NTP sets its clock while the queue is open; a clock
+//! is set back while nobody runs; a laptop sleeps. All of it was met in public reports: delays were
+//! over at once or never, messages expired that were new, and times were wrong for ever.
+
+use keepq::fault::{ManualClock, MemoryStorage};
+use keepq::{Durability, Expired, Message, Options, Queue};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+const YEAR: Duration = Duration::from_secs(365 * 86_400);
+
+fn year(year: u32) -> SystemTime {
+    UNIX_EPOCH + (year - 1970) * YEAR
+}
+
+/// A disk that outlives its runs, and its clocks.
+struct Board {
+    storage: MemoryStorage,
+    clock: Arc<ManualClock>,
+}
+
+impl Board {
+    fn at(wall: SystemTime) -> Self {
+        Self { storage: MemoryStorage::new(), clock: Arc::new(ManualClock::new(wall)) }
+    }
+
+    fn options(&self) -> Options {
+        use keepq::fault::Storage;
+        let storage = self.storage.directory("q").unwrap();
+        let options = Queue::options().storage(storage).clock(self.clock.clone());
+        options.background(false).segment_bytes(65_536).durability(Durability::Os)
+    }
+
+    fn open(&self) -> Queue {
+        self.options().open("q").unwrap()
+    }
+
+    /// The same disk after a kill, and the same clocks.
+    fn killed(self) -> Self {
+        Self { storage: self.storage.killed(), clock: self.clock }
+    }
+}
+
+fn pop(queue: &Queue) -> Option<String> {
+    let job = queue.pop().unwrap()?;
+    let payload = String::from_utf8(job.to_vec()).unwrap();
+    job.ack().unwrap();
+    Some(payload)
+}
+
+/// After the clock was set forward and a restart, an hour's delay was over at once, and what may
+/// live a day was dropped: stored times were those of the run's own time line.
+#[test]
+fn a_clock_that_is_set_forward_ends_no_delay() {
+    for is_killed in [false, true] {
+        for pushes_after in [false, true] {
+            let board = Board::at(year(1970) + 20 * SECOND);
+            let queue = board.open();
+            queue.push(Message::new("delayed").delay(HOUR)).unwrap();
+            queue.push(Message::new("lives").ttl(DAY)).unwrap();
+            queue.push("put off").unwrap();
+            let job = queue.pop_batch(2).unwrap();
+            for job in job {
+                if &job[..] == b"put off" {
+                    job.nack_after(HOUR).unwrap();
+                } else {
+                    job.release().unwrap();
+                }
+            }
+            board.clock.advance(5 * SECOND);
+            board.clock.set_wall(year(2026));
+            if pushes_after {
+                queue.push(Message::new("second").delay(2 * HOUR)).unwrap();
+            } else {
+                // A look is enough to notice.
+                assert!(queue.pop().unwrap().is_some());
+            }
+            let board = if is_killed {
+                std::mem::forget(queue);
+                board.killed()
+            } else {
+                queue.close().unwrap();
+                board
+            };
+            board.clock.advance(30 * MINUTE);
+            let queue = board.open();
+            let context = format!("killed {is_killed}, pushes {pushes_after}");
+            assert_eq!(pop(&queue).as_deref(), Some("lives"), "{context}");
+            assert_eq!(pop(&queue), None, "{context}");
+            queue.close().unwrap();
+            // The time in which nobody ran counts, too.
+            board.clock.advance(30 * MINUTE);
+            let queue = board.open();
+            let mut due = [pop(&queue).unwrap(), pop(&queue).unwrap()];
+            due.sort();
+            assert_eq!(due, ["delayed", "put off"], "{context}");
+            assert_eq!(pop(&queue), None);
+            board.clock.advance(HOUR);
+            assert_eq!(pop(&queue).as_deref(), pushes_after.then_some("second"), "{context}");
+        }
+    }
+}
+
+/// A clock that was set back while nobody ran: a delay of ten minutes took a day of short runs,
+/// because the time in each of them was forgotten.
+#[test]
+fn a_clock_that_is_set_back_makes_no_delay_longer() {
+    for is_killed in [false, true] {
+        let mut board = Board::at(year(2026));
+        let queue = board.open();
+        queue.push(Message::new("soon").delay(10 * MINUTE)).unwrap();
+        queue.close().unwrap();
+        board.clock.set_wall(year(2026) - DAY);
+        // Runs of a minute, without a push.
+        let mut minutes = 0;
+        loop {
+            let queue = board.open();
+            if pop(&queue).is_some() {
+                break;
+            }
+            board.clock.advance(MINUTE);
+            minutes += 1;
+            assert!(minutes <= 10, "{is_killed}");
+            if is_killed {
+                std::mem::forget(queue);
+                board = board.killed();
+            } else {
+                queue.close().unwrap();
+            }
+        }
+        assert_eq!(minutes, 10, "{is_killed}");
+    }
+}
+
+/// The same while the queue is open.
+#[test]
+fn a_clock_that_is_set_back_under_an_open_queue_makes_no_delay_longer() {
+    let board = Board::at(year(2026));
+    let queue = board.open();
+    queue.push(Message::new("soon").delay(10 * MINUTE)).unwrap();
+    board.clock.set_wall(year(2000));
+    board.clock.advance(4 * MINUTE);
+    assert_eq!(pop(&queue), None);
+    queue.push(Message::new("later").delay(10 * MINUTE)).unwrap();
+    queue.close().unwrap();
+    // Nobody runs for five minutes, which counts.
+    board.clock.advance(5 * MINUTE);
+    let queue = board.open();
+    assert_eq!(pop(&queue), None);
+    board.clock.advance(MINUTE);
+    assert_eq!(pop(&queue).as_deref(), Some("soon"));
+    board.clock.advance(3 * MINUTE);
+    assert_eq!(pop(&queue), None);
+    board.clock.advance(MINUTE);
+    assert_eq!(pop(&queue).as_deref(), Some("later"));
+}
+
+/// After one run in the year 9500, every later message was pushed in the year 9500.
+#[test]
+fn the_time_of_a_push_is_what_the_clock_showed() {
+    let board = Board::at(year(9500));
+    let queue = board.open();
+    queue.push("far away").unwrap();
+    queue.push("dies there").unwrap();
+    queue.close().unwrap();
+    board.clock.set_wall(year(2026));
+    for number in 0..5 {
+        let queue = board.open();
+        queue.push(format!("push {number}")).unwrap();
+        board.clock.advance(HOUR);
+        if number == 2 {
+            queue.compact().unwrap();
+        }
+        queue.close().unwrap();
+    }
+    let queue = board.open();
+    let times: Vec<SystemTime> =
+        (&queue).into_iter().map(|message| message.unwrap().pushed_at()).collect();
+    let mut expected = vec![year(9500), year(9500)];
+    expected.extend((0..5).map(|number| year(2026) + number * HOUR));
+    assert_eq!(times, expected);
+    // Dead letters tell it, too, and are matched by it.
+    let jobs = queue.pop_batch(7).unwrap();
+    assert_eq!(jobs[0].pushed_at(), year(9500));
+    for job in jobs {
+        job.reject("no").unwrap();
+    }
+    queue.close().unwrap();
+    let queue = board.open();
+    let dead = queue.dead_letters().unwrap();
+    let letters = dead.pop_batch(9).unwrap();
+    let told: Vec<SystemTime> =
+        letters.iter().map(|letter| letter.dead_letter().unwrap().pushed_at()).collect();
+    assert_eq!(told, expected);
+    assert_eq!(queue.len(), 0);
+}
+
+/// Nothing expires early, and nothing that is over is handed out, whatever the clock is set to.
+#[test]
+fn what_expires_does_so_by_the_time_that_passed() {
+    for (before, after) in [(1970, 2026), (2026, 1999), (9500, 2026), (2026, 2027)] {
+        for restarts in [false, true] {
+            let board = Board::at(year(before) + DAY);
+            let open = || {
+                let options = board.options().message_ttl(2 * HOUR).expired(Expired::Drop);
+                options.open("q").unwrap()
+            };
+            let mut queue = open();
+            queue.push("by the option").unwrap();
+            queue.push(Message::new("by itself").ttl(HOUR)).unwrap();
+            board.clock.set_wall(year(after));
+            assert!(queue.peek().unwrap().is_some());
+            board.clock.advance(30 * MINUTE);
+            if restarts {
+                queue.close().unwrap();
+                board.clock.advance(29 * MINUTE);
+                queue = open();
+            } else {
+                board.clock.advance(29 * MINUTE);
+            }
+            let both = queue.pop_batch(9).unwrap();
+            assert_eq!(both.len(), 2, "{before} {after} {restarts}");
+            for job in both {
+                job.release().unwrap();
+            }
+            board.clock.advance(2 * MINUTE);
+            let one = queue.pop_batch(9).unwrap();
+            assert_eq!(one.len(), 1, "{before} {after} {restarts}");
+            assert_eq!(&one[0][..], b"by the option");
+            for job in one {
+                job.release().unwrap();
+            }
+            board.clock.advance(HOUR);
+            assert_eq!(queue.pop_batch(9).unwrap().len(), 0, "{before} {after} {restarts}");
+        }
+    }
+}
+
+/// A time of the wall clock is the time at which it shows that, as it was set at the push.
+#[test]
+fn a_moment_is_one_of_the_clock_as_it_is_set() {
+    let board = Board::at(year(1970) + DAY);
+    let queue = board.open();
+    queue.push("first").unwrap();
+    board.clock.set_wall(year(2026));
+    queue.push(Message::new("at noon").deliver_at(year(2026) + 12 * HOUR)).unwrap();
+    assert_eq!(pop(&queue).as_deref(), Some("first"));
+    board.clock.advance(11 * HOUR + 59 * MINUTE + 59 * SECOND);
+    assert_eq!(pop(&queue), None);
+    queue.close().unwrap();
+    let queue = board.open();
+    assert_eq!(pop(&queue), None);
+    board.clock.advance(SECOND + Duration::from_millis(1));
+    assert_eq!(pop(&queue).as_deref(), Some("at noon"));
+}
+
+/// Where consumers are is noted beside the segments, and shown.
+#[test]
+fn how_far_consumers_are_outlives_the_run() {
+    let board = Board::at(year(2026));
+    let queue = board.open();
+    for number in 0..300 {
+        queue.push(format!("{number:0>300}")).unwrap();
+    }
+    assert_eq!((queue.stats().floor(), queue.stats().cursor()), (1.into(), 1.into()));
+    let mut jobs = queue.pop_batch(100).unwrap();
+    let held = jobs.split_off(90);
+    queue.ack_batch(jobs).unwrap();
+    assert_eq!(queue.stats().cursor(), 101.into());
+    // It may be one behind.
+    let floor = u64::from(queue.stats().floor());
+    assert!((90..=91).contains(&floor), "{floor}");
+    drop(held);
+    queue.close().unwrap();
+    let queue = board.open();
+    let floor = u64::from(queue.stats().floor());
+    assert!(floor <= 91, "{floor}");
+    // What a consumer had and did not answer comes first.
+    let next = queue.pop_batch(20).unwrap();
+    let seqs: Vec<u64> = next.iter().map(|job| u64::from(job.seq())).collect();
+    assert_eq!(seqs, (91..=110).collect::<Vec<u64>>());
+    assert_eq!(next.iter().filter(|job| job.attempts() == 2).count(), 10);
+}
