@@ -9,6 +9,7 @@
 use crate::error::{Error, Result};
 use crate::format::bytes::to_u64;
 use crate::format::checkpoint::{Checkpoint, DecodedCheckpoint};
+use crate::format::limits::NUMBER_END;
 use crate::format::{PAGE, name};
 use crate::io::{Storage, StorageFile, is_unreadable};
 use crate::report::CheckpointState;
@@ -140,9 +141,12 @@ impl CheckpointFile {
     /// Writes a checkpoint; it is durable after [`CheckpointFile::sync`].
     pub(crate) fn write(&mut self, storage: &dyn Storage, checkpoint: &Checkpoint) -> Result<()> {
         let wrap = |error| Error::io("write checkpoint", &storage.path(name::CHECKPOINT), 0, error);
-        let bytes = checkpoint.encode(self.generation + 1);
+        // At the end of generations, they begin again in a file of their own.
+        let is_last = self.generation + 1 >= NUMBER_END;
+        let generation = if is_last { 1 } else { self.generation + 1 };
+        let bytes = checkpoint.encode(generation);
         match &self.file {
-            Some(file) if to_u64(bytes.len()) <= file.size() / 2 => {
+            Some(file) if !is_last && to_u64(bytes.len()) <= file.size() / 2 => {
                 let slot = 1 - self.newer;
                 self.slots[slot] = None;
                 file.write_at(to_u64(slot) * (file.size() / 2), &bytes).map_err(wrap)?;
@@ -155,7 +159,7 @@ impl CheckpointFile {
                 self.newer = 0;
             }
         }
-        self.generation += 1;
+        self.generation = generation;
         Ok(())
     }
 

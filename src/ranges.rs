@@ -1,12 +1,14 @@
 //! A set of numbers, kept as ranges.
 
+use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// No more ranges than this are kept: beyond it, the oldest two become one that spans both.
 const KEPT: usize = 1000;
 
 /// A set of numbers as ranges, both ends included, in order; no two touch.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 pub(crate) struct Ranges(Vec<(u64, u64)>);
 
 impl Ranges {
@@ -20,16 +22,18 @@ impl Ranges {
         if first > last {
             return;
         }
-        let touches = |&(start, end): &(u64, u64)| {
-            start <= last.saturating_add(1) && first <= end.saturating_add(1)
-        };
-        let from = self.0.iter().position(touches);
-        let from = from.unwrap_or_else(|| self.0.partition_point(|&(start, _)| start < first));
-        let joined = self.0.iter().skip(from).take_while(|range| touches(range)).count();
-        let old = self.0.get(from..from + joined).unwrap_or_default();
+        // Those that touch it lie side by side.
+        let from = self.0.partition_point(|&(_, end)| end.saturating_add(1) < first);
+        let to = self.0.partition_point(|&(start, _)| start <= last.saturating_add(1));
+        let old = self.0.get(from..to).unwrap_or_default();
         let first = old.first().map_or(first, |&(start, _)| first.min(start));
         let last = old.last().map_or(last, |&(_, end)| last.max(end));
-        self.0.splice(from..from + joined, [(first, last)]);
+        self.0.splice(from..to, [(first, last)]);
+        self.shorten();
+    }
+
+    /// Keeps no more ranges than are kept.
+    fn shorten(&mut self) {
         if self.0.len() > KEPT {
             let (_, end) = self.0.remove(1);
             self.0[0].1 = end;
@@ -46,19 +50,56 @@ impl Ranges {
         if first > last {
             return;
         }
-        let old = std::mem::take(&mut self.0);
-        for (start, end) in old {
-            // What is left of this range on either side.
-            let before = first.checked_sub(1).map(|below| (start, end.min(below)));
-            let behind = last.checked_add(1).map(|above| (start.max(above), end));
-            let parts = [before, behind].into_iter().flatten();
-            self.0.extend(parts.filter(|(start, end)| start <= end));
-        }
+        let from = self.0.partition_point(|&(_, end)| end < first);
+        let to = self.0.partition_point(|&(start, _)| start <= last);
+        let old = self.0.get(from..to).unwrap_or_default();
+        // What is left of the first and the last one.
+        let before = old.first().filter(|&&(start, _)| start < first);
+        let before = before.map(|&(start, _)| (start, first - 1));
+        let behind = old.last().filter(|&&(_, end)| end > last);
+        let behind = behind.map(|&(_, end)| (last + 1, end));
+        self.0.splice(from..to, before.into_iter().chain(behind));
+        self.shorten();
     }
 
     pub(crate) fn contains(&self, number: u64) -> bool {
         let at = self.0.partition_point(|&(_, end)| end < number);
         self.0.get(at).is_some_and(|&(start, _)| start <= number)
+    }
+
+    /// The largest number in it.
+    pub(crate) fn last(&self) -> Option<u64> {
+        self.0.last().map(|&(_, end)| end)
+    }
+}
+
+/// However long the list says that it is, it takes no more memory than the ranges that are kept.
+/// They have to be in order, and without 0, which is no number: a list made of holes has many.
+impl<'de> Deserialize<'de> for Ranges {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(RangesVisitor)
+    }
+}
+
+struct RangesVisitor;
+
+impl<'de> Visitor<'de> for RangesVisitor {
+    type Value = Ranges;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ranges of numbers, in order")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Ranges, A::Error> {
+        let (mut ranges, mut before) = (Ranges::default(), 0);
+        while let Some((first, last)) = list.next_element::<(u64, u64)>()? {
+            if first <= before || last < first {
+                return Err(A::Error::custom("the ranges are not in order"));
+            }
+            ranges.insert(first, last);
+            before = last;
+        }
+        Ok(ranges)
     }
 }
 
@@ -101,5 +142,20 @@ mod tests {
         assert!(ranges.contains(5) && !ranges.contains(19_995));
         ranges.insert(u64::MAX - 1, u64::MAX);
         assert!(ranges.contains(u64::MAX));
+        (0..500).for_each(|n| ranges.remove(12_001 + 10 * n, 12_001 + 10 * n));
+        assert_eq!((ranges.0.len(), ranges.last()), (KEPT, Some(u64::MAX)));
+    }
+
+    /// A list that says that it has 2^32 ranges and has none, one of zeros, one that falls.
+    #[test]
+    fn a_list_takes_no_more_memory_than_what_is_kept() {
+        let read = |bytes: &[u8]| postcard::from_bytes::<Ranges>(bytes);
+        assert!(read(&[0xFF, 0xFF, 0xFF, 0xFF, 0x0F]).is_err());
+        assert!(read(&[2, 0, 0, 0, 0]).is_err() && read(&[2, 5, 6, 6, 7]).is_err());
+        assert!(read(&[1, 5, 4]).is_err());
+        let many: Vec<(u64, u64)> = (1..3000).map(|n| (10 * n, 10 * n + 3)).collect();
+        let many: Ranges = read(&postcard::to_stdvec(&many).unwrap()).unwrap();
+        assert_eq!((many.0.len(), many.last()), (KEPT, Some(29_993)));
+        assert_eq!(read(&postcard::to_stdvec(&many).unwrap()), Ok(many));
     }
 }

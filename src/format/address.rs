@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::ops::{Add, Sub};
 
 /// The number of a segment file, counted from 1: a larger one is a newer file, and no two files of
-/// a queue have the same. The limit that open checks is 2^62.
+/// a queue have the same.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Ordinal(pub(crate) u64);

@@ -4,9 +4,11 @@ use super::FORMAT_VERSION;
 use super::address::Ordinal;
 use super::bytes::{put, take, to_u64, u16_at, u32_at, u64_at};
 use super::checksum::crc32_of_both;
+use super::limits::{NUMBER_END, TIME_END, is_number};
 use crate::ranges::Ranges;
 use crate::time::{KnownTime, Time};
 use serde::{Deserialize, Serialize};
+use std::sync::OnceLock;
 
 const MAGIC: [u8; 8] = *b"keepqchk";
 const VERSION: usize = 8;
@@ -26,7 +28,7 @@ pub(crate) struct Checkpoint {
     pub(crate) watermark: u64,
     pub(crate) seq_limit: u64,
     /// Every segment there was, in the order of the log, then those being made.
-    pub(crate) segments: Vec<Listed>,
+    pub(crate) segments: ListedSegments,
     /// Every Seq up to here is in a listed segment, or was settled and let go, or is unaccounted.
     pub(crate) accounted: u64,
     /// Numbers that no listed segment has and that were not settled: never given out, or lost.
@@ -49,6 +51,16 @@ pub(crate) struct Added {
     pub(crate) offset: ConsumerOffset,
 }
 
+impl Added {
+    /// Whether its numbers keep to the limits of the format.
+    fn is_possible(&self) -> bool {
+        let Self { clock, offset } = self;
+        let numbers = [offset.floor, offset.cursor, offset.ordinal.0];
+        let has_times = clock.time.0 < TIME_END && clock.shift.0.unsigned_abs() < TIME_END;
+        has_times && numbers.iter().all(|&number| number < NUMBER_END)
+    }
+}
+
 /// How far consumers are: a hint.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub(crate) struct ConsumerOffset {
@@ -63,12 +75,70 @@ pub(crate) struct ConsumerOffset {
 
 /// A segment in the list.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "(u64, u64, u64)")]
 pub(crate) struct Listed {
     pub(crate) ordinal: Ordinal,
     /// 0 if it holds nothing.
     pub(crate) first_seq: u64,
     /// How many Seqs there are from its first to its last, 0 while in use.
     pub(crate) span: u64,
+}
+
+/// Its fields as they are stored. Looked at one by one, so that a list that is made of holes takes
+/// no memory.
+impl TryFrom<(u64, u64, u64)> for Listed {
+    type Error = &'static str;
+
+    fn try_from((ordinal, first_seq, span): (u64, u64, u64)) -> Result<Self, Self::Error> {
+        let is_possible = is_number(ordinal) && first_seq < NUMBER_END && span < NUMBER_END;
+        let listed = Self { ordinal: Ordinal(ordinal), first_seq, span };
+        if is_possible { Ok(listed) } else { Err("a number that no segment can have") }
+    }
+}
+
+/// A list of segments, in the order of the log.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct ListedSegments {
+    list: Vec<Listed>,
+    /// The same by their ordinals, once one was sought.
+    #[serde(skip)]
+    by_ordinal: OnceLock<Vec<Listed>>,
+}
+
+impl ListedSegments {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = &Listed> {
+        self.list.iter()
+    }
+
+    /// The segment with this ordinal.
+    pub(crate) fn of(&self, ordinal: Ordinal) -> Option<&Listed> {
+        let sorted = self.by_ordinal.get_or_init(|| {
+            let mut sorted = self.list.clone();
+            sorted.sort_by_key(|listed| listed.ordinal);
+            sorted
+        });
+        let at = sorted.binary_search_by_key(&ordinal, |listed| listed.ordinal).ok()?;
+        sorted.get(at)
+    }
+}
+
+impl PartialEq for ListedSegments {
+    fn eq(&self, other: &Self) -> bool {
+        self.list == other.list
+    }
+}
+
+impl Eq for ListedSegments {}
+
+impl From<Vec<Listed>> for ListedSegments {
+    fn from(list: Vec<Listed>) -> Self {
+        Self { list, by_ordinal: OnceLock::new() }
+    }
 }
 
 /// What the bytes of one slot turn out to be.
@@ -82,7 +152,7 @@ pub(crate) enum DecodedCheckpoint {
 impl Checkpoint {
     /// Whether this segment had been made, and let go, when the list was written.
     pub(crate) fn let_go(&self, ordinal: Ordinal) -> bool {
-        ordinal < self.next_ordinal && !self.segments.iter().any(|listed| listed.ordinal == ordinal)
+        ordinal < self.next_ordinal && self.segments.of(ordinal).is_none()
     }
 
     /// Whether this one says the same, but for how far consumers are.
@@ -103,6 +173,11 @@ impl Checkpoint {
     /// The segments that had records.
     pub(crate) fn used(&self) -> impl DoubleEndedIterator<Item = &Listed> {
         self.segments.iter().filter(|listed| listed.first_seq > 0)
+    }
+
+    /// The segment with this ordinal, if it is listed and had records.
+    pub(crate) fn used_segment(&self, ordinal: Ordinal) -> Option<&Listed> {
+        self.segments.of(ordinal).filter(|listed| listed.first_seq > 0)
     }
 
     /// The newest segment that had records.
@@ -151,13 +226,28 @@ impl Checkpoint {
         match (u16_at(from, VERSION), postcard::take_from_bytes::<Self>(body)) {
             (version, _) if version > FORMAT_VERSION => DecodedCheckpoint::Newer(version),
             (_, Ok((checkpoint, rest))) => {
-                // A body that ends before has none of it.
-                let added = postcard::take_from_bytes(rest)
-                    .map_or_else(|_| Added::default(), |(added, _)| added);
-                let checkpoint = Self { added, ..checkpoint };
-                DecodedCheckpoint::Valid { generation: u64_at(from, GENERATION), checkpoint }
+                // A body that ends before has none of it, and a hint that cannot be is none.
+                let added = postcard::take_from_bytes::<Added>(rest).ok();
+                let added = added.map(|(added, _)| added).filter(Added::is_possible);
+                let checkpoint = Self { added: added.unwrap_or_default(), ..checkpoint };
+                checkpoint.of_generation(u64_at(from, GENERATION))
             }
             (_, Err(_)) => DecodedCheckpoint::Invalid,
+        }
+    }
+
+    /// What was decoded, if its numbers keep to the limits of the format.
+    fn of_generation(self, generation: u64) -> DecodedCheckpoint {
+        let numbers = [generation, self.epoch, self.watermark, self.accounted];
+        let ends = [self.seq_limit, self.next_ordinal.0];
+        let is_possible = numbers.iter().all(|&number| number < NUMBER_END)
+            && ends.iter().all(|&end| end <= NUMBER_END)
+            && self.unaccounted.last().is_none_or(|last| last < NUMBER_END)
+            && self.newest_time.0 < TIME_END;
+        if is_possible {
+            DecodedCheckpoint::Valid { generation, checkpoint: self }
+        } else {
+            DecodedCheckpoint::Invalid
         }
     }
 }
@@ -180,7 +270,7 @@ mod tests {
             epoch: 2,
             watermark: 14,
             seq_limit: 100,
-            segments,
+            segments: segments.into(),
             accounted: 14,
             unaccounted,
             newest_time: Time(1_700_000_000_000),
@@ -224,6 +314,36 @@ mod tests {
         let old = DecodedCheckpoint::Valid { generation: 9, checkpoint };
         assert_eq!(with_body(bytes.len() - added), old);
         assert_eq!(with_body(bytes.len() - 1), old, "half of it");
+    }
+
+    #[test]
+    fn no_number_is_out_of_the_limits() {
+        let decoded = |change: &dyn Fn(&mut Checkpoint)| {
+            let mut checkpoint = checkpoint();
+            change(&mut checkpoint);
+            Checkpoint::decode(&checkpoint.encode(9)) != DecodedCheckpoint::Invalid
+        };
+        for (number, is_possible) in [(NUMBER_END - 1, true), (NUMBER_END, false)] {
+            let listed = |ordinal, first_seq, span| {
+                vec![Listed { ordinal: Ordinal(ordinal), first_seq, span }].into()
+            };
+            assert_eq!(decoded(&|it| it.epoch = number), is_possible);
+            assert_eq!(decoded(&|it| it.watermark = number), is_possible);
+            assert_eq!(decoded(&|it| it.accounted = number), is_possible);
+            assert_eq!(decoded(&|it| it.unaccounted.insert(9, number)), is_possible);
+            assert_eq!(decoded(&|it| it.segments = listed(number, 1, 1)), is_possible);
+            assert_eq!(decoded(&|it| it.segments = listed(1, number, 1)), is_possible);
+            assert_eq!(decoded(&|it| it.segments = listed(1, 1, number)), is_possible);
+            assert_eq!(decoded(&|it| it.seq_limit = number + 1), is_possible);
+            assert_eq!(decoded(&|it| it.next_ordinal = Ordinal(number + 1)), is_possible);
+            let bytes = checkpoint().encode(number);
+            let is_read = Checkpoint::decode(&bytes) != DecodedCheckpoint::Invalid;
+            assert_eq!(is_read, is_possible);
+        }
+        assert!(decoded(&|it| it.newest_time = Time(TIME_END - 1)));
+        assert!(!decoded(&|it| it.newest_time = Time(TIME_END)));
+        let nothing = || vec![Listed { ordinal: Ordinal::NONE, first_seq: 0, span: 0 }].into();
+        assert!(!decoded(&|it| it.segments = nothing()), "what a hole says");
     }
 
     proptest! {

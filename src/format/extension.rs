@@ -1,6 +1,7 @@
 //! Extensions of a record: tagged entries in its body, before the payload.
 
 use super::bytes::{to_u64, u32_at, u64_at};
+use super::limits::TIME_END;
 use crate::time::Time;
 
 /// A header that the user gave to the message: length of the name (1 byte), name, value.
@@ -166,8 +167,9 @@ pub(crate) fn notes(body: &[u8]) -> Notes<'_> {
     notes
 }
 
+/// A time from the end of times on never comes.
 fn time(content: &[u8]) -> Option<Time> {
-    content.first_chunk().map(|time| Time(u64::from_le_bytes(*time)))
+    content.first_chunk().map(|time| Time(u64::from_le_bytes(*time).min(TIME_END)))
 }
 
 fn origin(content: &[u8]) -> Option<Origin<'_>> {
@@ -257,11 +259,12 @@ mod tests {
         let reason = "\u{e9}".repeat(600);
         let origin = Origin { seq: 7, pushed_at: Time(8), attempts: 9, cause: 1, reason: &reason };
         let given =
-            Notes { due: Some(Time(1)), expires: Some(Time(u64::MAX)), origin: Some(origin) };
+            Notes { due: Some(Time(1)), expires: Some(Time(TIME_END)), origin: Some(origin) };
         let body = encode([("kind", &b"x"[..])].into_iter(), &given);
         assert_eq!(verify(&body), Verified::Payload(body.len()));
         let told = notes(&body);
         assert_eq!((told.due, told.expires), (given.due, given.expires));
+        assert_eq!(time(&[0xFF; 8]), Some(Time(TIME_END)), "it never comes");
         let kept = told.origin.unwrap();
         assert_eq!(Origin { reason: "", ..kept }, Origin { reason: "", ..origin });
         assert_eq!((kept.reason.len(), &reason[..MAX_REASON]), (MAX_REASON, kept.reason));

@@ -7,6 +7,7 @@ pub(crate) mod bytes;
 pub(crate) mod checkpoint;
 pub(crate) mod checksum;
 pub(crate) mod extension;
+pub(crate) mod limits;
 pub(crate) mod name;
 pub(crate) mod number;
 pub(crate) mod record;

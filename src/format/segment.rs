@@ -1,8 +1,9 @@
 //! The header page of a segment: header, activation and seal, each in sectors of its own.
 
-use super::address::{Offset, Ordinal};
+use super::address::{Index, Offset, Ordinal};
 use super::bytes::{high_u32, low_u32, put, take, to_u64, u16_at, u32_at, u64_at};
 use super::checksum::{CHECKSUM_ID, Key, crc32};
+use super::limits::{FIRST_SEQ_END, NUMBER_END, TIME_END, is_number};
 use super::{FORMAT_VERSION, PAGE, SECTOR, number, record, slot};
 use crate::time::{Shift, Time};
 
@@ -124,7 +125,7 @@ impl SegmentHeader {
         if !known {
             return DecodedHeader::Newer { version: FORMAT_VERSION + 1, sure };
         }
-        DecodedHeader::Valid(Self {
+        let header = Self {
             queue_id: take(from, QUEUE_ID),
             ordinal: Ordinal(u64_at(from, ORDINAL)),
             predecessor: Ordinal(u64_at(from, PREDECESSOR)),
@@ -134,7 +135,23 @@ impl SegmentHeader {
             seq_limit: u64_at(from, SEQ_LIMIT),
             sources: u32_at(from, SOURCES),
             clock_shift: Shift(u64_at(from, CLOCK_SHIFT).cast_signed()),
-        })
+        };
+        if header.is_possible() { DecodedHeader::Valid(header) } else { DecodedHeader::Invalid }
+    }
+
+    /// Whether its numbers keep to the limits of the format. The generation is random.
+    fn is_possible(&self) -> bool {
+        is_number(self.ordinal.0)
+            && is_number(self.epoch)
+            && self.seq_limit <= NUMBER_END
+            && self.clock_shift.0.unsigned_abs() < TIME_END
+    }
+
+    /// The segment in use when this one was prepared, if there was one. A segment is newer than the
+    /// one before it: nothing else is believed.
+    pub(crate) fn older_predecessor(&self) -> Option<Ordinal> {
+        let predecessor = Some(self.predecessor).filter(|&before| before < self.ordinal);
+        predecessor.filter(|&before| before != Ordinal::NONE)
     }
 
     /// Ties the checks of everything in this segment to this use of this file.
@@ -182,7 +199,14 @@ impl Activation {
 
     pub(crate) fn decode(from: &[u8; MARK], key: Key) -> Option<Self> {
         let [first_seq, base_time] = decode_mark(from, key, ACTIVATION)?;
-        Some(Self { first_seq, base_time: Time(base_time) })
+        let is_possible = is_number(first_seq) && first_seq <= FIRST_SEQ_END;
+        let is_possible = is_possible && base_time < TIME_END;
+        is_possible.then_some(Self { first_seq, base_time: Time(base_time) })
+    }
+
+    /// Whether these bytes are an activation whose numbers are out of the limits of the format.
+    pub(crate) fn is_impossible(from: &[u8; MARK], key: Key) -> bool {
+        decode_mark(from, key, ACTIVATION).is_some() && Self::decode(from, key).is_none()
     }
 }
 
@@ -205,6 +229,14 @@ impl Seal {
         let [tail, word] = decode_mark(from, key, SEAL)?;
         let run_ended = high_u32(word) & SEAL_RUN_ENDED != 0;
         Some(Self { tail: Offset(tail), count: low_u32(word), run_ended })
+    }
+
+    /// Whether a segment of this size can have so many records, up to there.
+    pub(crate) fn fits(&self, segment_size: u64) -> bool {
+        let slots =
+            Offset((segment_size - PAGE).saturating_sub(slot::SLOT * u64::from(self.count)));
+        let is_possible = self.count <= most_slots(segment_size);
+        is_possible && (RECORDS_START..=slots).contains(&self.tail)
     }
 }
 
@@ -244,6 +276,34 @@ impl Sources {
         let ordinals = ordinals.collect();
         let (last_seq, table) = (u64_at(from, 0), Offset(u64_at(from, 8)));
         is_valid.then_some(Self { last_seq, table, ordinals })
+    }
+
+    /// Whether a copy of this size, with this first Seq and this seal, can say so. Behind the
+    /// records lies the Seq table, and behind that the slots.
+    pub(crate) fn fits(&self, first_seq: u64, seal: &Seal, segment_size: u64) -> bool {
+        let span = self.last_seq.checked_sub(first_seq);
+        let least = u64::from(seal.count.saturating_sub(1));
+        let has_span = span.is_some_and(|span| (least..=number::MAX_SPAN).contains(&span));
+        let table_end = self.table.0.checked_add(number::NUMBER * u64::from(seal.count));
+        let slots = (segment_size - PAGE).checked_sub(slot::SLOT * u64::from(seal.count));
+        let has_table = table_end.is_some_and(|end| slots.is_some_and(|slots| end <= slots))
+            && self.table >= seal.tail
+            && self.table.0.is_multiple_of(number::NUMBER);
+        seal.count > 0
+            && seal.fits(segment_size)
+            && is_number(self.last_seq)
+            && has_span
+            && has_table
+    }
+
+    /// The Seq of record `index`, as its word in the Seq table says; `None` if the word is damaged,
+    /// or says what cannot be: Seqs rise from record to record, from the first to the last.
+    #[inline]
+    pub(crate) fn seq(&self, word: u64, key: Key, index: Index, first_seq: u64) -> Option<u64> {
+        let after = number::decode(word, key, index)?;
+        let seq = first_seq + after;
+        let is_possible = after >= u64::from(index) && seq <= self.last_seq;
+        (is_possible && (index > Index::FIRST || after == 0)).then_some(seq)
     }
 
     fn check(bytes: &[u8], key: Key) -> u32 {

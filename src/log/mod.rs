@@ -61,6 +61,7 @@ pub(crate) struct Marks {
     activation: Option<Activation>,
     seal: Option<Seal>,
     sources: Option<Sources>,
+    is_impossible: bool,
 }
 
 impl Marks {
@@ -69,10 +70,16 @@ impl Marks {
         let activation = part(page, ACTIVATION);
         let (seal, sources) = (part(page, SEAL), part(page, SOURCES_PLACE));
         Self {
+            is_impossible: activation.is_some_and(|bytes| Activation::is_impossible(bytes, key)),
             activation: activation.and_then(|bytes| Activation::decode(bytes, key)),
             seal: seal.and_then(|bytes| Seal::decode(bytes, key)),
             sources: sources.and_then(|bytes| Sources::decode(bytes, header.sources, key)),
         }
+    }
+
+    /// Whether the activation has numbers that no segment can have.
+    pub(crate) fn is_impossible(&self) -> bool {
+        self.is_impossible
     }
 }
 
@@ -284,9 +291,11 @@ impl Segment {
         self.mark(self.first_page.activation, ACTIVATION, Activation::decode)
     }
 
-    /// The seal, from either header page; `None` if neither has it.
+    /// The seal, from either header page; `None` if neither has it, or if it counts what the
+    /// segment cannot hold.
     pub(crate) fn seal(&self) -> Result<Option<Seal>> {
-        self.mark(self.first_page.seal, SEAL, Seal::decode)
+        let seal = self.mark(self.first_page.seal, SEAL, Seal::decode)?;
+        Ok(seal.filter(|seal| seal.fits(self.header.size)))
     }
 
     /// What it was made from, from either header page; `None` if neither says it.
@@ -342,13 +351,13 @@ impl Segment {
             bytes.resize(usize::try_from(u64::from(number) * number::NUMBER).unwrap_or(0), 0);
             self.read_at(number::offset(*table, first), &mut bytes)?;
         }
-        let (key, mut at) = (self.key, 0);
-        Ok(first.until(first + number).map(move |index| {
-            let word = if bytes.is_empty() { None } else { Some(u64_at(&bytes, at)) };
-            at += 8;
-            let after = word.map_or(Some(index.into()), |word| number::decode(word, key, index));
-            Some(first_seq + after?)
-        }))
+        let mut seqs = Vec::new();
+        for (index, at) in first.until(first + number).zip((0..).step_by(8)) {
+            let of =
+                |sources: &Sources| sources.seq(u64_at(&bytes, at), self.key, index, first_seq);
+            seqs.push(self.sources.as_ref().map_or(Some(first_seq + u64::from(index)), of));
+        }
+        Ok(seqs.into_iter())
     }
 
     /// A mark: as it was `known` when the segment was found, or else from either header page.

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::format::address::Ordinal;
 use crate::format::bytes::to_u64;
 use crate::format::checkpoint::{Checkpoint, Listed};
+use crate::format::limits::NUMBER_END;
 use crate::format::name::{self, Kind};
 use crate::format::segment::{DecodedHeader, MIN_SEGMENT, SegmentHeader, capacity};
 use crate::format::{FORMAT_VERSION, PAGE, slot};
@@ -17,7 +18,7 @@ use crate::log::{Marks, ReadHeader, Segment, read_header};
 use crate::random;
 use crate::report::{CheckpointState, Damage, DamageKind, Ignored, RecoveryReport};
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -46,12 +47,8 @@ pub(crate) struct Found {
     newest_epoch: u64,
 }
 
-/// No queue has this ordinal or a larger one: keepq wrote no such name or header.
-const ORDINAL_LIMIT: Ordinal = Ordinal(1 << 62);
 /// Behind a name that no header vouches for, numbers have to go on.
-const ORDINAL_LIMIT_OF_NAMES: Ordinal = Ordinal(1 << 61);
-/// No queue has this Seq or a larger one.
-const SEQ_LIMIT: u64 = 1 << 62;
+const ORDINAL_LIMIT_OF_NAMES: Ordinal = Ordinal(NUMBER_END / 2);
 
 /// A file with a valid header.
 #[derive(Debug)]
@@ -86,6 +83,9 @@ impl SegmentFile {
 
 /// Segments that are not compacted, those that are, and those that do not say what they hold.
 type Kinds = (Vec<Arc<Segment>>, Vec<CompactedSegment>, Vec<Unusable>);
+
+/// This many missing segments are told of one by one.
+const MOST_TOLD: usize = 1000;
 
 /// Several threads read segments where there are more than this many for each.
 const SEGMENTS_PER_THREAD: usize = 32;
@@ -168,7 +168,7 @@ impl Found {
     /// Larger than every ordinal that is known, even if only from a file's name: none is used
     /// twice.
     pub(super) fn next_ordinal(&self) -> Ordinal {
-        let listed = self.checkpoint.iter().flat_map(|checkpoint| &checkpoint.segments);
+        let listed = self.checkpoint.iter().flat_map(|checkpoint| checkpoint.segments.iter());
         let known = listed
             .map(|listed| listed.ordinal)
             .max()
@@ -194,7 +194,7 @@ impl Found {
         // Each segment whose header is damaged may have had a higher limit, by what it and its
         // predecessor hold.
         let unknown = to_u64(self.unreadable) * 2 * capacity(slot::MAX_SEGMENT);
-        headers.chain(hint).max().unwrap_or(1) + unknown
+        headers.chain(hint).max().unwrap_or(1).saturating_add(unknown).min(NUMBER_END)
     }
 
     /// Whether a segment is known that is newer than all that are here.
@@ -220,9 +220,9 @@ impl Found {
     /// The segments that CHECKPOINT lists and the directory does not have, and those that do not
     /// say what they hold, where that is known otherwise.
     pub(super) fn missing_segments(&self) -> Vec<Damage> {
-        let is_unusable =
-            |ordinal| self.unusable.iter().any(|unusable| unusable.listed.ordinal == ordinal);
-        let is_gone = |listed: &&Listed| !self.has(listed.ordinal) && !is_unusable(listed.ordinal);
+        let unusable = self.unusable.iter().map(|unusable| unusable.listed.ordinal);
+        let here: BTreeSet<Ordinal> = self.ordinals().chain(unusable).collect();
+        let is_gone = |listed: &&Listed| !here.contains(&listed.ordinal);
         // A segment that was prepared and never used held nothing.
         let gone = self.checkpoint.iter().flat_map(|checkpoint| {
             let gone = checkpoint.used().filter(is_gone);
@@ -230,14 +230,19 @@ impl Found {
         });
         let unusable = self.unusable.iter().filter(|unusable| unusable.listed.first_seq > 0);
         let unusable = unusable.map(|unusable| (unusable.listed, unusable.last_seq()));
-        let damage = gone.chain(unusable).map(|(listed, last)| Damage {
-            first: listed.first_seq,
-            last,
-            path: self.path_of(listed.ordinal),
-            offset: 0,
-            kind: DamageKind::Segment,
+        let mut lost = unusable.chain(gone);
+        let damage =
+            |first, last, path| Damage { first, last, path, offset: 0, kind: DamageKind::Segment };
+        let each = lost.by_ref().take(MOST_TOLD);
+        let each = each.map(|(listed, last)| {
+            damage(listed.first_seq, last, self.directory.join(name::segment(listed.ordinal)))
         });
-        damage.collect()
+        let mut told: Vec<Damage> = each.collect();
+        // Together, so that a list takes no more memory than its bytes on the disk.
+        let rest = lost.map(|(listed, last)| (listed.first_seq, last));
+        let rest = rest.reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)));
+        told.extend(rest.map(|(first, last)| damage(first, last, self.directory.clone())));
+        told
     }
 
     pub(super) fn replaced_ordinals(&self) -> impl Iterator<Item = Ordinal> {
@@ -245,20 +250,11 @@ impl Found {
         sources.map(|source| source.segment.header.ordinal)
     }
 
-    /// Whether a segment with this ordinal is here, replaced or not.
-    fn has(&self, ordinal: Ordinal) -> bool {
-        self.ordinals().any(|here| here == ordinal)
-    }
-
     /// The ordinals of all segments that are here.
     fn ordinals(&self) -> impl Iterator<Item = Ordinal> {
         let segments = self.segments.iter().map(|segment| segment.header.ordinal);
         let compacted = self.compacted.iter().map(|one| one.segment.header.ordinal);
         segments.chain(compacted).chain(self.replaced_ordinals())
-    }
-
-    fn path_of(&self, ordinal: Ordinal) -> PathBuf {
-        self.directory.join(name::segment(ordinal))
     }
 }
 
@@ -459,8 +455,11 @@ fn read_segment(storage: &Arc<dyn Storage>, name: &str) -> Result<ReadSegment> {
         DecodedHeader::Newer { .. } | DecodedHeader::Invalid => None,
     });
     let Some(header) = valid else { return Ok(Err("no readable header")) };
-    if !is_possible(&header) {
-        return Ok(Err("its size or number is not possible"));
+    if marks.is_impossible() {
+        return Ok(Err("its first number or its time is not possible"));
+    }
+    if !is_possible(header.size) {
+        return Ok(Err("its size is not possible"));
     }
     let (remark, needs_copy) = match file.size().cmp(&header.size) {
         Ordering::Less => {
@@ -487,10 +486,8 @@ fn copy_of(_kept: &str) -> &'static str {
     "a copy of another segment in the directory"
 }
 
-fn is_possible(header: &SegmentHeader) -> bool {
-    let has_bounded_numbers = header.ordinal < ORDINAL_LIMIT && header.seq_limit < SEQ_LIMIT;
-    let is_in_bounds = (MIN_SEGMENT..=slot::MAX_SEGMENT).contains(&header.size);
-    has_bounded_numbers && is_in_bounds && header.size.is_multiple_of(PAGE)
+fn is_possible(size: u64) -> bool {
+    (MIN_SEGMENT..=slot::MAX_SEGMENT).contains(&size) && size.is_multiple_of(PAGE)
 }
 
 fn unsupported(version: u16) -> Error {

@@ -173,7 +173,7 @@ pub(crate) fn impure_rooms(house: &House) -> Vec<Violation> {
 }
 
 /// The constants of `format.md`, with the files and names that they have in the code.
-const CONSTANTS: [(&str, &str, &str); 10] = [
+const CONSTANTS: [(&str, &str, &str); 12] = [
     ("FORMAT_VERSION", "mod.rs", "FORMAT_VERSION"),
     ("PAGE", "mod.rs", "PAGE"),
     ("SECTOR", "mod.rs", "SECTOR"),
@@ -184,6 +184,8 @@ const CONSTANTS: [(&str, &str, &str); 10] = [
     ("MAX_PAYLOAD", "record.rs", "MAX_PAYLOAD"),
     ("MAX_EXTENSIONS", "extension.rs", "MAX_EXTENSIONS"),
     ("CHECKPOINT_HEADER", "checkpoint.rs", "HEADER"),
+    ("NUMBER_END", "limits.rs", "NUMBER_END"),
+    ("TIME_END", "limits.rs", "TIME_END"),
 ];
 
 /// What `format.md` says of each constant, and what the code has.

@@ -9,6 +9,7 @@ use super::{Appender, Need, SMALLEST_SEGMENT};
 use crate::error::{Error, Result};
 use crate::format::PAGE;
 use crate::format::address::{Offset, Ordinal};
+use crate::format::limits::{FIRST_SEQ_END, NUMBER_END};
 use crate::format::segment::{Seal, SegmentHeader, capacity};
 use crate::io::Access;
 use crate::log::active::Active;
@@ -117,6 +118,10 @@ impl Appender {
     }
 
     /// The header of the next segment. Begins the epoch with the first one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corrupt`] if it would have a number that no segment can have: open would refuse it.
     fn next_header(&self, supply: &mut Supply, size: u64) -> Result<SegmentHeader> {
         let unsealed = self.unsealed();
         let active = unsealed.active();
@@ -124,13 +129,13 @@ impl Appender {
         let predecessor = active.map(|active| active.segment().header.ordinal);
         let seq_limit = unsealed.next_seq() + room + capacity(size);
         drop(unsealed);
-        supply.seq_limit = supply.seq_limit.max(seq_limit);
-        if !supply.has_begun {
-            supply.epoch += 1;
-            supply.has_begun = true;
+        let epoch = supply.epoch + u64::from(!supply.has_begun);
+        if seq_limit.max(supply.seq_limit) > FIRST_SEQ_END || epoch >= NUMBER_END {
+            return Err(self.numbers_used_up());
         }
-        let ordinal = supply.next_ordinal;
-        supply.next_ordinal = ordinal.next();
+        let ordinal = self.take_ordinal(supply)?;
+        supply.seq_limit = supply.seq_limit.max(seq_limit);
+        (supply.epoch, supply.has_begun) = (epoch, true);
         Ok(SegmentHeader {
             queue_id: supply.queue_id,
             ordinal,
@@ -142,6 +147,24 @@ impl Appender {
             sources: 0,
             clock_shift: self.context.clock.shift(),
         })
+    }
+
+    /// The ordinal of a new segment.
+    fn take_ordinal(&self, supply: &mut Supply) -> Result<Ordinal> {
+        let ordinal = supply.next_ordinal;
+        if ordinal.0 >= NUMBER_END {
+            return Err(self.numbers_used_up());
+        }
+        supply.next_ordinal = ordinal.next();
+        Ok(ordinal)
+    }
+
+    /// No queue gets there by itself: something in the directory has such a number.
+    fn numbers_used_up(&self) -> Error {
+        let (operation, path) = ("prepare segment", self.context.directory());
+        let reason = "a file in it has a number so large that the format has none behind it, so \
+                      nothing more can be pushed here; move the messages to a new queue";
+        Error::Corrupt { operation, path, offset: 0, reason }
     }
 
     /// Removes a prepared segment that was never used. If that fails, it is tried again with what
@@ -326,7 +349,22 @@ impl Appender {
     /// The header of a copy of this size; every CHECKPOINT lists it from here on. `clock_shift`: of
     /// its sources.
     pub(crate) fn begin_copy(&self, size: u64, clock_shift: Shift) -> Result<SegmentHeader> {
-        copy_header(&mut self.supply.lock(), size, clock_shift)
+        let mut supply = self.supply.lock();
+        supply.check_open()?;
+        let ordinal = self.take_ordinal(&mut supply)?;
+        supply.compacting = Some(ordinal);
+        // It belongs to no epoch of its own.
+        Ok(SegmentHeader {
+            queue_id: supply.queue_id,
+            ordinal,
+            predecessor: Ordinal::NONE,
+            generation: u64::from_le_bytes(random::bytes()?),
+            epoch: supply.epoch,
+            size,
+            seq_limit: supply.seq_limit,
+            sources: 0,
+            clock_shift,
+        })
     }
 
     /// The copy counts, or is given up.
@@ -346,25 +384,6 @@ impl Appender {
             compacting: supply.compacting,
         })
     }
-}
-
-/// The header of a compacted segment of this size, which belongs to no epoch of its own.
-fn copy_header(supply: &mut Supply, size: u64, clock_shift: Shift) -> Result<SegmentHeader> {
-    supply.check_open()?;
-    let ordinal = supply.next_ordinal;
-    supply.next_ordinal = ordinal.next();
-    supply.compacting = Some(ordinal);
-    Ok(SegmentHeader {
-        queue_id: supply.queue_id,
-        ordinal,
-        predecessor: Ordinal::NONE,
-        generation: u64::from_le_bytes(random::bytes()?),
-        epoch: supply.epoch,
-        size,
-        seq_limit: supply.seq_limit,
-        sources: 0,
-        clock_shift,
-    })
 }
 
 /// Makes stores into a prepared segment fast: pages resident, and, where the queue syncs, extents

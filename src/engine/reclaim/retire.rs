@@ -365,7 +365,7 @@ impl Retirer {
             epoch: supply.epoch,
             watermark: durable.min(last_seq).min(last_listed),
             seq_limit: supply.seq_limit,
-            segments,
+            segments: segments.into(),
             // What is durable is in a segment, settled, or was found missing by open; what was let
             // go is durable.
             accounted: durable,
