@@ -12,6 +12,7 @@ mod compacted;
 mod epoch;
 mod found;
 mod leftover;
+mod order;
 mod part;
 mod reconciled;
 mod unusable;

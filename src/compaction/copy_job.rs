@@ -203,7 +203,9 @@ impl CopyJob {
             reading.previous = slot.offset.map(|offset| (index, offset)).or(reading.previous);
             return Ok(true);
         }
-        let Some(seq) = seq else {
+        // One that does not rise is damaged.
+        let Progress { count, last_seq, .. } = self.copy.progress();
+        let Some(seq) = seq.filter(|&seq| count == 0 || seq > last_seq) else {
             let offset = slot.and_then(|slot| slot.offset).unwrap_or(Offset::START);
             self.findings.push(Finding::Lost { ordinal, from: index, to: index.next(), offset });
             return Ok(true);

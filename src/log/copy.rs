@@ -154,6 +154,7 @@ impl CopyWriter {
         let Progress { tail, count, .. } = self.progress;
         let first_seq = if count == 0 { seq } else { self.first_seq };
         let age = record::encode_age(pushed_at, self.base_time);
+        let age = age.filter(|_| pushed_at >= self.base_time);
         let end = tail + header.record_len();
         let fits = count < self.most && end <= self.table && seq - first_seq <= number::MAX_SPAN;
         let (Some(age), true) = (age, fits) else { return Ok(Copied::NoRoom) };

@@ -29,10 +29,11 @@ pub(crate) struct CopySource {
 }
 
 impl CopySource {
-    fn end_seq(&self) -> u64 {
-        let count = u64::from(self.count);
-        let sources = self.segment.sources.as_ref();
-        sources.map_or(self.first_seq + count, |sources| sources.last_seq + 1)
+    /// Its Seq table, if it is a copy itself.
+    fn numbers(&self) -> Option<Mapped> {
+        let segment = &self.segment;
+        segment.sources.as_ref()?;
+        Some(Mapped { segment: Arc::clone(segment), region: segment.window() })
     }
 }
 
@@ -44,60 +45,65 @@ pub(crate) fn merge(
     count: u32,
     sources: &[CopySource],
 ) -> Result<()> {
+    let end = Index(count);
     for source in sources {
-        let from = copy.index_from(source.first_seq, Index(count), first_seq)?;
         let mut reader = SlotReader::new(source);
-        for index in from.until(Index(count)) {
-            let Some(seq) = copy.seq(index, first_seq)? else { continue };
-            if seq >= source.end_seq() {
-                break;
-            }
-            let Some((slot, delay)) = reader.state_of(seq)? else { continue };
+        let mut take_over = |index: Index, source_index: Index| {
+            let Some((slot, delay)) = reader.state_of(source_index)? else { return Ok(()) };
             let (known, known_delay) = copy.words(index, base_time)?;
             let said = (slot, delay.readable());
             if known.is_some_and(|known| !is_later(said, (known, known_delay.readable()))) {
-                continue;
+                return Ok(());
             }
             let offset = known.and_then(|known| known.offset);
             copy.store_delay(index, base_time, delay)?;
-            copy.store_slot(index, Slot { offset, ..slot })?;
+            copy.store_slot(index, Slot { offset, ..slot })
+        };
+        // Each way looks at no more records than the source has.
+        if let Some(numbers) = source.numbers() {
+            for source_index in Index::FIRST.until(Index(source.count)) {
+                let Some(seq) = numbers.seq(source_index, source.first_seq)? else { continue };
+                let index = copy.index_of(seq, end, first_seq)?;
+                index.map_or(Ok(()), |index| take_over(index, source_index))?;
+            }
+            continue;
+        }
+        for index in copy.index_from(source.first_seq, end, first_seq)?.until(end) {
+            let Some(seq) = copy.seq(index, first_seq)? else { continue };
+            if seq >= source.first_seq + u64::from(source.count) {
+                break;
+            }
+            let source_index = seq.checked_sub(source.first_seq).map(Index::saturating_from);
+            source_index.map_or(Ok(()), |source_index| take_over(index, source_index))?;
         }
     }
     Ok(())
 }
 
-/// Reads slots of a source, in the order of the Seqs of their messages.
+/// Reads slots of a source, in the order of its records.
 struct SlotReader<'a> {
     source: &'a CopySource,
-    by_table: Option<Mapped>,
     first: Index,
     held: Vec<Option<(Slot, StoredDelay)>>,
 }
 
 impl<'a> SlotReader<'a> {
     fn new(source: &'a CopySource) -> Self {
-        let segment = &source.segment;
-        let by_table = segment.sources.is_some().then(|| {
-            let (segment, region) = (Arc::clone(segment), segment.window());
-            Mapped { segment, region }
-        });
-        Self { source, by_table, first: Index::FIRST, held: Vec::new() }
+        Self { source, first: Index::FIRST, held: Vec::new() }
     }
 
-    /// `None` if the source does not have this message, or its slot is damaged.
-    fn state_of(&mut self, seq: u64) -> Result<Option<(Slot, StoredDelay)>> {
-        let CopySource { segment, first_seq, base_time, count, .. } = self.source;
-        let index = match &self.by_table {
-            Some(mapped) => mapped.index_of(seq, Index(*count), *first_seq)?,
-            None => u32::try_from(seq - first_seq).ok().filter(|index| index < count).map(Index),
-        };
-        let Some(index) = index else { return Ok(None) };
+    /// `None` if the source does not have this record, or its slot is damaged.
+    fn state_of(&mut self, index: Index) -> Result<Option<(Slot, StoredDelay)>> {
+        let CopySource { segment, base_time, count, .. } = self.source;
+        let end = Index((*count).min(most_slots(segment.header.size)));
+        if index >= end {
+            return Ok(None);
+        }
         let held = |this: &Self| {
             let skip = usize::try_from(index.checked_since(this.first)?).ok()?;
             this.held.get(skip).copied()
         };
         if held(self).is_none() {
-            let end = Index((*count).min(most_slots(segment.header.size)));
             let rest = end.since(index);
             let slots = segment.read_slots(index, SLOTS_A_STEP.min(rest), *base_time)?;
             self.held = slots.map(|read| Some((read.slot?, read.delay))).collect();

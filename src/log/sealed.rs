@@ -223,8 +223,7 @@ impl Mapped {
         let place = number::offset(sources.table, index);
         let word = self.region.load_word(place.0);
         let word = word.map_err(|error| self.segment.error("read Seq table", place, error))?;
-        let after = number::decode(word, self.segment.key, index);
-        Ok(after.map(|after| first_seq + after))
+        Ok(sources.seq(word, self.segment.key, index, first_seq))
     }
 
     /// The index of the first record before `end` whose Seq is at least `seq`, as far as Seqs are

@@ -12,6 +12,7 @@ use crate::format::segment::{Activation, Seal, most_slots};
 use crate::log::Segment;
 use crate::log::merge::CopySource;
 use crate::time::Time;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A compacted segment.
@@ -30,14 +31,15 @@ pub(crate) struct Replaced {
 }
 
 impl CompactedSegment {
-    /// `None` if the marks that say what it holds are damaged.
+    /// `None` if the marks that say what it holds are damaged, or say what cannot be.
     pub(super) fn read(segment: Segment) -> Result<Option<Self>> {
         let marks = (segment.read_sources()?, segment.activation()?, segment.seal()?);
-        let (Some(sources), Some(activation), Some(seal)) = marks else { return Ok(None) };
-        let is_possible = sources.last_seq >= activation.first_seq
-            && seal.count > 0
-            && seal.count <= most_slots(segment.header.size)
-            && sources.table.0 < segment.header.size;
+        let (Some(mut sources), Some(activation), Some(seal)) = marks else { return Ok(None) };
+        let size = segment.header.size;
+        let is_possible = sources.fits(activation.first_seq, &seal, size);
+        // A copy is newer than what it was made from: nothing else is believed.
+        let ordinal = segment.header.ordinal;
+        sources.ordinals.retain(|source| (Ordinal(1)..ordinal).contains(source));
         let segment = Arc::new(segment.made_from(sources));
         Ok(is_possible.then_some(Self { segment, activation, seal }))
     }
@@ -49,56 +51,28 @@ impl CompactedSegment {
         Part { segment, first_seq, base_time, count, tail, is_sealed: true }
     }
 
+    fn ordinal(&self) -> Ordinal {
+        self.segment.header.ordinal
+    }
+
     fn sources(&self) -> &[Ordinal] {
         self.segment.sources.as_ref().map_or(&[], |sources| &sources.ordinals)
     }
-
-    /// Whether this one was made from `one`, or from one of `others` that was made from it.
-    fn has_inside(&self, one: &Self, others: &[Self]) -> bool {
-        let has = |by: &Self| by.sources().contains(&one.segment.header.ordinal);
-        has(self) || others.iter().any(|other| has(other) && self.has_inside(other, others))
-    }
-
-    /// Whether this one was made from the other one, or in its place.
-    fn replaces(&self, other: &Self) -> bool {
-        let ordinal = other.segment.header.ordinal;
-        let is_newer = self.segment.header.ordinal > ordinal;
-        let shares = other.sources().iter().any(|source| self.sources().contains(source));
-        is_newer && (self.sources().contains(&ordinal) || shares)
-    }
 }
 
-/// Takes the segments that a copy replaces out of both lists.
+/// Takes the segments that a copy replaces out of both lists. A copy replaces another one that is
+/// older, and that it was made from or shares a source with; and all that those replace.
 pub(super) fn take_replaced(
     segments: &mut Vec<Arc<Segment>>,
     compacted: &mut Vec<CompactedSegment>,
 ) -> Result<Vec<Replaced>> {
     let mut all = Vec::new();
+    let mut candidates = Candidates::new(std::mem::take(segments), std::mem::take(compacted));
     // Newer ones first: a copy that is replaced itself replaces nothing.
-    compacted.sort_by_key(|one| std::cmp::Reverse(one.segment.header.ordinal));
-    let mut left = std::mem::take(compacted).into_iter();
-    while let Some(copy) = left.next() {
-        // Also the sources of copies that are replaced, if they have come back.
-        let mut replaced: Vec<CompactedSegment> = Vec::new();
-        loop {
-            let (more, kept): (Vec<_>, Vec<_>) = left.partition(|other| {
-                copy.replaces(other) || replaced.iter().any(|one| one.replaces(other))
-            });
-            left = kept.into_iter();
-            if more.is_empty() {
-                break;
-            }
-            replaced.extend(more);
-        }
+    while let Some((_, copy)) = candidates.copies.pop_last() {
+        let Group { plain, replaced } = candidates.take_group(&copy);
         let mut sources = Vec::new();
-        // A copy that was given up, and in whose place this one was made, may have had other
-        // sources. Those count.
-        let is_source = |segment: &mut Arc<Segment>| {
-            let made = |one: &&CompactedSegment| copy.has_inside(one, &replaced);
-            let mut copies = replaced.iter().filter(made).chain([&copy]);
-            copies.any(|copy| copy.sources().contains(&segment.header.ordinal))
-        };
-        for segment in segments.extract_if(.., is_source) {
+        for segment in plain {
             sources.push(source_of(segment)?);
         }
         sources.extend(replaced.into_iter().map(|other| {
@@ -111,7 +85,87 @@ pub(super) fn take_replaced(
         }
         compacted.push(copy);
     }
+    segments.extend(candidates.plain.into_values());
     Ok(all)
+}
+
+/// What no copy was found to replace, yet.
+struct Candidates {
+    /// Segments that are no copies.
+    plain: BTreeMap<Ordinal, Arc<Segment>>,
+    copies: BTreeMap<Ordinal, CompactedSegment>,
+    /// The copies that were made from a segment, older ones first. Those that are gone may be among
+    /// them.
+    made_from: BTreeMap<Ordinal, Vec<Ordinal>>,
+}
+
+/// What a copy replaces.
+#[derive(Default)]
+struct Group {
+    plain: Vec<Arc<Segment>>,
+    replaced: Vec<CompactedSegment>,
+}
+
+impl Candidates {
+    fn new(segments: Vec<Arc<Segment>>, compacted: Vec<CompactedSegment>) -> Self {
+        let plain = segments.into_iter().map(|segment| (segment.header.ordinal, segment));
+        let copies: BTreeMap<Ordinal, CompactedSegment> =
+            compacted.into_iter().map(|copy| (copy.ordinal(), copy)).collect();
+        let mut made_from: BTreeMap<Ordinal, Vec<Ordinal>> = BTreeMap::new();
+        for (ordinal, copy) in &copies {
+            for &source in copy.sources() {
+                made_from.entry(source).or_default().push(*ordinal);
+            }
+        }
+        Self { plain: plain.collect(), copies, made_from }
+    }
+
+    /// Takes out what this copy replaces. Each source of each copy is looked at once: what a copy
+    /// takes is older than it is, so copies are met in their order, newer ones first.
+    fn take_group(&mut self, copy: &CompactedSegment) -> Group {
+        let mut group = Group::default();
+        // Those that are taken, and whether they are among what `copy` was made from.
+        let mut taken: BTreeMap<Ordinal, (CompactedSegment, bool)> = BTreeMap::new();
+        self.take_sources(copy, true, &mut taken, &mut group.plain);
+        while let Some((_, (one, is_inside))) = taken.pop_last() {
+            self.take_sources(&one, is_inside, &mut taken, &mut group.plain);
+            group.replaced.push(one);
+        }
+        group
+    }
+
+    /// A copy that was given up, and in whose place another one was made, may have had other
+    /// sources. Those count: only what is inside takes segments that are no copies.
+    fn take_sources(
+        &mut self,
+        one: &CompactedSegment,
+        is_inside: bool,
+        taken: &mut BTreeMap<Ordinal, (CompactedSegment, bool)>,
+        plain: &mut Vec<Arc<Segment>>,
+    ) {
+        for source in one.sources() {
+            if is_inside {
+                plain.extend(self.plain.remove(source));
+            }
+            // Older ones that share this source.
+            let sharing = self.made_from.get_mut(source);
+            let older = sharing.map(|sharing| {
+                let end = sharing.partition_point(|&other| other < one.ordinal());
+                sharing.drain(..end).collect::<Vec<_>>()
+            });
+            for other in older.unwrap_or_default() {
+                if let Some(other) = self.copies.remove(&other) {
+                    taken.insert(other.ordinal(), (other, false));
+                }
+            }
+            if let Some(other) = self.copies.remove(source) {
+                taken.insert(*source, (other, false));
+            }
+            if let Some((_, is_taken_inside)) = taken.get_mut(source) {
+                *is_taken_inside |= is_inside;
+            }
+        }
+    }
 }
 
 /// A source that lost its seal could have any number of records. Its records end where the next

@@ -3,11 +3,12 @@
 use super::part::Part;
 use crate::error::Result;
 use crate::format::address::{Index, Offset, Ordinal};
-use crate::format::segment::{Activation, RECORDS_START, Seal, most_slots};
+use crate::format::segment::{Activation, RECORDS_START, Seal};
 use crate::log::Segment;
 use crate::log::scan::{Scanned, scan};
 use crate::report::{Damage, DamageKind, RecoveryReport};
 use crate::time::Time;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// What CHECKPOINT says was durable.
@@ -79,8 +80,11 @@ pub(super) fn read(
     let mut previous: Option<PartEnd> = None;
     let mut is_cut = false;
     for member in &members {
-        let gap = gap_before(member, previous.as_ref(), segments, watermark)?;
-        is_cut = is_cut || gap.is_some_and(|gap| !accept(gap, watermark, report));
+        // Behind the cut nothing counts, and no gap is looked for.
+        if !is_cut {
+            let gap = gap_before(member, previous.as_ref(), segments, watermark)?;
+            is_cut = gap.is_some_and(|gap| !accept(gap, watermark, report));
+        }
         if is_cut {
             report.dropped += member.records();
             read.parts.push(member.part(RECORDS_START, 0, false));
@@ -148,7 +152,9 @@ impl PartEnd {
 
 /// The records that are missing between `previous` and `next`. A segment that is here and holds no
 /// record was used all the same if a later one names it as its predecessor. If a predecessor is not
-/// here, it was let go, and nothing is missing.
+/// here, it was let go, and nothing is missing. `segments`: in the order of ordinals. Predecessors
+/// are followed as long as each is older than the one before, and no further than to `previous`: so
+/// no segment is passed for two members.
 fn gap_before(
     next: &Member<'_>,
     previous: Option<&PartEnd>,
@@ -156,14 +162,16 @@ fn gap_before(
     watermark: u64,
 ) -> Result<Option<Damage>> {
     let end_seq = next.activation.first_seq;
-    let mut before = next.segment.header.predecessor;
+    let mut before = next.segment.header.older_predecessor().unwrap_or(Ordinal::NONE);
     let mut passed: Option<&Arc<Segment>> = None;
     loop {
         if let Some(end) = previous.filter(|end| end.ordinal == before) {
             let is_missing = end.next_seq < end_seq;
             return Ok(is_missing.then(|| end.damage(end_seq, DamageKind::Torn)));
         }
-        let found = segments.iter().find(|segment| segment.header.ordinal == before);
+        let at = segments.binary_search_by_key(&before, |segment| segment.header.ordinal);
+        let found = at.ok().and_then(|at| segments.get(at));
+        let found = found.filter(|_| previous.is_none_or(|end| before > end.ordinal));
         let Some(empty) = found else {
             // A segment that was used and is here has lost its activation: what came right before
             // `next` was in it.
@@ -195,7 +203,7 @@ fn gap_before(
         if activation.is_none_or(|activation| activation.first_seq != end_seq) {
             passed = Some(empty);
         }
-        before = empty.header.predecessor;
+        before = empty.header.older_predecessor().unwrap_or(Ordinal::NONE);
     }
 }
 
@@ -220,10 +228,7 @@ fn members<'a>(
         let content = match segment.seal()? {
             // Dropped by an earlier recovery.
             Some(Seal { count: 0, .. }) => continue,
-            Some(Seal { tail, count, run_ended }) => {
-                let count = count.min(most_slots(segment.header.size));
-                Content::Sealed { tail, count, run_ended }
-            }
+            Some(Seal { tail, count, run_ended }) => Content::Sealed { tail, count, run_ended },
             None => Content::Scanned(scan(segment, activation)?),
         };
         if let Content::Scanned(scanned) = &content {
@@ -236,10 +241,9 @@ fn members<'a>(
 
 /// The parts of segments that were never used or were dropped as a whole: they hold nothing.
 fn unused_parts(segments: &[Arc<Segment>], members: &[Member<'_>]) -> Vec<Part> {
-    let is_used = |segment: &Segment| {
-        members.iter().any(|member| member.segment.header.ordinal == segment.header.ordinal)
-    };
-    let unused = segments.iter().filter(|segment| !is_used(segment));
+    let used = members.iter().map(|member| member.segment.header.ordinal);
+    let used: BTreeSet<Ordinal> = used.collect();
+    let unused = segments.iter().filter(|segment| !used.contains(&segment.header.ordinal));
     let part = |segment: &Arc<Segment>| Part {
         segment: Arc::clone(segment),
         first_seq: 0,

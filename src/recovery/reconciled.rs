@@ -4,21 +4,24 @@
 //! record is appended behind a part that was not decided. Relies on the report for what was lost:
 //! numbers that are not here and were not settled are never taken for settled.
 
-use super::compacted::Replaced;
+use super::compacted::{CompactedSegment, Replaced};
 use super::epoch::{self, Watermark};
 use super::found::Found;
 use super::leftover::{Kept, Leftover};
+use super::order;
 use super::part::Part;
+use super::unusable::Unusable;
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
 use crate::format::address::{Index, Ordinal};
 use crate::format::checkpoint::{Checkpoint, ConsumerOffset, Listed};
+use crate::format::limits::TIME_END;
 use crate::format::name;
 use crate::log::Segment;
 use crate::ranges::Ranges;
-use crate::report::{DamageKind, RecoveryReport};
+use crate::report::{Damage, DamageKind, Ignored, RecoveryReport};
 use crate::time::{KnownTime, Shift, Time};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What counts of a directory.
 #[derive(Debug)]
@@ -89,12 +92,13 @@ impl Reconciled {
             run_ended = read.run_ended_at;
             parts.extend(read.parts);
         }
-        for compacted in &found.compacted {
-            let part = compacted.part();
-            newest_time = newest_time.max(part.base_time);
-            let is_before = |other: &Part| other.count > 0 && other.first_seq < part.first_seq;
-            let at = parts.iter().rposition(is_before).map_or(0, |before| before + 1);
-            parts.insert(at, part);
+        let copies = found.compacted.iter().map(CompactedSegment::part).collect::<Vec<_>>();
+        let base_times = copies.iter().map(|copy| copy.base_time);
+        let newest_time = base_times.fold(newest_time, Time::max).min(Time(TIME_END - 1));
+        let (parts, overlapping) = order::by_seq(parts, copies);
+        let overlapping_end = overlapping.iter().map(Part::end_seq).max().unwrap_or(0);
+        for part in &overlapping {
+            leave_out(part, &mut found, &mut report);
         }
         let has_ended = run_ended.is_some() || found.segments.is_empty();
         report.was_closed = has_ended && !found.is_newest_unusable();
@@ -102,6 +106,9 @@ impl Reconciled {
             Some(next_seq) if found.unreadable == 0 && !found.lacks_newest() => next_seq,
             _ => found.seq_limit(),
         };
+        // Whatever else is said: numbers that are here were given out.
+        let here = parts.iter().filter(|part| part.count > 0).map(Part::end_seq).max();
+        let next_seq = next_seq.max(here.unwrap_or(0)).max(overlapping_end);
         Ok(Self { found, parts, next_seq, newest_time, report })
     }
 
@@ -118,7 +125,7 @@ impl Reconciled {
                          how far their numbers went; restore one of them, or move them away",
             });
         }
-        let seq_limit = found.seq_limit();
+        let seq_limit = found.seq_limit().max(next_seq);
         // The first checkpoint comes after the first segment, and that after the directory is
         // durable in its parents.
         let is_new = found.checkpoint.is_none();
@@ -154,11 +161,16 @@ impl Log {
     /// copies, since an earlier run may have ended before the removal of their sources was durable;
     /// and those of which there is a copy that was given up.
     pub(crate) fn kept(&self) -> Vec<Kept> {
+        let mut copies: BTreeMap<Ordinal, Vec<&String>> = BTreeMap::new();
+        for Leftover { name, sources, .. } in &self.leftovers {
+            for source in sources {
+                copies.entry(*source).or_default().push(name);
+            }
+        }
         let kept = self.parts.iter().map(|part| {
             let Segment { header, sources, .. } = &*part.segment;
             let sources = sources.iter().flat_map(|sources| &sources.ordinals);
-            let is_copy = |left: &&Leftover| left.sources.contains(&header.ordinal);
-            let copies = self.leftovers.iter().filter(is_copy).map(|left| left.name.clone());
+            let copies = copies.get(&header.ordinal).into_iter().flatten().copied().cloned();
             let files = sources.map(|source| name::segment(*source)).chain(copies).collect();
             Kept { ordinal: header.ordinal, files }
         });
@@ -176,6 +188,24 @@ fn newest_shift(found: &Found, parts: &[Part]) -> Shift {
     let known = known.map(|known| (known.time, known.shift));
     let latest = newest.into_iter().chain(known).max_by_key(|(time, _)| *time);
     latest.map_or(Shift::default(), |(_, shift)| shift)
+}
+
+/// Leaves a segment out whose numbers another one has. Its file stays; so do those of which it is a
+/// copy.
+fn leave_out(part: &Part, found: &mut Found, report: &mut RecoveryReport) {
+    let Part { segment, first_seq, .. } = part;
+    let (path, ordinal) = (segment.path.clone(), segment.header.ordinal);
+    let (first, last) = (*first_seq, part.end_seq() - 1);
+    let reason = "a segment with numbers that another one has";
+    report.ignored.push(Ignored { path: path.clone(), reason, is_foreign: false });
+    report.damage.push(Damage { first, last, path, offset: 0, kind: DamageKind::Segment });
+    let listed = Listed { ordinal, first_seq: first, span: part.end_seq() - first };
+    found.unusable.push(Unusable { listed, ..Unusable::of(segment, None) });
+    let is_its = |replaced: &mut Replaced| replaced.copy.segment.header.ordinal == ordinal;
+    for replaced in found.replaced.extract_if(.., is_its) {
+        let sources = replaced.sources.iter();
+        found.unusable.extend(sources.map(|source| Unusable::of(&source.segment, None)));
+    }
 }
 
 /// Numbers below `next_seq` that no part has and that were not settled: those that CHECKPOINT
@@ -212,10 +242,12 @@ fn unaccounted(
     // that a copy replaces, all that the copy does not have was settled, or noted as lost, before
     // the copy got its name.
     let replaced: BTreeSet<Ordinal> = found.replaced_ordinals().collect();
+    let spans = parts.iter().filter(|part| part.count > 0);
+    let spans = spans.map(|part| (part.segment.header.ordinal, part.end_seq() - part.first_seq));
+    let spans: BTreeMap<Ordinal, u64> = spans.collect();
     let listed = checkpoint.iter().flat_map(|checkpoint| checkpoint.used());
     for listed in listed.filter(|listed| !replaced.contains(&listed.ordinal)) {
-        let part = parts.iter().find(|part| part.segment.header.ordinal == listed.ordinal);
-        let span = part.map_or(0, |part| part.end_seq() - part.first_seq);
+        let span = spans.get(&listed.ordinal).copied().unwrap_or(0);
         let last = checkpoint.map_or(0, |checkpoint| checkpoint.last_seq_of(listed));
         ranges.insert(listed.first_seq + span, last);
     }

@@ -4,9 +4,11 @@
 //! what is known of the messages that are lost with it is told, and its file stays.
 
 use crate::error::Result;
+use crate::format::address::Ordinal;
 use crate::format::checkpoint::{Checkpoint, Listed};
 use crate::format::segment::SegmentHeader;
 use crate::log::Segment;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A segment that was used, and does not say what it holds.
@@ -26,7 +28,7 @@ impl Unusable {
         let ordinal = segment.header.ordinal;
         let nothing = Listed { ordinal, first_seq: 0, span: 0 };
         let known = checkpoint.and_then(|checkpoint| {
-            let listed = checkpoint.used().find(|listed| listed.ordinal == ordinal)?;
+            let listed = checkpoint.used_segment(ordinal)?;
             let end = checkpoint.last_seq_of(listed) + 1;
             Some(Listed { span: end.saturating_sub(listed.first_seq), ..*listed })
         });
@@ -55,11 +57,13 @@ pub(super) fn take_unusable(
         }
     }
     *segments = kept;
+    // Most queues have none.
+    let neighbours = if lost.is_empty() { Neighbours::default() } else { Neighbours::of(segments) };
     let unusable = lost.into_iter().map(|(segment, count)| {
         let mut unusable = Unusable::of(&segment, checkpoint);
         let Listed { first_seq, span, .. } = &mut unusable.listed;
         if *first_seq == 0 && count > 0 {
-            *first_seq = first_seq_by_neighbours(&segment, count, segments)?.unwrap_or(0);
+            *first_seq = neighbours.first_seq(&segment, count)?.unwrap_or(0);
         }
         *span = count.max(*span);
         Ok((segment, unusable))
@@ -80,26 +84,44 @@ fn records_without_start(
         return Ok((seal.count > 0).then_some(seal.count.into()));
     }
     let was_durable = checkpoint.is_some_and(|checkpoint| {
-        let mut durable = checkpoint.used().filter(|used| used.first_seq <= checkpoint.accounted);
-        durable.any(|listed| listed.ordinal == segment.header.ordinal)
+        let used = checkpoint.used_segment(segment.header.ordinal);
+        used.is_some_and(|used| used.first_seq <= checkpoint.accounted)
     });
     Ok(was_durable.then_some(0))
 }
 
-/// Where the Seqs of a segment with this many records began: within a run they have no gap.
-fn first_seq_by_neighbours(
-    segment: &Segment,
-    count: u64,
-    segments: &[Arc<Segment>],
-) -> Result<Option<u64>> {
-    let mut same_run = segments.iter().filter(|other| other.header.epoch == segment.header.epoch);
-    let header = &segment.header;
-    let next = same_run.clone().find(|other| other.header.predecessor == header.ordinal);
-    if let Some(next) = next.map(|next| next.activation()).transpose()?.flatten() {
-        return Ok(next.first_seq.checked_sub(count));
+/// Segments that say where their Seqs begin, by the places that they have in their runs.
+#[derive(Default)]
+struct Neighbours<'a> {
+    by_place: BTreeMap<(u64, Ordinal), &'a Segment>,
+    /// By their predecessors; the oldest one of each.
+    by_predecessor: BTreeMap<(u64, Ordinal), &'a Segment>,
+}
+
+impl<'a> Neighbours<'a> {
+    fn of(segments: &'a [Arc<Segment>]) -> Self {
+        let mut neighbours = Self::default();
+        for segment in segments {
+            let SegmentHeader { epoch, ordinal, .. } = segment.header;
+            neighbours.by_place.insert((epoch, ordinal), segment);
+            if let Some(before) = segment.header.older_predecessor() {
+                neighbours.by_predecessor.entry((epoch, before)).or_insert(segment);
+            }
+        }
+        neighbours
     }
-    let before = same_run.find(|other| other.header.ordinal == header.predecessor);
-    let Some(before) = before else { return Ok(None) };
-    let marks = before.activation()?.zip(before.seal()?);
-    Ok(marks.map(|(before, seal)| before.first_seq + u64::from(seal.count)))
+
+    /// Where the Seqs of a segment with this many records began: within a run they have no gap.
+    fn first_seq(&self, segment: &Segment, count: u64) -> Result<Option<u64>> {
+        let SegmentHeader { epoch, ordinal, .. } = segment.header;
+        let next = self.by_predecessor.get(&(epoch, ordinal));
+        if let Some(next) = next.map(|next| next.activation()).transpose()?.flatten() {
+            return Ok(next.first_seq.checked_sub(count));
+        }
+        let before = segment.header.older_predecessor();
+        let before = before.and_then(|before| self.by_place.get(&(epoch, before)));
+        let Some(before) = before else { return Ok(None) };
+        let marks = before.activation()?.zip(before.seal()?);
+        Ok(marks.map(|(before, seal)| before.first_seq + u64::from(seal.count)))
+    }
 }

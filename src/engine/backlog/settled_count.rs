@@ -29,6 +29,8 @@ pub(crate) struct SettledCount {
     bytes: u64,
     /// A settled record before `counted` whose end is not known yet.
     open: Option<Offset>,
+    /// The last number that was read: one that is not larger is damaged.
+    last_seq: u64,
     was_touched: bool,
     /// Its slots could not be read: until they can, it is kept, whatever they say.
     is_unreadable: bool,
@@ -54,6 +56,7 @@ impl SettledCount {
             messages: 0,
             bytes: 0,
             open: None,
+            last_seq: 0,
             was_touched: false,
             is_unreadable: false,
         }
@@ -160,10 +163,11 @@ impl SettledCount {
         for (seq, ReadSlot { index, slot, delay, .. }) in slots {
             self.was_touched |= slot != Some(Slot::UNTOUCHED);
             let status = Status::of(seq, slot, delay.readable(), run, numbering);
-            let Some(seq) = seq else {
+            let Some(seq) = seq.filter(|&seq| seq > self.last_seq) else {
                 special.unnumbered.extend((!status.standing.is_settled()).then_some(index));
                 continue;
             };
+            self.last_seq = seq;
             let Slot { state, attempts, .. } = status.slot;
             let waits = matches!(status.standing, Standing::Ready | Standing::Scheduled(_));
             if waits && state == State::Delivered && is_last(attempts) {
