@@ -104,13 +104,12 @@ impl Mapped {
         offset: Offset,
         previous: Option<(Index, Offset)>,
     ) -> Located {
-        let from = match previous {
-            Some((index, at)) => match self.header(at, index) {
-                Some(header) => at + header.record_len(),
-                None => at + ALIGN,
-            },
-            None => offset.max(RECORDS_START),
-        };
+        // A place before those that are passed is not believed: nothing is searched twice.
+        let behind = previous.map(|(index, at)| match self.header(at, index) {
+            Some(header) => at + header.record_len(),
+            None => at + ALIGN,
+        });
+        let from = offset.max(RECORDS_START).max(behind.unwrap_or_default());
         if let Some(header) = self.header(from, index) {
             return Located::At(from, header);
         }

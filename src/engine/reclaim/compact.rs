@@ -104,7 +104,7 @@ impl Compactor {
         }
         let mut done = Done::default();
         // What failed rests for a while, as its track says.
-        compaction.left_out.clear();
+        begin_call(&mut compaction);
         let used = self.compact_step(&mut compaction, Trigger::Idle, &mut done)?;
         let Some(used) = used else { return Ok(self.next_look()) };
         let rate = self.context.options.compaction.rate;
@@ -155,7 +155,7 @@ impl Compactor {
     pub(super) fn compact_now(&self, trigger: Trigger, most: u64) -> Outcome {
         let (mut done, mut result) = (Done::default(), Ok(()));
         let mut compaction = self.compaction.lock();
-        compaction.left_out.clear();
+        begin_call(&mut compaction);
         while done.copies < most {
             let left_out = compaction.left_out.len();
             match self.compact_step(&mut compaction, trigger, &mut done) {
@@ -209,14 +209,15 @@ impl Compactor {
             }
             Ok((Step::Done(0), used)) => {
                 // What the first one's records take was not known well: it is taken for more from
-                // here on.
+                // here on, once in a call. If it does not fit then, it is not copied.
                 let first = job.run.sources().first().map(|first| first.segment.header.ordinal);
+                let is_first_time = first.is_some_and(|first| compaction.enlarged.insert(first));
                 let mut dispatch = self.dispatch.lock();
                 let track = first.and_then(|first| dispatch.backlog_mut().track(first));
                 let is_news = track.is_some_and(|track| track.settled_count_mut().forget_bytes());
                 drop(dispatch);
-                if !is_news {
-                    leave_out(compaction, job.run.sources());
+                if !(is_first_time && is_news) {
+                    compaction.left_out.extend(first);
                 }
                 self.give_up(job.run, None);
                 Ok(Some(used))
@@ -321,7 +322,7 @@ impl Compactor {
     fn begin_with(&self, sources: &[CopySource], choice: &CopyPlan) -> Result<Job> {
         let size = CopyJob::size_for(choice);
         let most = u32::try_from(choice.records).unwrap_or(u32::MAX);
-        let base_time = sources.iter().map(|source| source.base_time).min().unwrap_or_default();
+        let base_time = base_time_of(sources);
         // The plan has none with another shift among them.
         let shift = sources.first().map(|source| source.segment.header.clock_shift);
         let times = (base_time, shift.unwrap_or_default());
@@ -459,6 +460,28 @@ impl Compactor {
             self.give_up(job.run, None);
         }
     }
+}
+
+/// A call begins: what another one gave up may be tried again.
+fn begin_call(compaction: &mut CopyState) {
+    compaction.left_out.clear();
+    compaction.enlarged.clear();
+}
+
+/// No message in a copy of these is older. One fits if it is at most 49 days younger than that.
+/// So a time that is far from those before it does not count: its segment begins another copy.
+fn base_time_of(sources: &[CopySource]) -> Time {
+    const FAR: Millis = Millis(1 << 31);
+    let mut times = sources.iter().map(|source| source.base_time);
+    let first = times.next().unwrap_or_default();
+    let (mut earliest, mut latest) = (first, first);
+    for time in times {
+        (earliest, latest) = match (earliest.min(time), latest.max(time)) {
+            (earliest, latest) if latest.since(earliest) <= FAR => (earliest, latest),
+            _ => break,
+        };
+    }
+    earliest
 }
 
 /// The call at hand copies these no more.

@@ -13,6 +13,8 @@ pub(super) struct CopyState {
     pub(super) next_at: Option<Instant>,
     /// Segments that the call at hand copies no more, because that failed, or led to nothing.
     pub(super) left_out: BTreeSet<Ordinal>,
+    /// Segments that the call at hand has taken for larger than before: once each.
+    pub(super) enlarged: BTreeSet<Ordinal>,
 }
 
 /// A copy that is being made.
