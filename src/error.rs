@@ -44,7 +44,8 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
-    /// The files contradict each other, and keepq does not guess which of them is right.
+    /// The files contradict each other, and keepq does not guess which of them is right; or one of
+    /// them has a number so large that nothing can be pushed behind it.
     #[error("{operation}: {} is damaged at offset {offset}: {reason}", path.display())]
     Corrupt {
         /// What was being done.
