@@ -6,6 +6,7 @@
 
 use super::supply::{FIRST_SEGMENT, Prepared, Spare, Supply, SupplyState};
 use super::{Appender, Need, SMALLEST_SEGMENT};
+use crate::engine::context::Context;
 use crate::error::{Error, Result};
 use crate::format::PAGE;
 use crate::format::address::{Offset, Ordinal};
@@ -131,7 +132,7 @@ impl Appender {
         drop(unsealed);
         let epoch = supply.epoch + u64::from(!supply.has_begun);
         if seq_limit.max(supply.seq_limit) > FIRST_SEQ_END || epoch >= NUMBER_END {
-            return Err(self.numbers_used_up());
+            return Err(numbers_used_up(&self.context));
         }
         let ordinal = self.take_ordinal(supply)?;
         supply.seq_limit = supply.seq_limit.max(seq_limit);
@@ -153,18 +154,10 @@ impl Appender {
     fn take_ordinal(&self, supply: &mut Supply) -> Result<Ordinal> {
         let ordinal = supply.next_ordinal;
         if ordinal.0 >= NUMBER_END {
-            return Err(self.numbers_used_up());
+            return Err(numbers_used_up(&self.context));
         }
         supply.next_ordinal = ordinal.next();
         Ok(ordinal)
-    }
-
-    /// No queue gets there by itself: something in the directory has such a number.
-    fn numbers_used_up(&self) -> Error {
-        let (operation, path) = ("prepare segment", self.context.directory());
-        let reason = "a file in it has a number so large that the format has none behind it, so \
-                      nothing more can be pushed here; move the messages to a new queue";
-        Error::Corrupt { operation, path, offset: 0, reason }
     }
 
     /// Removes a prepared segment that was never used. If that fails, it is tried again with what
@@ -391,4 +384,12 @@ impl Appender {
 fn warm_up(prepared: &Prepared, durability: Durability) -> std::io::Result<()> {
     prepared.region.populate();
     if durability == Durability::Os { Ok(()) } else { prepared.segment.sync_unused() }
+}
+
+/// No queue gets there by itself: something in the directory has such a number.
+fn numbers_used_up(context: &Context) -> Error {
+    let (operation, path) = ("prepare segment", context.directory());
+    let reason = "a file in it has a number so large that the format has none behind it, so \
+                  nothing more can be pushed here; move the messages to a new queue";
+    Error::Corrupt { operation, path, offset: 0, reason }
 }
