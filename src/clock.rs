@@ -70,6 +70,10 @@ struct Moment {
 /// A difference of two coarse clocks that a tick of the kernel does not explain: 5 ticks.
 const UNUSUAL: u64 = 50 * NANOS;
 
+/// After this time the precise clocks are looked at, too: the coarse ones do not tell of a boot
+/// clock that went on by itself (`time_namespaces(7)`).
+const LOOK_EVERY: u64 = 20 * NANOS;
+
 /// The clock was set if its shift changed by more: 500 ms. Less is what NTP slews in 1,000 s at
 /// most (500 ppm: ntpd(8)).
 const STEP: Millis = Millis(500);
@@ -89,6 +93,8 @@ pub(crate) struct Clock {
     /// How far the coarse wall clock is ahead of the coarse clock, in nanoseconds, as it was last
     /// seen. All such numbers wrap: the year 2554 is the last that they tell from 1970.
     gap: AtomicU64,
+    /// What the coarse clock showed at the last look at the others.
+    looked_at: AtomicU64,
     /// How far the queue's time is ahead of UTC, in milliseconds.
     shift: AtomicI64,
     /// When it was seen to change, on the queue's time line.
@@ -127,6 +133,8 @@ impl Clock {
             zero,
             coarse_zero: AtomicU64::new(zero.wrapping_sub(boot).wrapping_add(coarse)),
             gap: AtomicU64::new(wall.nanos().wrapping_sub(coarse)),
+            // The first reading looks.
+            looked_at: AtomicU64::new(0),
             shift: AtomicI64::new(shift.0),
             stepped_at: AtomicU64::new(if is_set_back { start.0 } else { known.time.0 }),
             noted: AtomicI64::new(known.shift.0),
@@ -164,13 +172,15 @@ impl Clock {
         let (wall, coarse) = self.source.coarse_nanos();
         // Relaxed, here and below: each of them is a number by itself, and steps are rare.
         let gap = wall.wrapping_sub(coarse).wrapping_sub(self.gap.load(Ordering::Relaxed));
-        if gap.wrapping_add(UNUSUAL) > 2 * UNUSUAL {
+        let since = coarse.wrapping_sub(self.looked_at.load(Ordering::Relaxed));
+        if gap.wrapping_add(UNUSUAL) > 2 * UNUSUAL || since > LOOK_EVERY {
+            self.looked_at.store(coarse, Ordering::Relaxed);
             self.notice();
         }
         self.time(coarse, self.coarse_zero.load(Ordering::Relaxed))
     }
 
-    /// The wall clock was set, or the system was suspended.
+    /// The wall clock was set, or the system was suspended; or nobody has looked for a while.
     #[cold]
     fn notice(&self) {
         let Moment { wall, boot, coarse } = self.source.moment();
