@@ -75,7 +75,7 @@ pub use options::{Compaction, Durability, Expired, Options, Overflow};
 pub use peeked::{Messages, Peeked};
 pub use queue::Queue;
 pub use report::{CheckpointState, Compacted, Damage, DamageKind, RecoveryReport};
-pub use seq::Seq;
+pub use seq::{QueueId, Seq};
 pub use stats::Stats;
 pub use stuck::{MessageState, Stuck};
 pub use typed::{TypedDelivery, TypedQueue};

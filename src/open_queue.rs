@@ -51,7 +51,7 @@ impl OpenQueue {
             letters.open_if_any()?;
         }
         // Or else the time of a short run would not count if it is killed.
-        open.engine.note_clock_without_background();
+        open.engine.reclaim().note_clock_without_background();
         if open.engine.options().background {
             open.start(&worker)?;
         }
@@ -134,7 +134,15 @@ impl OpenQueue {
     ) -> Result<u64> {
         let letters = self.dead_letters.as_ref();
         let more_room = |full: &Error| letters.map_or(Ok(false), |letters| letters.make_room(full));
-        self.engine.producers().push(drafts, sync_within, when_full, &more_room)
+        let push = || self.engine.producers().push(drafts, sync_within, when_full, &more_room);
+        match push() {
+            // There was no room in memory for another map: nothing was placed.
+            Err(error @ Error::Io { .. }) => {
+                self.engine.consumers().clear_the_way(error)?;
+                push()
+            }
+            pushed => pushed,
+        }
     }
 
     /// Ends deliveries as their holder says.
@@ -165,7 +173,7 @@ impl OpenQueue {
     #[inline]
     pub(crate) fn work_without_background(&self) {
         self.engine.sync_surplus();
-        self.engine.note_clock_without_background();
+        self.engine.reclaim().note_clock_without_background();
         let context = self.engine.context();
         if let Some(letters) = &self.dead_letters
             && !context.worker.is_running()

@@ -8,6 +8,7 @@ pub use compaction::Compaction;
 use crate::backoff::Backoff;
 use crate::clock::{MAX_DELAY, Source};
 use crate::error::{Error, Result, within};
+use crate::format::limits::NUMBER_END;
 use crate::format::slot::MAX_ATTEMPTS;
 use crate::format::{PAGE, record};
 use crate::io::Storage;
@@ -146,6 +147,8 @@ pub struct Options {
     pub(crate) push_timeout: Option<Duration>,
     pub(crate) compaction: Compaction,
     pub(crate) open_segments: u64,
+    /// No push of this run gets a lower number.
+    pub(crate) first_seq: u64,
     pub(crate) unshared_blocks: bool,
     pub(crate) shrink_after: Option<Duration>,
     pub(crate) clock: Source,
@@ -178,6 +181,7 @@ impl Default for Options {
             push_timeout: None,
             compaction: Compaction::default(),
             open_segments: 64,
+            first_seq: 0,
             unshared_blocks: false,
             shrink_after: Some(Duration::from_secs(10)),
             clock: Source::default(),
@@ -456,6 +460,7 @@ impl Options {
         within("max_messages", self.max_messages.unwrap_or(1), &from(1))?;
         within("max_in_flight", self.max_in_flight.unwrap_or(1), &from(1))?;
         self.compaction.validate()?;
+        within("first_seq", self.first_seq, &(0..=NUMBER_END / 2))?;
         within("open_segments", self.open_segments, &(1..=65_536))?;
         if let Some((value, bound)) = self.backoff.fault() {
             return Err(Error::invalid_option("backoff", value, bound));

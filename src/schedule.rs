@@ -5,7 +5,7 @@
 
 use crate::time::Time;
 use std::collections::BTreeSet;
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 
 /// Messages that wait for their time, and those whose time has come.
 #[derive(Debug)]
@@ -136,6 +136,14 @@ impl Schedule {
     pub(crate) fn remove_seq(&mut self, seq: u64) -> bool {
         let found = self.entries.iter().copied().find(|entry| entry.1 == seq);
         found.is_some_and(|(time, seq)| self.remove(time, seq))
+    }
+
+    /// Takes out all messages with these numbers: looks at all of them.
+    pub(crate) fn forget(&mut self, seqs: &Range<u64>) {
+        let gone = self.entries.iter().copied().filter(|(_, seq)| seqs.contains(seq));
+        for (time, seq) in gone.collect::<Vec<_>>() {
+            self.remove(time, seq);
+        }
     }
 
     pub(crate) fn contains(&self, time: Time, seq: u64) -> bool {

@@ -34,6 +34,40 @@ impl Seq {
     }
 }
 
+/// What tells one queue from every other: 16 random bytes, made with the queue. It stays the same
+/// through opens, moves and copies of its directory.
+///
+/// A `Seq` is unique in the life of one queue. A consumer that remembers the numbers that it has
+/// done, in another database say, keeps the id beside them: a queue that was removed and made anew
+/// begins its numbers again, and has another id. A *copy* that was restored has the same id and may
+/// give out numbers again that were given out after it was made: see
+/// [`Options::first_seq`](crate::Options::first_seq).
+///
+/// Its text is 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct QueueId(pub(crate) [u8; 16]);
+
+impl QueueId {
+    /// The 16 bytes.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 16] {
+        self.0
+    }
+}
+
+impl fmt::Display for QueueId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for QueueId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "QueueId({self})")
+    }
+}
+
 impl fmt::Display for Seq {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -6,6 +6,7 @@
 //! turn.
 
 mod counts;
+mod obstacles;
 mod taking;
 
 use super::append::Appender;
@@ -98,7 +99,15 @@ impl Consumers {
         loop {
             let mut dispatch = self.dispatch.lock();
             let leasing = dispatch.lease_next(self.published.visible());
-            match leasing? {
+            let leasing = match leasing {
+                Err(error) => {
+                    drop(dispatch);
+                    self.clear_the_way(error)?;
+                    continue;
+                }
+                Ok(leasing) => leasing,
+            };
+            match leasing {
                 Leasing::Leased(leased) => {
                     drop(dispatch);
                     if let Some(taken) = self.copy_out(leased)? {
@@ -194,6 +203,15 @@ impl Consumers {
 
     /// Up to `limit` messages, as many as there are.
     pub(crate) fn pop_batch(&self, limit: usize) -> Result<Vec<Taken>> {
+        loop {
+            match self.try_pop_batch(limit) {
+                Err(error) => self.clear_the_way(error)?,
+                batch => return batch,
+            }
+        }
+    }
+
+    fn try_pop_batch(&self, limit: usize) -> Result<Vec<Taken>> {
         let mut taken = Vec::new();
         // What is pushed meanwhile, or comes back, is for another batch: or else this one might
         // never end.
@@ -373,7 +391,7 @@ impl Consumers {
             match counted {
                 Ok(true) => {}
                 Ok(false) => break,
-                Err(error) => result = result.and(Err(error)),
+                Err(error) => result = result.and(self.clear_the_way(error)),
             }
         }
         result.inspect_err(|_| self.context.retry_upkeep())

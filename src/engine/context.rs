@@ -9,6 +9,7 @@ use crate::clock::Clock;
 use crate::format::standing::Run;
 use crate::io::Storage;
 use crate::options::Options;
+use crate::seq::QueueId;
 use crate::time::Time;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Shared by the rooms of one engine.
 #[derive(Debug)]
 pub(crate) struct Context {
+    pub(crate) id: QueueId,
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) options: Options,
     pub(crate) clock: Arc<Clock>,

@@ -76,6 +76,7 @@ use crate::io::Storage;
 use crate::options::Options;
 use crate::recovery::{Found, Reconciled};
 use crate::report::{Compacted, Damage, RecoveryReport};
+use crate::seq::QueueId;
 use crate::stats::Stats;
 use append::Appender;
 use context::{Hint, TimeHint};
@@ -144,7 +145,8 @@ impl Engine {
         if options.create_new {
             check_presence(&*storage, &options, name::is_of_a_used_queue)?;
         }
-        let log = Reconciled::of(Found::read(&storage)?)?.into_log()?;
+        let mut log = Reconciled::of(Found::read(&storage)?)?.into_log()?;
+        log.begin_at(options.first_seq);
         let had_dead_letters = log.has_dead_letters && options.dead_letters;
         merge_replaced(&log)?;
         setting.space.set(setting.bytes_of(&log, &options), log.unusable_bytes);
@@ -155,6 +157,7 @@ impl Engine {
         let Setting { worker, space, .. } = setting;
         let (surplus, died) = (Hint::default(), Hint::default());
         let context = Arc::new(Context {
+            id: QueueId(log.queue_id),
             storage,
             options,
             clock,
@@ -308,7 +311,9 @@ impl Engine {
         let finished = self.appender.finish_old_tail();
         self.reclaim.release_idle_maps();
         let has_unsealed = self.commit.sync_oldest_full();
-        let can_count = self.dispatch.lock().count_some();
+        let counted = self.dispatch.lock().count_some();
+        let clear = |error| self.consumers.clear_the_way(error).map(|()| true);
+        let can_count = counted.or_else(clear);
         if matches!(can_count, Ok(false)) {
             // What could not be read or stored is tried again the next time.
             self.dispatch.lock().count_again();
@@ -371,13 +376,6 @@ impl Engine {
     /// All who wait look again.
     pub(crate) fn wake_all(&self) {
         self.context.waiters.wake_all();
-    }
-
-    /// Notes on the disk that the clock was set, where no background does.
-    pub(crate) fn note_clock_without_background(&self) {
-        if !self.context.clock.is_noted() && !self.context.worker.is_running() {
-            self.context.health.note_background(self.reclaim.retirer().note_clock());
-        }
     }
 
     /// Syncs segments that unsynced answers hold open, if there are too many, and no background

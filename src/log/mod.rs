@@ -258,6 +258,11 @@ impl Segment {
         Err(std::io::Error::new(std::io::ErrorKind::NotFound, reason))
     }
 
+    /// Whether its file is known to have been removed by somebody else.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self.file.has_name(), Ok(false))
+    }
+
     /// Whether the same file has another name (a hard link), by which others may know it.
     pub(crate) fn has_other_names(&self) -> bool {
         self.file.has_other_names().unwrap_or(true)

@@ -1,6 +1,7 @@
 //! Options about the disk that a queue is on.
 
 use super::Options;
+use crate::seq::Seq;
 use std::time::Duration;
 
 impl Options {
@@ -11,6 +12,27 @@ impl Options {
     /// does it once the time is over.
     pub fn shrink_after(mut self, idle: impl Into<Option<Duration>>) -> Self {
         self.shrink_after = idle.into();
+        self
+    }
+
+    /// The first number that a push of this run may get; default none. It only raises: if the next
+    /// number would be higher anyway, it changes nothing. Up to 2^61.
+    ///
+    /// For a queue whose directory was restored from an old copy: that does not know the numbers
+    /// that were given out after it was made, and would give them out again. A consumer that
+    /// remembers numbers would take new messages for ones that it has done. Give a number above
+    /// all that the world has seen, once, at the first open of the copy. The numbers that are left
+    /// out are unknown to [`Queue::is_acked`](crate::Queue::is_acked).
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// let options = keepq::Queue::options().first_seq(1_000_000);
+    /// let queue = options.open(dir.path().join("restored"))?;
+    /// assert_eq!(u64::from(queue.push("new")?), 1_000_000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn first_seq(mut self, seq: impl Into<Seq>) -> Self {
+        self.first_seq = seq.into().0;
         self
     }
 

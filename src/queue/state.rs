@@ -3,7 +3,7 @@
 use super::Queue;
 use crate::error::Result;
 use crate::report::{Damage, RecoveryReport};
-use crate::seq::Seq;
+use crate::seq::{QueueId, Seq};
 use crate::stats::Stats;
 use crate::stuck::Stuck;
 
@@ -45,6 +45,25 @@ impl Queue {
     #[must_use]
     pub fn last_seq(&self) -> Option<Seq> {
         self.engine().last_seq().map(Seq)
+    }
+
+    /// What tells this queue from every other, also one that is made later in the same place. It is
+    /// stored with the first push; before that, each open has another one.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// let queue = keepq::Queue::open(dir.path().join("orders"))?;
+    /// queue.push("first")?;
+    /// let id = queue.id();
+    /// drop(queue);
+    /// let queue = keepq::Queue::open(dir.path().join("orders"))?;
+    /// assert_eq!(queue.id(), id);
+    /// assert_eq!(id.to_string().len(), 32);
+    /// # Ok::<(), keepq::Error>(())
+    /// ```
+    #[must_use]
+    pub fn id(&self) -> QueueId {
+        self.engine().context().id
     }
 
     /// Numbers about the queue, all of one moment. The first call after open may take as long as

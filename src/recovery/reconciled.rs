@@ -157,6 +157,15 @@ impl Reconciled {
 }
 
 impl Log {
+    /// Leaves numbers out, so that the next one is not below this one.
+    pub(crate) fn begin_at(&mut self, first_seq: u64) {
+        if first_seq > self.next_seq {
+            self.unaccounted.insert(self.next_seq, first_seq - 1);
+            self.next_seq = first_seq;
+            self.seq_limit = self.seq_limit.max(first_seq);
+        }
+    }
+
     /// The segments that stay while others may come back that have some of their messages: all
     /// copies, since an earlier run may have ended before the removal of their sources was durable;
     /// and those of which there is a copy that was given up.

@@ -80,6 +80,7 @@ mod lost_numbers;
 mod outside_clock;
 mod outside_disk;
 mod outside_files;
+mod outside_memory;
 mod poison;
 mod rot;
 mod space;

@@ -223,7 +223,12 @@ impl Appender {
         if supply.old_tail.is_empty() {
             return Ok(());
         }
-        self.seal_tail(supply).inspect_err(|_| self.context.retry_upkeep())
+        let sealed = self.seal_tail(supply);
+        if sealed.is_err() && self.context.storage.check_directory().is_ok() {
+            // What somebody removed cannot be sealed, and holds up nothing: the next try is without.
+            supply.old_tail.retain(|part| !part.segment.is_gone());
+        }
+        sealed.inspect_err(|_| self.context.retry_upkeep())
     }
 
     fn seal_tail(&self, supply: &mut Supply) -> Result<()> {

@@ -45,6 +45,13 @@ impl Losses {
         self.note(first, last);
     }
 
+    /// This many messages were lost as one, with these numbers.
+    pub(crate) fn lose_segment(&mut self, messages: u64, damage: Damage) {
+        self.count += messages;
+        self.note(damage.first, damage.last);
+        self.list(damage);
+    }
+
     /// These numbers are lost, which an earlier run found.
     pub(super) fn note(&mut self, first: u64, last: u64) {
         self.unaccounted.insert(first, last);

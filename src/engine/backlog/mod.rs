@@ -101,6 +101,10 @@ impl Backlog {
         &mut self.tracks
     }
 
+    pub(crate) fn losses_mut(&mut self) -> &mut Losses {
+        &mut self.losses
+    }
+
     pub(crate) fn losses(&self) -> &Losses {
         &self.losses
     }

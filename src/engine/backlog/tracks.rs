@@ -150,6 +150,22 @@ impl Tracks {
         ConsumerOffset { floor, cursor, ordinal: first.ordinal(), index }
     }
 
+    /// Where the segments are whose files somebody removed, and that hold nothing open. The newest
+    /// one is looked after by pushes and syncs.
+    pub(crate) fn vanished(&self) -> Vec<Ordinal> {
+        let is_gone = |track: &&Track| {
+            let is_free = !track.records().is_mapped() && !track.copying().is_pinned();
+            is_free && track.segment().is_gone()
+        };
+        self.older().filter(is_gone).map(Track::ordinal).collect()
+    }
+
+    /// Takes a segment out.
+    pub(crate) fn remove(&mut self, ordinal: Ordinal) -> Option<Track> {
+        let at = self.0.iter().position(|track| track.ordinal() == ordinal)?;
+        self.0.remove(at)
+    }
+
     /// Bytes of the file of the newest segment.
     pub(crate) fn newest_size(&self) -> u64 {
         self.0.back().map_or(0, Track::size)

@@ -99,6 +99,11 @@ impl Dying {
         }
     }
 
+    /// Those with these numbers that wait to be moved are gone for good.
+    pub(crate) fn forget(&mut self, seqs: &Range<u64>) {
+        self.waiting.retain(|seq, _| !seqs.contains(seq));
+    }
+
     /// Some of those behind `after` that wait to be moved.
     pub(crate) fn waiting_behind(&self, after: u64, most: usize) -> Vec<u64> {
         let behind = (Bound::Excluded(after), Bound::Unbounded);

@@ -54,7 +54,7 @@ pub(crate) struct Ledger {
 impl Ledger {
     pub(super) fn new(log: &Log, context: &Context, published: &Arc<Published>) -> Self {
         let Context { options, run, clock, waiters, .. } = context;
-        let most_maps = usize::try_from(options.open_segments).unwrap_or(usize::MAX);
+        let most_maps = most_maps(options.open_segments, options.segment_limit(), ADDRESS_SPACE);
         let backlog = Backlog::new(log, *run, most_maps);
         Self {
             places: Places::new(Cursor::hinted(backlog.tracks(), log.offset)),
@@ -247,6 +247,15 @@ impl Ledger {
         true
     }
 
+    /// This many unsettled messages were lost at once: who waits for room, or for one of them, looks
+    /// again.
+    pub(super) fn note_lost_segment(&mut self, messages: u64) {
+        self.settled_total.add(messages);
+        self.news.settled = true;
+        self.news.settled_unknown = true;
+        self.note_head_changed();
+    }
+
     /// Counts all slots of a segment again that were counted, because some went bad.
     pub(super) fn recount(&mut self, at: usize) -> Result<Recount> {
         let recount = self.backlog.recount(at, self.published.newest())?;
@@ -399,5 +408,29 @@ impl Ledger {
         let record = Some((place.offset, place.bytes));
         let stored = self.backlog.store(spot, (state, attempts), record)?;
         Ok(stored != Stored::WasSettled)
+    }
+}
+
+/// The bytes that the maps of a queue, and those of its dead letters, may take each: 512 MiB where
+/// addresses have 32 bits, of which a process has 2 to 4 GiB for all that it does.
+const ADDRESS_SPACE: u64 = if cfg!(target_pointer_width = "32") { 512 << 20 } else { u64::MAX };
+
+/// How many segments of this size may be mapped at a time: as the options say, but no more than
+/// there are addresses for.
+fn most_maps(open_segments: u64, segment_bytes: u64, address_space: u64) -> usize {
+    let most = open_segments.min(address_space / segment_bytes.max(1)).max(1);
+    usize::try_from(most).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::most_maps;
+
+    #[test]
+    fn maps_take_no_more_addresses_than_there_are() {
+        assert_eq!(most_maps(64, 64 << 20, u64::MAX), 64);
+        assert_eq!(most_maps(64, 64 << 20, 512 << 20), 8);
+        assert_eq!(most_maps(64, 4 << 30, 512 << 20), 1);
+        assert_eq!(most_maps(4, 64 << 10, 512 << 20), 4);
     }
 }

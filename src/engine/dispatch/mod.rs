@@ -20,6 +20,7 @@ mod places;
 mod policy;
 pub(super) mod purge;
 pub(super) mod repair;
+mod vanished;
 
 use crate::format::checkpoint::ConsumerOffset;
 use crate::time::Time;
@@ -30,6 +31,7 @@ pub(crate) use ledger::Ledger;
 pub(crate) use measure::start_push;
 pub(crate) use places::Whereabouts;
 pub(crate) use policy::Policy;
+pub(crate) use vanished::give_up_vanished;
 
 use super::backlog::cursor::Cursor;
 use super::backlog::{Backlog, Met};

@@ -153,6 +153,16 @@ impl Places {
         self.dying.has_any_in(seqs.clone()) || self.set_aside.range(seqs).next().is_some()
     }
 
+    /// Messages with these numbers are gone for good: they wait nowhere any more. Those in flight
+    /// stay with their holders.
+    pub(super) fn forget(&mut self, seqs: &Range<u64>) {
+        self.returned.retain(|seq, _| !seqs.contains(seq));
+        self.untold.retain(|seq, _| !seqs.contains(seq));
+        self.set_aside.retain(|seq| !seqs.contains(seq));
+        self.schedule.forget(seqs);
+        self.dying.forget(seqs);
+    }
+
     /// Whether something comes before what is behind the cursor.
     #[inline]
     pub(super) fn has_front(&self) -> bool {

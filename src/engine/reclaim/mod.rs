@@ -155,6 +155,13 @@ impl Reclaim {
         Ok(has_given_back())
     }
 
+    /// Notes on the disk that the clock was set, where no background does.
+    pub(crate) fn note_clock_without_background(&self) {
+        if !self.context.clock.is_noted() && !self.context.worker.is_running() {
+            self.context.health.note_background(self.retirer.note_clock());
+        }
+    }
+
     /// Gives up what an idle queue does not need, once it has been idle for as long as the options
     /// say.
     pub(crate) fn shrink_if_idle(&self) -> Result<()> {
