@@ -8,7 +8,6 @@
 //! counts. If that would be earlier than the newest time in the log, the clock was set back
 //! meanwhile: then the run begins at that newest time.
 
-use crate::format::limits::TIME_END;
 use crate::time::{KnownTime, Millis, Shift, Time};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -42,10 +41,6 @@ const NANOS: u64 = 1_000_000;
 
 /// A thread that waits for the time of a message looks at the clock at least this often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
-
-/// No queue's time starts later, so that the times of a run keep to the limits of the format: 2^40
-/// milliseconds, which are 34 years, before their end.
-const LATEST_START: Time = Time(TIME_END - (1 << 40));
 
 /// What a wall clock shows.
 #[derive(Clone, Copy, Debug)]
@@ -130,7 +125,7 @@ impl Clock {
         let is_set_back = shifted < known.time;
         let (start, fraction) =
             if is_set_back { (known.time, 0) } else { (shifted, wall.fraction) };
-        let start = start.min(LATEST_START);
+        let start = start.min(Time::LATEST_START);
         let shift = if is_set_back { Shift::between(start, wall.time) } else { known.shift };
         let zero = boot.wrapping_sub(fraction);
         Self {

@@ -67,6 +67,10 @@ impl Time {
         Self(self.0.saturating_add_signed(shift.0))
     }
 
+    /// No queue's time starts later, so that the times of a run keep to the limits of the format.
+    /// It is 2^40 milliseconds, which are 34 years, before their end.
+    pub(crate) const LATEST_START: Self = Self((1 << 48) - (1 << 40));
+
     /// The beginning of 1970, which is past.
     pub(crate) const ZERO: Self = Self(0);
 

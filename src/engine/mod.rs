@@ -145,8 +145,8 @@ impl Engine {
         if options.create_new {
             check_presence(&*storage, &options, name::is_of_a_used_queue)?;
         }
-        let mut log = Reconciled::of(Found::read(&storage)?)?.into_log()?;
-        log.begin_at(options.first_seq);
+        let log = Reconciled::of(Found::read(&storage)?)?.into_log()?;
+        let log = log.beginning_at(options.first_seq);
         let had_dead_letters = log.has_dead_letters && options.dead_letters;
         merge_replaced(&log)?;
         setting.space.set(setting.bytes_of(&log, &options), log.unusable_bytes);

@@ -4,6 +4,8 @@
 //! against these limits where it is decoded, and keepq writes none that is out of them. So a sum of
 //! two numbers never overflows, whatever a directory says.
 
+use crate::time::Time;
+
 /// The end of Seqs, ordinals, epochs, spans, and generations of CHECKPOINT: each is below it, and
 /// only what says where such numbers end may be equal to it. It is 2^62. A queue that takes a
 /// thousand million numbers a second comes there after 146 years; and a sum of two is below 2^63.
@@ -18,6 +20,7 @@ pub(crate) const FIRST_SEQ_END: u64 = NUMBER_END - (1 << 32);
 pub(crate) const TIME_END: u64 = 281_474_976_710_656;
 
 const _: () = assert!(NUMBER_END == 1 << 62 && TIME_END == 1 << 48);
+const _: () = assert!(Time::LATEST_START.0 + (1 << 40) == TIME_END);
 
 /// Whether this can be the number of something: 0 is that of nothing.
 pub(crate) const fn is_number(number: u64) -> bool {

@@ -158,12 +158,13 @@ impl Reconciled {
 
 impl Log {
     /// Leaves numbers out, so that the next one is not below this one.
-    pub(crate) fn begin_at(&mut self, first_seq: u64) {
+    pub(crate) fn beginning_at(mut self, first_seq: u64) -> Self {
         if first_seq > self.next_seq {
             self.unaccounted.insert(self.next_seq, first_seq - 1);
             self.next_seq = first_seq;
             self.seq_limit = self.seq_limit.max(first_seq);
         }
+        self
     }
 
     /// The segments that stay while others may come back that have some of their messages: all

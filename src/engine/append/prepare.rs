@@ -225,7 +225,7 @@ impl Appender {
         }
         let sealed = self.seal_tail(supply);
         if sealed.is_err() && self.context.storage.check_directory().is_ok() {
-            // What somebody removed cannot be sealed, and holds up nothing: the next try is without.
+            // What somebody removed cannot be sealed: the next try is without it.
             supply.old_tail.retain(|part| !part.segment.is_gone());
         }
         sealed.inspect_err(|_| self.context.retry_upkeep())
@@ -384,8 +384,8 @@ impl Appender {
     }
 }
 
-/// Makes stores into a prepared segment fast: pages resident, and, where the queue syncs, extents
-/// written, so that a commit has no file system metadata to write.
+/// Makes stores into a prepared segment fast: pages resident, and, where the queue syncs,
+/// extents written, so that a commit has no file system metadata to write.
 fn warm_up(prepared: &Prepared, durability: Durability) -> std::io::Result<()> {
     prepared.region.populate();
     if durability == Durability::Os { Ok(()) } else { prepared.segment.sync_unused() }

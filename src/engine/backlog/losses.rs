@@ -53,7 +53,7 @@ impl Losses {
     }
 
     /// These numbers are lost, which an earlier run found.
-    pub(super) fn note(&mut self, first: u64, last: u64) {
+    pub(crate) fn note(&mut self, first: u64, last: u64) {
         self.unaccounted.insert(first, last);
     }
 

@@ -269,10 +269,6 @@ impl Backlog {
         self.list_damage(spot, offset, DamageKind::Corrupt);
     }
 
-    pub(super) fn note_lost_numbers(&mut self, first: u64, last: u64) {
-        self.losses.note(first, last);
-    }
-
     /// Tells of damage that settles nothing.
     pub(super) fn list_damage(&mut self, spot: Spot, offset: Offset, kind: DamageKind) {
         let track = &mut self.tracks[spot.at];

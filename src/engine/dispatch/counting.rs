@@ -97,7 +97,7 @@ impl Counting {
         let ordinal = ledger.backlog().tracks()[at].ordinal();
         ledger.note_found_settled(at, special.settled);
         for lost in special.lost {
-            ledger.backlog_mut().note_lost_numbers(lost, lost);
+            ledger.backlog_mut().losses_mut().note(lost, lost);
         }
         for (due, seq) in special.delayed {
             ledger.places_mut().schedule_mut().put(due, seq);

@@ -247,15 +247,6 @@ impl Ledger {
         true
     }
 
-    /// This many unsettled messages were lost at once: who waits for room, or for one of them, looks
-    /// again.
-    pub(super) fn note_lost_segment(&mut self, messages: u64) {
-        self.settled_total.add(messages);
-        self.news.settled = true;
-        self.news.settled_unknown = true;
-        self.note_head_changed();
-    }
-
     /// Counts all slots of a segment again that were counted, because some went bad.
     pub(super) fn recount(&mut self, at: usize) -> Result<Recount> {
         let recount = self.backlog.recount(at, self.published.newest())?;

@@ -18,7 +18,11 @@ pub(crate) fn give_up_vanished(ledger: &mut Ledger, ordinal: Ordinal) -> u64 {
         let damage = Damage { first, last, path, offset: 0, kind: DamageKind::Segment };
         ledger.backlog_mut().losses_mut().lose_segment(unsettled, damage);
         ledger.places_mut().forget(&seqs);
-        ledger.note_lost_segment(unsettled);
+        ledger.settled_total().add(unsettled);
+        // Who waits for room, or for one of them, looks again.
+        let news = ledger.news_mut();
+        (news.settled, news.settled_unknown) = (true, true);
+        ledger.note_head_changed();
     }
     track.size()
 }
