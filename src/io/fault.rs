@@ -277,6 +277,10 @@ impl Region for FaultRegion {
     fn populate(&self) {
         self.inner.populate();
     }
+
+    fn stores_are_writes(&self) -> bool {
+        self.inner.stores_are_writes()
+    }
 }
 
 #[cfg(test)]

@@ -242,6 +242,11 @@ pub trait Region: Debug + Send + Sync {
 
     /// Makes all pages resident and ready to be stored to. Changes no byte.
     fn populate(&self);
+
+    /// Whether each store is a system call, so that few large ones are better than many small ones.
+    fn stores_are_writes(&self) -> bool {
+        false
+    }
 }
 
 /// A name in a directory.

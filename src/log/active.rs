@@ -88,6 +88,8 @@ struct Remains {
 pub(crate) struct Active {
     segment: Arc<Segment>,
     region: Arc<dyn Region>,
+    /// Each store to it is a system call.
+    by_write: bool,
     first_seq: u64,
     base_time: Time,
     tail: Offset,
@@ -110,6 +112,7 @@ impl Active {
         segment.store_mark(&*region, ACTIVATION, &activation.encode(segment.key))?;
         Ok(Self {
             segment,
+            by_write: region.stores_are_writes(),
             region,
             first_seq,
             base_time: now,
@@ -188,7 +191,12 @@ impl Active {
                 index,
                 age,
             };
-            if let Err(error) = self.place(&header, draft, tail) {
+            let placed = if self.by_write {
+                self.place_by_write(&header, draft, tail)
+            } else {
+                self.place(&header, draft, tail)
+            };
+            if let Err(error) = placed {
                 self.note_remains(&drafts[..=position]);
                 // The first error is the one to tell; the next push tries again.
                 self.erase_remains().ok();
@@ -253,21 +261,46 @@ impl Active {
         }
         let payload = body + to_u64(draft.extensions.len());
         region.store(payload.0, draft.payload).map_err(wrap)?;
-        let index = header.index;
+        if draft.has_slot() {
+            self.place_slot(header, draft, offset).map_err(wrap)?;
+        }
+        // Last, because the record exists once its header is stored.
+        region.store(offset.0, &header.encode(segment.key, offset)).map_err(wrap)
+    }
+
+    /// The same where each store is a system call: one for the record, because a copy costs less.
+    /// Should it be cut short by a kill, its body does not have its check.
+    #[cold]
+    fn place_by_write(
+        &self,
+        header: &RecordHeader,
+        draft: &Draft<'_>,
+        offset: Offset,
+    ) -> Result<()> {
+        let encoded = header.encode(self.segment.key, offset);
+        let record = [&encoded[..], &draft.extensions, draft.payload].concat();
+        let slot = if draft.has_slot() { self.place_slot(header, draft, offset) } else { Ok(()) };
+        let placed = slot.and_then(|()| self.region.store(offset.0, &record));
+        placed.map_err(|error| Error::io("append", &self.segment.path, offset.0, error))
+    }
+
+    /// The slot of a message that has one from the start.
+    fn place_slot(
+        &self,
+        header: &RecordHeader,
+        draft: &Draft<'_>,
+        offset: Offset,
+    ) -> std::io::Result<()> {
+        let (segment, region, index) = (&self.segment, &self.region, header.index);
         if let Some(due) = draft.due {
             let now = header.pushed_at(self.base_time);
             let delay = Delay { due, given: due.since(now) };
             let word = StoredDelay::Until(delay).encode(self.base_time, segment.key, index);
-            let place = slot::delay_offset(segment.header.size, index);
-            region.store_word(place.0, word).map_err(wrap)?;
+            region.store_word(slot::delay_offset(segment.header.size, index).0, word)?;
         }
-        if draft.has_slot() {
-            let state = if draft.is_transient { State::Transient } else { State::Ready };
-            let slot = Slot { state, attempts: 0, offset: Some(offset) };
-            let place = slot::offset(segment.header.size, index);
-            region.store_word(place.0, slot.encode(segment.key, index)).map_err(wrap)?;
-        }
-        // Last, because the record exists once its header is stored.
-        region.store(offset.0, &header.encode(segment.key, offset)).map_err(wrap)
+        let state = if draft.is_transient { State::Transient } else { State::Ready };
+        let slot = Slot { state, attempts: 0, offset: Some(offset) };
+        let place = slot::offset(segment.header.size, index);
+        region.store_word(place.0, slot.encode(segment.key, index))
     }
 }

@@ -244,6 +244,11 @@ impl Region for MappedRegion {
             self.map.populate();
         }
     }
+
+    #[inline]
+    fn stores_are_writes(&self) -> bool {
+        self.by_write
+    }
 }
 
 /// Loads by reads and stores by writes.
@@ -286,6 +291,10 @@ impl Region for UnmappedRegion {
     }
 
     fn populate(&self) {}
+
+    fn stores_are_writes(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(all(test, unix))]
