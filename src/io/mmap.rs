@@ -73,13 +73,14 @@ impl Map {
 
     fn word(&self, offset: u64) -> io::Result<&AtomicU64> {
         #[expect(clippy::cast_ptr_alignment, reason = "checked in the next line")]
-        let at = self.at(offset, 8)?.cast::<u64>();
+        let at = self.at(offset, 8)?.cast::<AtomicU64>();
+        // As an atomic it has to be: a plain `u64` may have half of that on 32 bits.
         if !at.is_aligned() {
             return Err(outside(offset, 8, self.size));
         }
         // SAFETY: `at` proved that the eight bytes lie in the map, which lives as long as `self`;
         // they are aligned; the engine reaches words that others may store to only through here.
-        Ok(unsafe { AtomicU64::from_ptr(at) })
+        Ok(unsafe { AtomicU64::from_ptr(at.cast::<u64>()) })
     }
 
     /// Where `len` bytes at `offset` lie, if they lie in the map.
