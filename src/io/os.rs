@@ -118,10 +118,24 @@ pub(super) fn read_exact_at(file: &File, mut offset: u64, mut into: &mut [u8]) -
 }
 
 #[cfg(windows)]
-pub(super) fn write_all_at(file: &File, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_all_at(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
     use std::os::windows::fs::FileExt;
+    write_pieces(offset, bytes, |bytes, offset| file.seek_write(bytes, offset))
+}
+
+/// Writes all of `bytes`, as many at a time as `write` takes of those that it is given, at the
+/// offset that it is given. A system that takes none is not asked for ever.
+#[cfg(any(windows, test))]
+fn write_pieces(
+    mut offset: u64,
+    mut bytes: &[u8],
+    mut write: impl FnMut(&[u8], u64) -> io::Result<usize>,
+) -> io::Result<()> {
     while !bytes.is_empty() {
-        let written = file.seek_write(bytes, offset)?;
+        let written = write(bytes, offset)?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
         bytes = &bytes[written..];
         offset += u64::try_from(written).unwrap_or(0);
     }
@@ -299,5 +313,34 @@ mod linux {
     pub(super) fn fallocate(file: &File, size: u64) -> io::Result<()> {
         let allocate = || rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size);
         Ok(rustix::io::retry_on_intr(allocate)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// On Windows a write that took nothing was asked again for ever.
+    #[test]
+    fn pieces_are_written_in_their_places_and_none_is_an_error() {
+        let mut written = vec![0; 12];
+        let third = |bytes: &[u8], offset: u64| {
+            let (at, len) = (usize::try_from(offset).unwrap(), bytes.len().min(3));
+            written[at..at + len].copy_from_slice(&bytes[..len]);
+            Ok(len)
+        };
+        write_pieces(2, b"in pieces", third).unwrap();
+        assert_eq!(written, b"\0\0in pieces\0");
+        let mut room = 5;
+        let full = |bytes: &[u8], _| {
+            let taken = bytes.len().min(room).min(3);
+            room -= taken;
+            Ok(taken)
+        };
+        let error = write_pieces(0, b"in pieces", full).unwrap_err();
+        assert_eq!((error.kind(), room), (io::ErrorKind::WriteZero, 0));
+        write_pieces(0, b"", |_, _| Ok(0)).unwrap();
+        let refused = write_pieces(0, b"x", |_, _| Err(io::ErrorKind::StorageFull.into()));
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::StorageFull);
     }
 }
