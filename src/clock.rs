@@ -22,10 +22,10 @@ mod manual;
 #[cfg(feature = "fault-injection")]
 pub use manual::ManualClock;
 
-/// The most by which the coarse clock is behind: a tick of the kernel, at most 10 ms, and 1 ms for
-/// rounding.
+/// The most by which the coarse clock is behind: a tick of the kernel, at most 10 ms, where there is
+/// such a clock, and 1 ms for rounding.
 pub(crate) const TICK: Millis =
-    if cfg!(any(target_os = "linux", target_os = "android")) { Millis(11) } else { Millis(0) };
+    if cfg!(any(target_os = "linux", target_os = "android")) { Millis(11) } else { Millis(1) };
 
 /// The longest time for which a message can be put off: 8 years of 365 days.
 pub(crate) const MAX_DELAY: Duration = Duration::from_secs(8 * 365 * 86_400);
@@ -430,6 +430,19 @@ mod tests {
         let coarse_zero = clock.coarse_zero.load(Ordering::Relaxed);
         assert_eq!(clock.time(hours(5), coarse_zero), Time(360_000_000));
         assert_eq!(clock.time(hours(4), coarse_zero), Time(360_000_000), "not before the start");
+    }
+
+    /// Where there is no coarse clock, a lease was over up to a millisecond early: its start had
+    /// been rounded down.
+    #[test]
+    fn no_span_is_over_early() {
+        let clock = Clock::start(Source::System, Time::ZERO);
+        for _ in 0..2000 {
+            let began = clock.source.elapsed_nanos();
+            let Time(end) = clock.after(clock.coarse(), Millis(5));
+            let lasts = end * NANOS - began.wrapping_add(clock.offset);
+            assert!(lasts >= 5 * NANOS, "{lasts} ns");
+        }
     }
 
     #[cfg(feature = "fault-injection")]
