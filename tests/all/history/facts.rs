@@ -283,8 +283,9 @@ impl Facts {
         };
         for (id, seq) in ids.clone().zip(seqs) {
             let told = if event.is_cut || event.said == Said::Nothing {
-                // The lowest number under which a call met it.
-                self.messages.values().find(|message| message.id == id).map(|found| found.seq)
+                // The lowest number under which a call met it, if it is not one that a redrive gave.
+                let found = self.messages.values().find(|message| message.id == id);
+                found.map(|found| found.seq).filter(|&found| seq == 0 || found == seq)
             } else {
                 Some(seq)
             };
