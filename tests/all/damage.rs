@@ -27,7 +27,7 @@ fn closed(count: usize) -> (TempDir, PathBuf) {
 }
 
 fn message(number: usize) -> Vec<u8> {
-    let mut message = number.to_le_bytes().to_vec();
+    let mut message = (number as u64).to_le_bytes().to_vec();
     message.resize(200, u8::try_from(number % 251).unwrap());
     message
 }
@@ -36,7 +36,7 @@ fn message(number: usize) -> Vec<u8> {
 fn drain(queue: &Queue) -> Vec<usize> {
     let all = queue.pop_batch(usize::MAX).unwrap();
     let number = |job: &keepq::Delivery| {
-        let number = usize::from_le_bytes(job[..8].try_into().unwrap());
+        let number = u64::from_le_bytes(job[..8].try_into().unwrap()) as usize;
         assert_eq!(&job[..], message(number));
         assert_eq!(u64::from(job.seq()), number as u64 + 1);
         number
