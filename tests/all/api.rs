@@ -4,6 +4,7 @@ use crate::support::DEADLINE;
 #[cfg(target_os = "linux")]
 use crate::support::process::{descriptors, is_alone};
 use keepq::{Delivery, Durability, Error, Message, Queue};
+#[cfg(unix)]
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 

@@ -3,7 +3,7 @@
 use crate::found_hooks::{Op as Called, Watched, find};
 use crate::found_support::{Op, PATIENCE, alone, call, ms, on, soon, watched};
 use keepq::fault::{ManualClock, MemoryStorage, Storage};
-use keepq::{Backoff, Delivery, Durability, Message, Overflow, Queue};
+use keepq::{Backoff, Delivery, Durability, Message, Overflow};
 use std::mem::forget;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -264,7 +264,7 @@ fn no_more_files_are_open_than_the_option_says() {
     const LIMIT: usize = 4;
     let directory = tempfile::tempdir().unwrap();
     let open = |is_running| {
-        let options = Queue::options().durability(Durability::Os).segment_bytes(65_536);
+        let options = keepq::Queue::options().durability(Durability::Os).segment_bytes(65_536);
         let options = options.open_segments(LIMIT as u64).ack_sync(None).background(is_running);
         options.open(directory.path()).unwrap()
     };

@@ -2,13 +2,19 @@
 
 #[cfg(target_os = "linux")]
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 
 /// This program once more, for one test of it, by its whole name: `kill::child`.
 pub(crate) fn again(test: &str) -> Command {
     let mut program = Command::new(std::env::current_exe().unwrap());
     program.args([test, "--exact", "--nocapture", "--test-threads=1"]);
     program
+}
+
+/// Whether `Child::kill` ended the process: on Unix that is a signal, and no code; on Windows it is
+/// code 1, which no test that fails has, but a program whose `main` returns an error.
+pub(crate) fn was_killed(status: ExitStatus) -> bool {
+    if cfg!(windows) { status.code() == Some(1) } else { status.code().is_none() }
 }
 
 /// Whether the test that calls this, which is named `test`, has a process to itself; if it has not,
