@@ -46,6 +46,12 @@ fn kind<T: std::fmt::Debug>(result: io::Result<T>) -> io::ErrorKind {
     result.unwrap_err().kind()
 }
 
+/// What is open, where a name goes at once. On Windows a removed file may keep its name until it is
+/// closed, so there this closes it. keepq relies on such a name nowhere.
+fn outlasting_its_name<T>(open: T) -> Option<T> {
+    Some(open).filter(|_| cfg!(not(windows)))
+}
+
 fn files_are_made_opened_and_replaced(storage: &dyn Storage) {
     assert_eq!(names(storage), []);
     assert_eq!(kind(storage.open("a")), io::ErrorKind::NotFound);
@@ -55,9 +61,12 @@ fn files_are_made_opened_and_replaced(storage: &dyn Storage) {
     made.sync().unwrap();
     let opened = storage.open("a").unwrap();
     assert_eq!((opened.size(), &content(&*opened)[4..9]), (SIZE, &b"\0old\0"[..]));
+    let open = outlasting_its_name((made, opened));
     let replaced = storage.create("a", 1).unwrap();
     assert_eq!((replaced.size(), content(&*replaced)), (1, vec![0]));
-    assert_eq!(&content(&*made)[5..8], b"old", "what was open is the file it was");
+    if let Some((made, _)) = open {
+        assert_eq!(&content(&*made)[5..8], b"old", "what was open is the file it was");
+    }
     assert_eq!(storage.open("a").unwrap().size(), 1);
     assert_eq!(names(storage), [("a".to_string(), true)]);
     assert_eq!(storage.path("a"), storage.path("").join("a"));
@@ -74,11 +83,14 @@ fn names_change_and_go(storage: &dyn Storage) {
     assert_eq!(&content(&*storage.open("a").unwrap())[..2], b"bc", "under its new name");
     assert_eq!(kind(storage.rename("b", "a")), io::ErrorKind::NotFound);
     assert_eq!(content(&*storage.open("a").unwrap())[0], b'b', "what was not replaced stays");
+    let b = outlasting_its_name(b);
     storage.remove("a").unwrap();
     storage.remove("a").unwrap();
     assert_eq!(names(storage), []);
     assert_eq!(kind(storage.open("a")), io::ErrorKind::NotFound);
-    assert_eq!(&content(&*b)[..2], b"bc", "without a name");
+    if let Some(b) = b {
+        assert_eq!(&content(&*b)[..2], b"bc", "without a name");
+    }
 }
 
 fn reads_and_writes_keep_to_the_file(storage: &dyn Storage) {
@@ -163,13 +175,16 @@ fn a_region_outlives_file_and_name(storage: &dyn Storage) {
     storage.remove("gone").unwrap();
     file.sync().unwrap();
     drop(file);
+    region.store_word(0, 9).unwrap();
+    let region = outlasting_its_name(region);
     // The name is another file's now.
     let other = storage.create("gone", SIZE).unwrap();
-    region.store(106, b"behind").unwrap();
-    region.store_word(0, 9).unwrap();
-    let mut loaded = [0; 12];
-    region.load(100, &mut loaded).unwrap();
-    assert_eq!((&loaded, region.load_word(0).unwrap()), (b"beforebehind", 9));
+    if let Some(region) = region {
+        region.store(106, b"behind").unwrap();
+        let mut loaded = [0; 12];
+        region.load(100, &mut loaded).unwrap();
+        assert_eq!((&loaded, region.load_word(0).unwrap()), (b"beforebehind", 9));
+    }
     assert_eq!(content(&*other), vec![0; LEN]);
     storage.remove("gone").unwrap();
 }
