@@ -79,7 +79,9 @@ mod kill;
 mod lost_numbers;
 mod outside_clock;
 mod outside_disk;
+#[cfg(unix)]
 mod outside_files;
+#[cfg(unix)]
 mod outside_memory;
 mod poison;
 mod rot;

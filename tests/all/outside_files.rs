@@ -66,7 +66,6 @@ fn segments(directory: &Path) -> Vec<PathBuf> {
 /// Two queues, one after the other, at one path, of which the first goes somewhere else by `switch`
 /// while it is open. Nobody touches a file of either, each push is confirmed, each close says `Ok`;
 /// and both lost messages: the first one made its files in the directory of the second.
-#[cfg(unix)]
 fn two_at_one_path(path: &Path, switch: impl FnOnce(), [first, second]: [&Path; 2]) {
     let old = small().open(path).unwrap();
     let before = push(&old, "old", 10);
@@ -82,7 +81,6 @@ fn two_at_one_path(path: &Path, switch: impl FnOnce(), [first, second]: [&Path; 
     }
 }
 
-#[cfg(unix)]
 #[test]
 fn a_link_is_switched_under_an_open_queue() {
     let dir = directory();
@@ -97,7 +95,6 @@ fn a_link_is_switched_under_an_open_queue() {
     two_at_one_path(&current.join("q"), switch, [&one.join("q"), &two.join("q")]);
 }
 
-#[cfg(unix)]
 #[test]
 fn a_directory_is_moved_and_made_anew_under_an_open_queue() {
     let dir = directory();
@@ -106,7 +103,6 @@ fn a_directory_is_moved_and_made_anew_under_an_open_queue() {
 }
 
 /// The dead letters go along with the queue that they come from.
-#[cfg(unix)]
 #[test]
 fn dead_letters_are_where_their_queue_is() {
     let dir = directory();
@@ -122,7 +118,6 @@ fn dead_letters_are_where_their_queue_is() {
 }
 
 /// After `rm -rf`, push, sync and close said `Ok`, and nothing was kept.
-#[cfg(unix)]
 #[test]
 fn a_directory_is_removed_under_an_open_queue() {
     for (durability, is_running) in [(Durability::Always, true), (Durability::Always, false)]
@@ -155,7 +150,6 @@ fn a_directory_is_removed_under_an_open_queue() {
 }
 
 /// The same without another push: sync and close are the first to notice.
-#[cfg(unix)]
 #[test]
 fn a_directory_is_removed_under_a_queue_that_is_idle() {
     for closes in [false, true] {
@@ -178,7 +172,6 @@ fn a_directory_is_removed_under_a_queue_that_is_idle() {
 }
 
 /// Cleaners of temporary directories remove a lock file that is old; then a second open succeeded.
-#[cfg(unix)]
 #[test]
 fn the_lock_holds_without_its_file() {
     let dir = directory();
@@ -190,7 +183,6 @@ fn the_lock_holds_without_its_file() {
 }
 
 /// `cp -al`: both directories have the same files, and to open the copy emptied the queue.
-#[cfg(unix)]
 #[test]
 fn a_copy_by_hard_links_is_a_queue_of_its_own() {
     for original_first in [true, false] {
@@ -403,7 +395,6 @@ fn a_segment_is_read_as_far_as_it_goes() {
 }
 
 /// Runs `test` of this module in a process of its own, which may have this many descriptors.
-#[cfg(unix)]
 fn with_few_descriptors(test: &str, limit: u32) {
     let name = format!("outside_files::{test}");
     let program = again(&name);
@@ -417,7 +408,6 @@ fn with_few_descriptors(test: &str, limit: u32) {
 }
 
 /// All descriptors that are left, until this is dropped.
-#[cfg(unix)]
 fn take_all_descriptors() -> Vec<fs::File> {
     let mut all = Vec::new();
     while let Ok(file) = fs::File::open("/dev/null") {
@@ -428,7 +418,6 @@ fn take_all_descriptors() -> Vec<fs::File> {
 
 /// For a moment other parts of the program held every descriptor: a file that could not be opened
 /// to be synced was taken for a failed sync, and the queue was poisoned for the rest of the run.
-#[cfg(unix)]
 #[test]
 fn without_descriptors_for_a_moment() {
     if std::env::var("KEEPQ_FEW_DESCRIPTORS").is_err() {

@@ -184,7 +184,6 @@ fn no_room_for_a_map_is_too_many_of_them() {
 }
 
 /// A segment file that vanished while the queue was open stopped `pop` at that place until reopen.
-#[cfg(unix)]
 #[test]
 fn a_file_that_vanishes_costs_what_it_held() {
     for is_running in [true, false] {
