@@ -22,8 +22,8 @@ mod manual;
 #[cfg(feature = "fault-injection")]
 pub use manual::ManualClock;
 
-/// The most by which the coarse clock is behind: a tick of the kernel, at most 10 ms, where there is
-/// such a clock, and 1 ms for rounding.
+/// The most by which the coarse clock is behind: a tick of the kernel, at most 10 ms, where there
+/// is such a clock, and 1 ms for rounding.
 pub(crate) const TICK: Millis =
     if cfg!(any(target_os = "linux", target_os = "android")) { Millis(11) } else { Millis(1) };
 

@@ -283,7 +283,7 @@ impl Facts {
         };
         for (id, seq) in ids.clone().zip(seqs) {
             let told = if event.is_cut || event.said == Said::Nothing {
-                // The lowest number under which a call met it, if it is not one that a redrive gave.
+                // The lowest number under which a call met it, but for what a redrive gave.
                 let found = self.messages.values().find(|message| message.id == id);
                 found.map(|found| found.seq).filter(|&found| seq == 0 || found == seq)
             } else {
