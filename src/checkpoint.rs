@@ -13,6 +13,7 @@ use crate::format::limits::NUMBER_END;
 use crate::format::{PAGE, name};
 use crate::io::{Storage, StorageFile, is_unreadable};
 use crate::report::CheckpointState;
+use crate::time::Shift;
 use std::io::ErrorKind;
 use std::sync::Arc;
 
@@ -29,6 +30,8 @@ pub(crate) struct CheckpointFile {
     generation: u64,
     /// Which slot the newest checkpoint is in.
     newer: usize,
+    /// The newer slot was written to, and not synced since.
+    has_unsynced: bool,
     /// The file was renamed to its name, and the directory was not synced since.
     has_new_name: bool,
     /// What was written to each slot and synced.
@@ -130,12 +133,18 @@ impl CheckpointFile {
         if has(self.newer) { 1 + usize::from(has(1 - self.newer)) } else { 0 }
     }
 
-    /// Whether a slot may not say which numbers this checkpoint says are missing.
-    pub(crate) fn may_lack_numbers_of(&self, checkpoint: &Checkpoint) -> bool {
+    /// Whether a slot may not say which numbers this checkpoint says are missing, or how the clock
+    /// was set.
+    pub(crate) fn may_lack_facts_of(&self, checkpoint: &Checkpoint) -> bool {
         let has = |slot: &Option<Arc<Checkpoint>>| {
-            slot.as_ref().is_some_and(|known| known.unaccounted == checkpoint.unaccounted)
+            slot.as_ref().is_some_and(|known| {
+                known.added.clock.shift == checkpoint.added.clock.shift
+                    && known.unaccounted == checkpoint.unaccounted
+            })
         };
-        !self.slots.iter().all(has) && !checkpoint.unaccounted.is_empty()
+        let has_any =
+            !checkpoint.unaccounted.is_empty() || checkpoint.added.clock.shift != Shift::default();
+        has_any && !self.slots.iter().all(has)
     }
 
     /// Writes a checkpoint; it is durable after [`CheckpointFile::sync`].
@@ -147,7 +156,8 @@ impl CheckpointFile {
         let bytes = checkpoint.encode(generation);
         match &self.file {
             Some(file) if !is_last && to_u64(bytes.len()) <= file.size() / 2 => {
-                let slot = 1 - self.newer;
+                // A write that could not be synced is written again: the other slot is durable.
+                let slot = if self.has_unsynced { self.newer } else { 1 - self.newer };
                 self.slots[slot] = None;
                 file.write_at(to_u64(slot) * (file.size() / 2), &bytes).map_err(wrap)?;
                 self.newer = slot;
@@ -159,6 +169,7 @@ impl CheckpointFile {
                 self.newer = 0;
             }
         }
+        self.has_unsynced = true;
         self.generation = generation;
         Ok(())
     }
@@ -174,8 +185,14 @@ impl CheckpointFile {
             storage.sync_directory()?;
             self.has_new_name = false;
         }
+        self.has_unsynced = false;
         self.slots[self.newer] = Some(Arc::clone(checkpoint));
         Ok(())
+    }
+
+    /// The next one is written whatever it says.
+    pub(crate) fn forget(&mut self) {
+        self.slots = [None, None];
     }
 
     /// Closes it: nothing is written any more.

@@ -97,10 +97,10 @@ pub(crate) struct Clock {
     looked_at: AtomicU64,
     /// How far the queue's time is ahead of UTC, in milliseconds.
     shift: AtomicI64,
-    /// When it was seen to change, on the queue's time line.
-    stepped_at: AtomicU64,
     /// The shift that the disk has.
     noted: AtomicI64,
+    /// The queue's time when that was noted.
+    noted_at: AtomicU64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -126,7 +126,8 @@ impl Clock {
         let (start, fraction) =
             if is_set_back { (known.time, 0) } else { (shifted, wall.fraction) };
         let start = start.min(Time::LATEST_START);
-        let shift = if is_set_back { Shift::between(start, wall.time) } else { known.shift };
+        let exact = Shift::between(start, wall.time);
+        let shift = if exact.distance(known.shift) < STEP { known.shift } else { exact };
         let zero = boot.wrapping_sub(fraction);
         Self {
             source,
@@ -137,7 +138,7 @@ impl Clock {
             // The first reading looks.
             looked_at: AtomicU64::new(0),
             shift: AtomicI64::new(shift.0),
-            stepped_at: AtomicU64::new(if is_set_back { start.0 } else { known.time.0 }),
+            noted_at: AtomicU64::new(known.time.0),
             noted: AtomicI64::new(known.shift.0),
         }
     }
@@ -191,7 +192,6 @@ impl Clock {
         let now = self.time(boot, self.zero);
         let shift = Shift::between(now, wall.time);
         if shift.distance(self.shift()) >= STEP {
-            self.stepped_at.store(now.0, Ordering::Relaxed);
             self.shift.store(shift.0, Ordering::Relaxed);
         }
     }
@@ -204,14 +204,23 @@ impl Clock {
 
     /// What the disk has to know of it.
     pub(crate) fn known(&self) -> KnownTime {
-        let time = Time(self.stepped_at.load(Ordering::Relaxed));
-        KnownTime { time, shift: self.shift() }
+        KnownTime { time: self.now(), shift: self.shift() }
     }
 
-    /// Looks whether the clock was set, and tells whether the disk does not know it.
+    /// Looks whether the clock was set, and tells whether the disk has to know more. Where it was
+    /// set once, it may be set back while nobody runs: then the time of this run counts only as far
+    /// as the disk knows it.
     pub(crate) fn has_step(&self) -> bool {
-        self.coarse();
-        !self.is_noted()
+        let noted_at = Time(self.noted_at.load(Ordering::Relaxed));
+        let is_old = self.coarse().since(noted_at) >= Millis::from(LONGEST_SLEEP);
+        !self.is_noted() || is_old && self.shift() != Shift::default()
+    }
+
+    /// Takes the shift as it is, also if it changed by less than a step.
+    pub(crate) fn settle_shift(&self) {
+        let Moment { wall, boot, .. } = self.source.moment();
+        let exact = Shift::between(self.time(boot, self.zero), wall.time);
+        self.shift.store(exact.0, Ordering::Relaxed);
     }
 
     /// Whether the disk knows how far the queue's time is ahead of UTC, as it was last seen.
@@ -220,9 +229,10 @@ impl Clock {
         self.shift.load(Ordering::Relaxed) == self.noted.load(Ordering::Relaxed)
     }
 
-    /// The disk knows this shift now.
-    pub(crate) fn note_shift(&self, shift: Shift) {
-        self.noted.store(shift.0, Ordering::Relaxed);
+    /// The disk knows this now.
+    pub(crate) fn note_known(&self, known: KnownTime) {
+        self.noted.store(known.shift.0, Ordering::Relaxed);
+        self.noted_at.store(known.time.0, Ordering::Relaxed);
     }
 
     /// A time that is at least `span` after the moment of a reading of the coarse clock, and up to
@@ -462,13 +472,13 @@ mod tests {
         assert_eq!(clock.now().utc(clock.shift()), days(2));
         assert_eq!(clock.at(UNIX_EPOCH + 3 * day), days(12), "a day from now");
         assert_eq!(clock.at(UNIX_EPOCH), days(9));
-        clock.note_shift(clock.shift());
+        clock.note_known(clock.known());
         assert!(!clock.has_step());
         // The next run goes on from there, and the time in between counts.
         let known = KnownTime { time: clock.now(), shift: clock.shift() };
         manual.advance(2 * day);
         let next = start(known);
-        assert_eq!((next.now(), next.shift(), next.has_step()), (days(13), known.shift, false));
+        assert_eq!((next.now(), next.shift(), next.is_noted()), (days(13), known.shift, true));
         // Nothing is known: it is the wall clock's time.
         assert_eq!(start(KnownTime::default()).now(), days(4));
         // Set back while nobody ran: not before the newest time.

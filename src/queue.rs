@@ -156,7 +156,8 @@ impl Queue {
     /// [`Error::StorageFull`] if the segments of an earlier run cannot be marked as complete.
     pub fn sync(&self) -> Result<()> {
         self.engine().check_open()?;
-        self.engine().sync()
+        let noted = self.engine().reclaim().retirer().note_clock();
+        self.engine().sync().and(noted)
     }
 
     /// Does at once what the background thread does, here and in the dead letters: syncs, prepares

@@ -45,8 +45,7 @@ pub(crate) struct Checkpoint {
 /// What a body has at its end that was not there from the first.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub(crate) struct Added {
-    /// When the clock was last seen to be set, on the time line of the queue, and how far that is
-    /// ahead of UTC since then.
+    /// When it was written, on the time line of the queue, and how far that was ahead of UTC.
     pub(crate) clock: KnownTime,
     pub(crate) offset: ConsumerOffset,
 }
@@ -155,13 +154,13 @@ impl Checkpoint {
         ordinal < self.next_ordinal && self.segments.of(ordinal).is_none()
     }
 
-    /// Whether this one says the same, but for how far consumers are.
+    /// Whether this one says the same, but for how far consumers are, and when it was written.
     pub(crate) fn says_the_same(&self, other: &Self) -> bool {
         let numbers = |of: &Self| {
             (of.epoch, of.watermark, of.seq_limit, of.accounted, of.newest_time, of.next_ordinal)
         };
         numbers(self) == numbers(other)
-            && (self.queue_id, self.added.clock) == (other.queue_id, other.added.clock)
+            && (self.queue_id, self.added.clock.shift) == (other.queue_id, other.added.clock.shift)
             && (&self.segments, &self.unaccounted) == (&other.segments, &other.unaccounted)
     }
 

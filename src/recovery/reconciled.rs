@@ -129,6 +129,8 @@ impl Reconciled {
         // The first checkpoint comes after the first segment, and that after the directory is
         // durable in its parents.
         let is_new = found.checkpoint.is_none();
+        let noted_time =
+            found.checkpoint.as_ref().map_or(Time::ZERO, |known| known.added.clock.time);
         let last = parts.iter().rev().find(|part| part.count > 0);
         let unaccounted = unaccounted(&found, &parts, next_seq, &report)?;
         Ok(Log {
@@ -140,7 +142,10 @@ impl Reconciled {
             seq_limit,
             next_ordinal: found.next_ordinal(),
             newest_time,
-            known_time: KnownTime { time: newest_time, shift: newest_shift(&found, &parts) },
+            known_time: KnownTime {
+                time: newest_time.max(noted_time),
+                shift: newest_shift(&found),
+            },
             offset: found.checkpoint.as_ref().map(|known| known.added.offset).unwrap_or_default(),
             parts,
             replaced: found.replaced,
@@ -188,16 +193,18 @@ impl Log {
     }
 }
 
-/// How far the time line was ahead of UTC at the end: as the newest segment says, or CHECKPOINT, if
-/// the clock was set later than that began.
-fn newest_shift(found: &Found, parts: &[Part]) -> Shift {
-    let plain = parts.iter().filter(|part| part.segment.sources.is_none() && part.count > 0);
-    let newest = plain.max_by_key(|part| part.base_time);
-    let newest = newest.map(|part| (part.base_time, part.segment.header.clock_shift));
-    let known = found.checkpoint.as_ref().map(|known| known.added.clock);
-    let known = known.map(|known| (known.time, known.shift));
-    let latest = newest.into_iter().chain(known).max_by_key(|(time, _)| *time);
-    latest.map_or(Shift::default(), |(_, shift)| shift)
+/// How far the time line was ahead of UTC at the end: as CHECKPOINT says, or the newest segment if
+/// that was made later.
+fn newest_shift(found: &Found) -> Shift {
+    let newest = found.segments.last().map(|segment| &segment.header);
+    let known = found.checkpoint.as_ref();
+    match (newest, known) {
+        (Some(newest), Some(known)) if newest.ordinal < known.next_ordinal => {
+            known.added.clock.shift
+        }
+        (Some(newest), _) => newest.clock_shift,
+        (None, known) => known.map_or(Shift::default(), |known| known.added.clock.shift),
+    }
 }
 
 /// Leaves a segment out whose numbers another one has. Its file stays; so do those of which it is a

@@ -31,7 +31,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
-use supply::{Spare, Supply};
+use supply::{IDLE_SEGMENT, Spare, Supply};
 
 /// Messages of a batch that are scheduled before other threads have their turn.
 const DELAYS_A_STEP: usize = 256;
@@ -407,6 +407,11 @@ impl Appender {
             let fits = |active: &Active| can_go_to(active, need, now, shift);
             if unsealed.active.as_ref().is_some_and(fits) {
                 return Ok(());
+            }
+            // A step of the clock, not a segment that is full: there may be many of them.
+            let is_step = |active: &Active| active.segment().header.clock_shift != shift;
+            if unsealed.active.as_ref().is_some_and(is_step) {
+                supply.next_bytes = supply.next_bytes.min(IDLE_SEGMENT);
             }
         }
         supply.spare = Spare::Kept;

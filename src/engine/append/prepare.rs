@@ -280,7 +280,8 @@ impl Appender {
     pub(crate) fn prepare_ahead(&self, something_goes: impl Fn() -> bool) -> Result<()> {
         let mut supply = self.supply.lock();
         let is_wanted = self.unsealed().wants_supply();
-        if supply.is_closed || supply.ready.is_some() || !is_wanted || something_goes() {
+        let may_keep_one = supply.ready.is_none() && supply.spare == Spare::Kept;
+        if supply.is_closed || !may_keep_one || !is_wanted || something_goes() {
             return Ok(());
         }
         let prepared = match self.prepare(&mut supply, 0) {

@@ -39,6 +39,8 @@ impl<'a> Shrinker<'a> {
         supply.check_open()?;
         let ready = supply.ready.take_if(|ready| ready.segment.header.size > LARGEST_IDLE);
         if let Some(ready) = ready {
+            // Or else it would be made again at once.
+            supply.spare = Spare::NotKept;
             self.0.discard(&mut supply, ready)?;
         }
         if !self.is_newest_empty_above(LARGEST_IDLE) {

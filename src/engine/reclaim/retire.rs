@@ -301,7 +301,7 @@ impl Retirer {
         let (has_files, checkpoint) = (upkeep.has_files(), Arc::new(checkpoint));
         let file = upkeep.checkpoint_file();
         // If one slot rots, the other must not tell of files that are gone, or forget a loss.
-        let needs_both = has_files || file.may_lack_numbers_of(&checkpoint);
+        let needs_both = has_files || file.may_lack_facts_of(&checkpoint);
         let wanted = if needs_both { SLOTS } else { 1 };
         while file.slots_with(&checkpoint) < wanted {
             self.context.health.check(false)?;
@@ -317,7 +317,7 @@ impl Retirer {
             let synced = file.sync(&*self.context.storage, &checkpoint);
             let path = self.context.storage.path(name::CHECKPOINT);
             self.context.health.believe("sync checkpoint", &path, synced)?;
-            self.context.clock.note_shift(checkpoint.added.clock.shift);
+            self.context.clock.note_known(checkpoint.added.clock);
         }
         Ok(())
     }
@@ -331,6 +331,8 @@ impl Retirer {
         if upkeep.is_closed() || self.context.health.check(false).is_err() {
             return Ok(());
         }
+        // Also if nothing else has changed.
+        upkeep.checkpoint_file().forget();
         self.write_checkpoint(&mut upkeep).inspect_err(|_| self.context.retry_upkeep())
     }
 
@@ -422,6 +424,9 @@ impl Retirer {
         upkeep.close();
         let finished = self.appender.finish_run(is_synced);
         let finished = if is_synced && finished.is_ok() {
+            // The time of this run counts also if the clock is set back before the next one.
+            self.context.clock.settle_shift();
+            upkeep.checkpoint_file().forget();
             self.write_checkpoint(&mut upkeep)
         } else {
             finished
