@@ -59,7 +59,7 @@ impl Queue {
     /// let queue = keepq::Queue::open(dir.path().join("orders"))?;
     /// assert_eq!(queue.id(), id);
     /// assert_eq!(id.to_string().len(), 32);
-    /// # Ok::<(), keepq::Error>(())
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]
     pub fn id(&self) -> QueueId {
