@@ -3,8 +3,8 @@
 //! Promises: a power cut during a write leaves the checkpoint before it, or none if there was none.
 //! Open works without it, and with either of its slots: what must not be forgotten is stored in
 //! both. Only a file that was read as a checkpoint is written to; anything else in its place is
-//! replaced. Relies on its caller to sync each write before the next one, so that a
-//! write always goes to the older slot.
+//! replaced. Relies on its caller to sync each write: the next one goes to the older slot then, and
+//! to the same slot if the sync could not begin.
 
 use crate::error::{Error, Result};
 use crate::format::bytes::to_u64;

@@ -24,7 +24,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Another handle, in this process or another, has the queue open.
+    /// Another handle, in this process or another, has the queue open. On Unix the directory itself
+    /// is locked as well as the file: a program that runs under `flock DIRECTORY` holds that lock.
     #[error(
         "cannot open the queue: {} is locked, because another process, or another handle in this \
          one, has the queue open; close it there, or share one handle by cloning it",

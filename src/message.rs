@@ -115,8 +115,10 @@ impl<'a> Message<'a> {
     /// The time runs from the call of `push`, also while the push waits for room
     /// ([`Overflow::Block`](crate::Overflow::Block)).
     ///
-    /// While the queue is open, the wall clock does not matter. After a restart the wall clock says
-    /// how much of the delay is left, but never more than the whole delay (to within 1 %).
+    /// While the queue is open, time is that since boot, suspend included, and it does not matter
+    /// if the wall clock is set. Between two runs the wall clock says how much time has passed: if
+    /// it was set back meanwhile, that time does not count. Never more than the whole delay is
+    /// left (to within 1 %).
     ///
     /// ```
     /// use std::time::Duration;
