@@ -5,8 +5,9 @@
 //! ended its process.
 
 use crate::found_support::{alone, soon};
-use keepq::fault::{ManualClock, MemoryStorage, Storage};
+use keepq::fault::{ManualClock, MemoryStorage, Storage, StorageFile};
 use keepq::{Durability, Error, Message, Options, Overflow, Queue};
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -16,12 +17,16 @@ fn noon() -> Arc<ManualClock> {
     Arc::new(ManualClock::new(UNIX_EPOCH + Duration::from_secs(1_700_000_000)))
 }
 
-/// The bytes of all files in this storage.
+/// The bytes of all files in this storage. What the background removes meanwhile has none.
 fn bytes(storage: &dyn Storage) -> u64 {
     let entries = storage.list().unwrap().into_iter();
     let size = |entry: keepq::fault::Entry| {
         if entry.is_file {
-            storage.open(&entry.name).unwrap().size()
+            match storage.open(&entry.name) {
+                Ok(file) => file.size(),
+                Err(error) if error.kind() == ErrorKind::NotFound => 0,
+                Err(error) => panic!("{}: {error}", entry.name),
+            }
         } else {
             bytes(&*storage.directory(&entry.name).unwrap())
         }
@@ -52,6 +57,18 @@ fn drain(queue: &Queue) -> u64 {
     }
 }
 
+/// Takes half of what is free. The background may take some of it meanwhile: then less is free.
+fn take_half(storage: &MemoryStorage) -> (u64, Arc<dyn StorageFile>) {
+    let mut taken = None;
+    let take = || {
+        let half = (64 * MIB - bytes(storage)) / 2 / 4096 * 4096;
+        taken = storage.create("other", half).ok().map(|other| (half, other));
+        taken.is_some()
+    };
+    assert!(soon(take), "half of what is free can be had");
+    taken.unwrap()
+}
+
 /// A small volume, filled and drained: every push was refused until reopen, although half of the
 /// volume was free, since the next file is always of full size.
 #[test]
@@ -71,8 +88,7 @@ fn a_full_disk_is_for_a_while() {
             assert!(soon(is_empty), "round {round}, background {is_running}");
             assert_eq!(drain(&queue), 1);
             // Another one takes half of what is free, and gives it back.
-            let half = (64 * MIB - bytes(&*storage)) / 2 / 4096 * 4096;
-            let other = storage.create("other", half).unwrap();
+            let (half, other) = take_half(&storage);
             let few = push_until_full(&queue, 100_000);
             assert!(few > (64 * MIB - half) / 100_000 - 60, "{few} beside {half} bytes");
             assert_eq!(drain(&queue), few);
