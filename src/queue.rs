@@ -156,7 +156,7 @@ impl Queue {
     /// [`Error::StorageFull`] if the segments of an earlier run cannot be marked as complete.
     pub fn sync(&self) -> Result<()> {
         self.engine().check_open()?;
-        let noted = self.engine().reclaim().retirer().note_clock();
+        let noted = self.engine().reclaim().note_clock();
         self.engine().sync().and(noted)
     }
 

@@ -212,6 +212,8 @@ impl Engine {
             Closing::Done => return Ok(()),
             Closing::Failed => return Err(Error::Closed),
         }
+        // While segments can be made. The last CHECKPOINT tells it, too.
+        self.context.health.note_background(self.reclaim.note_clock());
         self.appender.close();
         self.dispatch.lock().close();
         self.context.waiters.wake_all();
@@ -271,7 +273,7 @@ impl Engine {
         }
         // What the next look has to be for is told again.
         self.dispatch.lock().forget_watch();
-        let noted = self.reclaim.retirer().note_clock();
+        let noted = self.reclaim.note_clock();
         let timed = self.look_at_times().and(noted);
         if due.sync.is_some() {
             // The time that the worker watched is over: a push from here on asks again, also if

@@ -2,11 +2,11 @@
 //!
 //! Promises: a small segment takes its place before it is let go, so that there always is one that
 //! says how far the numbers went. From there on segments grow again, each twice as large as the one
-//! before.
+//! before. A small one also follows when the clock is set: its header tells how.
 
 use super::supply::{IDLE_SEGMENT, LARGEST_IDLE, Spare, Supply};
 use super::{Appender, SMALLEST_SEGMENT};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::time::Millis;
 use parking_lot::MutexGuard;
 
@@ -63,6 +63,37 @@ impl<'a> Shrinker<'a> {
         self.0.begin_to_prepare(&mut supply)?;
         self.0.context.space.add(SMALLEST_SEGMENT);
         self.replace_newest(supply, SMALLEST_SEGMENT)
+    }
+
+    /// Goes on to a small segment if the clock was set since the newest one was made and messages
+    /// wait: its header tells the next run how to read their times, should CHECKPOINT be lost.
+    /// Where there is no room for it, only CHECKPOINT tells.
+    pub(crate) fn follow_clock(&self) -> Result<()> {
+        if !self.is_behind_clock() {
+            return Ok(());
+        }
+        let mut supply = self.0.supply.lock();
+        supply.check_open()?;
+        // A push may have gone on to one meanwhile.
+        if !self.is_behind_clock() || self.0.context.space.take(SMALLEST_SEGMENT).is_err() {
+            return Ok(());
+        }
+        let begun = self.0.begin_to_prepare(&mut supply);
+        begun.inspect_err(|_| self.0.context.space.undo(SMALLEST_SEGMENT))?;
+        match self.replace_newest(supply, SMALLEST_SEGMENT) {
+            Err(Error::StorageFull { .. }) => Ok(()),
+            begun => begun.map(drop),
+        }
+    }
+
+    /// Whether messages wait and the newest segment was made before the clock was set.
+    fn is_behind_clock(&self) -> bool {
+        let published = self.0.published.newest();
+        let dispatch = self.0.dispatch.lock();
+        let tracks = dispatch.backlog().tracks();
+        let newest = tracks.back().map(|newest| newest.segment().header.clock_shift);
+        newest.is_some_and(|shift| shift != self.0.context.clock.shift())
+            && (tracks.len() > 1 || !tracks.is_newest_empty(published))
     }
 
     fn is_newest_empty_above(&self, size: u64) -> bool {

@@ -38,8 +38,16 @@ pub(crate) struct Records {
     numbering: Numbering,
     /// Known once the segment is no longer pushed to.
     end: Option<RecordsEnd>,
-    /// All below this are settled, as far as anybody has looked.
-    floor: Cell<Index>,
+    floor: Cell<Floor>,
+}
+
+/// How far a search for the oldest unsettled message has come.
+#[derive(Clone, Copy, Debug, Default)]
+struct Floor {
+    /// All below this are settled.
+    index: Index,
+    /// One of them, with the offset of its record.
+    previous: Option<(Index, Offset)>,
 }
 
 /// Where the records of a segment end.
@@ -78,7 +86,7 @@ impl Records {
             map_numbers: maps.clone(),
             numbering,
             end,
-            floor: Cell::new(Index::FIRST),
+            floor: Cell::default(),
         }
     }
 
@@ -94,7 +102,7 @@ impl Records {
             map_numbers: maps.clone(),
             numbering: Numbering { first_seq, base_time, is_old: true },
             end: Some(RecordsEnd { count, tail }),
-            floor: Cell::new(Index::FIRST),
+            floor: Cell::default(),
         }
     }
 
@@ -257,7 +265,7 @@ impl Records {
         if self.is_mapped() {
             self.oldest(published);
         }
-        self.floor.get()
+        self.floor.get().index
     }
 
     /// A step of the search for the oldest message that is not settled. Goes on from where it last
@@ -266,23 +274,21 @@ impl Records {
         let is_old = self.numbering.is_old;
         let (end_index, mut floor) = (self.end_index(published), self.floor.get());
         let Ok(mapped) = self.map() else { return Search::Nothing };
-        let mut previous = None;
-        let step_end = end_index.min(floor.saturating_add(SLOTS_A_STEP));
-        while floor < step_end {
-            let Ok(slot) = mapped.slot(floor) else { return Search::Nothing };
+        let step_end = end_index.min(floor.index.saturating_add(SLOTS_A_STEP));
+        while floor.index < step_end {
+            let Ok(slot) = mapped.slot(floor.index) else { return Search::Nothing };
             let Some(settled) = slot.filter(|slot| slot.is_settled(is_old)) else { break };
-            previous = settled.offset.map(|offset| (floor, offset)).or(previous);
-            floor = floor.next();
+            let previous = settled.offset.map(|offset| (floor.index, offset));
+            floor = Floor { index: floor.index.next(), previous: previous.or(floor.previous) };
         }
-        // One step back, so that the next call knows where it is.
-        self.floor.set(floor.previous().unwrap_or(Index::FIRST));
-        if floor == step_end && floor < end_index {
+        self.floor.set(floor);
+        let Floor { index, previous } = floor;
+        if index == step_end && index < end_index {
             return Search::More;
         }
-        match mapped.slot(floor) {
-            Ok(Some(slot)) if floor < end_index => {
-                let mapped = Arc::clone(mapped);
-                Search::Found(Oldest { mapped, index: floor, slot, previous })
+        match mapped.slot(index) {
+            Ok(Some(slot)) if index < end_index => {
+                Search::Found(Oldest { mapped: Arc::clone(mapped), index, slot, previous })
             }
             _ => Search::Nothing,
         }

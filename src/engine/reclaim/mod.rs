@@ -155,10 +155,20 @@ impl Reclaim {
         Ok(has_given_back())
     }
 
-    /// Notes on the disk that the clock was set, where no background does.
+    /// Notes on the disk that the clock was set, if it was: the next run has to know. In the header
+    /// of a segment, where messages wait, and in CHECKPOINT.
+    pub(crate) fn note_clock(&self) -> Result<()> {
+        if !self.context.clock.has_step() {
+            return Ok(());
+        }
+        let begun = Shrinker::new(&self.appender).follow_clock();
+        self.retirer.note_clock().and(begun)
+    }
+
+    /// The same where no background does it.
     pub(crate) fn note_clock_without_background(&self) {
         if !self.context.clock.is_noted() && !self.context.worker.is_running() {
-            self.context.health.note_background(self.retirer.note_clock());
+            self.context.health.note_background(self.note_clock());
         }
     }
 

@@ -322,11 +322,8 @@ impl Retirer {
         Ok(())
     }
 
-    /// Notes on the disk that the clock was set, if it was: the next run has to know.
-    pub(crate) fn note_clock(&self) -> Result<()> {
-        if !self.context.clock.has_step() {
-            return Ok(());
-        }
+    /// Writes the time, and how the clock is set, to CHECKPOINT.
+    pub(super) fn note_clock(&self) -> Result<()> {
         let mut upkeep = self.upkeep.lock();
         if upkeep.is_closed() || self.context.health.check(false).is_err() {
             return Ok(());
