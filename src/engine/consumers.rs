@@ -254,9 +254,11 @@ impl Consumers {
     ) -> (Vec<Leased>, Option<Error>, bool) {
         let mut batch = Vec::new();
         let mut dispatch = self.dispatch.lock();
-        let maps = dispatch.backlog().map_numbers().clone();
-        let before = maps.made();
-        while batch.len() < limit && maps.made() - before < self.context.options.open_segments {
+        let activity = dispatch.backlog().activity().clone();
+        let before = activity.maps_made();
+        while batch.len() < limit
+            && activity.maps_made() - before < self.context.options.open_segments
+        {
             let has = |seq| taking.has(seq, || seqs_of(taken, &batch));
             match dispatch.lease_next_but(taking.visible(), false, has) {
                 Ok(Leasing::Leased(leased)) => {

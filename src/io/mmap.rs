@@ -71,6 +71,7 @@ impl Map {
         Ok(u64::from_le(self.word(offset)?.load(Ordering::Relaxed)))
     }
 
+    #[inline]
     fn word(&self, offset: u64) -> io::Result<&AtomicU64> {
         #[expect(clippy::cast_ptr_alignment, reason = "checked in the next line")]
         let at = self.at(offset, 8)?.cast::<AtomicU64>();
@@ -84,6 +85,7 @@ impl Map {
     }
 
     /// Where `len` bytes at `offset` lie, if they lie in the map.
+    #[inline]
     fn at(&self, offset: u64, len: usize) -> io::Result<*mut u8> {
         let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
         match (end, usize::try_from(offset)) {

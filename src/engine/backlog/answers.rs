@@ -8,6 +8,8 @@
 pub(crate) enum Answers {
     /// All are.
     Durable,
+    /// An earlier run may have been killed before it synced them. This one has stored none.
+    Inherited,
     /// Some are not, and no sync has begun that covers them.
     Unsynced,
     /// A sync has begun that covers all of them, and has not ended.
@@ -23,7 +25,12 @@ impl Answers {
 
     /// Whether there are some that the next sync has to cover.
     pub(crate) fn are_unsynced(self) -> bool {
-        self == Self::Unsynced
+        matches!(self, Self::Unsynced | Self::Inherited)
+    }
+
+    /// Whether the descriptor through which they were stored has to stay open for their sync.
+    pub(super) fn hold_open(self) -> bool {
+        matches!(self, Self::Unsynced | Self::InSync)
     }
 
     /// Whether all are on the disk.

@@ -6,7 +6,7 @@
 //! synced by a later round, until which their descriptors stay open. The segment that was mapped
 //! first goes first; no clock is asked.
 
-use super::map_numbers::MapNumbers;
+use super::activity::Activity;
 use super::track::Track;
 use super::tracks::Tracks;
 use crate::format::address::Ordinal;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 /// What is known of the maps.
 #[derive(Debug)]
 pub(super) struct Maps {
-    numbers: MapNumbers,
+    activity: Activity,
     /// How many were made at the last look.
     seen: u64,
     /// How many there may be.
@@ -26,17 +26,17 @@ pub(super) struct Maps {
 
 impl Maps {
     pub(super) fn new(most: usize) -> Self {
-        Self { numbers: MapNumbers::default(), seen: 0, most }
+        Self { activity: Activity::default(), seen: 0, most }
     }
 
-    pub(super) fn numbers(&self) -> &MapNumbers {
-        &self.numbers
+    pub(super) fn activity(&self) -> &Activity {
+        &self.activity
     }
 
     /// Whether maps were made since the last look. Costs a comparison.
     #[inline]
     pub(super) fn has_new(&self) -> bool {
-        self.numbers.made() != self.seen
+        self.activity.maps_made() != self.seen
     }
 
     /// The maps above the limit. `reading`: the ordinal of the segment that is read.
@@ -46,37 +46,31 @@ impl Maps {
         tracks: &mut Tracks,
         reading: Ordinal,
     ) -> Vec<Arc<Mapped>> {
-        self.seen = self.numbers.made();
+        self.seen = self.activity.maps_made();
         let newest = tracks.back().map(Track::ordinal);
-        let is_free = |track: &&mut Track| {
+        let is_free = |track: &&Track| {
             let ordinal = track.ordinal();
             track.records().is_mapped() && ordinal != reading && Some(ordinal) != newest
         };
-        let mut mapped: Vec<&mut Track> = tracks.iter_mut().filter(is_free).collect();
+        let mapped = numbered(tracks.iter_busy().filter(is_free));
         let too_many = mapped.len().saturating_sub(self.most);
-        if too_many == 0 {
-            return Vec::new();
-        }
-        mapped.sort_unstable_by_key(|track| track.records().map_number());
-        mapped
-            .into_iter()
-            .take(too_many)
-            .filter_map(|track| track.records_mut().take_map())
+        let surplus = mapped.into_iter().take(too_many);
+        surplus
+            .filter_map(|(_, ordinal)| tracks.of_segment(ordinal)?.records_mut().take_map())
             .collect()
     }
 
     /// A sync begins of the segments above the limit whose descriptors are open only because of
     /// answers that no sync has covered.
     pub(super) fn begin_sync_of_held_open(&self, tracks: &mut Tracks) -> Vec<Arc<Segment>> {
-        let is_held =
-            |track: &&mut Track| track.answers().are_unsynced() && !track.records().is_mapped();
-        let mapped = tracks.iter().filter(|track| track.records().is_mapped()).count();
-        let mut held: Vec<&mut Track> = tracks.iter_mut().filter(is_held).collect();
+        let is_held = |track: &&Track| track.answers().hold_open() && !track.records().is_mapped();
+        let mapped = tracks.iter_busy().filter(|track| track.records().is_mapped()).count();
+        let held = numbered(tracks.iter_busy().filter(is_held));
         let too_many = (mapped + held.len()).saturating_sub(self.most);
-        held.sort_unstable_by_key(|track| track.records().map_number());
-        let held = held.into_iter().take(too_many).map(|track| {
+        let held = held.into_iter().take(too_many).filter_map(|(_, ordinal)| {
+            let track = tracks.of_segment(ordinal)?;
             track.answers_mut().begin_sync();
-            Arc::clone(track.segment())
+            Some(Arc::clone(track.segment()))
         });
         held.collect()
     }
@@ -84,8 +78,15 @@ impl Maps {
     /// Whether too many descriptors are held open: some have to be synced soon. Those that are
     /// being synced are open until the sync has ended.
     pub(super) fn holds_too_many(&self, tracks: &Tracks, factor: usize) -> bool {
-        let is_open =
-            |track: &&Track| !track.answers().are_durable() || track.records().is_mapped();
-        tracks.iter().filter(is_open).count() > self.most.saturating_mul(factor)
+        let is_open = |track: &&Track| track.answers().hold_open() || track.records().is_mapped();
+        tracks.iter_busy().filter(is_open).count() > self.most.saturating_mul(factor)
     }
+}
+
+/// Segments with the numbers of their maps, the one that was mapped first at the front.
+fn numbered<'a>(tracks: impl Iterator<Item = &'a Track>) -> Vec<(u64, Ordinal)> {
+    let mut numbered: Vec<_> =
+        tracks.map(|track| (track.records().map_number(), track.ordinal())).collect();
+    numbered.sort_unstable();
+    numbered
 }

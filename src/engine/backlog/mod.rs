@@ -10,14 +10,16 @@
 //! and its `Copying`, what compaction has said of it. For all segments together, `Maps` keeps the
 //! limit of maps, `Losses` lists what was found damaged, and `Changes` says what a sync covers.
 
+pub(crate) mod activity;
 mod answers;
 mod body;
 mod changes;
 mod copying;
 pub(crate) mod cursor;
+mod done;
 mod found;
+mod log_order;
 pub(crate) mod losses;
-pub(crate) mod map_numbers;
 pub(crate) mod maps;
 pub(crate) mod records;
 mod seq_bounds;
@@ -41,10 +43,10 @@ use crate::log::sealed::{Mapped, Status};
 use crate::log::{Segment, merge::CopySource};
 use crate::recovery::Log;
 use crate::report::{Damage, DamageKind};
+use activity::Activity;
 use changes::Changes;
 use cursor::Cursor;
 use losses::Losses;
-use map_numbers::MapNumbers;
 use maps::Maps;
 use seq_bounds::SeqBounds;
 use settled_count::{Recount, Special};
@@ -67,7 +69,7 @@ impl Backlog {
     pub(super) fn new(log: &Log, run: Run, most_maps: usize) -> Self {
         let maps = Maps::new(most_maps);
         Self {
-            tracks: Tracks::of_log(log, maps.numbers()),
+            tracks: Tracks::of_log(log, maps.activity()),
             maps,
             losses: Losses::new(log),
             seq_bounds: SeqBounds::default(),
@@ -113,8 +115,8 @@ impl Backlog {
         self.run
     }
 
-    pub(crate) fn map_numbers(&self) -> &MapNumbers {
-        self.maps.numbers()
+    pub(crate) fn activity(&self) -> &Activity {
+        self.maps.activity()
     }
 
     /// The segment that pushes go to is sealed, if there is one, and another takes its place.
@@ -122,7 +124,7 @@ impl Backlog {
         if let Some(seal) = seal {
             self.seal_newest(seal);
         }
-        self.tracks.push_back(Track::active(active, self.maps.numbers()));
+        self.tracks.push_back(Track::active(active, self.maps.activity()));
     }
 
     /// The newest segment is no longer pushed to.
@@ -302,7 +304,7 @@ impl Backlog {
         at: usize,
         is_last: impl Fn(u32) -> bool,
     ) -> Result<Special> {
-        self.tracks[at].count_some(self.run, is_last)
+        self.tracks.count_some(at, self.run, is_last)
     }
 
     /// The number of the newest change of a slot.
@@ -324,13 +326,7 @@ impl Backlog {
     /// A sync begins. Gives the segments with changed slots that no sync has covered, and the
     /// number of the newest change.
     pub(super) fn begin_sync(&mut self) -> (u64, Vec<Arc<Segment>>) {
-        let newest = self.changes.begin_sync();
-        let dirty = self.tracks.iter_mut().filter(|track| track.answers().are_unsynced());
-        let take = |track: &mut Track| {
-            track.answers_mut().begin_sync();
-            Arc::clone(track.segment())
-        };
-        (newest, dirty.map(take).collect())
+        (self.changes.begin_sync(), self.tracks.begin_sync())
     }
 
     /// Whether maps were made since those above the limit were last taken.

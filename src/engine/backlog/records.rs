@@ -7,7 +7,7 @@
 //! A look changes nothing that another one would see: the map, and how far was looked for what is
 //! settled, are remembered in cells. Relies on the dispatch lock, under which all of it is used.
 
-use super::map_numbers::MapNumbers;
+use super::activity::Activity;
 use crate::error::Result;
 use crate::format::address::{Index, Offset};
 use crate::format::record::RecordHeader;
@@ -34,7 +34,9 @@ pub(crate) struct Records {
     mapped: OnceCell<Arc<Mapped>>,
     /// The number of its newest map: larger is later.
     map_number: Cell<u64>,
-    map_numbers: MapNumbers,
+    activity: Activity,
+    /// Whether that lists this segment.
+    is_busy: Cell<bool>,
     numbering: Numbering,
     /// Known once the segment is no longer pushed to.
     end: Option<RecordsEnd>,
@@ -59,31 +61,32 @@ struct RecordsEnd {
 
 impl Records {
     /// Of the segment that pushes go to.
-    pub(super) fn active(active: &Active, maps: &MapNumbers) -> Self {
+    pub(super) fn active(active: &Active, activity: &Activity) -> Self {
         let (segment, region) = (Arc::clone(active.segment()), Arc::clone(active.region()));
         let (first_seq, base_time) = (active.first_seq(), active.base_time());
         let numbering = Numbering { first_seq, base_time, is_old: false };
-        Self::new(Arc::new(Mapped { segment, region }), numbering, None, maps)
+        Self::new(Arc::new(Mapped { segment, region }), numbering, None, activity)
     }
 
     /// Of a copy that this run made.
-    pub(super) fn copied(mapped: Arc<Mapped>, made: &Finished, maps: &MapNumbers) -> Self {
+    pub(super) fn copied(mapped: Arc<Mapped>, made: &Finished, activity: &Activity) -> Self {
         let Finished { first_seq, base_time, tail, count, .. } = *made;
         let numbering = Numbering { first_seq, base_time, is_old: false };
-        Self::new(mapped, numbering, Some(RecordsEnd { count, tail }), maps)
+        Self::new(mapped, numbering, Some(RecordsEnd { count, tail }), activity)
     }
 
     fn new(
         mapped: Arc<Mapped>,
         numbering: Numbering,
         end: Option<RecordsEnd>,
-        maps: &MapNumbers,
+        activity: &Activity,
     ) -> Self {
         Self {
             segment: Arc::clone(&mapped.segment),
             mapped: OnceCell::from(mapped),
-            map_number: Cell::new(maps.next()),
-            map_numbers: maps.clone(),
+            map_number: Cell::new(activity.next_map()),
+            activity: activity.clone(),
+            is_busy: Cell::new(false),
             numbering,
             end,
             floor: Cell::default(),
@@ -91,15 +94,16 @@ impl Records {
     }
 
     /// Of a segment of an earlier run. `next_seq`: the first Seq of what follows it.
-    pub(super) fn of_earlier_run(part: &Part, next_seq: u64, maps: &MapNumbers) -> Self {
+    pub(super) fn of_earlier_run(part: &Part, next_seq: u64, activity: &Activity) -> Self {
         let Part { first_seq, base_time, count, tail, .. } = *part;
         // Without a record it is numbered like what follows it.
         let first_seq = if count == 0 { next_seq } else { first_seq };
         Self {
             segment: Arc::clone(&part.segment),
             mapped: OnceCell::new(),
-            map_number: Cell::new(maps.next()),
-            map_numbers: maps.clone(),
+            map_number: Cell::new(activity.next_map()),
+            activity: activity.clone(),
+            is_busy: Cell::new(false),
             numbering: Numbering { first_seq, base_time, is_old: true },
             end: Some(RecordsEnd { count, tail }),
             floor: Cell::default(),
@@ -241,8 +245,33 @@ impl Records {
     #[cold]
     fn map_anew(&self) -> Result<&Arc<Mapped>> {
         let (segment, region) = (Arc::clone(&self.segment), self.segment.map(Access::Commits)?);
-        self.map_number.set(self.map_numbers.next());
+        self.map_number.set(self.activity.next_map());
+        self.note_busy();
         Ok(self.mapped.get_or_init(|| Arc::new(Mapped { segment, region })))
+    }
+
+    /// The segment is mapped, or may be changed.
+    #[inline]
+    pub(super) fn note_busy(&self) {
+        if !self.is_busy.get() {
+            self.become_busy();
+        }
+    }
+
+    #[cold]
+    fn become_busy(&self) {
+        self.is_busy.set(true);
+        self.activity.note_busy(self.segment.header.ordinal);
+    }
+
+    #[inline]
+    pub(super) fn is_busy(&self) -> bool {
+        self.is_busy.get()
+    }
+
+    /// There is nothing to be done for the segment until it is used again.
+    pub(super) fn rest(&self) {
+        self.is_busy.set(false);
     }
 
     pub(super) fn is_mapped(&self) -> bool {

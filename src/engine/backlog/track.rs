@@ -6,9 +6,9 @@
 //! for a copy that is being made. The offset in a slot is that of its own record. Relies on the
 //! dispatch lock.
 
+use super::activity::Activity;
 use super::answers::Answers;
 use super::copying::Copying;
-use super::map_numbers::MapNumbers;
 use super::records::Records;
 use super::settled_count::{Recount, SettledCount, Special};
 use crate::error::Result;
@@ -49,9 +49,9 @@ pub(crate) enum Stored {
 
 impl Track {
     /// The segment that pushes go to.
-    pub(super) fn active(active: &Active, maps: &MapNumbers) -> Self {
+    pub(super) fn active(active: &Active, activity: &Activity) -> Self {
         Self {
-            records: Records::active(active, maps),
+            records: Records::active(active, activity),
             settled_count: SettledCount::complete(),
             leased: 0,
             answers: Answers::Durable,
@@ -61,9 +61,9 @@ impl Track {
 
     /// A copy that this run made: whatever it was made from, it is as if this run had pushed it.
     /// Its slots are stored to before they are synced again.
-    pub(crate) fn copied(mapped: Arc<Mapped>, made: &Finished, maps: &MapNumbers) -> Self {
+    pub(crate) fn copied(mapped: Arc<Mapped>, made: &Finished, activity: &Activity) -> Self {
         Self {
-            records: Records::copied(mapped, made, maps),
+            records: Records::copied(mapped, made, activity),
             settled_count: SettledCount::touched(),
             leased: 0,
             answers: Answers::Unsynced,
@@ -77,14 +77,13 @@ impl Track {
         part: &Part,
         next_seq: u64,
         is_kept: bool,
-        maps: &MapNumbers,
+        activity: &Activity,
     ) -> Self {
         Self {
-            records: Records::of_earlier_run(part, next_seq, maps),
+            records: Records::of_earlier_run(part, next_seq, activity),
             settled_count: SettledCount::of_earlier_run(part.count),
             leased: 0,
-            // Its run may have been killed before it synced them.
-            answers: Answers::Unsynced,
+            answers: Answers::Inherited,
             copying: Copying::new(is_kept),
         }
     }
@@ -171,7 +170,7 @@ impl Track {
         let (segment, numbering) = (self.records.segment(), self.records.numbering());
         let tail = self.records.tail().unwrap_or(RECORDS_START);
         let special = self.settled_count.count_some(segment, numbering, tail, run, is_last)?;
-        if self.answers.are_unsynced() && !self.settled_count.may_be_touched() {
+        if self.answers == Answers::Inherited && !self.settled_count.may_be_touched() {
             self.answers.set_durable();
         }
         Ok(special)

@@ -1,127 +1,164 @@
-//! The tracks of all segments, in the order of their Seqs.
+//! The tracks of all segments, and what is to be done with them.
 //!
-//! Promises: the first Seqs of the tracks never fall, so a message has one place. A copy stands
-//! where its sources stood. The newest segment stays, as its header says how far numbers went.
+//! Promises: a copy stands where its sources stood. The newest segment stays, as its header says
+//! how far numbers went. What is done for each new segment, for each map and for each segment that
+//! is let go looks at the busy segments only: whoever may change a track has it listed as busy. One
+//! is at rest again once it is not mapped, has no answers to be synced, and is closed. If nothing
+//! in it is unsettled either, it is listed as done.
 
-use super::map_numbers::MapNumbers;
+use super::activity::Activity;
+use super::done::DoneSegments;
+use super::log_order::LogOrder;
+use super::settled_count::Special;
 use super::track::Track;
+use crate::error::Result;
 use crate::format::address::Ordinal;
 use crate::format::bytes::to_u64;
-use crate::format::checkpoint::ConsumerOffset;
 use crate::format::segment::Seal;
+use crate::format::standing::Run;
 use crate::log::Segment;
 use crate::log::merge::CopySource;
 use crate::log::sealed::Mapped;
 use crate::recovery::Log;
+use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
-use std::ops::{Index, IndexMut};
+use std::ops::{Deref, Index, IndexMut};
 use std::sync::Arc;
 
-/// The tracks, oldest first. One is known by its position until others come or go.
+/// The tracks.
 #[derive(Debug)]
-pub(crate) struct Tracks(VecDeque<Track>);
+pub(crate) struct Tracks {
+    in_order: LogOrder,
+    activity: Activity,
+    done: DoneSegments,
+    /// Whether some may have answers of an earlier run that no sync has covered.
+    have_inherited: bool,
+    /// Those with a smaller first Seq have no slots to count.
+    uncounted_from: Cell<u64>,
+    /// Whether slots of one could not be read.
+    has_unreadable: bool,
+}
 
 impl Tracks {
     /// Of the segments that open found.
-    pub(super) fn of_log(log: &Log, maps: &MapNumbers) -> Self {
+    pub(super) fn of_log(log: &Log, activity: &Activity) -> Self {
         let kept: BTreeSet<Ordinal> = log.kept().into_iter().map(|kept| kept.ordinal).collect();
         let (mut tracks, mut next_seq) = (VecDeque::new(), log.next_seq);
         for part in log.parts.iter().rev() {
             let is_kept = kept.contains(&part.segment.header.ordinal);
-            let track = Track::of_earlier_run(part, next_seq, is_kept, maps);
+            let track = Track::of_earlier_run(part, next_seq, is_kept, activity);
             next_seq = track.first_seq();
             tracks.push_front(track);
         }
-        Self(tracks)
+        Self {
+            have_inherited: !tracks.is_empty(),
+            in_order: LogOrder::new(tracks),
+            activity: activity.clone(),
+            done: DoneSegments::default(),
+            uncounted_from: Cell::default(),
+            has_unreadable: false,
+        }
     }
 
     pub(super) fn clear(&mut self) {
-        self.0.clear();
+        self.in_order.clear();
+        self.done = DoneSegments::default();
     }
 
-    #[inline]
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
+    /// All of them, for what compaction notes: it may not change what makes one busy.
+    pub(crate) fn iter_copying_mut(&mut self) -> impl Iterator<Item = &mut Track> {
+        self.in_order.iter_mut()
     }
 
-    #[inline]
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Where those are that are busy, oldest first.
+    fn busy(&self) -> Vec<usize> {
+        let busy = self.activity.busy().into_iter();
+        let mut busy: Vec<usize> = busy.filter_map(|ordinal| self.position_of(ordinal)).collect();
+        busy.sort_unstable();
+        busy
     }
 
-    #[inline]
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Track> {
-        self.0.iter()
+    /// Those that are busy, oldest first.
+    pub(crate) fn iter_busy(&self) -> impl Iterator<Item = &Track> {
+        self.busy().into_iter().map(|at| &self.in_order[at])
     }
 
-    #[inline]
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Track> {
-        self.0.iter_mut()
+    pub(super) fn for_each_busy_mut(&mut self, mut change: impl FnMut(&mut Track)) {
+        for at in self.busy() {
+            change(&mut self.in_order[at]);
+        }
     }
 
-    #[inline]
-    pub(super) fn get(&self, at: usize) -> Option<&Track> {
-        self.0.get(at)
-    }
-
-    /// The newest one.
-    pub(crate) fn back(&self) -> Option<&Track> {
-        self.0.back()
+    /// Those that are busy, but for the newest.
+    fn iter_busy_older(&self) -> impl Iterator<Item = &Track> {
+        self.iter_busy().filter(|track| !self.is_newest(track))
     }
 
     /// That of the segment that pushes go to from here on.
     pub(super) fn push_back(&mut self, track: Track) {
-        self.0.push_back(track);
+        track.records().note_busy();
+        self.in_order.insert(self.in_order.len(), track);
     }
 
     /// The newest segment is no longer pushed to.
     pub(super) fn seal_newest(&mut self, seal: Seal) {
-        if let Some(newest) = self.0.back_mut() {
+        if let Some(newest) = self.in_order.back_mut() {
             newest.records_mut().seal(seal);
         }
     }
 
-    /// Where the track of the segment `ordinal` is that has message `seq`; most are at one end.
-    #[inline]
-    pub(super) fn position(&self, ordinal: Ordinal, seq: u64) -> Option<usize> {
-        let is = |track: Option<&Track>| track.is_some_and(|track| track.ordinal() == ordinal);
-        if is(self.0.front()) {
-            Some(0)
-        } else if is(self.0.back()) {
-            Some(self.0.len() - 1)
-        } else {
-            self.position_of_seq(seq).filter(|&at| is(self.0.get(at)))
-        }
-    }
-
-    /// Where the track is that has this message.
-    pub(crate) fn position_of_seq(&self, seq: u64) -> Option<usize> {
-        self.0.partition_point(|track| track.first_seq() <= seq).checked_sub(1)
-    }
-
     /// The track of a segment, if it is still one.
     pub(super) fn of_segment(&mut self, ordinal: Ordinal) -> Option<&mut Track> {
-        self.0.iter_mut().find(|track| track.ordinal() == ordinal)
+        self.position_of(ordinal).map(|at| &mut self[at])
     }
 
-    /// Messages that are not settled.
-    pub(super) fn unsettled(&self, published: u64) -> u64 {
-        self.0.iter().map(|track| track.unsettled(published)).sum()
+    /// Takes one out of the log.
+    fn take_out(&mut self, at: usize) -> Option<Track> {
+        let track = self.in_order.remove(at)?;
+        self.activity.retain(|&busy| busy != track.ordinal());
+        self.done.remove(&track);
+        Some(track)
     }
 
     /// The first segment of an earlier run whose slots are not all counted.
     pub(crate) fn first_uncounted(&self) -> Option<usize> {
-        self.0.iter().position(|track| track.settled_count().can_go_on())
+        let from = self.position_from(self.uncounted_from.get());
+        let first = self.find_from(from, |track| track.settled_count().can_go_on());
+        self.uncounted_from.set(first.map_or(u64::MAX, |at| self.in_order[at].first_seq()));
+        first
+    }
+
+    /// Counts some slots of a segment, and tells which are special.
+    pub(super) fn count_some(
+        &mut self,
+        at: usize,
+        run: Run,
+        is_last: impl Fn(u32) -> bool,
+    ) -> Result<Special> {
+        let track = &mut self.in_order[at];
+        let special = track.count_some(run, is_last);
+        self.has_unreadable |= special.is_err();
+        if is_free(track) && is_clean(track) {
+            self.done.add(track);
+        } else if track.is_done() {
+            track.records().note_busy();
+        }
+        special
     }
 
     /// What could not be read may be readable now.
     pub(crate) fn count_again(&mut self) {
-        self.0.iter_mut().for_each(|track| track.settled_count_mut().try_again());
+        if std::mem::take(&mut self.has_unreadable) {
+            self.in_order.iter_mut().for_each(|track| track.settled_count_mut().try_again());
+            self.uncounted_from.set(0);
+        }
     }
 
     /// How many segments without an unsettled message there are that can be let go.
     pub(crate) fn done_segments(&self) -> u64 {
-        to_u64(self.older().filter(|track| is_free(track)).count())
+        let busy = self.iter_busy_older().filter(|track| is_free(track) && !self.done.has(track));
+        let newest = self.in_order.back().is_some_and(|newest| self.done.has(newest));
+        to_u64(self.done.len() - usize::from(newest) + busy.count())
     }
 
     /// Takes out a segment in which nothing is unsettled and nothing unsynced.
@@ -132,22 +169,43 @@ impl Tracks {
         let can_go = |track: &Track| {
             is_free(track) && track.answers().are_durable() && is_synced(track.segment())
         };
-        let at = self.older().position(can_go)?;
-        let track = self.0.remove(at)?;
+        let mut done = self.tracks_of(self.done.synced());
+        let ordinal = done
+            .find(|track| can_go(track))
+            .or_else(|| self.iter_busy_older().find(|track| can_go(track)))
+            .map(Track::ordinal)?;
+        drop(done);
+        let track = self.remove(ordinal)?;
         Some((Arc::clone(track.segment()), track.count().unwrap_or(0)))
     }
 
-    /// Where the first message is that may be unsettled, as far as is known. `cursor`: no message
-    /// from this number on was handed out. `published`: the newest message.
-    pub(crate) fn consumer_offset(&self, cursor: u64, published: u64) -> ConsumerOffset {
-        let first = self.0.iter().find(|track| !track.is_done());
-        let Some(first) = first else {
-            return ConsumerOffset { floor: cursor, cursor, ..ConsumerOffset::default() };
+    /// The first segment without an unsettled message whose slots are not synced yet, and that is
+    /// not `full`: sealed, that is.
+    pub(crate) fn first_done_and_unsynced(
+        &self,
+        is_full: impl Fn(&Arc<Segment>) -> bool,
+    ) -> Option<&Arc<Segment>> {
+        let is_unsynced = |track: &&Track| {
+            is_free(track) && track.answers().are_unsynced() && !is_full(track.segment())
         };
-        let index = first.records().look_for_floor(published).0;
-        // A lower bound, where Seqs have gaps.
-        let floor = first.first_seq().saturating_add(index.into());
-        ConsumerOffset { floor, cursor, ordinal: first.ordinal(), index }
+        let mut done = self.tracks_of(self.done.unsynced());
+        let first = done.find(is_unsynced).or_else(|| self.iter_busy_older().find(is_unsynced));
+        first.map(Track::segment)
+    }
+
+    /// A segment that is done was synced: nothing is stored to it any more.
+    pub(crate) fn note_done_synced(&mut self, ordinal: Ordinal) {
+        let Some(at) = self.position_of(ordinal) else { return };
+        let track = &mut self.in_order[at];
+        track.answers_mut().set_durable();
+        if self.done.has(track) {
+            self.done.add(track);
+        }
+    }
+
+    fn tracks_of(&self, ordinals: impl Iterator<Item = Ordinal>) -> impl Iterator<Item = &Track> {
+        let tracks = ordinals.filter_map(|ordinal| self.position_of(ordinal));
+        tracks.map(|at| &self.in_order[at]).filter(|track| !self.is_newest(track))
     }
 
     /// Where the segments are whose files somebody removed, and that hold nothing open. The newest
@@ -162,95 +220,121 @@ impl Tracks {
 
     /// Takes a segment out.
     pub(crate) fn remove(&mut self, ordinal: Ordinal) -> Option<Track> {
-        let at = self.0.iter().position(|track| track.ordinal() == ordinal)?;
-        self.0.remove(at)
-    }
-
-    /// Bytes of the file of the newest segment.
-    pub(crate) fn newest_size(&self) -> u64 {
-        self.0.back().map_or(0, Track::size)
-    }
-
-    /// Whether nothing in the newest segment is unsettled, and nothing keeps it.
-    pub(crate) fn is_newest_empty(&self, published: u64) -> bool {
-        self.0.back().is_some_and(|newest| {
-            let is_settled = newest.is_counted() && newest.unsettled(published) == 0;
-            is_settled && newest.leased() == 0 && !newest.copying().is_pinned()
-        })
+        self.position_of(ordinal).and_then(|at| self.take_out(at))
     }
 
     /// All but the newest.
     fn older(&self) -> impl Iterator<Item = &Track> {
-        self.0.iter().take(self.0.len().saturating_sub(1))
+        self.in_order.iter().take(self.in_order.len().saturating_sub(1))
     }
 
     /// Whether a copy has as many unsettled messages as its sources. It has not if the slot of a
     /// settled one went bad while it was made: that message is unsettled again, and not copied.
     pub(crate) fn can_replace(&self, sources: &[CopySource], copy: &Track) -> bool {
         let ordinals = sources.iter().map(|source| source.segment.header.ordinal);
-        let sources = ordinals.filter_map(|ordinal| self.0.iter().find(|t| t.ordinal() == ordinal));
-        sources.map(whole_unsettled).sum::<u32>() == whole_unsettled(copy)
+        let sources = ordinals.filter_map(|ordinal| self.position_of(ordinal));
+        let unsettled = sources.map(|at| whole_unsettled(&self.in_order[at]));
+        unsettled.sum::<u32>() == whole_unsettled(copy)
     }
 
     /// Puts a copy in the place of its sources, which it gives back.
     pub(super) fn replace(&mut self, sources: &[CopySource], mut copy: Track) -> Vec<Track> {
-        let sources: BTreeSet<Ordinal> =
-            sources.iter().map(|source| source.segment.header.ordinal).collect();
-        let is_source = |track: &Track| sources.contains(&track.ordinal());
-        let at = self.0.iter().position(is_source).unwrap_or(self.0.len());
-        let (removed, kept): (Vec<Track>, Vec<Track>) =
-            std::mem::take(&mut self.0).into_iter().partition(is_source);
-        self.0 = kept.into();
+        let ordinals = sources.iter().map(|source| source.segment.header.ordinal);
+        let mut at: Vec<usize> = ordinals.filter_map(|ordinal| self.position_of(ordinal)).collect();
+        at.sort_unstable();
+        let first = at.first().copied().unwrap_or(self.in_order.len());
+        // The last one first, so that the others stay where they are.
+        let removed = at.into_iter().rev().filter_map(|at| self.take_out(at));
+        let mut removed: Vec<Track> = removed.collect();
+        removed.reverse();
         copy.take_over(&removed);
-        self.0.insert(at, copy);
+        copy.records().note_busy();
+        self.in_order.insert(first, copy);
         removed
     }
 
     /// How many segments are mapped.
     pub(crate) fn mapped_segments(&self) -> u64 {
-        to_u64(self.0.iter().filter(|track| track.records().is_mapped()).count())
+        to_u64(self.iter_busy().filter(|track| track.records().is_mapped()).count())
     }
 
     /// Maps that no delivery needs. The caller drops them outside of the lock. `reading`: the
     /// ordinal of the segment that is read.
     pub(crate) fn take_idle_maps(&mut self, reading: Ordinal) -> Vec<Arc<Mapped>> {
-        let newest = self.0.back().map_or(Ordinal::NONE, Track::ordinal);
-        let is_idle = |track: &&mut Track| {
-            track.leased() == 0 && ![reading, newest].contains(&track.ordinal())
-        };
-        let idle = self.0.iter_mut().filter(is_idle);
-        idle.filter_map(|track| track.records_mut().take_map()).collect()
+        let newest = self.in_order.back().map_or(Ordinal::NONE, Track::ordinal);
+        let mut idle = Vec::new();
+        self.for_each_busy_mut(|track| {
+            if track.leased() == 0 && ![reading, newest].contains(&track.ordinal()) {
+                idle.extend(track.records_mut().take_map());
+            }
+        });
+        idle
+    }
+
+    /// A sync of answers begins. Gives the segments that have some that no sync has covered.
+    pub(super) fn begin_sync(&mut self) -> Vec<Arc<Segment>> {
+        if std::mem::take(&mut self.have_inherited) {
+            let inherited = self.in_order.iter().filter(|track| track.answers().are_unsynced());
+            inherited.for_each(|track| track.records().note_busy());
+            self.done.begin_sync();
+        }
+        let mut begun = Vec::new();
+        self.for_each_busy_mut(|track| {
+            if track.answers().are_unsynced() {
+                track.answers_mut().begin_sync();
+                begun.push(Arc::clone(track.segment()));
+            }
+        });
+        begun
     }
 
     /// The sync of answers that began last has ended. If it failed, the next one covers what it had
     /// to.
     pub(crate) fn end_sync(&mut self, is_synced: bool) {
-        self.0.iter_mut().for_each(|track| track.answers_mut().end_sync(is_synced));
+        self.for_each_busy_mut(|track| track.answers_mut().end_sync(is_synced));
     }
 
     /// Closes segments that are not mapped, and of which everything is synced. Under the lock, so
     /// that nothing is stored in between, whose error of writing back would be missed.
-    pub(crate) fn release_clean(&self, is_durable: impl Fn(u64) -> bool) {
-        for track in self.clean() {
+    pub(crate) fn release_clean(&mut self, is_durable: impl Fn(u64) -> bool) {
+        for at in self.busy() {
+            let track = &self.in_order[at];
             let end_seq = track.count().map(|_| track.end_seq(0));
-            if end_seq.is_some_and(|end_seq| is_durable(end_seq.saturating_sub(1))) {
-                track.segment().release();
+            let is_durable = end_seq.is_some_and(|end_seq| is_durable(end_seq.saturating_sub(1)));
+            if !is_durable || !is_clean(track) {
+                continue;
+            }
+            track.segment().release();
+            if is_free(track) {
+                self.done.add(track);
+            }
+            // What is done and kept for another reason is looked at again.
+            if is_free(track) || !track.is_done() {
+                track.records().rest();
             }
         }
+        self.activity.retain(|&ordinal| {
+            self.position_of(ordinal).is_some_and(|at| self.in_order[at].records().is_busy())
+        });
     }
 
     /// Closes those of these segments, which were just synced, that are not in use again.
     pub(crate) fn release_synced(&self, synced: &[Arc<Segment>]) {
-        for track in self.clean() {
+        for track in self.iter_busy().filter(|track| is_clean(track)) {
             if synced.iter().any(|segment| Arc::ptr_eq(segment, track.segment())) {
                 track.segment().release();
             }
         }
     }
+}
 
-    /// Those whose segments are not mapped and have no unsynced answers.
-    fn clean(&self) -> impl Iterator<Item = &Track> {
-        self.0.iter().filter(|track| !track.records().is_mapped() && track.answers().are_durable())
+/// Whoever only looks at them makes none busy.
+impl Deref for Tracks {
+    type Target = LogOrder;
+
+    #[inline]
+    fn deref(&self) -> &LogOrder {
+        &self.in_order
     }
 }
 
@@ -259,20 +343,27 @@ impl Index<usize> for Tracks {
 
     #[inline]
     fn index(&self, at: usize) -> &Track {
-        &self.0[at]
+        &self.in_order[at]
     }
 }
 
 impl IndexMut<usize> for Tracks {
     #[inline]
     fn index_mut(&mut self, at: usize) -> &mut Track {
-        &mut self.0[at]
+        let track = &mut self.in_order[at];
+        track.records().note_busy();
+        track
     }
 }
 
 /// How many messages of a segment that is no longer pushed to are unsettled.
 fn whole_unsettled(track: &Track) -> u32 {
     track.count().unwrap_or(0).saturating_sub(track.settled_count().messages())
+}
+
+/// Whether a segment is not mapped, and no answer in it has to be synced through its descriptor.
+fn is_clean(track: &Track) -> bool {
+    !track.records().is_mapped() && !track.answers().hold_open()
 }
 
 /// Whether nothing in a segment is unsettled, and nothing else keeps it.

@@ -260,7 +260,7 @@ impl Unfinished {
 
 /// Where the track of a segment is, if there is one.
 fn at_ordinal(ledger: &Ledger, ordinal: Ordinal) -> Option<usize> {
-    ledger.backlog().tracks().iter().position(|track| track.ordinal() == ordinal)
+    ledger.backlog().tracks().position_of(ordinal)
 }
 
 /// The last attempt of a message ended with its run. It dies, unless it did meanwhile.

@@ -28,7 +28,7 @@ pub(super) fn of(
         ordinals.filter(|&ordinal| dispatch.is_unfinished(ordinal)).collect();
     // Times that are shifted by other amounts cannot be in one copy.
     let mut last_shift = None;
-    let tracks = dispatch.backlog_mut().tracks_mut().iter_mut().enumerate();
+    let tracks = dispatch.backlog_mut().tracks_mut().iter_copying_mut().enumerate();
     let candidates = tracks.map(|(at, track)| {
         let size = track.size();
         let shift = Some(track.segment().header.clock_shift);

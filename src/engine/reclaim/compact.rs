@@ -24,7 +24,6 @@ use crate::clock;
 use crate::compaction::copy_job::{CopyJob, Step};
 use crate::compaction::plan::{self, CopyPlan, Limits};
 use crate::engine::append::Appender;
-use crate::engine::backlog::track::Track;
 use crate::engine::context::{Context, SOON};
 use crate::engine::signal::DispatchLock;
 use crate::error::{Error, Result};
@@ -315,8 +314,8 @@ impl Compactor {
         let candidates = candidates::of(&mut dispatch, trigger, (now, idle), is_out);
         let choice = plan::choose(&candidates, limits)?;
         let (from, number) = (choice.range.start, choice.range.len());
-        let chosen = dispatch.backlog_mut().tracks_mut().iter_mut().skip(from).take(number);
-        Some((chosen.map(Track::begin_copy).collect(), choice))
+        let tracks = dispatch.backlog_mut().tracks_mut();
+        Some(((from..from + number).map(|at| tracks[at].begin_copy()).collect(), choice))
     }
 
     fn begin_with(&self, sources: &[CopySource], choice: &CopyPlan) -> Result<Job> {

@@ -92,6 +92,7 @@ impl Reclaim {
 
     fn has_too_many_done(&self) -> bool {
         let most_done = if self.appender.ready_bytes() > 0 { MOST_DONE } else { 0 };
+        let most_done = most_done.max(self.retirer.many());
         let unsealed = self.appender.unsealed();
         let done = self.retirer.done_segments();
         drop(unsealed);
@@ -102,8 +103,11 @@ impl Reclaim {
     fn has_done_unsealed(&self) -> bool {
         let unsealed = self.appender.unsealed();
         let dispatch = self.dispatch.lock();
-        let mut tracks = dispatch.backlog().tracks().iter();
-        let has_any = tracks.any(|track| track.is_done() && unsealed.is_full(track.segment()));
+        let tracks = dispatch.backlog().tracks();
+        let has_any = unsealed.full().iter().any(|full| {
+            let at = tracks.position_of(full.segment.header.ordinal);
+            at.is_some_and(|at| tracks[at].is_done())
+        });
         drop(unsealed);
         has_any
     }
@@ -251,7 +255,7 @@ impl Reclaim {
     /// Closes segments that are not mapped, and of which everything is synced.
     pub(crate) fn release_clean(&self) {
         let is_durable = |last_seq| self.commit.is_durable(last_seq);
-        self.dispatch.lock().backlog().tracks().release_clean(is_durable);
+        self.dispatch.lock().backlog_mut().tracks_mut().release_clean(is_durable);
     }
 
     /// Syncs segments above the limit of open files that only unsynced answers hold open.

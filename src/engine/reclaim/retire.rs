@@ -9,7 +9,7 @@ use crate::checkpoint::SLOTS;
 use crate::clock;
 use crate::engine::append::{Appender, SupplyState};
 use crate::engine::commit::Commit;
-use crate::engine::context::Context;
+use crate::engine::context::{Context, RETRY_AFTER};
 use crate::engine::signal::DispatchLock;
 use crate::engine::space::CHECKPOINT_ROOM;
 use crate::error::{Error, Result};
@@ -36,6 +36,18 @@ pub(crate) struct Retirer {
     upkeep: Mutex<Upkeep>,
     /// Segments that are no longer in the log, and not yet removed or used again.
     letting_go: AtomicU64,
+}
+
+/// The list in CHECKPOINT is written for one part in this many of the segments that are in it: so a
+/// segment that comes or goes costs this many entries.
+const LIST_PART: u64 = 64;
+
+/// When CHECKPOINT is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Listing {
+    Now,
+    /// Once enough has changed.
+    IfDue,
 }
 
 /// What letting go did.
@@ -94,17 +106,19 @@ impl Retirer {
         upkeep.replace(copy, sources);
     }
 
-    /// Gives back files that are no longer needed, for about this time. A file that cannot be
-    /// removed is no error: it is tried again later.
+    /// Gives back files that are no longer needed, for about this time, in the background. A file
+    /// that cannot be removed is no error: it is tried again later. The list of many segments is
+    /// written once for many that come or go, or when it is a second old.
     pub(crate) fn let_go_for(&self, time: Duration) -> Result<LetGo> {
         let end = clock::now().checked_add(time);
-        let gone = self.let_go_until(usize::MAX, || end.is_some_and(|end| clock::now() >= end));
+        let is_over = || end.is_some_and(|end| clock::now() >= end);
+        let gone = self.let_go_until(usize::MAX, Listing::IfDue, is_over);
         gone.map(|(gone, removed)| self.with_noted(gone, removed))
     }
 
     /// The same for up to `limit` of such files.
     pub(crate) fn let_go(&self, limit: usize) -> Result<LetGo> {
-        let gone = self.let_go_until(limit, || false);
+        let gone = self.let_go_until(limit, Listing::Now, || false);
         gone.map(|(gone, removed)| self.with_noted(gone, removed))
     }
 
@@ -115,16 +129,17 @@ impl Retirer {
 
     /// The same for all of them, for a caller that wants to hear of a file that cannot be removed.
     pub(crate) fn let_go_of_all(&self) -> Result<()> {
-        self.let_go_until(usize::MAX, || false).and_then(|(_, removed)| removed)
+        self.let_go_until(usize::MAX, Listing::Now, || false).and_then(|(_, removed)| removed)
     }
 
     /// Also tells whether all files could be removed that were tried. What failed is tried again.
     fn let_go_until(
         &self,
         limit: usize,
+        listing: Listing,
         is_over: impl Fn() -> bool,
     ) -> Result<(LetGo, Result<()>)> {
-        let gone = self.try_to_let_go(limit, is_over);
+        let gone = self.try_to_let_go(limit, listing, is_over);
         if !matches!(gone, Ok((_, Ok(())))) {
             self.context.retry_upkeep();
         }
@@ -134,6 +149,7 @@ impl Retirer {
     fn try_to_let_go(
         &self,
         limit: usize,
+        listing: Listing,
         is_over: impl Fn() -> bool,
     ) -> Result<(LetGo, Result<()>)> {
         let mut upkeep = self.upkeep.lock();
@@ -149,10 +165,18 @@ impl Retirer {
         for (name, bytes) in self.appender.take_leftovers() {
             upkeep.leave(name, bytes);
         }
-        let is_cut = self.retire(&mut upkeep, limit, is_over)?;
+        let lists = listing == Listing::Now || self.is_list_due(&upkeep);
+        let has_enough = upkeep.done_count() >= limit && !upkeep.may_be_listed();
+        let is_cut = lists && !has_enough && self.retire(&mut upkeep, limit, is_over)?;
         // For its hints alone, a caller that waits writes none.
-        if limit == usize::MAX || upkeep.has_files() {
+        if lists && (limit == usize::MAX || upkeep.may_be_listed()) {
             self.write_checkpoint(&mut upkeep)?;
+        }
+        if !lists {
+            self.context.worker.ask_within(RETRY_AFTER);
+            if upkeep.may_be_listed() {
+                return Ok((LetGo::NOTHING, Ok(())));
+            }
         }
         let mut removed = Ok(());
         let done = upkeep.take_done(limit);
@@ -187,7 +211,7 @@ impl Retirer {
                 self.context.space.give_back(bytes);
                 left -= 1;
             } else {
-                upkeep.leave(name, bytes);
+                upkeep.leave_unlisted(name, bytes);
             }
             result = result.and(removed.unwrap_or(Ok(())));
         }
@@ -210,14 +234,12 @@ impl Retirer {
         let still_kept = upkeep.kept_ordinals();
         let released: BTreeSet<Ordinal> = last.iter().map(|last| last.ordinal).collect();
         let mut dispatch = self.dispatch.lock();
-        for track in dispatch.backlog_mut().tracks_mut().iter_mut() {
-            let ordinal = track.ordinal();
-            if released.contains(&ordinal) && !still_kept.contains(&ordinal) {
-                track.copying_mut().end_keeping();
-                // It was settled meanwhile, and could not go.
-                if track.is_done() {
-                    self.context.worker.ask();
-                }
+        for ordinal in released.difference(&still_kept) {
+            let Some(track) = dispatch.backlog_mut().track(*ordinal) else { continue };
+            track.copying_mut().end_keeping();
+            // It was settled meanwhile, and could not go.
+            if track.is_done() {
+                self.context.worker.ask();
             }
         }
         Ok(())
@@ -235,26 +257,43 @@ impl Retirer {
         Ok(())
     }
 
-    /// Takes up to `limit` segments without an unsettled message out of the log. Each of them is
-    /// synced first as a whole: if its file comes back after a power cut, it shows the same.
-    /// Returns true if it ended early.
+    /// Whether so many segments came, or are to go, that their list is to be written anew, or it is
+    /// old. That costs as much as there are segments; so does what it tells the next open.
+    fn is_list_due(&self, upkeep: &Upkeep) -> bool {
+        let next_ordinal = self.appender.with_supply_state(|supply| supply.next_ordinal);
+        let Some((changed, age)) = upkeep.listed_since(next_ordinal) else { return true };
+        let tracks = self.dispatch.lock();
+        let done = tracks.backlog().tracks().done_segments();
+        drop(tracks);
+        changed + done >= self.many() || age >= RETRY_AFTER
+    }
+
+    /// This many segments come or go before their list is written anew.
+    pub(super) fn many(&self) -> u64 {
+        to_u64(self.dispatch.lock().backlog().tracks().len()) / LIST_PART
+    }
+
+    /// Takes up to `limit` segments without an unsettled message out of the log, and as many more
+    /// as need no sync and are worth a list. Each of them is synced first as a whole: if its file
+    /// comes back after a power cut, it shows the same. Returns true if it ended early.
     fn retire(
         &self,
         upkeep: &mut Upkeep,
         limit: usize,
         is_over: impl Fn() -> bool,
     ) -> Result<bool> {
-        while upkeep.done_count() < limit {
+        let many = limit.max(usize::try_from(self.many()).unwrap_or(limit));
+        while upkeep.done_count() < many {
             if upkeep.done_count() > 0 && is_over() {
                 return Ok(true);
             }
-            if let Some(segment) = self.first_done_and_dirty() {
+            if upkeep.done_count() < limit
+                && let Some(segment) = self.first_done_and_unsynced()
+            {
                 self.context.health.sync(&segment)?;
                 // A done segment has no more stores.
                 let mut dispatch = self.dispatch.lock();
-                if let Some(track) = dispatch.backlog_mut().track(segment.header.ordinal) {
-                    track.answers_mut().set_durable();
-                }
+                dispatch.backlog_mut().tracks_mut().note_done_synced(segment.header.ordinal);
             }
             // While this leads, no round has one of them in its plan.
             let lead = self.commit.lead_when_free();
@@ -274,17 +313,11 @@ impl Retirer {
     }
 
     /// The first sealed segment without an unsettled message whose slots are not synced yet.
-    fn first_done_and_dirty(&self) -> Option<Arc<Segment>> {
+    fn first_done_and_unsynced(&self) -> Option<Arc<Segment>> {
         let unsealed = self.appender.unsealed();
         let dispatch = self.dispatch.lock();
         let tracks = dispatch.backlog().tracks();
-        let older = tracks.len().saturating_sub(1);
-        let mut older = tracks.iter().take(older);
-        let first = older.find(|track| {
-            let is_free = track.is_done() && !track.copying().is_pinned();
-            is_free && track.answers().are_unsynced() && !unsealed.is_full(track.segment())
-        });
-        first.map(|track| Arc::clone(track.segment()))
+        tracks.first_done_and_unsynced(|segment| unsealed.is_full(segment)).cloned()
     }
 
     /// Writes the hints for the next open, if they have changed.
@@ -295,7 +328,9 @@ impl Retirer {
         let unusable = upkeep.unusable();
         let checkpoint =
             self.appender.with_supply_state(|supply| self.checkpoint(&supply, unusable));
+        let next_ordinal = checkpoint.next_ordinal;
         if checkpoint.segments.is_empty() {
+            upkeep.note_listed(next_ordinal, true);
             return Ok(());
         }
         let (has_files, checkpoint) = (upkeep.has_files(), Arc::new(checkpoint));
@@ -311,7 +346,7 @@ impl Retirer {
             self.context.space.add(now.saturating_sub(before));
             match written {
                 // No room for the first one: then no list names a segment, and any may be let go.
-                Err(Error::StorageFull { .. }) if !file.exists() => return Ok(()),
+                Err(Error::StorageFull { .. }) if !file.exists() => break,
                 result => result?,
             }
             let synced = file.sync(&*self.context.storage, &checkpoint);
@@ -319,6 +354,7 @@ impl Retirer {
             self.context.health.believe("sync checkpoint", &path, synced)?;
             self.context.clock.note_known(checkpoint.added.clock);
         }
+        upkeep.note_listed(next_ordinal, has_files);
         Ok(())
     }
 
@@ -345,8 +381,7 @@ impl Retirer {
             first_seq: if track.count() == Some(0) { 0 } else { track.first_seq() },
             span: track.count().map_or(0, |_| track.end_seq(0) - track.first_seq()),
         });
-        let is_used =
-            |ordinal: &Ordinal| backlog.tracks().iter().any(|track| track.ordinal() == *ordinal);
+        let is_used = |ordinal: &Ordinal| backlog.tracks().position_of(*ordinal).is_some();
         let others = supply.ready.into_iter().chain(supply.compacting);
         let others = others.filter(|ordinal| !is_used(ordinal));
         let others = others.map(|ordinal| Listed { ordinal, first_seq: 0, span: 0 });
@@ -385,7 +420,7 @@ impl Retirer {
         let size = segment.header.size;
         if let Some(recycled) = count.and_then(|count| self.appender.recycle(segment, count)) {
             // What a failure leaves under the old name means nothing.
-            return recycled.inspect_err(|_| upkeep.leave(segment.name.clone(), size));
+            return recycled.inspect_err(|_| upkeep.leave_unlisted(segment.name.clone(), size));
         }
         match self.remove(&segment.name) {
             Ok(()) => {
@@ -393,7 +428,7 @@ impl Retirer {
                 Ok(())
             }
             Err(error) => {
-                upkeep.leave(segment.name.clone(), size);
+                upkeep.leave_unlisted(segment.name.clone(), size);
                 Err(error)
             }
         }

@@ -80,8 +80,8 @@ pub(super) fn replace_sources(
     let segment = Arc::clone(&made.segment);
     let region = segment.map(Access::Commits)?;
     let mapped = Arc::new(Mapped { segment, region });
-    let maps = dispatch.lock().backlog().map_numbers().clone();
-    let mut copy = Track::copied(mapped, made, &maps);
+    let activity = dispatch.lock().backlog().activity().clone();
+    let mut copy = Track::copied(mapped, made, &activity);
     for _ in 0..ROUNDS {
         let changes = take_changes(&mut dispatch.lock(), sources)?;
         let slots: usize = changes.iter().map(|change| change.indexes.len()).sum();

@@ -5,14 +5,17 @@
 //! keeps the lists: `retire` syncs, removes and writes, under the lock that guards this.
 
 use crate::checkpoint::CheckpointFile;
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::address::Ordinal;
+use crate::format::bytes::to_u64;
 use crate::format::checkpoint::Listed;
 use crate::log::Segment;
 use crate::log::merge::CopySource;
 use crate::recovery::{Kept, Leftover, Log};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// A segment that is not needed any more. With the number of its slots, it can be used again;
 /// without, a payload may still be copied out of it.
@@ -33,6 +36,10 @@ pub(super) struct Upkeep {
     replaced: Vec<(Arc<Segment>, Vec<Retired>)>,
     /// Segments that stay while others may come back.
     kept: Vec<Kept>,
+    /// Whether a slot of CHECKPOINT may list one of the files that are to be removed.
+    may_be_listed: bool,
+    /// When the list was written last, and the next ordinal then.
+    listed: Option<(Instant, Ordinal)>,
     is_closed: bool,
 }
 
@@ -52,12 +59,20 @@ impl Upkeep {
             done: Vec::new(),
             replaced: replaced.collect(),
             kept,
+            may_be_listed: true,
+            listed: None,
             is_closed: false,
         }
     }
 
     /// This name means nothing any more; this many bytes count as used by it.
     pub(super) fn leave(&mut self, name: String, bytes: u64) {
+        self.may_be_listed = true;
+        self.leave_unlisted(name, bytes);
+    }
+
+    /// The same for one that no slot of CHECKPOINT lists.
+    pub(super) fn leave_unlisted(&mut self, name: String, bytes: u64) {
         self.leftovers.push(Leftover { name, bytes, sources: Vec::new() });
     }
 
@@ -71,6 +86,7 @@ impl Upkeep {
     pub(super) fn replace(&mut self, copy: Arc<Segment>, sources: Vec<Arc<Segment>>) {
         let files = sources.iter().map(|source| source.name.clone()).collect();
         self.keep(copy.header.ordinal, files);
+        self.may_be_listed = true;
         let sources = sources.into_iter().map(|source| (source, None));
         self.replaced.push((copy, sources.collect()));
     }
@@ -115,7 +131,34 @@ impl Upkeep {
 
     /// This segment left the log without an unsettled message; it has this many slots.
     pub(super) fn add_done(&mut self, segment: Arc<Segment>, count: u32) {
+        self.may_be_listed = true;
         self.done.push((segment, Some(count)));
+    }
+
+    /// How many files are to be removed or used again.
+    fn file_count(&self) -> usize {
+        let sources = self.replaced.iter().map(|(_, sources)| sources.len());
+        self.done.len() + self.leftovers.len() + sources.sum::<usize>()
+    }
+
+    /// Whether a slot of CHECKPOINT may list one of the files that are to be removed.
+    pub(super) fn may_be_listed(&self) -> bool {
+        self.may_be_listed && self.has_files()
+    }
+
+    /// CHECKPOINT was written, with all segments below this ordinal that are in use. `is_whole`:
+    /// both slots are of today.
+    pub(super) fn note_listed(&mut self, next_ordinal: Ordinal, is_whole: bool) {
+        self.may_be_listed &= !is_whole;
+        self.listed = Some((clock::now(), next_ordinal));
+    }
+
+    /// How many segments came or are to go since the list was written, and how long ago that was;
+    /// nothing if it was not written yet.
+    pub(super) fn listed_since(&self, next_ordinal: Ordinal) -> Option<(u64, Duration)> {
+        let (at, listed) = self.listed?;
+        let new = next_ordinal.0.saturating_sub(listed.0);
+        Some((new + to_u64(self.file_count()), clock::now() - at))
     }
 
     pub(super) fn done_count(&self) -> usize {

@@ -204,15 +204,26 @@ struct MappedRegion {
     by_write: bool,
 }
 
+impl MappedRegion {
+    // Apart, so that stores to a map do not pay for them.
+    #[inline(never)]
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        // Or else a write would make the file longer.
+        check_bounds(offset, bytes.len(), self.size)?;
+        os::write_all_at(&self.file, offset, bytes)
+    }
+
+    #[inline(never)]
+    fn write_word(&self, offset: u64, word: u64) -> io::Result<()> {
+        check_word(offset, self.size)?;
+        os::write_all_at(&self.file, offset, &word.to_le_bytes())
+    }
+}
+
 impl Region for MappedRegion {
     #[inline]
     fn store(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        if self.by_write {
-            // Or else a write would make the file longer.
-            check_bounds(offset, bytes.len(), self.size)?;
-            return os::write_all_at(&self.file, offset, bytes);
-        }
-        self.map.store(offset, bytes)
+        if self.by_write { self.write(offset, bytes) } else { self.map.store(offset, bytes) }
     }
 
     #[inline]
@@ -228,10 +239,10 @@ impl Region for MappedRegion {
     #[inline]
     fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
         if self.by_write {
-            check_word(offset, self.size)?;
-            return os::write_all_at(&self.file, offset, &word.to_le_bytes());
+            self.write_word(offset, word)
+        } else {
+            self.map.store_word(offset, word)
         }
-        self.map.store_word(offset, word)
     }
 
     #[inline]

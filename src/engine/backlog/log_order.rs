@@ -1,0 +1,166 @@
+//! The tracks in the order of the log, and where each of them is.
+//!
+//! Promises: the first Seqs of the tracks never fall, so a message has one place, and a segment is
+//! found in a few steps, however many there are.
+
+use super::track::Track;
+use crate::format::address::Ordinal;
+use crate::format::checkpoint::ConsumerOffset;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::{Index, IndexMut};
+
+/// The tracks, oldest first. One is known by its position until others come or go.
+#[derive(Debug)]
+pub(crate) struct LogOrder {
+    tracks: VecDeque<Track>,
+    /// The first Seq of each.
+    first_seqs: BTreeMap<Ordinal, u64>,
+}
+
+impl LogOrder {
+    pub(super) fn new(tracks: VecDeque<Track>) -> Self {
+        let first_seqs = tracks.iter().map(|track| (track.ordinal(), track.first_seq())).collect();
+        Self { tracks, first_seqs }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.tracks.clear();
+        self.first_seqs.clear();
+    }
+
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.tracks.len()
+    }
+
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.tracks.is_empty()
+    }
+
+    #[inline]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Track> {
+        self.tracks.iter()
+    }
+
+    #[inline]
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Track> {
+        self.tracks.iter_mut()
+    }
+
+    #[inline]
+    pub(super) fn get(&self, at: usize) -> Option<&Track> {
+        self.tracks.get(at)
+    }
+
+    /// The newest one.
+    pub(crate) fn back(&self) -> Option<&Track> {
+        self.tracks.back()
+    }
+
+    pub(super) fn back_mut(&mut self) -> Option<&mut Track> {
+        self.tracks.back_mut()
+    }
+
+    pub(super) fn is_newest(&self, track: &Track) -> bool {
+        self.back().is_some_and(|newest| newest.ordinal() == track.ordinal())
+    }
+
+    /// Puts one in where the number of its first message belongs.
+    pub(super) fn insert(&mut self, at: usize, track: Track) {
+        self.first_seqs.insert(track.ordinal(), track.first_seq());
+        self.tracks.insert(at, track);
+    }
+
+    /// Takes one out.
+    pub(super) fn remove(&mut self, at: usize) -> Option<Track> {
+        let track = self.tracks.remove(at)?;
+        self.first_seqs.remove(&track.ordinal());
+        Some(track)
+    }
+
+    /// Where the track of the segment `ordinal` is that has message `seq`; most are at one end.
+    #[inline]
+    pub(super) fn position(&self, ordinal: Ordinal, seq: u64) -> Option<usize> {
+        let is = |track: Option<&Track>| track.is_some_and(|track| track.ordinal() == ordinal);
+        if is(self.tracks.front()) {
+            Some(0)
+        } else if is(self.tracks.back()) {
+            Some(self.tracks.len() - 1)
+        } else {
+            self.position_of_seq(seq).filter(|&at| is(self.tracks.get(at)))
+        }
+    }
+
+    /// Where the track is that has this message.
+    pub(crate) fn position_of_seq(&self, seq: u64) -> Option<usize> {
+        self.tracks.partition_point(|track| track.first_seq() <= seq).checked_sub(1)
+    }
+
+    /// Where the first track is that begins at this message, or behind it.
+    pub(super) fn position_from(&self, seq: u64) -> usize {
+        self.tracks.partition_point(|track| track.first_seq() < seq)
+    }
+
+    /// Where the track of a segment is, if it is still one.
+    pub(crate) fn position_of(&self, ordinal: Ordinal) -> Option<usize> {
+        let first_seq = *self.first_seqs.get(&ordinal)?;
+        let first = self.position_from(first_seq);
+        // Those without a record have the number of what follows them.
+        let same = self.tracks.range(first..).take_while(|track| track.first_seq() == first_seq);
+        let mut ordinals = same.map(Track::ordinal);
+        ordinals.position(|other| other == ordinal).map(|nth| first + nth)
+    }
+
+    /// The first one from a position on that is as described.
+    pub(super) fn find_from(&self, from: usize, is_it: impl Fn(&Track) -> bool) -> Option<usize> {
+        self.tracks.range(from..).position(is_it).map(|nth| from + nth)
+    }
+
+    /// Messages that are not settled.
+    pub(super) fn unsettled(&self, published: u64) -> u64 {
+        self.tracks.iter().map(|track| track.unsettled(published)).sum()
+    }
+
+    /// Where the first message is that may be unsettled, as far as is known. `cursor`: no message
+    /// from this number on was handed out. `published`: the newest message.
+    pub(crate) fn consumer_offset(&self, cursor: u64, published: u64) -> ConsumerOffset {
+        let first = self.tracks.iter().find(|track| !track.is_done());
+        let Some(first) = first else {
+            return ConsumerOffset { floor: cursor, cursor, ..ConsumerOffset::default() };
+        };
+        let index = first.records().look_for_floor(published).0;
+        // A lower bound, where Seqs have gaps.
+        let floor = first.first_seq().saturating_add(index.into());
+        ConsumerOffset { floor, cursor, ordinal: first.ordinal(), index }
+    }
+
+    /// Bytes of the file of the newest segment.
+    pub(crate) fn newest_size(&self) -> u64 {
+        self.tracks.back().map_or(0, Track::size)
+    }
+
+    /// Whether nothing in the newest segment is unsettled, and nothing keeps it.
+    pub(crate) fn is_newest_empty(&self, published: u64) -> bool {
+        self.tracks.back().is_some_and(|newest| {
+            let is_settled = newest.is_counted() && newest.unsettled(published) == 0;
+            is_settled && newest.leased() == 0 && !newest.copying().is_pinned()
+        })
+    }
+}
+
+impl Index<usize> for LogOrder {
+    type Output = Track;
+
+    #[inline]
+    fn index(&self, at: usize) -> &Track {
+        &self.tracks[at]
+    }
+}
+
+impl IndexMut<usize> for LogOrder {
+    #[inline]
+    fn index_mut(&mut self, at: usize) -> &mut Track {
+        &mut self.tracks[at]
+    }
+}
