@@ -3,6 +3,7 @@
 //! `KEEPQ_COMPACTION_IMAGES` sets how many disks are tried for each operation that can be the last
 //! (default 2).
 
+use crate::support::agree::agree;
 use crate::support::cases;
 use crate::support::sparse::{ack_most, number, on, payload};
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage};
@@ -62,6 +63,7 @@ fn work(options: Options, told: &mut Told) -> Result<(), Error> {
 }
 
 fn check(disk: &Arc<MemoryStorage>, told: &Told, context: &str) {
+    agree(disk, context);
     let queue = on(disk.clone()).open("memory").unwrap();
     let report = queue.recovery();
     assert!(report.damage().is_empty() && report.ignored().count() == 0, "{context}: {report:?}");

@@ -7,6 +7,7 @@
 //! `KEEPQ_CRASH_CASES` sets the number of chains (default 1500); the long run is
 //! `KEEPQ_CRASH_CASES=200000 cargo test --release --test all crash::`.
 
+use crate::support::agree::agree;
 use crate::support::model::{End, Known, Model, message};
 use crate::support::{Dice, cases};
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage};
@@ -276,6 +277,7 @@ fn leg(disk: &Arc<MemoryStorage>, model: &mut Model, end: End, seed: u64, crash_
         durability,
         in_flight: Vec::new(),
     };
+    agree(disk, &format!("leg of seed {seed}"));
     let result = leg.run(end);
     if let Err(Stopped(error)) = result {
         assert!(faults.operations() > crash_at, "failed without a crash: {error}");
@@ -325,6 +327,7 @@ fn chain(seed: u64) {
 }
 
 fn drain(disk: &Arc<MemoryStorage>, model: &mut Model, end: End) {
+    agree(disk, "the last disk");
     let options = Queue::options().background(false).storage(disk.clone());
     let queue = options.clone().open("memory").unwrap();
     let found = queue.pop_batch(usize::MAX).unwrap();

@@ -1,6 +1,7 @@
 //! What the random crash tests found: each is a story that once went wrong, written out, so that it
 //! is told however those tests change.
 
+use crate::support::agree::agree;
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage, Storage};
 use keepq::{Options, Queue, Result};
 use std::sync::Arc;
@@ -31,6 +32,7 @@ fn ends(disk: &MemoryStorage, work: impl Fn(Queue) -> Result<()>) -> Vec<MemoryS
 
 /// The number that the next message would get.
 fn next_seq(disk: &MemoryStorage) -> u64 {
+    agree(disk, "what a story left");
     on(Arc::new(disk.killed())).open("memory").unwrap().push("next").unwrap().into()
 }
 

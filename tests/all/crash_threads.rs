@@ -3,6 +3,7 @@
 //! Unlike `crash.rs` no run repeats another, but here acks, syncs, rotation and letting go really
 //! happen at the same time. `KEEPQ_CRASH_THREADS_CASES` sets the number of crashes (default 300).
 
+use crate::support::agree::agree;
 use crate::support::{Dice, cases};
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage, Storage};
 use keepq::{Compaction, Durability, Message, Queue};
@@ -73,6 +74,7 @@ fn consume(queue: &Queue, told: &Mutex<Told>, seed: u64) {
 }
 
 fn check(disk: MemoryStorage, told: &Told, is_power_cut: bool, sync_acks: bool) {
+    agree(&disk, &format!("power cut {is_power_cut}"));
     let queue = options(Arc::new(disk), sync_acks).background(false).open("memory").unwrap();
     assert!(queue.recovery().damage().is_empty(), "{:?}", queue.recovery());
     // Ready or delayed, by number.

@@ -1,6 +1,7 @@
 //! Delayed messages through crashes: none that was confirmed is lost, and none comes before its
 //! time.
 
+use crate::support::agree::agree_at;
 use crate::support::{Dice, cases};
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, ManualClock, MemoryStorage, Storage};
 use keepq::{Compaction, Error, Message, Options, Queue};
@@ -79,6 +80,7 @@ fn no_crash_loses_a_delayed_message_or_hands_it_out_early() {
                 1 => disk.power_cut(CrashImage::Oldest),
                 _ => disk.power_cut(CrashImage::Mixed(dice.next())),
             });
+            agree_at(&disk, 1_000_000 + now, &format!("case {case}"));
         }
         let queue = on(disk, &clock).open("queue").unwrap();
         let mut found = BTreeMap::new();

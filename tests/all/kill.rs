@@ -5,6 +5,7 @@
 //! number of rounds (default 200); the long run is `KEEPQ_KILL_ROUNDS=5000 cargo test --release
 //! --test all kill::`.
 
+use crate::support::agree::agree_in;
 use crate::support::process::{again, was_killed};
 use crate::support::{Dice, cases};
 use keepq::{Compaction, Durability, Message, Options, Queue};
@@ -183,6 +184,7 @@ fn killed_at_random_moments() {
         rejected.extend(&told.rejected);
         // So that what was given back for a while is due.
         std::thread::sleep(Duration::from_millis(5));
+        agree_in(&path, &format!("round {round}"));
         let queue = options(&mut dice).open(&path).unwrap();
         assert!(queue.recovery().damage().is_empty(), "round {round}: {:?}", queue.recovery());
         let found = queue.pop_batch(usize::MAX).unwrap();

@@ -49,7 +49,7 @@ impl Case {
     fn places(&self, message: usize) -> Vec<(String, Place)> {
         let payload = self.payload(message);
         let place = |name: String| {
-            let place = reader::place(self.disk.read(&name)?, &payload)?;
+            let place = reader::place(&self.disk.read(&name)?, &payload)?;
             Some((name, place))
         };
         let names = files(&self.disk).into_iter();

@@ -1,5 +1,6 @@
 //! What several modules share.
 
+pub(crate) mod agree;
 pub(crate) mod craft;
 pub(crate) mod model;
 #[cfg(target_os = "linux")]

@@ -1,0 +1,211 @@
+//! Which records of one epoch count. From the page: "Reading a queue", 2 to 4, and "Predecessors".
+
+use super::ranges::Ranges;
+use super::record::{Record, records};
+use super::segment::{Activation, Segment};
+
+/// A segment with its valid records that count.
+pub(super) struct Part<'a> {
+    pub(super) segment: Segment<'a>,
+    pub(super) records: Vec<Record<'a>>,
+    /// Records that count, those included that are lost.
+    pub(super) count: u64,
+    /// Where it is a copy: the sources that are still there.
+    pub(super) sources: Vec<Segment<'a>>,
+    pub(super) first_seq: u64,
+    /// The newest time that it is read for; of a sealed one that is the first.
+    pub(super) newest_time: u64,
+}
+
+/// Where the log of the last epoch ends before its records do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Cut {
+    /// The first number that is not part of the log.
+    pub(crate) first_seq: u64,
+    /// Readable messages behind it.
+    pub(crate) dropped: u64,
+}
+
+/// What is durable for sure.
+#[derive(Clone, Copy)]
+pub(super) struct Watermark {
+    pub(super) seq: u64,
+    /// The segment that was in use when CHECKPOINT noted it, 0 if it did not.
+    pub(super) ordinal: u64,
+}
+
+pub(super) struct Epoch<'a> {
+    pub(super) parts: Vec<Part<'a>>,
+    pub(super) cut: Option<Cut>,
+    /// Numbers that were durable and have no record.
+    pub(super) lost: Ranges,
+}
+
+/// What a segment says of the one before it.
+struct Link {
+    ordinal: u64,
+    predecessor: u64,
+    first_seq: Option<u64>,
+}
+
+impl<'a> Part<'a> {
+    /// None if it holds nothing: it was prepared and not used, or dropped.
+    pub(super) fn read(segment: Segment<'a>) -> Option<Self> {
+        let Activation { first_seq, base_time } = segment.activation?;
+        if segment.seal.is_some_and(|seal| seal.count == 0) {
+            return None;
+        }
+        let records = records(&segment);
+        let last = records.last().map_or(0, |last| last.index + 1);
+        let count = segment.seal.map_or(last, |seal| seal.count);
+        let (sources, newest_time) = (Vec::new(), base_time);
+        let mut part = Self { segment, records, count, sources, first_seq, newest_time };
+        if part.segment.seal.is_none() {
+            let times = part.records.iter().map(|record| part.pushed_at(record));
+            part.newest_time = times.max().unwrap_or(base_time).max(base_time);
+        }
+        Some(part)
+    }
+
+    pub(super) fn pushed_at(&self, record: &Record) -> u64 {
+        let base_time = self.segment.activation.map_or(0, |activation| activation.base_time);
+        base_time.saturating_add(record.age)
+    }
+
+    /// The Seq behind its last.
+    pub(super) fn end_seq(&self) -> u64 {
+        self.first_seq.saturating_add(self.count)
+    }
+
+    /// Of an unsealed segment: the index of the first record that is not part of the log. The place
+    /// of each record tells the place of the next.
+    fn cut(&self, watermark: u64) -> Option<u64> {
+        let seq = |index| self.first_seq.saturating_add(index);
+        let (mut end, mut batch) = (0, None);
+        for record in &self.records {
+            if !record.is_next && seq(end) > watermark {
+                return Some(batch.unwrap_or(end));
+            }
+            if !record.is_next {
+                batch = None;
+            }
+            let start = batch.unwrap_or(record.index);
+            batch = record.is_followed().then_some(start);
+            end = record.index + 1;
+        }
+        batch.filter(|_| seq(end - 1) > watermark)
+    }
+
+    fn truncate(&mut self, count: u64) -> u64 {
+        let all = self.records.len();
+        self.records.retain(|record| record.index < count);
+        self.count = count;
+        (all - self.records.len()) as u64
+    }
+}
+
+impl<'a> Epoch<'a> {
+    /// Any but the last one: what counts of it was durable before a later one began.
+    pub(super) fn earlier(segments: Vec<Segment<'a>>) -> Self {
+        Self::read(segments, |_| u64::MAX, 0)
+    }
+
+    /// The last one. `noted`: by CHECKPOINT.
+    pub(super) fn last(segments: Vec<Segment<'a>>, noted: Watermark) -> Self {
+        let watermark = |parts: &[Part]| {
+            let witnessed = parts.iter().map(Part::witnessed);
+            witnessed.max().unwrap_or(0).max(noted.seq)
+        };
+        Self::read(segments, watermark, noted.ordinal)
+    }
+
+    fn read(
+        segments: Vec<Segment<'a>>,
+        watermark: impl Fn(&[Part]) -> u64,
+        noted_ordinal: u64,
+    ) -> Self {
+        let link = |segment: &Segment| Link {
+            ordinal: segment.ordinal,
+            predecessor: segment.predecessor,
+            first_seq: segment.activation.map(|activation| activation.first_seq),
+        };
+        let links: Vec<Link> = segments.iter().map(link).collect();
+        let parts: Vec<Part> = segments.into_iter().filter_map(Part::read).collect();
+        let watermark = watermark(&parts);
+        let mut epoch = Self { parts: Vec::new(), cut: None, lost: Ranges::default() };
+        for mut part in parts {
+            let missing = missing_before(&part, epoch.parts.last(), &links, watermark);
+            if let (None, Some((first, last))) = (epoch.cut, missing) {
+                if first > watermark {
+                    epoch.cut = Some(Cut { first_seq: first, dropped: 0 });
+                } else {
+                    epoch.lost.add(first, last);
+                }
+            }
+            if let Some(cut) = &mut epoch.cut {
+                cut.dropped += part.records.len() as u64;
+                continue;
+            }
+            if part.segment.seal.is_none()
+                && let Some(count) = part.cut(watermark)
+            {
+                let dropped = part.truncate(count);
+                epoch.cut = Some(Cut { first_seq: part.end_seq(), dropped });
+            }
+            epoch.parts.push(part);
+        }
+        if let Some(last) = epoch.parts.last()
+            && epoch.cut.is_none()
+            && last.segment.ordinal == noted_ordinal
+        {
+            epoch.lost.add(last.end_seq(), watermark);
+        }
+        epoch
+    }
+}
+
+impl Part<'_> {
+    /// The largest Seq that it witnesses as durable.
+    fn witnessed(&self) -> u64 {
+        if self.segment.seal.is_some() {
+            return self.end_seq() - 1;
+        }
+        let of_records = self.records.iter().filter_map(|record| {
+            let before = self.first_seq.saturating_add(record.index).saturating_sub(1);
+            Some(before.saturating_sub(record.unsynced()?))
+        });
+        of_records.max().unwrap_or(0)
+    }
+}
+
+/// The first and the last of the numbers that are missing between a segment and those before it.
+fn missing_before(
+    part: &Part,
+    previous: Option<&Part>,
+    links: &[Link],
+    watermark: u64,
+) -> Option<(u64, u64)> {
+    let last = part.first_seq.checked_sub(1)?;
+    let mut before = (part.segment.ordinal, part.segment.predecessor);
+    let mut empty: Option<&Link> = None;
+    // Ordinals increase in the order in which segments are made.
+    while before.1 < before.0 {
+        if let Some(previous) = previous.filter(|previous| previous.segment.ordinal == before.1) {
+            return (previous.end_seq() <= last).then(|| (previous.end_seq(), last));
+        }
+        // One that is not here was retired.
+        let Some(link) = links.iter().find(|link| link.ordinal == before.1) else { break };
+        // One in which nothing was placed begins where the next one does.
+        if link.first_seq != Some(part.first_seq) {
+            empty = Some(link);
+        }
+        before = (link.ordinal, link.predecessor);
+    }
+    // It was used, and has lost what was in it.
+    let first = match empty?.first_seq {
+        Some(first) => first,
+        None if last <= watermark => return None,
+        None => last,
+    };
+    (first <= last).then_some((first, last))
+}

@@ -1,0 +1,203 @@
+//! The records that are the log, and what is missing of it. From the page: "Reading a queue", 1 to
+//! 4 and 7.
+
+use super::checkpoint::Listed;
+use super::directory::Directory;
+use super::epoch::{Cut, Epoch, Part, Watermark};
+use super::ranges::Ranges;
+use super::segment::Segment;
+use std::collections::BTreeMap;
+
+/// What a file without a valid header adds to the next number: twice the records that the largest
+/// segment can hold.
+const PER_UNREADABLE: u64 = 2 * (((1 << 29) - 1) * 8 / (24 + 16));
+
+pub(super) struct Log<'a> {
+    /// In the order of their Seqs.
+    pub(super) parts: Vec<Part<'a>>,
+    pub(super) cut: Option<Cut>,
+    /// Numbers that were durable and have no record.
+    pub(super) lost: Ranges,
+    pub(super) next_seq: u64,
+    pub(super) newest_time: u64,
+}
+
+/// The segment that is the last to have been made: its epoch and ordinal.
+type Newest = (u64, u64);
+
+impl<'a> Log<'a> {
+    pub(super) fn read(directory: &mut Directory<'a>) -> Self {
+        let hints = directory.checkpoint.as_ref();
+        let newest_time = hints.map_or(0, |hints| hints.newest_time);
+        let mut lost = Ranges::default();
+        for (first, last) in directory.absent() {
+            lost.add(first, last);
+        }
+        let mut log = Self {
+            parts: Vec::new(),
+            cut: None,
+            lost,
+            next_seq: directory.seq_limit(),
+            newest_time,
+        };
+        let broken_newest = log.take_broken(directory);
+        directory.largest_ordinal = directory.whole().map(|one| one.ordinal).max().unwrap_or(0);
+        let newest = log.read_epochs(directory);
+        if let Some((newest, end_seq)) = newest
+            && directory.unreadable == 0
+            && broken_newest.is_none_or(|broken| broken < newest)
+            && !directory.knows_newer(newest)
+        {
+            log.next_seq = end_seq.unwrap_or(log.next_seq);
+        }
+        for copy in std::mem::take(&mut directory.copies) {
+            if let Some(part) = Part::read(copy.segment) {
+                log.parts.push(Part { sources: copy.sources, ..part });
+            }
+        }
+        for part in &log.parts {
+            log.newest_time = part.newest_time.max(log.newest_time);
+        }
+        log.parts.retain(|part| part.count > 0);
+        log.parts.sort_by_key(|part| part.first_seq);
+        log
+    }
+
+    /// Takes out segments that have lost the marks that say what they hold. Tells the newest that
+    /// is not compacted.
+    fn take_broken(&mut self, directory: &mut Directory<'a>) -> Option<Newest> {
+        let mut broken = std::mem::take(&mut directory.broken);
+        let without_start: Vec<u64> = directory
+            .segments
+            .values()
+            .filter(|segment| has_lost_its_start(segment, directory))
+            .map(|segment| segment.ordinal)
+            .collect();
+        broken.extend(without_start.iter().filter_map(|one| directory.segments.remove(one)));
+        let mut newest = None;
+        for segment in broken {
+            let count = segment.seal.map_or(0, |seal| seal.count);
+            let listed = directory.listed(segment.ordinal).filter(|listed| listed.first_seq > 0);
+            let range = match listed {
+                Some(listed) => {
+                    let (first, last) = directory.range_of(&listed);
+                    let count = if segment.is_compacted() { 0 } else { count };
+                    Some((first, last.max(first.saturating_add(count).saturating_sub(1))))
+                }
+                None if segment.is_compacted() || count == 0 => None,
+                None => directory
+                    .first_by_neighbours(&segment, count)
+                    .map(|first| (first, first.saturating_add(count - 1))),
+            };
+            if let Some((first, last)) = range {
+                self.lost.add(first, last.max(first));
+            }
+            if !segment.is_compacted() {
+                newest = newest.max(Some((segment.epoch, segment.ordinal)));
+            }
+        }
+        newest
+    }
+
+    /// Tells the newest segment, and the number after its last if the run ended there.
+    fn read_epochs(&mut self, directory: &mut Directory<'a>) -> Option<(Newest, Option<u64>)> {
+        let noted = directory.checkpoint.as_ref().map(|hints| {
+            let used = hints.segments.iter().rev().find(|listed| listed.first_seq > 0);
+            Watermark { seq: hints.watermark, ordinal: used.map_or(0, |used| used.ordinal) }
+        });
+        let mut epochs: BTreeMap<u64, Vec<Segment>> = BTreeMap::new();
+        for (_, segment) in std::mem::take(&mut directory.segments) {
+            epochs.entry(segment.epoch).or_default().push(segment);
+        }
+        let newest = epochs.values().next_back()?.last()?;
+        let end = newest.seal.filter(|seal| seal.is_end && seal.count > 0);
+        let end_seq = newest
+            .activation
+            .zip(end)
+            .map(|(activation, seal)| activation.first_seq.saturating_add(seal.count));
+        let newest = (newest.epoch, newest.ordinal);
+        for (epoch, segments) in epochs {
+            let read = if epoch == newest.0 {
+                Epoch::last(segments, noted.unwrap_or(Watermark { seq: 0, ordinal: 0 }))
+            } else {
+                Epoch::earlier(segments)
+            };
+            self.parts.extend(read.parts);
+            read.lost.iter().for_each(|(first, last)| self.lost.add(first, last));
+            self.cut = read.cut;
+        }
+        Some((newest, end_seq))
+    }
+}
+
+/// Whether it has no activation, and a seal, or else CHECKPOINT, says that it holds something.
+fn has_lost_its_start(segment: &Segment, directory: &Directory) -> bool {
+    let listed = directory.listed(segment.ordinal);
+    segment.activation.is_none()
+        && match segment.seal {
+            Some(seal) => seal.count > 0,
+            None => {
+                listed.is_some_and(|listed| (1..=directory.accounted()).contains(&listed.first_seq))
+            }
+        }
+}
+
+impl Directory<'_> {
+    /// First and last Seq of each listed segment that is absent and held something.
+    fn absent(&self) -> Vec<(u64, u64)> {
+        let listed = self.checkpoint.iter().flat_map(|hints| &hints.segments);
+        let is_absent = |listed: &&Listed| {
+            listed.first_seq > 0
+                && !self.all().any(|segment| segment.ordinal == listed.ordinal)
+                && !self.replaced.contains_key(&listed.ordinal)
+        };
+        listed.filter(is_absent).map(|listed| self.range_of(listed)).collect()
+    }
+
+    /// The first and the last Seq that a listed segment had when the list was written.
+    pub(super) fn range_of(&self, listed: &Listed) -> (u64, u64) {
+        let last = match listed.span {
+            0 => self.accounted(),
+            span => listed.first_seq.saturating_add(span - 1),
+        };
+        (listed.first_seq, last.max(listed.first_seq))
+    }
+
+    /// Where the Seqs of a segment with this many records began: within an epoch they have no gap.
+    fn first_by_neighbours(&self, segment: &Segment, count: u64) -> Option<u64> {
+        let mut same = self.segments.values().filter(|other| other.epoch == segment.epoch);
+        let next = same.clone().find(|other| other.predecessor == segment.ordinal);
+        if let Some(next) = next.and_then(|next| next.activation) {
+            return next.first_seq.checked_sub(count);
+        }
+        let before = same.find(|other| other.ordinal == segment.predecessor)?;
+        before.activation?.first_seq.checked_add(before.seal?.count)
+    }
+
+    /// Those that say what they hold.
+    fn whole(&self) -> impl Iterator<Item = &Segment<'_>> {
+        let copies =
+            self.copies.iter().flat_map(|copy| [&copy.segment].into_iter().chain(&copy.sources));
+        self.segments.values().chain(copies)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Segment<'_>> {
+        self.whole().chain(&self.broken)
+    }
+
+    /// No Seq at or above it was given out.
+    fn seq_limit(&self) -> u64 {
+        let limits = self.all().map(|segment| segment.seq_limit);
+        let noted = self.checkpoint.as_ref().map(|hints| hints.seq_limit);
+        let limit = limits.chain(noted).max().unwrap_or(1);
+        limit.saturating_add(self.unreadable.saturating_mul(PER_UNREADABLE))
+    }
+
+    /// Whether CHECKPOINT knows a segment or an epoch that is newer than all that are here.
+    fn knows_newer(&self, (epoch, _): Newest) -> bool {
+        self.checkpoint.as_ref().is_some_and(|hints| {
+            let listed = hints.segments.iter().map(|listed| listed.ordinal).max();
+            hints.epoch > epoch || listed.unwrap_or(0) > self.largest_ordinal
+        })
+    }
+}
