@@ -83,6 +83,7 @@ mod outside_disk;
 mod outside_files;
 #[cfg(unix)]
 mod outside_memory;
+mod page;
 mod poison;
 mod rot;
 mod space;
