@@ -24,6 +24,11 @@ pub(super) fn u64_at(bytes: &[u8], at: u64) -> Option<u64> {
     number(bytes, at, 8)
 }
 
+/// Signed, in two's complement.
+pub(super) fn i64_at(bytes: &[u8], at: u64) -> Option<i64> {
+    number(bytes, at, 8).map(u64::cast_signed)
+}
+
 /// What each byte does to a CRC-32.
 const STEPS: [u32; 256] = {
     let mut steps = [0; 256];

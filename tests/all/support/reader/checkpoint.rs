@@ -2,7 +2,11 @@
 
 use super::Refusal;
 use super::bytes::{crc32, slice, u16_at, u32_at, u64_at};
+use super::segment::{NUMBER_END, TIME_END};
 use serde::Deserialize;
+
+/// A larger file is none.
+const LARGEST: usize = 256 << 20;
 
 /// The body, without what later versions add behind it.
 #[derive(Clone, Deserialize, Debug)]
@@ -17,6 +21,24 @@ pub(crate) struct Checkpoint {
     pub(crate) unaccounted: Vec<(u64, u64)>,
     pub(crate) newest_time: u64,
     pub(crate) next_ordinal: u64,
+    #[serde(skip)]
+    pub(crate) added: Added,
+}
+
+/// What a body may have behind that.
+#[derive(Clone, Copy, Default, Deserialize, Debug)]
+pub(crate) struct Added {
+    /// When it was written.
+    pub(crate) time: u64,
+    /// How far that was ahead of UTC.
+    pub(crate) clock_shift: i64,
+    /// Every Seq below it is settled.
+    pub(crate) floor: u64,
+    /// No Seq from it on was handed out.
+    pub(crate) cursor: u64,
+    /// Of the segment that has the floor; 0 if there is none.
+    pub(crate) floor_ordinal: u64,
+    pub(crate) floor_index: u32,
 }
 
 /// A segment of its list.
@@ -33,7 +55,7 @@ impl Checkpoint {
     /// Of the valid slots, the one with the larger generation; of two, the second.
     pub(crate) fn read(bytes: &[u8]) -> Result<Option<Self>, Refusal> {
         let half = bytes.len() / 2;
-        if !half.is_multiple_of(4096) {
+        if !half.is_multiple_of(4096) || bytes.len() > LARGEST {
             return Ok(None);
         }
         let (first, second) = bytes.split_at(half);
@@ -43,14 +65,57 @@ impl Checkpoint {
             if u16_at(slot, 8) > Some(1) {
                 return Err(Refusal::Newer);
             }
-            // What is left of the body is for later versions.
-            if let Ok((checkpoint, _)) = postcard::take_from_bytes(body)
+            if let Some(checkpoint) = Self::of(body)
+                && generation < NUMBER_END
                 && newest.as_ref().is_none_or(|(other, _)| generation >= *other)
             {
                 newest = Some((generation, checkpoint));
             }
         }
         Ok(newest.map(|(_, checkpoint)| checkpoint))
+    }
+
+    /// None if it has a number beyond its limit.
+    fn of(body: &[u8]) -> Option<Self> {
+        let (mut checkpoint, rest) = postcard::take_from_bytes::<Self>(body).ok()?;
+        // What is left of the body behind that is for later versions.
+        let added = postcard::take_from_bytes::<Added>(rest).map(|(added, _)| added);
+        checkpoint.added = added.ok().filter(Added::is_possible).unwrap_or_default();
+        checkpoint.is_possible().then_some(checkpoint)
+    }
+
+    fn is_possible(&self) -> bool {
+        let numbers = [self.epoch, self.watermark, self.accounted];
+        let ends = [self.seq_limit, self.next_ordinal];
+        let mut before = 0;
+        let mut is_in_order = |&(first, last): &(u64, u64)| {
+            let is_behind = before < first && first <= last;
+            before = last;
+            is_behind
+        };
+        numbers.iter().all(|&number| number < NUMBER_END)
+            && ends.iter().all(|&end| end <= NUMBER_END)
+            && self.unaccounted.iter().all(&mut is_in_order)
+            && self.unaccounted.iter().all(|&(_, last)| last < NUMBER_END)
+            && self.segments.iter().all(Listed::is_possible)
+            && self.newest_time < TIME_END
+    }
+}
+
+impl Listed {
+    fn is_possible(&self) -> bool {
+        (1..NUMBER_END).contains(&self.ordinal)
+            && self.first_seq < NUMBER_END
+            && self.span < NUMBER_END
+    }
+}
+
+impl Added {
+    fn is_possible(&self) -> bool {
+        let numbers = [self.floor, self.cursor, self.floor_ordinal];
+        numbers.iter().all(|&number| number < NUMBER_END)
+            && self.time < TIME_END
+            && self.clock_shift.unsigned_abs() < TIME_END
     }
 }
 

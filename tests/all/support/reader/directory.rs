@@ -2,7 +2,6 @@
 
 use super::Refusal;
 use super::checkpoint::Checkpoint;
-use super::ranges::Ranges;
 use super::segment::{NoSegment, Segment};
 use std::collections::BTreeMap;
 
@@ -22,10 +21,8 @@ pub(super) struct Directory<'a> {
     pub(super) copies: Vec<Copied<'a>>,
     /// Compacted segments without all of their marks.
     pub(super) broken: Vec<Segment<'a>>,
-    /// What stands for each ordinal that was replaced.
+    /// What stands for each ordinal that was replaced, whether that is there or not.
     pub(super) replaced: BTreeMap<u64, u64>,
-    /// From the first to the last Seq of each copy.
-    pub(super) copied: Ranges,
     /// How many files have a segment's name and no valid header.
     pub(super) unreadable: u64,
     /// Of the segments that say what they hold.
@@ -43,7 +40,9 @@ impl<'a> Directory<'a> {
             let digits = name.strip_suffix(".seg").unwrap_or_default();
             digits.len() == 16 && digits.bytes().all(|digit| b"0123456789abcdef".contains(&digit))
         };
-        for (name, bytes) in files.iter().filter(|(name, _)| is_segment(name)) {
+        let mut named: Vec<&File> = files.iter().filter(|(name, _)| is_segment(name)).collect();
+        named.sort();
+        for (name, bytes) in named {
             match Segment::read(name, bytes) {
                 Ok(segment) => all.push(segment),
                 Err(NoSegment::Unreadable) => unreadable += 1,
@@ -74,7 +73,6 @@ impl<'a> Directory<'a> {
             copies: Vec::new(),
             broken: Vec::new(),
             replaced: BTreeMap::new(),
-            copied: Ranges::default(),
         };
         directory.take_out_copies();
         Ok(directory)
@@ -82,6 +80,8 @@ impl<'a> Directory<'a> {
 
     /// Takes out compacted segments, and those that they replace. The larger ordinal counts.
     fn take_out_copies(&mut self) {
+        // What stands in place of copies that share a source.
+        let mut sharing: BTreeMap<u64, u64> = BTreeMap::new();
         let compacted: Vec<u64> = self
             .segments
             .values()
@@ -91,24 +91,27 @@ impl<'a> Directory<'a> {
             .collect();
         for ordinal in compacted {
             let Some(segment) = self.segments.remove(&ordinal) else { continue };
-            let Some((first, last)) = segment.copied() else {
+            if segment.copied().is_none() {
                 self.broken.push(segment);
                 continue;
-            };
-            // By which copy it is replaced, and whether that was made from it.
+            }
+            // By which copy it is replaced: one that was made from it, or has a source of it.
             let by = self.replaced.get(&ordinal).copied();
             let sources = segment.older_sources();
-            let sharing = sources.clone().find_map(|source| self.replaced.get(&source));
-            match by.or(sharing.copied()) {
+            let shared = sources.clone().chain([ordinal]).filter_map(|one| sharing.get(&one));
+            let counts = shared.copied().chain(by).max();
+            sources.clone().for_each(|source| {
+                sharing.entry(source).or_insert(counts.unwrap_or(ordinal));
+            });
+            match counts {
                 None => {
                     self.replaced.extend(sources.map(|source| (source, ordinal)));
-                    self.copied.add(first, last);
                     self.copies.push(Copied { segment, sources: Vec::new() });
                 }
                 Some(counts) => {
                     // Only of one that it was made from: another may have had other sources, and
                     // those count.
-                    if by.is_some() {
+                    if by == Some(counts) {
                         sources.for_each(|source| {
                             self.replaced.entry(source).or_insert(counts);
                         });

@@ -1,13 +1,15 @@
 //! Which records of one epoch count. From the page: "Reading a queue", 2 to 4, and "Predecessors".
 
 use super::ranges::Ranges;
-use super::record::{Record, records};
+use super::record::{Record, Records, records};
 use super::segment::{Activation, Segment};
 
 /// A segment with its valid records that count.
 pub(super) struct Part<'a> {
     pub(super) segment: Segment<'a>,
-    pub(super) records: Vec<Record<'a>>,
+    pub(super) records: Vec<Record>,
+    /// The indexes of transient records of which only the header is whole.
+    pub(super) transient: Vec<u64>,
     /// Records that count, those included that are lost.
     pub(super) count: u64,
     /// Where it is a copy: the sources that are still there.
@@ -55,11 +57,11 @@ impl<'a> Part<'a> {
         if segment.seal.is_some_and(|seal| seal.count == 0) {
             return None;
         }
-        let records = records(&segment);
+        let Records { whole: records, transient } = records(&segment);
         let last = records.last().map_or(0, |last| last.index + 1);
         let count = segment.seal.map_or(last, |seal| seal.count);
         let (sources, newest_time) = (Vec::new(), base_time);
-        let mut part = Self { segment, records, count, sources, first_seq, newest_time };
+        let mut part = Self { segment, records, transient, count, sources, first_seq, newest_time };
         if part.segment.seal.is_none() {
             let times = part.records.iter().map(|record| part.pushed_at(record));
             part.newest_time = times.max().unwrap_or(base_time).max(base_time);
@@ -74,7 +76,8 @@ impl<'a> Part<'a> {
 
     /// The Seq behind its last.
     pub(super) fn end_seq(&self) -> u64 {
-        self.first_seq.saturating_add(self.count)
+        let last = self.segment.sources.as_ref().map(|sources| sources.last_seq + 1);
+        last.unwrap_or(self.first_seq.saturating_add(self.count))
     }
 
     /// Of an unsealed segment: the index of the first record that is not part of the log. The place
@@ -188,8 +191,10 @@ fn missing_before(
     let last = part.first_seq.checked_sub(1)?;
     let mut before = (part.segment.ordinal, part.segment.predecessor);
     let mut empty: Option<&Link> = None;
-    // Ordinals increase in the order in which segments are made.
-    while before.1 < before.0 {
+    // Ordinals increase in the order in which segments are made, and what is before the last one
+    // with records is not followed.
+    let stop = previous.map_or(1, |previous| previous.segment.ordinal);
+    while (stop..before.0).contains(&before.1) {
         if let Some(previous) = previous.filter(|previous| previous.segment.ordinal == before.1) {
             return (previous.end_seq() <= last).then(|| (previous.end_seq(), last));
         }

@@ -46,6 +46,8 @@ pub(crate) struct Left {
     pub(crate) cut: Option<Cut>,
     /// Numbers of messages that were promised and are lost.
     pub(crate) lost: Ranges,
+    /// Those of segments that do not count, since others have the same numbers.
+    pub(crate) overlapping: Ranges,
     fates: BTreeMap<u64, Fate>,
     /// Numbers below the next of which nothing is known, unless a segment holds them.
     unknown: Ranges,
@@ -53,7 +55,7 @@ pub(crate) struct Left {
 
 impl Left {
     pub(super) fn new(directory: &Directory, log: Log, now: u64) -> Self {
-        let start = now.max(log.newest_time);
+        let start = log.start(now);
         let mut left = Self {
             owed: Vec::new(),
             dying: Vec::new(),
@@ -61,6 +63,7 @@ impl Left {
             cut: log.cut,
             unknown: unknown(directory, &log),
             lost: log.lost,
+            overlapping: log.overlapping,
             fates: BTreeMap::new(),
         };
         for part in &log.parts {
@@ -72,19 +75,22 @@ impl Left {
                 let slot = merged(part, seq, index);
                 match records.next_if(|record| record.index == index) {
                     Some(record) => left.add(seq, slot, record, part.pushed_at(record), start),
-                    None => left.add_damaged(seq, slot),
+                    None => left.add_damaged(seq, slot, part.transient.contains(&index)),
                 }
             }
         }
         left
     }
 
-    /// A record that is invalid: its message is lost, unless it was settled.
-    fn add_damaged(&mut self, seq: u64, slot: Slot) {
+    /// A record that is invalid: its message is lost, unless it was settled, or is since its run
+    /// ended.
+    fn add_damaged(&mut self, seq: u64, slot: Slot, is_transient: bool) {
         let fate = match slot.state {
             State::Dead | State::Transient => Fate::Settled,
             // It may be there already: a dead letter says where it comes from.
             State::Dying => Fate::Dying,
+            State::Lost => Fate::Lost,
+            _ if is_transient => Fate::Settled,
             _ => Fate::Lost,
         };
         self.fates.insert(seq, fate);
@@ -119,9 +125,9 @@ impl Left {
         };
         let by_slot = slot.delay.and_then(|delay| undue(delay.end, delay.length));
         // The slot says the same, but may have lost it.
-        let is_new = slot.attempts == 0 || slot.state == State::Unreadable;
+        let counts = slot.attempts == 0 || slot.has_lost_delay;
         let by_record =
-            from.filter(|_| is_new).and_then(|from| undue(from, from.saturating_sub(pushed_at)));
+            from.filter(|_| counts).and_then(|from| undue(from, from.saturating_sub(pushed_at)));
         let (attempts, due) = (slot.attempts, by_slot.or(by_record).unwrap_or(0));
         self.owed.push(Owed { seq, attempts, due, until, headers, payload });
     }
@@ -166,10 +172,9 @@ fn unknown(directory: &Directory, log: &Log) -> Ranges {
     let mut unknown = Ranges::default();
     unknown.add(directory.accounted().saturating_add(1), u64::MAX);
     let Some(hints) = &directory.checkpoint else { return unknown };
-    directory.copied.iter().for_each(|(first, last)| unknown.remove(first, last));
-    for part in log.parts.iter().filter(|part| part.segment.is_compacted()) {
-        add_numberless(&mut unknown, part);
-    }
+    let copies = || log.parts.iter().filter(|part| part.segment.is_compacted());
+    copies().for_each(|copy| unknown.remove(copy.first_seq, copy.end_seq() - 1));
+    copies().for_each(|copy| add_numberless(&mut unknown, copy));
     for listed in hints.segments.iter().filter(|listed| listed.first_seq > 0) {
         // What a copy does not have was settled before it was made.
         let is_copied = directory.replaced.contains_key(&listed.ordinal);

@@ -5,7 +5,7 @@ use super::checkpoint::Listed;
 use super::directory::Directory;
 use super::epoch::{Cut, Epoch, Part, Watermark};
 use super::ranges::Ranges;
-use super::segment::Segment;
+use super::segment::{NUMBER_END, Segment};
 use std::collections::BTreeMap;
 
 /// What a file without a valid header adds to the next number: twice the records that the largest
@@ -20,7 +20,14 @@ pub(super) struct Log<'a> {
     pub(super) lost: Ranges,
     pub(super) next_seq: u64,
     pub(super) newest_time: u64,
+    /// How far the queue's time was ahead of UTC at the end.
+    clock_shift: i64,
+    /// Numbers of segments that do not count, since others have some of them.
+    pub(super) overlapping: Ranges,
 }
+
+/// No run starts later.
+const LATEST_START: u64 = (1 << 48) - (1 << 40);
 
 /// The segment that is the last to have been made: its epoch and ordinal.
 type Newest = (u64, u64);
@@ -28,7 +35,8 @@ type Newest = (u64, u64);
 impl<'a> Log<'a> {
     pub(super) fn read(directory: &mut Directory<'a>) -> Self {
         let hints = directory.checkpoint.as_ref();
-        let newest_time = hints.map_or(0, |hints| hints.newest_time);
+        let newest_time = hints.map_or(0, |hints| hints.newest_time.max(hints.added.time));
+        let clock_shift = hints.map_or(0, |hints| hints.added.clock_shift);
         let mut lost = Ranges::default();
         for (first, last) in directory.absent() {
             lost.add(first, last);
@@ -39,6 +47,8 @@ impl<'a> Log<'a> {
             lost,
             next_seq: directory.seq_limit(),
             newest_time,
+            clock_shift,
+            overlapping: Ranges::default(),
         };
         let broken_newest = log.take_broken(directory);
         directory.largest_ordinal = directory.whole().map(|one| one.ordinal).max().unwrap_or(0);
@@ -59,8 +69,32 @@ impl<'a> Log<'a> {
             log.newest_time = part.newest_time.max(log.newest_time);
         }
         log.parts.retain(|part| part.count > 0);
-        log.parts.sort_by_key(|part| part.first_seq);
+        log.parts.sort_by_key(|part| (part.first_seq, !part.segment.is_compacted()));
+        let ends = log.parts.iter().map(Part::end_seq);
+        log.next_seq = ends.fold(log.next_seq.min(NUMBER_END), u64::max);
+        log.leave_out_overlapping(directory);
         log
+    }
+
+    /// Leaves out what begins before the end of what is before it. The parts are in order.
+    fn leave_out_overlapping(&mut self, directory: &mut Directory<'a>) {
+        let mut end = 0;
+        for part in std::mem::take(&mut self.parts) {
+            if part.first_seq < end {
+                let (ordinal, last) = (part.segment.ordinal, part.end_seq() - 1);
+                self.lost.add(part.first_seq, last);
+                self.overlapping.add(part.first_seq, last);
+                directory.replaced.retain(|_, by| *by != ordinal);
+                continue;
+            }
+            end = part.end_seq();
+            self.parts.push(part);
+        }
+    }
+
+    /// The queue's time when it is opened at this time.
+    pub(super) fn start(&self, now: u64) -> u64 {
+        now.saturating_add_signed(self.clock_shift).max(self.newest_time).min(LATEST_START)
     }
 
     /// Takes out segments that have lost the marks that say what they hold. Tells the newest that
@@ -115,6 +149,9 @@ impl<'a> Log<'a> {
             .activation
             .zip(end)
             .map(|(activation, seal)| activation.first_seq.saturating_add(seal.count));
+        if directory.checkpoint.as_ref().is_none_or(|hints| newest.ordinal >= hints.next_ordinal) {
+            self.clock_shift = newest.clock_shift;
+        }
         let newest = (newest.epoch, newest.ordinal);
         for (epoch, segments) in epochs {
             let read = if epoch == newest.0 {
@@ -166,11 +203,15 @@ impl Directory<'_> {
     /// Where the Seqs of a segment with this many records began: within an epoch they have no gap.
     fn first_by_neighbours(&self, segment: &Segment, count: u64) -> Option<u64> {
         let mut same = self.segments.values().filter(|other| other.epoch == segment.epoch);
-        let next = same.clone().find(|other| other.predecessor == segment.ordinal);
+        let is_behind = |other: &&Segment| {
+            other.predecessor == segment.ordinal && segment.ordinal < other.ordinal
+        };
+        let next = same.clone().find(is_behind);
         if let Some(next) = next.and_then(|next| next.activation) {
             return next.first_seq.checked_sub(count);
         }
         let before = same.find(|other| other.ordinal == segment.predecessor)?;
+        (before.ordinal < segment.ordinal).then_some(())?;
         before.activation?.first_seq.checked_add(before.seal?.count)
     }
 
@@ -190,7 +231,7 @@ impl Directory<'_> {
         let limits = self.all().map(|segment| segment.seq_limit);
         let noted = self.checkpoint.as_ref().map(|hints| hints.seq_limit);
         let limit = limits.chain(noted).max().unwrap_or(1);
-        limit.saturating_add(self.unreadable.saturating_mul(PER_UNREADABLE))
+        limit.max(1).saturating_add(self.unreadable.saturating_mul(PER_UNREADABLE))
     }
 
     /// Whether CHECKPOINT knows a segment or an epoch that is newer than all that are here.

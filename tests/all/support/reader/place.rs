@@ -18,7 +18,8 @@ pub(crate) struct Place {
 /// Where this segment has the message with this payload, in a record without damage.
 pub(crate) fn place(bytes: &[u8], payload: &[u8]) -> Option<Place> {
     let segment = Segment::read("", bytes).ok()?;
-    let record = records(&segment).into_iter().find(|record| record.body.ends_with(payload))?;
+    let record =
+        records(&segment).whole.into_iter().find(|record| record.body.ends_with(payload))?;
     let body_len = record.body.len() as u64;
     Some(Place { header: record.offset, body_len, slot: segment.slot_offset(record.index)? })
 }

@@ -1,7 +1,7 @@
 //! The records of a segment. From the page: "A record", and the search of "Reading a queue", 2.
 
 use super::bytes::{crc32, fold, fold_all, slice, u16_at, u32_at, u64_at};
-use super::segment::Segment;
+use super::segment::{Segment, TIME_END};
 
 const RECORDS_START: u64 = 4096;
 const RECORD_HEADER: u64 = 24;
@@ -9,9 +9,12 @@ const RECORD_ALIGN: u64 = 8;
 /// `MAX_PAYLOAD` and `MAX_EXTENSIONS`.
 const MAX_BODY: u64 = (1 << 30) + 65_537;
 
+/// A flag.
+const TRANSIENT: u8 = 2;
+
 /// A record whose header and body are whole.
 #[derive(Debug)]
-pub(super) struct Record<'a> {
+pub(super) struct Record {
     pub(super) index: u64,
     /// Of its header.
     pub(super) offset: u64,
@@ -20,7 +23,7 @@ pub(super) struct Record<'a> {
     flags: u8,
     unsynced: u64,
     pub(super) age: u64,
-    pub(super) body: &'a [u8],
+    pub(super) body: Vec<u8>,
 }
 
 /// A record's header whose check holds.
@@ -49,14 +52,14 @@ pub(super) struct Content {
     pub(super) payload: Vec<u8>,
 }
 
-impl Record<'_> {
+impl Record {
     /// *More follows*.
     pub(super) fn is_followed(&self) -> bool {
         self.flags & 1 != 0
     }
 
     pub(super) fn is_transient(&self) -> bool {
-        self.flags & 2 != 0
+        self.flags & TRANSIENT != 0
     }
 
     /// How many Seqs before it were perhaps not durable. None if it says nothing.
@@ -71,10 +74,10 @@ impl Record<'_> {
     /// None if it is unreadable: an unknown tag from 0x80 on, or entries that make no sense.
     pub(super) fn content(&self) -> Option<Content> {
         let mut content = Content::default();
-        let mut payload = self.body;
+        let mut payload = &self.body[..];
         if self.flags & 4 != 0 {
-            let length = u16_at(self.body, 0)?;
-            let mut entries = slice(self.body, 2, length)?;
+            let length = u16_at(&self.body, 0)?;
+            let mut entries = slice(&self.body, 2, length)?;
             payload = &self.body[2 + length as usize..];
             while let Some(&tag) = entries.first() {
                 let length = u16_at(entries, 1)?;
@@ -95,8 +98,9 @@ impl Content {
                 let name = String::from_utf8(slice(entry, 1, name_len)?.to_vec()).ok()?;
                 self.headers.push((name, entry[1 + name_len as usize..].to_vec()));
             }
-            0x81 => self.from = Some(u64_at(entry, 0)?),
-            0x82 => self.until = Some(u64_at(entry, 0)?),
+            // One beyond the limit never comes.
+            0x81 => self.from = Some(u64_at(entry, 0)?.min(TIME_END)),
+            0x82 => self.until = Some(u64_at(entry, 0)?.min(TIME_END)),
             0x80.. => return None,
             _ => {}
         }
@@ -106,7 +110,7 @@ impl Content {
 
 /// The header at this offset, if its check holds.
 fn header(segment: &Segment, offset: u64, end: u64) -> Option<RecordHeader> {
-    let header = slice(segment.bytes, offset, RECORD_HEADER)?;
+    let header = slice(&segment.bytes, offset, RECORD_HEADER)?;
     // Most places in a search are none.
     if header[12] != 1 || header[13] & !7 != 0 {
         return None;
@@ -130,12 +134,21 @@ fn header(segment: &Segment, offset: u64, end: u64) -> Option<RecordHeader> {
     })
 }
 
-/// All valid records, in order: of a sealed segment at most `count` up to `tail`, of another as
-/// many as there are. Behind a damaged one it is searched for the next.
-pub(super) fn records<'a>(segment: &Segment<'a>) -> Vec<Record<'a>> {
+/// What is between the start of the records and their end.
+#[derive(Default, Debug)]
+pub(super) struct Records {
+    /// All valid ones, in order.
+    pub(super) whole: Vec<Record>,
+    /// The indexes of transient ones whose header is valid, and whose body is not.
+    pub(super) transient: Vec<u64>,
+}
+
+/// Of a sealed segment at most `count` up to `tail`, of another as many as there are. Behind a
+/// damaged one it is searched for the next.
+pub(super) fn records(segment: &Segment) -> Records {
     let limit = segment.seal.map_or(u64::MAX, |seal| seal.count);
     let end = segment.seal.map_or(segment.size(), |seal| seal.tail);
-    let mut records = Vec::new();
+    let mut records = Records::default();
     let (mut offset, mut index) = (RECORDS_START, 0);
     // Where the last valid record ends.
     let mut whole = offset;
@@ -148,12 +161,14 @@ pub(super) fn records<'a>(segment: &Segment<'a>) -> Vec<Record<'a>> {
             offset += RECORD_ALIGN;
             continue;
         };
-        let body = slice(segment.bytes, offset + RECORD_HEADER, found.body_len);
+        let body = slice(&segment.bytes, offset + RECORD_HEADER, found.body_len);
         if let Some(body) = body.filter(|body| crc32(&[body]) == found.body_check) {
             let RecordHeader { index, flags, unsynced, age, .. } = found;
-            let is_next = offset == whole;
-            records.push(Record { index, offset, is_next, flags, unsynced, age, body });
+            let (is_next, body) = (offset == whole, body.to_vec());
+            records.whole.push(Record { index, offset, is_next, flags, unsynced, age, body });
             whole = found.next;
+        } else if found.flags & TRANSIENT != 0 {
+            records.transient.push(found.index);
         }
         (offset, index) = (found.next, found.index + 1);
     }

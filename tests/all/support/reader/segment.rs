@@ -1,13 +1,20 @@
 //! One file: its header, its marks and its slots. From the page: "A segment", "A compacted
 //! segment", "A slot".
 
-use super::bytes::{crc32, fold_all, slice, u16_at, u32_at, u64_at};
+use super::bytes::{crc32, fold_all, i64_at, slice, u16_at, u32_at, u64_at};
+use std::borrow::Cow;
 
 const PAGE: u64 = 4096;
 /// The largest segment, whose offsets fit into slots.
 const LARGEST: u64 = ((1 << 29) - 1) * 8;
-/// Ordinals and Seqs are below.
-const LIMIT: u64 = 1 << 62;
+/// Ordinals, epochs and Seqs are below.
+pub(super) const NUMBER_END: u64 = 1 << 62;
+/// Times are below.
+pub(super) const TIME_END: u64 = 1 << 48;
+/// No segment begins with a larger Seq.
+const LAST_FIRST_SEQ: u64 = NUMBER_END - (1 << 32);
+/// How far the last Seq of a copy is from its first at most.
+const MOST_SPAN: u64 = (1 << 48) - 2;
 const RECORD_HEADER: u64 = 24;
 const SLOT: u64 = 16;
 /// "At most 300".
@@ -56,12 +63,15 @@ pub(super) struct Sources {
 #[derive(Debug)]
 pub(super) struct Segment<'a> {
     pub(super) name: &'a str,
-    pub(super) bytes: &'a [u8],
+    /// As many as its header says; what the file does not have is zeros.
+    pub(super) bytes: Cow<'a, [u8]>,
     pub(super) queue_id: &'a [u8],
     pub(super) ordinal: u64,
     pub(super) predecessor: u64,
     pub(super) epoch: u64,
     pub(super) seq_limit: u64,
+    /// How far its times are ahead of UTC.
+    pub(super) clock_shift: i64,
     /// Not 0 in a compacted segment, also if it has lost its list of them.
     pub(super) sources_count: u64,
     pub(super) activation: Option<Activation>,
@@ -89,6 +99,8 @@ pub(super) struct Slot {
     pub(super) state: State,
     pub(super) attempts: u64,
     pub(super) delay: Option<Delay>,
+    /// The check of the second word fails.
+    pub(super) has_lost_delay: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -117,16 +129,16 @@ impl<'a> Segment<'a> {
             _ => return Err(NoSegment::Unreadable),
         };
         let header = slice(bytes, page, PAGE).ok_or(NoSegment::Unreadable)?;
-        Self::of(name, bytes, header)
+        Self::of(name, bytes, header).ok_or(NoSegment::Unreadable)
     }
 
-    fn of(name: &'a str, bytes: &'a [u8], header: &'a [u8]) -> Result<Self, NoSegment> {
-        let at = |at| u64_at(header, at).ok_or(NoSegment::Unreadable);
-        // Required features, checksum id, consumer groups.
-        if at(16)? != 0 || header[10..12] != [1, 1] {
-            return Err(NoSegment::Newer);
-        }
+    /// `header`: the page whose header counts.
+    fn of(name: &'a str, file: &'a [u8], header: &'a [u8]) -> Option<Self> {
+        let at = |at| u64_at(header, at);
         let words = [at(32)?, at(40)?, at(48)?, at(56)?, at(64)?, at(72)?];
+        let size = at(80)?;
+        let is_possible = (3 * PAGE..=LARGEST).contains(&size) && size.is_multiple_of(PAGE);
+        let bytes = is_possible.then(|| of_size(file, size))?;
         let mut segment = Self {
             name,
             bytes,
@@ -135,28 +147,35 @@ impl<'a> Segment<'a> {
             predecessor: at(56)?,
             epoch: at(72)?,
             seq_limit: at(88)?,
-            sources_count: u32_at(header, 96).ok_or(NoSegment::Unreadable)?,
+            clock_shift: i64_at(header, 104)?,
+            sources_count: u32_at(header, 96)?,
             activation: None,
             seal: None,
             sources: None,
             key: fold_all(0, &words),
         };
-        let is_possible = segment.ordinal < LIMIT
-            && segment.seq_limit < LIMIT
-            && (3 * PAGE..=LARGEST).contains(&segment.size())
-            && segment.size().is_multiple_of(PAGE)
-            && at(80)? == segment.size();
-        is_possible.then_some(()).ok_or(NoSegment::Unreadable)?;
-        segment.activation =
-            segment.mark(512).map(|(first_seq, base_time)| Activation { first_seq, base_time });
-        segment.seal = segment.mark(1024).and_then(|(tail, second)| {
-            let (count, is_end) = (second & 0xFFFF_FFFF, second >> 32 & 1 == 1);
-            let last = count.saturating_sub(1);
-            let fits = tail <= segment.slot_offset(last)? && count <= tail / RECORD_HEADER;
-            fits.then_some(Seal { tail, count, is_end })
+        let possible = |(first_seq, base_time): (u64, u64)| {
+            let is_possible = (1..=LAST_FIRST_SEQ).contains(&first_seq) && base_time < TIME_END;
+            is_possible.then_some(Activation { first_seq, base_time })
+        };
+        segment.activation = match segment.mark_in(header, 512) {
+            Some(words) => Some(possible(words)?),
+            None => segment
+                .pages()
+                .into_iter()
+                .find_map(|page| segment.mark_in(page, 512).and_then(possible)),
+        };
+        let pages = [header].into_iter().chain(segment.pages());
+        let words = pages.clone().find_map(|page| segment.mark_in(page, 1024));
+        let seal = words.map(|(tail, second)| Seal {
+            tail,
+            count: second & 0xFFFF_FFFF,
+            is_end: second >> 32 & 1 == 1,
         });
-        segment.sources = segment.read_sources();
-        Ok(segment)
+        let sources = pages.into_iter().find_map(|page| segment.sources_in(page));
+        segment.seal = seal.filter(|seal| segment.has_room_for(seal));
+        segment.sources = sources.filter(|sources| segment.can_be_made_from(sources));
+        Some(segment)
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -167,33 +186,60 @@ impl<'a> Segment<'a> {
         self.sources_count > 0
     }
 
-    fn pages(&self) -> [u64; 2] {
-        [0, self.size() - PAGE]
+    /// The last one, and the first.
+    fn pages(&self) -> [&[u8]; 2] {
+        let last = self.bytes.len() - PAGE as usize;
+        [&self.bytes[last..], &self.bytes[..PAGE as usize]]
     }
 
     /// The two words of an activation (place 512) or a seal (place 1024).
-    fn mark(&self, place: u64) -> Option<(u64, u64)> {
-        self.pages().into_iter().find_map(|page| {
-            let part = slice(self.bytes, page + place, 20)?;
-            let (first, second) = (u64_at(part, 0)?, u64_at(part, 8)?);
-            let check = fold_all(self.key, &[place, first, second]) >> 32;
-            (u32_at(part, 16)? == check).then_some((first, second))
-        })
+    fn mark_in(&self, page: &[u8], place: u64) -> Option<(u64, u64)> {
+        let part = slice(page, place, 20)?;
+        let (first, second) = (u64_at(part, 0)?, u64_at(part, 8)?);
+        let check = fold_all(self.key, &[place, first, second]) >> 32;
+        let is_written = part.iter().any(|&byte| byte != 0);
+        (is_written && u32_at(part, 16)? == check).then_some((first, second))
     }
 
-    fn read_sources(&self) -> Option<Sources> {
+    fn sources_in(&self, page: &[u8]) -> Option<Sources> {
         if !(1..=MOST_SOURCES).contains(&self.sources_count) {
             return None;
         }
         let length = 16 + 8 * self.sources_count;
-        self.pages().into_iter().find_map(|page| {
-            let part = slice(self.bytes, page + 1536, length + 4)?;
-            let crc = crc32(&[slice(part, 0, length)?]);
-            let check = fold_all(self.key, &[1536, crc, length]) >> 32;
-            (u32_at(part, length)? == check).then_some(())?;
-            let ordinals = (16..length).step_by(8).filter_map(|at| u64_at(part, at)).collect();
-            Some(Sources { last_seq: u64_at(part, 0)?, table: u64_at(part, 8)?, ordinals })
-        })
+        let part = slice(page, 1536, length + 4)?;
+        let crc = crc32(&[slice(part, 0, length)?]);
+        let check = fold_all(self.key, &[1536, crc, length]) >> 32;
+        (u32_at(part, length)? == check).then_some(())?;
+        let ordinals = (16..length).step_by(8).filter_map(|at| u64_at(part, at)).collect();
+        Some(Sources { last_seq: u64_at(part, 0)?, table: u64_at(part, 8)?, ordinals })
+    }
+
+    /// Where the slots of this many records begin, if they have room.
+    fn slots_of(&self, count: u64) -> Option<u64> {
+        let slots = (self.size() - PAGE).checked_sub(SLOT.checked_mul(count)?)?;
+        let room = self.size() - 2 * PAGE;
+        (count <= room / (RECORD_HEADER + SLOT)).then_some(slots)
+    }
+
+    fn has_room_for(&self, seal: &Seal) -> bool {
+        self.slots_of(seal.count).is_some_and(|slots| (PAGE..=slots).contains(&seal.tail))
+    }
+
+    /// Whether the numbers of a copy keep to the limits.
+    fn can_be_made_from(&self, sources: &Sources) -> bool {
+        let (Some(Activation { first_seq, .. }), Some(seal)) = (self.activation, self.seal) else {
+            return false;
+        };
+        let least = seal.count.saturating_sub(1);
+        let has_span = sources
+            .last_seq
+            .checked_sub(first_seq)
+            .is_some_and(|span| (least..=MOST_SPAN).contains(&span));
+        let table_end = (8 * seal.count).checked_add(sources.table);
+        let has_table = sources.table >= seal.tail
+            && sources.table.is_multiple_of(8)
+            && table_end.is_some_and(|end| Some(end) <= self.slots_of(seal.count));
+        has_span && has_table && sources.last_seq < NUMBER_END
     }
 
     /// The first and the last Seq of a sealed segment.
@@ -217,18 +263,20 @@ impl<'a> Segment<'a> {
     pub(super) fn older_sources(&self) -> impl Iterator<Item = u64> + Clone + use<> {
         let ordinals = self.sources.as_ref().map(|sources| sources.ordinals.clone());
         let ordinal = self.ordinal;
-        ordinals.into_iter().flatten().filter(move |&source| source < ordinal)
+        ordinals.into_iter().flatten().filter(move |source| (1..ordinal).contains(source))
     }
 
     /// The Seq of a record. None if it has lost its number.
     pub(super) fn seq(&self, index: u64) -> Option<u64> {
         let first_seq = self.activation?.first_seq;
         let Some(sources) = &self.sources else { return first_seq.checked_add(index) };
-        let word = u64_at(self.bytes, sources.table.checked_add(8 * index)?)?;
+        let word = u64_at(&self.bytes, sources.table.checked_add(8 * index)?)?;
         let value = word & 0xFFFF_FFFF_FFFF;
         let check = fold_all(self.key, &[(1 << 33) + index, value]) >> 48;
-        (word >> 48 == check).then_some(())?;
-        first_seq.checked_add(value.checked_sub(1)?)
+        let behind = value.checked_sub(1).filter(|_| word >> 48 == check)?;
+        let seq = first_seq.checked_add(behind)?;
+        let is_possible = behind >= index && seq <= sources.last_seq && (index > 0 || behind == 0);
+        is_possible.then_some(seq)
     }
 
     /// How many records it has at most, as one of these sources. Without its seal, its records end
@@ -259,7 +307,7 @@ impl<'a> Segment<'a> {
     pub(super) fn slot(&self, index: u64) -> Slot {
         let words = self
             .slot_offset(index)
-            .and_then(|at| Some((u64_at(self.bytes, at)?, u64_at(self.bytes, at + 8)?)));
+            .and_then(|at| Some((u64_at(&self.bytes, at)?, u64_at(&self.bytes, at + 8)?)));
         let (first, second) = words.unwrap_or_default();
         let value = first & 0xFFFF_FFFF_FFFF;
         let is_whole = first >> 48 == fold_all(self.key, &[index, value]) >> 48;
@@ -279,8 +327,9 @@ impl<'a> Segment<'a> {
             _ => value >> 29 & 0x7FFF,
         };
         // What a power cut has left of the second word means nothing before the first is stored.
-        let delay = self.delay(index, second).filter(|_| first != 0);
-        Slot { state, attempts, delay }
+        let second = if first == 0 { 0 } else { second };
+        let delay = self.delay(index, second);
+        Slot { state, attempts, delay, has_lost_delay: second != 0 && delay.is_none() }
     }
 
     /// What a slot's second word says.
@@ -299,17 +348,41 @@ impl<'a> Segment<'a> {
     }
 }
 
+/// A segment's bytes, in a file that may be longer or shorter.
+fn of_size(file: &[u8], size: u64) -> Cow<'_, [u8]> {
+    let size = size as usize;
+    if let Some(bytes) = file.get(..size) {
+        return Cow::Borrowed(bytes);
+    }
+    let mut bytes = vec![0; size];
+    bytes[..file.len()].copy_from_slice(file);
+    Cow::Owned(bytes)
+}
+
 impl HeaderPage {
     fn read(bytes: &[u8], page: u64) -> Self {
-        let Some(header) = slice(bytes, page, 512) else { return Self::Unreadable };
+        let Some(header) = slice(bytes, page, PAGE) else { return Self::Unreadable };
         if !header.starts_with(b"keepqseg") {
             return Self::Unreadable;
         }
         let is_whole = u32_at(header, 508) == Some(crc32(&[&header[..508]]));
         match u16_at(header, 8) {
-            Some(1) if is_whole => Self::Valid,
+            // Required features, checksum id, consumer groups.
+            Some(1) if is_whole && (u64_at(header, 16) != Some(0) || header[10..12] != [1, 1]) => {
+                Self::Newer(2, true)
+            }
+            Some(1) if is_whole && is_possible(header) => Self::Valid,
             Some(version) if version > 1 => Self::Newer(version, is_whole),
             _ => Self::Unreadable,
         }
     }
+}
+
+/// Whether a header's numbers keep to the limits.
+fn is_possible(header: &[u8]) -> bool {
+    let is_number = |at| u64_at(header, at).is_some_and(|number| (1..NUMBER_END).contains(&number));
+    is_number(48)
+        && is_number(72)
+        && u64_at(header, 88) <= Some(NUMBER_END)
+        && i64_at(header, 104).is_some_and(|shift| shift.unsigned_abs() < TIME_END)
 }
