@@ -60,17 +60,30 @@ impl CompactedSegment {
     }
 }
 
+/// What copies replace.
+#[derive(Debug, Default)]
+pub(super) struct AllReplaced {
+    /// The copies that replace segments that are here.
+    pub(super) found: Vec<Replaced>,
+    /// Each segment that a copy replaces, here or not, and the copy. What is gone of them is no
+    /// loss.
+    pub(super) by_copy: BTreeMap<Ordinal, Ordinal>,
+}
+
 /// Takes the segments that a copy replaces out of both lists. A copy replaces another one that is
 /// older, and that it was made from or shares a source with; and all that those replace.
 pub(super) fn take_replaced(
     segments: &mut Vec<Arc<Segment>>,
     compacted: &mut Vec<CompactedSegment>,
-) -> Result<Vec<Replaced>> {
-    let mut all = Vec::new();
+) -> Result<AllReplaced> {
+    let mut all = AllReplaced::default();
     let mut candidates = Candidates::new(std::mem::take(segments), std::mem::take(compacted));
     // Newer ones first: a copy that is replaced itself replaces nothing.
     while let Some((_, copy)) = candidates.copies.pop_last() {
-        let Group { plain, replaced } = candidates.take_group(&copy);
+        let Group { plain, replaced, made_from } = candidates.take_group(&copy);
+        for source in made_from {
+            all.by_copy.entry(source).or_insert(copy.ordinal());
+        }
         let mut sources = Vec::new();
         for segment in plain {
             sources.push(source_of(segment)?);
@@ -81,7 +94,7 @@ pub(super) fn take_replaced(
         }));
         if !sources.is_empty() {
             bound(&mut sources);
-            all.push(Replaced { copy: copy.part(), sources });
+            all.found.push(Replaced { copy: copy.part(), sources });
         }
         compacted.push(copy);
     }
@@ -104,6 +117,8 @@ struct Candidates {
 struct Group {
     plain: Vec<Arc<Segment>>,
     replaced: Vec<CompactedSegment>,
+    /// What the copy was made from, and what that was made from, here or not.
+    made_from: Vec<Ordinal>,
 }
 
 impl Candidates {
@@ -126,9 +141,9 @@ impl Candidates {
         let mut group = Group::default();
         // Those that are taken, and whether they are among what `copy` was made from.
         let mut taken: BTreeMap<Ordinal, (CompactedSegment, bool)> = BTreeMap::new();
-        self.take_sources(copy, true, &mut taken, &mut group.plain);
+        self.take_sources(copy, true, &mut taken, &mut group);
         while let Some((_, (one, is_inside))) = taken.pop_last() {
-            self.take_sources(&one, is_inside, &mut taken, &mut group.plain);
+            self.take_sources(&one, is_inside, &mut taken, &mut group);
             group.replaced.push(one);
         }
         group
@@ -141,11 +156,12 @@ impl Candidates {
         one: &CompactedSegment,
         is_inside: bool,
         taken: &mut BTreeMap<Ordinal, (CompactedSegment, bool)>,
-        plain: &mut Vec<Arc<Segment>>,
+        group: &mut Group,
     ) {
         for source in one.sources() {
             if is_inside {
-                plain.extend(self.plain.remove(source));
+                group.plain.extend(self.plain.remove(source));
+                group.made_from.push(*source);
             }
             // Older ones that share this source.
             let sharing = self.made_from.get_mut(source);

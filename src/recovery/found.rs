@@ -1,6 +1,6 @@
 //! What a directory holds, as it was read.
 
-use super::compacted::{self, CompactedSegment, Replaced};
+use super::compacted::{self, AllReplaced, CompactedSegment};
 use super::leftover::Leftover;
 use super::unusable::{Unusable, take_unusable};
 use crate::checkpoint::{CheckpointFile, CheckpointRead};
@@ -32,7 +32,7 @@ pub(crate) struct Found {
     /// Its compacted segments.
     pub(super) compacted: Vec<CompactedSegment>,
     /// The segments that copies replace.
-    pub(super) replaced: Vec<Replaced>,
+    pub(super) replaced: AllReplaced,
     pub(super) checkpoint: Option<Checkpoint>,
     pub(super) checkpoint_file: CheckpointFile,
     pub(super) leftovers: Vec<Leftover>,
@@ -185,7 +185,7 @@ impl Found {
     /// No Seq at or above this one was given out.
     pub(super) fn seq_limit(&self) -> u64 {
         let compacted = self.compacted.iter().map(|compacted| &compacted.segment);
-        let replaced = self.replaced.iter().flat_map(|replaced| &replaced.sources);
+        let replaced = self.replaced.found.iter().flat_map(|replaced| &replaced.sources);
         let all =
             self.segments.iter().chain(compacted).chain(replaced.map(|source| &source.segment));
         let headers = all.map(|segment| segment.header.seq_limit);
@@ -218,10 +218,11 @@ impl Found {
     }
 
     /// The segments that CHECKPOINT lists and the directory does not have, and those that do not
-    /// say what they hold, where that is known otherwise.
+    /// say what they hold, where that is known otherwise. What a copy has of them is not missing.
     pub(super) fn missing_segments(&self) -> Vec<Damage> {
         let unusable = self.unusable.iter().map(|unusable| unusable.listed.ordinal);
-        let here: BTreeSet<Ordinal> = self.ordinals().chain(unusable).collect();
+        let copied = self.replaced.by_copy.keys().copied();
+        let here: BTreeSet<Ordinal> = self.ordinals().chain(unusable).chain(copied).collect();
         let is_gone = |listed: &&Listed| !here.contains(&listed.ordinal);
         // A segment that was prepared and never used held nothing.
         let gone = self.checkpoint.iter().flat_map(|checkpoint| {
@@ -245,8 +246,8 @@ impl Found {
         told
     }
 
-    pub(super) fn replaced_ordinals(&self) -> impl Iterator<Item = Ordinal> {
-        let sources = self.replaced.iter().flat_map(|replaced| &replaced.sources);
+    fn replaced_ordinals(&self) -> impl Iterator<Item = Ordinal> {
+        let sources = self.replaced.found.iter().flat_map(|replaced| &replaced.sources);
         sources.map(|source| source.segment.header.ordinal)
     }
 

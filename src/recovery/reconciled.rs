@@ -21,7 +21,7 @@ use crate::log::Segment;
 use crate::ranges::Ranges;
 use crate::report::{Damage, DamageKind, Ignored, RecoveryReport};
 use crate::time::{KnownTime, Shift, Time};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// What counts of a directory.
 #[derive(Debug)]
@@ -148,7 +148,7 @@ impl Reconciled {
             },
             offset: found.checkpoint.as_ref().map(|known| known.added.offset).unwrap_or_default(),
             parts,
-            replaced: found.replaced,
+            replaced: found.replaced.found,
             leftovers: found.leftovers,
             unusable: found.unusable.iter().map(|unusable| unusable.listed).collect(),
             unusable_bytes: found.unusable.iter().map(|unusable| unusable.bytes).sum(),
@@ -219,7 +219,8 @@ fn leave_out(part: &Part, found: &mut Found, report: &mut RecoveryReport) {
     let listed = Listed { ordinal, first_seq: first, span: part.end_seq() - first };
     found.unusable.push(Unusable { listed, ..Unusable::of(segment, None) });
     let is_its = |replaced: &mut Replaced| replaced.copy.segment.header.ordinal == ordinal;
-    for replaced in found.replaced.extract_if(.., is_its) {
+    found.replaced.by_copy.retain(|_, copy| *copy != ordinal);
+    for replaced in found.replaced.found.extract_if(.., is_its) {
         let sources = replaced.sources.iter();
         found.unusable.extend(sources.map(|source| Unusable::of(&source.segment, None)));
     }
@@ -258,12 +259,12 @@ fn unaccounted(
     // An earlier open may have reported that, and ended before it could note it. Of the segments
     // that a copy replaces, all that the copy does not have was settled, or noted as lost, before
     // the copy got its name.
-    let replaced: BTreeSet<Ordinal> = found.replaced_ordinals().collect();
     let spans = parts.iter().filter(|part| part.count > 0);
     let spans = spans.map(|part| (part.segment.header.ordinal, part.end_seq() - part.first_seq));
     let spans: BTreeMap<Ordinal, u64> = spans.collect();
     let listed = checkpoint.iter().flat_map(|checkpoint| checkpoint.used());
-    for listed in listed.filter(|listed| !replaced.contains(&listed.ordinal)) {
+    let replaced = &found.replaced.by_copy;
+    for listed in listed.filter(|listed| !replaced.contains_key(&listed.ordinal)) {
         let span = spans.get(&listed.ordinal).copied().unwrap_or(0);
         let last = checkpoint.map_or(0, |checkpoint| checkpoint.last_seq_of(listed));
         ranges.insert(listed.first_seq + span, last);

@@ -57,6 +57,7 @@ mod found_lost;
 mod found_marks;
 mod found_moves;
 mod found_newer;
+mod found_page;
 mod found_reads;
 mod found_rebuild;
 mod found_refused;
