@@ -297,12 +297,14 @@ fn end_of(
     let (mut end, mut end_index) = (RECORDS_START, Index::FIRST);
     let mut open_batch = None;
     for stretch in &scanned.stretches {
+        let is_missing = stretch.first_index > end_index;
         // Also if the index is right and the place is not: bytes of a write that failed.
-        if stretch.first_index > end_index || stretch.start != end {
-            if first_seq + u64::from(end_index) > watermark {
-                let damage = member.damage(end_index, stretch.first_index, end, DamageKind::Torn);
-                return finish(member, scanned, (end, end_index), open_batch, damage, report);
-            }
+        let is_broken = is_missing || stretch.start != end;
+        if is_broken && first_seq + u64::from(end_index) > watermark {
+            let damage = member.damage(end_index, stretch.first_index, end, DamageKind::Torn);
+            return finish(member, scanned, (end, end_index), open_batch, damage, report);
+        }
+        if is_missing {
             let (next, kind) = (stretch.first_index, DamageKind::Corrupt);
             report.damage.push(member.damage(end_index, next, end, kind));
         }

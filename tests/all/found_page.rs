@@ -1,11 +1,13 @@
 //! What keepq did that the format page does not say. Each test is a story that the reader of the
 //! page found.
 
+use crate::craft::{disk_of, files_of, name_of, options};
 use crate::found_hooks::is_segment;
-use crate::support::agree::{agree, files};
+use crate::support::agree::{agree, agree_at, files};
+use crate::support::craft::{Checkpoint, Segment};
 use crate::support::sparse::{number, on, payload};
 use keepq::fault::{FaultPlan, FaultStorage, MemoryStorage, Storage};
-use keepq::{Options, Result};
+use keepq::{Compaction, Options, Result};
 use std::sync::Arc;
 
 /// A copy of a few messages out of many.
@@ -60,4 +62,32 @@ fn an_absent_source_of_a_copy_is_no_loss() {
         }
     }
     assert!(tried > 0);
+}
+
+/// A whole record that does not lie right behind the one before, at a place that was durable. It
+/// counts; but it was reported as lost besides.
+#[test]
+fn a_record_behind_a_hole_is_not_lost() {
+    let memory = Arc::new(MemoryStorage::new());
+    let queue = options(memory.clone()).compaction(Compaction::off()).open("queue").unwrap();
+    let messages: Vec<String> = (1..=4).map(|n| format!("message {n}")).collect();
+    for message in &messages {
+        queue.push(message.as_str()).unwrap();
+    }
+    queue.maintain().unwrap();
+    let mut files = files_of(&memory);
+    let mut segment = Segment::read(files[&name_of(1)].clone()).unwrap();
+    segment.move_last_record(8);
+    segment.mend();
+    files.insert(name_of(1), segment.bytes);
+    let mut checkpoint = Checkpoint::read(&files["CHECKPOINT"]).unwrap();
+    // The watermark, behind the epoch.
+    checkpoint.numbers[1] = 4;
+    files.insert("CHECKPOINT".into(), checkpoint.file());
+    let disk = disk_of(&files);
+    agree_at(&disk, 1_700_000_000_000, "a hole");
+    let queue = options(disk).open("queue").unwrap();
+    assert_eq!(queue.recovery().damage().len(), 0, "{:?}", queue.recovery());
+    let found: Vec<_> = queue.pop_batch(9).unwrap().iter().map(|job| job.to_vec()).collect();
+    assert_eq!(found, messages.iter().map(String::as_bytes).collect::<Vec<_>>());
 }

@@ -244,6 +244,17 @@ impl Segment {
         }
     }
 
+    /// Moves the last record towards the end; nothing lies behind it.
+    pub(crate) fn move_last_record(&mut self, by: usize) {
+        let is_record = |one: &Checked| matches!(one, Checked::Record { .. });
+        let last = self.checked.iter_mut().rfind(|one| is_record(one));
+        let Some(Checked::Record { at }) = last else { return };
+        let len = 24 + u32_at(&self.bytes, *at + 8) as usize;
+        self.bytes.copy_within(*at..*at + len, *at + by);
+        self.bytes[*at..*at + by].fill(0);
+        *at += by;
+    }
+
     /// As if nothing had been placed in it.
     pub(crate) fn forget_marks(&mut self) {
         self.checked.retain(|one| !matches!(one, Checked::Mark { .. }));
