@@ -6,21 +6,27 @@
 //! pass.
 
 use crate::support::agree::agree_in;
-use crate::support::reader::{self, Listed};
+use crate::support::reader::{self, Added, Listed};
+use keepq::fault::ManualClock;
 use keepq::{Durability, Message, Options, Queue};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// A name, and what makes the directory.
 type Case = (&'static str, fn(&Path));
 
-const CASES: [Case; 5] = [
+const CASES: [Case; 6] = [
     ("closed", closed),
     ("killed", killed),
     ("torn", torn),
     ("damaged", damaged),
     ("compacted", compacted),
+    ("shifted", shifted),
 ];
 
 fn golden() -> PathBuf {
@@ -122,6 +128,23 @@ fn compacted(into: &Path) {
     drop(left);
     drop(queue.pop().unwrap());
     assert_eq!(queue.compact().unwrap().copies(), 1);
+    queue.close().unwrap();
+    copy(dir.path(), into);
+}
+
+/// A clock that was set while the queue was open, and consumers that are halfway: times are not
+/// UTC, and CHECKPOINT says how far consumers are.
+fn shifted(into: &Path) {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Arc::new(ManualClock::new(UNIX_EPOCH + 20_000 * DAY));
+    let queue = options().clock(clock.clone()).open(dir.path()).unwrap();
+    queue.push_batch((1..20).map(text)).unwrap();
+    queue.push(Message::new("put off").delay(2 * DAY)).unwrap();
+    clock.advance(DAY);
+    clock.set_wall(UNIX_EPOCH + 20_100 * DAY);
+    queue.push(Message::new("after the step").delay(DAY)).unwrap();
+    queue.ack_batch(queue.pop_batch(8).unwrap()).unwrap();
+    drop(queue.pop().unwrap());
     queue.close().unwrap();
     copy(dir.path(), into);
 }
@@ -270,6 +293,25 @@ fn the_page_is_enough_to_read_a_queue_by() {
             let read: Vec<&str> = read.lines().collect();
             assert_eq!(read, expected.collect::<Vec<_>>(), "{name}");
         }
+    }
+}
+
+/// What was added to the end of its body.
+#[test]
+fn the_page_is_enough_to_read_an_offset_by() {
+    for name in ["closed", "shifted"] {
+        let (checkpoint, _, segments) = reader::read_checkpoint(&golden().join(name));
+        let Added { time, clock_shift, floor, cursor, floor_ordinal, floor_index } =
+            checkpoint.added;
+        if name == "closed" {
+            assert_eq!((time, clock_shift, floor, cursor, floor_ordinal), (0, 0, 0, 0, 0));
+            continue;
+        }
+        let day = 86_400_000_u64;
+        assert_eq!((time, clock_shift), (20_001 * day, -99 * day.cast_signed()));
+        assert!((8..=9).contains(&floor) && cursor == 10, "{checkpoint:?}");
+        let used = segments.iter().find(|used| used.ordinal == floor_ordinal).unwrap();
+        assert_eq!(used.first_seq, Some(floor - u64::from(floor_index)));
     }
 }
 
