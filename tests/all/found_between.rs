@@ -1,7 +1,8 @@
 //! Found faults: what others do between two steps of long work, and threads that wake themselves.
 
-use crate::found_hooks::{Op as Called, Watched, Way, find, flip, is_segment, is_temporary, large};
-use crate::found_support::{Op, call, ms, on, watched};
+use crate::found_hooks::{Way, find, flip, is_segment, is_temporary, large};
+use crate::found_support::{call, ms, on, watched};
+use crate::support::watched::{Op, Watched};
 use keepq::fault::{ManualClock, MemoryStorage};
 use keepq::{Backoff, Delivery, Durability, Error, Message, Overflow, Queue, Stuck};
 use std::collections::BTreeSet;
@@ -178,7 +179,7 @@ fn a_producer_in_line_sleeps_where_no_copy_can_be_made() {
     let creates = Arc::new(AtomicU64::new(0));
     let seen = Arc::clone(&creates);
     storage.rule(move |call| {
-        if call.op == Called::Create && (is_temporary(call.name) || is_segment(call.name)) {
+        if call.op == Op::Create && (is_temporary(call.name) || is_segment(call.name)) {
             seen.fetch_add(1, Ordering::SeqCst);
             return Err(std::io::ErrorKind::StorageFull.into());
         }

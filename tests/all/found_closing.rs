@@ -1,8 +1,9 @@
 //! What other threads see while a queue, or the queue of its dead letters, is being closed. Each
 //! test is a story that once went wrong.
 
-use crate::found_hooks::{Watched, by_hand, until};
-use crate::found_support::{Op, alone, call, ms, on, ran_for, soon, watched};
+use crate::found_hooks::{by_hand, until};
+use crate::found_support::{alone, call, ms, on, ran_for, soon, watched};
+use crate::support::watched::{Op, Watched};
 use keepq::fault::{ManualClock, MemoryStorage};
 use keepq::{Backoff, Error, Queue, Result, Seq};
 use std::fs;

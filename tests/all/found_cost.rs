@@ -1,7 +1,8 @@
 //! Calls that cost too much, or kept other threads waiting for too long. Each test is a story
 //! that once went wrong. Most tests count operations, so that a busy machine does not matter.
 
-use crate::found_support::{Op, call, ms, on, watched};
+use crate::found_support::{call, ms, on, watched};
+use crate::support::watched::Op;
 use keepq::fault::{ManualClock, MemoryStorage, Storage};
 use keepq::{Backoff, Expired, Message, Queue};
 use std::sync::Arc;

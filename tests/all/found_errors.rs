@@ -1,9 +1,9 @@
 //! Found faults: what an error costs after the call that met it, and what a slow copy costs.
 
 use super::found_hooks::{
-    Call, Gate, Op, OpenAtEnd, Watched, Way, Work, by_hand, files, find, flip, is_segment,
-    is_temporary, until,
+    Gate, OpenAtEnd, Way, Work, by_hand, files, find, flip, is_segment, is_temporary, until,
 };
+use crate::support::watched::{Call, Op, Watched};
 use keepq::fault::{CrashImage, ManualClock, MemoryStorage, Storage};
 use keepq::{Backoff, Compaction, Delivery, Durability, Error, Message, Options, Queue};
 use std::collections::BTreeSet;
@@ -340,7 +340,7 @@ fn a_message_that_changes_often_is_brought_over_to_a_copy_once() {
     let stores = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&stores);
     storage.rule(move |call| {
-        counted.fetch_add(u64::from(call.op == Op::Store), Ordering::SeqCst);
+        counted.fetch_add(u64::from(call.op.is_store()), Ordering::SeqCst);
         Ok(())
     });
     gate.open();

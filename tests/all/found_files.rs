@@ -1,8 +1,9 @@
 //! Files that could not be removed or read, and files that came back: each test is a story that
 //! once went wrong.
 
-use crate::found_hooks::{Op, Watched, by_hand, find, flip, is_segment, is_temporary, large};
+use crate::found_hooks::{by_hand, find, flip, is_segment, is_temporary, large};
 use crate::found_support::soon;
+use crate::support::watched::{Op, Watched};
 use keepq::fault::{CrashImage, ManualClock, MemoryStorage, Storage};
 use keepq::{Compaction, Durability, Error, Options, Overflow, Queue, Result, Seq};
 use std::io::ErrorKind;

@@ -1,7 +1,8 @@
 //! Found faults: what is at the front, what is delayed, and when somebody looks.
 
-use crate::found_hooks::{Op as Called, Watched, find};
-use crate::found_support::{Op, PATIENCE, alone, call, ms, on, soon, watched};
+use crate::found_hooks::find;
+use crate::found_support::{PATIENCE, alone, call, ms, on, soon, watched};
+use crate::support::watched::{Op, Watched};
 use keepq::fault::{ManualClock, MemoryStorage, Storage};
 use keepq::{Backoff, Delivery, Durability, Message, Overflow};
 use std::mem::forget;
@@ -323,7 +324,7 @@ fn letters_that_are_held_back_make_no_other_one_disappear() {
     let (letters, seen) = (dead.clone(), Arc::new(AtomicU64::new(0)));
     let told = Arc::clone(&seen);
     storage.rule(move |call| {
-        let is_first = call.op == Called::Sync
+        let is_first = call.op == Op::Sync
             && !call.name.starts_with("dead/")
             && told.load(Ordering::SeqCst) == 0;
         if is_first {

@@ -1,6 +1,7 @@
 //! Found faults: a dead letter comes once, and it keeps what its message had.
 
-use super::found_hooks::{Op, Watched, Way, by_hand, files, find};
+use super::found_hooks::{Way, by_hand, files, find};
+use crate::support::watched::{Op, Watched};
 use keepq::fault::{CrashImage, ManualClock, MemoryStorage, Storage};
 use keepq::{Backoff, DeathCause, Delivery, Expired, Message, Options, Queue};
 use std::io::{Error, ErrorKind};
@@ -44,7 +45,7 @@ fn all_after(options: Options) -> (Vec<String>, Vec<String>) {
 type Calls = (&'static str, fn(Op) -> bool);
 
 /// What is failed.
-const CALLS: [Calls; 2] = [("sync", Op::is_sync), ("call", |op| op != Op::Store)];
+const CALLS: [Calls; 2] = [("sync", Op::is_sync), ("call", |op| !op.is_of_memory())];
 
 /// Fails call number `at` of a kind, and all later ones if it lasts. Gives the counter of these
 /// calls.

@@ -1,8 +1,9 @@
 //! Found faults: a push gets the room that dead letters no longer need, and hears of it if there is
 //! none to come.
 
-use super::found_hooks::{self, Watched, by_hand};
-use super::found_support::{Op, alone, call, on, watched};
+use super::found_hooks::by_hand;
+use super::found_support::{alone, call, on, watched};
+use crate::support::watched::{Op, Watched};
 use keepq::fault::{ManualClock, MemoryStorage};
 use keepq::{Options, Overflow, Queue};
 use std::io::ErrorKind;
@@ -171,7 +172,7 @@ fn a_producer_is_told_that_nothing_can_be_moved_to_the_dead_letters() {
         queue.push_batch(["dies"; 10]).unwrap();
         let jobs = queue.pop_batch(10).unwrap();
         storage.rule(|call| {
-            let is_refused = call.op == found_hooks::Op::Sync && call.name.starts_with("dead/");
+            let is_refused = call.op == Op::Sync && call.name.starts_with("dead/");
             if is_refused { Err(ErrorKind::Other.into()) } else { Ok(()) }
         });
         let pushing = || {
@@ -204,7 +205,7 @@ fn a_producer_waits_for_others_where_nothing_can_be_moved_to_the_dead_letters() 
     queue.push_batch(["dies", "stays"]).unwrap();
     let mut jobs = queue.pop_batch(2).unwrap();
     storage.rule(|call| {
-        let is_refused = call.op == found_hooks::Op::Sync && call.name.starts_with("dead/");
+        let is_refused = call.op == Op::Sync && call.name.starts_with("dead/");
         if is_refused { Err(ErrorKind::Other.into()) } else { Ok(()) }
     });
     jobs.remove(0).reject("bad").unwrap();

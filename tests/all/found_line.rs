@@ -1,8 +1,9 @@
 //! Found faults: a producer that goes on to another segment while a batch fails in the last one,
 //! and one that meets the failed sync itself.
 
-use crate::found_hooks::{Gate, Op, OpenAtEnd, Watched, by_hand, is_segment, large, until};
+use crate::found_hooks::{Gate, OpenAtEnd, by_hand, is_segment, large, until};
 use crate::found_support::call;
+use crate::support::watched::{Op, Watched};
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage};
 use keepq::{Durability, Error, Overflow};
 use std::collections::BTreeMap;

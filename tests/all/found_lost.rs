@@ -1,7 +1,8 @@
 //! Found faults: a message that is found damaged leaves every place where it waited, is settled
 //! once, and costs no other message.
 
-use super::found_hooks::{Op, Part, Watched, Way, by_hand, flip, spoil};
+use super::found_hooks::{Part, Way, by_hand, flip, spoil};
+use crate::support::watched::{Op, Watched};
 use keepq::fault::{FaultPlan, FaultStorage, ManualClock, MemoryStorage, Storage};
 use keepq::{Backoff, Compaction, Delivery, Durability, Error, Message, Options, Overflow, Queue};
 use std::io::ErrorKind;

@@ -4,9 +4,9 @@
 //! be read is told with operation, path and offset; nothing was written or removed; and once the
 //! disk answers again, open finds everything. Compaction, too, loses nothing to a failed read.
 
-use keepq::fault::{Access, Entry, MemoryStorage, Region, Storage, StorageFile};
+use crate::support::watched::{Call, Op, Watched};
+use keepq::fault::{Entry, MemoryStorage, Storage};
 use keepq::{CheckpointState, Compaction, Durability, Error, Options, Queue};
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
@@ -48,8 +48,9 @@ struct Reads {
 }
 
 impl Reads {
-    /// Counts a read of `len` bytes at `offset` of `name`; fails if the plan says so.
-    fn before(&mut self, name: &str, path: PathBuf, offset: u64, len: u64) -> io::Result<()> {
+    /// Counts a read; fails if the plan says so.
+    fn before(&mut self, call: Call<'_>, path: PathBuf) -> io::Result<()> {
+        let Call { name, offset, len, .. } = call;
         let number = self.count;
         self.count += 1;
         let fails = match &self.plan {
@@ -71,108 +72,28 @@ impl Reads {
 }
 
 /// A storage some of whose reads fail: lists, opens and reads of files. Maps are not reads.
-#[derive(Debug)]
 struct Unreadable {
-    inner: Arc<dyn Storage>,
+    storage: Arc<Watched>,
     reads: Arc<Mutex<Reads>>,
 }
 
 impl Unreadable {
     fn new(inner: Arc<dyn Storage>) -> Self {
-        Self { inner, reads: Arc::default() }
+        let (storage, reads) =
+            (Watched::around(Arc::clone(&inner)), Arc::<Mutex<Reads>>::default());
+        let seen = Arc::clone(&reads);
+        storage.rule(move |call| {
+            let is_read = [Op::List, Op::Open, Op::Read].contains(&call.op);
+            if !is_read || call.name.starts_with("dead/") {
+                return Ok(());
+            }
+            seen.lock().unwrap().before(call, inner.path(call.name))
+        });
+        Self { storage, reads }
     }
 
     fn plan(&self, plan: Plan) {
         *self.reads.lock().unwrap() = Reads { plan, ..Reads::default() };
-    }
-
-    fn before(&self, name: &str) -> io::Result<()> {
-        self.reads.lock().unwrap().before(name, self.inner.path(name), 0, 0)
-    }
-
-    fn file(&self, name: &str, inner: Arc<dyn StorageFile>) -> Arc<dyn StorageFile> {
-        let (name, path) = (name.to_string(), self.inner.path(name));
-        Arc::new(UnreadableFile { inner, name, path, reads: Arc::clone(&self.reads) })
-    }
-}
-
-impl Storage for Unreadable {
-    fn lock(&self) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
-        self.inner.lock()
-    }
-
-    fn list(&self) -> io::Result<Vec<Entry>> {
-        self.before("")?;
-        self.inner.list()
-    }
-
-    fn create(&self, name: &str, size: u64) -> io::Result<Arc<dyn StorageFile>> {
-        Ok(self.file(name, self.inner.create(name, size)?))
-    }
-
-    fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
-        self.before(name)?;
-        Ok(self.file(name, self.inner.open(name)?))
-    }
-
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.inner.rename(from, to)
-    }
-
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.inner.remove(name)
-    }
-
-    fn sync_directory(&self) -> io::Result<()> {
-        self.inner.sync_directory()
-    }
-
-    fn directory(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
-        self.inner.directory(name)
-    }
-
-    fn sync_parents(&self) -> io::Result<()> {
-        self.inner.sync_parents()
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.inner.path(name)
-    }
-}
-
-#[derive(Debug)]
-struct UnreadableFile {
-    inner: Arc<dyn StorageFile>,
-    name: String,
-    path: PathBuf,
-    reads: Arc<Mutex<Reads>>,
-}
-
-impl StorageFile for UnreadableFile {
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-
-    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        let (path, len) = (self.path.clone(), into.len() as u64);
-        self.reads.lock().unwrap().before(&self.name, path, offset, len)?;
-        self.inner.read_at(offset, into)
-    }
-
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.inner.write_at(offset, bytes)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.inner.sync()
-    }
-
-    fn map(&self, access: Access) -> io::Result<Arc<dyn Region>> {
-        self.inner.map(access)
-    }
-
-    fn release(&self) {
-        self.inner.release();
     }
 }
 
@@ -264,10 +185,10 @@ fn fails_and_is_found(make: &dyn Fn() -> Arc<dyn Storage>, plan: Plan) -> bool {
     let context = format!("{plan:?}");
     let inner = make();
     let before = content(&*inner);
-    let storage = Arc::new(Unreadable::new(Arc::clone(&inner)));
-    storage.plan(plan);
-    let opened = options(storage.clone()).open("q");
-    let Some((failed_path, failed_at)) = storage.reads.lock().unwrap().failed.clone() else {
+    let unreadable = Unreadable::new(Arc::clone(&inner));
+    unreadable.plan(plan);
+    let opened = options(unreadable.storage.clone()).open("q");
+    let Some((failed_path, failed_at)) = unreadable.reads.lock().unwrap().failed.clone() else {
         assert!(opened.is_ok(), "{context}: {opened:?}");
         return false;
     };
@@ -281,8 +202,11 @@ fn fails_and_is_found(make: &dyn Fn() -> Arc<dyn Storage>, plan: Plan) -> bool {
         other => panic!("{context}: at {failed_at} it could not be read: {other:?}"),
     }
     assert!(content(&*inner) == before, "{context}: something was changed");
-    storage.plan(Plan::None);
-    assert!(found(storage) == found(make()), "{context}: another open finds something else");
+    unreadable.plan(Plan::None);
+    assert!(
+        found(unreadable.storage.clone()) == found(make()),
+        "{context}: another open finds something else"
+    );
     true
 }
 
@@ -379,8 +303,8 @@ fn what_the_disk_cannot_read_is_read_where_it_stands_again() {
     let pages = names.iter().map(|name| (name.clone(), 0..PAGE));
     for (name, bytes) in checkpoint.into_iter().chain(pages) {
         let inner = killed(&storage);
-        let reading = Arc::new(Unreadable::new(Arc::clone(&inner)));
-        let open = || options(reading.clone()).open("q").unwrap();
+        let reading = Unreadable::new(Arc::clone(&inner));
+        let open = || options(reading.storage.clone()).open("q").unwrap();
         reading.plan(Plan::Sectors(name.clone(), bytes.clone()));
         let queue = open();
         let report = queue.recovery().clone();
@@ -451,17 +375,17 @@ fn compaction_loses_nothing_to_a_failed_read() {
     let (pushed, _queue) = pushed();
     for number in 0.. {
         let inner = killed(&pushed);
-        let storage = Arc::new(Unreadable::new(Arc::clone(&inner)));
-        let queue = options(storage.clone()).open("q").unwrap();
+        let unreadable = Unreadable::new(Arc::clone(&inner));
+        let queue = options(unreadable.storage.clone()).open("q").unwrap();
         let jobs = queue.pop_batch(250).unwrap();
         let (kept, settled): (Vec<_>, Vec<_>) =
             jobs.into_iter().partition(|job| u64::from(job.seq()).is_multiple_of(10));
         queue.ack_batch(settled).unwrap();
         drop(kept);
-        storage.plan(Plan::Number(number));
+        unreadable.plan(Plan::Number(number));
         let compacted = queue.compact();
-        let failed = storage.reads.lock().unwrap().failed.clone();
-        storage.plan(Plan::None);
+        let failed = unreadable.reads.lock().unwrap().failed.clone();
+        unreadable.plan(Plan::None);
         match (compacted, &failed) {
             (Err(Error::Io { source, path, .. }), Some((failed, _))) => {
                 assert_eq!((source.kind(), &path), (FAILURE, failed), "{number}");

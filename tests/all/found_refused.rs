@@ -1,8 +1,9 @@
 //! Found faults: messages that the dead letters refuse, files that cannot be read, and batches of
 //! what came back.
 
-use crate::found_hooks::{Gate, Op, OpenAtEnd, Part, Watched, by_hand, large, spoil, until};
+use crate::found_hooks::{Gate, OpenAtEnd, Part, by_hand, large, spoil, until};
 use crate::found_support::{PATIENCE, alone, call, ms, on, soon};
+use crate::support::watched::{Op, Watched};
 use keepq::fault::{CrashImage, ManualClock, MemoryStorage};
 use keepq::{Backoff, Compaction, Message, Options, Overflow, Queue};
 use std::io::ErrorKind;

@@ -1,10 +1,9 @@
 //! Found faults: what failed for a moment was never tried again, or cost messages. Each test is a
 //! story that once went wrong.
 
-use crate::found_hooks::{
-    Call, Gate, Op, OpenAtEnd, Watched, by_hand, files, is_segment, is_temporary, large, until,
-};
+use crate::found_hooks::{Gate, OpenAtEnd, by_hand, files, is_segment, is_temporary, large, until};
 use crate::found_support::{call, ms};
+use crate::support::watched::{Call, Op, Watched};
 use keepq::fault::{FaultPlan, FaultStorage, MemoryStorage};
 use keepq::{Compaction, Durability, Error, Message, Options, Overflow, Queue};
 use std::io::{self, ErrorKind};
@@ -156,7 +155,7 @@ fn a_message_with_an_interval_is_synced_after_a_sync_with_nothing_to_do() {
             if is_held && call.op.is_sync() {
                 held.pass();
             }
-        } else if call.op == Op::Store {
+        } else if call.op.is_store() {
             let number = all_stores.fetch_add(1, Ordering::SeqCst) + 1;
             if number == chosen {
                 let error = ErrorKind::StorageFull;

@@ -1,7 +1,8 @@
 //! Producers that wait for room and consumers that wait for a message: a change, a close or a
 //! failed sync wakes them. Each test is a story that once went wrong.
 
-use crate::found_support::{Call, Op, PATIENCE, alone, call, ms, on, watched};
+use crate::found_support::{Call, PATIENCE, alone, call, ms, on, watched};
+use crate::support::watched::Op;
 use keepq::fault::{FaultPlan, FaultStorage, MemoryStorage};
 use keepq::{Delivery, Error, Options, Overflow, Queue, Result, Seq};
 use std::io::ErrorKind;

@@ -1,8 +1,9 @@
 //! Bytes that go bad while a queue is open, after they were read once. Each test is a story that
 //! once went wrong.
 
-use crate::found_hooks::{Gate, Op, OpenAtEnd, Watched, by_hand, files, flip, is_segment, until};
-use crate::found_support::{Op::Load, call, watched};
+use crate::found_hooks::{Gate, OpenAtEnd, by_hand, files, flip, is_segment, until};
+use crate::found_support::{call, watched};
+use crate::support::watched::{Op, Op::Load, Watched};
 use keepq::fault::{ManualClock, MemoryStorage, Storage};
 use keepq::{Backoff, Delivery, Message, Options, Queue};
 use std::sync::Arc;

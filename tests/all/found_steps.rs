@@ -1,6 +1,7 @@
 //! Found faults: long work under the dispatch lock, which has to be done in steps.
 
-use crate::found_support::{Op, Watch, alone, call, ms, on, watched};
+use crate::found_support::{Watch, alone, call, ms, on, watched};
+use crate::support::watched::Op;
 use keepq::fault::{ManualClock, MemoryStorage, Storage};
 use keepq::{Backoff, Compaction, Error, Options, Overflow, Queue, Seq};
 use std::mem::forget;

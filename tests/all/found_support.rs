@@ -3,12 +3,11 @@
 //! operations.
 
 use crate::support::DEADLINE;
-use keepq::fault::{Access, Entry, MemoryStorage, Region, Storage, StorageFile};
+use crate::support::watched::{Op, Watched};
+use keepq::fault::{MemoryStorage, Storage};
 use keepq::{Durability, Options, Queue};
-use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -108,23 +107,6 @@ impl<T> Call<T> {
             Err(error) => panic!("{what}: {error}"),
         }
     }
-}
-
-/// An operation that reaches a storage.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Op {
-    /// A sync of a file.
-    Sync,
-    /// A read of a file.
-    Read,
-    /// Bytes, or a word, loaded from a region.
-    Load,
-    /// The body of a record loaded from a region.
-    LoadBody,
-    /// Bytes stored to a region.
-    Store,
-    /// A word stored to a region.
-    StoreWord,
 }
 
 /// Counts the operations that reach a storage, delays them, or holds one up.
@@ -229,110 +211,13 @@ impl Drop for Hold<'_> {
     }
 }
 
-/// A storage, a file and a region that are watched.
-#[derive(Debug)]
-pub(crate) struct Watched<T: ?Sized> {
-    watch: Arc<Watch>,
-    /// The name of a file, or the beginning of all names in a directory.
-    name: String,
-    inner: Arc<T>,
-}
-
 /// A disk in memory that is watched.
 pub(crate) fn watched(disk: Arc<MemoryStorage>) -> (Arc<dyn Storage>, Arc<Watch>) {
-    let watch = Arc::new(Watch::default());
-    let inner: Arc<dyn Storage> = disk;
-    (Arc::new(Watched { watch: Arc::clone(&watch), name: String::new(), inner }), watch)
-}
-
-impl<T: ?Sized> Watched<T> {
-    fn with<U: ?Sized>(&self, name: &str, inner: Arc<U>) -> Watched<U> {
-        Watched { watch: Arc::clone(&self.watch), name: format!("{}{name}", self.name), inner }
-    }
-
-    fn pass(&self, op: Op) {
-        self.watch.pass(op, &self.name);
-    }
-}
-
-impl Storage for Watched<dyn Storage> {
-    fn lock(&self) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
-        self.inner.lock()
-    }
-    fn list(&self) -> io::Result<Vec<Entry>> {
-        self.inner.list()
-    }
-    fn create(&self, name: &str, size: u64) -> io::Result<Arc<dyn StorageFile>> {
-        Ok(Arc::new(self.with(name, self.inner.create(name, size)?)))
-    }
-    fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
-        Ok(Arc::new(self.with(name, self.inner.open(name)?)))
-    }
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.inner.rename(from, to)
-    }
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.inner.remove(name)
-    }
-    fn sync_directory(&self) -> io::Result<()> {
-        self.inner.sync_directory()
-    }
-    fn directory(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
-        Ok(Arc::new(self.with(&format!("{name}/"), self.inner.directory(name)?)))
-    }
-    fn sync_parents(&self) -> io::Result<()> {
-        self.inner.sync_parents()
-    }
-    fn path(&self, name: &str) -> PathBuf {
-        self.inner.path(name)
-    }
-}
-
-impl StorageFile for Watched<dyn StorageFile> {
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        self.pass(Op::Read);
-        self.inner.read_at(offset, into)
-    }
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.inner.write_at(offset, bytes)
-    }
-    fn sync(&self) -> io::Result<()> {
-        self.pass(Op::Sync);
-        self.inner.sync()
-    }
-    fn map(&self, access: Access) -> io::Result<Arc<dyn Region>> {
-        Ok(Arc::new(self.with("", self.inner.map(access)?)))
-    }
-    fn release(&self) {
-        self.inner.release();
-    }
-}
-
-impl Region for Watched<dyn Region> {
-    fn store(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.pass(Op::Store);
-        self.inner.store(offset, bytes)
-    }
-    fn load(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        self.pass(Op::Load);
-        self.inner.load(offset, into)
-    }
-    fn load_into(&self, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
-        self.pass(Op::LoadBody);
-        self.inner.load_into(offset, len, into)
-    }
-    fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
-        self.pass(Op::StoreWord);
-        self.inner.store_word(offset, word)
-    }
-    fn load_word(&self, offset: u64) -> io::Result<u64> {
-        self.pass(Op::Load);
-        self.inner.load_word(offset)
-    }
-    fn populate(&self) {
-        self.inner.populate();
-    }
+    let (storage, watch) = (Watched::around(disk), Arc::new(Watch::default()));
+    let sees = Arc::clone(&watch);
+    storage.rule(move |call| {
+        sees.pass(call.op, call.name);
+        Ok(())
+    });
+    (storage, watch)
 }

@@ -1,10 +1,10 @@
 //! Found faults: what follows from a failed sync, and from a background thread that panicked.
 
 use super::found_hooks::{
-    Call, Gate, LIMIT, Op, Watched, Way, by_hand, confirmed_after_failure, is_segment,
-    is_temporary, large, until,
+    Gate, LIMIT, Way, by_hand, confirmed_after_failure, is_segment, is_temporary, large, until,
 };
 use super::found_support::call;
+use crate::support::watched::{Call, Op, Watched};
 use keepq::fault::{MemoryStorage, Storage};
 use keepq::{Compaction, Delivery, Durability, Error, Message, Options, Overflow, Queue, Seq};
 use std::io::{Error as IoError, ErrorKind};
@@ -173,7 +173,7 @@ fn failing(disk: &Arc<MemoryStorage>, at: u64) -> (Arc<Watched>, Arc<Mutex<Optio
     let storage = Watched::around(disk.clone());
     let failure: Arc<Mutex<Option<Failure>>> = Arc::default();
     let (told, disk, syncs) = (Arc::clone(&failure), Arc::clone(disk), AtomicU64::new(0));
-    storage.rule(move |Call { op, name }| {
+    storage.rule(move |Call { op, name, .. }| {
         if !op.is_sync() || syncs.fetch_add(1, Ordering::SeqCst) != at {
             return Ok(());
         }

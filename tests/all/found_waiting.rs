@@ -1,7 +1,8 @@
 //! Waits for a message that counting settles, and for a lease that runs out while no consumer
 //! takes messages. Each test is a story that once went wrong.
 
-use crate::found_support::{Op, PATIENCE, alone, call, ms, on, soon, watched};
+use crate::found_support::{PATIENCE, alone, call, ms, on, soon, watched};
+use crate::support::watched::Op;
 use keepq::fault::{ManualClock, MemoryStorage};
 use keepq::{Backoff, DeathCause, Options, Overflow, Queue, Seq};
 use std::mem::forget;

@@ -1,6 +1,7 @@
 //! Found faults: which calls have to wait for the sync of a file, and for how many syncs.
 
-use super::found_hooks::{Gate, LIMIT, OpenAtEnd, Watched, Work, by_hand, large, until};
+use super::found_hooks::{Gate, LIMIT, OpenAtEnd, Work, by_hand, large, until};
+use crate::support::watched::Watched;
 use keepq::fault::MemoryStorage;
 use keepq::{Backoff, Delivery, Durability, Message, Options, Queue};
 use std::collections::VecDeque;

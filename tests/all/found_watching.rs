@@ -1,8 +1,9 @@
 //! Found faults: times that no thread watched, threads that looked without a pause, and what was
 //! counted and not taken up. Each test is a story that once went wrong.
 
-use crate::found_hooks::{Op as Called, Part, Watched, find, flip, is_segment, large, spoil};
-use crate::found_support::{Op, alone, call, ms, on, ran_for, watched};
+use crate::found_hooks::{Part, find, flip, is_segment, large, spoil};
+use crate::found_support::{alone, call, ms, on, ran_for, watched};
+use crate::support::watched::{Op, Watched};
 use keepq::fault::{ManualClock, MemoryStorage};
 use keepq::{Backoff, Compaction, Error, Message, Overflow, Queue};
 use std::io::ErrorKind;
@@ -75,7 +76,7 @@ fn a_consumer_sleeps_while_the_dead_letters_are_refused() {
     let queue = on(storage.clone()).background(false).open("queue").unwrap();
     queue.push("bad").unwrap();
     storage.rule(|call| {
-        let is_refused = call.op == Called::Create && call.name.starts_with("dead/");
+        let is_refused = call.op == Op::Create && call.name.starts_with("dead/");
         if is_refused { Err(ErrorKind::StorageFull.into()) } else { Ok(()) }
     });
     queue.pop().unwrap().unwrap().reject("no").unwrap();
@@ -204,7 +205,7 @@ fn the_front_expires_after_a_look_that_failed() {
     let failed = Arc::new(AtomicU64::new(0));
     let seen = Arc::clone(&failed);
     storage.rule(move |call| {
-        if call.op == Called::Map && is_segment(call.name) {
+        if call.op == Op::Map && is_segment(call.name) {
             seen.fetch_add(1, Ordering::SeqCst);
             return Err(ErrorKind::OutOfMemory.into());
         }
@@ -342,7 +343,7 @@ fn a_producer_gets_the_room_of_a_letter_that_was_refused() {
     let queue = options.overflow(Overflow::Block).open("queue").unwrap();
     queue.push("bad").unwrap();
     storage.rule(|call| {
-        let is_refused = call.op == Called::Create && call.name.starts_with("dead/");
+        let is_refused = call.op == Op::Create && call.name.starts_with("dead/");
         if is_refused { Err(ErrorKind::StorageFull.into()) } else { Ok(()) }
     });
     queue.pop().unwrap().unwrap().reject("no").unwrap();
@@ -377,7 +378,7 @@ fn a_consumer_sleeps_beside_poisoned_dead_letters() {
     let queue = on(storage.clone()).background(false).open("queue").unwrap();
     queue.push("bad").unwrap();
     storage.rule(|call| {
-        let is_refused = call.op == Called::Sync && call.name.starts_with("dead/");
+        let is_refused = call.op == Op::Sync && call.name.starts_with("dead/");
         if is_refused { Err(ErrorKind::Other.into()) } else { Ok(()) }
     });
     queue.pop().unwrap().unwrap().reject("no").unwrap();

@@ -1,9 +1,10 @@
 //! The work of one push, dead letters after a power cut, and calls that meet a close. Each
 //! test is a story that went wrong, or nearly.
 
-use crate::found_hooks::{self, Gate, OpenAtEnd, Watched};
+use crate::found_hooks::{Gate, OpenAtEnd};
 use crate::found_moves::cut_while_a_message_dies;
-use crate::found_support::{Op, Watch, call, ms, on, soon, watched};
+use crate::found_support::{Watch, call, ms, on, soon, watched};
+use crate::support::watched::{Op, Watched};
 use crate::support::{Dice, cases};
 use keepq::fault::{CrashImage, MemoryStorage, Storage};
 use keepq::{Compaction, Delivery, Durability, Message, Options, Overflow, Queue};
@@ -272,7 +273,6 @@ const STEPS: [Step; 14] = [
 /// Holds up the change number `at` that a step makes to its storage, closes the queue meanwhile,
 /// and tells whether a file changed once `close` had returned; `None` if there is no such change.
 fn changes_after_close(step: Step, durability: Durability, at: u64) -> Option<bool> {
-    use found_hooks::Op::{Map, Open, Read};
     let disk = Arc::new(MemoryStorage::new());
     let storage = Watched::around(disk.clone());
     let queue = options(storage.clone()).durability(durability).open("queue").unwrap();
@@ -288,7 +288,7 @@ fn changes_after_close(step: Step, durability: Durability, at: u64) -> Option<bo
     let (gate, test, calls) = (Gate::closed(), thread::current().id(), AtomicU64::new(0));
     let (_end, for_calls) = (OpenAtEnd(Arc::clone(&gate)), Arc::clone(&gate));
     storage.rule(move |call| {
-        let is_change = ![Map, Open, Read].contains(&call.op) && thread::current().id() != test;
+        let is_change = call.op.is_change() && thread::current().id() != test;
         if is_change && calls.fetch_add(1, SeqCst) == at {
             for_calls.pass();
         }

@@ -1,11 +1,11 @@
 //! Few addresses for maps, files that vanish, and numbers after a restored copy.
 
 use crate::found_support::{alone, soon};
-use keepq::fault::{Access, Entry, MemoryStorage, Region, Storage, StorageFile};
+use crate::support::watched::{Op, Watched};
+use keepq::fault::{MemoryStorage, Storage};
 use keepq::{DamageKind, Durability, Error, Options, Queue};
-use std::any::Any;
 use std::fs;
-use std::io;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,138 +13,22 @@ use std::time::Duration;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A storage with room in memory for some maps only.
-#[derive(Debug)]
-struct Scarce {
-    inner: Arc<dyn Storage>,
-    maps: Arc<Maps>,
-}
-
-#[derive(Debug)]
-struct Maps {
-    live: AtomicUsize,
-    most: usize,
-}
-
-#[derive(Debug)]
-struct ScarceFile(Arc<dyn StorageFile>, Arc<Maps>);
-
-#[derive(Debug)]
-struct ScarceRegion(Arc<dyn Region>, Arc<Maps>);
-
-impl Drop for ScarceRegion {
-    fn drop(&mut self) {
-        self.1.live.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-impl Scarce {
-    fn new(most: usize) -> Arc<Self> {
-        let maps = Arc::new(Maps { live: AtomicUsize::new(0), most });
-        Arc::new(Self { inner: Arc::new(MemoryStorage::new()), maps })
-    }
-
-    fn file(&self, inner: Arc<dyn StorageFile>) -> Arc<dyn StorageFile> {
-        Arc::new(ScarceFile(inner, Arc::clone(&self.maps)))
-    }
-}
-
-impl Storage for Scarce {
-    fn lock(&self) -> io::Result<Option<Box<dyn Any + Send + Sync>>> {
-        self.inner.lock()
-    }
-
-    fn list(&self) -> io::Result<Vec<Entry>> {
-        self.inner.list()
-    }
-
-    fn create(&self, name: &str, size: u64) -> io::Result<Arc<dyn StorageFile>> {
-        Ok(self.file(self.inner.create(name, size)?))
-    }
-
-    fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
-        Ok(self.file(self.inner.open(name)?))
-    }
-
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.inner.rename(from, to)
-    }
-
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.inner.remove(name)
-    }
-
-    fn sync_directory(&self) -> io::Result<()> {
-        self.inner.sync_directory()
-    }
-
-    fn directory(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
-        self.inner.directory(name)
-    }
-
-    fn sync_parents(&self) -> io::Result<()> {
-        self.inner.sync_parents()
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.inner.path(name)
-    }
-}
-
-impl StorageFile for ScarceFile {
-    fn size(&self) -> u64 {
-        self.0.size()
-    }
-
-    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        self.0.read_at(offset, into)
-    }
-
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_at(offset, bytes)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.0.sync()
-    }
-
-    fn map(&self, access: Access) -> io::Result<Arc<dyn Region>> {
-        if self.1.live.fetch_add(1, Ordering::SeqCst) >= self.1.most {
-            self.1.live.fetch_sub(1, Ordering::SeqCst);
-            return Err(io::ErrorKind::OutOfMemory.into());
+/// A storage with room in memory for so many maps only.
+fn scarce(most: usize) -> Arc<Watched> {
+    let storage = Watched::around(Arc::new(MemoryStorage::new()));
+    let live = AtomicUsize::new(0);
+    storage.rule(move |call| {
+        match call.op {
+            Op::Map if live.fetch_add(1, Ordering::SeqCst) >= most => {
+                live.fetch_sub(1, Ordering::SeqCst);
+                return Err(ErrorKind::OutOfMemory.into());
+            }
+            Op::Unmap => drop(live.fetch_sub(1, Ordering::SeqCst)),
+            _ => {}
         }
-        Ok(Arc::new(ScarceRegion(self.0.map(access)?, Arc::clone(&self.1))))
-    }
-
-    fn release(&self) {
-        self.0.release();
-    }
-}
-
-impl Region for ScarceRegion {
-    fn store(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.store(offset, bytes)
-    }
-
-    fn load(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        self.0.load(offset, into)
-    }
-
-    fn load_into(&self, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
-        self.0.load_into(offset, len, into)
-    }
-
-    fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
-        self.0.store_word(offset, word)
-    }
-
-    fn load_word(&self, offset: u64) -> io::Result<u64> {
-        self.0.load_word(offset)
-    }
-
-    fn populate(&self) {
-        self.0.populate();
-    }
+        Ok(())
+    });
+    storage
 }
 
 fn small(options: Options) -> Options {
@@ -155,7 +39,7 @@ fn small(options: Options) -> Options {
 #[test]
 fn no_room_for_a_map_is_too_many_of_them() {
     for (is_running, in_batches) in [(true, false), (false, false), (true, true), (false, true)] {
-        let storage = Scarce::new(6);
+        let storage = scarce(6);
         let queue = small(Queue::options()).storage(storage.clone()).background(is_running);
         let queue = queue.open("queue").unwrap();
         for number in 0..60_u8 {

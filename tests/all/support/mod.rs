@@ -8,6 +8,7 @@ pub(crate) mod mount;
 pub(crate) mod process;
 pub(crate) mod reader;
 pub(crate) mod sparse;
+pub(crate) mod watched;
 
 use std::time::Duration;
 
