@@ -17,16 +17,17 @@ const HOUR: Duration = Duration::from_secs(3600);
 fn scarce(most: usize) -> Arc<Watched> {
     let storage = Watched::around(Arc::new(MemoryStorage::new()));
     let live = AtomicUsize::new(0);
-    storage.rule(move |call| {
-        match call.op {
-            Op::Map if live.fetch_add(1, Ordering::SeqCst) >= most => {
-                live.fetch_sub(1, Ordering::SeqCst);
-                return Err(ErrorKind::OutOfMemory.into());
-            }
-            Op::Unmap => drop(live.fetch_sub(1, Ordering::SeqCst)),
-            _ => {}
+    storage.rule(move |call| match call.op {
+        Op::Map => {
+            let one_more = |live| (live < most).then_some(live + 1);
+            let is_room = live.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).is_ok();
+            if is_room { Ok(()) } else { Err(ErrorKind::OutOfMemory.into()) }
         }
-        Ok(())
+        Op::Unmap => {
+            live.fetch_sub(1, Ordering::SeqCst);
+            Ok(())
+        }
+        _ => Ok(()),
     });
     storage
 }
