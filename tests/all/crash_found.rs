@@ -2,6 +2,7 @@
 //! is told however those tests change.
 
 use crate::support::agree::agree;
+use crate::found_hooks::is_segment;
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage, Storage};
 use keepq::{Options, Queue, Result};
 use std::sync::Arc;
@@ -99,4 +100,42 @@ fn numbers_that_a_segment_holds_were_not_skipped() {
         queue.push_batch(["a", "b", "c"]).unwrap();
         settles(&on(Arc::new(disk.killed())).open("memory").unwrap(), next);
     });
+}
+
+/// What a run does to a queue whose first segment was cut: five messages are settled, one is
+/// pushed. Tells whether it came to its end.
+fn settle_five(queue: &Queue) -> Result<()> {
+    for _ in 0..5 {
+        queue.pop()?.unwrap().ack()?;
+    }
+    queue.push("more").map(drop)
+}
+
+/// A segment file is shorter than its header says. The first store to it makes a whole copy, which
+/// takes its name; the process ends, or the power is cut, at each operation of that run. What was
+/// in front of the cut is there afterwards.
+#[test]
+fn a_crash_while_a_short_segment_is_copied_loses_nothing() {
+    let payload = |number: u64| format!("{number:0>1000}").into_bytes();
+    let prepared = Arc::new(MemoryStorage::new());
+    let queue = on(prepared.clone()).open("memory").unwrap();
+    for number in 0..20 {
+        queue.push(payload(number)).unwrap();
+    }
+    queue.close().unwrap();
+    let mut names = prepared.list().unwrap().into_iter().map(|entry| entry.name);
+    let name = names.find(|name| is_segment(name)).unwrap();
+    let mut bytes = prepared.read(&name).unwrap();
+    bytes.truncate(30_000);
+    prepared.write(&name, bytes);
+    let ends = ends(&prepared, |queue| settle_five(&queue));
+    assert!(ends.len() > 3 * 10, "{}", ends.len());
+    for (at, end) in ends.into_iter().enumerate() {
+        let queue = on(Arc::new(end)).open("memory").unwrap();
+        let jobs = queue.pop_batch(99).unwrap();
+        for number in 5..20 {
+            let is_there = jobs.iter().any(|job| job[..] == payload(number));
+            assert!(is_there, "{number} at end {at}: {:?}", queue.recovery());
+        }
+    }
 }
