@@ -82,12 +82,16 @@ mod outside_clock;
 mod outside_disk;
 #[cfg(unix)]
 mod outside_files;
+mod outside_idle;
 #[cfg(unix)]
 mod outside_memory;
+mod outside_offset;
+mod outside_steps;
 mod page;
 mod poison;
 mod rot;
 mod space;
+mod steps_model;
 mod support;
 mod surface;
 mod threads;

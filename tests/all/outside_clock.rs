@@ -4,55 +4,9 @@
 //! is set back while nobody runs; a laptop sleeps. All of it was met in public reports: delays were
 //! over at once or never, messages expired that were new, and times were wrong for ever.
 
-use keepq::fault::{ManualClock, MemoryStorage};
-use keepq::{Durability, Expired, Message, Options, Queue};
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(86_400);
-const YEAR: Duration = Duration::from_secs(365 * 86_400);
-
-fn year(year: u32) -> SystemTime {
-    UNIX_EPOCH + (year - 1970) * YEAR
-}
-
-/// A disk that outlives its runs, and its clocks.
-struct Board {
-    storage: MemoryStorage,
-    clock: Arc<ManualClock>,
-}
-
-impl Board {
-    fn at(wall: SystemTime) -> Self {
-        Self { storage: MemoryStorage::new(), clock: Arc::new(ManualClock::new(wall)) }
-    }
-
-    fn options(&self) -> Options {
-        use keepq::fault::Storage;
-        let storage = self.storage.directory("q").unwrap();
-        let options = Queue::options().storage(storage).clock(self.clock.clone());
-        options.background(false).segment_bytes(65_536).durability(Durability::Os)
-    }
-
-    fn open(&self) -> Queue {
-        self.options().open("q").unwrap()
-    }
-
-    /// The same disk after a kill, and the same clocks.
-    fn killed(self) -> Self {
-        Self { storage: self.storage.killed(), clock: self.clock }
-    }
-}
-
-fn pop(queue: &Queue) -> Option<String> {
-    let job = queue.pop().unwrap()?;
-    let payload = String::from_utf8(job.to_vec()).unwrap();
-    job.ack().unwrap();
-    Some(payload)
-}
+use crate::support::board::{Board, DAY, HOUR, MINUTE, SECOND, pop, year};
+use keepq::{Expired, Message};
+use std::time::{Duration, SystemTime};
 
 /// After the clock was set forward and a restart, an hour's delay was over at once, and what may
 /// live a day was dropped: stored times were those of the run's own time line.

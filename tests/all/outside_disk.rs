@@ -5,9 +5,9 @@
 //! ended its process.
 
 use crate::found_support::{alone, soon};
+use crate::support::board::bytes;
 use keepq::fault::{ManualClock, MemoryStorage, Storage, StorageFile};
 use keepq::{Durability, Error, Message, Options, Overflow, Queue};
-use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -15,23 +15,6 @@ const MIB: u64 = 1 << 20;
 
 fn noon() -> Arc<ManualClock> {
     Arc::new(ManualClock::new(UNIX_EPOCH + Duration::from_secs(1_700_000_000)))
-}
-
-/// The bytes of all files in this storage. What the background removes meanwhile has none.
-fn bytes(storage: &dyn Storage) -> u64 {
-    let entries = storage.list().unwrap().into_iter();
-    let size = |entry: keepq::fault::Entry| {
-        if entry.is_file {
-            match storage.open(&entry.name) {
-                Ok(file) => file.size(),
-                Err(error) if error.kind() == ErrorKind::NotFound => 0,
-                Err(error) => panic!("{}: {error}", entry.name),
-            }
-        } else {
-            bytes(&*storage.directory(&entry.name).unwrap())
-        }
-    };
-    entries.map(size).sum()
 }
 
 fn push_until_full(queue: &Queue, len: usize) -> u64 {

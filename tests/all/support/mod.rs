@@ -1,6 +1,7 @@
 //! What several modules share.
 
 pub(crate) mod agree;
+pub(crate) mod board;
 pub(crate) mod craft;
 pub(crate) mod model;
 #[cfg(target_os = "linux")]
