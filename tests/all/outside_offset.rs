@@ -98,15 +98,11 @@ impl Log {
                 drop(kept);
                 queue.close().unwrap();
             }
-            1 => {
-                std::mem::forget((queue, kept));
-                self.disk = self.disk.killed();
-            }
+            // What the old queue does while it is dropped, it does to the old disk.
+            1 => self.disk = self.disk.killed(),
             _ => {
                 queue.sync().unwrap();
-                let after = self.disk.power_cut(CrashImage::Mixed(self.dice.next()));
-                std::mem::forget((queue, kept));
-                self.disk = after;
+                self.disk = self.disk.power_cut(CrashImage::Mixed(self.dice.next()));
             }
         }
     }

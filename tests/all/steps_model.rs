@@ -175,16 +175,12 @@ impl History {
         let way = self.dice.below(3);
         match way {
             0 => queue.close().unwrap(),
-            1 => {
-                std::mem::forget(queue);
-                self.board.storage = self.board.storage.killed();
-            }
+            // What the old queue does while it is dropped, it does to the old disk.
+            1 => self.board.storage = self.board.storage.killed(),
             _ => {
                 queue.sync().unwrap();
                 let image = CrashImage::Mixed(self.dice.next());
-                let storage = self.board.storage.power_cut(image);
-                std::mem::forget(queue);
-                self.board.storage = storage;
+                self.board.storage = self.board.storage.power_cut(image);
             }
         }
         // A run that did not end in order may not have noted its time, of which only clocks that
