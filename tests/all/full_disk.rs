@@ -2,10 +2,9 @@
 //!
 //! Needs root, loop devices and the tools of each file system; skips, and says so, where not.
 
-use crate::support::mount::Mount;
+use crate::support::mount::{Mount, fill};
 use keepq::{Delivery, Durability, Error, Queue};
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 fn push_until_full(queue: &Queue, next: &mut u64, len: usize) -> Error {
@@ -16,15 +15,6 @@ fn push_until_full(queue: &Queue, next: &mut u64, len: usize) -> Error {
             Ok(_) => *next += 1,
             Err(error) => return error,
         }
-    }
-}
-
-fn fill(path: &Path) {
-    // Where the queue has taken all there was, there is no room for a file.
-    let Ok(mut file) = fs::File::create(path) else { return };
-    for chunk in [1 << 20, 1 << 16, 4096, 512] {
-        let bytes = vec![1; chunk];
-        while file.write_all(&bytes).is_ok() && file.sync_all().is_ok() {}
     }
 }
 

@@ -83,6 +83,8 @@ mod outside_disk;
 #[cfg(unix)]
 mod outside_files;
 mod outside_idle;
+#[cfg(target_os = "linux")]
+mod outside_limits;
 #[cfg(unix)]
 mod outside_memory;
 mod outside_offset;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
 
@@ -38,6 +38,16 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         run("umount", &["-l", self.path().to_str().unwrap()]);
+    }
+}
+
+/// Fills the file system on which this file is made.
+pub(crate) fn fill(path: &Path) {
+    // Where the queue has taken all there was, there is no room for a file.
+    let Ok(mut file) = fs::File::create(path) else { return };
+    for chunk in [1 << 20, 1 << 16, 4096, 512] {
+        let bytes = vec![1; chunk];
+        while file.write_all(&bytes).is_ok() && file.sync_all().is_ok() {}
     }
 }
 
