@@ -1,8 +1,8 @@
 //! What the random crash tests found: each is a story that once went wrong, written out, so that it
 //! is told however those tests change.
 
-use crate::support::agree::agree;
 use crate::found_hooks::is_segment;
+use crate::support::agree::agree;
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage, Storage};
 use keepq::{Options, Queue, Result};
 use std::sync::Arc;
