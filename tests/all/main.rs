@@ -85,6 +85,8 @@ mod outside_files;
 mod outside_idle;
 #[cfg(target_os = "linux")]
 mod outside_limits;
+#[cfg(target_os = "linux")]
+mod outside_many;
 #[cfg(unix)]
 mod outside_memory;
 mod outside_offset;

@@ -250,3 +250,92 @@ fn steps_fill_no_queue() {
     }
     assert_eq!(queue.len(), 300);
 }
+
+/// Only CHECKPOINT knew of the step, and it was lost, which is to cost time and no more: an hour's
+/// delay was over at once, and what may live a day had expired.
+#[test]
+fn a_lost_checkpoint_ends_no_delay() {
+    let board = Board::at(year(1970) + DAY);
+    let queue = board.open();
+    queue.push(Message::new("soon").delay(HOUR)).unwrap();
+    queue.push(Message::new("lives").ttl(DAY)).unwrap();
+    board.clock.set_wall(year(2026));
+    assert!(queue.peek().unwrap().is_some());
+    queue.close().unwrap();
+    board.directory().remove("CHECKPOINT").unwrap();
+    let queue = board.open();
+    assert_eq!(pop(&queue).as_deref(), Some("lives"));
+    assert_eq!(pop(&queue), None);
+    board.clock.advance(HOUR);
+    assert_eq!(pop(&queue).as_deref(), Some("soon"));
+}
+
+/// A byte of either slot of CHECKPOINT rots after a step: where the other slot was older than the
+/// step, the delay was over at once.
+#[test]
+fn a_rotten_slot_of_checkpoint_ends_no_delay() {
+    for (slot, is_orderly) in [(0, true), (1, true), (0, false), (1, false)] {
+        let board = Board::at(year(1970) + DAY);
+        let queue = board.open();
+        queue.push(Message::new("soon").delay(HOUR)).unwrap();
+        queue.push(Message::new("lives").ttl(DAY)).unwrap();
+        queue.close().unwrap();
+        let queue = board.open();
+        queue.maintain().unwrap();
+        board.clock.set_wall(year(2026));
+        // Without a background, a pop notes the step, also one that finds nothing.
+        queue.pop().unwrap().unwrap().release().unwrap();
+        let board = if is_orderly {
+            queue.close().unwrap();
+            board
+        } else {
+            board.killed()
+        };
+        let mut bytes = board.storage.read("q/CHECKPOINT").unwrap();
+        let half = bytes.len() / 2;
+        bytes[slot * half + 40] ^= 1;
+        board.storage.write("q/CHECKPOINT", bytes);
+        let queue = board.open();
+        let context = format!("slot {slot}, orderly {is_orderly}");
+        assert_eq!(queue.delayed(), 1, "{context}");
+        assert_eq!(pop(&queue).as_deref(), Some("lives"), "{context}");
+        assert_eq!(pop(&queue), None, "{context}");
+    }
+}
+
+/// A segment is begun for a step where messages wait. There is no room for it: the step is noted in
+/// CHECKPOINT, nothing fails, and nothing of a segment stays behind.
+#[test]
+fn a_step_needs_no_room() {
+    let board = Board::at(year(2026));
+    let options = || board.options().max_bytes(MIB);
+    let queue = options().open("q").unwrap();
+    queue.push(Message::new("soon").delay(HOUR)).unwrap();
+    while queue.push(vec![7; 20_000]).is_ok() {}
+    let before = bytes(&board.storage);
+    for step in 1..=20 {
+        board.clock.set_wall(year(2026 + step));
+        queue.pop().unwrap().unwrap().release().unwrap();
+    }
+    assert_eq!(queue.stats().last_background_error(), None);
+    assert!(bytes(&board.storage) <= before.max(MIB) + 16_384);
+    queue.close().unwrap();
+    let queue = options().open("q").unwrap();
+    assert_eq!(queue.delayed(), 1);
+}
+
+/// Nothing waits: a step makes no file.
+#[test]
+fn a_step_makes_no_file_in_an_empty_queue() {
+    let board = Board::at(year(2026));
+    let queue = board.open();
+    queue.push("x").unwrap();
+    assert_eq!(pop(&queue).as_deref(), Some("x"));
+    queue.maintain().unwrap();
+    let names = || board.directory().list().unwrap().into_iter().map(|entry| entry.name);
+    let before: Vec<String> = names().collect();
+    board.clock.set_wall(year(2027));
+    assert_eq!(pop(&queue), None);
+    queue.maintain().unwrap();
+    assert_eq!(names().collect::<Vec<_>>(), before);
+}

@@ -4,7 +4,7 @@
 //! rest. So what is done with each new segment depends on how many are in use, not on how many
 //! there are. Shared by the records of all segments, because a reader of one of them maps it.
 
-use crate::format::address::Ordinal;
+use super::log_order::LogPlace;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +16,7 @@ pub(crate) struct Activity(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     maps_made: AtomicU64,
-    busy: Mutex<Vec<Ordinal>>,
+    busy: Mutex<Vec<LogPlace>>,
 }
 
 impl Activity {
@@ -34,17 +34,17 @@ impl Activity {
     }
 
     /// This segment is busy. To be called once, until it is at rest again.
-    pub(super) fn note_busy(&self, ordinal: Ordinal) {
-        self.0.busy.lock().push(ordinal);
+    pub(super) fn note_busy(&self, place: LogPlace) {
+        self.0.busy.lock().push(place);
     }
 
     /// The segments that are busy. Some of them may be gone.
-    pub(super) fn busy(&self) -> Vec<Ordinal> {
+    pub(super) fn busy(&self) -> Vec<LogPlace> {
         self.0.busy.lock().clone()
     }
 
     /// Leaves out those that are gone, or at rest.
-    pub(super) fn retain(&self, is_busy: impl FnMut(&Ordinal) -> bool) {
+    pub(super) fn retain(&self, is_busy: impl FnMut(&LogPlace) -> bool) {
         self.0.busy.lock().retain(is_busy);
     }
 }

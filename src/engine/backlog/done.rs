@@ -3,12 +3,9 @@
 //! Promises: each is in one of the two lists, or busy, until it is taken out of the log. Only keeps
 //! the lists: whether one may go, its track says.
 
+use super::log_order::LogPlace;
 use super::track::Track;
-use crate::format::address::Ordinal;
 use std::collections::BTreeSet;
-
-/// Where a segment is in the log: its first Seq, and its ordinal.
-type LogPlace = (u64, Ordinal);
 
 /// Segments that are closed, and that nothing is done with but letting go.
 #[derive(Debug, Default)]
@@ -42,13 +39,13 @@ impl DoneSegments {
     }
 
     /// Those of which everything is synced.
-    pub(super) fn synced(&self) -> impl Iterator<Item = Ordinal> {
-        self.synced.iter().map(|&(_, ordinal)| ordinal)
+    pub(super) fn synced(&self) -> impl Iterator<Item = LogPlace> {
+        self.synced.iter().copied()
     }
 
     /// The others.
-    pub(super) fn unsynced(&self) -> impl Iterator<Item = Ordinal> {
-        self.unsynced.iter().map(|&(_, ordinal)| ordinal)
+    pub(super) fn unsynced(&self) -> impl Iterator<Item = LogPlace> {
+        self.unsynced.iter().copied()
     }
 
     /// A sync of all answers begins: those that it covers are busy.
@@ -58,5 +55,5 @@ impl DoneSegments {
 }
 
 fn place(track: &Track) -> LogPlace {
-    (track.first_seq(), track.ordinal())
+    LogPlace { first_seq: track.first_seq(), ordinal: track.ordinal() }
 }

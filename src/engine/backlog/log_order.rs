@@ -9,23 +9,34 @@ use crate::format::checkpoint::ConsumerOffset;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::{Index, IndexMut};
 
+/// Where a segment is in the log, whatever comes and goes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct LogPlace {
+    pub(super) first_seq: u64,
+    pub(super) ordinal: Ordinal,
+}
+
 /// The tracks, oldest first. One is known by its position until others come or go.
 #[derive(Debug)]
 pub(crate) struct LogOrder {
     tracks: VecDeque<Track>,
-    /// The first Seq of each.
-    first_seqs: BTreeMap<Ordinal, u64>,
+    /// The first Seq of each: side by side, so that a search touches few lines of the cache.
+    first_seqs: VecDeque<u64>,
+    /// The same by ordinals.
+    by_ordinal: BTreeMap<Ordinal, u64>,
 }
 
 impl LogOrder {
     pub(super) fn new(tracks: VecDeque<Track>) -> Self {
-        let first_seqs = tracks.iter().map(|track| (track.ordinal(), track.first_seq())).collect();
-        Self { tracks, first_seqs }
+        let first_seqs = tracks.iter().map(Track::first_seq).collect();
+        let by_ordinal = tracks.iter().map(|track| (track.ordinal(), track.first_seq())).collect();
+        Self { tracks, first_seqs, by_ordinal }
     }
 
     pub(super) fn clear(&mut self) {
         self.tracks.clear();
         self.first_seqs.clear();
+        self.by_ordinal.clear();
     }
 
     #[inline]
@@ -68,14 +79,16 @@ impl LogOrder {
 
     /// Puts one in where the number of its first message belongs.
     pub(super) fn insert(&mut self, at: usize, track: Track) {
-        self.first_seqs.insert(track.ordinal(), track.first_seq());
+        self.first_seqs.insert(at, track.first_seq());
+        self.by_ordinal.insert(track.ordinal(), track.first_seq());
         self.tracks.insert(at, track);
     }
 
     /// Takes one out.
     pub(super) fn remove(&mut self, at: usize) -> Option<Track> {
         let track = self.tracks.remove(at)?;
-        self.first_seqs.remove(&track.ordinal());
+        self.first_seqs.remove(at);
+        self.by_ordinal.remove(&track.ordinal());
         Some(track)
     }
 
@@ -94,17 +107,23 @@ impl LogOrder {
 
     /// Where the track is that has this message.
     pub(crate) fn position_of_seq(&self, seq: u64) -> Option<usize> {
-        self.tracks.partition_point(|track| track.first_seq() <= seq).checked_sub(1)
+        self.first_seqs.partition_point(|&first_seq| first_seq <= seq).checked_sub(1)
     }
 
     /// Where the first track is that begins at this message, or behind it.
     pub(super) fn position_from(&self, seq: u64) -> usize {
-        self.tracks.partition_point(|track| track.first_seq() < seq)
+        self.first_seqs.partition_point(|&first_seq| first_seq < seq)
     }
 
     /// Where the track of a segment is, if it is still one.
     pub(crate) fn position_of(&self, ordinal: Ordinal) -> Option<usize> {
-        let first_seq = *self.first_seqs.get(&ordinal)?;
+        let first_seq = *self.by_ordinal.get(&ordinal)?;
+        self.position_at(LogPlace { first_seq, ordinal })
+    }
+
+    /// The same, where its first Seq is known.
+    pub(super) fn position_at(&self, place: LogPlace) -> Option<usize> {
+        let LogPlace { first_seq, ordinal } = place;
         let first = self.position_from(first_seq);
         // Those without a record have the number of what follows them.
         let same = self.tracks.range(first..).take_while(|track| track.first_seq() == first_seq);

@@ -8,6 +8,7 @@
 //! settled, are remembered in cells. Relies on the dispatch lock, under which all of it is used.
 
 use super::activity::Activity;
+use super::log_order::LogPlace;
 use crate::error::Result;
 use crate::format::address::{Index, Offset};
 use crate::format::record::RecordHeader;
@@ -261,7 +262,8 @@ impl Records {
     #[cold]
     fn become_busy(&self) {
         self.is_busy.set(true);
-        self.activity.note_busy(self.segment.header.ordinal);
+        let (first_seq, ordinal) = (self.numbering.first_seq, self.segment.header.ordinal);
+        self.activity.note_busy(LogPlace { first_seq, ordinal });
     }
 
     #[inline]

@@ -8,7 +8,7 @@
 
 use super::activity::Activity;
 use super::done::DoneSegments;
-use super::log_order::LogOrder;
+use super::log_order::{LogOrder, LogPlace};
 use super::settled_count::Special;
 use super::track::Track;
 use crate::error::Result;
@@ -73,7 +73,7 @@ impl Tracks {
     /// Where those are that are busy, oldest first.
     fn busy(&self) -> Vec<usize> {
         let busy = self.activity.busy().into_iter();
-        let mut busy: Vec<usize> = busy.filter_map(|ordinal| self.position_of(ordinal)).collect();
+        let mut busy: Vec<usize> = busy.filter_map(|place| self.position_at(place)).collect();
         busy.sort_unstable();
         busy
     }
@@ -115,7 +115,7 @@ impl Tracks {
     /// Takes one out of the log.
     fn take_out(&mut self, at: usize) -> Option<Track> {
         let track = self.in_order.remove(at)?;
-        self.activity.retain(|&busy| busy != track.ordinal());
+        self.activity.retain(|busy| busy.ordinal != track.ordinal());
         self.done.remove(&track);
         Some(track)
     }
@@ -203,8 +203,8 @@ impl Tracks {
         }
     }
 
-    fn tracks_of(&self, ordinals: impl Iterator<Item = Ordinal>) -> impl Iterator<Item = &Track> {
-        let tracks = ordinals.filter_map(|ordinal| self.position_of(ordinal));
+    fn tracks_of(&self, places: impl Iterator<Item = LogPlace>) -> impl Iterator<Item = &Track> {
+        let tracks = places.filter_map(|place| self.position_at(place));
         tracks.map(|at| &self.in_order[at]).filter(|track| !self.is_newest(track))
     }
 
@@ -313,8 +313,8 @@ impl Tracks {
                 track.records().rest();
             }
         }
-        self.activity.retain(|&ordinal| {
-            self.position_of(ordinal).is_some_and(|at| self.in_order[at].records().is_busy())
+        self.activity.retain(|&place| {
+            self.position_at(place).is_some_and(|at| self.in_order[at].records().is_busy())
         });
     }
 

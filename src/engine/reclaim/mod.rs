@@ -121,11 +121,11 @@ impl Reclaim {
         }
         // If a done segment is not sealed yet, sealing it is part of the work.
         if self.has_too_many_done()
-            && self.retirer.let_go(1)?.segments == 0
+            && self.retirer.let_go_of_one()?.segments == 0
             && self.has_done_unsealed()
             && self.commit.sync_oldest_full()?
         {
-            self.retirer.let_go(1)?;
+            self.retirer.let_go_of_one()?;
         }
         Ok(())
     }

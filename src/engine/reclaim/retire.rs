@@ -116,7 +116,13 @@ impl Retirer {
         gone.map(|(gone, removed)| self.with_noted(gone, removed))
     }
 
-    /// The same for up to `limit` of such files.
+    /// The same for one such file, for a producer that is faster than the background.
+    pub(crate) fn let_go_of_one(&self) -> Result<LetGo> {
+        let gone = self.let_go_until(1, Listing::IfDue, || false);
+        gone.map(|(gone, removed)| self.with_noted(gone, removed))
+    }
+
+    /// The same for up to `limit` of such files, at once.
     pub(crate) fn let_go(&self, limit: usize) -> Result<LetGo> {
         let gone = self.let_go_until(limit, Listing::Now, || false);
         gone.map(|(gone, removed)| self.with_noted(gone, removed))
@@ -165,21 +171,18 @@ impl Retirer {
         for (name, bytes) in self.appender.take_leftovers() {
             upkeep.leave(name, bytes);
         }
+        let has_enough = listing == Listing::Now && upkeep.unlisted_count() >= limit;
+        let is_cut = !has_enough && self.retire(&mut upkeep, limit, is_over)?;
         let lists = listing == Listing::Now || self.is_list_due(&upkeep);
-        let has_enough = upkeep.done_count() >= limit && !upkeep.may_be_listed();
-        let is_cut = lists && !has_enough && self.retire(&mut upkeep, limit, is_over)?;
         // For its hints alone, a caller that waits writes none.
-        if lists && (limit == usize::MAX || upkeep.may_be_listed()) {
+        if lists && (limit == usize::MAX || upkeep.has_listed_files() && !has_enough) {
             self.write_checkpoint(&mut upkeep)?;
         }
         if !lists {
             self.context.worker.ask_within(RETRY_AFTER);
-            if upkeep.may_be_listed() {
-                return Ok((LetGo::NOTHING, Ok(())));
-            }
         }
         let mut removed = Ok(());
-        let done = upkeep.take_done(limit);
+        let done = upkeep.take_unlisted(limit);
         let segments = done.len();
         for (segment, count) in done {
             let reused = self.reuse_or_remove(&mut upkeep, &segment, count);
@@ -188,9 +191,10 @@ impl Retirer {
             self.letting_go.store(going.saturating_sub(1), Ordering::Relaxed);
             removed = removed.and(reused);
         }
-        let has_tried = segments > 0 || upkeep.has_leftovers();
-        removed = removed.and(self.remove_leftovers(&mut upkeep, limit - segments));
-        let has_more = is_cut || upkeep.done_count() > 0 || segments == limit && segments > 0;
+        let leftovers = upkeep.take_leftovers();
+        let has_tried = segments > 0 || !leftovers.is_empty();
+        removed = removed.and(self.remove_leftovers(&mut upkeep, leftovers, limit - segments));
+        let has_more = is_cut || upkeep.unlisted_count() > 0 || segments == limit && segments > 0;
         let released = self.release_kept(&mut upkeep);
         drop(upkeep);
         if has_tried {
@@ -203,9 +207,14 @@ impl Retirer {
 
     /// Removes up to `limit` files that mean nothing any more. One that cannot be removed does not
     /// hold up the others.
-    fn remove_leftovers(&self, upkeep: &mut Upkeep, limit: usize) -> Result<()> {
+    fn remove_leftovers(
+        &self,
+        upkeep: &mut Upkeep,
+        leftovers: Vec<Leftover>,
+        limit: usize,
+    ) -> Result<()> {
         let (mut left, mut result) = (limit, Ok(()));
-        for Leftover { name, bytes, .. } in upkeep.take_leftovers() {
+        for Leftover { name, bytes, .. } in leftovers {
             let removed = if left > 0 { Some(self.remove(&name)) } else { None };
             if let Some(Ok(())) = removed {
                 self.context.space.give_back(bytes);
@@ -262,10 +271,7 @@ impl Retirer {
     fn is_list_due(&self, upkeep: &Upkeep) -> bool {
         let next_ordinal = self.appender.with_supply_state(|supply| supply.next_ordinal);
         let Some((changed, age)) = upkeep.listed_since(next_ordinal) else { return true };
-        let tracks = self.dispatch.lock();
-        let done = tracks.backlog().tracks().done_segments();
-        drop(tracks);
-        changed + done >= self.many() || age >= RETRY_AFTER
+        changed >= self.many() || age >= RETRY_AFTER
     }
 
     /// This many segments come or go before their list is written anew.
@@ -273,8 +279,8 @@ impl Retirer {
         to_u64(self.dispatch.lock().backlog().tracks().len()) / LIST_PART
     }
 
-    /// Takes up to `limit` segments without an unsettled message out of the log, and as many more
-    /// as need no sync and are worth a list. Each of them is synced first as a whole: if its file
+    /// Takes `limit` more segments without an unsettled message out of the log, and as many as need
+    /// no sync and are worth a list. Each of them is synced first as a whole: if its file
     /// comes back after a power cut, it shows the same. Returns true if it ended early.
     fn retire(
         &self,
@@ -282,12 +288,13 @@ impl Retirer {
         limit: usize,
         is_over: impl Fn() -> bool,
     ) -> Result<bool> {
-        let many = limit.max(usize::try_from(self.many()).unwrap_or(limit));
-        while upkeep.done_count() < many {
+        let (had, many) = (upkeep.done_count(), usize::try_from(self.many()).unwrap_or(limit));
+        let (to_sync, most) = (had.saturating_add(limit), many.max(had.saturating_add(limit)));
+        while upkeep.done_count() < most {
             if upkeep.done_count() > 0 && is_over() {
                 return Ok(true);
             }
-            if upkeep.done_count() < limit
+            if upkeep.done_count() < to_sync
                 && let Some(segment) = self.first_done_and_unsynced()
             {
                 self.context.health.sync(&segment)?;
@@ -333,7 +340,7 @@ impl Retirer {
             upkeep.note_listed(next_ordinal, true);
             return Ok(());
         }
-        let (has_files, checkpoint) = (upkeep.has_files(), Arc::new(checkpoint));
+        let (has_files, checkpoint) = (upkeep.has_listed_files(), Arc::new(checkpoint));
         let file = upkeep.checkpoint_file();
         // If one slot rots, the other must not tell of files that are gone, or forget a loss.
         let needs_both = has_files || file.may_lack_facts_of(&checkpoint);

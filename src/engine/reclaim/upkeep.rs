@@ -13,7 +13,7 @@ use crate::format::checkpoint::Listed;
 use crate::log::Segment;
 use crate::log::merge::CopySource;
 use crate::recovery::{Kept, Leftover, Log};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,17 +27,19 @@ pub(super) struct Upkeep {
     checkpoint: CheckpointFile,
     /// Files that mean nothing any more; their bytes count as used.
     leftovers: Vec<Leftover>,
+    /// Those of them that no slot of CHECKPOINT lists.
+    unlisted_leftovers: Vec<Leftover>,
     /// Files that nothing is known of but this: every CHECKPOINT lists them.
     unusable: Vec<Listed>,
     /// Segments without an unsettled message, with the number of their slots.
     done: Vec<Retired>,
+    /// Those of them that no slot of CHECKPOINT lists.
+    unlisted: VecDeque<Retired>,
     /// Copies, each with its sources, which are let go once the copy is synced with the latest
     /// states.
     replaced: Vec<(Arc<Segment>, Vec<Retired>)>,
     /// Segments that stay while others may come back.
     kept: Vec<Kept>,
-    /// Whether a slot of CHECKPOINT may list one of the files that are to be removed.
-    may_be_listed: bool,
     /// When the list was written last, and the next ordinal then.
     listed: Option<(Instant, Ordinal)>,
     is_closed: bool,
@@ -55,11 +57,12 @@ impl Upkeep {
         Self {
             checkpoint,
             leftovers,
+            unlisted_leftovers: Vec::new(),
             unusable,
             done: Vec::new(),
+            unlisted: VecDeque::new(),
             replaced: replaced.collect(),
             kept,
-            may_be_listed: true,
             listed: None,
             is_closed: false,
         }
@@ -67,13 +70,12 @@ impl Upkeep {
 
     /// This name means nothing any more; this many bytes count as used by it.
     pub(super) fn leave(&mut self, name: String, bytes: u64) {
-        self.may_be_listed = true;
-        self.leave_unlisted(name, bytes);
+        self.leftovers.push(Leftover { name, bytes, sources: Vec::new() });
     }
 
     /// The same for one that no slot of CHECKPOINT lists.
     pub(super) fn leave_unlisted(&mut self, name: String, bytes: u64) {
-        self.leftovers.push(Leftover { name, bytes, sources: Vec::new() });
+        self.unlisted_leftovers.push(Leftover { name, bytes, sources: Vec::new() });
     }
 
     /// This segment stays until these files, which have some of its messages, are gone for good.
@@ -86,7 +88,6 @@ impl Upkeep {
     pub(super) fn replace(&mut self, copy: Arc<Segment>, sources: Vec<Arc<Segment>>) {
         let files = sources.iter().map(|source| source.name.clone()).collect();
         self.keep(copy.header.ordinal, files);
-        self.may_be_listed = true;
         let sources = sources.into_iter().map(|source| (source, None));
         self.replaced.push((copy, sources.collect()));
     }
@@ -108,11 +109,12 @@ impl Upkeep {
         if self.kept.is_empty() {
             return Vec::new();
         }
-        let Self { done, leftovers, replaced, kept, .. } = self;
+        let Self { done, unlisted, leftovers, unlisted_leftovers, replaced, kept, .. } = self;
         let sources = replaced.iter().flat_map(|(_, sources)| sources);
-        let segments = done.iter().chain(sources).map(|(segment, _)| &segment.name);
-        let there: BTreeSet<&String> =
-            segments.chain(leftovers.iter().map(|left| &left.name)).collect();
+        let segments = done.iter().chain(&*unlisted).chain(sources);
+        let segments = segments.map(|(segment, _)| &segment.name);
+        let leftovers = leftovers.iter().chain(&*unlisted_leftovers).map(|left| &left.name);
+        let there: BTreeSet<&String> = segments.chain(leftovers).collect();
         let is_needed = |kept: &Kept| kept.files.iter().any(|name| there.contains(name));
         let (needed, last) = std::mem::take(kept).into_iter().partition(is_needed);
         self.kept = needed;
@@ -131,25 +133,28 @@ impl Upkeep {
 
     /// This segment left the log without an unsettled message; it has this many slots.
     pub(super) fn add_done(&mut self, segment: Arc<Segment>, count: u32) {
-        self.may_be_listed = true;
         self.done.push((segment, Some(count)));
     }
 
-    /// How many files are to be removed or used again.
-    fn file_count(&self) -> usize {
+    /// How many files are to be removed or used again, now or once a copy is synced, and may be in
+    /// a slot of CHECKPOINT.
+    fn listed_files(&self) -> usize {
         let sources = self.replaced.iter().map(|(_, sources)| sources.len());
         self.done.len() + self.leftovers.len() + sources.sum::<usize>()
     }
 
-    /// Whether a slot of CHECKPOINT may list one of the files that are to be removed.
-    pub(super) fn may_be_listed(&self) -> bool {
-        self.may_be_listed && self.has_files()
+    /// Whether there are any of those.
+    pub(super) fn has_listed_files(&self) -> bool {
+        self.listed_files() > 0
     }
 
-    /// CHECKPOINT was written, with all segments below this ordinal that are in use. `is_whole`:
-    /// both slots are of today.
+    /// CHECKPOINT was written, with all segments below this ordinal that are in use. `is_whole`: no
+    /// slot lists another one.
     pub(super) fn note_listed(&mut self, next_ordinal: Ordinal, is_whole: bool) {
-        self.may_be_listed &= !is_whole;
+        if is_whole {
+            self.unlisted.extend(self.done.drain(..));
+            self.unlisted_leftovers.append(&mut self.leftovers);
+        }
         self.listed = Some((clock::now(), next_ordinal));
     }
 
@@ -158,30 +163,27 @@ impl Upkeep {
     pub(super) fn listed_since(&self, next_ordinal: Ordinal) -> Option<(u64, Duration)> {
         let (at, listed) = self.listed?;
         let new = next_ordinal.0.saturating_sub(listed.0);
-        Some((new + to_u64(self.file_count()), clock::now() - at))
+        Some((new + to_u64(self.listed_files()), clock::now() - at))
     }
 
+    /// Segments that were taken out of the log, and may be in a slot of CHECKPOINT.
     pub(super) fn done_count(&self) -> usize {
         self.done.len()
     }
 
-    /// The first segments to be removed or used again, this many at most.
-    pub(super) fn take_done(&mut self, limit: usize) -> Vec<Retired> {
-        self.done.drain(..limit.min(self.done.len())).collect()
+    /// Segments that can be removed or used again now.
+    pub(super) fn unlisted_count(&self) -> usize {
+        self.unlisted.len()
     }
 
-    pub(super) fn has_leftovers(&self) -> bool {
-        !self.leftovers.is_empty()
+    /// The first of those, this many at most.
+    pub(super) fn take_unlisted(&mut self, limit: usize) -> Vec<Retired> {
+        self.unlisted.drain(..limit.min(self.unlisted.len())).collect()
     }
 
-    /// The files that mean nothing any more.
+    /// The files that mean nothing any more, and can be removed now.
     pub(super) fn take_leftovers(&mut self) -> Vec<Leftover> {
-        std::mem::take(&mut self.leftovers)
-    }
-
-    /// Whether any file is to be removed or used again, now or once a copy is synced.
-    pub(super) fn has_files(&self) -> bool {
-        !(self.done.is_empty() && self.leftovers.is_empty() && self.replaced.is_empty())
+        std::mem::take(&mut self.unlisted_leftovers)
     }
 
     /// Files that do not say what they hold.

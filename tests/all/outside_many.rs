@@ -1,0 +1,97 @@
+//! Backlogs of thousands of segments.
+//!
+//! With 20,000 segments, each new one took 21 ms: CHECKPOINT, which lists all of them, was written
+//! for each, and each map, each sync and each file that went looked at all others.
+
+use crate::found_support::{on, ran_for, soon};
+use crate::support::watched::{Op, Watched};
+use keepq::fault::MemoryStorage;
+use keepq::{Compaction, Queue};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Of which a segment has one.
+const PAYLOAD: [u8; 50_000] = [7; 50_000];
+
+/// As many messages as this wait, and as many segments.
+fn filled(count: u64, is_running: bool) -> (Queue, Arc<AtomicU64>) {
+    let storage = Watched::around(Arc::new(MemoryStorage::new()));
+    let written = Arc::new(AtomicU64::new(0));
+    let count_written = Arc::clone(&written);
+    storage.rule(move |call| {
+        // Under the name that it had when it was made.
+        if call.op == Op::Write && call.name.starts_with("CHECKPOINT") {
+            count_written.fetch_add(call.len, Ordering::Relaxed);
+        }
+        Ok(())
+    });
+    let options = on(storage).segment_bytes(65_536).background(is_running);
+    let queue = options.compaction(Compaction::off()).open("queue").unwrap();
+    for _ in 0..count {
+        queue.push(&PAYLOAD).unwrap();
+    }
+    assert!(queue.stats().segments() >= count);
+    (queue, written)
+}
+
+/// One comes and one goes, this often.
+fn pass_on(queue: &Queue, count: u64) {
+    for _ in 0..count {
+        queue.push(&PAYLOAD).unwrap();
+        queue.pop().unwrap().unwrap().ack().unwrap();
+    }
+}
+
+#[test]
+fn the_list_of_segments_is_written_once_for_many() {
+    const SEGMENTS: u64 = 1000;
+    const PASSED: u64 = 320;
+    // A slot lists each segment with 24 bytes, and a file that goes must be in neither slot.
+    const LIST: u64 = 2 * 24 * SEGMENTS;
+    for is_running in [false, true] {
+        let (queue, written) = filled(SEGMENTS, is_running);
+        pass_on(&queue, 3);
+        let (before, began) = (written.load(Ordering::Relaxed), std::time::Instant::now());
+        pass_on(&queue, PASSED);
+        // One part in 64 of them; and it is written each second, whatever comes or goes.
+        let lists = PASSED / (SEGMENTS / 64) + began.elapsed().as_secs() + 2;
+        let written = written.load(Ordering::Relaxed) - before;
+        assert!(written < lists * LIST * 3 / 2, "{written} bytes of lists, {is_running}");
+        // What is done does not pile up, and goes without another push.
+        let segments = || queue.stats().segments();
+        assert!(segments() < SEGMENTS + SEGMENTS / 10, "{} segments", segments());
+        if !is_running {
+            queue.maintain().unwrap();
+        }
+        assert!(soon(|| segments() <= SEGMENTS + 2), "{} segments", segments());
+        queue.close().unwrap();
+    }
+}
+
+/// How long this thread ran.
+fn ran() -> Duration {
+    ran_for(Path::new("/proc/thread-self"))
+}
+
+/// How long it takes to pass one on, at the best of some tries.
+fn cost(queue: &Queue) -> Duration {
+    let once = || {
+        let before = ran();
+        pass_on(queue, 100);
+        ran() - before
+    };
+    (0..5).map(|_| once()).min().unwrap()
+}
+
+#[test]
+fn a_segment_among_many_costs_no_more() {
+    if ran() == Duration::ZERO {
+        println!("skipped: this system does not tell how long a thread ran");
+        return;
+    }
+    let (few, many) = (filled(400, false).0, filled(2800, false).0);
+    let costs = (cost(&few), cost(&many));
+    assert!(costs.1 < 5 * costs.0 / 2, "{costs:?} for a hundred, with 400 and 2,800 segments");
+}
