@@ -28,6 +28,8 @@ pub(crate) const SLOTS: usize = 2;
 pub(crate) struct CheckpointFile {
     file: Option<Arc<dyn StorageFile>>,
     generation: u64,
+    /// Another file has the name, which is replaced, and may be read as a checkpoint until then.
+    has_another: bool,
     /// Which slot the newest checkpoint is in.
     newer: usize,
     /// The newer slot was written to, and not synced since.
@@ -55,7 +57,11 @@ impl CheckpointFile {
     /// is replaced by the next write; a directory there makes each write fail. `is_file`: what
     /// the directory has under its name.
     pub(crate) fn read(storage: &dyn Storage, is_file: Option<bool>) -> Result<CheckpointRead> {
-        let without = |state| Ok(CheckpointRead::Known(Self::default(), state, None));
+        let has_another = is_file == Some(true);
+        let without = |state| {
+            let this = Self { has_another, ..Self::default() };
+            Ok(CheckpointRead::Known(this, state, None))
+        };
         match is_file {
             None => return without(CheckpointState::Missing),
             Some(false) => return without(CheckpointState::Damaged),
@@ -103,13 +109,15 @@ impl CheckpointFile {
             None if unreadable > 0 => without(CheckpointState::Unreadable),
             None => without(CheckpointState::Damaged),
             Some(checkpoint) if unreadable > 0 => {
-                let this = Self { generation: this.generation, ..Self::default() };
+                let generation = this.generation;
+                let this = Self { generation, has_another, ..Self::default() };
                 Ok(CheckpointRead::Partly(this, checkpoint))
             }
             Some(checkpoint) => {
                 // What has another name may be known by that, and is replaced.
                 let is_own = !file.has_other_names().unwrap_or(true);
                 this.file = is_own.then_some(file);
+                this.has_another = !is_own;
                 Ok(CheckpointRead::Known(this, CheckpointState::Used, Some(checkpoint)))
             }
         }
@@ -122,7 +130,7 @@ impl CheckpointFile {
 
     /// Whether there is a file that may name segments.
     pub(crate) fn exists(&self) -> bool {
-        self.file.is_some()
+        self.file.is_some() || self.has_another
     }
 
     /// In how many slots this checkpoint is, the newer one among them, written by this run and
@@ -164,6 +172,7 @@ impl CheckpointFile {
             }
             _ => {
                 self.file = Some(Self::replace(storage, &bytes).map_err(wrap)?);
+                self.has_another = false;
                 self.has_new_name = true;
                 self.slots = [None, None];
                 self.newer = 0;

@@ -151,13 +151,13 @@ impl OpenQueue {
         deliveries: impl Iterator<Item = LeaseKey>,
         answer: &Answer,
     ) -> Result<()> {
-        let answered = self.engine.consumers().answer(deliveries, answer);
         // A delivery that is dropped waits for no disk.
-        if matches!(answer, Answer::Drop) {
-            self.engine.release_surplus();
-        } else {
-            self.engine.sync_surplus();
-        }
+        let close_files = || match answer {
+            Answer::Drop => self.engine.release_surplus(),
+            _ => self.engine.sync_surplus(),
+        };
+        let answered = self.engine.consumers().answer(deliveries, answer, close_files);
+        close_files();
         if let Answer::Reject(_) = answer
             && answered.is_ok()
             && let Some(letters) = &self.dead_letters

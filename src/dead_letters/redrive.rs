@@ -79,7 +79,8 @@ impl Redrive {
             if is_here { &mut here } else { &mut self.passed }.push(letter.key);
         }
         let durable = if last_seq == 0 { Ok(()) } else { queue.commit().wait_durable(last_seq) };
-        let settle = |()| dead.consumers().answer(here.iter().copied(), &Answer::Ack);
+        let close_files = || dead.sync_surplus();
+        let settle = |()| dead.consumers().answer(here.iter().copied(), &Answer::Ack, close_files);
         if let Err(error) = durable.and_then(settle) {
             self.passed.append(&mut here);
             return Err(error);
@@ -97,7 +98,7 @@ impl Redrive {
 
     /// Gives back the letters that are not pushed.
     pub(super) fn end(&mut self, dead: &Engine) -> Result<()> {
-        dead.consumers().answer(self.passed.drain(..), &Answer::Release)
+        dead.consumers().answer(self.passed.drain(..), &Answer::Release, || dead.sync_surplus())
     }
 }
 

@@ -159,7 +159,12 @@ impl Commit {
         let mut segments = round.segments.iter();
         let synced = segments.try_for_each(|segment| self.context.health.sync(segment));
         if round.answers.is_some() {
-            self.dispatch.lock().backlog_mut().tracks_mut().end_sync(synced.is_ok());
+            let mut dispatch = self.dispatch.lock();
+            dispatch.backlog_mut().tracks_mut().end_sync(synced.is_ok());
+            // What is done could not go before it was synced.
+            if dispatch.backlog().tracks().done_segments() > 0 {
+                self.context.worker.ask();
+            }
         }
         if let Err(error) = synced {
             // It failed, or a file could not be opened to be synced.

@@ -7,13 +7,13 @@
 
 mod counts;
 mod obstacles;
+mod settling;
 mod taking;
 
 use super::append::Appender;
 use super::commit::Commit;
 use super::context::Context;
 use super::dispatch::front::{FrontLook, FrontMessage, FrontState, Unfit};
-use super::dispatch::purge::Purge;
 use super::dispatch::{Answer, Leased, Leasing, Policy};
 use super::published::Published;
 use super::signal::DispatchLock;
@@ -333,54 +333,9 @@ impl Consumers {
         self.dispatch.lock().deliveries_mut().put_off(leased, due)
     }
 
-    /// Ends deliveries as their holder says. With `sync_acks`, an ack or reject returns once it is
-    /// on the disk.
-    pub(crate) fn answer(
-        &self,
-        deliveries: impl Iterator<Item = LeaseKey>,
-        answer: &Answer,
-    ) -> Result<()> {
-        let (mut first_error, mut deliveries) = (None, deliveries.peekable());
-        let mut number = 0;
-        while deliveries.peek().is_some() {
-            let mut dispatch = self.dispatch.lock();
-            for LeaseKey { ticket, seq, is_sample } in deliveries.by_ref().take(MESSAGES_A_STEP) {
-                if is_sample {
-                    dispatch.deliveries_mut().measure_mut().answered(ticket);
-                }
-                if let Err(error) = dispatch.deliveries_mut().answer(ticket, seq, answer) {
-                    first_error = first_error.or(Some(error));
-                }
-            }
-            number = dispatch.backlog().change_count();
-        }
-        // Also if some of them failed: the others are as durable as any.
-        let synced = match answer {
-            Answer::Ack | Answer::Reject(_) => self.wait_answers(number),
-            Answer::Nack | Answer::Drop | Answer::NackAfter(_) | Answer::Release => Ok(()),
-        };
-        first_error.map_or(synced, Err)
-    }
-
-    /// With `sync_acks`: returns when change number `number`, and all before it, are on the disk.
-    fn wait_answers(&self, number: u64) -> Result<()> {
-        if self.context.options.sync_acks { self.commit.wait_answers(number) } else { Ok(()) }
-    }
-
     /// Gives a delivery more time.
     pub(crate) fn extend(&self, key: LeaseKey, time: Duration) -> Result<()> {
         self.dispatch.lock().deliveries_mut().extend(key.ticket, key.seq, time)
-    }
-
-    /// Settles all messages that wait, ready or delayed; tells how many there were.
-    pub(crate) fn purge(&self) -> Result<u64> {
-        // What is over waits.
-        self.end_due();
-        let mut purge = Purge::up_to(self.published.visible());
-        while purge.settle_some(&mut self.dispatch.lock())? {}
-        let number = self.dispatch.lock().backlog().change_count();
-        self.wait_answers(number)?;
-        Ok(purge.purged())
     }
 
     /// Counts the slots of earlier runs, and stores what follows, as far as that can be done; tells
@@ -479,13 +434,6 @@ impl Consumers {
     pub(super) fn next_time(&self) -> Option<Instant> {
         let time = self.dispatch.lock().next_time()?;
         self.context.clock.instant(time)
-    }
-
-    /// Returns true if unsynced answers hold too many segments open: more than the limit of open
-    /// files, or twice that limit with a background. Then the caller syncs them.
-    pub(crate) fn holds_too_many_open(&self) -> bool {
-        let factor = if self.context.worker.is_running() { 2 } else { 1 };
-        self.dispatch.lock().backlog().holds_too_many(factor)
     }
 }
 

@@ -139,7 +139,7 @@ pub(super) fn push(engine: &Engine, payload: &[u8]) -> u64 {
 }
 
 pub(super) fn ack(engine: &Engine, taken: &Taken) {
-    engine.consumers().answer([taken.key].into_iter(), &super::Answer::Ack).unwrap();
+    engine.consumers().answer([taken.key].into_iter(), &super::Answer::Ack, || ()).unwrap();
 }
 
 #[test]

@@ -232,8 +232,9 @@ impl Queue {
     /// As [`Delivery::ack`]. After an error some messages may be settled; the others wait as
     /// before.
     pub fn purge(&self) -> Result<u64> {
-        let purged = self.engine().consumers().purge();
-        self.engine().sync_surplus();
+        let close_files = || self.engine().sync_surplus();
+        let purged = self.engine().consumers().purge(close_files);
+        close_files();
         purged
     }
 

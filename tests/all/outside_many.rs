@@ -4,16 +4,17 @@
 //! for each, and each map, each sync and each file that went looked at all others.
 
 use crate::found_support::{on, ran_for, soon};
+use crate::support::process::descriptors;
 use crate::support::watched::{Op, Watched};
-use keepq::fault::MemoryStorage;
-use keepq::{Compaction, Queue};
+use keepq::fault::{CrashImage, MemoryStorage};
+use keepq::{Compaction, Durability, Message, Queue};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Of which a segment has one.
-const PAYLOAD: [u8; 50_000] = [7; 50_000];
+static PAYLOAD: [u8; 50_000] = [7; 50_000];
 
 /// As many messages as this wait, and as many segments.
 fn filled(count: u64, is_running: bool) -> (Queue, Arc<AtomicU64>) {
@@ -80,7 +81,7 @@ fn cost(queue: &Queue) -> Duration {
     let once = || {
         let before = ran();
         pass_on(queue, 100);
-        ran() - before
+        ran().saturating_sub(before)
     };
     (0..5).map(|_| once()).min().unwrap()
 }
@@ -94,4 +95,74 @@ fn a_segment_among_many_costs_no_more() {
     let (few, many) = (filled(400, false).0, filled(2800, false).0);
     let costs = (cost(&few), cost(&many));
     assert!(costs.1 < 5 * costs.0 / 2, "{costs:?} for a hundred, with 400 and 2,800 segments");
+}
+
+/// A power cut left segments without a record, in which there was nothing to count. They stayed
+/// until somebody called `maintain`.
+#[test]
+fn segments_without_a_message_go() {
+    for is_running in [false, true] {
+        let disk = Arc::new(MemoryStorage::new());
+        let options = || on(disk.clone()).durability(Durability::Os).segment_bytes(65_536);
+        let queue = options().background(false).open("queue").unwrap();
+        queue.push(Message::new(&PAYLOAD[..]).durability(Durability::Always)).unwrap();
+        for _ in 1..20 {
+            queue.push(&PAYLOAD).unwrap();
+        }
+        let disk = Arc::new(disk.power_cut(CrashImage::Oldest));
+        drop(queue);
+        let options = on(disk).durability(Durability::Os).segment_bytes(65_536);
+        let queue = options.background(is_running).open("queue").unwrap();
+        assert_eq!((queue.len(), queue.stats().segments()), (1, 20));
+        queue.push("next").unwrap();
+        for _ in 0..2 {
+            queue.pop().unwrap().unwrap().ack().unwrap();
+        }
+        let are_gone = || {
+            if !is_running {
+                // Each push does as much for it as for one file.
+                queue.push(&PAYLOAD).unwrap();
+                queue.pop().unwrap().unwrap().ack().unwrap();
+            }
+            queue.stats().segments() <= 4
+        };
+        assert!(soon(are_gone), "{} segments, {is_running}", queue.stats().segments());
+    }
+}
+
+/// A purge, and a batch of acks, stored to hundreds of segments before any was closed: they failed
+/// for want of descriptors, and took time that was squared in their number.
+#[test]
+fn a_purge_and_a_batch_hold_few_files_open() {
+    const LIMIT: usize = 8;
+    for has_batch in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Queue::options().segment_bytes(65_536).durability(Durability::Os);
+        let options = options.background(false).open_segments(LIMIT as u64);
+        let queue = options.compaction(Compaction::off()).open(dir.path()).unwrap();
+        for _ in 0..200 {
+            queue.push(&PAYLOAD).unwrap();
+        }
+        let jobs = if has_batch { queue.pop_batch(200).unwrap() } else { Vec::new() };
+        let is_over = AtomicBool::new(false);
+        let most = std::thread::scope(|scope| {
+            let watch = scope.spawn(|| {
+                let mut most = 0;
+                while !is_over.load(Ordering::Relaxed) {
+                    most = most.max(descriptors(dir.path()));
+                }
+                most
+            });
+            if has_batch {
+                queue.ack_batch(jobs).unwrap();
+            } else {
+                assert_eq!(queue.purge().unwrap(), 200);
+            }
+            is_over.store(true, Ordering::Relaxed);
+            watch.join().unwrap()
+        });
+        // Those of a step, those before it, the newest, and the directory with its files.
+        assert!(most <= 4 * LIMIT, "{most} descriptors, {has_batch}");
+        assert_eq!(queue.len(), 0);
+    }
 }

@@ -339,3 +339,50 @@ fn a_step_makes_no_file_in_an_empty_queue() {
     queue.maintain().unwrap();
     assert_eq!(names().collect::<Vec<_>>(), before);
 }
+
+/// A segment was ready when the clock was set. The small one that was begun for that came first;
+/// then the clock was set back to the millisecond, and the one that was ready was used behind it.
+/// After a kill all that was pushed since was cut off, and after a close it was told as lost.
+#[test]
+fn a_step_and_a_step_back_lose_nothing() {
+    let numbered = |number: u32| {
+        let mut payload = number.to_le_bytes().to_vec();
+        payload.resize(30_000, 7);
+        payload
+    };
+    for (looks, is_killed) in [(true, true), (true, false), (false, true), (false, false)] {
+        let board = Board::at(year(2026));
+        let options = || board.options().segment_bytes(MIB);
+        let queue = options().open("q").unwrap();
+        let push = |numbers: std::ops::RangeInclusive<u32>| {
+            for number in numbers {
+                queue.push(numbered(number)).unwrap();
+            }
+        };
+        push(1..=15);
+        // The next segment is ready.
+        queue.maintain().unwrap();
+        let look = || queue.pop().unwrap().unwrap().release().unwrap();
+        board.clock.set_wall(year(2027));
+        look();
+        push(16..=16);
+        board.clock.set_wall(year(2026));
+        if looks {
+            look();
+        }
+        push(17..=76);
+        let disk = if is_killed {
+            board.storage.killed()
+        } else {
+            queue.close().unwrap();
+            board.storage.killed()
+        };
+        let board = Board { storage: disk, clock: board.clock.clone() };
+        let queue = board.options().segment_bytes(MIB).open("q").unwrap();
+        let context = format!("looks: {looks}, killed: {is_killed}");
+        assert_eq!(queue.damage(), [], "{context}");
+        let jobs = queue.pop_batch(100).unwrap();
+        let numbers = jobs.iter().map(|job| u32::from_le_bytes(job[..4].try_into().unwrap()));
+        assert_eq!(numbers.collect::<Vec<_>>(), (1..=76).collect::<Vec<_>>(), "{context}");
+    }
+}

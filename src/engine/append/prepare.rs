@@ -29,7 +29,8 @@ impl Appender {
         if let Some(ready) = supply.ready.take() {
             let Segment { header, slot_limit, .. } = &*ready.segment;
             let has_room = header.size >= bytes && u64::from(*slot_limit) >= records;
-            if has_room && header.clock_shift == self.context.clock.shift() {
+            let is_next = header.predecessor == supply.predecessor(self.unsealed().active());
+            if has_room && is_next && header.clock_shift == self.context.clock.shift() {
                 return Ok(ready);
             }
             // Too small for this one message, or made before the clock was set. It was never used,
@@ -127,7 +128,7 @@ impl Appender {
         let unsealed = self.unsealed();
         let active = unsealed.active();
         let room = active.map_or(0, Active::room_in_records);
-        let predecessor = active.map(|active| active.segment().header.ordinal);
+        let predecessor = supply.predecessor(active);
         let seq_limit = unsealed.next_seq() + room + capacity(size);
         drop(unsealed);
         let epoch = supply.epoch + u64::from(!supply.has_begun);
@@ -140,7 +141,7 @@ impl Appender {
         Ok(SegmentHeader {
             queue_id: supply.queue_id,
             ordinal,
-            predecessor: predecessor.unwrap_or(supply.predecessor),
+            predecessor,
             generation: u64::from_le_bytes(random::bytes()?),
             epoch: supply.epoch,
             size,

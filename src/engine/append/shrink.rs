@@ -105,6 +105,11 @@ impl<'a> Shrinker<'a> {
 
     /// Goes on to a segment of this size, for which room is taken.
     fn replace_newest(&self, mut supply: MutexGuard<'_, Supply>, size: u64) -> Result<bool> {
+        // The one that is ready follows the newest one: it must not be used behind another.
+        if let Some(ready) = supply.ready.take() {
+            let discarded = self.0.discard(&mut supply, ready);
+            discarded.inspect_err(|_| self.0.context.space.undo(size))?;
+        }
         supply.next_bytes = size;
         let made = self.0.make(&mut supply, size);
         let prepared = made.inspect_err(|_| self.0.context.space.undo(size))?;

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::format::address::Ordinal;
 use crate::io::Region;
 use crate::log::Segment;
+use crate::log::active::Active;
 use crate::options::Options;
 use crate::recovery::{Log, Part};
 use std::sync::Arc;
@@ -48,8 +49,8 @@ pub(super) struct Supply {
     pub(super) is_closed: bool,
     pub(super) spare: Spare,
     pub(super) next_ordinal: Ordinal,
-    /// The segment that the next one follows.
-    pub(super) predecessor: Ordinal,
+    /// The newest segment that was there at open.
+    pub(super) last_of_earlier_runs: Ordinal,
     pub(super) next_bytes: u64,
     pub(super) seq_limit: u64,
     pub(super) ready: Option<Prepared>,
@@ -65,6 +66,7 @@ pub(super) struct Supply {
 
 impl Supply {
     pub(super) fn new(log: &Log, options: &Options) -> Self {
+        let newest = log.parts.last().map(|part| part.segment.header.ordinal);
         let unsealed = log.parts.iter().filter(|part| !part.is_sealed).cloned();
         Self {
             queue_id: log.queue_id,
@@ -74,7 +76,7 @@ impl Supply {
             is_closed: false,
             spare: Spare::Kept,
             next_ordinal: log.next_ordinal,
-            predecessor: log.parts.last().map_or(Ordinal::NONE, |part| part.segment.header.ordinal),
+            last_of_earlier_runs: newest.unwrap_or(Ordinal::NONE),
             next_bytes: FIRST_SEGMENT.min(options.segment_limit()),
             seq_limit: log.seq_limit,
             ready: None,
@@ -82,6 +84,11 @@ impl Supply {
             leftovers: Vec::new(),
             old_tail: unsealed.collect(),
         }
+    }
+
+    /// The segment that the next one follows. `active`: the one that is pushed to.
+    pub(super) fn predecessor(&self, active: Option<&Active>) -> Ordinal {
+        active.map_or(self.last_of_earlier_runs, |active| active.segment().header.ordinal)
     }
 
     /// # Errors

@@ -4,22 +4,36 @@
 //! rest. So what is done with each new segment depends on how many are in use, not on how many
 //! there are. Shared by the records of all segments, because a reader of one of them maps it.
 
-use super::log_order::LogPlace;
+use super::log_place::LogPlace;
+use crate::format::bytes::to_u64;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The segments that are busy, and the numbers of the maps that were made for one queue.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Activity(Arc<Shared>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     maps_made: AtomicU64,
+    most_maps: u64,
     busy: Mutex<Vec<LogPlace>>,
 }
 
 impl Activity {
+    /// `most_maps`: as many segments may be mapped at a time.
+    pub(super) fn new(most_maps: usize) -> Self {
+        let (maps_made, busy) = (AtomicU64::default(), Mutex::default());
+        Self(Arc::new(Shared { maps_made, most_maps: to_u64(most_maps), busy }))
+    }
+
+    /// Whether as many maps were made since there were `made` as there may be at a time.
+    #[inline]
+    pub(crate) fn has_made_most(&self, made: u64) -> bool {
+        self.maps_made() - made >= self.0.most_maps
+    }
+
     /// The number of a new map.
     pub(super) fn next_map(&self) -> u64 {
         // Relaxed: the dispatch lock orders it.

@@ -3,7 +3,7 @@
 //! Promises: each is in one of the two lists, or busy, until it is taken out of the log. Only keeps
 //! the lists: whether one may go, its track says.
 
-use super::log_order::LogPlace;
+use super::log_place::LogPlace;
 use super::track::Track;
 use std::collections::BTreeSet;
 

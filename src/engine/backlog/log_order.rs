@@ -3,18 +3,12 @@
 //! Promises: the first Seqs of the tracks never fall, so a message has one place, and a segment is
 //! found in a few steps, however many there are.
 
+use super::log_place::LogPlace;
 use super::track::Track;
 use crate::format::address::Ordinal;
 use crate::format::checkpoint::ConsumerOffset;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::{Index, IndexMut};
-
-/// Where a segment is in the log, whatever comes and goes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct LogPlace {
-    pub(super) first_seq: u64,
-    pub(super) ordinal: Ordinal,
-}
 
 /// The tracks, oldest first. One is known by its position until others come or go.
 #[derive(Debug)]

@@ -26,7 +26,7 @@ pub(super) struct Maps {
 
 impl Maps {
     pub(super) fn new(most: usize) -> Self {
-        Self { activity: Activity::default(), seen: 0, most }
+        Self { activity: Activity::new(most), seen: 0, most }
     }
 
     pub(super) fn activity(&self) -> &Activity {

@@ -19,6 +19,7 @@ pub(crate) mod cursor;
 mod done;
 mod found;
 mod log_order;
+mod log_place;
 pub(crate) mod losses;
 pub(crate) mod maps;
 pub(crate) mod records;

@@ -8,7 +8,7 @@
 //! settled, are remembered in cells. Relies on the dispatch lock, under which all of it is used.
 
 use super::activity::Activity;
-use super::log_order::LogPlace;
+use super::log_place::LogPlace;
 use crate::error::Result;
 use crate::format::address::{Index, Offset};
 use crate::format::record::RecordHeader;

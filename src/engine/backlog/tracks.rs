@@ -8,7 +8,8 @@
 
 use super::activity::Activity;
 use super::done::DoneSegments;
-use super::log_order::{LogOrder, LogPlace};
+use super::log_order::LogOrder;
+use super::log_place::LogPlace;
 use super::settled_count::Special;
 use super::track::Track;
 use crate::error::Result;
@@ -50,11 +51,14 @@ impl Tracks {
             next_seq = track.first_seq();
             tracks.push_front(track);
         }
+        // Those without a record have nothing to be counted.
+        let mut done = DoneSegments::default();
+        tracks.iter().filter(|track| is_free(track)).for_each(|track| done.add(track));
         Self {
             have_inherited: !tracks.is_empty(),
             in_order: LogOrder::new(tracks),
             activity: activity.clone(),
-            done: DoneSegments::default(),
+            done,
             uncounted_from: Cell::default(),
             has_unreadable: false,
         }

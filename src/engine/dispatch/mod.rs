@@ -156,6 +156,7 @@ impl Dispatch {
         mut count: impl FnMut(&mut Counts),
     ) -> Result<bool> {
         self.check_open()?;
+        let maps_before = self.backlog().activity().maps_made();
         for _ in 0..most {
             let wants = |standing| !matches!(standing, Standing::Dying | Standing::Unreadable);
             match self.backlog().walk(cursor, last_seq, wants)? {
@@ -164,6 +165,9 @@ impl Dispatch {
                         count(self.ledger_mut().counts_mut());
                     }
                     cursor.pass_found(&found);
+                    if self.backlog().activity().has_made_most(maps_before) {
+                        return Ok(true);
+                    }
                 }
                 Met::End => return Ok(false),
                 Met::Tired => return Ok(true),
