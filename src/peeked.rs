@@ -44,7 +44,7 @@ impl Peeked {
     /// The earliest time at which the message will be handed out; `None` if that is now.
     #[must_use]
     pub fn not_before(&self) -> Option<SystemTime> {
-        self.viewed.due.map(SystemTime::from)
+        self.viewed.not_before.map(SystemTime::from)
     }
 
     /// The value of the header with this name, if the message has one.

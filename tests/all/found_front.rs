@@ -339,3 +339,62 @@ fn letters_that_are_held_back_make_no_other_one_disappear() {
     assert_eq!(seen.load(Ordering::SeqCst), 3);
     assert_eq!(dead.pop_batch(9).unwrap().len(), 4);
 }
+
+/// The delay of a message that was handed out before was damaged, and its record said that it was
+/// not due: `pop` held it back, but `peek` showed it as the next one, and `iter` and `get` told no
+/// time.
+#[test]
+fn what_pop_holds_back_for_its_record_is_not_shown_as_ready() {
+    let (clock, disk) = (at(0), Arc::new(MemoryStorage::new()));
+    let options = |clock: &Arc<ManualClock>| {
+        alone().storage(disk.clone()).clock(clock.clone()).max_attempts(0)
+    };
+    let queue = options(&clock).open("queue").unwrap();
+    queue.push(Message::new("late").delay(HOUR)).unwrap();
+    clock.advance(HOUR);
+    queue.pop().unwrap().unwrap().nack_after(HOUR).unwrap();
+    queue.close().unwrap();
+    let name = "0000000000000001.seg";
+    let mut bytes = disk.read(name).unwrap();
+    let second_word = bytes.len() - 4096 - 16 + 8;
+    bytes[second_word + 6] ^= 1;
+    disk.write(name, bytes);
+    disk.remove("CHECKPOINT").unwrap();
+    let clock = at(0);
+    let queue = options(&clock).open("queue").unwrap();
+    assert!(queue.peek().unwrap().is_none());
+    let due = Some(UNIX_EPOCH + Duration::from_secs(1_700_000_000) + HOUR);
+    let not_before = || queue.iter().next().unwrap().unwrap().not_before();
+    assert_eq!((not_before(), queue.get(1.into()).unwrap().unwrap().not_before()), (due, due));
+    assert!(queue.pop().unwrap().is_none(), "the record says: not before an hour");
+    assert_eq!((not_before(), queue.get(1.into()).unwrap().unwrap().not_before()), (due, due));
+    clock.advance(HOUR);
+    assert_eq!(not_before(), None);
+    assert!(queue.peek().unwrap().is_some() && queue.pop().unwrap().is_some());
+}
+
+/// The state in the slot of a delayed message was damaged: `pop` rebuilds it, and finds the delay,
+/// but `peek` showed the message as the next one, and `iter` and `get` as ready.
+#[test]
+fn a_delayed_message_whose_slot_is_rebuilt_is_not_shown_as_ready() {
+    let (clock, disk) = (at(0), Arc::new(MemoryStorage::new()));
+    let options = || alone().storage(disk.clone()).clock(clock.clone()).max_attempts(0);
+    let queue = options().open("queue").unwrap();
+    queue.push(Message::new("late").delay(HOUR)).unwrap();
+    queue.close().unwrap();
+    let name = "0000000000000001.seg";
+    let mut bytes = disk.read(name).unwrap();
+    let first_word = bytes.len() - 4096 - 16;
+    bytes[first_word + 7] ^= 1;
+    disk.write(name, bytes);
+    let queue = options().open("queue").unwrap();
+    let due = Some(UNIX_EPOCH + Duration::from_secs(1_700_000_000) + HOUR);
+    let not_before = || queue.iter().next().unwrap().unwrap().not_before();
+    assert_eq!((not_before(), queue.get(1.into()).unwrap().unwrap().not_before()), (due, due));
+    assert!(queue.peek().unwrap().is_none());
+    assert!(queue.pop().unwrap().is_none());
+    assert_eq!((not_before(), queue.get(1.into()).unwrap().unwrap().not_before()), (due, due));
+    clock.advance(HOUR);
+    assert_eq!(not_before(), None);
+    assert!(queue.peek().unwrap().is_some() && queue.pop().unwrap().is_some());
+}

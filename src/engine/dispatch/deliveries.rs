@@ -10,6 +10,7 @@ use super::dying::{Cause, Death};
 use super::exchange::{Answer, Leased, Next, WaitsAt, unsettled_state};
 use super::ledger::Ledger;
 use super::measure::Measure;
+use super::policy::Policy;
 use super::repair::lose_unnumbered;
 use crate::clock::Clock;
 use crate::engine::backlog::{Body, FoundMessage, Spot};
@@ -402,10 +403,10 @@ impl Deliveries {
         Ok(())
     }
 
-    /// The record of a leased message says that it is not due. It is put off, unless its slot says
-    /// that it was handed out before: then that time had come, as the clock was set then.
+    /// The record of a leased message says that it is not due. It is put off if that counts.
     pub(crate) fn put_off(&mut self, leased: &Leased, due: Time) -> Result<bool> {
-        if leased.attempts > 1 && !self.has_lost_delay(leased)? {
+        let has_unreadable_delay = || self.has_unreadable_delay(leased);
+        if !Policy::counts_time_in_record(leased.attempts - 1, has_unreadable_delay) {
             return Ok(false);
         }
         let Some((spot, place)) = self.take_back_unseen(leased)? else { return Ok(true) };
@@ -416,12 +417,12 @@ impl Deliveries {
         delayed.and(self.ledger.store_unsettled(spot, &released).map(|_| true))
     }
 
-    /// Whether the delay of a leased message is damaged, so that its slot may have been, too. A
-    /// rebuilt slot says one attempt, though there may have been none.
-    fn has_lost_delay(&self, leased: &Leased) -> Result<bool> {
-        let Some((place, _)) = self.leases().place(leased.ticket) else { return Ok(false) };
-        let found = self.ledger.backlog().find_place(place)?;
-        Ok(found.is_some_and(|(spot, _)| self.ledger.backlog().has_unreadable_delay(spot)))
+    /// Whether the delay of a leased message cannot be read.
+    fn has_unreadable_delay(&self, leased: &Leased) -> bool {
+        let Some((place, _)) = self.leases().place(leased.ticket) else { return false };
+        self.ledger.backlog().find_place(place).map_or(true, |found| {
+            found.is_some_and(|(spot, _)| self.ledger.backlog().has_unreadable_delay(spot))
+        })
     }
 
     /// The time of a leased message turned out to be over.

@@ -48,7 +48,18 @@ impl Policy {
         Time::earlier(own, ttl)
     }
 
-    /// When a message is due, as its record says. Its slot says so as well, but may be lost.
+    /// Whether the time in a message's record counts, before which it is not handed out. Its slot
+    /// says the same. If the slot says that the message was handed out, that time had come, as the
+    /// clock was set then; but a slot that cannot be read is rebuilt, and says one attempt where
+    /// there may have been none. Then its delay is damaged as well, unless it still says the time.
+    pub(crate) fn counts_time_in_record(
+        attempts: u32,
+        has_unreadable_delay: impl FnOnce() -> bool,
+    ) -> bool {
+        attempts == 0 || has_unreadable_delay()
+    }
+
+    /// When a message is due, as its record says, if that counts.
     /// `start_time`: of this run, if an earlier run pushed the message; then it waits no longer
     /// than its whole delay from there.
     pub(crate) fn due_by_record(

@@ -7,6 +7,7 @@
 
 mod figures;
 mod stuck;
+mod viewed;
 
 use super::append::Appender;
 use super::backlog::Met;
@@ -21,13 +22,16 @@ use super::signal::DispatchLock;
 use crate::distribution::Distribution;
 use crate::error::{Error, Result};
 use crate::format::address::{Index, Offset, Ordinal};
-use crate::format::extension::{self, Verified};
-use crate::format::record;
+use crate::format::extension;
+use crate::format::record::RecordHeader;
 use crate::format::slot::State;
 use crate::format::standing::Standing;
 use crate::seq::Seq;
-use crate::time::{PushTime, Time};
+use crate::time::Time;
 use std::sync::Arc;
+use viewed::{DueTime, Unverified, view};
+
+pub(crate) use viewed::Viewed;
 
 /// Messages looked at under one lock.
 const MESSAGES_A_STEP: usize = 512;
@@ -49,18 +53,6 @@ pub(crate) struct Others {
     pub(crate) dead_letters: u64,
     pub(crate) failed_pushes: u64,
     pub(crate) push_time: Distribution,
-}
-
-/// A message that was looked at.
-#[derive(Debug)]
-pub(crate) struct Viewed {
-    pub(crate) seq: u64,
-    pub(crate) attempts: u32,
-    pub(crate) pushed_at: PushTime,
-    pub(crate) body: Vec<u8>,
-    pub(crate) payload_start: usize,
-    /// Not handed out before this.
-    pub(crate) due: Option<Time>,
 }
 
 /// Which messages a walk shows.
@@ -90,17 +82,6 @@ enum AheadStep {
     /// The slots of this segment are not counted.
     Uncounted(Ordinal),
     End,
-}
-
-/// A message that was met, and its body, which is verified outside of the lock.
-struct Unverified {
-    seq: u64,
-    attempts: u32,
-    due: Option<Time>,
-    pushed_at: PushTime,
-    header: record::RecordHeader,
-    offset: Offset,
-    body: Body,
 }
 
 /// What is at the front of the queue.
@@ -194,7 +175,7 @@ impl Inspect {
                 match pass(dispatch, cursor, met)? {
                     Passed::End => Ok(AheadStep::End),
                     Passed::Message(found) if found.standing != Standing::Outlived => {
-                        unverified(dispatch, &found, None).map(AheadStep::Message)
+                        Unverified::ready(dispatch, &found).map(AheadStep::Message)
                     }
                     Passed::Message(_) | Passed::Other | Passed::Tired => Ok(AheadStep::Passed),
                 }
@@ -206,7 +187,7 @@ impl Inspect {
     fn unverified_by_seq(dispatch: &Dispatch, seq: u64) -> Result<AheadStep> {
         match dispatch.backlog().look_up(seq)? {
             Lookup::Found(found) if found.standing != Standing::Outlived => {
-                unverified(dispatch, &found, None).map(AheadStep::Message)
+                Unverified::ready(dispatch, &found).map(AheadStep::Message)
             }
             _ => Ok(AheadStep::Passed),
         }
@@ -214,29 +195,41 @@ impl Inspect {
 
     /// The message, if `pop` would hand it out: it is whole, has not expired, and has an attempt
     /// left.
-    fn view_if_fresh(&self, mut unverified: Unverified) -> Option<Viewed> {
-        let header = unverified.header;
+    fn view_if_fresh(&self, unverified: Unverified) -> Option<Viewed> {
+        let Unverified { header, due, .. } = unverified;
         let policy = *self.dispatch.lock().ledger().policy();
         if policy.is_last(unverified.attempts) {
             return None;
         }
-        let viewed = view(&mut unverified)?;
+        let viewed = view(unverified)?;
         let expires = policy.expires_at(&header, &viewed.body, viewed.pushed_at.time);
         let is_over = expires.is_some_and(|time| self.context.clock.is_past(time));
-        let is_undue = self.due_by_record(&header, &viewed).is_some();
-        (!is_over && !is_undue).then_some(viewed)
+        (!is_over && self.due(due, &header, &viewed).is_none()).then_some(viewed)
     }
 
-    /// When a message that was never handed out is due, if only its record says so, and if that
-    /// time has not come.
-    fn due_by_record(&self, header: &record::RecordHeader, viewed: &Viewed) -> Option<Time> {
-        let Viewed { seq, attempts, pushed_at, ref body, .. } = *viewed;
-        if attempts > 0 || !header.flags.has_extensions() {
+    /// The message, with the time before which it is not handed out.
+    fn with_time(&self, due: DueTime, header: &RecordHeader, viewed: Viewed) -> Viewed {
+        let not_before = self.due(due, header, &viewed);
+        Viewed { not_before, ..viewed }
+    }
+
+    /// When a message that waits is due, if that time has not come.
+    fn due(&self, due: DueTime, header: &RecordHeader, viewed: &Viewed) -> Option<Time> {
+        let due = match due {
+            DueTime::At(time) => Some(time),
+            DueTime::ByRecord => self.due_by_record(header, viewed),
+            DueTime::Now => None,
+        };
+        due.filter(|&due| !self.context.clock.is_past(due))
+    }
+
+    fn due_by_record(&self, header: &RecordHeader, viewed: &Viewed) -> Option<Time> {
+        let Viewed { seq, pushed_at, ref body, .. } = *viewed;
+        if !header.flags.has_extensions() {
             return None;
         }
         let start_time = self.context.run.is_old(seq).then_some(self.context.run.start_time);
-        let due = Policy::due_by_record(&extension::notes(body), pushed_at.time, start_time);
-        due.filter(|&due| !self.context.clock.is_past(due))
+        Policy::due_by_record(&extension::notes(body), pushed_at.time, start_time)
     }
 
     /// A message that is not settled; `None` if it is.
@@ -260,16 +253,18 @@ impl Inspect {
         let Some((offset, header)) = near.or_else(|| mapped.walk_to(*index)) else {
             return gone();
         };
-        let mut unverified = Unverified {
+        let due = known.due;
+        let unverified = Unverified {
             seq,
             attempts: known.attempts,
-            due: known.due,
+            due,
             pushed_at: mapped.segment.push_time(&header, known.base_time),
             header,
             offset,
             body: Body::In(known.mapped),
         };
-        view(&mut unverified).map_or_else(gone, |viewed| Ok(Some(viewed)))
+        let viewed = view(unverified).map(|viewed| self.with_time(due, &header, viewed));
+        viewed.map_or_else(gone, |viewed| Ok(Some(viewed)))
     }
 
     fn status_of(&self, dispatch: &Dispatch, seq: u64) -> Result<Option<Known>> {
@@ -283,15 +278,14 @@ impl Inspect {
         let status = track.status(index, run)?;
         let base_time = track.base_time();
         let mapped = Arc::clone(track.map()?);
-        let due = match dispatch.ledger().whereabouts(Spot { at, index }, seq, &status) {
-            Whereabouts::Delayed(due) => Some(due),
-            Whereabouts::Settled => return Ok(None),
-            Whereabouts::Ready
-            | Whereabouts::InFlight
-            | Whereabouts::Dying
-            | Whereabouts::SetAside => None,
-        };
         let (attempts, slot_offset) = (status.slot.attempts, status.slot.offset);
+        let spot = Spot { at, index };
+        let due = match dispatch.ledger().whereabouts(spot, seq, &status) {
+            Whereabouts::Delayed(due) => DueTime::At(due),
+            Whereabouts::Ready => DueTime::of_ready(dispatch, spot, seq, &status),
+            Whereabouts::Settled => return Ok(None),
+            Whereabouts::InFlight | Whereabouts::Dying | Whereabouts::SetAside => DueTime::Now,
+        };
         Ok(Some(Known { mapped, index, slot_offset, attempts, base_time, due }))
     }
 
@@ -311,22 +305,19 @@ impl Inspect {
             dispatch.check_open()?;
             let met = Self::walk_some(&dispatch, walk);
             drop(dispatch);
-            let Some(mut unverified) = met? else { continue };
+            let Some(unverified) = met? else { continue };
             let viewed = match walk.which {
                 Which::Waiting => {
                     let policy = *self.dispatch.lock().ledger().policy();
-                    let header = unverified.header;
-                    let fresh = view(&mut unverified).filter(|viewed| {
+                    let Unverified { header, due, .. } = unverified;
+                    let fresh = view(unverified).filter(|viewed| {
                         let expires =
                             policy.expires_at(&header, &viewed.body, viewed.pushed_at.time);
                         expires.is_none_or(|time| !self.context.clock.is_past(time))
                     });
-                    fresh.map(|viewed| {
-                        let due = viewed.due.or_else(|| self.due_by_record(&header, &viewed));
-                        Viewed { due, ..viewed }
-                    })
+                    fresh.map(|viewed| self.with_time(due, &header, viewed))
                 }
-                Which::Unsettled => view(&mut unverified),
+                Which::Unsettled => view(unverified),
             };
             if viewed.is_some() {
                 return Ok(viewed);
@@ -360,15 +351,15 @@ impl Inspect {
                 }
             };
             let is_shown_at = match dispatch.ledger().whereabouts_of(&found)? {
-                Whereabouts::Delayed(due) => Some(Some(due)),
-                Whereabouts::Ready => Some(None),
+                Whereabouts::Delayed(due) => Some(DueTime::At(due)),
+                Whereabouts::Ready => return Unverified::ready(dispatch, &found).map(Some),
                 Whereabouts::Settled => None,
                 Whereabouts::InFlight | Whereabouts::Dying | Whereabouts::SetAside => {
-                    (walk.which == Which::Unsettled).then_some(None)
+                    (walk.which == Which::Unsettled).then_some(DueTime::Now)
                 }
             };
             let Some(due) = is_shown_at else { continue };
-            return unverified(dispatch, &found, due).map(Some);
+            return Unverified::of(dispatch, &found, due).map(Some);
         }
         Ok(None)
     }
@@ -416,7 +407,7 @@ struct Known {
     slot_offset: Option<Offset>,
     attempts: u32,
     base_time: Time,
-    due: Option<Time>,
+    due: DueTime,
 }
 
 /// What a walk has passed.
@@ -445,21 +436,6 @@ fn pass(dispatch: &Dispatch, cursor: &mut Cursor, met: Met) -> Result<Passed> {
         Met::Lost(lost) => cursor.pass_lost(lost.indexes.end, lost.next),
     }
     Ok(Passed::Other)
-}
-
-fn unverified(dispatch: &Dispatch, found: &FoundMessage, due: Option<Time>) -> Result<Unverified> {
-    let (pushed_at, body) = Body::of_found(dispatch.backlog().track_at(found.spot.at), found)?;
-    let FoundMessage { place, header, .. } = *found;
-    let (seq, attempts, offset) = (place.seq, place.attempts, place.offset);
-    Ok(Unverified { seq, attempts, due, pushed_at, header, offset, body })
-}
-
-/// `None` if it is damaged, or if only a newer keepq can read it.
-fn view(unverified: &mut Unverified) -> Option<Viewed> {
-    let body = unverified.body.take(&unverified.header, unverified.offset);
-    let Verified::Payload(payload_start) = unverified.header.verify(&body) else { return None };
-    let Unverified { seq, attempts, due, pushed_at, .. } = *unverified;
-    Some(Viewed { seq, attempts, pushed_at, body, payload_start, due })
 }
 
 /// Whether a copy may have this message at a place whose number cannot be read.
