@@ -202,6 +202,13 @@ impl Clock {
         Shift(self.shift.load(Ordering::Relaxed))
     }
 
+    /// What the wall clock, as it is set now, shows at this time of the queue.
+    pub(crate) fn utc(&self, time: Time) -> Time {
+        // It may have been set since the last look.
+        self.coarse();
+        time.utc(self.shift())
+    }
+
     /// What the disk has to know of it.
     pub(crate) fn known(&self) -> KnownTime {
         KnownTime { time: self.now(), shift: self.shift() }

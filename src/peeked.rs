@@ -41,7 +41,8 @@ impl Peeked {
         SystemTime::from(self.viewed.pushed_at.utc())
     }
 
-    /// The earliest time at which the message will be handed out; `None` if that is now.
+    /// The earliest time at which the message will be handed out, as the system's clock is set now;
+    /// `None` if that is now.
     #[must_use]
     pub fn not_before(&self) -> Option<SystemTime> {
         self.viewed.not_before.map(SystemTime::from)

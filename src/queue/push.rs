@@ -181,7 +181,7 @@ fn times_of(message: &Message<'_>, clock: &Clock) -> Result<(Option<Time>, Optio
     });
     let due = due.filter(|&due| due > now);
     if due.is_some_and(|due| due.since(now) > MAX_DELAY.into()) {
-        let moment = format!("{:?}", due.map(SystemTime::from));
+        let moment = format!("{:?}", due.map(|due| SystemTime::from(clock.utc(due))));
         let bound = "at most 8 years ahead";
         return Err(Error::invalid_option("Message::deliver_at", moment, bound));
     }

@@ -4,9 +4,9 @@
 //! A board without a battery begins at the same time with each boot, and so does its clock; a clock
 //! shows a year that nobody lives in. Delays never ended, or ended early, and disks filled up.
 
-use crate::support::board::{Board, DAY, HOUR, MINUTE, SECOND, bytes, pop, year};
+use crate::support::board::{Board, DAY, HOUR, MINUTE, SECOND, YEAR, bytes, pop, year};
 use keepq::{Message, Queue};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const MIB: u64 = 1 << 20;
 
@@ -385,4 +385,75 @@ fn a_step_and_a_step_back_lose_nothing() {
         let numbers = jobs.iter().map(|job| u32::from_le_bytes(job[..4].try_into().unwrap()));
         assert_eq!(numbers.collect::<Vec<_>>(), (1..=76).collect::<Vec<_>>(), "{context}");
     }
+}
+
+/// `not_before` was a time of the queue's own time line, and so was the time that the refusal of a
+/// push named: both were off by the whole step.
+#[test]
+fn every_time_that_is_told_is_what_a_clock_shows() {
+    for (before, after) in [(1980, 2026), (2026, 1980)] {
+        let board = Board::at(year(before));
+        let options = || board.options().max_attempts(3).dead_letters(true);
+        let queue = options().open("q").unwrap();
+        queue.push("rejected").unwrap();
+        queue.push("first").unwrap();
+        queue.push(Message::new("pushed before").delay(3 * DAY)).unwrap();
+        board.clock.advance(HOUR);
+        board.clock.set_wall(year(after));
+        queue.push(Message::new("in an hour").delay(HOUR)).unwrap();
+        queue.push(Message::new("at a time").deliver_at(year(after) + DAY)).unwrap();
+        board.clock.advance(MINUTE);
+        let job = queue.pop().unwrap().unwrap();
+        assert_eq!(job.pushed_at(), year(before));
+        job.reject("no").unwrap();
+        queue.maintain().unwrap();
+        let refused = queue.push(Message::new("no").deliver_at(year(after) + 9 * YEAR));
+        let named = format!("{:?}", year(after) + 9 * YEAR);
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains(&named), "{refused}, not {named}");
+        let all = [
+            ("first", year(before), None),
+            // An hour of it was over at the step.
+            ("pushed before", year(before), Some(year(after) + 3 * DAY - HOUR)),
+            ("in an hour", year(after), Some(year(after) + HOUR)),
+            ("at a time", year(after), Some(year(after) + DAY)),
+        ];
+        check_times(&queue, &all, before);
+        queue.close().unwrap();
+        board.clock.advance(MINUTE);
+        let queue = options().open("q").unwrap();
+        assert_eq!(queue.stats().uptime(), Duration::ZERO);
+        check_times(&queue, &all, before);
+        // Set again, and nobody has looked since then.
+        board.clock.set_wall(year(2030));
+        for (seq, (text, _, due)) in [(3, all[1]), (5, all[3])] {
+            // Two minutes have passed since the step.
+            let left = due.unwrap().duration_since(year(after) + 2 * MINUTE).unwrap();
+            let shown = queue.get(seq.into()).unwrap().unwrap();
+            assert_eq!(shown.not_before(), Some(year(2030) + left), "{text}");
+        }
+    }
+}
+
+/// What each message that waits tells, in order: when it was pushed, and when it is due.
+fn check_times(queue: &Queue, all: &[(&str, SystemTime, Option<SystemTime>)], before: u32) {
+    let age = queue.stats().oldest().unwrap();
+    let (least, most) = (HOUR + MINUTE, HOUR + 2 * MINUTE);
+    assert!((least..=most).contains(&age), "{age:?}");
+    let stuck = &queue.stuck(9).unwrap()[0];
+    assert_eq!((stuck.pushed_at(), stuck.age()), (year(before), age));
+    assert_eq!(queue.peek().unwrap().unwrap().pushed_at(), year(before));
+    let shown: Vec<_> = queue.iter().map(Result::unwrap).collect();
+    assert_eq!(shown.len(), all.len());
+    for (message, (text, pushed_at, due)) in shown.iter().zip(all) {
+        assert_eq!(message[..], *text.as_bytes());
+        assert_eq!((message.pushed_at(), message.not_before()), (*pushed_at, *due), "{text}");
+        let one = queue.get(message.seq()).unwrap().unwrap();
+        assert_eq!((one.pushed_at(), one.not_before()), (*pushed_at, *due), "{text}");
+    }
+    let dead = queue.dead_letters().unwrap();
+    let letter = dead.iter().next().unwrap().unwrap();
+    assert_eq!(letter.dead_letter().unwrap().pushed_at(), year(before));
+    let waited = queue.stats().waiting_time().max();
+    assert!(waited == Duration::ZERO || (least..=most).contains(&waited), "{waited:?}");
 }

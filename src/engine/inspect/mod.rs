@@ -209,8 +209,8 @@ impl Inspect {
 
     /// The message, with the time before which it is not handed out.
     fn with_time(&self, due: DueTime, header: &RecordHeader, viewed: Viewed) -> Viewed {
-        let not_before = self.due(due, header, &viewed);
-        Viewed { not_before, ..viewed }
+        let due = self.due(due, header, &viewed);
+        Viewed { not_before: due.map(|due| self.context.clock.utc(due)), ..viewed }
     }
 
     /// When a message that waits is due, if that time has not come.

@@ -21,7 +21,7 @@ pub(crate) struct Viewed {
     pub(crate) pushed_at: PushTime,
     pub(crate) body: Vec<u8>,
     pub(crate) payload_start: usize,
-    /// Not handed out before this.
+    /// Not handed out before a clock shows this that is set like the system's now.
     pub(crate) not_before: Option<Time>,
 }
 

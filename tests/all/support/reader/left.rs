@@ -43,6 +43,10 @@ pub(crate) struct Left {
     pub(crate) dying: Vec<u64>,
     /// The number that is given out next.
     pub(crate) next_seq: u64,
+    /// The queue's time when it is opened.
+    pub(crate) start: u64,
+    /// How far the queue's time was ahead of UTC at the end.
+    pub(crate) clock_shift: i64,
     pub(crate) cut: Option<Cut>,
     /// Numbers of messages that were promised and are lost.
     pub(crate) lost: Ranges,
@@ -60,6 +64,8 @@ impl Left {
             owed: Vec::new(),
             dying: Vec::new(),
             next_seq: log.next_seq,
+            start,
+            clock_shift: log.clock_shift,
             cut: log.cut,
             unknown: unknown(directory, &log),
             lost: log.lost,
@@ -74,7 +80,7 @@ impl Left {
                 let Some(seq) = part.segment.seq(index) else { continue };
                 let slot = merged(part, seq, index);
                 match records.next_if(|record| record.index == index) {
-                    Some(record) => left.add(seq, slot, record, part.pushed_at(record), start),
+                    Some(record) => left.add(seq, slot, record, part.pushed_at(record)),
                     None => left.add_damaged(seq, slot, part.transient.contains(&index)),
                 }
             }
@@ -101,7 +107,8 @@ impl Left {
         }
     }
 
-    fn add(&mut self, seq: u64, slot: Slot, record: &Record, pushed_at: u64, start: u64) {
+    fn add(&mut self, seq: u64, slot: Slot, record: &Record, pushed_at: u64) {
+        let start = self.start;
         let content = record.content();
         let fate = match slot.state {
             // Each message was pushed by an earlier run than that of the reader.

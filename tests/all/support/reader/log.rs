@@ -21,7 +21,7 @@ pub(super) struct Log<'a> {
     pub(super) next_seq: u64,
     pub(super) newest_time: u64,
     /// How far the queue's time was ahead of UTC at the end.
-    clock_shift: i64,
+    pub(super) clock_shift: i64,
     /// Numbers of segments that do not count, since others have some of them.
     pub(super) overlapping: Ranges,
 }
