@@ -84,7 +84,7 @@ impl SourceReader {
     fn new(source: &CopySource) -> Self {
         let window = source.segment.window();
         let region = Arc::clone(&window);
-        let mapped = Mapped { segment: Arc::clone(&source.segment), region };
+        let mapped = Mapped::new(Arc::clone(&source.segment), region, source.tail);
         Self { window, mapped, index: Index::FIRST, offset: RECORDS_START, previous: None }
     }
 
@@ -328,8 +328,14 @@ mod tests {
             "no gap"
         );
 
-        let source =
-            CopySource { segment, first_seq: 7, base_time: Time(1000), count: 2, is_old: false };
+        let source = CopySource {
+            segment,
+            first_seq: 7,
+            base_time: Time(1000),
+            count: 2,
+            tail: None,
+            is_old: false,
+        };
         let target = header(Ordinal(2), 16 << 10);
         let most = most_slots(target.size).min(2);
         let copy = CopyWriter::create(&storage, target, most, Time(1000)).unwrap();
@@ -339,7 +345,7 @@ mod tests {
         let Finished { segment, count, .. } = run.finish(&storage, 1, 100, &Refused).unwrap();
         assert_eq!(count, 2);
         let region = segment.map(Access::Commits).unwrap();
-        let copied = Mapped { segment, region };
+        let copied = Mapped::new(segment, region, None);
         let (offset, header) = copied.walk_to(Index(1)).unwrap();
         let body = copied.body(&header, offset);
         assert_eq!(body, [MUST_BE_KNOWN, b"newer"].concat());

@@ -46,7 +46,8 @@ pub(super) fn merge_replaced(log: &Log) -> Result<()> {
     for Replaced { copy, sources } in &log.replaced {
         let segment = Arc::clone(&copy.segment);
         let region = segment.map(Access::Commits)?;
-        merge(&Mapped { segment, region }, copy.first_seq, copy.base_time, copy.count, sources)?;
+        let mapped = Mapped::new(segment, region, Some(copy.tail));
+        merge(&mapped, copy.first_seq, copy.base_time, copy.count, sources)?;
     }
     Ok(())
 }

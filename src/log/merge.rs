@@ -7,7 +7,7 @@
 use super::Segment;
 use super::sealed::Mapped;
 use crate::error::Result;
-use crate::format::address::Index;
+use crate::format::address::{Index, Offset};
 use crate::format::segment::most_slots;
 use crate::format::slot::{Slot, StoredDelay, is_later};
 use crate::time::Time;
@@ -24,6 +24,8 @@ pub(crate) struct CopySource {
     pub(crate) base_time: Time,
     /// How many records it has.
     pub(crate) count: u32,
+    /// Where they end, if that is known.
+    pub(crate) tail: Option<Offset>,
     /// An earlier run made it.
     pub(crate) is_old: bool,
 }
@@ -33,7 +35,7 @@ impl CopySource {
     fn numbers(&self) -> Option<Mapped> {
         let segment = &self.segment;
         segment.sources.as_ref()?;
-        Some(Mapped { segment: Arc::clone(segment), region: segment.window() })
+        Some(Mapped::new(Arc::clone(segment), segment.window(), self.tail))
     }
 }
 

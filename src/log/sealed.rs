@@ -12,7 +12,7 @@ use crate::format::extension;
 use crate::format::number;
 use crate::format::record::{ALIGN, HEADER, RecordHeader};
 use crate::format::segment::RECORDS_START;
-use crate::format::slot::{self, Delay, Slot, State, StoredDelay};
+use crate::format::slot::{self, Delay, SLOT, Slot, State, StoredDelay};
 use crate::format::standing::{Run, Standing};
 use crate::io::Region;
 use crate::time::Time;
@@ -26,6 +26,31 @@ const BYTES_A_STEP: usize = 4096;
 pub(crate) struct Mapped {
     pub(crate) segment: Arc<Segment>,
     pub(crate) region: Arc<dyn Region>,
+    bound: Bound,
+}
+
+/// How far records may reach.
+#[derive(Clone, Copy, Debug)]
+struct Bound {
+    end: Offset,
+    /// Bytes before `end` for each slot up to that of the record.
+    per_slot: u64,
+}
+
+impl Bound {
+    /// Where records are known to end; or else before their slots.
+    fn of(segment: &Segment, tail: Option<Offset>) -> Self {
+        match tail {
+            Some(end) => Self { end, per_slot: 0 },
+            None => Self { end: segment.header.twin_offset(), per_slot: SLOT },
+        }
+    }
+
+    /// Whether record `index` may end here.
+    #[inline]
+    fn allows(self, index: Index, end: Offset) -> bool {
+        end + self.per_slot * (u64::from(index) + 1) <= self.end
+    }
 }
 
 /// How the records of a segment are numbered and timed.
@@ -82,6 +107,16 @@ pub(crate) enum Located {
 }
 
 impl Mapped {
+    /// `tail`: where its records end, once that is known.
+    pub(crate) fn new(
+        segment: Arc<Segment>,
+        region: Arc<dyn Region>,
+        tail: Option<Offset>,
+    ) -> Self {
+        let bound = Bound::of(&segment, tail);
+        Self { segment, region, bound }
+    }
+
     /// Finds record `index`: where its slot says, or else by a search from `offset`, where it or an
     /// earlier record starts. `previous`: index and offset of an earlier record, if they are known.
     #[inline]
@@ -128,8 +163,7 @@ impl Mapped {
         let mut bytes = [0; HEADER];
         self.region.load(offset.0, &mut bytes).ok()?;
         let header = RecordHeader::decode(&bytes, self.segment.key, offset)?;
-        let ends = offset + header.record_len();
-        let fits = ends <= slot::offset(self.segment.header.size, header.index);
+        let fits = self.bound.allows(index, offset + header.record_len());
         (header.index == index && fits).then_some(header)
     }
 
@@ -166,10 +200,11 @@ impl Mapped {
         end_index: Index,
     ) -> Option<(Offset, Index)> {
         let slots = slot::offset(self.segment.header.size, from_index);
+        let end = slots.min(self.bound.end);
         let mut chunk = vec![0; BYTES_A_STEP + HEADER];
         let mut start = from;
-        while start < slots {
-            let len = usize::try_from(slots - start).unwrap_or(usize::MAX).min(chunk.len());
+        while start < end {
+            let len = usize::try_from(end - start).unwrap_or(usize::MAX).min(chunk.len());
             self.region.load(start.0, chunk.get_mut(..len)?).ok()?;
             for (offset, bytes) in candidates(chunk.get(..len)?, start) {
                 if let Some(header) = RecordHeader::decode(bytes, self.segment.key, offset)

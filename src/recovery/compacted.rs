@@ -89,8 +89,8 @@ pub(super) fn take_replaced(
             sources.push(source_of(segment)?);
         }
         sources.extend(replaced.into_iter().map(|other| {
-            let Part { segment, first_seq, base_time, count, .. } = other.part();
-            CopySource { segment, first_seq, base_time, count, is_old: true }
+            let Part { segment, first_seq, base_time, count, tail, .. } = other.part();
+            CopySource { segment, first_seq, base_time, count, tail: Some(tail), is_old: true }
         }));
         if !sources.is_empty() {
             bound(&mut sources);
@@ -201,10 +201,11 @@ fn bound(sources: &mut [CopySource]) {
 /// A segment whose activation is damaged gives no states: its Seqs are not known.
 fn source_of(segment: Arc<Segment>) -> Result<CopySource> {
     let activation = segment.activation()?;
-    let sealed = segment.seal()?.map(|seal| seal.count);
+    let seal = segment.seal()?;
+    let (sealed, tail) = (seal.map(|seal| seal.count), seal.map(|seal| seal.tail));
     let most = most_slots(segment.header.size);
     let count = if activation.is_some() { sealed.unwrap_or(most).min(most) } else { 0 };
     let Activation { first_seq, base_time } =
         activation.unwrap_or(Activation { first_seq: 0, base_time: Time::ZERO });
-    Ok(CopySource { segment, first_seq, base_time, count, is_old: true })
+    Ok(CopySource { segment, first_seq, base_time, count, tail, is_old: true })
 }

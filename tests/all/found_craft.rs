@@ -3,8 +3,9 @@
 
 use crate::craft::{Files, disk_of, exercise, files_of, name_of, options, within_time};
 use crate::found_hooks::is_segment;
+use crate::support::agree::agree;
 use crate::support::craft::{
-    ACTIVATION, Checkpoint, EPOCH, ORDINAL, PREDECESSOR, SEQ_LIMIT, SOURCES, Segment, u64_at,
+    ACTIVATION, Checkpoint, EPOCH, ORDINAL, PREDECESSOR, SEAL, SEQ_LIMIT, SOURCES, Segment, u64_at,
 };
 use keepq::fault::MemoryStorage;
 use keepq::{Compaction, Error, Queue};
@@ -353,5 +354,30 @@ fn a_copy_keeps_push_times_that_are_far_apart() {
             let pushed: Vec<u64> = pushed.take(6).collect();
             assert_eq!(pushed, times.iter().map(|time| time / DAY).collect::<Vec<_>>());
         });
+    }
+}
+
+/// The tail of a seal that lies before the end of the records that it counts: what reaches behind
+/// it was read all the same.
+#[test]
+fn no_record_of_a_sealed_segment_ends_behind_its_tail() {
+    const END: u64 = 4096 + 4 * 40;
+    for (tail, whole) in [(END, 4), (END - 8, 3), (END - 40, 3), (END - 41, 2), (4096, 0)] {
+        let mut files = without_checkpoint(runs(2));
+        let mut first = segments(&files)[0].clone();
+        assert_eq!(u64_at(&first.bytes, SEAL), END);
+        first.put(SEAL, tail);
+        add(&mut files, first);
+        agree(&disk_of(&files), &format!("tail {tail}"));
+        let (_, queue) = open(&files);
+        let queue = queue.unwrap();
+        let jobs = queue.pop_batch(9).unwrap();
+        let seqs: Vec<u64> = jobs.iter().map(|job| job.seq().into()).collect();
+        let expected: Vec<u64> = (1..=whole).chain(5..=8).collect();
+        assert_eq!(seqs, expected, "tail {tail}");
+        assert_eq!(queue.damage().len(), 4 - whole as usize, "tail {tail}");
+        drop(jobs);
+        drop(queue);
+        exercise_in_time("tail", files);
     }
 }

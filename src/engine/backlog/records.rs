@@ -66,7 +66,7 @@ impl Records {
         let (segment, region) = (Arc::clone(active.segment()), Arc::clone(active.region()));
         let (first_seq, base_time) = (active.first_seq(), active.base_time());
         let numbering = Numbering { first_seq, base_time, is_old: false };
-        Self::new(Arc::new(Mapped { segment, region }), numbering, None, activity)
+        Self::new(Arc::new(Mapped::new(segment, region, None)), numbering, None, activity)
     }
 
     /// Of a copy that this run made.
@@ -248,7 +248,8 @@ impl Records {
         let (segment, region) = (Arc::clone(&self.segment), self.segment.map(Access::Commits)?);
         self.map_number.set(self.activity.next_map());
         self.note_busy();
-        Ok(self.mapped.get_or_init(|| Arc::new(Mapped { segment, region })))
+        let mapped = Mapped::new(segment, region, self.tail());
+        Ok(self.mapped.get_or_init(|| Arc::new(mapped)))
     }
 
     /// The segment is mapped, or may be changed.

@@ -352,7 +352,7 @@ impl Track {
         self.copying.begin_copy(count);
         let segment = Arc::clone(self.segment());
         let Numbering { first_seq, base_time, is_old } = self.records.numbering();
-        CopySource { segment, first_seq, base_time, count, is_old }
+        CopySource { segment, first_seq, base_time, count, tail: self.records.tail(), is_old }
     }
 
     /// A copy takes the place of others, and the deliveries out of them.

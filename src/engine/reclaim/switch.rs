@@ -79,7 +79,7 @@ pub(super) fn replace_sources(
 ) -> Result<u64> {
     let segment = Arc::clone(&made.segment);
     let region = segment.map(Access::Commits)?;
-    let mapped = Arc::new(Mapped { segment, region });
+    let mapped = Arc::new(Mapped::new(segment, region, Some(made.tail)));
     let activity = dispatch.lock().backlog().activity().clone();
     let mut copy = Track::copied(mapped, made, &activity);
     for _ in 0..ROUNDS {
