@@ -152,9 +152,9 @@ impl PartEnd {
 
 /// The records that are missing between `previous` and `next`. A segment that is here and holds no
 /// record was used all the same if a later one names it as its predecessor. If a predecessor is not
-/// here, it was let go, and nothing is missing. `segments`: in the order of ordinals. Predecessors
-/// are followed as long as each is older than the one before, and no further than to `previous`: so
-/// no segment is passed for two members.
+/// here, it was let go, and nothing is missing of it. `segments`: in the order of ordinals.
+/// Predecessors are followed as long as each is older than the one before, and no further than to
+/// `previous`: so no segment is passed for two members.
 fn gap_before(
     next: &Member<'_>,
     previous: Option<&PartEnd>,
@@ -163,7 +163,7 @@ fn gap_before(
 ) -> Result<Option<Damage>> {
     let end_seq = next.activation.first_seq;
     let mut before = next.segment.header.older_predecessor().unwrap_or(Ordinal::NONE);
-    let mut passed: Option<&Arc<Segment>> = None;
+    let mut passed = PassedSegments::default();
     loop {
         if let Some(end) = previous.filter(|end| end.ordinal == before) {
             let is_missing = end.next_seq < end_seq;
@@ -173,37 +173,52 @@ fn gap_before(
         let found = at.ok().and_then(|at| segments.get(at));
         let found = found.filter(|_| previous.is_none_or(|end| before > end.ordinal));
         let Some(empty) = found else {
-            // A segment that was used and is here has lost its activation: what came right before
-            // `next` was in it.
-            let lost = passed.filter(|_| end_seq - 1 > watermark);
-            let Some(lost) = lost else { return Ok(None) };
-            let path = lost.path.clone();
-            let end = PartEnd { ordinal: before, next_seq: end_seq - 1, path, tail: Offset::START };
-            return Ok(Some(end.damage(end_seq, DamageKind::Torn)));
+            let from_seq = previous.map_or(0, |end| end.next_seq);
+            let end = passed.end(end_seq, watermark);
+            let end = end.map(|end| PartEnd { next_seq: end.next_seq.max(from_seq), ..end });
+            let missing = end.filter(|end| end.next_seq < end_seq);
+            return Ok(missing.map(|end| end.damage(end_seq, DamageKind::Torn)));
         };
-        let activation = empty.activation()?;
-        let is_first = segments.first().is_some_and(|first| first.header.ordinal == before);
-        if is_first && previous.is_none() {
-            // Where its Seqs began, if it still says so. If it does not, and what came right before
-            // `next` was durable, it held nothing.
-            let next_seq = match activation {
-                Some(activation) => activation.first_seq,
-                None if end_seq - 1 <= watermark => return Ok(None),
-                None => end_seq - 1,
-            };
-            let end = PartEnd {
-                ordinal: before,
-                next_seq,
-                path: empty.path.clone(),
-                tail: Offset::START,
-            };
-            return Ok((next_seq < end_seq).then(|| end.damage(end_seq, DamageKind::Torn)));
-        }
-        // A segment in which nothing was ever placed begins with the Seq of what follows it.
-        if activation.is_none_or(|activation| activation.first_seq != end_seq) {
-            passed = Some(empty);
-        }
+        passed.pass(empty, empty.activation()?, end_seq);
         before = empty.header.older_predecessor().unwrap_or(Ordinal::NONE);
+    }
+}
+
+/// The segments between two parts that are here, were used, and hold no record.
+#[derive(Default)]
+struct PassedSegments<'a> {
+    oldest: Option<&'a Arc<Segment>>,
+    /// The smallest Seq with which one of them begins, as far as they still say so.
+    first: Option<(u64, &'a Arc<Segment>)>,
+}
+
+impl<'a> PassedSegments<'a> {
+    /// `end_seq`: the first Seq of what follows. Where nothing was ever placed in a segment, it
+    /// begins with that, and has lost nothing.
+    fn pass(&mut self, segment: &'a Arc<Segment>, activation: Option<Activation>, end_seq: u64) {
+        let first_seq = activation.map(|activation| activation.first_seq);
+        if first_seq == Some(end_seq) {
+            return;
+        }
+        self.oldest = Some(segment);
+        if let Some(first_seq) = first_seq
+            && self.first.is_none_or(|(first, _)| first_seq < first)
+        {
+            self.first = Some((first_seq, segment));
+        }
+    }
+
+    /// Where the records before them end: all from the first Seq on that one of them says was in
+    /// them. If none says so, what came right before the next segment was in them; but if that was
+    /// durable, they held nothing.
+    fn end(&self, end_seq: u64, watermark: u64) -> Option<PartEnd> {
+        let (next_seq, segment) = match self.first {
+            Some(first) => first,
+            None if end_seq - 1 <= watermark => return None,
+            None => (end_seq - 1, self.oldest?),
+        };
+        let path = segment.path.clone();
+        Some(PartEnd { ordinal: segment.header.ordinal, next_seq, path, tail: Offset::START })
     }
 }
 

@@ -357,6 +357,54 @@ fn a_copy_keeps_push_times_that_are_far_apart() {
     }
 }
 
+/// Segments of one epoch, of which the ones between the first and the last hold nothing: they were
+/// dropped, or have lost their marks. Where the last predecessor of all was a dropped one, nothing
+/// was told of the numbers that were in it.
+#[test]
+fn numbers_of_dropped_segments_are_told_wherever_the_chain_ends() {
+    const DROPPED: u64 = 5;
+    // The ordinals are 10, 20, 30, 40, four numbers in each. Predecessors of the last three; those
+    // that are without an activation; the first segment that is there; what is missing.
+    type Case = ([u64; 3], &'static [usize], usize, Option<(u64, u64)>);
+    let cases: [Case; 9] = [
+        ([10, 20, 30], &[], 0, Some((DROPPED, 12))),
+        ([0, 20, 30], &[], 0, Some((DROPPED, 12))),
+        ([5, 20, 30], &[], 0, Some((DROPPED, 12))),
+        ([15, 20, 30], &[], 0, Some((DROPPED, 12))),
+        ([10, 0, 30], &[], 0, Some((9, 12))),
+        ([0, 20, 30], &[1], 0, Some((9, 12))),
+        ([0, 20, 30], &[2], 0, Some((DROPPED, 12))),
+        ([0, 20, 30], &[1, 2], 0, None),
+        ([10, 20, 30], &[2], 1, Some((DROPPED, 12))),
+    ];
+    for (predecessors, without, first, missing) in cases {
+        let files = without_checkpoint(runs(4));
+        let mut crafted = files.clone();
+        crafted.retain(|name, _| !is_segment(name));
+        for (n, segment) in segments(&files).iter().enumerate().skip(first) {
+            let mut segment = numbered(segment, 10 * (n as u64 + 1));
+            segment.put(EPOCH, 1);
+            segment.put(PREDECESSOR, n.checked_sub(1).map_or(0, |before| predecessors[before]));
+            if without.contains(&n) {
+                segment.forget_marks();
+            } else if n == 1 || n == 2 {
+                segment.put(SEAL, 4096);
+                segment.put(SEAL + 8, 0);
+            }
+            add(&mut crafted, segment);
+        }
+        let context = format!("{predecessors:?}, {without:?}, from {first}");
+        let (_, queue) = open(&crafted);
+        let queue = queue.unwrap();
+        let told = queue.damage();
+        let told = told.iter().map(|one| (one.first_seq().into(), one.last_seq().into()));
+        assert_eq!(told.collect::<Vec<_>>(), Vec::from_iter(missing), "{context}");
+        drop(queue);
+        agree(&disk_of(&crafted), &context);
+        exercise_in_time("dropped", crafted);
+    }
+}
+
 /// The tail of a seal that lies before the end of the records that it counts: what reaches behind
 /// it was read all the same.
 #[test]

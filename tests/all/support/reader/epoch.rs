@@ -190,7 +190,8 @@ fn missing_before(
 ) -> Option<(u64, u64)> {
     let last = part.first_seq.checked_sub(1)?;
     let mut before = (part.segment.ordinal, part.segment.predecessor);
-    let mut empty: Option<&Link> = None;
+    // One that was used was passed, and the smallest first Seq that such a one has.
+    let (mut has_passed, mut smallest): (bool, Option<u64>) = (false, None);
     // Ordinals increase in the order in which segments are made, and what is before the last one
     // with records is not followed.
     let stop = previous.map_or(1, |previous| previous.segment.ordinal);
@@ -202,14 +203,14 @@ fn missing_before(
         let Some(link) = links.iter().find(|link| link.ordinal == before.1) else { break };
         // One in which nothing was placed begins where the next one does.
         if link.first_seq != Some(part.first_seq) {
-            empty = Some(link);
+            has_passed = true;
+            smallest = smallest.into_iter().chain(link.first_seq).min();
         }
         before = (link.ordinal, link.predecessor);
     }
-    // It was used, and has lost what was in it.
-    let first = match empty?.first_seq {
-        Some(first) => first,
-        None if last <= watermark => return None,
+    let first = match smallest {
+        Some(first) => first.max(previous.map_or(0, Part::end_seq)),
+        None if !has_passed || last <= watermark => return None,
         None => last,
     };
     (first <= last).then_some((first, last))
