@@ -182,7 +182,7 @@ impl Found {
         self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.epoch).max(self.newest_epoch)
     }
 
-    /// No Seq at or above this one was given out.
+    /// No Seq at or above this one was given out; Seqs begin at 1.
     pub(super) fn seq_limit(&self) -> u64 {
         let compacted = self.compacted.iter().map(|compacted| &compacted.segment);
         let replaced = self.replaced.found.iter().flat_map(|replaced| &replaced.sources);
@@ -194,7 +194,7 @@ impl Found {
         // Each segment whose header is damaged may have had a higher limit, by what it and its
         // predecessor hold.
         let unknown = to_u64(self.unreadable) * 2 * capacity(slot::MAX_SEGMENT);
-        headers.chain(hint).max().unwrap_or(1).saturating_add(unknown).min(NUMBER_END)
+        headers.chain(hint).fold(1, u64::max).saturating_add(unknown).min(NUMBER_END)
     }
 
     /// Whether a segment is known that is newer than all that are here.

@@ -405,6 +405,35 @@ fn numbers_of_dropped_segments_are_told_wherever_the_chain_ends() {
     }
 }
 
+/// A CHECKPOINT, or an unused segment, that says that no number was given out, not even 0: the next
+/// one was 0, and the segment that it was in was one that open refuses.
+#[test]
+fn numbers_begin_at_1_whatever_the_limit_is() {
+    let files = runs(1);
+    let mut only_checkpoint = files.clone();
+    only_checkpoint.retain(|name, _| !is_segment(name));
+    let mut checkpoint = Checkpoint::read(&files["CHECKPOINT"]).unwrap();
+    // Epoch, watermark, limit, no segments, `accounted`, no ranges, newest time, next ordinal.
+    checkpoint.numbers = vec![1, 0, 0, 0, 0, 0, 1, 5];
+    only_checkpoint.insert("CHECKPOINT".to_string(), checkpoint.file());
+    let mut only_segment = without_checkpoint(files.clone());
+    let mut segment = segments(&files)[0].clone();
+    segment.put(SEQ_LIMIT, 0);
+    segment.forget_marks();
+    add(&mut only_segment, segment);
+    for files in [only_checkpoint, only_segment] {
+        agree(&disk_of(&files), "limit 0");
+        let (disk, queue) = open(&files);
+        let queue = queue.unwrap();
+        assert_eq!(queue.push("first").unwrap(), 1.into());
+        queue.close().unwrap();
+        let queue = options(disk).open("queue").unwrap();
+        assert_eq!(queue.pop().unwrap().unwrap().seq(), 1.into());
+        drop(queue);
+        exercise_in_time("limit 0", files);
+    }
+}
+
 /// The tail of a seal that lies before the end of the records that it counts: what reaches behind
 /// it was read all the same.
 #[test]
