@@ -297,7 +297,8 @@ impl Sources {
     }
 
     /// The Seq of record `index`, as its word in the Seq table says; `None` if the word is damaged,
-    /// or says what cannot be: Seqs rise from record to record, from the first to the last.
+    /// or says what cannot be: Seqs rise from record to record, from the first to the last. Whether
+    /// it is above the one before is not looked at.
     #[inline]
     pub(crate) fn seq(&self, word: u64, key: Key, index: Index, first_seq: u64) -> Option<u64> {
         let after = number::decode(word, key, index)?;
