@@ -2,9 +2,10 @@
 //! and so does a reader that knows nothing but `src/docs/format.md`.
 //!
 //! `KEEPQ_GOLDEN=make cargo test --test all golden::make` writes them anew, with the texts that say
-//! what is in them: for a new case or before format 1 is released, never to make a failing test
-//! pass.
+//! what is in them: for a new case, which `KEEPQ_GOLDEN=<its name>` makes alone, or before format 1
+//! is released, never to make a failing test pass.
 
+use crate::golden_times;
 use crate::support::agree::agree_in;
 use crate::support::reader::{self, Added, Listed};
 use keepq::fault::ManualClock;
@@ -18,27 +19,29 @@ use std::time::{Duration, UNIX_EPOCH};
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// A name, and what makes the directory.
-type Case = (&'static str, fn(&Path));
+pub(crate) type Case = (&'static str, fn(&Path));
 
-const CASES: [Case; 6] = [
+pub(crate) const CASES: [Case; 8] = [
     ("closed", closed),
     ("killed", killed),
     ("torn", torn),
     ("damaged", damaged),
     ("compacted", compacted),
     ("shifted", shifted),
+    ("stepped", golden_times::stepped),
+    ("offset", golden_times::offset),
 ];
 
-fn golden() -> PathBuf {
+pub(crate) fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
 }
 
-fn options() -> Options {
+pub(crate) fn options() -> Options {
     Queue::options().segment_bytes(65_536).background(false)
 }
 
 /// Copies the files of a queue, without its lock.
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -48,7 +51,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn text(number: u64) -> String {
+pub(crate) fn text(number: u64) -> String {
     format!("message {number}").repeat(1 + number as usize % 5)
 }
 
@@ -253,13 +256,12 @@ fn tell(
 
 #[test]
 fn make() {
-    if std::env::var("KEEPQ_GOLDEN").is_ok_and(|what| what == "make") {
-        for (name, case) in CASES {
-            let directory = golden().join(name);
-            fs::remove_dir_all(&directory).ok();
-            case(&directory);
-            fs::write(golden().join(format!("{name}.txt")), told(&directory)).unwrap();
-        }
+    let Ok(what) = std::env::var("KEEPQ_GOLDEN") else { return };
+    for (name, case) in CASES.into_iter().filter(|(name, _)| what == "make" || what == *name) {
+        let directory = golden().join(name);
+        fs::remove_dir_all(&directory).ok();
+        case(&directory);
+        fs::write(golden().join(format!("{name}.txt")), told(&directory)).unwrap();
     }
 }
 

@@ -75,6 +75,7 @@ mod found_work;
 #[cfg(target_os = "linux")]
 mod full_disk;
 mod golden;
+mod golden_times;
 mod history;
 mod kill;
 mod lost_numbers;

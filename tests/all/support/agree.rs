@@ -136,6 +136,7 @@ fn compare(queue: &Queue, left: &Left, now: u64, context: &str) {
         let seq = owed.seq;
         assert!(message[..] == owed.payload && headers == owed.headers, "{context}: {seq}");
         assert_eq!(u64::from(message.attempts()), owed.attempts, "{context}: attempts of {seq}");
+        assert_eq!(millis(message.pushed_at()), owed.pushed_at, "{context}: push time of {seq}");
         let due = Some(owed.due).filter(|&due| due > 0).map(|due| shown(due, left, now));
         assert_eq!(message.not_before().map(millis), due, "{context}: when {seq} is due");
         let one = queue.get(seq.into()).unwrap().unwrap();

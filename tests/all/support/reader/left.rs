@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Owed {
     pub(crate) seq: u64,
+    /// In UTC.
+    pub(crate) pushed_at: u64,
     /// How often it was handed out.
     pub(crate) attempts: u64,
     /// When it may be handed out; 0 if at once.
@@ -80,7 +82,7 @@ impl Left {
                 let Some(seq) = part.segment.seq(index) else { continue };
                 let slot = merged(part, seq, index);
                 match records.next_if(|record| record.index == index) {
-                    Some(record) => left.add(seq, slot, record, part.pushed_at(record)),
+                    Some(record) => left.add(seq, slot, record, part),
                     None => left.add_damaged(seq, slot, part.transient.contains(&index)),
                 }
             }
@@ -107,8 +109,8 @@ impl Left {
         }
     }
 
-    fn add(&mut self, seq: u64, slot: Slot, record: &Record, pushed_at: u64) {
-        let start = self.start;
+    fn add(&mut self, seq: u64, slot: Slot, record: &Record, part: &Part) {
+        let (pushed_at, start) = (part.pushed_at(record), self.start);
         let content = record.content();
         let fate = match slot.state {
             // Each message was pushed by an earlier run than that of the reader.
@@ -136,7 +138,8 @@ impl Left {
         let by_record =
             from.filter(|_| counts).and_then(|from| undue(from, from.saturating_sub(pushed_at)));
         let (attempts, due) = (slot.attempts, by_slot.or(by_record).unwrap_or(0));
-        self.owed.push(Owed { seq, attempts, due, until, headers, payload });
+        let pushed_at = pushed_at.saturating_add_signed(-part.segment.clock_shift);
+        self.owed.push(Owed { seq, pushed_at, attempts, due, until, headers, payload });
     }
 
     /// Whether a message is settled; None if that is unknown.
