@@ -211,13 +211,14 @@ impl Stats {
     }
 
     /// Every message below this number is settled, as far as keepq has looked: how far consumers
-    /// are. It may be behind, and never ahead. CHECKPOINT notes it, and a reopen begins there.
+    /// are. It may be behind, and never ahead. CHECKPOINT notes it, and a reopen begins there, so
+    /// it is known from the open on.
     #[must_use]
     pub fn floor(&self) -> Seq {
         Seq(self.floor)
     }
 
-    /// No message from this number on was handed out in this run.
+    /// No message from this number on was handed out in this run. It is not below the floor.
     #[must_use]
     pub fn cursor(&self) -> Seq {
         Seq(self.cursor)

@@ -47,6 +47,7 @@ impl Cursor {
         let Some(track) = hinted.filter(|track| is_settled_up_to(track, Index(hint.index))) else {
             return Self::START;
         };
+        track.records().note_floor(Index(hint.index));
         let start = Self::start_of(track);
         let seq = start.seq.saturating_add(hint.index.into());
         Self { seq, position: Position::at(Index(hint.index)), ..start }

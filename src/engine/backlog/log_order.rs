@@ -140,12 +140,14 @@ impl LogOrder {
     pub(crate) fn consumer_offset(&self, cursor: u64, published: u64) -> ConsumerOffset {
         let first = self.tracks.iter().find(|track| !track.is_done());
         let Some(first) = first else {
-            return ConsumerOffset { floor: cursor, cursor, ..ConsumerOffset::default() };
+            let floor = cursor.max(published + 1);
+            return ConsumerOffset { floor, cursor: floor, ..ConsumerOffset::default() };
         };
         let index = first.records().look_for_floor(published).0;
         // A lower bound, where Seqs have gaps.
         let floor = first.first_seq().saturating_add(index.into());
-        ConsumerOffset { floor, cursor, ordinal: first.ordinal(), index }
+        // In a run that has handed nothing out yet, it may be behind.
+        ConsumerOffset { floor, cursor: cursor.max(floor), ordinal: first.ordinal(), index }
     }
 
     /// Bytes of the file of the newest segment.

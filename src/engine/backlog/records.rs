@@ -291,6 +291,11 @@ impl Records {
         self.mapped.take()
     }
 
+    /// All below this index were seen to be settled.
+    pub(super) fn note_floor(&self, index: Index) {
+        self.floor.set(Floor { index, previous: None });
+    }
+
     /// The first index below which all are settled, as far as a step of the search finds out. Maps
     /// nothing for it.
     pub(super) fn look_for_floor(&self, published: u64) -> Index {

@@ -41,7 +41,7 @@ impl Inspect {
             counts: *dispatch.ledger().counts(),
             lost: dispatch.backlog().losses().count(),
             floor: offset.floor,
-            cursor: offset.cursor.max(offset.floor),
+            cursor: offset.cursor,
             segments: to_u64(tracks.len()),
             segment_bytes: tracks.iter().map(Track::size).sum(),
             disk_bytes: space.used(),
