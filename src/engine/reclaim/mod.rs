@@ -75,7 +75,11 @@ impl Reclaim {
     /// Prepares the next segment if it will be needed soon, unless a segment is about to be let go
     /// that can be used again.
     pub(crate) fn prepare_ahead(&self) -> Result<()> {
-        self.appender.prepare_ahead(|| self.retirer.done_segments() > 0)
+        self.appender.prepare_ahead(|| {
+            let done = self.retirer.done_segments();
+            // As many as go together, where there are many.
+            done > 0 && done >= self.retirer.many()
+        })
     }
 
     /// Returns true if the background does not keep up: done segments fill the disk, or unsynced
