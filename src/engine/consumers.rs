@@ -256,9 +256,7 @@ impl Consumers {
         let mut dispatch = self.dispatch.lock();
         let activity = dispatch.backlog().activity().clone();
         let before = activity.maps_made();
-        while batch.len() < limit
-            && activity.maps_made() - before < self.context.options.open_segments
-        {
+        while batch.len() < limit && !activity.has_made_most(before) {
             let has = |seq| taking.has(seq, || seqs_of(taken, &batch));
             match dispatch.lease_next_but(taking.visible(), false, has) {
                 Ok(Leasing::Leased(leased)) => {

@@ -386,8 +386,8 @@ impl Appender {
     }
 }
 
-/// Makes stores into a prepared segment fast: pages resident, and, where the queue syncs,
-/// extents written, so that a commit has no file system metadata to write.
+/// Makes stores into a prepared segment fast: pages resident, and, where the queue syncs, extents
+/// written, so that a commit has no file system metadata to write.
 fn warm_up(prepared: &Prepared, durability: Durability) -> std::io::Result<()> {
     prepared.region.populate();
     if durability == Durability::Os { Ok(()) } else { prepared.segment.sync_unused() }

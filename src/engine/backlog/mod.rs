@@ -7,8 +7,10 @@
 //! used.
 //!
 //! `Tracks` has a `Track` for each segment, which owns the segment's `Records`, its `SettledCount`
-//! and its `Copying`, what compaction has said of it. For all segments together, `Maps` keeps the
-//! limit of maps, `Losses` lists what was found damaged, and `Changes` says what a sync covers.
+//! and its `Copying`, what compaction has said of it. It keeps them in `LogOrder`, by position and
+//! ordinal; `Activity` lists those that something was done to, `DoneSegments` those that wait to be
+//! let go. For all segments together, `Maps` keeps the limit of maps, `Losses` lists what was found
+//! damaged, and `Changes` says what a sync covers.
 
 pub(crate) mod activity;
 mod answers;
