@@ -3,6 +3,23 @@
 //! Relies on: the file's size never changes and its blocks are allocated (`io/disk.rs` sees to both
 //! before it maps, and the directory's lock keeps other processes away). Refuses to hand out
 //! references into the map: everything is copied, so no `&[u8]` can see bytes change under it.
+//!
+//! # Races
+//!
+//! Words (slots, numbers of copies) may be loaded and stored to at the same time: they are atomic.
+//! Of all other bytes, none is loaded while it is stored to, because the layers above see to this:
+//!
+//! * A push stores behind the tail of its segment, and so does what erases the remains of a failed
+//!   one. Records are loaded once they are published, and a search for records ends at the tail
+//!   (`log/shared_tail.rs`), each by an acquire that pairs with a release of the push.
+//! * A copy is stored to before it is in the log, so before anybody looks for a record in it.
+//! * Header pages are loaded by reads of the file, not through a map.
+//! * A file is used again, and so stored to from its start, only once nobody has it mapped any more
+//!   (`Appender::recycle`).
+//!
+//! Stores that are writes are no accesses of this program's memory: the system copies the bytes,
+//! and a load may see some of the old ones and some of the new ones. So may a load beside another
+//! program that stores to the file in spite of the lock; checksums find what is not whole.
 
 #![expect(unsafe_code, reason = "the home of unsafe: raw copies in and out of a mapped file")]
 
@@ -34,7 +51,8 @@ impl Map {
         let to = self.at(offset, bytes.len())?;
         // SAFETY: `at` proved that `to..to + len` lies in the live map, which is writable (the
         // caller's duty, `MappedRegion` holds the switch) and does not overlap a Rust slice, since
-        // none into the map exists.
+        // none into the map exists. No other thread loads or stores these bytes meanwhile: see
+        // Races.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
         Ok(())
     }
@@ -42,7 +60,7 @@ impl Map {
     pub(super) fn load(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         let from = self.at(offset, into.len())?;
         // SAFETY: `at` proved that `from..from + len` lies in the live map; `into` is a Rust slice
-        // and so not part of it.
+        // and so not part of it. No other thread stores to these bytes meanwhile: see Races.
         unsafe { ptr::copy_nonoverlapping(from.cast_const(), into.as_mut_ptr(), into.len()) };
         Ok(())
     }
@@ -51,7 +69,8 @@ impl Map {
         let from = self.at(offset, len)?;
         into.reserve(len);
         let spare = into.spare_capacity_mut().as_mut_ptr().cast::<u8>();
-        // SAFETY: `at` proved the source, `reserve` the destination, and the two do not overlap.
+        // SAFETY: `at` proved the source, `reserve` the destination, and the two do not overlap. No
+        // other thread stores to these bytes meanwhile: see Races.
         unsafe { ptr::copy_nonoverlapping(from.cast_const(), spare, len) };
         let filled = into.len() + len;
         // SAFETY: `reserve` made the capacity, and the copy above filled the `len` new bytes.
@@ -80,7 +99,8 @@ impl Map {
             return Err(outside(offset, 8, self.size));
         }
         // SAFETY: `at` proved that the eight bytes lie in the map, which lives as long as `self`;
-        // they are aligned; the engine reaches words that others may store to only through here.
+        // they are aligned. Threads that reach them at the same time do so through here; all other
+        // accesses to them are ordered with these: see Races.
         Ok(unsafe { AtomicU64::from_ptr(at.cast::<u64>()) })
     }
 

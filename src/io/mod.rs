@@ -202,8 +202,8 @@ pub enum Access {
 }
 
 /// A file as memory. Bounds are checked: a call with a place outside of the file fails and changes
-/// nothing. A load of bytes to which another thread stores at the same time may see some of the
-/// old ones and some of the new ones; the layers above order that with their locks.
+/// nothing. Words may be loaded and stored to by several threads at once; other bytes that are
+/// stored to are loaded by nobody meanwhile, which the layers above see to.
 pub trait Region: Debug + Send + Sync {
     /// Copies `bytes` in.
     ///

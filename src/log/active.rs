@@ -5,6 +5,7 @@
 //! here.
 
 use super::Segment;
+use super::shared_tail::SharedTail;
 use super::waypoints::Waypoints;
 use crate::error::{Error, Result};
 use crate::format::PAGE;
@@ -93,6 +94,8 @@ pub(crate) struct Active {
     first_seq: u64,
     base_time: Time,
     tail: Offset,
+    /// The same, for those who read.
+    shared_tail: Arc<SharedTail>,
     count: u32,
     /// The first record that is a waypoint and was not noted as one.
     next_waypoint: Index,
@@ -117,6 +120,7 @@ impl Active {
             first_seq,
             base_time: now,
             tail: RECORDS_START,
+            shared_tail: Arc::new(SharedTail::new(RECORDS_START)),
             count: 0,
             next_waypoint: Index::FIRST,
             remains: Vec::new(),
@@ -143,6 +147,11 @@ impl Active {
     #[inline]
     pub(crate) fn base_time(&self) -> Time {
         self.base_time
+    }
+
+    /// Where its records end, as pushes go on.
+    pub(crate) fn shared_tail(&self) -> &Arc<SharedTail> {
+        &self.shared_tail
     }
 
     /// The seal for its records so far.
@@ -211,6 +220,7 @@ impl Active {
             self.next_waypoint = Waypoints::next_after(index);
         }
         (self.tail, self.count) = (tail, index.0);
+        self.shared_tail.set(tail);
         Ok(())
     }
 

@@ -10,6 +10,7 @@ pub(crate) mod copy;
 pub(crate) mod merge;
 pub(crate) mod scan;
 pub(crate) mod sealed;
+pub(crate) mod shared_tail;
 pub(crate) mod walk;
 pub(crate) mod waypoints;
 
@@ -26,8 +27,9 @@ use crate::format::{PAGE, name, number, record, slot};
 use crate::io::window::Window;
 use crate::io::{Access, Region, Storage, StorageFile, is_unreadable};
 use crate::time::{PushTime, Time};
+use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use waypoints::Waypoints;
 
 /// Bytes of a header page.
@@ -51,6 +53,8 @@ pub(crate) struct Segment {
     /// The marks of the page that was read when it was found.
     first_page: Marks,
     file: Arc<dyn StorageFile>,
+    /// Itself as memory, for as long as anybody has that.
+    regions: Mutex<Vec<Weak<dyn Region>>>,
     /// Where some of its records are.
     waypoints: Waypoints,
 }
@@ -122,6 +126,7 @@ impl Segment {
             sources: None,
             first_page,
             file,
+            regions: Mutex::default(),
             waypoints: Waypoints::default(),
         }
     }
@@ -146,8 +151,8 @@ impl Segment {
         Self::finish(storage, &temporary, header, &*file, told)
     }
 
-    /// Makes a new segment from the file of this one. All messages of this one are settled, and no
-    /// CHECKPOINT lists it any more. `count`: the number of slots that its last use had.
+    /// Makes a new segment from the file of this one. All messages of this one are settled, no
+    /// CHECKPOINT lists it any more, and nobody has it as memory. `count`: the number of slots that its last use had.
     pub(crate) fn recycle(
         &self,
         storage: &dyn Storage,
@@ -219,6 +224,7 @@ impl Segment {
             sources: None,
             first_page,
             file,
+            regions: Mutex::default(),
             waypoints: Waypoints::default(),
         })
     }
@@ -230,7 +236,17 @@ impl Segment {
 
     /// The segment as memory.
     pub(crate) fn map(&self, access: Access) -> Result<Arc<dyn Region>> {
-        self.file.map(access).map_err(|error| self.error("map segment", Offset::START, error))
+        let region = self.file.map(access);
+        let region = region.map_err(|error| self.error("map segment", Offset::START, error))?;
+        let (mut regions, own) = (self.regions.lock(), Arc::downgrade(&region));
+        regions.retain(|other| other.strong_count() > 0 && !other.ptr_eq(&own));
+        regions.push(own);
+        Ok(region)
+    }
+
+    /// Whether anybody has it as memory.
+    pub(crate) fn is_mapped(&self) -> bool {
+        self.regions.lock().iter().any(|region| region.strong_count() > 0)
     }
 
     /// The segment for reading it once, from start to end or here and there.

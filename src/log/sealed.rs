@@ -1,9 +1,11 @@
 //! Reading records and slots of a mapped segment, one at a time.
 //!
 //! Promises: what it returns has passed its checks, but for bodies, which the caller verifies;
-//! damage is a value, not an error. Relies on callers to ask only for records that are published.
+//! damage is a value, not an error; a search ends where records end that pushes are done with.
+//! Relies on callers to ask only for records that are published.
 
 use super::Segment;
+use super::shared_tail::SharedTail;
 use super::waypoints::Waypoints;
 use crate::error::Result;
 use crate::format::address::{Index, Offset};
@@ -30,25 +32,33 @@ pub(crate) struct Mapped {
 }
 
 /// How far records may reach.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Bound {
     end: Offset,
     /// Bytes before `end` for each slot up to that of the record.
     per_slot: u64,
+    /// Where they end by now, if the segment is pushed to. Who asks for a published record does not
+    /// look at it: that would fetch a cache line from whoever pushes.
+    growing: Option<Arc<SharedTail>>,
 }
 
 impl Bound {
     /// Where records are known to end; or else before their slots.
     fn of(segment: &Segment, tail: Option<Offset>) -> Self {
         match tail {
-            Some(end) => Self { end, per_slot: 0 },
-            None => Self { end: segment.header.twin_offset(), per_slot: SLOT },
+            Some(end) => Self { end, per_slot: 0, growing: None },
+            None => Self { end: segment.header.twin_offset(), per_slot: SLOT, growing: None },
         }
+    }
+
+    /// What is searched ends here.
+    fn search_end(&self) -> Offset {
+        self.growing.as_ref().map_or(self.end, |tail| tail.get().min(self.end))
     }
 
     /// Whether record `index` may end here.
     #[inline]
-    fn allows(self, index: Index, end: Offset) -> bool {
+    fn allows(&self, index: Index, end: Offset) -> bool {
         end + self.per_slot * (u64::from(index) + 1) <= self.end
     }
 }
@@ -114,6 +124,16 @@ impl Mapped {
         tail: Option<Offset>,
     ) -> Self {
         let bound = Bound::of(&segment, tail);
+        Self { segment, region, bound }
+    }
+
+    /// The same of the segment that is pushed to.
+    pub(crate) fn growing(
+        segment: Arc<Segment>,
+        region: Arc<dyn Region>,
+        tail: Arc<SharedTail>,
+    ) -> Self {
+        let bound = Bound { growing: Some(tail), ..Bound::of(&segment, None) };
         Self { segment, region, bound }
     }
 
@@ -200,7 +220,7 @@ impl Mapped {
         end_index: Index,
     ) -> Option<(Offset, Index)> {
         let slots = slot::offset(self.segment.header.size, from_index);
-        let end = slots.min(self.bound.end);
+        let end = slots.min(self.bound.search_end());
         let mut chunk = vec![0; BYTES_A_STEP + HEADER];
         let mut start = from;
         while start < end {
@@ -232,7 +252,8 @@ impl Mapped {
     pub(crate) fn walk_to(&self, index: Index) -> Option<(Offset, RecordHeader)> {
         let waypoints = self.segment.waypoints();
         let (mut at, mut offset) = waypoints.before(index).unwrap_or((Index::FIRST, RECORDS_START));
-        loop {
+        let end = self.bound.search_end();
+        while offset < end {
             if let Some(header) = self.header(offset, at) {
                 if Waypoints::is_one(at) {
                     waypoints.note(at, offset);
@@ -245,6 +266,7 @@ impl Mapped {
                 (offset, at) = self.find(offset, at, index.next())?;
             }
         }
+        None
     }
 
     /// The Seq of record `index`; `None` if its number is damaged. `first_seq`: of the first

@@ -259,32 +259,3 @@ fn stuck_shows_what_compaction_merges_meanwhile() {
     let told: u64 = seen.iter().map(Stuck::messages).sum();
     assert_eq!(told, all, "{seen:?}");
 }
-
-/// `get` had read the header of a message; then the message was settled, its segment let go, and
-/// the file used again. `get` said that no message had ever had this number.
-#[test]
-fn get_does_not_forget_a_message_that_is_settled_while_it_is_read() {
-    let disk = Arc::new(MemoryStorage::new());
-    let (storage, watch) = watched(disk.clone());
-    let queue = Arc::new(on(storage).background(false).open("queue").unwrap());
-    let payload = |n: u8| vec![n; 9000];
-    for n in 0..13 {
-        queue.push(payload(n)).unwrap();
-    }
-    queue.sync().unwrap();
-    let looking = Arc::clone(&queue);
-    let (hold, got) = watch.hold(Op::LoadBody, "0000000000000001", move || {
-        looking.get(1.into()).map(|found| found.is_some())
-    });
-    let settle = |_| {
-        queue.ack_batch(queue.pop_batch(6).unwrap()).unwrap();
-        queue.maintain().unwrap();
-        for n in 100..106 {
-            queue.push(payload(n)).unwrap();
-        }
-    };
-    (0..4).for_each(settle);
-    assert!(queue.is_acked(1.into()).unwrap());
-    drop(hold);
-    assert!(!got.result("get").unwrap(), "it is settled");
-}

@@ -58,6 +58,7 @@ mod found_marks;
 mod found_moves;
 mod found_newer;
 mod found_page;
+mod found_races;
 mod found_reads;
 mod found_rebuild;
 mod found_refused;

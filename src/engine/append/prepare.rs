@@ -295,13 +295,14 @@ impl Appender {
         self.warm_up_ready(prepared)
     }
 
-    /// Turns a segment that no CHECKPOINT lists into the ready one, if there is none yet and the
-    /// segment has the full size; `None` if it is of no use. `count`: how many slots it had.
+    /// Turns a segment that no CHECKPOINT lists, and that is not in the log any more, into the ready
+    /// one, if there is none yet and the segment has the full size; `None` if it is of no use. `count`: how many slots it had.
     pub(crate) fn recycle(&self, segment: &Arc<Segment>, count: u32) -> Option<Result<()>> {
         let mut supply = self.supply.lock();
         let size = segment.header.size;
-        // A file that others know by another name is not used again.
-        let is_usable = size == self.context.options.segment_limit() && !segment.has_other_names();
+        // A file that others know by another name, or still read from, is not used again.
+        let is_free = || !segment.is_mapped() && !segment.has_other_names();
+        let is_usable = size == self.context.options.segment_limit() && is_free();
         let is_wanted = supply.ready.is_none() && supply.has_begun && supply.spare == Spare::Kept;
         if !is_usable || !is_wanted || supply.is_closed {
             return None;

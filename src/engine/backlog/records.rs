@@ -66,7 +66,8 @@ impl Records {
         let (segment, region) = (Arc::clone(active.segment()), Arc::clone(active.region()));
         let (first_seq, base_time) = (active.first_seq(), active.base_time());
         let numbering = Numbering { first_seq, base_time, is_old: false };
-        Self::new(Arc::new(Mapped::new(segment, region, None)), numbering, None, activity)
+        let mapped = Mapped::growing(segment, region, Arc::clone(active.shared_tail()));
+        Self::new(Arc::new(mapped), numbering, None, activity)
     }
 
     /// Of a copy that this run made.
@@ -286,8 +287,9 @@ impl Records {
         self.map_number.get()
     }
 
-    /// Gives its map up. The caller drops it outside of all locks.
+    /// Gives its map up, unless the segment is pushed to. The caller drops it outside of all locks.
     pub(super) fn take_map(&mut self) -> Option<Arc<Mapped>> {
+        self.end?;
         self.mapped.take()
     }
 

@@ -1,0 +1,85 @@
+//! Found from reading: loads of bytes that another thread stores to. On paper such a race may do
+//! anything; each of these loads is impossible now.
+
+use crate::found_hooks::{Gate, LIMIT, OpenAtEnd, Part, RECORD_HEADER, find, is_temporary, spoil};
+use crate::found_support::{call, on, soon};
+use crate::support::watched::{Call, Op, Watched};
+use keepq::fault::MemoryStorage;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// Behind a damaged record a consumer searches for the next one, by many bytes at once. In the
+/// segment that is pushed to, the search went on into bytes that a push was about to store.
+#[test]
+fn a_search_ends_where_pushes_go_on() {
+    let disk = Arc::new(MemoryStorage::new());
+    let storage = Watched::around(disk.clone());
+    let queue = on(storage.clone()).background(false).open("queue").unwrap();
+    for job in ["the first job", "the second job", "the last job"] {
+        queue.push(job).unwrap();
+    }
+    let (_, last) = find(&disk, b"the last job");
+    let tail = (last + "the last job".len() as u64).next_multiple_of(8);
+    let read = Arc::new(AtomicU64::new(0));
+    let note = Arc::clone(&read);
+    storage.rule(move |Call { op, offset, len, .. }| {
+        // A word of a slot is loaded whole or not at all.
+        if [Op::Load, Op::LoadBody].contains(&op) && len > 8 {
+            note.fetch_max(offset + len, Ordering::SeqCst);
+        }
+        Ok(())
+    });
+    spoil(&disk, b"the first job", Part::Header);
+    spoil(&disk, b"the last job", Part::Header);
+    let jobs = queue.pop_batch(9).unwrap();
+    let jobs: Vec<&[u8]> = jobs.iter().map(|job| &**job).collect();
+    assert_eq!(jobs, [b"the second job"]);
+    assert_eq!(queue.stats().lost(), 2);
+    let read = read.load(Ordering::SeqCst);
+    assert!(read > last - RECORD_HEADER, "the search did not come to the last record: {read}");
+    assert!(read <= tail, "the search read up to {read}, and pushes store from {tail} on");
+}
+
+/// `get` reads the body of a message outside of all locks. Meanwhile the message was settled, and
+/// its segment let go. Its file was made the next segment under the eyes of the reader. (Before
+/// that, `get` even said that no message had ever had this number.)
+#[test]
+fn a_file_is_not_used_again_while_it_is_read() {
+    const NAME: &str = "0000000000000001.seg";
+    let disk = Arc::new(MemoryStorage::new());
+    let storage = Watched::around(disk);
+    let queue = on(storage.clone()).background(false).open("queue").unwrap();
+    let payload = |n: u8| vec![n; 9000];
+    for n in 0..13 {
+        queue.push(payload(n)).unwrap();
+    }
+    queue.sync().unwrap();
+    let (gate, is_held) = (Gate::closed(), Arc::new(AtomicBool::new(false)));
+    let open = OpenAtEnd(Arc::clone(&gate));
+    let gone = Arc::new(Mutex::new(Vec::new()));
+    let (hold, note) = (Arc::clone(&is_held), Arc::clone(&gone));
+    storage.rule(move |Call { op, name, .. }| {
+        // Only a file that is used again takes a temporary name from another one.
+        if op == Op::Remove || op == Op::Rename && is_temporary(name) {
+            note.lock().unwrap().push((op, name.to_owned()));
+        }
+        if op == Op::LoadBody && name == NAME && !hold.swap(true, Ordering::SeqCst) {
+            gate.pass();
+        }
+        Ok(())
+    });
+    let looking = queue.clone();
+    let got = call(move || looking.get(1.into()));
+    assert!(soon(|| is_held.load(Ordering::SeqCst)), "nothing was read after {LIMIT:?}");
+    queue.ack_batch(queue.pop_batch(6).unwrap()).unwrap();
+    queue.maintain().unwrap();
+    assert_eq!(*gone.lock().unwrap(), [(Op::Remove, NAME.to_owned())]);
+    // A segment that nobody reads is used again.
+    queue.ack_batch(queue.pop_batch(6).unwrap()).unwrap();
+    queue.maintain().unwrap();
+    let gone = gone.lock().unwrap().clone();
+    assert!(matches!(gone[..], [_, (Op::Rename, _)]), "{gone:?}");
+    drop(open);
+    let got = got.result("get").unwrap().expect("it was not settled when it was looked for");
+    assert_eq!(*got, payload(0));
+}
