@@ -8,6 +8,7 @@
 pub(crate) mod active;
 pub(crate) mod copy;
 pub(crate) mod merge;
+mod regions;
 pub(crate) mod scan;
 pub(crate) mod sealed;
 pub(crate) mod shared_tail;
@@ -27,9 +28,9 @@ use crate::format::{PAGE, name, number, record, slot};
 use crate::io::window::Window;
 use crate::io::{Access, Region, Storage, StorageFile, is_unreadable};
 use crate::time::{PushTime, Time};
-use parking_lot::Mutex;
+use regions::Regions;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use waypoints::Waypoints;
 
 /// Bytes of a header page.
@@ -53,8 +54,7 @@ pub(crate) struct Segment {
     /// The marks of the page that was read when it was found.
     first_page: Marks,
     file: Arc<dyn StorageFile>,
-    /// Itself as memory, for as long as anybody has that.
-    regions: Mutex<Vec<Weak<dyn Region>>>,
+    regions: Regions,
     /// Where some of its records are.
     waypoints: Waypoints,
 }
@@ -126,7 +126,7 @@ impl Segment {
             sources: None,
             first_page,
             file,
-            regions: Mutex::default(),
+            regions: Regions::default(),
             waypoints: Waypoints::default(),
         }
     }
@@ -152,7 +152,8 @@ impl Segment {
     }
 
     /// Makes a new segment from the file of this one. All messages of this one are settled, no
-    /// CHECKPOINT lists it any more, and nobody has it as memory. `count`: the number of slots that its last use had.
+    /// CHECKPOINT lists it any more, and nobody has it as memory. `count`: the number of slots that
+    /// its last use had.
     pub(crate) fn recycle(
         &self,
         storage: &dyn Storage,
@@ -224,7 +225,7 @@ impl Segment {
             sources: None,
             first_page,
             file,
-            regions: Mutex::default(),
+            regions: Regions::default(),
             waypoints: Waypoints::default(),
         })
     }
@@ -238,15 +239,13 @@ impl Segment {
     pub(crate) fn map(&self, access: Access) -> Result<Arc<dyn Region>> {
         let region = self.file.map(access);
         let region = region.map_err(|error| self.error("map segment", Offset::START, error))?;
-        let (mut regions, own) = (self.regions.lock(), Arc::downgrade(&region));
-        regions.retain(|other| other.strong_count() > 0 && !other.ptr_eq(&own));
-        regions.push(own);
+        self.regions.note(&region);
         Ok(region)
     }
 
     /// Whether anybody has it as memory.
     pub(crate) fn is_mapped(&self) -> bool {
-        self.regions.lock().iter().any(|region| region.strong_count() > 0)
+        self.regions.is_any_left()
     }
 
     /// The segment for reading it once, from start to end or here and there.

@@ -82,7 +82,7 @@ pub(crate) const FIGURES: &[&str] = &["stats"];
 
 /// Rooms that may have locks.
 pub(crate) const LOCKING: &[&str] =
-    &["engine", "io", "open_queue", "dead_letters", "log/waypoints"];
+    &["engine", "io", "open_queue", "dead_letters", "log/waypoints", "log/regions"];
 
 /// Rooms and files without locks, files and clocks, so that they can be tested to the last case.
 pub(crate) const PURE: &[&str] = &["format", "leases", "schedule", "compaction/plan"];

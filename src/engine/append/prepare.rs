@@ -295,8 +295,9 @@ impl Appender {
         self.warm_up_ready(prepared)
     }
 
-    /// Turns a segment that no CHECKPOINT lists, and that is not in the log any more, into the ready
-    /// one, if there is none yet and the segment has the full size; `None` if it is of no use. `count`: how many slots it had.
+    /// Turns a segment that no CHECKPOINT lists, and that has left the log, into the ready one, if
+    /// there is none yet and the segment has the full size; `None` if it is of no use. `count`: how
+    /// many slots it had.
     pub(crate) fn recycle(&self, segment: &Arc<Segment>, count: u32) -> Option<Result<()>> {
         let mut supply = self.supply.lock();
         let size = segment.header.size;
