@@ -1,7 +1,7 @@
 //! Which segments to copy into one. Pure: no I/O, no locks, no clock.
 //!
-//! Promises: the chosen segments lie side by side in the log, and are copied for one of two
-//! reasons.
+//! Promises: the chosen segments lie side by side in the log, no two copies have one in common, and
+//! they are copied for one of two reasons.
 //!
 //! * To free space: the copy takes at most `live_percent` of the bytes that it replaces. Let p be
 //!   that number: each byte that is freed costs at most p / (100 - p) bytes that are written. Only
@@ -15,6 +15,7 @@
 //!   first bound; as a rule they take little more than it.
 
 use crate::format::segment::{MAX_SOURCES, size_for_copy};
+use std::cmp::Ordering;
 use std::ops::Range;
 
 /// A segment that may be copied.
@@ -64,41 +65,70 @@ pub(crate) struct CopyPlan {
 }
 
 impl CopyPlan {
-    /// Whether this choice frees more than the other one for what it costs.
-    fn is_better_than(&self, other: &Self) -> bool {
+    /// `Less` if this choice frees more than the other one for what it costs.
+    fn better_first(&self, other: &Self) -> Ordering {
         let gain = |of: &Self| u128::from(of.before.saturating_sub(of.after));
         let cost = |of: &Self| u128::from(of.after + FIXED_COST);
-        gain(self) * cost(other) > gain(other) * cost(self)
+        (gain(other) * cost(self)).cmp(&(gain(self) * cost(other)))
     }
 }
 
 /// The candidates whose copy frees most for what it costs; `None` if no copy is worth it.
 pub(crate) fn choose(candidates: &[Candidate], limits: &Limits) -> Option<CopyPlan> {
+    all_from(candidates, limits).min_by(CopyPlan::better_first)
+}
+
+/// Copies that are all worth it, those that free most for what they cost first.
+pub(crate) fn choose_all(candidates: &[Candidate], limits: &Limits) -> Vec<CopyPlan> {
+    let mut choices: Vec<_> = all_from(candidates, limits).collect();
+    choices.sort_by(CopyPlan::better_first);
+    let mut is_taken = vec![false; candidates.len()];
+    choices.retain(|choice| {
+        let taken = is_taken.get_mut(choice.range.clone()).unwrap_or_default();
+        let is_free = !taken.contains(&true);
+        if is_free {
+            taken.fill(true);
+        }
+        is_free
+    });
+    choices
+}
+
+/// Whether any copy is worth it.
+pub(crate) fn is_any_worth_it(candidates: &[Candidate], limits: &Limits) -> bool {
+    all_from(candidates, limits).next().is_some()
+}
+
+/// The best copy from each candidate on, where one is worth it.
+fn all_from(candidates: &[Candidate], limits: &Limits) -> impl Iterator<Item = CopyPlan> {
+    (0..candidates.len()).filter_map(|first| best_from(first, candidates, limits))
+}
+
+/// The best copy from this candidate on; the shortest, if several are.
+fn best_from(first: usize, candidates: &[Candidate], limits: &Limits) -> Option<CopyPlan> {
     let mut best: Option<CopyPlan> = None;
-    for first in 0..candidates.len() {
-        let (mut before, mut largest, mut record_bytes, mut records) = (0, 0, 0, 0);
-        let free = candidates.iter().enumerate().skip(first).take(MAX_SOURCES);
-        for (at, candidate) in free
-            .take_while(|(at, candidate)| candidate.is_free && (!candidate.starts || *at == first))
-        {
-            before += candidate.size;
-            largest = candidate.size.max(largest);
-            record_bytes += candidate.record_bytes;
-            records += candidate.records;
-            let after = size_for_copy(record_bytes, records);
-            let most = limits.segment_bytes.max(largest).min(limits.room);
-            if after > most || u32::try_from(records).is_err() {
-                break;
-            }
-            let frees = after * 100 <= before * limits.live_percent;
-            let gain = before.saturating_sub(after);
-            let gathers = largest * SMALL_GROWTH <= after && gain * SMALL_GAIN >= before
-                || largest * MANY_GROWTH <= after && at + 1 - first >= MANY && gain > 0;
-            let is_worth_it = records > 0 && (frees || gathers);
-            let choice = CopyPlan { range: first..at + 1, before, after, record_bytes, records };
-            if is_worth_it && best.as_ref().is_none_or(|best| choice.is_better_than(best)) {
-                best = Some(choice);
-            }
+    let (mut before, mut largest, mut record_bytes, mut records) = (0, 0, 0, 0);
+    let free = candidates.iter().enumerate().skip(first).take(MAX_SOURCES);
+    for (at, candidate) in
+        free.take_while(|(at, candidate)| candidate.is_free && (!candidate.starts || *at == first))
+    {
+        before += candidate.size;
+        largest = candidate.size.max(largest);
+        record_bytes += candidate.record_bytes;
+        records += candidate.records;
+        let after = size_for_copy(record_bytes, records);
+        let most = limits.segment_bytes.max(largest).min(limits.room);
+        if after > most || u32::try_from(records).is_err() {
+            break;
+        }
+        let frees = after * 100 <= before * limits.live_percent;
+        let gain = before.saturating_sub(after);
+        let gathers = largest * SMALL_GROWTH <= after && gain * SMALL_GAIN >= before
+            || largest * MANY_GROWTH <= after && at + 1 - first >= MANY && gain > 0;
+        let is_worth_it = records > 0 && (frees || gathers);
+        let choice = CopyPlan { range: first..at + 1, before, after, record_bytes, records };
+        if is_worth_it && best.as_ref().is_none_or(|best| choice.better_first(best).is_lt()) {
+            best = Some(choice);
         }
     }
     best
@@ -108,6 +138,7 @@ pub(crate) fn choose(candidates: &[Candidate], limits: &Limits) -> Option<CopyPl
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::cmp::Reverse;
 
     const MIB: u64 = 1 << 20;
     const HALF: Limits = Limits { live_percent: 50, segment_bytes: 64 * MIB, room: u64::MAX };
@@ -195,11 +226,21 @@ mod tests {
                     }
                     _ => {
                         candidates.retain(|candidate| candidate.records > 0);
-                        while let Some(choice) = choose(&candidates, &limits) {
-                            let frees = choice.after * 2 <= choice.before;
-                            if frees { freeing += choice.after } else { gathering += choice.after }
-                            let copy = of(choice.after, choice.record_bytes, choice.records);
-                            candidates.splice(choice.range, [copy]);
+                        loop {
+                            let mut choices = choose_all(&candidates, &limits);
+                            let best = choose(&candidates, &limits);
+                            prop_assert_eq!(best.as_ref(), choices.first());
+                            if choices.is_empty() {
+                                break;
+                            }
+                            // The last ones first, so that the others stay where they are.
+                            choices.sort_by_key(|choice| Reverse(choice.range.start));
+                            for choice in choices {
+                                let frees = choice.after * 2 <= choice.before;
+                                *if frees { &mut freeing } else { &mut gathering } += choice.after;
+                                let copy = of(choice.after, choice.record_bytes, choice.records);
+                                candidates.splice(choice.range, [copy]);
+                            }
                             prop_assert!(freeing <= pushed, "{} {}", freeing, pushed);
                             prop_assert!(gathering <= 7 * pushed, "{} {}", gathering, pushed);
                         }

@@ -8,7 +8,7 @@ use super::track::Track;
 use crate::format::address::Ordinal;
 use crate::format::checkpoint::ConsumerOffset;
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::{Index, IndexMut};
+use std::ops::{Index, IndexMut, Range};
 
 /// The tracks, oldest first. One is known by its position until others come or go.
 #[derive(Debug)]
@@ -46,6 +46,16 @@ impl LogOrder {
     #[inline]
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Track> {
         self.tracks.iter()
+    }
+
+    /// Those at these positions, which were found under this lock.
+    pub(crate) fn range(&self, range: Range<usize>) -> impl Iterator<Item = &Track> {
+        self.tracks.range(range)
+    }
+
+    /// The same.
+    pub(super) fn range_mut(&mut self, range: Range<usize>) -> impl Iterator<Item = &mut Track> {
+        self.tracks.range_mut(range)
     }
 
     #[inline]

@@ -23,7 +23,7 @@ use crate::log::sealed::Mapped;
 use crate::recovery::Log;
 use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
-use std::ops::{Deref, Index, IndexMut};
+use std::ops::{Deref, Index, IndexMut, Range};
 use std::sync::Arc;
 
 /// The tracks.
@@ -69,9 +69,12 @@ impl Tracks {
         self.done = DoneSegments::default();
     }
 
-    /// All of them, for what compaction notes: it may not change what makes one busy.
-    pub(crate) fn iter_copying_mut(&mut self) -> impl Iterator<Item = &mut Track> {
-        self.in_order.iter_mut()
+    /// Those at these positions, for what compaction notes: it may not change what makes one busy.
+    pub(crate) fn range_copying_mut(
+        &mut self,
+        range: Range<usize>,
+    ) -> impl Iterator<Item = &mut Track> {
+        self.in_order.range_mut(range)
     }
 
     /// Where those are that are busy, oldest first.

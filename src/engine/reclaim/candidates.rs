@@ -1,6 +1,6 @@
 //! Segments as candidates of compaction.
 
-use super::job::Trigger;
+use super::trigger::Trigger;
 use crate::compaction::plan::Candidate;
 use crate::engine::append::FIRST_SEGMENT;
 use crate::engine::backlog::track::Track;
@@ -9,27 +9,30 @@ use crate::engine::dispatch::Dispatch;
 use crate::format::address::Ordinal;
 use crate::time::{Millis, Time};
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 /// A segment of which at most one part in this many is unsettled is cheap to copy.
 const CHEAP_PART: u64 = 16;
 
-/// The segments as the plan sees them at time `now`. A segment is idle if none of its messages was
-/// settled for `idle`. `is_out`: one that cannot be copied now, for other reasons.
+/// The segments at these positions as the plan sees them at time `now`. A segment is idle if none
+/// of its messages was settled for `idle`. `is_out`: one that cannot be copied now, for other
+/// reasons.
 pub(super) fn of(
     dispatch: &mut Dispatch,
+    range: Range<usize>,
     trigger: Trigger,
     (now, idle): (Time, Millis),
     is_out: impl Fn(Ordinal) -> bool,
 ) -> Vec<Candidate> {
     let cursor = dispatch.ledger().places().cursor().seq();
     let newest = dispatch.backlog().tracks().len().saturating_sub(1);
-    let ordinals = dispatch.backlog().tracks().iter().map(Track::ordinal);
+    let ordinals = dispatch.backlog().tracks().range(range.clone()).map(Track::ordinal);
     let unfinished: BTreeSet<_> =
         ordinals.filter(|&ordinal| dispatch.is_unfinished(ordinal)).collect();
     // Times that are shifted by other amounts cannot be in one copy.
     let mut last_shift = None;
-    let tracks = dispatch.backlog_mut().tracks_mut().iter_copying_mut().enumerate();
-    let candidates = tracks.map(|(at, track)| {
+    let tracks = dispatch.backlog_mut().tracks_mut().range_copying_mut(range.clone());
+    let candidates = range.zip(tracks).map(|(at, track)| {
         let size = track.size();
         let shift = Some(track.segment().header.clock_shift);
         let is_shifted = std::mem::replace(&mut last_shift, shift) != shift;

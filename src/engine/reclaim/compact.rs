@@ -16,13 +16,15 @@
 //! 5. The copy is synced again before the next CHECKPOINT is written; that one does not list the
 //!    sources, and they go.
 
-use super::job::{CopyState, Done, Job, Outcome, Trigger};
+use super::job::{CopyState, Done, Job, Outcome};
+use super::planner::Planner;
 use super::retire::Retirer;
+use super::switch;
+use super::trigger::Trigger;
 use super::upkeep::Upkeep;
-use super::{candidates, switch};
 use crate::clock;
 use crate::compaction::copy_job::{CopyJob, Step};
-use crate::compaction::plan::{self, CopyPlan, Limits};
+use crate::compaction::plan::CopyPlan;
 use crate::engine::append::Appender;
 use crate::engine::context::{Context, SOON};
 use crate::engine::signal::DispatchLock;
@@ -51,6 +53,7 @@ pub(crate) struct Compactor {
     dispatch: Arc<DispatchLock>,
     appender: Arc<Appender>,
     retirer: Arc<Retirer>,
+    planner: Planner,
     compaction: Mutex<CopyState>,
     /// Bytes of files that compaction wrote.
     compacted_bytes: AtomicU64,
@@ -68,6 +71,7 @@ impl Compactor {
             dispatch: Arc::clone(dispatch),
             appender: Arc::clone(appender),
             retirer: Arc::clone(retirer),
+            planner: Planner::new(context, dispatch, appender),
             compaction: Mutex::default(),
             compacted_bytes: AtomicU64::new(0),
         }
@@ -113,32 +117,17 @@ impl Compactor {
         Ok(Some(pause))
     }
 
+    pub(super) fn planner(&self) -> &Planner {
+        &self.planner
+    }
+
     fn check_open(&self) -> Result<()> {
         self.appender.unsealed().check_open()
     }
 
     /// When something that is worth copying may have been idle for long enough.
     fn next_look(&self) -> Option<Duration> {
-        self.has_sparse(&BTreeSet::new()).then(|| self.context.look_interval())
-    }
-
-    /// Whether a copy without these would be worth it, once segments that are not sealed are.
-    pub(super) fn has_sparse(&self, left_out: &BTreeSet<Ordinal>) -> bool {
-        let times = (self.context.clock.coarse(), Millis(0));
-        let is_out = |ordinal| left_out.contains(&ordinal);
-        let candidates =
-            candidates::of(&mut self.dispatch.lock(), Trigger::Requested, times, is_out);
-        plan::choose(&candidates, &self.limits()).is_some()
-    }
-
-    fn limits(&self) -> Limits {
-        // The segment that is kept ready is given up for it.
-        let ready = self.appender.ready_bytes();
-        Limits {
-            live_percent: self.context.options.compaction.live_percent,
-            segment_bytes: self.context.options.segment_limit(),
-            room: self.context.space.scratch_room().saturating_add(ready),
-        }
+        self.planner.has_sparse(&BTreeSet::new()).then(|| self.context.look_interval())
     }
 
     /// Copies all that is worth it, if the options want any of it.
@@ -180,7 +169,7 @@ impl Compactor {
         done: &mut Done,
     ) -> Result<Option<u64>> {
         if compaction.job.is_none() {
-            compaction.job = self.begin_copy(trigger, &compaction.left_out)?;
+            compaction.job = self.begin_copy(trigger, compaction)?;
         }
         let Some(mut job) = compaction.job.take() else { return Ok(None) };
         // Not in a poisoned queue: whatever is synced there is not believed.
@@ -267,16 +256,16 @@ impl Compactor {
     }
 
     /// Chooses what to copy, and begins; `None` if nothing is worth it.
-    fn begin_copy(&self, trigger: Trigger, left_out: &BTreeSet<Ordinal>) -> Result<Option<Job>> {
+    fn begin_copy(&self, trigger: Trigger, compaction: &mut CopyState) -> Result<Option<Job>> {
         self.check_open()?;
         self.context.health.check(false)?;
         self.appender.finish_old_tail()?;
         self.retirer.release_kept(&mut self.retirer.upkeep())?;
-        let mut limits = self.limits();
+        let mut limits = self.planner.limits();
         loop {
-            let Some((sources, choice)) = self.choose_sources(trigger, &limits, left_out) else {
-                return Ok(None);
-            };
+            let CopyState { planned, left_out, .. } = &mut *compaction;
+            let chosen = self.planner.choose(trigger, &limits, left_out, planned);
+            let Some((sources, choice)) = chosen else { return Ok(None) };
             let begun = self.begin_with(&sources, &choice);
             let no_room = matches!(begun, Err(Error::Full { .. } | Error::StorageFull { .. }));
             if begun.is_err() {
@@ -294,28 +283,6 @@ impl Compactor {
                 begun => return begun.map(Some),
             }
         }
-    }
-
-    fn choose_sources(
-        &self,
-        trigger: Trigger,
-        limits: &Limits,
-        left_out: &BTreeSet<Ordinal>,
-    ) -> Option<(Vec<CopySource>, CopyPlan)> {
-        let idle = Millis::from(self.context.options.compaction.idle);
-        let unsealed = self.appender.unsealed();
-        let full: Vec<Ordinal> =
-            unsealed.full().iter().map(|full| full.segment.header.ordinal).collect();
-        // Both locks, so that no segment becomes full in between.
-        let mut dispatch = self.dispatch.lock();
-        drop(unsealed);
-        let now = self.context.clock.coarse();
-        let is_out = |ordinal| full.contains(&ordinal) || left_out.contains(&ordinal);
-        let candidates = candidates::of(&mut dispatch, trigger, (now, idle), is_out);
-        let choice = plan::choose(&candidates, limits)?;
-        let (from, number) = (choice.range.start, choice.range.len());
-        let tracks = dispatch.backlog_mut().tracks_mut();
-        Some(((from..from + number).map(|at| tracks[at].begin_copy()).collect(), choice))
     }
 
     fn begin_with(&self, sources: &[CopySource], choice: &CopyPlan) -> Result<Job> {

@@ -1,5 +1,6 @@
-//! Copies: what each is made for, how far it has got, what came of it.
+//! Copies: how far each has got, what came of it.
 
+use super::planned::Planned;
 use crate::compaction::copy_job::CopyJob;
 use crate::error::Result;
 use crate::format::address::{Offset, Ordinal};
@@ -11,6 +12,8 @@ use std::time::Instant;
 pub(super) struct CopyState {
     pub(super) job: Option<Job>,
     pub(super) next_at: Option<Instant>,
+    /// What to copy after that.
+    pub(super) planned: Planned,
     /// Segments that the call at hand copies no more, because that failed, or led to nothing.
     pub(super) left_out: BTreeSet<Ordinal>,
     /// Segments that the call at hand has taken for larger than before: once each.
@@ -23,17 +26,6 @@ pub(super) struct Job {
     pub(super) run: CopyJob,
     /// The copy is synced up to here.
     pub(super) synced: Offset,
-}
-
-/// What a copy is made for, and so what may be copied.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Trigger {
-    /// The background found segments that have not changed for a while.
-    Idle,
-    /// A caller or a producer wants the room: all that is worth it.
-    Requested,
-    /// A run begins: the small segments that short runs leave behind.
-    NewRun,
 }
 
 /// What a call for compaction did.

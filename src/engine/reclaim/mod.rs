@@ -9,8 +9,11 @@
 mod candidates;
 mod compact;
 mod job;
+mod planned;
+mod planner;
 mod retire;
 mod switch;
+mod trigger;
 mod upkeep;
 
 use super::append::shrink::Shrinker;
@@ -24,9 +27,10 @@ use crate::format::bytes::to_u64;
 use crate::recovery::Log;
 use crate::report::Compacted;
 use compact::Compactor;
-use job::{Outcome, Trigger};
+use job::Outcome;
 use retire::Retirer;
 use std::sync::Arc;
+use trigger::Trigger;
 
 /// This many done segments may wait to be let go while another segment is ready.
 const MOST_DONE: u64 = 1;
@@ -215,7 +219,7 @@ impl Reclaim {
             let Outcome { done, left_out, result } =
                 self.compactor.compact_now(Trigger::Requested, 1);
             let can_seal_one = done.copies == 0
-                && self.compactor.has_sparse(&left_out)
+                && self.compactor.planner().has_sparse(&left_out)
                 && self.commit.sync_oldest_full()?;
             if !can_seal_one {
                 return result;
