@@ -49,7 +49,7 @@ impl<'a> Shrinker<'a> {
         self.0.begin_to_prepare(&mut supply)?;
         let size = IDLE_SEGMENT.min(self.0.context.options.segment_limit());
         self.0.context.space.take(size)?;
-        self.replace_newest(supply, size)
+        self.replace_newest(supply, size).map(|()| true)
     }
 
     /// The same for a push that finds no room in `max_bytes`, which may be lower than it was when
@@ -62,7 +62,7 @@ impl<'a> Shrinker<'a> {
         }
         self.0.begin_to_prepare(&mut supply)?;
         self.0.context.space.add(SMALLEST_SEGMENT);
-        self.replace_newest(supply, SMALLEST_SEGMENT)
+        self.replace_newest(supply, SMALLEST_SEGMENT).map(|()| true)
     }
 
     /// Goes on to a small segment if the clock was set since the newest one was made and messages
@@ -82,7 +82,7 @@ impl<'a> Shrinker<'a> {
         begun.inspect_err(|_| self.0.context.space.undo(SMALLEST_SEGMENT))?;
         match self.replace_newest(supply, SMALLEST_SEGMENT) {
             Err(Error::StorageFull { .. }) => Ok(()),
-            begun => begun.map(drop),
+            begun => begun,
         }
     }
 
@@ -104,7 +104,7 @@ impl<'a> Shrinker<'a> {
     }
 
     /// Goes on to a segment of this size, for which room is taken.
-    fn replace_newest(&self, mut supply: MutexGuard<'_, Supply>, size: u64) -> Result<bool> {
+    fn replace_newest(&self, mut supply: MutexGuard<'_, Supply>, size: u64) -> Result<()> {
         // The one that is ready follows the newest one: it must not be used behind another.
         if let Some(ready) = supply.ready.take() {
             let discarded = self.0.discard(&mut supply, ready);
@@ -114,7 +114,6 @@ impl<'a> Shrinker<'a> {
         let made = self.0.make(&mut supply, size);
         let prepared = made.inspect_err(|_| self.0.context.space.undo(size))?;
         supply.spare = Spare::NotKept;
-        self.0.go_on_to(supply, prepared)?;
-        Ok(true)
+        self.0.go_on_to(supply, prepared)
     }
 }
