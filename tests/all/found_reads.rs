@@ -22,8 +22,8 @@ const SOURCES: u64 = 1536;
 
 /// How reads fail: like those of bytes that lie outside of a file, which damage can ask for.
 const FAILURE: ErrorKind = ErrorKind::InvalidInput;
-/// How reads of bytes fail that a disk has and cannot read.
-const EIO: i32 = 5;
+/// How reads of bytes fail that a disk has and cannot read: `EIO`, or `ERROR_CRC`.
+const UNREADABLE: i32 = if cfg!(windows) { 23 } else { 5 };
 
 /// Which reads fail.
 #[derive(Clone, Debug, Default)]
@@ -65,7 +65,7 @@ impl Reads {
         }
         self.failed.get_or_insert((path, offset));
         match self.plan {
-            Plan::Sectors(..) => Err(io::Error::from_raw_os_error(EIO)),
+            Plan::Sectors(..) => Err(io::Error::from_raw_os_error(UNREADABLE)),
             _ => Err(FAILURE.into()),
         }
     }
