@@ -29,36 +29,31 @@ pub(crate) struct Mapped {
     pub(crate) segment: Arc<Segment>,
     pub(crate) region: Arc<dyn Region>,
     bound: Bound,
+    /// Where its records end by now, if it is pushed to. Who asks for a published record does not
+    /// look at it: that would fetch a cache line from whoever pushes.
+    growing: Option<Arc<SharedTail>>,
 }
 
 /// How far records may reach.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Bound {
     end: Offset,
     /// Bytes before `end` for each slot up to that of the record.
     per_slot: u64,
-    /// Where they end by now, if the segment is pushed to. Who asks for a published record does not
-    /// look at it: that would fetch a cache line from whoever pushes.
-    growing: Option<Arc<SharedTail>>,
 }
 
 impl Bound {
     /// Where records are known to end; or else before their slots.
     fn of(segment: &Segment, tail: Option<Offset>) -> Self {
         match tail {
-            Some(end) => Self { end, per_slot: 0, growing: None },
-            None => Self { end: segment.header.twin_offset(), per_slot: SLOT, growing: None },
+            Some(end) => Self { end, per_slot: 0 },
+            None => Self { end: segment.header.twin_offset(), per_slot: SLOT },
         }
-    }
-
-    /// What is searched ends here.
-    fn search_end(&self) -> Offset {
-        self.growing.as_ref().map_or(self.end, |tail| tail.get().min(self.end))
     }
 
     /// Whether record `index` may end here.
     #[inline]
-    fn allows(&self, index: Index, end: Offset) -> bool {
+    fn allows(self, index: Index, end: Offset) -> bool {
         end + self.per_slot * (u64::from(index) + 1) <= self.end
     }
 }
@@ -124,7 +119,7 @@ impl Mapped {
         tail: Option<Offset>,
     ) -> Self {
         let bound = Bound::of(&segment, tail);
-        Self { segment, region, bound }
+        Self { segment, region, bound, growing: None }
     }
 
     /// The same of the segment that is pushed to.
@@ -133,8 +128,7 @@ impl Mapped {
         region: Arc<dyn Region>,
         tail: Arc<SharedTail>,
     ) -> Self {
-        let bound = Bound { growing: Some(tail), ..Bound::of(&segment, None) };
-        Self { segment, region, bound }
+        Self { growing: Some(tail), ..Self::new(segment, region, None) }
     }
 
     /// Finds record `index`: where its slot says, or else by a search from `offset`, where it or an
@@ -211,6 +205,12 @@ impl Mapped {
         read.is_ok() && extension::may_be_newer(&extensions)
     }
 
+    /// What is searched ends here.
+    fn search_end(&self) -> Offset {
+        let end = self.bound.end;
+        self.growing.as_ref().map_or(end, |tail| tail.get().min(end))
+    }
+
     /// The first record at or behind `from` with an index in `from_index..end_index`. Records lie
     /// in the order of their indexes, so the search ends at one with a larger index.
     pub(crate) fn find(
@@ -220,7 +220,7 @@ impl Mapped {
         end_index: Index,
     ) -> Option<(Offset, Index)> {
         let slots = slot::offset(self.segment.header.size, from_index);
-        let end = slots.min(self.bound.search_end());
+        let end = slots.min(self.search_end());
         let mut chunk = vec![0; BYTES_A_STEP + HEADER];
         let mut start = from;
         while start < end {
@@ -252,7 +252,7 @@ impl Mapped {
     pub(crate) fn walk_to(&self, index: Index) -> Option<(Offset, RecordHeader)> {
         let waypoints = self.segment.waypoints();
         let (mut at, mut offset) = waypoints.before(index).unwrap_or((Index::FIRST, RECORDS_START));
-        let end = self.bound.search_end();
+        let end = self.search_end();
         while offset < end {
             if let Some(header) = self.header(offset, at) {
                 if Waypoints::is_one(at) {
