@@ -108,6 +108,8 @@ impl DeadLetters {
             max_attempts: 0,
             compaction: options.compaction,
             open_segments: options.open_segments,
+            first_seq: options.first_seq,
+            shrink_after: options.shrink_after,
             clock: options.clock.clone(),
             ..Options::default()
         }

@@ -137,8 +137,9 @@ impl<'a> Message<'a> {
     }
 
     /// The message is not handed out before this time, up to 8 years ahead; if the time has passed,
-    /// the message is ready at once. The wall clock at the time of the push counts. Otherwise this
-    /// works like [`Message::delay`], and replaces it.
+    /// the message is ready at once. This is a delay of as long as the wall clock needs to that
+    /// time, as it is set at the push: if it is set later, the message does not follow. Otherwise
+    /// this works like [`Message::delay`], and replaces it.
     #[must_use]
     pub fn deliver_at(mut self, time: SystemTime) -> Self {
         self.due = Some(NotBefore::At(time));

@@ -210,9 +210,15 @@ impl Stats {
         self.lost
     }
 
-    /// Every message below this number is settled, as far as keepq has looked: how far consumers
-    /// are. It may be behind, and never ahead. CHECKPOINT notes it, and a reopen begins there, so
-    /// it is known from the open on.
+    /// Every message below this number is settled or lost, as far as keepq has looked: how far
+    /// consumers are. It may be behind, and never ahead. CHECKPOINT notes it, and a reopen begins
+    /// there, so it is known from the open on.
+    ///
+    /// It does not say how many messages are left: one that is delayed or in flight holds it where
+    /// it is, numbers have gaps, and after a kill it may lie above [`Queue::last_seq`]. For that
+    /// there are [`Stats::ready`], [`Stats::in_flight`] and [`Stats::delayed`].
+    ///
+    /// [`Queue::last_seq`]: crate::Queue::last_seq
     #[must_use]
     pub fn floor(&self) -> Seq {
         Seq(self.floor)

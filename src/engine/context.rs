@@ -6,6 +6,7 @@ use super::space::Share;
 use super::waiters::Waiters;
 use super::worker::Worker;
 use crate::clock::Clock;
+use crate::error::Result;
 use crate::format::standing::Run;
 use crate::io::Storage;
 use crate::options::Options;
@@ -80,6 +81,12 @@ impl TimeHint {
 impl Context {
     pub(crate) fn directory(&self) -> PathBuf {
         self.storage.path("")
+    }
+
+    /// Fails if the directory was removed, with all that is in it; then no sync is believed any more.
+    pub(super) fn check_directory(&self) -> Result<()> {
+        let found = self.storage.check_directory();
+        self.health.believe("find directory", &self.directory(), found)
     }
 
     /// Some upkeep failed, and is to be tried again: by the background, or by the producer that

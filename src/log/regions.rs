@@ -2,6 +2,7 @@
 
 use crate::io::Region;
 use parking_lot::Mutex;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Weak};
 
 /// The regions of a file that anybody has.
@@ -15,8 +16,11 @@ impl Regions {
         regions.push(new);
     }
 
-    /// Whether anybody has one.
+    /// Whether anybody has one. If not, what they loaded was loaded before this returns.
     pub(super) fn is_any_left(&self) -> bool {
-        self.0.lock().iter().any(|region| region.strong_count() > 0)
+        let is_any_left = self.0.lock().iter().any(|region| region.strong_count() > 0);
+        // Acquire: pairs with the release by which an `Arc` is dropped; counts are relaxed loads.
+        fence(Ordering::Acquire);
+        is_any_left
     }
 }

@@ -5,7 +5,7 @@
 //! Relies on callers to ask only for records that are published.
 
 use super::Segment;
-use super::shared_tail::SharedTail;
+use super::shared_tail::{SeenTail, SharedTail};
 use super::waypoints::Waypoints;
 use crate::error::Result;
 use crate::format::address::{Index, Offset};
@@ -24,14 +24,13 @@ use std::sync::Arc;
 const BYTES_A_STEP: usize = 4096;
 
 /// A mapped segment.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Mapped {
     pub(crate) segment: Arc<Segment>,
     pub(crate) region: Arc<dyn Region>,
     bound: Bound,
-    /// Where its records end by now, if it is pushed to. Who asks for a published record does not
-    /// look at it: that would fetch a cache line from whoever pushes.
-    growing: Option<Arc<SharedTail>>,
+    /// Where its records end by now, if it is pushed to.
+    growing: Option<SeenTail>,
 }
 
 /// How far records may reach.
@@ -128,7 +127,7 @@ impl Mapped {
         region: Arc<dyn Region>,
         tail: Arc<SharedTail>,
     ) -> Self {
-        Self { growing: Some(tail), ..Self::new(segment, region, None) }
+        Self { growing: Some(SeenTail::of(tail)), ..Self::new(segment, region, None) }
     }
 
     /// Finds record `index`: where its slot says, or else by a search from `offset`, where it or an
@@ -174,6 +173,10 @@ impl Mapped {
 
     /// The header at `offset`, if it is that of record `index`.
     pub(crate) fn header(&self, offset: Offset, index: Index) -> Option<RecordHeader> {
+        // A slot that is damaged may name a place that is being stored to.
+        if self.growing.as_ref().is_some_and(|tail| !tail.is_behind(offset + to_u64(HEADER))) {
+            return None;
+        }
         let mut bytes = [0; HEADER];
         self.region.load(offset.0, &mut bytes).ok()?;
         let header = RecordHeader::decode(&bytes, self.segment.key, offset)?;
@@ -208,7 +211,7 @@ impl Mapped {
     /// What is searched ends here.
     fn search_end(&self) -> Offset {
         let end = self.bound.end;
-        self.growing.as_ref().map_or(end, |tail| tail.get().min(end))
+        self.growing.as_ref().map_or(end, |tail| tail.look().min(end))
     }
 
     /// The first record at or behind `from` with an index in `from_index..end_index`. Records lie

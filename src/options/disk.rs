@@ -22,8 +22,10 @@ impl Options {
     /// For a queue whose directory was restored from an old copy: that does not know the numbers
     /// that were given out after it was made, and would give them out again. A consumer that
     /// remembers numbers would take new messages for ones that it has done. Give a number above
-    /// all that the world has seen, once, at the first open of the copy. The numbers that are left
-    /// out are unknown to [`Queue::is_acked`](crate::Queue::is_acked).
+    /// all that the world has seen, at each open of the copy, or until a push has returned: a run
+    /// that pushes nothing leaves no trace of it. The numbers of dead letters, which are numbers of
+    /// their own, begin there, too. The numbers that are left out are unknown to
+    /// [`Queue::is_acked`](crate::Queue::is_acked).
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;

@@ -166,7 +166,7 @@ fn consume(queue: &Queue, seed: u64, done: &Mutex<Done>) {
                 done.lock().unwrap().attempts.insert(n, attempts - 1);
                 job.release().unwrap();
             }
-            _ if n % 40 == 0 => kept.push((n, job)),
+            _ if n.is_multiple_of(40) => kept.push((n, job)),
             _ => {
                 job.ack().unwrap();
                 assert!(done.lock().unwrap().acked.insert(n), "{n} twice");

@@ -1,10 +1,14 @@
 //! Faults of compaction that were found: each test is a story that once went wrong.
 
+use crate::found_hooks::{large, until};
+use crate::support::watched::{Op, Watched};
 use crate::support::{DEADLINE, sparse};
 use keepq::fault::{ManualClock, MemoryStorage, Storage};
 use keepq::{Compaction, Delivery, Durability, Error, Options, Queue};
 use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 fn on(storage: Arc<dyn Storage>) -> Options {
@@ -105,7 +109,7 @@ fn a_payload_that_is_being_copied_stays_what_it_is() {
     let compaction = Compaction::default().idle(Duration::ZERO).max_rate(1 << 40);
     let options = Queue::options().segment_bytes(1 << 20).durability(Durability::Os);
     let queue = options.compaction(compaction).open(dir.path()).unwrap();
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
                 for n in 0..300u32 {
@@ -139,7 +143,7 @@ fn what_is_settled_slowly_is_given_back_too() {
         job.ack().unwrap();
         if n % 20 == 0 {
             // So that the background looks in between, and finds it not worth while yet.
-            std::thread::sleep(Duration::from_millis(30));
+            thread::sleep(Duration::from_millis(30));
         }
     }
     let end = Instant::now() + DEADLINE;
@@ -149,7 +153,7 @@ fn what_is_settled_slowly_is_given_back_too() {
             break;
         }
         assert!(Instant::now() < end, "{stats:?}");
-        std::thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(5));
     }
     drop(left);
 }
@@ -214,4 +218,46 @@ fn one_batch_out_of_many_segments_maps_few_of_them() {
     let queue = options().open(dir.path()).unwrap();
     assert_eq!(queue.pop_batch(usize::MAX).unwrap().len(), 60);
     assert!(open() <= 3 + 4, "{}", open());
+}
+
+/// A look at all segments waited for a consumer for more than a second. What it found to be worth a
+/// copy was then too old to be made: `compact` made nothing, and said `Ok`.
+#[test]
+fn a_look_that_takes_long_is_a_look() {
+    let storage = Watched::around(Arc::new(MemoryStorage::new()));
+    let queue = on(storage.clone()).background(false).open("queue").unwrap();
+    for n in 0..72 {
+        queue.push(large(n)).unwrap();
+    }
+    queue.sync().unwrap();
+    for (n, job) in queue.pop_batch(usize::MAX).unwrap().into_iter().enumerate() {
+        if n % 6 == 0 { job.release().unwrap() } else { job.ack().unwrap() }
+    }
+    // Each time that the list of segments is synced, which is the last call before the look, a
+    // consumer takes the lock that the look needs, and its disk is slow.
+    let (is_wanted, is_slow) = (AtomicBool::new(false), AtomicBool::new(false));
+    storage.rule(move |call| {
+        if thread::current().name() != Some("consumer") {
+            if call.op == Op::Sync && call.name.starts_with("CHECKPOINT") {
+                is_wanted.store(true, Ordering::SeqCst);
+                until("the consumer has the lock", || is_slow.swap(false, Ordering::SeqCst));
+            }
+        } else if call.op == Op::Load && is_wanted.swap(false, Ordering::SeqCst) {
+            is_slow.store(true, Ordering::SeqCst);
+            thread::sleep(Duration::from_millis(1200));
+        }
+        Ok(())
+    });
+    let is_over = Arc::new(AtomicBool::new(false));
+    let (taking, end) = (queue.clone(), Arc::clone(&is_over));
+    let consumer = thread::Builder::new().name("consumer".into()).spawn(move || {
+        while !end.load(Ordering::SeqCst) {
+            taking.pop().unwrap().into_iter().for_each(|job| job.release().unwrap());
+        }
+    });
+    let compacted = queue.compact();
+    storage.no_rule();
+    is_over.store(true, Ordering::SeqCst);
+    consumer.unwrap().join().unwrap();
+    assert!(compacted.unwrap().copies() > 0);
 }

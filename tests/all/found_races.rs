@@ -4,7 +4,7 @@
 use crate::found_hooks::{Gate, LIMIT, OpenAtEnd, Part, RECORD_HEADER, find, is_temporary, spoil};
 use crate::found_support::{call, on, soon};
 use crate::support::watched::{Call, Op, Watched};
-use keepq::fault::MemoryStorage;
+use keepq::fault::{MemoryStorage, Storage};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -38,6 +38,39 @@ fn a_search_ends_where_pushes_go_on() {
     let read = read.load(Ordering::SeqCst);
     assert!(read > last - RECORD_HEADER, "the search did not come to the last record: {read}");
     assert!(read <= tail, "the search read up to {read}, and pushes store from {tail} on");
+}
+
+/// A slot may go bad so that its check still holds, and name a place behind the tail, where a push
+/// may store at that moment.
+#[test]
+fn a_rotten_slot_leads_nobody_behind_the_tail() {
+    const BEHIND: u64 = 40_000;
+    let disk = Arc::new(MemoryStorage::new());
+    let storage = Watched::around(disk.clone());
+    let queue = on(storage.clone()).background(false).open("queue").unwrap();
+    for job in ["the first job", "the second job", "the last job"] {
+        queue.push(job).unwrap();
+    }
+    let (name, last) = find(&disk, b"the last job");
+    let tail = (last + "the last job".len() as u64).next_multiple_of(8);
+    let read = Arc::new(AtomicU64::new(0));
+    let note = Arc::clone(&read);
+    storage.rule(move |Call { op, offset, len, .. }| {
+        if [Op::Load, Op::LoadBody].contains(&op) && len > 8 {
+            note.fetch_max(offset + len, Ordering::SeqCst);
+        }
+        Ok(())
+    });
+    let file = disk.open(&name).unwrap();
+    let slot = file.size() - 4096 - 16;
+    // Handed out once, and the offset in units of 8, in front of a check of 16 bits.
+    let state = (BEHIND / 8) | (1 << 29) | (1 << 44);
+    for check in 0..=u16::MAX {
+        file.write_at(slot, &(state | u64::from(check) << 48).to_le_bytes()).unwrap();
+        assert!(queue.get(1.into()).unwrap().is_some());
+        let read = read.load(Ordering::SeqCst);
+        assert!(read <= tail, "check {check}: read up to {read}, pushes store from {tail} on");
+    }
 }
 
 /// `get` reads the body of a message outside of all locks. Meanwhile the message was settled, and

@@ -9,7 +9,7 @@ use keepq::{Durability, Message, Options, Overflow, Queue};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A disk on which files that are made, and names that are given up, are counted.
 struct Counted {
@@ -169,6 +169,28 @@ fn bursts_and_shrinking() {
         assert!((pushed..=pushed + 1).contains(&stats.floor().into()), "{max:?}: {stats:?}");
         queue.close().unwrap();
     }
+}
+
+/// A look came while the queue was not idle for long enough, and the next one a whole idle time
+/// later: the queue shrank after nearly twice the time that the option says.
+#[test]
+fn a_queue_shrinks_once_it_was_idle_for_long_enough() {
+    const IDLE: Duration = Duration::from_secs(4);
+    let storage = Arc::new(MemoryStorage::new());
+    let options = Queue::options().storage(storage.clone()).durability(Durability::Os);
+    let queue = options.segment_bytes(4 << 20).shrink_after(IDLE).open("q").unwrap();
+    let push = |times| {
+        (0..times).for_each(|_| assert!(queue.push(vec![7; 100_000]).is_ok()));
+        queue.ack_batch(queue.pop_batch(100).unwrap()).unwrap();
+        Instant::now()
+    };
+    push(90);
+    thread::sleep(IDLE / 10);
+    let last = push(1);
+    assert!(bytes(&*storage) > 2 << 20);
+    assert!(soon(|| bytes(&*storage) < 2 << 20));
+    let took = last.elapsed();
+    assert!(took > IDLE / 2 && took < IDLE * 3 / 2, "{took:?} after the last push");
 }
 
 /// What an idle queue has given up costs nothing but time: it works as before.

@@ -156,6 +156,11 @@ fn numbers_begin_above_what_the_world_has_seen() {
     assert_eq!(queue.len(), 6);
     assert!(!queue.is_acked(5.into()).unwrap() && !queue.is_acked(1000.into()).unwrap());
     assert!(matches!(queue.is_acked(7.into()), Err(Error::UnknownSeq { .. })));
+    // Numbers of dead letters are remembered, too.
+    queue.pop().unwrap().unwrap().reject("broken").unwrap();
+    let letter = queue.dead_letters().unwrap().pop().unwrap().unwrap();
+    assert_eq!(letter.seq(), 1000.into());
+    letter.release().unwrap();
     queue.close().unwrap();
     // It only raises.
     let queue = restored(3);
@@ -164,7 +169,7 @@ fn numbers_begin_above_what_the_world_has_seen() {
     assert!(matches!(queue.is_acked(999.into()), Err(Error::UnknownSeq { .. })));
     let seqs: Vec<u64> =
         queue.pop_batch(9).unwrap().iter().map(|job| u64::from(job.seq())).collect();
-    assert_eq!(seqs, [1, 2, 3, 4, 5, 1000, 1001]);
+    assert_eq!(seqs, [2, 3, 4, 5, 1000, 1001]);
     drop(queue);
 
     let other = alone().open("other").unwrap();

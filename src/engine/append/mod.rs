@@ -221,12 +221,10 @@ impl Unsealed {
     /// nothing that is in them can be kept, so no sync is believed any more.
     #[cold]
     pub(crate) fn check_files(&self, context: &Context) -> Result<()> {
-        let Context { storage, health, .. } = context;
-        let directory = storage.path("");
-        health.believe("find directory", &directory, storage.check_directory())?;
+        context.check_directory()?;
         let Some(active) = &self.active else { return Ok(()) };
         let segment = active.segment();
-        health.believe("find segment", &segment.path, segment.check_name())
+        context.health.believe("find segment", &segment.path, segment.check_name())
     }
 
     /// Whether a next segment should be at hand: a quarter of the active one is used, or segments

@@ -83,8 +83,12 @@ impl Appender {
     /// Makes a segment of this size. The next one is to be twice as large as this one was to be.
     pub(super) fn make(&self, supply: &mut Supply, size: u64) -> Result<Prepared> {
         let header = self.next_header(supply, size)?;
-        let segment = Segment::create(&*self.context.storage, header, &self.context.health)?;
-        let prepared = self.map_prepared(supply, Arc::new(segment))?;
+        let created = Segment::create(&*self.context.storage, header, &self.context.health);
+        if created.is_err() {
+            // If that is why, no sync is believed any more.
+            self.context.check_directory()?;
+        }
+        let prepared = self.map_prepared(supply, Arc::new(created?))?;
         supply.next_bytes = (supply.next_bytes * 2).min(self.context.options.segment_limit());
         // Relaxed: a number by itself.
         self.taken_bytes.fetch_add(size, Ordering::Relaxed);

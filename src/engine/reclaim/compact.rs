@@ -17,6 +17,7 @@
 //!    sources, and they go.
 
 use super::job::{CopyState, Done, Job, Outcome};
+use super::planned::Planned;
 use super::planner::Planner;
 use super::retire::Retirer;
 use super::switch;
@@ -261,7 +262,7 @@ impl Compactor {
         self.context.health.check(false)?;
         self.appender.finish_old_tail()?;
         self.retirer.release_kept(&mut self.retirer.upkeep())?;
-        let mut limits = self.planner.limits();
+        let (mut limits, mut has_little_room) = (self.planner.limits(), false);
         loop {
             let CopyState { planned, left_out, .. } = &mut *compaction;
             let chosen = self.planner.choose(trigger, &limits, left_out, planned);
@@ -279,8 +280,15 @@ impl Compactor {
                         self.context.health.note_background(Err(error));
                     }
                     limits.room = choice.after / 2;
+                    has_little_room = true;
                 }
-                begun => return begun.map(Some),
+                begun => {
+                    if has_little_room {
+                        // The next copy may have more.
+                        compaction.planned = Planned::default();
+                    }
+                    return begun.map(Some);
+                }
             }
         }
     }

@@ -192,11 +192,13 @@ impl Reclaim {
         if !shrinker.is_larger_than_idle() {
             return Ok(());
         }
-        if shrinker.idle_time() >= after.into() && shrinker.shrink()? {
+        let left = after.saturating_sub(shrinker.idle_time().into());
+        if left.is_zero() && shrinker.shrink()? {
             self.context.worker.ask();
         } else {
-            // It was not idle for so long, or its newest messages wait.
-            self.context.worker.ask_within(after.max(SOON));
+            // It is not idle for so long yet, or its newest messages wait.
+            let again = if left.is_zero() { after } else { left };
+            self.context.worker.ask_within(again.max(SOON));
         }
         Ok(())
     }

@@ -22,10 +22,18 @@ impl Planned {
         Self { copies: copies.into(), look: Some((trigger, now)) }
     }
 
-    /// The next one, if a look is not too old.
-    pub(super) fn next(&mut self, trigger: Trigger, now: Instant) -> Option<Vec<Ordinal>> {
-        let (looked_for, at) = self.look?;
-        let is_fresh = looked_for == trigger && now.saturating_duration_since(at) < KEPT_FOR;
-        if is_fresh { self.copies.pop_front() } else { None }
+    /// Forgets those of a look for something else, or that was too long ago.
+    pub(super) fn forget_old(&mut self, trigger: Trigger, now: Instant) {
+        let is_fresh = |(looked_for, at): (Trigger, Instant)| {
+            looked_for == trigger && now.saturating_duration_since(at) < KEPT_FOR
+        };
+        if !self.look.is_some_and(is_fresh) {
+            *self = Self::default();
+        }
+    }
+
+    /// The next one.
+    pub(super) fn next(&mut self) -> Option<Vec<Ordinal>> {
+        self.copies.pop_front()
     }
 }

@@ -21,6 +21,10 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// What a look has planned may be settled by others before it is made. Then there is another look,
+/// up to this many in a call.
+const LOOKS: usize = 3;
+
 /// Chooses what to copy.
 #[derive(Debug)]
 pub(super) struct Planner {
@@ -71,21 +75,24 @@ impl Planner {
         left_out: &BTreeSet<Ordinal>,
         planned: &mut Planned,
     ) -> Option<(Vec<CopySource>, CopyPlan)> {
-        let mut is_planned_anew = false;
+        planned.forget_old(trigger, clock::now());
+        let mut looks = 0;
         loop {
-            let now = clock::now();
-            if let Some(segments) = planned.next(trigger, now) {
+            while let Some(segments) = planned.next() {
                 let chosen = self.choose_among(&segments, trigger, limits, left_out);
                 if chosen.is_some() {
                     return chosen;
                 }
-            } else if is_planned_anew {
-                return None;
-            } else {
-                let copies = self.plan(trigger, limits, left_out);
-                *planned = Planned::new(copies, trigger, now);
-                is_planned_anew = true;
             }
+            if looks == LOOKS {
+                return None;
+            }
+            looks += 1;
+            let copies = self.plan(trigger, limits, left_out);
+            if copies.is_empty() {
+                return None;
+            }
+            *planned = Planned::new(copies, trigger, clock::now());
         }
     }
 
