@@ -83,7 +83,7 @@ impl Context {
         self.storage.path("")
     }
 
-    /// Fails if the directory was removed, with all that is in it; then no sync is believed any more.
+    /// Fails if the directory was removed, with all in it; then no sync is believed any more.
     pub(super) fn check_directory(&self) -> Result<()> {
         let found = self.storage.check_directory();
         self.health.believe("find directory", &self.directory(), found)

@@ -10,8 +10,8 @@
 //! Of all other bytes, none is loaded while it is stored to, because the layers above see to this:
 //!
 //! * A push stores behind the tail of its segment, and so does what erases the remains of a failed
-//!   one. Records are loaded once they are published, and a search for records ends at the tail
-//!   (`log/shared_tail.rs`), each by an acquire that pairs with a release of the push.
+//!   one. Records are loaded, and searched for, before the tail only (`log/shared_tail.rs`), by an
+//!   acquire that pairs with a release of the push.
 //! * A copy is stored to before it is in the log, so before anybody looks for a record in it.
 //! * Header pages are loaded by reads of the file, not through a map.
 //! * A file is used again, and so stored to from its start, only once nobody has it mapped any more
