@@ -163,7 +163,12 @@ impl CheckpointFile {
         let generation = if is_last { 1 } else { self.generation + 1 };
         let bytes = checkpoint.encode(generation);
         match &self.file {
-            Some(file) if !is_last && to_u64(bytes.len()) <= file.size() / 2 => {
+            Some(file)
+                if !is_last
+                    && to_u64(bytes.len()) <= file.size() / 2
+                    // What others know by another name is not written to.
+                    && !file.has_other_names().unwrap_or(true) =>
+            {
                 // A write that could not be synced is written again: the other slot is durable.
                 let slot = if self.has_unsynced { self.newer } else { 1 - self.newer };
                 self.slots[slot] = None;
@@ -171,7 +176,7 @@ impl CheckpointFile {
                 self.newer = slot;
             }
             _ => {
-                self.file = Some(Self::replace(storage, &bytes).map_err(wrap)?);
+                self.file = Some(Self::replace(storage, &bytes)?);
                 self.has_another = false;
                 self.has_new_name = true;
                 self.slots = [None, None];
@@ -209,15 +214,22 @@ impl CheckpointFile {
         self.file = None;
     }
 
-    fn replace(storage: &dyn Storage, bytes: &[u8]) -> std::io::Result<Arc<dyn StorageFile>> {
+    fn replace(storage: &dyn Storage, bytes: &[u8]) -> Result<Arc<dyn StorageFile>> {
+        let wrap = |name| {
+            let path = storage.path(name);
+            move |error| Error::io("write checkpoint", &path, 0, error)
+        };
         let half = to_u64(bytes.len()).next_power_of_two().max(PAGE);
-        let file = storage.create(name::CHECKPOINT_TMP, 2 * half)?;
+        let created = storage.create(name::CHECKPOINT_TMP, 2 * half);
+        // Something else may be in its place.
+        let file = created.map_err(wrap(name::CHECKPOINT_TMP))?;
         let written = file
             .write_at(0, bytes)
             .and_then(|()| file.sync())
             .and_then(|()| storage.rename(name::CHECKPOINT_TMP, name::CHECKPOINT));
         // The first error is the one to tell; the next open removes a file that stays.
-        written.inspect_err(|_| drop(storage.remove(name::CHECKPOINT_TMP)))?;
+        let written = written.inspect_err(|_| drop(storage.remove(name::CHECKPOINT_TMP)));
+        written.map_err(wrap(name::CHECKPOINT))?;
         Ok(file)
     }
 }

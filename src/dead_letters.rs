@@ -29,6 +29,11 @@ use std::time::Duration;
 /// Messages moved by the background between two looks at what is due.
 const MOVED_AT_ONCE: usize = 1024;
 
+/// Where `max_bytes` leaves no room, a message may still be moved, since its segment goes once all
+/// of it is: dead letters take up to this many times the bytes of that segment above the limit.
+/// Twice, because one of them may take nearly twice its bytes in a segment of the smallest size.
+const PASSED_SEGMENTS: u64 = 2;
+
 /// The dead letters of a queue.
 #[derive(Debug)]
 pub(crate) struct DeadLetters {
@@ -380,7 +385,16 @@ impl DeadLetters {
         let (start, payload) = body.split_at(payload_start);
         let draft = carried_over(start, &Notes { origin, ..Notes::default() }, payload)?;
         let drafts = [draft];
-        dead.producers().append(&drafts, Need::of(&drafts)?, None).map(Some)
+        let need = Need::of(&drafts)?;
+        let append = || dead.producers().append(&drafts, need, None).map(Some);
+        match append() {
+            // Once all messages of its segment are moved, that gives back as much as they took.
+            Err(Error::Full { limit: "max_bytes", .. }) => {
+                let above = PASSED_SEGMENTS * self.queue.dying().segment_bytes(seq);
+                dead.context().space.above_limit(above, append)
+            }
+            moved => moved,
+        }
     }
 
     /// The likely cause of death of a message that an earlier run left dying. The slot does not say

@@ -195,10 +195,18 @@ impl OpenQueue {
         let timed = self.engine.look_at_times();
         let counted = timed.and(self.engine.consumers().count_all());
         let swept = self.engine.consumers().sweep_all();
-        let moved = self.dead_letters.as_ref().map_or(Ok(()), DeadLetters::move_all);
+        let move_all = || self.dead_letters.as_ref().map_or(Ok(()), DeadLetters::move_all);
+        let mut moved = move_all();
         let own = self.engine.maintain();
         let compacted = self.engine.reclaim().compactor().compact_if_wanted();
-        let gone = self.engine.reclaim().retirer().let_go_of_all();
+        let mut gone = self.engine.reclaim().retirer().let_go_of_all();
+        // What found no room before may have some now, and make some for others.
+        let mut before = u64::MAX;
+        while moved.is_err() && self.engine.dying().count() < before {
+            before = self.engine.dying().count();
+            moved = move_all();
+            gone = gone.and(self.engine.reclaim().retirer().let_go_of_all());
+        }
         // What a run that was killed has answered there is synced then, too.
         let open = self.dead_letters.as_ref().map_or(Ok(()), DeadLetters::open_if_any);
         let dead = self.with_open_dead_letters((), |dead| {

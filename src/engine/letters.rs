@@ -51,6 +51,13 @@ impl DyingMessages {
         self.dispatch.lock().ledger().places().dying().count()
     }
 
+    /// Bytes of the segment that one of them is in.
+    pub(crate) fn segment_bytes(&self, seq: u64) -> u64 {
+        let dispatch = self.dispatch.lock();
+        let tracks = dispatch.backlog().tracks();
+        tracks.position_of_seq(seq).map_or(0, |at| tracks[at].size())
+    }
+
     /// Returns true if messages wait to be moved or, with `durably`, were moved and are not settled
     /// for good.
     pub(crate) fn are_pending(&self, durably: bool) -> bool {

@@ -1,8 +1,8 @@
 //! The disk space that the files of a queue and its dead letters take together, and may take.
 //!
-//! Promises: no more than `max_bytes` are taken, but for a CHECKPOINT that has to grow. Relies on
-//! the callers that make and remove files to say so. Whatever is given back wakes a producer that
-//! waits for room.
+//! Promises: no more than `max_bytes` are taken, but for a CHECKPOINT that has to grow, and for dead
+//! letters that free more than they take. Relies on the callers that make and remove files to say
+//! so. Whatever is given back wakes a producer that waits for room.
 
 use super::line::Line;
 use crate::error::{Error, Result};
@@ -24,6 +24,8 @@ pub(crate) const DEAD_LETTERS_ROOM: u64 = 2 * SMALLEST_SEGMENT;
 pub(crate) struct Space {
     max: Option<u64>,
     used: AtomicU64,
+    /// What open found in all, as far as it was not given back since: the limit may be lower.
+    found: AtomicU64,
     /// Of them, those of files that are never given back.
     kept: AtomicU64,
     /// Where producers wait for room.
@@ -37,6 +39,8 @@ pub(crate) struct Space {
 pub(crate) struct Share {
     space: Arc<Space>,
     own: AtomicU64,
+    /// By this much it may pass what is allowed, or was found.
+    above: AtomicU64,
     /// Of them, those of files that are never given back.
     own_kept: AtomicU64,
     /// All bytes that were given back since open.
@@ -90,8 +94,8 @@ impl Share {
     /// The share of the queue itself. It leaves `reserve` bytes for its dead letters, and `scratch`
     /// bytes for compaction.
     pub(crate) fn of_queue(space: Arc<Space>, reserve: u64, scratch: u64) -> Arc<Self> {
-        let (own, own_kept, given_back) = Default::default();
-        Arc::new(Self { space, own, own_kept, given_back, reserve, scratch })
+        let (own, above, own_kept, given_back) = Default::default();
+        Arc::new(Self { space, own, above, own_kept, given_back, reserve, scratch })
     }
 
     /// The share of its dead letters.
@@ -105,6 +109,7 @@ impl Share {
         let before = self.own.swap(bytes, Ordering::SeqCst);
         self.space.used.fetch_add(bytes, Ordering::SeqCst);
         self.space.used.fetch_sub(before, Ordering::SeqCst);
+        self.space.found.store(self.space.used(), Ordering::SeqCst);
         let before = self.own_kept.swap(kept, Ordering::SeqCst);
         self.space.kept.fetch_add(kept, Ordering::SeqCst);
         self.space.kept.fetch_sub(before, Ordering::SeqCst);
@@ -153,9 +158,22 @@ impl Share {
         self.reserve.saturating_sub(others).max(self.reserve.min(SMALLEST_SEGMENT))
     }
 
+    /// Makes something that gives back what it takes, and more: it may pass the limit by this many
+    /// bytes. So may, meanwhile, all else in this share.
+    pub(crate) fn above_limit<T>(&self, bytes: u64, make: impl FnOnce() -> T) -> T {
+        self.above.store(bytes, Ordering::SeqCst);
+        let result = make();
+        self.above.store(0, Ordering::SeqCst);
+        result
+    }
+
     fn take_and_leave(&self, bytes: u64, reserve: u64) -> Result<()> {
         let max = self.space.max.unwrap_or(u64::MAX);
-        let fits = |used: &u64| used.saturating_add(reserve) <= max;
+        let most = match self.above.load(Ordering::SeqCst) {
+            0 => max,
+            above => max.max(self.space.found.load(Ordering::SeqCst)).saturating_add(above),
+        };
+        let fits = |used: &u64| used.saturating_add(reserve) <= most;
         let add = |used: u64| used.checked_add(bytes).filter(fits);
         let taken = self.space.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add);
         if taken.is_err() {
@@ -176,7 +194,8 @@ impl Share {
     /// given back.
     pub(super) fn undo(&self, bytes: u64) {
         self.own.fetch_sub(bytes, Ordering::SeqCst);
-        self.space.used.fetch_sub(bytes, Ordering::SeqCst);
+        let before = self.space.used.fetch_sub(bytes, Ordering::SeqCst);
+        self.space.found.fetch_min(before - bytes, Ordering::SeqCst);
         self.space.room.wake_first();
     }
 

@@ -1,9 +1,9 @@
-//! A file that is stored to only after a whole copy has taken its place.
+//! A file of an earlier run, which is stored to only once nobody else knows it.
 //!
-//! For a file that has other names (hard links), so that nothing is stored to the file that others
-//! know by those names; and for one that is shorter than it has to be. Promises: until the first
-//! store nothing is written, and what is missing reads as zeros. The copy takes the name once it is
-//! durable, and stores begin once the name is. Relies on the queue's lock for the temporary name.
+//! Promises: until the first store nothing is written, and what is missing reads as zeros. Before
+//! that store, a file that has other names (hard links) by then, or is shorter than it has to be,
+//! is copied. The copy takes the name once it is durable, and stores begin once the name is. Links
+//! that are made later are not seen. Relies on the queue's lock for the temporary name.
 
 use super::{Access, Region, Storage, StorageFile, check_bounds};
 use crate::format::bytes::to_u64;
@@ -26,14 +26,17 @@ pub(crate) struct CopyOnStore {
 
 #[derive(Debug)]
 struct Used {
-    file: Arc<dyn StorageFile>,
+    /// `None`: the copy, which has the name, could not be opened yet.
+    file: Option<Arc<dyn StorageFile>>,
     phase: Phase,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
+    /// Nothing was stored.
     Original,
-    Copy,
+    /// It can be stored to.
+    Own,
     /// The copy has the name, and perhaps not durably: nothing can be stored for good.
     Failed(io::ErrorKind),
 }
@@ -46,36 +49,52 @@ impl CopyOnStore {
         file: Arc<dyn StorageFile>,
         size: u64,
     ) -> Self {
-        let used = Mutex::new(Used { file, phase: Phase::Original });
+        let used = Mutex::new(Used { file: Some(file), phase: Phase::Original });
         Self { storage: Arc::clone(storage), name: name.to_string(), size, used }
     }
 
-    fn file(&self) -> Arc<dyn StorageFile> {
-        Arc::clone(&self.used.lock().file)
+    fn file(&self) -> io::Result<Arc<dyn StorageFile>> {
+        self.open(&mut self.used.lock())
+    }
+
+    /// The file as it is, or the copy that has its name.
+    fn open(&self, used: &mut Used) -> io::Result<Arc<dyn StorageFile>> {
+        if let Some(file) = &used.file {
+            return Ok(Arc::clone(file));
+        }
+        let file = self.storage.open(&self.name)?;
+        used.file = Some(Arc::clone(&file));
+        Ok(file)
     }
 
     /// The file that can be stored to.
     fn own(&self) -> io::Result<Arc<dyn StorageFile>> {
         let mut used = self.used.lock();
         match used.phase {
-            Phase::Copy => return Ok(Arc::clone(&used.file)),
+            Phase::Own => return self.open(&mut used),
             Phase::Failed(kind) => {
                 return Err(io::Error::new(kind, "an earlier sync of the directory failed"));
             }
             Phase::Original => {}
         }
+        let original = self.open(&mut used)?;
+        if original.size() >= self.size && !original.has_other_names()? {
+            used.phase = Phase::Own;
+            return Ok(original);
+        }
         let temporary = name::copy_of(&self.name);
         let renamed = self
-            .copy_to(&temporary, &*used.file)
+            .copy_to(&temporary, &*original)
             .and_then(|()| self.storage.rename(&temporary, &self.name));
         renamed.inspect_err(|_| {
             // The first error is the one to tell; the next open removes a file that stays.
             self.storage.remove(&temporary).ok();
         })?;
+        // From here on the copy is the file, whatever fails: the original has lost its name.
+        *used = Used { file: None, phase: Phase::Own };
         let synced = self.storage.sync_directory();
         synced.inspect_err(|error| used.phase = Phase::Failed(error.kind()))?;
-        *used = Used { file: self.storage.open(&self.name)?, phase: Phase::Copy };
-        Ok(Arc::clone(&used.file))
+        self.open(&mut used)
     }
 
     fn copy_to(&self, temporary: &str, from: &dyn StorageFile) -> io::Result<()> {
@@ -101,7 +120,7 @@ impl StorageFile for CopyOnStore {
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         check_bounds(offset, into.len(), self.size)?;
-        let file = self.file();
+        let file = self.file()?;
         let there = file.size().saturating_sub(offset).min(to_u64(into.len()));
         let (there, missing) = into.split_at_mut(usize::try_from(there).unwrap_or(0));
         missing.fill(0);
@@ -113,7 +132,7 @@ impl StorageFile for CopyOnStore {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file().sync()
+        self.file()?.sync()
     }
 
     fn map(&self, access: Access) -> io::Result<Arc<dyn Region>> {
@@ -121,20 +140,22 @@ impl StorageFile for CopyOnStore {
     }
 
     fn release(&self) {
-        self.file().release();
+        if let Some(file) = &self.used.lock().file {
+            file.release();
+        }
     }
 
     fn next_data(&self, offset: u64) -> io::Result<u64> {
-        let file = self.file();
+        let file = self.file()?;
         if offset >= file.size() { Ok(self.size) } else { file.next_data(offset) }
     }
 
     fn has_name(&self) -> io::Result<bool> {
-        self.file().has_name()
+        self.file()?.has_name()
     }
 
     fn has_other_names(&self) -> io::Result<bool> {
-        self.file().has_other_names()
+        self.file()?.has_other_names()
     }
 }
 

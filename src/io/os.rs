@@ -54,16 +54,29 @@ pub(super) type FileId = (u64, u64);
 /// The identity of a file or directory, by device and inode.
 #[cfg(unix)]
 pub(super) fn identity(file: &File) -> io::Result<FileId> {
-    use std::os::unix::fs::MetadataExt;
-    let metadata = file.metadata()?;
-    Ok((metadata.dev(), metadata.ino()))
+    let stat = rustix::io::retry_on_intr(|| rustix::fs::fstat(file))?;
+    Ok(identity_in(&stat))
+}
+
+/// The same, where the system has told of it.
+#[cfg(unix)]
+pub(super) fn identity_in(stat: &rustix::fs::Stat) -> FileId {
+    // Each system has types of its own for them.
+    fn widen(number: impl TryInto<u64>) -> u64 {
+        number.try_into().unwrap_or(u64::MAX)
+    }
+    (widen(stat.st_dev), widen(stat.st_ino))
 }
 
 /// The standard library does not tell it: a file that is open cannot be replaced there.
 #[cfg(not(unix))]
+pub(super) const UNKNOWN: FileId = (0, 0);
+
+/// See [`UNKNOWN`].
+#[cfg(not(unix))]
 #[expect(clippy::unnecessary_wraps, reason = "other systems can refuse")]
 pub(super) fn identity(_file: &File) -> io::Result<FileId> {
-    Ok((0, 0))
+    Ok(UNKNOWN)
 }
 
 /// How many names a file or directory has: 0 once it was removed.

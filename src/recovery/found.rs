@@ -462,24 +462,15 @@ fn read_segment(storage: &Arc<dyn Storage>, name: &str) -> Result<ReadSegment> {
     if !is_possible(header.size) {
         return Ok(Err("its size is not possible"));
     }
-    let (remark, needs_copy) = match file.size().cmp(&header.size) {
-        Ordering::Less => {
-            (Some("shorter than its header says: what is missing was read as zeros"), true)
-        }
-        Ordering::Greater => (Some("longer than its header says: the rest was not read"), false),
+    let remark = match file.size().cmp(&header.size) {
+        Ordering::Less => Some("shorter than its header says: what is missing was read as zeros"),
+        Ordering::Greater => Some("longer than its header says: the rest was not read"),
         Ordering::Equal if is_first_unreadable => {
-            (Some("its first page cannot be read, and the last one serves"), false)
+            Some("its first page cannot be read, and the last one serves")
         }
-        Ordering::Equal => (None, false),
+        Ordering::Equal => None,
     };
-    let has_other_names = file.has_other_names();
-    let has_other_names =
-        has_other_names.map_err(|error| Error::io("read header", &path, 0, error))?;
-    let file: Arc<dyn StorageFile> = if needs_copy || has_other_names {
-        Arc::new(CopyOnStore::new(storage, name, file, header.size))
-    } else {
-        file
-    };
+    let file = Arc::new(CopyOnStore::new(storage, name, file, header.size));
     Ok(Ok((header, marks, file, remark)))
 }
 

@@ -2,12 +2,13 @@
 //! none to come.
 
 use super::found_hooks::by_hand;
-use super::found_support::{alone, call, on, watched};
+use super::found_support::{alone, call, on};
 use crate::support::watched::{Op, Watched};
-use keepq::fault::{ManualClock, MemoryStorage};
-use keepq::{Options, Overflow, Queue};
+use keepq::fault::{ManualClock, MemoryStorage, Storage};
+use keepq::{Durability, Options, Overflow, Queue};
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 const LARGE: &[u8] = &[1; 50_000];
@@ -120,13 +121,21 @@ fn a_push_gets_the_room_of_dead_letters_of_an_earlier_run() {
 #[test]
 fn a_try_to_move_many_refused_messages_is_bounded_and_holds_up_none() {
     const MANY: u64 = 4_000;
-    let (storage, watch) = watched(Arc::new(MemoryStorage::new()));
+    let storage = Watched::around(Arc::new(MemoryStorage::new()));
     let clock = Arc::new(ManualClock::new(UNIX_EPOCH + Duration::from_secs(1_000_000)));
-    let options = on(storage).background(false).clock(clock.clone()).max_bytes(4 << 20);
+    let options = on(storage.clone()).background(false).clock(clock.clone());
     let queue = options.open("queue").unwrap();
     queue.push_batch((0..MANY).map(|_| &[1; 250])).unwrap();
     queue.push_batch(["small", "last"]).unwrap();
     let dead = queue.dead_letters().unwrap();
+    dead.push(&LARGE[..100]).unwrap();
+    let loads = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&loads);
+    storage.rule(move |call| {
+        count.fetch_add(u64::from(call.op == Op::Load), Ordering::SeqCst);
+        let is_refused = call.op == Op::Create && call.name.starts_with("dead/");
+        if is_refused { Err(ErrorKind::StorageFull.into()) } else { Ok(()) }
+    });
     for len in [50_000, 5_000, 200] {
         while dead.push(&LARGE[..len]).is_ok() {}
     }
@@ -140,10 +149,10 @@ fn a_try_to_move_many_refused_messages_is_bounded_and_holds_up_none() {
     let mut tries = 0;
     while dead.len() == others {
         clock.advance(Duration::from_secs(2));
-        let before = watch.count(Op::Load);
+        let before = loads.load(Ordering::SeqCst);
         queue.pop().unwrap().unwrap().release().unwrap();
         // Each that is looked up takes a few.
-        assert!(watch.count(Op::Load) - before < 2 * MANY, "it goes over all of them");
+        assert!(loads.load(Ordering::SeqCst) - before < 2 * MANY, "it goes over all of them");
         tries += 1;
         assert!(tries < 10, "the small one is held up");
     }
@@ -216,4 +225,71 @@ fn a_producer_waits_for_others_where_nothing_can_be_moved_to_the_dead_letters() 
     assert!(!producer.is_over());
     jobs.remove(0).ack().unwrap();
     producer.result("the push").unwrap();
+}
+
+/// Where `max_bytes` left no room for another file of dead letters, messages that were to be moved
+/// there stayed for ever, and kept the queue full: nobody could take them, here or there.
+#[test]
+fn rejected_messages_keep_no_queue_full() {
+    let cases = [
+        (1 << 20, 1 << 20, 60_000),
+        (1_500_000, 1_500_000, 100_000),
+        (16 << 20, 16 << 20, 1 << 20),
+        // The limit is lower than what is there.
+        (16 << 20, 1 << 20, 1 << 20),
+        (64 << 20, 1 << 20, 60_000),
+        (8 << 20, 1 << 20, 2_000),
+    ];
+    for (limit, lowered, len) in cases {
+        let disk = MemoryStorage::new();
+        let open = |limit| {
+            let options = Queue::options().storage(disk.directory("q").unwrap());
+            let options = options.background(false).durability(Durability::Os);
+            options.max_bytes(limit).open("q").unwrap()
+        };
+        let queue = open(limit);
+        let mut pushed = 0;
+        while queue.push(vec![1; len]).is_ok() {
+            pushed += 1;
+        }
+        queue.close().unwrap();
+        let queue = open(lowered);
+        let (found, mut most, mut dead) = (queue.stats().disk_bytes(), 0, 0);
+        let context = format!("{limit}, then {lowered}: {len} bytes");
+        for _ in 0..10 {
+            while let Some(job) = queue.pop().unwrap() {
+                job.reject("no").unwrap();
+            }
+            queue.maintain().ok();
+            most = queue.stats().disk_bytes().max(most);
+            let letters = queue.dead_letters().unwrap();
+            let jobs = letters.pop_batch(usize::MAX).unwrap();
+            dead += jobs.len();
+            letters.ack_batch(jobs).unwrap();
+            letters.maintain().unwrap();
+            queue.maintain().ok();
+        }
+        assert_eq!((dead, queue.stats().dying()), (pushed, 0), "{context}");
+        queue.push(vec![1; 1000]).unwrap_or_else(|error| panic!("{context}: {error}"));
+        // Twice the largest segment.
+        let above = 2 * (limit / 8).max(2 * len as u64 + 65_536);
+        assert!(most <= found.max(lowered) + above, "{context}: {most} of {found}");
+    }
+}
+
+/// On a full disk, `maintain` of a queue that was settled but for a message on its way to the dead
+/// letters moved that first, for which there was no room yet.
+#[test]
+fn maintain_moves_again_what_found_no_room_before() {
+    let storage = Arc::new(MemoryStorage::with_capacity(16 << 20));
+    let options = Queue::options().storage(storage).background(false).segment_bytes(1 << 20);
+    let queue = options.durability(Durability::Os).open("q").unwrap();
+    while queue.push(vec![1; 50_000]).is_ok() {}
+    queue.pop().unwrap().unwrap().reject("no").unwrap();
+    while let Some(job) = queue.pop().unwrap() {
+        job.ack().unwrap();
+    }
+    queue.maintain().unwrap();
+    assert_eq!(queue.stats().dying(), 0);
+    assert_eq!(queue.dead_letters().unwrap().len(), 1);
 }

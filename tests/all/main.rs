@@ -87,6 +87,7 @@ mod outside_files;
 mod outside_idle;
 #[cfg(target_os = "linux")]
 mod outside_limits;
+mod outside_links;
 #[cfg(target_os = "linux")]
 mod outside_many;
 #[cfg(unix)]

@@ -73,6 +73,14 @@ impl PathDirectory {
         }
     }
 
+    /// The identity of what has this name; `None` if nothing has it.
+    pub(in crate::io) fn identity_of(&self, name: &str) -> io::Result<Option<os::FileId>> {
+        match self.resolved.join(name).symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            found => found.map(|_| Some(os::UNKNOWN)),
+        }
+    }
+
     /// All names.
     pub(in crate::io) fn list(&self) -> io::Result<Vec<Entry>> {
         list(&self.resolved)

@@ -78,6 +78,16 @@ impl Directory {
         }
     }
 
+    /// The identity of what has this name, which is not followed if it is a link; `None` if nothing
+    /// has it.
+    pub(in crate::io) fn identity_of(&self, name: &str) -> io::Result<Option<os::FileId>> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        match retry(|| rustix::fs::statat(&self.handle, name, flags)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            found => found.map(|found| Some(os::identity_in(&found))),
+        }
+    }
+
     /// All names.
     pub(in crate::io) fn list(&self) -> io::Result<Vec<Entry>> {
         list(&self.handle)

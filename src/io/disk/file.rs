@@ -184,6 +184,10 @@ impl StorageFile for DiskFile {
     }
 
     fn has_name(&self) -> io::Result<bool> {
+        if let Ok(found) = self.directory.identity_of(&self.name) {
+            return Ok(found == Some(self.identity));
+        }
+        // Nobody may look into the directory now. At least it must have a name somewhere.
         match self.open() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             file => Ok(os::links(&*file?)? > 0),
