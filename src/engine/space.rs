@@ -1,8 +1,8 @@
 //! The disk space that the files of a queue and its dead letters take together, and may take.
 //!
-//! Promises: no more than `max_bytes` are taken, but for a CHECKPOINT that has to grow, and for dead
-//! letters that free more than they take. Relies on the callers that make and remove files to say
-//! so. Whatever is given back wakes a producer that waits for room.
+//! Promises: no more than `max_bytes` are taken, but for a CHECKPOINT that has to grow, and for
+//! moves to the dead letters that free what they take. Relies on the callers that make and remove
+//! files to say so. Whatever is given back wakes a producer that waits for room.
 
 use super::line::Line;
 use crate::error::{Error, Result};
