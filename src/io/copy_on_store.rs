@@ -5,6 +5,7 @@
 //! is copied. The copy takes the name once it is durable, and stores begin once the name is. Links
 //! that are made later are not seen. Relies on the queue's lock for the temporary name.
 
+use super::latch::Unopened;
 use super::{Access, Region, Storage, StorageFile, check_bounds};
 use crate::format::bytes::to_u64;
 use crate::format::name;
@@ -132,7 +133,8 @@ impl StorageFile for CopyOnStore {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file()?.sync()
+        // Nothing is lost by a copy that could not be opened to be synced.
+        self.file().map_err(Unopened::wrap)?.sync()
     }
 
     fn map(&self, access: Access) -> io::Result<Arc<dyn Region>> {

@@ -9,6 +9,7 @@ use keepq::fault::{MemoryStorage, Storage};
 use keepq::{Error, Options, Queue};
 use std::fs;
 use std::io::ErrorKind;
+#[cfg(unix)]
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,12 +31,14 @@ fn drain(queue: &Queue) -> usize {
     count
 }
 
+#[cfg(unix)]
 fn files(directory: &Path) -> Vec<PathBuf> {
     let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     files.filter(|path| path.is_file()).collect()
 }
 
 /// Gives all files of a directory another name in another one, as `cp -al` does.
+#[cfg(unix)]
 fn link_all(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for path in files(from) {
