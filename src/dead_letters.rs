@@ -29,9 +29,10 @@ use std::time::Duration;
 /// Messages moved by the background between two looks at what is due.
 const MOVED_AT_ONCE: usize = 1024;
 
-/// Where `max_bytes` leaves no room, a message may still be moved, since its segment goes once all
-/// of it is: dead letters take up to this many times the bytes of that segment above the limit.
-/// Twice, because one of them may take nearly twice its bytes in a segment of the smallest size.
+/// Where `max_bytes` leaves no room and all messages that are left are dying, one may still be
+/// moved, since its segment goes once all of it is: dead letters take up to this many times the
+/// bytes of that segment above the limit. Twice, because one of them may take nearly twice its
+/// bytes in a segment of the smallest size.
 const PASSED_SEGMENTS: u64 = 2;
 
 /// The dead letters of a queue.
@@ -388,13 +389,19 @@ impl DeadLetters {
         let need = Need::of(&drafts)?;
         let append = || dead.producers().append(&drafts, need, None).map(Some);
         match append() {
-            // Once all messages of its segment are moved, that gives back as much as they took.
-            Err(Error::Full { limit: "max_bytes", .. }) => {
+            // Nobody can make room here but this. Once all messages of its segment are moved, that
+            // gives back as much as they took.
+            Err(Error::Full { limit: "max_bytes", .. }) if self.is_nothing_else_left() => {
                 let above = PASSED_SEGMENTS * self.queue.dying().segment_bytes(seq);
                 dead.context().space.above_limit(above, append)
             }
             moved => moved,
         }
+    }
+
+    /// Whether no message is left in the queue that somebody could settle.
+    fn is_nothing_else_left(&self) -> bool {
+        self.queue.consumers().unsettled() <= self.queue.dying().count()
     }
 
     /// The likely cause of death of a message that an earlier run left dying. The slot does not say

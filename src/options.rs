@@ -335,9 +335,9 @@ impl Options {
     /// the disk has. All files count at their full size: segments, the segment that is kept ready,
     /// CHECKPOINT, the dead letters, and the files that compaction makes before it removes others.
     /// So dead letters that nobody takes can fill the queue: see [`Overflow::Block`]. Those of
-    /// earlier runs do not count while [`Options::dead_letters`] is `false`. A message that becomes
-    /// a dead letter is moved also where no room is left; until all of its segment is, they may
-    /// pass the limit by twice the bytes of that segment.
+    /// earlier runs do not count while [`Options::dead_letters`] is `false`. If there is no room,
+    /// and all messages that are left are on their way to the dead letters, these may pass the limit
+    /// by twice the bytes of a segment, until that is moved and gone.
     ///
     /// A segment is at most a quarter of this limit, and smaller when room gets scarce. About 140
     /// KiB are kept for CHECKPOINT and the dead letters, and a quarter of a segment (at least 64
