@@ -336,7 +336,7 @@ impl Options {
     /// CHECKPOINT, the dead letters, and the files that compaction makes before it removes others.
     /// So dead letters that nobody takes can fill the queue: see [`Overflow::Block`]. Those of
     /// earlier runs do not count while [`Options::dead_letters`] is `false`. If there is no room,
-    /// and all messages that are left are on their way to the dead letters, these may pass the limit
+    /// and all that is left are messages on their way to the dead letters, these may pass the limit
     /// by twice the bytes of a segment, until that is moved and gone.
     ///
     /// A segment is at most a quarter of this limit, and smaller when room gets scarce. About 140
