@@ -4,31 +4,44 @@
 use crate::found_hooks::{Gate, LIMIT, OpenAtEnd, Part, RECORD_HEADER, find, is_temporary, spoil};
 use crate::found_support::{call, on, soon};
 use crate::support::watched::{Call, Op, Watched};
+use keepq::Queue;
 use keepq::fault::{MemoryStorage, Storage};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Behind a damaged record a consumer searches for the next one, by many bytes at once. In the
-/// segment that is pushed to, the search went on into bytes that a push was about to store.
-#[test]
-fn a_search_ends_where_pushes_go_on() {
+/// A queue with a job in the first, the second and the last record.
+fn with_three_jobs() -> (Arc<MemoryStorage>, Arc<Watched>, Queue) {
     let disk = Arc::new(MemoryStorage::new());
     let storage = Watched::around(disk.clone());
     let queue = on(storage.clone()).background(false).open("queue").unwrap();
     for job in ["the first job", "the second job", "the last job"] {
         queue.push(job).unwrap();
     }
-    let (_, last) = find(&disk, b"the last job");
-    let tail = (last + "the last job".len() as u64).next_multiple_of(8);
+    (disk, storage, queue)
+}
+
+/// How far bytes are read from here on that are not loaded whole or not at all, as words of slots
+/// are.
+fn end_of_reads(storage: &Watched) -> Arc<AtomicU64> {
     let read = Arc::new(AtomicU64::new(0));
     let note = Arc::clone(&read);
     storage.rule(move |Call { op, offset, len, .. }| {
-        // A word of a slot is loaded whole or not at all.
         if [Op::Load, Op::LoadBody].contains(&op) && len > 8 {
             note.fetch_max(offset + len, Ordering::SeqCst);
         }
         Ok(())
     });
+    read
+}
+
+/// Behind a damaged record a consumer searches for the next one, by many bytes at once. In the
+/// segment that is pushed to, the search went on into bytes that a push was about to store.
+#[test]
+fn a_search_ends_where_pushes_go_on() {
+    let (disk, storage, queue) = with_three_jobs();
+    let (_, last) = find(&disk, b"the last job");
+    let tail = (last + "the last job".len() as u64).next_multiple_of(8);
+    let read = end_of_reads(&storage);
     spoil(&disk, b"the first job", Part::Header);
     spoil(&disk, b"the last job", Part::Header);
     let jobs = queue.pop_batch(9).unwrap();
@@ -45,22 +58,10 @@ fn a_search_ends_where_pushes_go_on() {
 #[test]
 fn a_rotten_slot_leads_nobody_behind_the_tail() {
     const BEHIND: u64 = 40_000;
-    let disk = Arc::new(MemoryStorage::new());
-    let storage = Watched::around(disk.clone());
-    let queue = on(storage.clone()).background(false).open("queue").unwrap();
-    for job in ["the first job", "the second job", "the last job"] {
-        queue.push(job).unwrap();
-    }
+    let (disk, storage, queue) = with_three_jobs();
     let (name, last) = find(&disk, b"the last job");
     let tail = (last + "the last job".len() as u64).next_multiple_of(8);
-    let read = Arc::new(AtomicU64::new(0));
-    let note = Arc::clone(&read);
-    storage.rule(move |Call { op, offset, len, .. }| {
-        if [Op::Load, Op::LoadBody].contains(&op) && len > 8 {
-            note.fetch_max(offset + len, Ordering::SeqCst);
-        }
-        Ok(())
-    });
+    let read = end_of_reads(&storage);
     let file = disk.open(&name).unwrap();
     let slot = file.size() - 4096 - 16;
     // Handed out once, and the offset in units of 8, in front of a check of 16 bits.
