@@ -2,13 +2,12 @@
 //! none to come.
 
 use super::found_hooks::by_hand;
-use super::found_support::{alone, call, on};
+use super::found_support::{alone, call, on, watched};
 use crate::support::watched::{Op, Watched};
 use keepq::fault::{ManualClock, MemoryStorage, Storage};
 use keepq::{Durability, Options, Overflow, Queue};
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 const LARGE: &[u8] = &[1; 50_000];
@@ -121,21 +120,13 @@ fn a_push_gets_the_room_of_dead_letters_of_an_earlier_run() {
 #[test]
 fn a_try_to_move_many_refused_messages_is_bounded_and_holds_up_none() {
     const MANY: u64 = 4_000;
-    let storage = Watched::around(Arc::new(MemoryStorage::new()));
+    let (storage, watch) = watched(Arc::new(MemoryStorage::new()));
     let clock = Arc::new(ManualClock::new(UNIX_EPOCH + Duration::from_secs(1_000_000)));
-    let options = on(storage.clone()).background(false).clock(clock.clone());
+    let options = on(storage).background(false).clock(clock.clone()).max_bytes(4 << 20);
     let queue = options.open("queue").unwrap();
     queue.push_batch((0..MANY).map(|_| &[1; 250])).unwrap();
     queue.push_batch(["small", "last"]).unwrap();
     let dead = queue.dead_letters().unwrap();
-    dead.push(&LARGE[..100]).unwrap();
-    let loads = Arc::new(AtomicU64::new(0));
-    let count = Arc::clone(&loads);
-    storage.rule(move |call| {
-        count.fetch_add(u64::from(call.op == Op::Load), Ordering::SeqCst);
-        let is_refused = call.op == Op::Create && call.name.starts_with("dead/");
-        if is_refused { Err(ErrorKind::StorageFull.into()) } else { Ok(()) }
-    });
     for len in [50_000, 5_000, 200] {
         while dead.push(&LARGE[..len]).is_ok() {}
     }
@@ -149,10 +140,10 @@ fn a_try_to_move_many_refused_messages_is_bounded_and_holds_up_none() {
     let mut tries = 0;
     while dead.len() == others {
         clock.advance(Duration::from_secs(2));
-        let before = loads.load(Ordering::SeqCst);
+        let before = watch.count(Op::Load);
         queue.pop().unwrap().unwrap().release().unwrap();
         // Each that is looked up takes a few.
-        assert!(loads.load(Ordering::SeqCst) - before < 2 * MANY, "it goes over all of them");
+        assert!(watch.count(Op::Load) - before < 2 * MANY, "it goes over all of them");
         tries += 1;
         assert!(tries < 10, "the small one is held up");
     }
