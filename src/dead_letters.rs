@@ -23,6 +23,7 @@ use carried::carried_over;
 use parking_lot::Mutex;
 use redrive::Redrive;
 use std::collections::BTreeMap;
+use std::mem::take;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -144,7 +145,7 @@ impl DeadLetters {
     /// The queue of dead letters, for consumers. First finds out which messages an earlier run
     /// moved there and had no time to settle here.
     pub(crate) fn shown(&self) -> Result<Arc<Engine>> {
-        let dead = self.engine()?;
+        let dead = self.with_room(|| self.engine())?;
         self.match_earlier(&dead, &mut self.mover.lock())?;
         // What cannot be moved is moved later.
         self.note(self.move_all());
@@ -263,7 +264,7 @@ impl DeadLetters {
     }
 
     fn move_dying(&self, mover: &mut Mover, durably: bool, limit: usize) -> Result<()> {
-        let dead = self.engine()?;
+        let dead = self.with_room(|| self.engine())?;
         self.match_earlier(&dead, mover)?;
         let pushed = self.push_dying(&dead, mover, limit);
         let settled = if durably { self.settle_moved(&dead) } else { Ok(()) };
@@ -308,13 +309,14 @@ impl DeadLetters {
 
     fn push_dying(&self, dead: &Engine, mover: &mut Mover, limit: usize) -> Result<()> {
         let (mut left, mut result) = (limit, Ok(()));
-        // What is larger than something that found no room is not tried.
-        let mut too_large = u32::MAX;
+        // What is larger than something that found no room is not tried. After so many of those,
+        // the next step goes on.
+        let (mut too_large, mut passed_over) = (u32::MAX, 0);
         // Once around from where the last step ended: what cannot be moved does not hold up what is
         // behind it.
         let start = mover.tried_up_to;
         for (mut after, end) in [(start, u64::MAX), (0, start)] {
-            while left > 0 && after < end {
+            while left > 0 && after < end && passed_over < MOVED_AT_ONCE {
                 let Some(step) = self.queue.dying().next(after) else { break };
                 (after, mover.tried_up_to) = (step.last, step.last);
                 left = left.saturating_sub(step.looked_at);
@@ -324,6 +326,7 @@ impl DeadLetters {
                     let known = mover.known_there(&message);
                     let known = known.filter(|&there| !Self::is_gone(dead, there));
                     if len >= too_large && known.is_none() {
+                        passed_over += 1;
                         continue;
                     }
                     match self.move_one(dead, known, message) {
@@ -339,7 +342,7 @@ impl DeadLetters {
                 }
             }
         }
-        if left > 0 {
+        if left > 0 && passed_over < MOVED_AT_ONCE {
             mover.tried_up_to = 0;
         }
         result
@@ -388,7 +391,7 @@ impl DeadLetters {
         let drafts = [draft];
         let need = Need::of(&drafts)?;
         let append = || dead.producers().append(&drafts, need, None).map(Some);
-        match append() {
+        match self.with_room(append) {
             // Nobody can make room here but this. Once all messages of its segment are moved, that
             // gives back as much as they took.
             Err(Error::Full { limit: "max_bytes", .. }) if self.is_nothing_else_left() => {
@@ -396,6 +399,26 @@ impl DeadLetters {
                 dead.context().space.above_limit(above, append)
             }
             moved => moved,
+        }
+    }
+
+    /// Makes something in `dead/`. On a full disk the queue gives up for it what it can do without.
+    fn with_room<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
+        let producers = self.queue.producers();
+        // Once: a push may have it kept again meanwhile.
+        let mut may_give_up_room = true;
+        loop {
+            let full = match attempt() {
+                Err(full @ Error::StorageFull { .. }) => full,
+                made => return made,
+            };
+            let given_back = producers.make_room_for_others();
+            // A failure there is no concern of who makes this.
+            let has_room = matches!(given_back, Ok(true));
+            self.note(given_back.map(|_| ()));
+            if !(has_room || take(&mut may_give_up_room) && producers.give_up_letters_room()) {
+                return Err(full);
+            }
         }
     }
 

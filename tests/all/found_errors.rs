@@ -41,7 +41,7 @@ fn on(storage: Arc<dyn Storage>) -> Options {
 /// The dead letters get no file, so dying messages stay where they are.
 fn refuse_dead_letters(call: Call<'_>) -> std::io::Result<()> {
     let is_it = call.op == Op::Create && call.name.starts_with("dead/");
-    if is_it { Err(ErrorKind::StorageFull.into()) } else { Ok(()) }
+    if is_it { Err(ErrorKind::TimedOut.into()) } else { Ok(()) }
 }
 
 /// No segment can be mapped: the process has too many files open, or too little memory.

@@ -4,13 +4,16 @@
 //! durable and sealed, so a dropped record can never come back behind a newer one. Relies on the
 //! `supply` lock for everything here.
 
+use super::room::LettersRoom;
 use super::supply::{FIRST_SEGMENT, Prepared, Spare, Supply, SupplyState};
 use super::{Appender, Need, SMALLEST_SEGMENT};
 use crate::engine::context::Context;
+use crate::engine::signal::DispatchLock;
 use crate::error::{Error, Result};
 use crate::format::PAGE;
 use crate::format::address::{Offset, Ordinal};
 use crate::format::limits::{FIRST_SEQ_END, NUMBER_END};
+use crate::format::name;
 use crate::format::segment::{Seal, SegmentHeader, capacity};
 use crate::io::Access;
 use crate::log::active::Active;
@@ -52,16 +55,28 @@ impl Appender {
     /// Makes a segment of at least `bytes`.
     fn prepare(&self, supply: &mut Supply, bytes: u64) -> Result<Prepared> {
         self.begin_to_prepare(supply)?;
+        keep_letters_room(supply, &self.context, &self.dispatch)?;
         let smallest = bytes.max(SMALLEST_SEGMENT);
         let mut wanted = supply.next_bytes.max(bytes);
+        let mut is_first = true;
         loop {
             let size = self.take_space(wanted, bytes)?;
             let made = self.make(supply, size).inspect_err(|_| self.context.space.undo(size));
             match made {
                 // What is left may do for a smaller one.
                 Err(Error::StorageFull { .. }) if size > smallest => {
-                    wanted = (size / 2 / PAGE * PAGE).max(smallest);
+                    supply.letters_room.begin(&self.context);
+                    keep_letters_room(supply, &self.context, &self.dispatch)?;
+                    // Dead letters keep room for the segment by which this one can be let go.
+                    let is_of_letters = self.context.space.is_of_dead_letters();
+                    let half = if is_of_letters { 0 } else { size / 2 / PAGE * PAGE };
+                    wanted = half.max(smallest);
                     supply.next_bytes = supply.next_bytes.min(wanted);
+                    is_first = false;
+                }
+                Ok(made) if is_first && size == self.context.options.segment_limit() => {
+                    end_letters_room(supply, &self.context);
+                    return Ok(made);
                 }
                 made => return made,
             }
@@ -139,7 +154,7 @@ impl Appender {
         if seq_limit.max(supply.seq_limit) > FIRST_SEQ_END || epoch >= NUMBER_END {
             return Err(numbers_used_up(&self.context));
         }
-        let ordinal = self.take_ordinal(supply)?;
+        let ordinal = take_ordinal(supply, &self.context)?;
         supply.seq_limit = supply.seq_limit.max(seq_limit);
         (supply.epoch, supply.has_begun) = (epoch, true);
         Ok(SegmentHeader {
@@ -153,16 +168,6 @@ impl Appender {
             sources: 0,
             clock_shift: self.context.clock.shift(),
         })
-    }
-
-    /// The ordinal of a new segment.
-    fn take_ordinal(&self, supply: &mut Supply) -> Result<Ordinal> {
-        let ordinal = supply.next_ordinal;
-        if ordinal.0 >= NUMBER_END {
-            return Err(numbers_used_up(&self.context));
-        }
-        supply.next_ordinal = ordinal.next();
-        Ok(ordinal)
     }
 
     /// Removes a prepared segment that was never used. If that fails, it is tried again with what
@@ -197,6 +202,13 @@ impl Appender {
         let is_gone = discarded.is_ok();
         self.context.health.note_background(discarded);
         is_gone
+    }
+
+    /// Gives up the room on a full disk that is kept for dead letters; false if there is none. No
+    /// segment is made here before there is as much again.
+    pub(crate) fn give_up_letters_room(&self) -> bool {
+        let supply = &mut *self.supply.lock();
+        supply.letters_room.give_up(&self.context, &mut supply.leftovers)
     }
 
     /// Files of prepared segments that could not be removed, with the bytes that count as used.
@@ -259,6 +271,7 @@ impl Appender {
         supply.is_closed = true;
         supply.old_tail.clear();
         let unused = supply.ready.take();
+        end_letters_room(&mut supply, &self.context);
         if !is_synced {
             return Ok(());
         }
@@ -357,7 +370,7 @@ impl Appender {
     pub(crate) fn begin_copy(&self, size: u64, clock_shift: Shift) -> Result<SegmentHeader> {
         let mut supply = self.supply.lock();
         supply.check_open()?;
-        let ordinal = self.take_ordinal(&mut supply)?;
+        let ordinal = take_ordinal(&mut supply, &self.context)?;
         supply.compacting = Some(ordinal);
         // It belongs to no epoch of its own.
         Ok(SegmentHeader {
@@ -397,6 +410,39 @@ impl Appender {
 fn warm_up(prepared: &Prepared, durability: Durability) -> std::io::Result<()> {
     prepared.region.populate();
     if durability == Durability::Os { Ok(()) } else { prepared.segment.sync_unused() }
+}
+
+/// The ordinal of a new file.
+///
+/// # Errors
+///
+/// [`Error::Corrupt`] if no segment can have it.
+fn take_ordinal(supply: &mut Supply, context: &Context) -> Result<Ordinal> {
+    let ordinal = supply.next_ordinal;
+    if ordinal.0 >= NUMBER_END {
+        return Err(numbers_used_up(context));
+    }
+    supply.next_ordinal = ordinal.next();
+    Ok(ordinal)
+}
+
+/// Makes room for dead letters before a segment is made, if some has to be kept and is not.
+fn keep_letters_room(
+    supply: &mut Supply,
+    context: &Context,
+    dispatch: &DispatchLock,
+) -> Result<()> {
+    if supply.letters_room != LettersRoom::Missing {
+        return Ok(());
+    }
+    let name = name::temporary(take_ordinal(supply, context)?);
+    supply.letters_room.keep(name, context, dispatch)
+}
+
+/// There is much room on the disk, or the run ends: none is kept for dead letters.
+fn end_letters_room(supply: &mut Supply, context: &Context) {
+    supply.letters_room.give_up(context, &mut supply.leftovers);
+    supply.letters_room = LettersRoom::Unneeded;
 }
 
 /// No queue gets there by itself: something in the directory has such a number.
