@@ -190,6 +190,24 @@ pub(super) fn rewrites_in_place(file: &File, is_unshared: bool) -> io::Result<bo
     }
 }
 
+/// Whether a load from the map of this file can never need a block, though some are missing. That
+/// is known of some file systems of Linux only: on tmpfs it can, and so on what lies above it.
+#[cfg_attr(
+    not(target_os = "linux"),
+    expect(clippy::unnecessary_wraps, reason = "other systems can refuse")
+)]
+pub(super) fn loads_need_no_block(file: &File) -> io::Result<bool> {
+    #[cfg(target_os = "linux")]
+    {
+        linux::loads_need_no_block(file)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = file;
+        Ok(true)
+    }
+}
+
 /// Whether all blocks of a file are there. A few that are missing are allocated; a file of which
 /// many are missing stays as it is.
 #[cfg_attr(
@@ -287,6 +305,10 @@ mod linux {
             // Copy-on-write, layered, remote or unknown file systems: a store may need a new block.
             _ => false,
         })
+    }
+
+    pub(super) fn loads_need_no_block(file: &File) -> io::Result<bool> {
+        Ok(matches!(file_system(file)?, EXT | XFS | BTRFS))
     }
 
     /// Whether other files may share blocks with this one (reflinks). To share a file's blocks with

@@ -5,7 +5,7 @@
 
 use crate::found_hooks::is_segment;
 use crate::support::Dice;
-use crate::support::mount::{Mount, fill};
+use crate::support::mount::{Mount, fill, say};
 use crate::support::process::is_alone;
 use keepq::{Compaction, Delivery, Durability, Error, Queue};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -259,4 +259,54 @@ fn files_with_holes_on_a_full_disk_are_no_signal() {
             }
         }
     }
+}
+
+/// On overlayfs a file is one of the file system below, and a load of a hole there needs a block if
+/// that is tmpfs. It was taken for a file system of which nothing is known but that stores are
+/// writes, and a pop ended the process.
+#[test]
+fn files_with_holes_above_a_full_tmpfs_are_no_signal() {
+    if !is_alone("outside_limits::files_with_holes_above_a_full_tmpfs_are_no_signal") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let [below, above, path, original] =
+        ["below", "above", "above/queue", "original"].map(|name| dir.path().join(name));
+    let layers = ["lower", "upper", "work"].map(|name| below.join(name));
+    fs::create_dir(&below).unwrap();
+    fs::create_dir(&above).unwrap();
+    let [at, below_at] = [&above, &below].map(|path| path.to_str().unwrap());
+    let mount = |args: &[&str]| {
+        Command::new("mount").args(args).output().is_ok_and(|done| done.status.success())
+    };
+    if !mount(&["-t", "tmpfs", "-o", "size=16m", "none", below_at]) {
+        return say("skipped: no tmpfs can be mounted here");
+    }
+    for layer in &layers {
+        fs::create_dir(layer).unwrap();
+    }
+    let [lower, upper, work] = layers.each_ref().map(|layer| layer.to_str().unwrap());
+    let layers = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+    if mount(&["-t", "overlay", "-o", &layers, "none", at]) {
+        let context = "overlay".to_string();
+        let (mut used, queue) = Used::new(context, &original, Durability::Os);
+        queue.close().unwrap();
+        run("cp", &["-r", "--sparse=always", original.to_str().unwrap(), path.to_str().unwrap()]);
+        assert!(have_holes(&path));
+        used.open = Box::new(move || Queue::options().background(false).open(&path));
+        let filler = below.join("filler");
+        fill(&filler);
+        let opened = (used.open)();
+        if let Some(queue) = used.check("open", opened) {
+            used.use_all(queue, 1);
+        }
+        assert!(used.refused > 0, "the disk was not full");
+        fs::remove_file(filler).unwrap();
+        used.check_all();
+        drop(used);
+        run("umount", &["-l", at]);
+    } else {
+        say("skipped: no overlayfs here");
+    }
+    run("umount", &["-l", below_at]);
 }

@@ -5,8 +5,9 @@
 //! descriptors than a short one. What was stored is synced through the descriptor that it was
 //! stored under, which cannot miss an error of writing back; and the first failed sync of a file is
 //! its last. A map is stored to only where that can never need a block that is not there; elsewhere
-//! stores are writes. A file that lacks blocks is not mapped at all: on tmpfs a load of a missing
-//! block needs one, too. Another file that has taken the name is not taken for this one.
+//! stores are writes. A file that lacks blocks is not mapped at all where a load of a missing block
+//! may need one, too, as on tmpfs and on what lies above it. Another file that has taken the name
+//! is not taken for this one.
 
 #![expect(clippy::disallowed_types, reason = "part of the door to the operating system")]
 
@@ -121,11 +122,16 @@ impl DiskFile {
         if let Some(way) = self.forced {
             return Ok(way);
         }
-        if !os::rewrites_in_place(file, self.is_unshared)? {
+        let rewrites_in_place = os::rewrites_in_place(file, self.is_unshared)?;
+        if !rewrites_in_place && os::loads_need_no_block(file)? {
             return Ok(Way::MapAndWrites);
         }
         let is_whole = self.kept.is_some() || os::has_all_blocks(file, self.size)?;
-        Ok(if is_whole { Way::Map } else { Way::ReadsAndWrites })
+        Ok(match (is_whole, rewrites_in_place) {
+            (true, true) => Way::Map,
+            (true, false) => Way::MapAndWrites,
+            (false, _) => Way::ReadsAndWrites,
+        })
     }
 }
 
