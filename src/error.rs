@@ -237,6 +237,11 @@ impl Error {
         self
     }
 
+    /// Whether the process has no memory, or no addresses, for what was asked for.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::OutOfMemory)
+    }
+
     /// The text of this error and of all its sources, for places that can keep only text.
     pub(crate) fn full_text(&self) -> String {
         let mut text = self.to_string();

@@ -177,3 +177,32 @@ fn numbers_begin_above_what_the_world_has_seen() {
     assert_ne!(other.id(), id);
     assert!(alone().first_seq(u64::MAX).open("other").is_err());
 }
+
+/// There is no room for a map of the size that the next file was to have: every push was refused
+/// until reopen, also in an empty queue, although there was room for a smaller one.
+#[test]
+fn where_a_map_finds_no_room_a_smaller_file_is_taken() {
+    let disk = Arc::new(MemoryStorage::new());
+    let storage = Watched::around(disk.clone());
+    storage.rule(move |call| {
+        let is_large = || disk.read(call.name).is_some_and(|bytes| bytes.len() > 1 << 20);
+        let is_refused = call.op == Op::Map && is_large();
+        if is_refused { Err(ErrorKind::OutOfMemory.into()) } else { Ok(()) }
+    });
+    let options = Queue::options().storage(storage.clone()).durability(Durability::Os);
+    let queue = options.background(false).open("queue").unwrap();
+    for round in 0..3 {
+        for _ in 0..40 {
+            queue.push(vec![7; 100_000]).unwrap();
+        }
+        let jobs = queue.pop_batch(100).unwrap();
+        assert_eq!(jobs.len(), 40, "round {round}");
+        queue.ack_batch(jobs).unwrap();
+    }
+    // Once there is room, files grow again.
+    storage.no_rule();
+    for _ in 0..40 {
+        queue.push(vec![7; 100_000]).unwrap();
+    }
+    assert!(queue.stats().segments() < 8, "{:?}", queue.stats());
+}

@@ -78,6 +78,12 @@ impl Appender {
                     end_letters_room(supply, &self.context);
                     return Ok(made);
                 }
+                // Nor is there room for a map of that size, perhaps for a smaller one.
+                Err(error) if error.is_out_of_memory() && size > smallest => {
+                    wanted = (size / 2 / PAGE * PAGE).max(smallest);
+                    supply.next_bytes = supply.next_bytes.min(wanted);
+                    is_first = false;
+                }
                 made => return made,
             }
         }
