@@ -13,6 +13,7 @@ use crate::log::active::Draft;
 use crate::options::Options;
 use crate::report::Compacted;
 use crate::stats::Stats;
+use std::process;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ pub(crate) struct OpenQueue {
     dead_letters: Option<DeadLetters>,
     /// These are the dead letters of another queue, which the background thread belongs to.
     is_of_dead_letters: bool,
+    /// The process that has opened it.
+    process: u32,
 }
 
 impl OpenQueue {
@@ -43,7 +46,8 @@ impl OpenQueue {
             let setting = Setting { worker, space: dead_space, is_for_dead_letters: true };
             DeadLetters::new(&engine, setting)
         });
-        let open = Arc::new(Self { engine, dead_letters, is_of_dead_letters: false });
+        let open = Self { engine, dead_letters, is_of_dead_letters: false, process: process::id() };
+        let open = Arc::new(open);
         // What the dead letters take counts from the start.
         if let Some(letters) = &open.dead_letters
             && is_bounded
@@ -60,7 +64,12 @@ impl OpenQueue {
 
     /// The queue of dead letters of another one.
     pub(crate) fn of_dead_letters(engine: Arc<Engine>) -> Arc<Self> {
-        Arc::new(Self { engine, dead_letters: None, is_of_dead_letters: true })
+        Arc::new(Self {
+            engine,
+            dead_letters: None,
+            is_of_dead_letters: true,
+            process: process::id(),
+        })
     }
 
     fn start(self: &Arc<Self>, worker: &Arc<Worker>) -> Result<()> {
@@ -232,8 +241,12 @@ impl OpenQueue {
         self.engine.stats(dead_letters)
     }
 
-    /// Ends the queue for every handle.
+    /// Ends the queue for every handle. In a forked child it does nothing: the files, the lock and
+    /// the background thread are those of the parent.
     pub(crate) fn close(&self) -> Result<()> {
+        if self.process != process::id() {
+            return Err(Error::Closed);
+        }
         if let Some(letters) = self.dead_letters.as_ref()
             && self.engine.check_open().is_ok()
         {

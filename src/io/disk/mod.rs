@@ -12,6 +12,7 @@ use std::any::Any;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -106,10 +107,15 @@ struct Lock {
     directory: Arc<Directory>,
     is_locked: Arc<AtomicBool>,
     file: Option<File>,
+    /// The process that has taken it: a forked child has the same one open, and leaves it.
+    process: u32,
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
+        if self.process != process::id() {
+            return;
+        }
         // Where that fails, the lock ends with the last descriptor of the file.
         self.file.take().map(|file| file.unlock().ok());
         self.directory.unlock();
@@ -130,7 +136,7 @@ impl Storage for DiskStorage {
             is_locked.store(false, Ordering::Release);
             return Ok(None);
         }
-        let mut lock = Lock { directory, is_locked, file: None };
+        let mut lock = Lock { directory, is_locked, file: None, process: process::id() };
         lock.file = self.lock_file(taken.is_some())?;
         Ok(if lock.file.is_some() { Some(Box::new(lock)) } else { None })
     }
