@@ -9,12 +9,14 @@
 #![warn(clippy::indexing_slicing)]
 
 mod compacted;
+mod damaged;
 mod epoch;
 mod found;
 mod leftover;
 mod order;
 mod part;
 mod reconciled;
+mod segment_file;
 mod unusable;
 
 pub(crate) use compacted::Replaced;

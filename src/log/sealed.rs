@@ -12,7 +12,7 @@ use crate::format::address::{Index, Offset};
 use crate::format::bytes::to_u64;
 use crate::format::extension;
 use crate::format::number;
-use crate::format::record::{ALIGN, HEADER, RecordHeader};
+use crate::format::record::{HEADER, RecordHeader};
 use crate::format::segment::RECORDS_START;
 use crate::format::slot::{self, Delay, SLOT, Slot, State, StoredDelay};
 use crate::format::standing::{Run, Standing};
@@ -152,11 +152,10 @@ impl Mapped {
         offset: Offset,
         previous: Option<(Index, Offset)>,
     ) -> Located {
-        // A place before those that are passed is not believed: nothing is searched twice.
-        let behind = previous.map(|(index, at)| match self.header(at, index) {
-            Some(header) => at + header.record_len(),
-            None => at + ALIGN,
-        });
+        // A place before those that are passed is not believed: nothing is searched twice. Nor is
+        // one behind a place where that record is not: its slot may have rotted.
+        let behind =
+            previous.and_then(|(index, at)| Some(at + self.header(at, index)?.record_len()));
         let from = offset.max(RECORDS_START).max(behind.unwrap_or_default());
         if let Some(header) = self.header(from, index) {
             return Located::At(from, header);
@@ -244,10 +243,8 @@ impl Mapped {
 
     /// Finds record `index`: where its slot says, or else by going from record to record.
     pub(crate) fn record(&self, slot: Slot, index: Index) -> Option<(Offset, RecordHeader)> {
-        match slot.offset {
-            Some(offset) => self.header(offset, index).map(|header| (offset, header)),
-            None => self.walk_to(index),
-        }
+        let told = slot.offset.and_then(|at| Some((at, self.header(at, index)?)));
+        told.or_else(|| self.walk_to(index))
     }
 
     /// Finds record `index` by going from record to record, from the nearest waypoint on; behind

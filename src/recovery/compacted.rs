@@ -31,17 +31,21 @@ pub(crate) struct Replaced {
 }
 
 impl CompactedSegment {
-    /// `None` if the marks that say what it holds are damaged, or say what cannot be.
-    pub(super) fn read(segment: Segment) -> Result<Option<Self>> {
+    /// Gives the segment back if the marks that say what it holds are damaged, or say what cannot
+    /// be.
+    pub(super) fn read(segment: Segment) -> Result<std::result::Result<Self, Segment>> {
         let marks = (segment.read_sources()?, segment.activation()?, segment.seal()?);
-        let (Some(mut sources), Some(activation), Some(seal)) = marks else { return Ok(None) };
-        let size = segment.header.size;
-        let is_possible = sources.fits(activation.first_seq, &seal, size);
+        let (Some(mut sources), Some(activation), Some(seal)) = marks else {
+            return Ok(Err(segment));
+        };
+        if !sources.fits(activation.first_seq, &seal, segment.header.size) {
+            return Ok(Err(segment));
+        }
         // A copy is newer than what it was made from: nothing else is believed.
         let ordinal = segment.header.ordinal;
         sources.ordinals.retain(|source| (Ordinal(1)..ordinal).contains(source));
         let segment = Arc::new(segment.made_from(sources));
-        Ok(is_possible.then_some(Self { segment, activation, seal }))
+        Ok(Ok(Self { segment, activation, seal }))
     }
 
     pub(super) fn part(&self) -> Part {
@@ -71,7 +75,8 @@ pub(super) struct AllReplaced {
 }
 
 /// Takes the segments that a copy replaces out of both lists. A copy replaces another one that is
-/// older, and that it was made from or shares a source with; and all that those replace.
+/// older, and that it was made from or shares a source with; and all that those replace. A copy
+/// that does not say what it holds is among `segments`.
 pub(super) fn take_replaced(
     segments: &mut Vec<Arc<Segment>>,
     compacted: &mut Vec<CompactedSegment>,
@@ -104,7 +109,7 @@ pub(super) fn take_replaced(
 
 /// What no copy was found to replace, yet.
 struct Candidates {
-    /// Segments that are no copies.
+    /// Segments that are no copies, or do not say of what.
     plain: BTreeMap<Ordinal, Arc<Segment>>,
     copies: BTreeMap<Ordinal, CompactedSegment>,
     /// The copies that were made from a segment, older ones first. Those that are gone may be among
@@ -198,9 +203,10 @@ fn bound(sources: &mut [CopySource]) {
     }
 }
 
-/// A segment whose activation is damaged gives no states: its Seqs are not known.
+/// A segment whose activation is damaged gives no states: its Seqs are not known. Nor does a copy
+/// that does not say what it holds.
 fn source_of(segment: Arc<Segment>) -> Result<CopySource> {
-    let activation = segment.activation()?;
+    let activation = if segment.header.sources > 0 { None } else { segment.activation()? };
     let seal = segment.seal()?;
     let (sealed, tail) = (seal.map(|seal| seal.count), seal.map(|seal| seal.tail));
     let most = most_slots(segment.header.size);

@@ -1,5 +1,6 @@
 //! Which records of one epoch count.
 
+use super::damaged::for_each_lost;
 use super::part::Part;
 use crate::error::Result;
 use crate::format::address::{Index, Offset, Ordinal};
@@ -62,6 +63,19 @@ impl Member<'_> {
             offset: offset.0,
             kind,
         }
+    }
+}
+
+impl Member<'_> {
+    /// What is lost with the records from `first` to before `end`: from the first message on that
+    /// was not settled, to the last one.
+    fn loss(&self, first: Index, end: Index, offset: Offset) -> Option<Damage> {
+        let mut lost: Option<(Index, Index)> = None;
+        for_each_lost(self.segment, (first, end), self.activation.base_time, |from, to| {
+            lost = Some((lost.map_or(from, |(first, _)| first), to));
+        });
+        let (first, end) = lost?;
+        Some(self.damage(first, end, offset, DamageKind::Corrupt))
     }
 }
 
@@ -320,8 +334,7 @@ fn end_of(
             return finish(member, scanned, (end, end_index), open_batch, damage, report);
         }
         if is_missing {
-            let (next, kind) = (stretch.first_index, DamageKind::Corrupt);
-            report.damage.push(member.damage(end_index, next, end, kind));
+            report.damage.extend(member.loss(end_index, stretch.first_index, end));
         }
         (end, end_index) = (stretch.end, stretch.end_index);
         open_batch =

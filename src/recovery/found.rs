@@ -2,6 +2,7 @@
 
 use super::compacted::{self, AllReplaced, CompactedSegment};
 use super::leftover::Leftover;
+use super::segment_file::SegmentFile;
 use super::unusable::{Unusable, take_unusable};
 use crate::checkpoint::{CheckpointFile, CheckpointRead};
 use crate::error::{Error, Result};
@@ -50,39 +51,8 @@ pub(crate) struct Found {
 /// Behind a name that no header vouches for, numbers have to go on.
 const ORDINAL_LIMIT_OF_NAMES: Ordinal = Ordinal(NUMBER_END / 2);
 
-/// A file with a valid header.
-#[derive(Debug)]
-struct SegmentFile {
-    name: String,
-    header: SegmentHeader,
-    marks: Marks,
-    file: Arc<dyn StorageFile>,
-    /// Why it is not used as a whole.
-    remark: Option<&'static str>,
-}
-
-impl SegmentFile {
-    fn is_compacted(&self) -> bool {
-        self.header.sources > 0
-    }
-
-    fn into_segment(self, storage: &dyn Storage) -> Segment {
-        let Self { name, header, marks, file, .. } = self;
-        Segment::found(storage, name, header, marks, file)
-    }
-
-    /// A segment that was let go.
-    fn into_leftover(self, storage: &dyn Storage) -> Result<Leftover> {
-        let (name, bytes, is_compacted) =
-            (self.name.clone(), self.file.size(), self.is_compacted());
-        let sources = if is_compacted { self.into_segment(storage).read_sources()? } else { None };
-        let sources = sources.map_or_else(Vec::new, |sources| sources.ordinals);
-        Ok(Leftover { name, bytes, sources })
-    }
-}
-
-/// Segments that are not compacted, those that are, and those that do not say what they hold.
-type Kinds = (Vec<Arc<Segment>>, Vec<CompactedSegment>, Vec<Unusable>);
+/// Segments that are not compacted, and those that are.
+type Kinds = (Vec<Arc<Segment>>, Vec<CompactedSegment>);
 
 /// This many missing segments are told of one by one.
 const MOST_TOLD: usize = 1000;
@@ -130,9 +100,9 @@ impl Found {
             reading.report.checkpoint = CheckpointState::Foreign;
         }
         let kept = reading.keep(&**storage, files, queue_id, checkpoint.as_ref())?;
-        let (mut segments, mut compacted, mut unusable) =
-            reading.segments_of(&**storage, kept, checkpoint.as_ref())?;
+        let (mut segments, mut compacted) = segments_of(&**storage, kept)?;
         let replaced = compacted::take_replaced(&mut segments, &mut compacted)?;
+        let mut unusable = reading.take_broken_copies(&mut segments, checkpoint.as_ref());
         for (segment, without_start) in take_unusable(&mut segments, checkpoint.as_ref())? {
             reading.ignore(&segment.name, "a segment that does not say where its messages begin");
             unusable.push(without_start);
@@ -336,7 +306,10 @@ impl DirectoryReader {
             }
             self.largest_ordinal = self.largest_ordinal.max(ordinal);
             self.newest_epoch = self.newest_epoch.max(header.epoch);
-            if checkpoint.is_some_and(|checkpoint| checkpoint.let_go(ordinal)) {
+            if let Some(checkpoint) = checkpoint
+                && checkpoint.let_go(ordinal)
+                && !found.is_back(storage, checkpoint)?
+            {
                 self.leftovers.push(found.into_leftover(storage)?);
                 continue;
             }
@@ -358,29 +331,37 @@ impl DirectoryReader {
         Ok(kept)
     }
 
-    /// Tells compacted segments from others.
-    fn segments_of(
+    /// Takes the copies out that do not say what they hold, and that no other copy replaces.
+    fn take_broken_copies(
         &mut self,
-        storage: &dyn Storage,
-        kept: BTreeMap<Ordinal, SegmentFile>,
+        segments: &mut Vec<Arc<Segment>>,
         checkpoint: Option<&Checkpoint>,
-    ) -> Result<Kinds> {
-        let (mut segments, mut compacted, mut unusable) = (Vec::new(), Vec::new(), Vec::new());
-        for found in kept.into_values() {
-            let (name, is_compacted) = (found.name.clone(), found.is_compacted());
-            let segment = found.into_segment(storage);
-            let as_unusable = Unusable::of(&segment, checkpoint);
-            if !is_compacted {
-                segments.push(Arc::new(segment));
-            } else if let Some(one) = CompactedSegment::read(segment)? {
-                compacted.push(one);
-            } else {
-                self.ignore(&name, "a compacted segment that does not say what it holds");
-                unusable.push(as_unusable);
-            }
-        }
-        Ok((segments, compacted, unusable))
+    ) -> Vec<Unusable> {
+        let broken = segments.extract_if(.., |segment| segment.header.sources > 0);
+        let broken = broken.map(|segment| {
+            self.ignore(&segment.name, "a compacted segment that does not say what it holds");
+            Unusable::of(&segment, checkpoint)
+        });
+        broken.collect()
     }
+}
+
+/// Tells compacted segments from others. One that does not say what it holds is among the others.
+fn segments_of(storage: &dyn Storage, kept: BTreeMap<Ordinal, SegmentFile>) -> Result<Kinds> {
+    let (mut segments, mut compacted) = (Vec::new(), Vec::new());
+    for found in kept.into_values() {
+        let is_compacted = found.is_compacted();
+        let segment = found.into_segment(storage);
+        if !is_compacted {
+            segments.push(Arc::new(segment));
+            continue;
+        }
+        match CompactedSegment::read(segment)? {
+            Ok(copy) => compacted.push(copy),
+            Err(segment) => segments.push(Arc::new(segment)),
+        }
+    }
+    Ok((segments, compacted))
 }
 
 /// Chooses the queue of CHECKPOINT, `hint`, if a segment is of that queue, too. Otherwise chooses

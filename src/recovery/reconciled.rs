@@ -5,6 +5,7 @@
 //! numbers that are not here and were not settled are never taken for settled.
 
 use super::compacted::{CompactedSegment, Replaced};
+use super::damaged::for_each_lost;
 use super::epoch::{self, Watermark};
 use super::found::Found;
 use super::leftover::{Kept, Leftover};
@@ -100,12 +101,10 @@ impl Reconciled {
         for part in &overlapping {
             leave_out(part, &mut found, &mut report);
         }
+        let has_newest = found.unreadable == 0 && !found.lacks_newest();
         let has_ended = run_ended.is_some() || found.segments.is_empty();
-        report.was_closed = has_ended && !found.is_newest_unusable();
-        let next_seq = match run_ended {
-            Some(next_seq) if found.unreadable == 0 && !found.lacks_newest() => next_seq,
-            _ => found.seq_limit(),
-        };
+        report.was_closed = has_ended && has_newest;
+        let next_seq = run_ended.filter(|_| has_newest).unwrap_or_else(|| found.seq_limit());
         // Whatever else is said: numbers that are here were given out.
         let here = parts.iter().filter(|part| part.count > 0).map(Part::end_seq).max();
         let next_seq = next_seq.max(here.unwrap_or(0)).max(overlapping_end);
@@ -269,13 +268,29 @@ fn unaccounted(
         let last = checkpoint.map_or(0, |checkpoint| checkpoint.last_seq_of(listed));
         ranges.insert(listed.first_seq + span, last);
     }
-    let lost = report.damage.iter();
-    let lost =
-        lost.filter(|damage| [DamageKind::Corrupt, DamageKind::Segment].contains(&damage.kind));
-    lost.for_each(|damage| ranges.insert(damage.first, damage.last));
+    let used: Vec<&Part> = parts.iter().filter(|part| part.count > 0).collect();
+    for &Damage { first, last, kind, .. } in &report.damage {
+        match kind {
+            DamageKind::Segment => ranges.insert(first, last),
+            DamageKind::Corrupt => insert_lost(&mut ranges, (first, last), &used),
+            DamageKind::Torn | DamageKind::Slot | DamageKind::Newer => {}
+        }
+    }
     // Numbers from `next_seq` on are given out from now on.
     ranges.cut(next_seq);
     Ok(ranges)
+}
+
+/// Adds the numbers of a damaged place, without those that were settled.
+fn insert_lost(ranges: &mut Ranges, (first, last): (u64, u64), parts: &[&Part]) {
+    let before = parts.partition_point(|part| part.first_seq <= first);
+    let part = before.checked_sub(1).and_then(|at| parts.get(at));
+    let is_in = |part: &&&Part| part.segment.sources.is_none() && last < part.end_seq();
+    let Some(part) = part.filter(is_in) else { return ranges.insert(first, last) };
+    let index = |seq: u64| Index::saturating_from(seq - part.first_seq);
+    for_each_lost(&part.segment, (index(first), index(last + 1)), part.base_time, |from, to| {
+        ranges.insert(part.first_seq + u64::from(from), part.first_seq + u64::from(to) - 1);
+    });
 }
 
 /// Adds the numbers between those that a compacted segment has: they were settled or lost, and

@@ -94,6 +94,7 @@ mod outside_many;
 mod outside_memory;
 mod outside_offset;
 mod outside_steps;
+mod outside_variants;
 mod page;
 mod poison;
 mod rot;

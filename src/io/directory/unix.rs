@@ -19,6 +19,8 @@ pub(in crate::io) struct Directory {
     /// Where it was when it was opened: for messages only.
     path: PathBuf,
     handle: File,
+    /// Of one that belongs to another one: its name there, and which directory that is.
+    place: Option<(String, os::FileId)>,
 }
 
 /// Without `CLOEXEC` a child process would keep it open.
@@ -33,7 +35,7 @@ impl Directory {
     pub(in crate::io) fn open(path: &Path) -> io::Result<Self> {
         let path = std::path::absolute(path)?;
         let handle = retry(|| rustix::fs::open(&path, OPEN, Mode::empty()))?;
-        Ok(Self { path, handle: handle.into() })
+        Ok(Self { path, handle: handle.into(), place: None })
     }
 
     /// The directory with this name in this one, which is made if it is not there.
@@ -45,7 +47,8 @@ impl Directory {
         }
         let flags = OPEN | OFlags::NOFOLLOW;
         let handle = retry(|| rustix::fs::openat(&self.handle, name, flags, Mode::empty()))?;
-        Ok(Self { path: self.path.join(name), handle: handle.into() })
+        let place = Some((name.to_string(), os::identity(&self.handle)?));
+        Ok(Self { path: self.path.join(name), handle: handle.into(), place })
     }
 
     /// Where a name lies, for messages to people.
@@ -99,9 +102,25 @@ impl Directory {
         self.check()
     }
 
-    /// Fails if it was removed.
+    /// Fails if it was removed; and if it belongs to another one, if it was moved away from there.
     pub(in crate::io) fn check(&self) -> io::Result<()> {
-        if os::links(&self.handle)? == 0 { Err(removed("directory")) } else { Ok(()) }
+        let is_there = os::links(&self.handle)? > 0 && !self.was_moved_away()?;
+        if is_there { Ok(()) } else { Err(removed("directory")) }
+    }
+
+    fn was_moved_away(&self) -> io::Result<bool> {
+        let Some((name, parent)) = &self.place else { return Ok(false) };
+        let own = os::identity(&self.handle)?;
+        let name = Path::new("..").join(name);
+        let is = |path: &Path, identity: os::FileId| {
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            match retry(|| rustix::fs::statat(&self.handle, path, flags)) {
+                Ok(found) => os::identity_in(&found) == identity,
+                // Who may not look does not know it.
+                Err(error) => error.kind() != io::ErrorKind::NotFound,
+            }
+        };
+        Ok(!is(Path::new(".."), *parent) || !is(&name, own))
     }
 
     /// Makes it durable in its parents, up to the root.

@@ -2,7 +2,7 @@
 
 use super::Refusal;
 use super::checkpoint::Checkpoint;
-use super::segment::{NoSegment, Segment};
+use super::segment::{Activation, NoSegment, Segment};
 use std::collections::BTreeMap;
 
 /// A file's name and bytes.
@@ -92,7 +92,9 @@ impl<'a> Directory<'a> {
         for ordinal in compacted {
             let Some(segment) = self.segments.remove(&ordinal) else { continue };
             if segment.copied().is_none() {
-                self.broken.push(segment);
+                if !self.replaced.contains_key(&ordinal) {
+                    self.broken.push(segment);
+                }
                 continue;
             }
             // By which copy it is replaced: one that was made from it, or has a source of it.
@@ -160,6 +162,18 @@ fn queue_id<'a>(all: &[Segment<'a>], checkpoint: Option<&Checkpoint>) -> Option<
 fn is_retired(segment: &Segment, checkpoint: Option<&Checkpoint>) -> bool {
     checkpoint.is_some_and(|hints| {
         let is_listed = hints.segments.iter().any(|listed| listed.ordinal == segment.ordinal);
-        !is_listed && segment.ordinal < hints.next_ordinal
+        !is_listed && segment.ordinal < hints.next_ordinal && !was_lost(segment, hints)
     })
+}
+
+/// All of its numbers are in one of the ranges.
+fn was_lost(segment: &Segment, hints: &Checkpoint) -> bool {
+    let Some(Activation { first_seq, .. }) = segment.activation else { return false };
+    let last = match &segment.seal {
+        None => Some(first_seq),
+        Some(seal) if seal.count == 0 => None,
+        Some(_) => segment.span().map(|(_, last)| last),
+    };
+    let is_in = |last| hints.unaccounted.iter().any(|&(from, to)| from <= first_seq && last <= to);
+    last.is_some_and(is_in)
 }

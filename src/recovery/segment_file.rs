@@ -1,0 +1,53 @@
+//! A segment's file whose header was read, and what becomes of it.
+
+use super::leftover::Leftover;
+use crate::error::Result;
+use crate::format::checkpoint::Checkpoint;
+use crate::format::segment::{Activation, SegmentHeader};
+use crate::io::{Storage, StorageFile};
+use crate::log::{Marks, Segment};
+use std::sync::Arc;
+
+/// A file with a valid header.
+#[derive(Debug)]
+pub(super) struct SegmentFile {
+    pub(super) name: String,
+    pub(super) header: SegmentHeader,
+    pub(super) marks: Marks,
+    pub(super) file: Arc<dyn StorageFile>,
+    /// Why it is not used as a whole.
+    pub(super) remark: Option<&'static str>,
+}
+
+impl SegmentFile {
+    pub(super) fn is_compacted(&self) -> bool {
+        self.header.sources > 0
+    }
+
+    pub(super) fn into_segment(self, storage: &dyn Storage) -> Segment {
+        let Self { name, header, marks, file, .. } = self;
+        Segment::found(storage, name, header, marks, file)
+    }
+
+    /// Whether it is not listed because it was lost, and not because it was let go: all of its
+    /// numbers count as lost. Somebody had moved it away, and has put it back.
+    pub(super) fn is_back(&self, storage: &dyn Storage, checkpoint: &Checkpoint) -> Result<bool> {
+        let Self { name, header, marks, file, .. } = self;
+        let (header, file) = (header.clone(), Arc::clone(file));
+        let segment = Segment::found(storage, name.clone(), header, marks.clone(), file);
+        let Some(Activation { first_seq, .. }) = segment.activation()? else { return Ok(false) };
+        let count = segment.seal()?.map_or(1, |seal| u64::from(seal.count));
+        let sources = if self.is_compacted() { segment.read_sources()? } else { None };
+        let last = sources.map_or(first_seq + count.max(1) - 1, |sources| sources.last_seq);
+        Ok(count > 0 && checkpoint.unaccounted.contains_all(first_seq, last))
+    }
+
+    /// A segment that was let go.
+    pub(super) fn into_leftover(self, storage: &dyn Storage) -> Result<Leftover> {
+        let (name, bytes, is_compacted) =
+            (self.name.clone(), self.file.size(), self.is_compacted());
+        let sources = if is_compacted { self.into_segment(storage).read_sources()? } else { None };
+        let sources = sources.map_or_else(Vec::new, |sources| sources.ordinals);
+        Ok(Leftover { name, bytes, sources })
+    }
+}
