@@ -23,7 +23,6 @@ use carried::carried_over;
 use parking_lot::Mutex;
 use redrive::Redrive;
 use std::collections::BTreeMap;
-use std::mem::take;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -172,7 +171,7 @@ impl DeadLetters {
         self.move_up_to(durably, MOVED_AT_ONCE)
     }
 
-    /// Moves all that is dying, and settles it.
+    /// Moves all that is dying, and settles it; but where much finds no room, some of it is tried.
     pub(crate) fn move_all(&self) -> Result<()> {
         self.move_up_to(true, usize::MAX)
     }
@@ -404,19 +403,16 @@ impl DeadLetters {
 
     /// Makes something in `dead/`. On a full disk the queue gives up for it what it can do without.
     fn with_room<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
-        let producers = self.queue.producers();
-        // Once: a push may have it kept again meanwhile.
-        let mut may_give_up_room = true;
         loop {
             let full = match attempt() {
                 Err(full @ Error::StorageFull { .. }) => full,
                 made => return made,
             };
-            let given_back = producers.make_room_for_others();
+            let given_back = self.queue.producers().make_room_for_others();
             // A failure there is no concern of who makes this.
             let has_room = matches!(given_back, Ok(true));
             self.note(given_back.map(|_| ()));
-            if !(has_room || take(&mut may_give_up_room) && producers.give_up_letters_room()) {
+            if !has_room {
                 return Err(full);
             }
         }

@@ -237,9 +237,14 @@ impl Error {
         self
     }
 
-    /// Whether the process has no memory, or no addresses, for what was asked for.
-    pub(crate) fn is_out_of_memory(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::OutOfMemory)
+    /// Whether something smaller may find room where this found none: on the disk, or among the
+    /// addresses of the process.
+    pub(crate) fn may_fit_smaller(&self) -> bool {
+        match self {
+            Self::StorageFull { .. } => true,
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::OutOfMemory,
+            _ => false,
+        }
     }
 
     /// The text of this error and of all its sources, for places that can keep only text.

@@ -258,12 +258,6 @@ impl Producers {
         Ok(self.make_room()? || self.appender.give_up_ready())
     }
 
-    /// For the dead letters: gives up the room on a full disk that is kept for them; false if there
-    /// is none.
-    pub(crate) fn give_up_letters_room(&self) -> bool {
-        self.appender.give_up_letters_room()
-    }
-
     /// Gives back files that are no longer needed; false if there were none.
     fn make_room(&self) -> Result<bool> {
         self.context.health.note_background(self.consumers.count_all());

@@ -49,7 +49,6 @@ pub(crate) struct Share {
     reserve: u64,
     /// Bytes that are left for compaction.
     scratch: u64,
-    is_of_dead_letters: bool,
 }
 
 impl std::ops::Deref for Share {
@@ -95,21 +94,13 @@ impl Share {
     /// The share of the queue itself. It leaves `reserve` bytes for its dead letters, and `scratch`
     /// bytes for compaction.
     pub(crate) fn of_queue(space: Arc<Space>, reserve: u64, scratch: u64) -> Arc<Self> {
-        Arc::new(Self::new(space, reserve, scratch, false))
-    }
-
-    fn new(space: Arc<Space>, reserve: u64, scratch: u64, is_of_dead_letters: bool) -> Self {
         let (own, above, own_kept, given_back) = Default::default();
-        Self { space, own, above, own_kept, given_back, reserve, scratch, is_of_dead_letters }
+        Arc::new(Self { space, own, above, own_kept, given_back, reserve, scratch })
     }
 
     /// The share of its dead letters.
     pub(crate) fn of_dead_letters(of: &Self) -> Arc<Self> {
-        Arc::new(Self::new(Arc::clone(&of.space), 0, of.scratch, true))
-    }
-
-    pub(super) fn is_of_dead_letters(&self) -> bool {
-        self.is_of_dead_letters
+        Self::of_queue(Arc::clone(&of.space), 0, of.scratch)
     }
 
     /// Sets what the files that open found take in all, over the limit or not, and how much of that
@@ -220,14 +211,9 @@ impl Share {
         self.space.max.map_or(0, |max| all.saturating_sub(max))
     }
 
-    /// The bytes that this share takes.
-    pub(super) fn own(&self) -> u64 {
-        self.own.load(Ordering::SeqCst)
-    }
-
     /// The bytes that others take.
     pub(super) fn of_others(&self) -> u64 {
-        self.space.used().saturating_sub(self.own())
+        self.space.used().saturating_sub(self.own.load(Ordering::SeqCst))
     }
 
     /// Returns true if a file of this size could be made while only `fixed` bytes are taken here,

@@ -86,47 +86,11 @@ fn fill_and_compact(mnt: &Path) {
     fs::remove_dir_all(path).unwrap();
 }
 
-/// Nothing is free, and consumers refuse all that the queue has: it reaches the dead letters.
-fn fill_and_refuse(mnt: &Path) {
-    let path = mnt.join("q");
-    let large = fs::File::create(mnt.join("large")).unwrap();
-    let free = rustix::fs::fstatvfs(&large).unwrap();
-    let taken = (free.f_bavail * free.f_bsize).saturating_sub(16 << 20);
-    rustix::fs::fallocate(&large, rustix::fs::FallocateFlags::empty(), 0, taken.max(1)).unwrap();
-    let queue = Queue::options().durability(Durability::Os).open(&path).unwrap();
-    let mut next = 0;
-    push_until_full(&queue, &mut next, 3_000);
-    fill(&mnt.join("filler"));
-    for job in queue.pop_batch(usize::MAX).unwrap() {
-        job.reject("no").unwrap();
-    }
-    let (mut taken, mut rounds) = (0, 0);
-    while taken < next {
-        queue.maintain().ok();
-        let letters = queue.dead_letters().unwrap();
-        for letter in letters.pop_batch(usize::MAX).unwrap() {
-            assert_eq!(letter.dead_letter().unwrap().reason(), "no");
-            letter.ack().unwrap();
-            taken += 1;
-        }
-        rounds += 1;
-        assert!(rounds <= next, "{taken} of {next}");
-    }
-    assert_eq!((taken, queue.len()), (next, 0));
-    drop(queue);
-    fs::remove_file(mnt.join("filler")).ok();
-    fs::remove_file(mnt.join("large")).unwrap();
-    fs::remove_dir_all(path).unwrap();
-}
-
 fn on(kind: &str, mib: u64, force: &str, options: &str) {
     if let Some(mount) = Mount::new(kind, mib, force, options) {
         fill_and_drain(&mount.path(), Durability::Os);
         fill_and_drain(&mount.path(), Durability::Always);
         fill_and_compact(&mount.path());
-        if options.is_empty() {
-            fill_and_refuse(&mount.path());
-        }
     }
 }
 

@@ -6,7 +6,7 @@
 
 use crate::found_support::{alone, soon};
 use crate::support::board::bytes;
-use keepq::fault::{Entry, ManualClock, MemoryStorage, Storage, StorageFile};
+use keepq::fault::{ManualClock, MemoryStorage, Storage, StorageFile};
 use keepq::{Durability, Error, Message, Options, Overflow, Queue};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -238,71 +238,29 @@ fn what_cannot_fit_is_refused_and_costs_nothing() {
     assert_eq!(drain(&queue), 1);
 }
 
-fn refuse(queue: &Queue) -> u64 {
-    let jobs = queue.pop_batch(usize::MAX).unwrap();
-    let count = jobs.len() as u64;
-    for job in jobs {
-        job.reject("no").unwrap();
-    }
-    count
-}
-
-/// All that a full disk held was refused by the consumers, and waits to be moved to the dead
-/// letters, for which there was no room: nobody could take any of it, so no room came either.
-fn refused_on_a_full_disk(queue: &Queue, context: &str) {
-    let pushed = push_until_full(queue, 2_000);
-    let mut refused = refuse(queue);
-    assert!(refused >= pushed, "{context}");
-    let mut taken = 0;
-    let all_are_taken = || {
-        // Who pushes meanwhile does not take the room for the letters.
-        while refused < 2 * pushed && queue.push(vec![8; 2_000]).is_ok() {
-            refused += refuse(queue);
-        }
-        queue.maintain().ok();
-        let dead = queue.dead_letters().unwrap();
-        let letters = dead.pop_batch(usize::MAX).unwrap();
-        assert!(letters.iter().all(|letter| letter.dead_letter().unwrap().reason() == "no"));
-        taken += letters.len() as u64;
-        dead.ack_batch(letters).unwrap();
-        taken == refused
-    };
-    assert!(soon(all_are_taken), "{taken} of {refused} letters, {context}");
-    assert_eq!(queue.len(), 0, "{context}");
-    queue.push(vec![7; 1 << 20]).unwrap();
-    assert_eq!(drain(queue), 1, "{context}");
-}
-
+/// What a consumer had refused found no room among the dead letters, although the queue kept a file
+/// ready that it could do without.
 #[test]
-fn what_was_refused_on_a_full_disk_reaches_the_dead_letters() {
+fn what_dies_on_a_full_disk_gets_the_room_of_the_ready_file() {
     for is_running in [false, true] {
-        let storage = Arc::new(MemoryStorage::with_capacity(8 * MIB));
+        let storage = Arc::new(MemoryStorage::with_capacity(16 * MIB));
         let options = Queue::options().storage(storage.clone()).durability(Durability::Os);
         let queue = options.background(is_running).open("queue").unwrap();
-        refused_on_a_full_disk(&queue, &format!("background {is_running}"));
-        queue.close().unwrap();
-        let is_temporary = |entry: Entry| entry.name.contains(".tmp");
-        assert!(!storage.list().unwrap().into_iter().any(is_temporary), "the room is kept");
+        for _ in 0..50 {
+            queue.push(vec![7; 100_000]).unwrap();
+        }
+        let is_ready = || {
+            queue.maintain().unwrap();
+            bytes(&*storage) > 10 * MIB
+        };
+        assert!(soon(is_ready), "{}", bytes(&*storage));
+        let other = storage.create("other", 16 * MIB - bytes(&*storage)).unwrap();
+        let jobs = queue.pop_batch(3).unwrap();
+        for job in jobs {
+            job.reject("no").unwrap();
+        }
+        let dead = queue.dead_letters().unwrap();
+        assert_eq!((dead.len(), queue.stats().dying()), (3, 0), "background {is_running}");
+        drop(other);
     }
-}
-
-/// The same, and the process is killed then: the room is there again in the next run.
-#[test]
-fn what_was_refused_on_a_full_disk_before_a_kill_reaches_the_dead_letters() {
-    let storage = Arc::new(MemoryStorage::with_capacity(8 * MIB));
-    let options = |storage| Queue::options().storage(storage).durability(Durability::Os);
-    let queue = options(storage.clone()).background(false).open("queue").unwrap();
-    push_until_full(&queue, 2_000);
-    let refused = refuse(&queue);
-    let storage = Arc::new(storage.killed());
-    let queue = options(storage).background(false).open("queue").unwrap();
-    let mut taken = 0;
-    let all_are_taken = || {
-        queue.push(vec![8; 2_000]).ok();
-        queue.maintain().ok();
-        let letters = queue.dead_letters().unwrap();
-        taken += drain(&letters);
-        taken == refused
-    };
-    assert!(soon(all_are_taken), "{taken} of {refused} letters");
 }

@@ -6,7 +6,6 @@
 //! decides. Segments come from `prepare`.
 
 mod prepare;
-mod room;
 pub(crate) mod shrink;
 mod supply;
 

@@ -4,16 +4,13 @@
 //! durable and sealed, so a dropped record can never come back behind a newer one. Relies on the
 //! `supply` lock for everything here.
 
-use super::room::LettersRoom;
 use super::supply::{FIRST_SEGMENT, Prepared, Spare, Supply, SupplyState};
 use super::{Appender, Need, SMALLEST_SEGMENT};
 use crate::engine::context::Context;
-use crate::engine::signal::DispatchLock;
 use crate::error::{Error, Result};
 use crate::format::PAGE;
 use crate::format::address::{Offset, Ordinal};
 use crate::format::limits::{FIRST_SEQ_END, NUMBER_END};
-use crate::format::name;
 use crate::format::segment::{Seal, SegmentHeader, capacity};
 use crate::io::Access;
 use crate::log::active::Active;
@@ -55,34 +52,16 @@ impl Appender {
     /// Makes a segment of at least `bytes`.
     fn prepare(&self, supply: &mut Supply, bytes: u64) -> Result<Prepared> {
         self.begin_to_prepare(supply)?;
-        keep_letters_room(supply, &self.context, &self.dispatch)?;
         let smallest = bytes.max(SMALLEST_SEGMENT);
         let mut wanted = supply.next_bytes.max(bytes);
-        let mut is_first = true;
         loop {
             let size = self.take_space(wanted, bytes)?;
             let made = self.make(supply, size).inspect_err(|_| self.context.space.undo(size));
             match made {
-                // What is left may do for a smaller one.
-                Err(Error::StorageFull { .. }) if size > smallest => {
-                    supply.letters_room.begin(&self.context);
-                    keep_letters_room(supply, &self.context, &self.dispatch)?;
-                    // Dead letters keep room for the segment by which this one can be let go.
-                    let is_of_letters = self.context.space.is_of_dead_letters();
-                    let half = if is_of_letters { 0 } else { size / 2 / PAGE * PAGE };
-                    wanted = half.max(smallest);
-                    supply.next_bytes = supply.next_bytes.min(wanted);
-                    is_first = false;
-                }
-                Ok(made) if is_first && size == self.context.options.segment_limit() => {
-                    end_letters_room(supply, &self.context);
-                    return Ok(made);
-                }
-                // Nor is there room for a map of that size, perhaps for a smaller one.
-                Err(error) if error.is_out_of_memory() && size > smallest => {
+                // What is left, of the disk or of addresses for maps, may do for a smaller one.
+                Err(error) if error.may_fit_smaller() && size > smallest => {
                     wanted = (size / 2 / PAGE * PAGE).max(smallest);
                     supply.next_bytes = supply.next_bytes.min(wanted);
-                    is_first = false;
                 }
                 made => return made,
             }
@@ -210,13 +189,6 @@ impl Appender {
         is_gone
     }
 
-    /// Gives up the room on a full disk that is kept for dead letters; false if there is none. No
-    /// segment is made here before there is as much again.
-    pub(crate) fn give_up_letters_room(&self) -> bool {
-        let supply = &mut *self.supply.lock();
-        supply.letters_room.give_up(&self.context, &mut supply.leftovers)
-    }
-
     /// Files of prepared segments that could not be removed, with the bytes that count as used.
     pub(crate) fn take_leftovers(&self) -> Vec<(String, u64)> {
         std::mem::take(&mut self.supply.lock().leftovers)
@@ -277,7 +249,6 @@ impl Appender {
         supply.is_closed = true;
         supply.old_tail.clear();
         let unused = supply.ready.take();
-        end_letters_room(&mut supply, &self.context);
         if !is_synced {
             return Ok(());
         }
@@ -430,25 +401,6 @@ fn take_ordinal(supply: &mut Supply, context: &Context) -> Result<Ordinal> {
     }
     supply.next_ordinal = ordinal.next();
     Ok(ordinal)
-}
-
-/// Makes room for dead letters before a segment is made, if some has to be kept and is not.
-fn keep_letters_room(
-    supply: &mut Supply,
-    context: &Context,
-    dispatch: &DispatchLock,
-) -> Result<()> {
-    if supply.letters_room != LettersRoom::Missing {
-        return Ok(());
-    }
-    let name = name::temporary(take_ordinal(supply, context)?);
-    supply.letters_room.keep(name, context, dispatch)
-}
-
-/// There is much room on the disk, or the run ends: none is kept for dead letters.
-fn end_letters_room(supply: &mut Supply, context: &Context) {
-    supply.letters_room.give_up(context, &mut supply.leftovers);
-    supply.letters_room = LettersRoom::Unneeded;
 }
 
 /// No queue gets there by itself: something in the directory has such a number.

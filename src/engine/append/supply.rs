@@ -2,7 +2,6 @@
 //!
 //! Plain data under the `supply` lock. No ordinal is given out twice, and `seq_limit` never falls.
 
-use super::room::LettersRoom;
 use crate::error::{Error, Result};
 use crate::format::address::Ordinal;
 use crate::io::Region;
@@ -55,7 +54,6 @@ pub(super) struct Supply {
     pub(super) next_bytes: u64,
     pub(super) seq_limit: u64,
     pub(super) ready: Option<Prepared>,
-    pub(super) letters_room: LettersRoom,
     /// The ordinal of a compacted segment in the making: it may have its name before anybody reads
     /// it.
     pub(super) compacting: Option<Ordinal>,
@@ -82,7 +80,6 @@ impl Supply {
             next_bytes: FIRST_SEGMENT.min(options.segment_limit()),
             seq_limit: log.seq_limit,
             ready: None,
-            letters_room: LettersRoom::Unneeded,
             compacting: None,
             leftovers: Vec::new(),
             old_tail: unsealed.collect(),
