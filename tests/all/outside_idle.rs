@@ -9,7 +9,7 @@ use keepq::{Durability, Message, Options, Overflow, Queue};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// A disk on which files that are made, and names that are given up, are counted.
 struct Counted {
@@ -210,4 +210,31 @@ fn a_queue_that_shrank_many_times_works_as_before() {
         let real = bytes(&board.storage);
         assert!(real < 2 << 20, "round {round}: {real} bytes");
     }
+}
+
+/// Dead letters took all that `max_bytes` allows. `maintain` of the idle queue beside them said
+/// that the queue was full, as if somebody had pushed.
+#[test]
+fn an_idle_queue_without_room_shrinks_later() {
+    let clock = Arc::new(ManualClock::new(UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
+    let options = Queue::options().storage(Arc::new(MemoryStorage::new())).background(false);
+    let options = options.durability(Durability::Os).clock(clock.clone()).max_bytes(8 << 20);
+    let queue = options.open("queue").unwrap();
+    let dead = queue.dead_letters().unwrap();
+    for _ in 0..60 {
+        queue.push(vec![1; 20_000]).unwrap();
+    }
+    while dead.push(vec![1; 20_000]).is_ok() {}
+    queue.ack_batch(queue.pop_batch(100).unwrap()).unwrap();
+    let before = queue.stats().disk_bytes();
+    for _ in 0..3 {
+        clock.advance(Duration::from_secs(20));
+        queue.maintain().unwrap();
+    }
+    dead.purge().unwrap();
+    for _ in 0..3 {
+        clock.advance(Duration::from_secs(20));
+        queue.maintain().unwrap();
+    }
+    assert!(queue.stats().disk_bytes() < before / 4, "{:?}", queue.stats());
 }

@@ -156,3 +156,35 @@ fn what_stands_in_the_place_of_the_next_checkpoint_is_told() {
     fs::remove_dir(here.join("CHECKPOINT.tmp")).unwrap();
     queue.maintain().unwrap();
 }
+
+/// A CHECKPOINT that somebody had linked is replaced, by a smaller one where the list has become
+/// shorter. Its bytes counted on, so that `max_bytes` shrank by each nightly copy.
+#[cfg(unix)]
+#[test]
+fn a_linked_checkpoint_that_is_replaced_by_a_smaller_one_gives_its_bytes_back() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("queue");
+    let options = Queue::options().segment_bytes(65_536).durability(keepq::Durability::Os);
+    let options = options.background(false).dead_letters(false).max_bytes(512 << 20);
+    let queue = options.open(&path).unwrap();
+    for round in 0..2 {
+        for _ in 0..1200 {
+            queue.push(vec![1; 60_000]).unwrap();
+        }
+        queue.maintain().unwrap();
+        queue.ack_batch(queue.pop_batch(2000).unwrap()).unwrap();
+        let link = dir.path().join(round.to_string());
+        let large = fs::metadata(path.join("CHECKPOINT")).unwrap().len();
+        fs::hard_link(path.join("CHECKPOINT"), link).unwrap();
+        for _ in 0..3 {
+            queue.push("x").unwrap();
+            queue.pop().unwrap().unwrap().ack().unwrap();
+            queue.maintain().unwrap();
+        }
+        let small = fs::metadata(path.join("CHECKPOINT")).unwrap().len();
+        assert!(small < large, "{small} of {large}");
+        let files = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().metadata().unwrap());
+        let there: u64 = files.map(|file| file.len()).sum();
+        assert_eq!(queue.stats().disk_bytes(), there.max(8192), "round {round}");
+    }
+}

@@ -351,6 +351,10 @@ impl Retirer {
             let written = file.write(&*self.context.storage, &checkpoint);
             let [before, now] = [size, file.size()].map(|size| size.max(CHECKPOINT_ROOM));
             self.context.space.add(now.saturating_sub(before));
+            // One that others know by another name is replaced, by a smaller one perhaps.
+            if now < before {
+                self.context.space.give_back(before - now);
+            }
             match written {
                 // No room for the first one: then no list names a segment, and any may be let go.
                 Err(Error::StorageFull { .. }) if !file.exists() => break,
