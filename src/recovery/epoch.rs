@@ -64,9 +64,7 @@ impl Member<'_> {
             kind,
         }
     }
-}
 
-impl Member<'_> {
     /// What is lost with the records from `first` to before `end`: from the first message on that
     /// was not settled, to the last one.
     fn loss(&self, first: Index, end: Index, offset: Offset) -> Option<Damage> {
