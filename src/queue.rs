@@ -209,7 +209,8 @@ impl Queue {
     /// # Errors
     ///
     /// [`Error::Poisoned`], [`Error::Io`] or [`Error::StorageFull`] if not everything reached the
-    /// disk; [`Error::Closed`] if an earlier call has reported that already.
+    /// disk; [`Error::Closed`] if an earlier call has reported that already, and in a forked child,
+    /// where it does nothing: the queue is its parent's.
     pub fn close(self) -> Result<()> {
         self.open_queue().close()
     }

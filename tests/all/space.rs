@@ -87,9 +87,7 @@ fn one_in_a_thousand_left_takes_twice_the_live_bytes() {
         .into_iter()
         .partition(|job| number(job).is_multiple_of(1000));
     queue.ack_batch(settled).unwrap();
-    // The background may gather them step by step. Two files stay apart if one for both were less
-    // than twice as large as the larger of them.
-    shrinks_to(&queue, dir.path(), |queue| twice_live(queue) + COPY + 2 * SEGMENT);
+    shrinks_to(&queue, dir.path(), |queue| twice_live(queue) + 2 * SEGMENT);
     let stats = queue.stats();
     assert!(stats.compacted_bytes() <= stats.taken_bytes() / 4, "{stats:?}");
     // Those that are left are in flight, can be answered, and come back after a restart.
