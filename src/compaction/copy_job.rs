@@ -15,7 +15,7 @@ use crate::io::window::Window;
 use crate::log::copy::{Copied, CopyWriter, Finished, Progress, Survivor};
 use crate::log::merge::CopySource;
 use crate::log::sealed::{Located, Mapped};
-use crate::log::{OnFailedSync, ReadSlot};
+use crate::log::{OnFailure, ReadSlot};
 use std::sync::Arc;
 
 /// Slots that are read at once.
@@ -255,7 +255,7 @@ impl CopyJob {
         storage: &dyn Storage,
         count: usize,
         seq_limit: u64,
-        told: &dyn OnFailedSync,
+        told: &dyn OnFailure,
     ) -> Result<Finished> {
         let ordinals = self.sources.iter().take(count);
         let ordinals = ordinals.map(|source| source.segment.header.ordinal).collect();
@@ -288,9 +288,13 @@ mod tests {
     /// No sync fails here.
     struct Refused;
 
-    impl OnFailedSync for Refused {
+    impl OnFailure for Refused {
         fn failed(&self, operation: &'static str, path: &Path, error: std::io::Error) -> Error {
             Error::io(operation, path, 0, error)
+        }
+
+        fn left_behind(&self, name: &str) {
+            panic!("{name} was left behind");
         }
     }
 

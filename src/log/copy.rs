@@ -5,7 +5,7 @@
 //! adds records in the order of their Seqs.
 
 use super::sealed::Mapped;
-use super::{OnFailedSync, Segment};
+use super::{OnFailure, Segment};
 use crate::error::{Error, Result};
 use crate::format::address::{Index, Offset, Ordinal};
 use crate::format::bytes::to_u64;
@@ -230,7 +230,7 @@ impl CopyWriter {
         storage: &dyn Storage,
         ordinals: Vec<Ordinal>,
         seq_limit: u64,
-        told: &dyn OnFailedSync,
+        told: &dyn OnFailure,
     ) -> Result<Finished> {
         let Progress { tail, count, last_seq } = self.progress;
         let (first_seq, base_time, table) = (self.first_seq, self.base_time, self.table);
@@ -242,7 +242,7 @@ impl CopyWriter {
         // Some systems rename no file that is mapped.
         drop(region);
         let made = marked.and_then(|()| Segment::finish(storage, &temporary, header, &*file, told));
-        let segment = made.inspect_err(|_| super::discard(storage, &temporary))?;
+        let segment = made.inspect_err(|_| super::discard(storage, &temporary, told))?;
         let segment = Arc::new(segment.made_from(sources));
         Ok(Finished { segment, first_seq, base_time, tail, count })
     }

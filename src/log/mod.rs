@@ -29,6 +29,7 @@ use crate::io::window::Window;
 use crate::io::{Access, Region, Storage, StorageFile, is_unreadable};
 use crate::time::{PushTime, Time};
 use regions::Regions;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use waypoints::Waypoints;
@@ -92,10 +93,14 @@ fn part<const N: usize>(page: &[u8; PAGE_LEN], place: u64) -> Option<&[u8; N]> {
     page.get(usize::try_from(place).ok()?..)?.first_chunk()
 }
 
-/// Hears of failed syncs: after one, no later sync of the queue is believed.
-pub(crate) trait OnFailedSync {
-    /// Notes that a sync failed; returns the error for the caller.
+/// Hears of failures that outlive the call.
+pub(crate) trait OnFailure {
+    /// Notes that a sync failed: no later one of the queue is believed. Returns the error for the
+    /// caller.
     fn failed(&self, operation: &'static str, path: &Path, error: std::io::Error) -> Error;
+
+    /// Notes that a file with this name means nothing and could not be removed, or might be left.
+    fn left_behind(&self, name: &str);
 }
 
 /// A slot as it was read: its two words, as far as they were written to it.
@@ -141,7 +146,7 @@ impl Segment {
     pub(crate) fn create(
         storage: &dyn Storage,
         header: SegmentHeader,
-        told: &dyn OnFailedSync,
+        told: &dyn OnFailure,
     ) -> Result<Self> {
         let temporary = name::temporary(header.ordinal);
         let path = storage.path(&temporary);
@@ -159,21 +164,21 @@ impl Segment {
         storage: &dyn Storage,
         header: SegmentHeader,
         count: u32,
-        told: &dyn OnFailedSync,
+        told: &dyn OnFailure,
     ) -> Result<Self> {
         let temporary = name::temporary(header.ordinal);
         let renamed = storage.rename(&self.name, &temporary);
         renamed.map_err(|error| self.error("recycle segment", Offset::START, error))?;
         // The file means nothing now. Until that is durable, its content must stay.
-        sync_directory(storage, told).inspect_err(|_| discard(storage, &temporary))?;
+        sync_directory(storage, told).inspect_err(|_| discard(storage, &temporary, told))?;
         let most = most_slots(header.size);
         let slot_limit = most.min(count.saturating_add(count / 4).saturating_add(SLOT_RESERVE));
         // Opened again, because `self.file` knows only the old name.
         let opened = storage.open(&temporary);
         let opened = opened.map_err(|error| self.error("recycle segment", Offset::START, error));
-        let file = opened.inspect_err(|_| discard(storage, &temporary))?;
+        let file = opened.inspect_err(|_| discard(storage, &temporary, told))?;
         let zeroed = self.zero_marks_and_slots(&*file, slot_limit);
-        zeroed.inspect_err(|_| discard(storage, &temporary))?;
+        zeroed.inspect_err(|_| discard(storage, &temporary, told))?;
         let recycled = Self::finish(storage, &temporary, header, &*file, told)?;
         Ok(Self { slot_limit, ..recycled })
     }
@@ -197,7 +202,7 @@ impl Segment {
         temporary: &str,
         header: SegmentHeader,
         file: &dyn StorageFile,
-        told: &dyn OnFailedSync,
+        told: &dyn OnFailure,
     ) -> Result<Self> {
         let name = name::segment(header.ordinal);
         let path = storage.path(&name);
@@ -208,12 +213,12 @@ impl Segment {
             .and_then(|()| file.sync())
             .and_then(|()| storage.rename(temporary, &name))
             .map_err(|error| Error::io("prepare segment", &path, 0, error));
-        made.inspect_err(|_| discard(storage, temporary))?;
-        sync_directory(storage, told).inspect_err(|_| discard(storage, &name))?;
+        made.inspect_err(|_| discard(storage, temporary, told))?;
+        sync_directory(storage, told).inspect_err(|_| discard(storage, &name, told))?;
         // Opened again, because `file` knows only the temporary name.
         let opened = storage.open(&name);
         let opened = opened.map_err(|error| Error::io("open segment", &path, 0, error));
-        let file = opened.inspect_err(|_| discard(storage, &name))?;
+        let file = opened.inspect_err(|_| discard(storage, &name, told))?;
         let slot_limit = most_slots(header.size);
         let (key, first_page) = (header.key(), Marks::default());
         Ok(Self {
@@ -270,7 +275,7 @@ impl Segment {
             return Ok(());
         }
         let reason = "the file was removed while the queue was open";
-        Err(std::io::Error::new(std::io::ErrorKind::NotFound, reason))
+        Err(std::io::Error::new(ErrorKind::NotFound, reason))
     }
 
     /// Whether its file is known to have been removed by somebody else.
@@ -285,7 +290,7 @@ impl Segment {
 
     /// Makes everything stored in it so far durable. `told` hears of a failure, and says what it
     /// means.
-    pub(crate) fn sync(&self, told: &dyn OnFailedSync) -> Result<()> {
+    pub(crate) fn sync(&self, told: &dyn OnFailure) -> Result<()> {
         let synced = self.file.sync();
         synced.map_err(|error| told.failed("sync segment", &self.path, error))
     }
@@ -480,12 +485,14 @@ pub(crate) fn read_header(
 
 /// Removes a half-made file. The error that made it half-made is the one to tell; the next open
 /// removes a file that stays.
-fn discard(storage: &dyn Storage, name: &str) {
-    storage.remove(name).ok();
+fn discard(storage: &dyn Storage, name: &str, told: &dyn OnFailure) {
+    if storage.remove(name).is_err_and(|error| error.kind() != ErrorKind::NotFound) {
+        told.left_behind(name);
+    }
 }
 
 /// Syncs the directory. A failure is as bad as that of a file: no later sync is believed.
-fn sync_directory(storage: &dyn Storage, told: &dyn OnFailedSync) -> Result<()> {
+fn sync_directory(storage: &dyn Storage, told: &dyn OnFailure) -> Result<()> {
     let synced = storage.sync_directory();
     synced.map_err(|error| told.failed("sync directory", &storage.path(""), error))
 }

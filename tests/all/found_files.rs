@@ -296,3 +296,45 @@ fn the_background_tries_a_copy_that_failed_again() {
         queue.stats()
     );
 }
+
+/// A file that was half made could not be removed when it was given up: nobody remembered it, and
+/// it stayed until the next run.
+#[test]
+fn what_is_half_made_is_removed_later() {
+    let disk = Arc::new(MemoryStorage::new());
+    let storage = Watched::around(disk.clone());
+    let queue = on(&storage).open("queue").unwrap();
+    let left = || {
+        let names = disk.list().unwrap().into_iter().map(|entry| entry.name);
+        names.filter(|name| is_temporary(name)).count()
+    };
+    let refuse = |op| {
+        storage.rule(move |call| match call.op {
+            _ if !is_temporary(call.name) => Ok(()),
+            Op::Remove => Err(ErrorKind::PermissionDenied.into()),
+            failing if failing == op => Err(ErrorKind::StorageFull.into()),
+            _ => Ok(()),
+        });
+    };
+    // One that is made for a push; and then some that are to be used again, and to be zeroed.
+    refuse(Op::Write);
+    queue.push(large(0)).unwrap_err();
+    assert!(left() > 0);
+    storage.no_rule();
+    for n in 0..30 {
+        queue.push(large(n)).unwrap();
+    }
+    queue.maintain().unwrap();
+    assert_eq!(left(), 0);
+    // The ready one is taken.
+    for n in 0..6 {
+        queue.push(large(n)).unwrap();
+    }
+    refuse(Op::Map);
+    settle_all(&queue);
+    queue.maintain().ok();
+    assert!(left() > 0, "they were to be used again");
+    storage.no_rule();
+    queue.maintain().unwrap();
+    assert_eq!(left(), 0);
+}

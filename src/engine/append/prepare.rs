@@ -14,7 +14,7 @@ use crate::format::limits::{FIRST_SEQ_END, NUMBER_END};
 use crate::format::segment::{Seal, SegmentHeader, capacity};
 use crate::io::Access;
 use crate::log::active::Active;
-use crate::log::{OnFailedSync, Segment};
+use crate::log::{OnFailure, Segment};
 use crate::options::Durability;
 use crate::random;
 use crate::recovery::Part;
@@ -85,6 +85,9 @@ impl Appender {
         let header = self.next_header(supply, size)?;
         let created = Segment::create(&*self.context.storage, header, &self.context.health);
         if created.is_err() {
+            if self.context.health.has_left_behind() {
+                self.context.retry_upkeep();
+            }
             // If that is why, no sync is believed any more.
             self.context.check_directory()?;
         }

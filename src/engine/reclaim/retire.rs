@@ -171,6 +171,9 @@ impl Retirer {
         for (name, bytes) in self.appender.take_leftovers() {
             upkeep.leave(name, bytes);
         }
+        for name in self.context.health.take_left_behind() {
+            upkeep.leave(name, 0);
+        }
         let has_enough = listing == Listing::Now && upkeep.unlisted_count() >= limit;
         let is_cut = !has_enough && self.retire(&mut upkeep, limit, is_over)?;
         let lists = listing == Listing::Now || self.is_list_due(&upkeep);
