@@ -3,24 +3,25 @@
 //! A queue's time is in milliseconds since 1970 UTC. It never goes back, and goes on as time
 //! passes, while the system is suspended, too. If the wall clock is set while the queue is open,
 //! the queue's time goes on as before, and its [`Shift`] against UTC changes. That is noticed when
-//! the coarse clock is read, and is noted on the disk by the rooms above. The next run begins at
-//! the wall clock's time plus the shift that was noted last, so the time in which nobody ran
-//! counts. If that would be earlier than the newest time in the log, the clock was set back
-//! meanwhile: then the run begins at that newest time.
+//! the coarse clock is read, and is noted on the disk by the rooms above.
+//!
+//! In the same boot of the system, the next run goes on by the boot clock, however the wall clock
+//! was set meanwhile. Else it begins at the wall clock's time plus the shift that was noted last.
+//! So the time in which nobody ran counts. If that would be earlier than the newest time in the
+//! log, the clock was set back meanwhile: then the run begins at that newest time.
 
-use crate::time::{KnownTime, Millis, Shift, Time};
+use crate::time::{Anchor, KnownTime, Millis, Shift, Time};
+use source::{Moment, NANOS};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-
-#[cfg(feature = "fault-injection")]
-use std::sync::Arc;
 
 #[cfg(feature = "fault-injection")]
 mod manual;
+mod source;
 
 #[cfg(feature = "fault-injection")]
 pub use manual::ManualClock;
+pub(crate) use source::{Source, now};
 
 /// The most by which the coarse clock is behind: a tick of the kernel, at most 10 ms, where there
 /// is such a clock, and 1 ms for rounding.
@@ -30,42 +31,9 @@ pub(crate) const TICK: Millis =
 /// The longest time for which a message can be put off: 8 years of 365 days.
 pub(crate) const MAX_DELAY: Duration = Duration::from_secs(8 * 365 * 86_400);
 
-/// The monotonic clock, for timeouts.
-pub(crate) fn now() -> Instant {
-    #[expect(clippy::disallowed_methods, reason = "this is the clock")]
-    Instant::now()
-}
-
-/// In a millisecond.
-const NANOS: u64 = 1_000_000;
-
-/// A thread that waits for the time of a message looks at the clock at least this often.
-const LONGEST_SLEEP: Duration = Duration::from_secs(30);
-
-/// What a wall clock shows.
-#[derive(Clone, Copy, Debug)]
-struct Wall {
-    time: Time,
-    /// Nanoseconds since that millisecond began.
-    fraction: u64,
-}
-
-impl Wall {
-    /// In nanoseconds, which wrap.
-    fn nanos(self) -> u64 {
-        self.time.0.wrapping_mul(NANOS).wrapping_add(self.fraction)
-    }
-}
-
-/// What the clocks of a source show at the same moment, in nanoseconds.
-#[derive(Clone, Copy, Debug)]
-struct Moment {
-    wall: Wall,
-    /// Goes on while the system is suspended.
-    boot: u64,
-    /// The clock whose coarse form is cheap.
-    coarse: u64,
-}
+/// The background, and a thread that waits for the time of a message, look at the clock at least
+/// this often.
+pub(crate) const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 
 /// A difference of two coarse clocks that a tick of the kernel does not explain: 5 ticks.
 const UNUSUAL: u64 = 50 * NANOS;
@@ -101,34 +69,39 @@ pub(crate) struct Clock {
     noted: AtomicI64,
     /// The queue's time when that was noted.
     noted_at: AtomicU64,
-}
-
-#[derive(Clone, Debug, Default)]
-pub(crate) enum Source {
-    #[default]
-    System,
-    #[cfg(feature = "fault-injection")]
-    Manual(Arc<ManualClock>),
+    /// Whether the disk has the anchor, or there is none.
+    is_anchored: AtomicBool,
 }
 
 impl Clock {
     /// Starts a clock where the last run's would be now.
-    pub(crate) fn start(source: Source, known: KnownTime) -> Self {
+    pub(crate) fn start(source: Source, known: KnownTime, anchor: Option<Anchor>) -> Self {
         let moment = source.moment();
-        Self::start_at(source, moment, known)
+        Self::start_at(source, moment, known, anchor)
     }
 
     /// A clock that starts when the source's clocks show this.
-    fn start_at(source: Source, moment: Moment, known: KnownTime) -> Self {
+    fn start_at(source: Source, moment: Moment, known: KnownTime, anchor: Option<Anchor>) -> Self {
         let Moment { wall, boot, coarse } = moment;
+        let is_of_this_boot = |anchor: &Anchor| source.boot_id() == Some(anchor.boot);
+        let by_boot = anchor.filter(is_of_this_boot).and_then(|anchor| anchor.time_at(boot));
         let shifted = wall.time.of_utc(known.shift);
-        let is_set_back = shifted < known.time;
-        let (start, fraction) =
-            if is_set_back { (known.time, 0) } else { (shifted, wall.fraction) };
+        let (start, fraction) = match by_boot {
+            // The newest time may be a little ahead of the moment at which it was stored.
+            Some((time, fraction)) if time.saturating_add(STEP) > known.time => {
+                if time < known.time { (known.time, 0) } else { (time, fraction) }
+            }
+            _ if shifted < known.time => (known.time, 0),
+            _ => (shifted, wall.fraction),
+        };
         let start = start.min(Time::LATEST_START);
         let exact = Shift::between(start, wall.time);
         let shift = if exact.distance(known.shift) < STEP { known.shift } else { exact };
         let zero = boot.wrapping_sub(fraction);
+        let is_anchored = source.boot_id().is_none_or(|id| {
+            // It says the same of every moment.
+            anchor.is_some_and(|anchor| anchor.boot == id && anchor.has(start, zero))
+        });
         Self {
             source,
             start,
@@ -140,6 +113,7 @@ impl Clock {
             shift: AtomicI64::new(shift.0),
             noted_at: AtomicU64::new(known.time.0),
             noted: AtomicI64::new(known.shift.0),
+            is_anchored: AtomicBool::new(is_anchored),
         }
     }
 
@@ -209,6 +183,12 @@ impl Clock {
         time.utc(self.shift())
     }
 
+    /// Where the queue's time lies on the boot clock, if the boot has an id.
+    pub(crate) fn anchor(&self) -> Option<Anchor> {
+        let boot = self.source.boot_id()?;
+        Some(Anchor { boot, time: self.start, nanos: self.zero })
+    }
+
     /// What the disk has to know of it.
     pub(crate) fn known(&self) -> KnownTime {
         KnownTime { time: self.now(), shift: self.shift() }
@@ -218,9 +198,15 @@ impl Clock {
     /// set once, it may be set back while nobody runs: then the time of this run counts only as far
     /// as the disk knows it.
     pub(crate) fn has_step(&self) -> bool {
+        // This looks.
+        let now = self.coarse();
         let noted_at = Time(self.noted_at.load(Ordering::Relaxed));
-        let is_old = self.coarse().since(noted_at) >= Millis::from(LONGEST_SLEEP);
-        !self.is_noted() || is_old && self.shift() != Shift::default()
+        let is_long = |since| now.since(since) >= Millis::from(LONGEST_SLEEP);
+        let is_anchored = self.is_anchored.load(Ordering::Relaxed);
+        // A run in a new boot that is so short notes its anchor when it ends.
+        !self.is_noted()
+            || self.shift() != Shift::default() && is_long(noted_at)
+            || !is_anchored && is_long(noted_at.max(self.start))
     }
 
     /// Takes the shift as it is, also if it changed by less than a step.
@@ -236,10 +222,11 @@ impl Clock {
         self.shift.load(Ordering::Relaxed) == self.noted.load(Ordering::Relaxed)
     }
 
-    /// The disk knows this now.
+    /// The disk knows this now, and the anchor.
     pub(crate) fn note_known(&self, known: KnownTime) {
         self.noted.store(known.shift.0, Ordering::Relaxed);
         self.noted_at.store(known.time.0, Ordering::Relaxed);
+        self.is_anchored.store(true, Ordering::Relaxed);
     }
 
     /// A time that is at least `span` after the moment of a reading of the coarse clock, and up to
@@ -274,118 +261,13 @@ impl Clock {
     }
 }
 
-impl Source {
-    /// What all clocks show at the same moment. A thread that is interrupted between two readings
-    /// reads them again: a clock that is behind by the interruption would store times that are
-    /// early for the next run.
-    fn moment(&self) -> Moment {
-        const SOON: u64 = 10_000;
-        let mut best: Option<(u64, Moment)> = None;
-        for _ in 0..10 {
-            let before = self.boot_nanos();
-            let (wall, coarse) = (self.wall(), self.monotonic_nanos());
-            let boot = self.boot_nanos();
-            let took = boot.saturating_sub(before);
-            if best.is_none_or(|(least, _)| took < least) {
-                best = Some((took, Moment { wall, boot, coarse }));
-            }
-            if took <= SOON {
-                break;
-            }
-        }
-        best.expect("there was at least one").1
-    }
-
-    fn wall(&self) -> Wall {
-        match self {
-            Self::System => {
-                #[expect(clippy::disallowed_methods, reason = "this is the clock")]
-                let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                let time = Time(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
-                Wall { time, fraction: u64::from(since.subsec_nanos()) % NANOS }
-            }
-            #[cfg(feature = "fault-injection")]
-            Self::Manual(clock) => Wall { time: clock.wall(), fraction: 0 },
-        }
-    }
-
-    fn boot_nanos(&self) -> u64 {
-        match self {
-            Self::System => system::boot(),
-            #[cfg(feature = "fault-injection")]
-            Self::Manual(clock) => clock.elapsed().0.saturating_mul(NANOS),
-        }
-    }
-
-    fn monotonic_nanos(&self) -> u64 {
-        match self {
-            Self::System => system::monotonic(),
-            #[cfg(feature = "fault-injection")]
-            Self::Manual(clock) => clock.elapsed().0.saturating_mul(NANOS),
-        }
-    }
-
-    /// The wall clock and the monotonic one, each up to a tick behind.
-    #[inline]
-    fn coarse_nanos(&self) -> (u64, u64) {
-        match self {
-            Self::System => system::coarse(),
-            #[cfg(feature = "fault-injection")]
-            Self::Manual(_) => (self.wall().nanos(), self.monotonic_nanos()),
-        }
-    }
-}
-
-#[cfg(any(target_os = "linux", target_os = "android"))]
-mod system {
-    use super::NANOS;
-    use rustix::time::{ClockId, clock_gettime};
-
-    #[inline]
-    fn read(clock: ClockId) -> u64 {
-        let now = clock_gettime(clock);
-        let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-        seconds.wrapping_mul(1000 * NANOS).wrapping_add(u64::try_from(now.tv_nsec).unwrap_or(0))
-    }
-
-    pub(super) fn boot() -> u64 {
-        read(ClockId::Boottime)
-    }
-
-    pub(super) fn monotonic() -> u64 {
-        read(ClockId::Monotonic)
-    }
-
-    #[inline]
-    pub(super) fn coarse() -> (u64, u64) {
-        (read(ClockId::RealtimeCoarse), read(ClockId::MonotonicCoarse))
-    }
-}
-
-/// Systems whose clock of instants is the only one that the standard library has; there the coarse
-/// clocks are the precise ones.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-mod system {
-    use super::{Instant, Source, now};
-
-    pub(super) fn boot() -> u64 {
-        static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-        let since = now().saturating_duration_since(*START.get_or_init(now));
-        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    pub(super) fn monotonic() -> u64 {
-        boot()
-    }
-
-    pub(super) fn coarse() -> (u64, u64) {
-        (Source::System.wall().nanos(), boot())
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::source::Wall;
     use super::*;
+
+    #[cfg(feature = "fault-injection")]
+    use std::sync::Arc;
 
     fn moment(wall: u64, boot: u64) -> Moment {
         let wall = Wall { time: Time(wall / NANOS), fraction: wall % NANOS };
@@ -396,8 +278,9 @@ mod tests {
     /// that were rounded on their own, a message could come a millisecond before its time then.
     #[test]
     fn no_run_is_ahead_of_the_one_that_stored_a_time() {
-        let start =
-            |wall, boot| Clock::start_at(Source::System, moment(wall, boot), KnownTime::default());
+        let start = |wall, boot| {
+            Clock::start_at(Source::System, moment(wall, boot), KnownTime::default(), None)
+        };
         let parts = || (0..NANOS).step_by(111_111);
         let walls = parts().map(|part| 1_700_000_000 * 1000 * NANOS + part);
         for (wall, part) in walls.flat_map(|wall| parts().map(move |part| (wall, part))) {
@@ -426,7 +309,7 @@ mod tests {
 
     #[test]
     fn the_coarse_clock_is_behind_by_a_tick_at_most() {
-        let clock = Clock::start(Source::System, KnownTime::default());
+        let clock = Clock::start(Source::System, KnownTime::default(), None);
         for _ in 0..2000 {
             let (coarse, now) = (clock.coarse(), clock.now());
             assert!(coarse <= now && now <= clock.coarse() + TICK, "{coarse:?} {now:?}");
@@ -441,7 +324,7 @@ mod tests {
     fn time_goes_on_while_the_system_is_suspended() {
         let hours = |hours: u64| hours * 3_600_000 * NANOS;
         let moment = Moment { coarse: hours(5), ..moment(hours(100), hours(9)) };
-        let clock = Clock::start_at(Source::System, moment, KnownTime::default());
+        let clock = Clock::start_at(Source::System, moment, KnownTime::default(), None);
         let time = |boot| clock.time(boot, clock.zero);
         assert_eq!((time(hours(9)), time(hours(17))), (Time(360_000_000), Time(388_800_000)));
         let coarse_zero = clock.coarse_zero.load(Ordering::Relaxed);
@@ -453,7 +336,7 @@ mod tests {
     /// been rounded down.
     #[test]
     fn no_span_is_over_early() {
-        let clock = Clock::start(Source::System, KnownTime::default());
+        let clock = Clock::start(Source::System, KnownTime::default(), None);
         for _ in 0..2000 {
             let began = clock.source.boot_nanos().wrapping_sub(clock.zero);
             let end = clock.after(clock.coarse(), Millis(5)).since(clock.start);
@@ -468,7 +351,7 @@ mod tests {
         let day = Duration::from_secs(86_400);
         let days = |days: u32| Time::ZERO + (days * day).into();
         let manual = Arc::new(ManualClock::new(UNIX_EPOCH + 10 * day));
-        let start = |known| Clock::start(Source::Manual(Arc::clone(&manual)), known);
+        let start = |known| Clock::start(Source::Manual(Arc::clone(&manual)), known, None);
         let clock = start(KnownTime::default());
         assert_eq!((clock.now(), clock.shift()), (days(10), Shift(0)));
         manual.advance(day);
@@ -493,5 +376,59 @@ mod tests {
         let set_back = start(known);
         assert_eq!((set_back.now(), set_back.has_step()), (days(11), true));
         assert_eq!(set_back.now().utc(set_back.shift()), days(1));
+    }
+
+    /// The wall clock was set while nobody ran, and the system was up all the time.
+    #[cfg(feature = "fault-injection")]
+    #[test]
+    fn a_boot_clock_tells_of_the_time_between_two_runs() {
+        let second = Duration::from_secs(1);
+        let seconds = |count: u32| Time::ZERO + (count * second).into();
+        let manual = |boot| ManualClock::new(UNIX_EPOCH + 20 * second).in_boot(boot);
+        let clock = Arc::new(manual(1));
+        let start = |known, anchor| Clock::start(Source::Manual(Arc::clone(&clock)), known, anchor);
+        let first = start(KnownTime::default(), None);
+        assert_eq!((first.now(), first.has_step()), (seconds(20), false));
+        let (mut known, mut anchor) = (first.known(), first.anchor());
+        for (run, set) in (1..5).zip([1_000_000_000, 0, 500, 2_000_000_000]) {
+            clock.set_wall(UNIX_EPOCH + set * second);
+            clock.advance(10 * second);
+            let next = start(known, anchor);
+            assert_eq!(next.now(), seconds(20 + 10 * run), "run {run}");
+            assert_eq!(next.utc(next.now()), seconds(set + 10), "run {run}");
+            assert!(next.has_step() && next.is_anchored.load(Ordering::Relaxed));
+            (known, anchor) = (next.known(), next.anchor());
+        }
+        // Another boot, or a boot clock that shows less than it did: only the wall clock is left.
+        for (boot, shows) in [(2, 100), (1, 0)] {
+            let other = Arc::new(manual(boot));
+            other.advance(shows * second);
+            other.set_wall(clock.wall().into());
+            other.advance(10 * second);
+            let next = Clock::start(Source::Manual(other), known, anchor);
+            assert_eq!(next.now(), seconds(70), "boot {boot}");
+            assert!(!next.is_anchored.load(Ordering::Relaxed));
+        }
+        // A little ahead of the line: no step. Far ahead: another system went on with the queue.
+        for ahead in [Millis(1), Millis(9_000_000)] {
+            let next = start(KnownTime { time: known.time + ahead, ..known }, anchor);
+            assert_eq!(next.now(), known.time + ahead);
+            assert!(!next.is_anchored.load(Ordering::Relaxed));
+        }
+    }
+
+    /// Or else a run that is killed, and the clock set after it, would end delays early.
+    #[cfg(feature = "fault-injection")]
+    #[test]
+    fn a_run_that_lasts_notes_its_boot() {
+        let manual = Arc::new(ManualClock::new(UNIX_EPOCH).in_boot(1));
+        let clock = Clock::start(Source::Manual(Arc::clone(&manual)), KnownTime::default(), None);
+        for (span, is_due) in [(29, false), (1, true), (60, true)] {
+            manual.advance(Duration::from_secs(span));
+            assert_eq!(clock.has_step(), is_due);
+        }
+        clock.note_known(clock.known());
+        manual.advance(Duration::from_secs(60));
+        assert!(!clock.has_step());
     }
 }

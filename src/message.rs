@@ -116,9 +116,10 @@ impl<'a> Message<'a> {
     /// ([`Overflow::Block`](crate::Overflow::Block)).
     ///
     /// While the queue is open, time is that since boot, suspend included, and it does not matter
-    /// if the wall clock is set. Between two runs the wall clock says how much time has passed: if
-    /// it was set back meanwhile, that time does not count. Never more than the whole delay is
-    /// left (to within 1 %).
+    /// if the wall clock is set. Between two runs in one boot of a Linux system the same holds, if
+    /// one of that boot was closed before, or lasted 30 s. Between others the wall clock says how
+    /// much time has passed: if it was set back meanwhile, that time does not count. Never more
+    /// than the whole delay is left (to within 1 %).
     ///
     /// ```
     /// use std::time::Duration;

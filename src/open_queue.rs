@@ -160,6 +160,10 @@ impl OpenQueue {
         deliveries: impl Iterator<Item = LeaseKey>,
         answer: &Answer,
     ) -> Result<()> {
+        // In a forked child a delivery is dropped, too, but it is the parent's.
+        if matches!(answer, Answer::Drop) && self.process != process::id() {
+            return Ok(());
+        }
         // A delivery that is dropped waits for no disk.
         let close_files = || match answer {
             Answer::Drop => self.engine.release_surplus(),
@@ -274,5 +278,32 @@ impl OpenQueue {
             Err(Error::Closed) => Ok(otherwise),
             result => result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+    use crate::io::memory::MemoryStorage;
+    use std::thread;
+
+    /// Nothing was due in an idle queue: a clock that was set was not noted, and if it was killed,
+    /// what had a time to live behind others expired in the next run.
+    #[test]
+    fn the_background_of_an_idle_queue_looks_at_the_clock() {
+        let storage = Arc::new(MemoryStorage::new());
+        let open = OpenQueue::open(Options::default(), storage).unwrap();
+        let worker = &open.engine.context().worker;
+        let end = clock::now() + Duration::from_secs(20);
+        let next = loop {
+            assert!(clock::now() < end, "nothing is watched");
+            if let Some(next) = worker.watched() {
+                break next;
+            }
+            thread::yield_now();
+        };
+        assert!(next <= clock::now() + Duration::from_secs(30));
+        open.close().unwrap();
     }
 }

@@ -39,6 +39,47 @@ pub(crate) struct KnownTime {
     pub(crate) shift: Shift,
 }
 
+/// Which boot of which system, never 0.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct BootId(u128);
+
+impl BootId {
+    /// None of 0.
+    pub(crate) fn new(id: u128) -> Option<Self> {
+        (id != 0).then_some(Self(id))
+    }
+
+    pub(crate) fn get(self) -> u128 {
+        self.0
+    }
+}
+
+/// Where the time line of a queue lies on a boot clock: `time` began when the clock of this boot
+/// showed `nanos`. The same of every run in one boot, and true however the wall clock is set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Anchor {
+    pub(crate) boot: BootId,
+    pub(crate) time: Time,
+    /// It wraps.
+    pub(crate) nanos: u64,
+}
+
+impl Anchor {
+    const NANOS: u64 = 1_000_000;
+
+    /// The time of the line when the boot clock shows this, and nanoseconds since that millisecond
+    /// began. None before the anchor.
+    pub(crate) fn time_at(&self, nanos: u64) -> Option<(Time, u64)> {
+        let since = u64::try_from(nanos.wrapping_sub(self.nanos).cast_signed()).ok()?;
+        Some((self.time.saturating_add(Millis(since / Self::NANOS)), since % Self::NANOS))
+    }
+
+    /// Whether `time` began when the boot clock showed `nanos`.
+    pub(crate) fn has(&self, time: Time, nanos: u64) -> bool {
+        self.time_at(nanos) == Some((time, 0))
+    }
+}
+
 /// When a message was pushed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct PushTime {

@@ -83,6 +83,12 @@ impl Worker {
         });
     }
 
+    /// When the next time comes.
+    #[cfg(test)]
+    pub(crate) fn watched(&self) -> Option<Instant> {
+        self.agenda.lock().watch_at
+    }
+
     /// There is a record to be synced within this time.
     pub(super) fn sync_within(&self, within: Duration) {
         self.change(|agenda| sooner(&mut agenda.sync_records_at, within));

@@ -6,7 +6,7 @@ use super::bytes::{put, take, to_u64, u16_at, u32_at, u64_at};
 use super::checksum::crc32_of_both;
 use super::limits::{NUMBER_END, TIME_END, is_number};
 use crate::ranges::Ranges;
-use crate::time::{KnownTime, Time};
+use crate::time::{Anchor, BootId, KnownTime, Time};
 use serde::{Deserialize, Serialize};
 use std::sync::OnceLock;
 
@@ -48,12 +48,44 @@ pub(crate) struct Added {
     /// When it was written, on the time line of the queue, and how far that was ahead of UTC.
     pub(crate) clock: KnownTime,
     pub(crate) offset: ConsumerOffset,
+    /// Added later than those.
+    #[serde(skip)]
+    pub(crate) anchor: Option<Anchor>,
 }
 
+/// An anchor as it is stored: the id of the boot (0: there is none), the time and the nanoseconds.
+type StoredAnchor = ([u8; 16], Time, u64);
+
 impl Added {
+    /// What the end of a body says. One that ends before has none of it, and a hint that cannot be
+    /// is none.
+    fn decode(from: &[u8]) -> Self {
+        let Ok((added, rest)) = postcard::take_from_bytes::<Self>(from) else {
+            return Self::default();
+        };
+        if !added.is_possible() {
+            return Self::default();
+        }
+        let stored = postcard::take_from_bytes::<StoredAnchor>(rest).ok();
+        let anchor = stored.and_then(|((boot, time, nanos), _)| {
+            let boot = BootId::new(u128::from_le_bytes(boot))?;
+            (time.0 < TIME_END).then_some(Anchor { boot, time, nanos })
+        });
+        Self { anchor, ..added }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let plain = "plain numbers encode into a growing Vec";
+        let anchor: StoredAnchor = self.anchor.map_or_else(Default::default, |anchor| {
+            (anchor.boot.get().to_le_bytes(), anchor.time, anchor.nanos)
+        });
+        let body = postcard::to_stdvec(self).expect(plain);
+        postcard::to_extend(&anchor, body).expect(plain)
+    }
+
     /// Whether its numbers keep to the limits of the format.
     fn is_possible(&self) -> bool {
-        let Self { clock, offset } = self;
+        let Self { clock, offset, .. } = self;
         let numbers = [offset.floor, offset.cursor, offset.ordinal.0];
         let has_times = clock.time.0 < TIME_END && clock.shift.0.unsigned_abs() < TIME_END;
         has_times && numbers.iter().all(|&number| number < NUMBER_END)
@@ -142,6 +174,7 @@ impl From<Vec<Listed>> for ListedSegments {
 
 /// What the bytes of one slot turn out to be.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(clippy::large_enum_variant, reason = "made twice an open")]
 pub(crate) enum DecodedCheckpoint {
     Valid { generation: u64, checkpoint: Checkpoint },
     Newer(u16),
@@ -196,7 +229,7 @@ impl Checkpoint {
     pub(crate) fn encode(&self, generation: u64) -> Vec<u8> {
         let plain = "plain numbers encode into a growing Vec";
         let mut body = postcard::to_stdvec(self).expect(plain);
-        body.extend(postcard::to_stdvec(&self.added).expect(plain));
+        body.extend(self.added.encode());
         let len = u32::try_from(body.len()).expect("a list of segments is far below 4 GiB");
         let mut out = vec![0; HEADER];
         put(&mut out, 0, MAGIC);
@@ -225,10 +258,7 @@ impl Checkpoint {
         match (u16_at(from, VERSION), postcard::take_from_bytes::<Self>(body)) {
             (version, _) if version > FORMAT_VERSION => DecodedCheckpoint::Newer(version),
             (_, Ok((checkpoint, rest))) => {
-                // A body that ends before has none of it, and a hint that cannot be is none.
-                let added = postcard::take_from_bytes::<Added>(rest).ok();
-                let added = added.map(|(added, _)| added).filter(Added::is_possible);
-                let checkpoint = Self { added: added.unwrap_or_default(), ..checkpoint };
+                let checkpoint = Self { added: Added::decode(rest), ..checkpoint };
                 checkpoint.of_generation(u64_at(from, GENERATION))
             }
             (_, Err(_)) => DecodedCheckpoint::Invalid,
@@ -277,6 +307,7 @@ mod tests {
             added: Added {
                 clock: KnownTime { time: Time(7), shift: Shift(-8) },
                 offset: ConsumerOffset { floor: 9, cursor: 10, ordinal: Ordinal(11), index: 12 },
+                anchor: BootId::new(13).map(|boot| Anchor { boot, time: Time(14), nanos: 15 }),
             },
         }
     }
@@ -308,11 +339,18 @@ mod tests {
             put(&mut bytes, CHECK, check.to_le_bytes());
             Checkpoint::decode(&bytes)
         };
-        let added = postcard::to_stdvec(&checkpoint().added).unwrap().len();
-        let checkpoint = Checkpoint { added: Added::default(), ..checkpoint() };
-        let old = DecodedCheckpoint::Valid { generation: 9, checkpoint };
+        let added = checkpoint().added.encode().len();
+        let first = postcard::to_stdvec(&checkpoint().added).unwrap().len();
+        let of = |added| DecodedCheckpoint::Valid {
+            generation: 9,
+            checkpoint: Checkpoint { added, ..checkpoint() },
+        };
+        let (old, without_anchor) =
+            (of(Added::default()), of(Added { anchor: None, ..checkpoint().added }));
         assert_eq!(with_body(bytes.len() - added), old);
-        assert_eq!(with_body(bytes.len() - 1), old, "half of it");
+        assert_eq!(with_body(bytes.len() - added + first - 1), old, "half of it");
+        assert_eq!(with_body(bytes.len() - added + first), without_anchor);
+        assert_eq!(with_body(bytes.len() - 1), without_anchor, "half of the anchor");
     }
 
     #[test]

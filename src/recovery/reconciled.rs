@@ -21,7 +21,7 @@ use crate::format::name;
 use crate::log::Segment;
 use crate::ranges::Ranges;
 use crate::report::{Damage, DamageKind, Ignored, RecoveryReport};
-use crate::time::{KnownTime, Shift, Time};
+use crate::time::{Anchor, KnownTime, Shift, Time};
 use std::collections::BTreeMap;
 
 /// What counts of a directory.
@@ -47,6 +47,8 @@ pub(crate) struct Log {
     pub(crate) newest_time: Time,
     /// Where the clock of this run begins.
     pub(crate) known_time: KnownTime,
+    /// Where that line lies on a boot clock.
+    pub(crate) anchor: Option<Anchor>,
     /// How far consumers were: a hint.
     pub(crate) offset: ConsumerOffset,
     /// In the order of the log.
@@ -145,6 +147,7 @@ impl Reconciled {
                 time: newest_time.max(noted_time),
                 shift: newest_shift(&found),
             },
+            anchor: found.checkpoint.as_ref().and_then(|known| known.added.anchor),
             offset: found.checkpoint.as_ref().map(|known| known.added.offset).unwrap_or_default(),
             parts,
             replaced: found.replaced.found,

@@ -21,7 +21,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// A name, and what makes the directory.
 pub(crate) type Case = (&'static str, fn(&Path));
 
-pub(crate) const CASES: [Case; 8] = [
+pub(crate) const CASES: [Case; 9] = [
     ("closed", closed),
     ("killed", killed),
     ("torn", torn),
@@ -30,6 +30,7 @@ pub(crate) const CASES: [Case; 8] = [
     ("shifted", shifted),
     ("stepped", golden_times::stepped),
     ("offset", golden_times::offset),
+    ("anchored", golden_times::anchored),
 ];
 
 pub(crate) fn golden() -> PathBuf {

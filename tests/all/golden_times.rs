@@ -2,7 +2,7 @@
 //! offset in them are read as ever, by keepq and from the page.
 
 use crate::golden::{CASES, copy, golden, options, text};
-use crate::support::reader::{self, Added};
+use crate::support::reader::{self, Added, Anchor};
 use keepq::fault::ManualClock;
 use keepq::{Message, Queue};
 use std::path::Path;
@@ -53,6 +53,27 @@ pub(crate) fn offset(into: &Path) {
     queue.maintain().unwrap();
     drop(held);
     queue.close().unwrap();
+    copy(dir.path(), into);
+}
+
+/// The boot of `anchored`.
+const BOOT: u128 = 0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10;
+
+/// One boot, in which the wall clock was set between two runs and after them.
+pub(crate) fn anchored(into: &Path) {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Arc::new(ManualClock::new(at(20)).in_boot(BOOT));
+    let day = Duration::from_secs(DAY);
+    for (message, wall) in [
+        (Message::new("delayed by 3 days").delay(3 * day), at(FIRST)),
+        (Message::new("ready"), at(FIRST + 1000 * DAY)),
+    ] {
+        let queue = options().clock(clock.clone()).open(dir.path()).unwrap();
+        queue.push(message).unwrap();
+        clock.advance(Duration::from_secs(1));
+        queue.close().unwrap();
+        clock.set_wall(wall);
+    }
     copy(dir.path(), into);
 }
 
@@ -165,4 +186,36 @@ fn the_offset_is_read_as_ever() {
     let added = added(&golden().join("stepped")).unwrap();
     let utc = added.time.cast_signed() - added.clock_shift;
     assert_eq!(utc, (FIRST - 2000 * DAY + 2).cast_signed() * 1000, "{added:?}");
+}
+
+/// In the same boot, the time between two runs is what its clock says; else what the wall clock
+/// does.
+#[test]
+fn a_boot_is_known_again() {
+    let today = tempfile::tempdir().unwrap();
+    anchored(today.path());
+    for directory in [&golden().join("anchored"), today.path()] {
+        let (checkpoint, ..) = reader::read_checkpoint(directory);
+        // That of the second run. The boot clock began with 1 ms.
+        let expected = Anchor { boot: BOOT.to_le_bytes(), time: 21_000, nanos: 1_001_000_000 };
+        assert_eq!(checkpoint.anchor, Some(expected));
+        // A second had passed in each of two runs, and since then an hour.
+        for boot in [BOOT, 1] {
+            let work = tempfile::tempdir().unwrap();
+            copy(directory, work.path());
+            let clock = Arc::new(ManualClock::new(at(FIRST)).in_boot(boot));
+            clock.advance(Duration::from_secs(3602));
+            clock.set_wall(at(FIRST + 1000 * DAY + 3600));
+            let queue = options().clock(clock.clone()).open(work.path()).unwrap();
+            if boot == BOOT {
+                assert_eq!(ready(&queue), ["ready"]);
+                clock.advance(Duration::from_secs(3 * DAY - 3603));
+                assert_eq!(ready(&queue), ["ready"]);
+                clock.advance(Duration::from_secs(1));
+            }
+            let mut ready = ready(&queue);
+            ready.sort();
+            assert_eq!(ready, ["delayed by 3 days", "ready"]);
+        }
+    }
 }

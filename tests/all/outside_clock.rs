@@ -5,7 +5,9 @@
 //! over at once or never, messages expired that were new, and times were wrong for ever.
 
 use crate::support::board::{Board, DAY, HOUR, MINUTE, SECOND, pop, year};
+use keepq::fault::ManualClock;
 use keepq::{Expired, Message};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// After the clock was set forward and a restart, an hour's delay was over at once, and what may
@@ -240,4 +242,62 @@ fn how_far_consumers_are_outlives_the_run() {
     let seqs: Vec<u64> = next.iter().map(|job| u64::from(job.seq())).collect();
     assert_eq!(seqs, (91..=110).collect::<Vec<u64>>());
     assert_eq!(next.iter().filter(|job| job.attempts() == 2).count(), 10);
+}
+
+/// A program that runs for a second each minute: the clock was set by decades while it did not run,
+/// and every message with a time to live was taken for outlived, every delay for over.
+#[test]
+fn a_clock_that_is_set_between_short_runs_of_one_boot() {
+    for is_back in [false, true] {
+        let board = Board::at(year(if is_back { 2026 } else { 1970 }) + 20 * SECOND).in_boot(1);
+        let mut passed = Duration::ZERO;
+        for run in 0..6 {
+            let queue = board.open();
+            if run == 0 {
+                queue.push(Message::new("delayed").delay(10 * MINUTE)).unwrap();
+                queue.push(Message::new("lives").ttl(HOUR)).unwrap();
+            }
+            let job = queue.pop().unwrap().expect("it lives");
+            assert_eq!(&job[..], b"lives", "{run}, {is_back}");
+            job.release().unwrap();
+            assert_eq!(queue.stats().expired(), 0);
+            board.clock.advance(SECOND);
+            queue.close().unwrap();
+            if run == 1 {
+                board.clock.set_wall(year(if is_back { 1980 } else { 2026 }));
+            }
+            board.clock.advance(MINUTE);
+            passed += SECOND + MINUTE;
+        }
+        board.clock.advance(10 * MINUTE - passed);
+        let queue = board.open();
+        assert_eq!(pop(&queue).as_deref(), Some("delayed"), "{is_back}");
+        assert_eq!(pop(&queue).as_deref(), Some("lives"));
+        // After another boot, only the wall clock is left.
+        queue.push(Message::new("lives").ttl(HOUR)).unwrap();
+        queue.close().unwrap();
+        let board = board.in_boot(2);
+        board.clock.advance(HOUR);
+        assert_eq!(pop(&board.open()), None);
+    }
+}
+
+/// A run that is killed may have noted the boot; and a boot is known by its id alone.
+#[test]
+fn a_boot_is_noted_by_a_run_that_is_killed() {
+    for (lasts, boot, is_known) in [(31, 1, true), (31, 2, false)] {
+        let board = Board::at(year(1970) + 20 * SECOND).in_boot(1);
+        let queue = board.open();
+        queue.push(Message::new("lives").ttl(HOUR)).unwrap();
+        board.clock.advance(lasts * SECOND);
+        queue.maintain().unwrap();
+        std::mem::forget(queue);
+        let storage = board.storage.killed();
+        let clock = ManualClock::new(year(1970)).in_boot(boot);
+        clock.advance(lasts * SECOND + MINUTE);
+        clock.set_wall(year(2026));
+        let board = Board { storage, clock: Arc::new(clock) };
+        let came = pop(&board.open());
+        assert_eq!(came.as_deref(), is_known.then_some("lives"), "{lasts} s, boot {boot}");
+    }
 }

@@ -34,6 +34,13 @@ struct Known {
     is_over: bool,
 }
 
+#[derive(Clone, Copy, Default)]
+struct Kind {
+    sets_while_closed: bool,
+    loses_checkpoint: bool,
+    stays_up: bool,
+}
+
 struct History {
     seed: u64,
     dice: Dice,
@@ -46,20 +53,27 @@ struct History {
     sets_while_closed: bool,
     /// Whether CHECKPOINT is lost now and then.
     loses_checkpoint: bool,
+    /// Whether all of it is in one boot; whether CHECKPOINT knows of that.
+    stays_up: bool,
+    is_anchored: bool,
 }
 
 impl History {
-    fn new(seed: u64, sets_while_closed: bool, loses_checkpoint: bool) -> Self {
+    fn new(seed: u64, kind: Kind) -> Self {
+        let Kind { sets_while_closed, loses_checkpoint, stays_up } = kind;
+        let board = Board::at(year(2020));
         Self {
             seed,
             dice: Dice(seed),
-            board: Board::at(year(2020)),
+            board: if stays_up { board.in_boot(1) } else { board },
             wall: year(2020),
             now: Passed::default(),
             all: Vec::new(),
             story: Vec::new(),
             sets_while_closed,
             loses_checkpoint,
+            stays_up,
+            is_anchored: false,
         }
     }
 
@@ -131,7 +145,14 @@ impl History {
         assert!(!known.is_over, "twice: {}", context());
         assert!(now.total >= known.given_at + known.delay, "early: {}", context());
         // A clock that was set back while nobody ran may give it back some of its time.
-        let is_over = known.ttl.is_some_and(|ttl| now.ran >= known.pushed.ran + ttl);
+        let is_over = known.ttl.is_some_and(|ttl| {
+            let ran = if self.stays_up {
+                now.total - known.pushed.total
+            } else {
+                now.ran - known.pushed.ran
+            };
+            ran >= ttl
+        });
         assert!(!is_over || self.sets_while_closed, "outlived: {}", context());
         assert_eq!(job.pushed_at(), known.wall, "{}", context());
         id
@@ -142,7 +163,10 @@ impl History {
         for (id, known) in self.all.iter().enumerate().filter(|(_, known)| !known.is_over) {
             // A slot has the length of its delay with eight bits, rounded up.
             let rounding = if self.sets_while_closed { known.delay / 128 } else { Duration::ZERO };
-            let waits = known.counted + known.in_run < known.delay + rounding;
+            let counted = known.counted + known.in_run;
+            // In one boot, all time counts.
+            let passed = if self.stays_up { self.now.total - known.given_at } else { counted };
+            let waits = passed < known.delay + rounding;
             let is_past = |ttl| self.now.total >= known.pushed.total + ttl;
             let may_be_over = known.ttl.is_some_and(is_past);
             // Without CHECKPOINT, a run does not know how much time passed in those before it.
@@ -205,6 +229,12 @@ impl History {
             let wall = self.wall - self.millis(86_400_000);
             self.set(wall);
         }
+        // Forward and back, once a run has noted where its time lies on the boot clock.
+        self.is_anchored |= way == 0 && !self.all.is_empty();
+        if self.stays_up && self.is_anchored && self.dice.one_in(2) {
+            let wall = year(1971) + self.millis(60 * 365 * 86_400_000);
+            self.set(wall);
+        }
         if self.loses_checkpoint && self.dice.one_in(2) {
             // It may not be there yet.
             self.board.directory().remove("CHECKPOINT").ok();
@@ -257,24 +287,30 @@ impl History {
     }
 }
 
-fn run(sets_while_closed: bool, loses_checkpoint: bool) {
+fn run(kind: Kind) {
     let first = cases("KEEPQ_STEPS_SEED", 1);
     for seed in first..first + cases("KEEPQ_STEPS_CASES", 100) {
-        History::new(seed, sets_while_closed, loses_checkpoint).run();
+        History::new(seed, kind).run();
     }
 }
 
 #[test]
 fn a_clock_that_is_set_while_the_queue_is_open() {
-    run(false, false);
+    run(Kind::default());
 }
 
 #[test]
 fn a_clock_that_is_set_back_while_it_is_closed_too() {
-    run(true, false);
+    run(Kind { sets_while_closed: true, ..Kind::default() });
 }
 
 #[test]
 fn a_clock_that_is_set_where_checkpoint_is_lost() {
-    run(false, true);
+    run(Kind { loses_checkpoint: true, ..Kind::default() });
+}
+
+/// A boot clock tells how much time passes while nobody runs, however the wall clock is set.
+#[test]
+fn a_clock_that_is_set_while_the_system_is_up() {
+    run(Kind { stays_up: true, ..Kind::default() });
 }

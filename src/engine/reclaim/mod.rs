@@ -22,6 +22,7 @@ use super::backlog::track::Track;
 use super::commit::Commit;
 use super::context::{Context, SOON};
 use super::signal::DispatchLock;
+use crate::clock::{self, LONGEST_SLEEP};
 use crate::error::Result;
 use crate::format::bytes::to_u64;
 use crate::recovery::Log;
@@ -170,6 +171,8 @@ impl Reclaim {
     /// Notes on the disk that the clock was set, if it was: the next run has to know. In the header
     /// of a segment, where messages wait, and in CHECKPOINT.
     pub(crate) fn note_clock(&self) -> Result<()> {
+        // The background looks again before long, also where nothing else is to be done.
+        self.context.worker.watch(clock::now() + LONGEST_SLEEP);
         if !self.context.clock.has_step() {
             return Ok(());
         }

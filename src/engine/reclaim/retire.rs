@@ -407,7 +407,7 @@ impl Retirer {
             span => listed.first_seq + span - 1,
         });
         let durable = self.commit.durable();
-        let offset = dispatch.consumer_offset();
+        let (offset, clock) = (dispatch.consumer_offset(), &self.context.clock);
         Checkpoint {
             queue_id: supply.queue_id,
             epoch: supply.epoch,
@@ -420,7 +420,7 @@ impl Retirer {
             unaccounted: backlog.losses().unaccounted().clone(),
             newest_time,
             next_ordinal: supply.next_ordinal,
-            added: Added { clock: self.context.clock.known(), offset },
+            added: Added { clock: clock.known(), offset, anchor: clock.anchor() },
         }
     }
 

@@ -27,6 +27,12 @@ impl Board {
         Self { storage: MemoryStorage::new(), clock: Arc::new(ManualClock::new(wall)) }
     }
 
+    /// The same, and its system is up all the time.
+    pub(crate) fn in_boot(self, boot: u128) -> Self {
+        let clock = Arc::into_inner(self.clock).expect("no queue has it");
+        Self { clock: Arc::new(clock.in_boot(boot)), ..self }
+    }
+
     /// What the queue has on the disk.
     pub(crate) fn directory(&self) -> Arc<dyn Storage> {
         self.storage.directory("q").unwrap()

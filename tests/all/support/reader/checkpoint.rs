@@ -23,6 +23,17 @@ pub(crate) struct Checkpoint {
     pub(crate) next_ordinal: u64,
     #[serde(skip)]
     pub(crate) added: Added,
+    #[serde(skip)]
+    pub(crate) anchor: Option<Anchor>,
+}
+
+/// Where the queue's time lies on a boot clock.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize, Debug)]
+pub(crate) struct Anchor {
+    /// 0: there is none.
+    pub(crate) boot: [u8; 16],
+    pub(crate) time: u64,
+    pub(crate) nanos: u64,
 }
 
 /// What a body may have behind that.
@@ -79,8 +90,13 @@ impl Checkpoint {
     fn of(body: &[u8]) -> Option<Self> {
         let (mut checkpoint, rest) = postcard::take_from_bytes::<Self>(body).ok()?;
         // What is left of the body behind that is for later versions.
-        let added = postcard::take_from_bytes::<Added>(rest).map(|(added, _)| added);
-        checkpoint.added = added.ok().filter(Added::is_possible).unwrap_or_default();
+        let added = postcard::take_from_bytes::<Added>(rest);
+        if let Some((added, rest)) = added.ok().filter(|(added, _)| added.is_possible()) {
+            checkpoint.added = added;
+            let anchor = postcard::take_from_bytes::<Anchor>(rest).map(|(anchor, _)| anchor);
+            let is_one = |anchor: &Anchor| anchor.boot != [0; 16] && anchor.time < TIME_END;
+            checkpoint.anchor = anchor.ok().filter(is_one);
+        }
         checkpoint.is_possible().then_some(checkpoint)
     }
 

@@ -23,7 +23,7 @@ mod ranges;
 mod record;
 mod segment;
 
-pub(crate) use checkpoint::{Added, Listed};
+pub(crate) use checkpoint::{Added, Anchor, Listed};
 pub(crate) use directory::File;
 pub(crate) use left::Left;
 pub(crate) use place::{Place, place, read_checkpoint};
