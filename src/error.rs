@@ -216,17 +216,34 @@ pub enum Error {
     },
 }
 
+/// What could not be done where a change stands in the log, and could not be made durable yet.
+const SYNC_OF_A_CHANGE: &str = "begin to sync what is stored";
+
 impl Error {
     /// Whether the operation that returned this may have taken effect all the same. If the sync of
     /// a push failed after its message was visible, the message may still be delivered. If the sync
-    /// of an ack failed, the ack holds in this run, and perhaps beyond it.
+    /// of an ack failed, the ack holds in this run, and perhaps beyond it. An [`Error::Io`] says so
+    /// if no file descriptor was left to begin that sync: it may be tried again by
+    /// [`Queue::sync`](crate::Queue::sync).
     ///
     /// ```
     /// assert!(!keepq::Error::Closed.is_indeterminate());
     /// ```
     #[must_use]
     pub fn is_indeterminate(&self) -> bool {
-        matches!(self, Self::Poisoned { indeterminate: true, .. })
+        match self {
+            Self::Poisoned { indeterminate, .. } => *indeterminate,
+            Self::Io { operation, .. } => *operation == SYNC_OF_A_CHANGE,
+            _ => false,
+        }
+    }
+
+    /// The same error, for a sync of a change that stands in the log already.
+    pub(crate) fn after_the_change(mut self) -> Self {
+        if let Self::Io { operation, .. } = &mut self {
+            *operation = SYNC_OF_A_CHANGE;
+        }
+        self
     }
 
     /// The same error, for an operation that has not changed anything yet.

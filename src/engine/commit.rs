@@ -127,7 +127,7 @@ impl Commit {
                 Some(lead) => {
                     let result = self.lead_round(scope);
                     drop(lead);
-                    result?;
+                    result.map_err(Error::after_the_change)?;
                 }
                 None => self.wait_for_leader(&is_done),
             }

@@ -28,7 +28,8 @@ impl Queue {
     ///   ttl that is not allowed: the message is not in the queue.
     ///   ([`Overflow::DropNewest`](crate::Overflow::DropNewest) drops the message with `Ok`.)
     /// * [`Error::Poisoned`]: a sync failed. If [`Error::is_indeterminate`], the message may be
-    ///   delivered all the same.
+    ///   delivered all the same. So it may after an [`Error::Io`] that is indeterminate: no file
+    ///   descriptor was left to begin the sync. [`Queue::sync`] tries it again.
     pub fn push<'a>(&self, message: impl Into<Message<'a>>) -> Result<Seq> {
         self.push_one(&message.into(), WhenFull::AsOptions)
     }

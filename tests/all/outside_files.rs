@@ -395,10 +395,9 @@ fn a_segment_is_read_as_far_as_it_goes() {
     }
 }
 
-/// Runs `test` of this module in a process of its own, which may have this many descriptors.
-fn with_few_descriptors(test: &str, limit: u32) {
-    let name = format!("outside_files::{test}");
-    let program = again(&name);
+/// Runs a test in a process of its own, which may have this many descriptors.
+pub(crate) fn with_few_descriptors(test: &str, limit: u32) {
+    let program = again(test);
     let mut shell = std::process::Command::new("sh");
     shell.arg("-c").arg(format!("ulimit -n {limit} && exec \"$0\" \"$@\""));
     shell.arg(program.get_program()).args(program.get_args());
@@ -409,7 +408,7 @@ fn with_few_descriptors(test: &str, limit: u32) {
 }
 
 /// All descriptors that are left, until this is dropped.
-fn take_all_descriptors() -> Vec<fs::File> {
+pub(crate) fn take_all_descriptors() -> Vec<fs::File> {
     let mut all = Vec::new();
     while let Ok(file) = fs::File::open("/dev/null") {
         all.push(file);
@@ -422,7 +421,7 @@ fn take_all_descriptors() -> Vec<fs::File> {
 #[test]
 fn without_descriptors_for_a_moment() {
     if std::env::var("KEEPQ_FEW_DESCRIPTORS").is_err() {
-        return with_few_descriptors("without_descriptors_for_a_moment", 128);
+        return with_few_descriptors("outside_files::without_descriptors_for_a_moment", 128);
     }
     let dir = directory();
     let path = |name: &str| dir.path().join(name);
