@@ -10,18 +10,20 @@
 //! So the time in which nobody ran counts. If that would be earlier than the newest time in the
 //! log, the clock was set back meanwhile: then the run begins at that newest time.
 
-use crate::time::{Anchor, KnownTime, Millis, Shift, Time};
-use source::{Moment, NANOS};
+use crate::time::{Anchor, Boot, BootId, KnownTime, Millis, Shift, Time};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 #[cfg(feature = "fault-injection")]
 mod manual;
-mod source;
+#[cfg(test)]
+mod tests;
+
+#[cfg(feature = "fault-injection")]
+use std::sync::Arc;
 
 #[cfg(feature = "fault-injection")]
 pub use manual::ManualClock;
-pub(crate) use source::{Source, now};
 
 /// The most by which the coarse clock is behind: a tick of the kernel, at most 10 ms, where there
 /// is such a clock, and 1 ms for rounding.
@@ -31,9 +33,43 @@ pub(crate) const TICK: Millis =
 /// The longest time for which a message can be put off: 8 years of 365 days.
 pub(crate) const MAX_DELAY: Duration = Duration::from_secs(8 * 365 * 86_400);
 
+/// The monotonic clock, for timeouts.
+pub(crate) fn now() -> Instant {
+    #[expect(clippy::disallowed_methods, reason = "this is the clock")]
+    Instant::now()
+}
+
+/// In a millisecond.
+const NANOS: u64 = 1_000_000;
+
 /// The background, and a thread that waits for the time of a message, look at the clock at least
 /// this often.
 pub(crate) const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+
+/// What a wall clock shows.
+#[derive(Clone, Copy, Debug)]
+struct Wall {
+    time: Time,
+    /// Nanoseconds since that millisecond began.
+    fraction: u64,
+}
+
+impl Wall {
+    /// In nanoseconds, which wrap.
+    fn nanos(self) -> u64 {
+        self.time.0.wrapping_mul(NANOS).wrapping_add(self.fraction)
+    }
+}
+
+/// What the clocks of a source show at the same moment, in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    wall: Wall,
+    /// Goes on while the system is suspended.
+    boot: u64,
+    /// The clock whose coarse form is cheap.
+    coarse: u64,
+}
 
 /// A difference of two coarse clocks that a tick of the kernel does not explain: 5 ticks.
 const UNUSUAL: u64 = 50 * NANOS;
@@ -50,6 +86,8 @@ const STEP: Millis = Millis(500);
 #[derive(Debug)]
 pub(crate) struct Clock {
     source: Source,
+    /// The boot whose clock it reads, if that is known.
+    boot_id: Option<BootId>,
     /// The queue's time at open.
     start: Time,
     /// What the boot clock showed when the millisecond `start` began, in nanoseconds. Exact, so
@@ -73,17 +111,26 @@ pub(crate) struct Clock {
     is_anchored: AtomicBool,
 }
 
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Source {
+    #[default]
+    System,
+    #[cfg(feature = "fault-injection")]
+    Manual(Arc<ManualClock>),
+}
+
 impl Clock {
     /// Starts a clock where the last run's would be now.
-    pub(crate) fn start(source: Source, known: KnownTime, anchor: Option<Anchor>) -> Self {
+    pub(crate) fn start(source: Source, known: KnownTime, boot: Boot) -> Self {
         let moment = source.moment();
-        Self::start_at(source, moment, known, anchor)
+        Self::start_at(source, moment, known, boot)
     }
 
     /// A clock that starts when the source's clocks show this.
-    fn start_at(source: Source, moment: Moment, known: KnownTime, anchor: Option<Anchor>) -> Self {
+    fn start_at(source: Source, moment: Moment, known: KnownTime, of_system: Boot) -> Self {
+        let (boot_id, anchor) = (source.boot_id(of_system.id), of_system.anchor);
         let Moment { wall, boot, coarse } = moment;
-        let is_of_this_boot = |anchor: &Anchor| source.boot_id() == Some(anchor.boot);
+        let is_of_this_boot = |anchor: &Anchor| boot_id == Some(anchor.boot);
         let by_boot = anchor.filter(is_of_this_boot).and_then(|anchor| anchor.time_at(boot));
         let shifted = wall.time.of_utc(known.shift);
         let (start, fraction) = match by_boot {
@@ -98,12 +145,13 @@ impl Clock {
         let exact = Shift::between(start, wall.time);
         let shift = if exact.distance(known.shift) < STEP { known.shift } else { exact };
         let zero = boot.wrapping_sub(fraction);
-        let is_anchored = source.boot_id().is_none_or(|id| {
+        let is_anchored = boot_id.is_none_or(|id| {
             // It says the same of every moment.
             anchor.is_some_and(|anchor| anchor.boot == id && anchor.has(start, zero))
         });
         Self {
             source,
+            boot_id,
             start,
             zero,
             coarse_zero: AtomicU64::new(zero.wrapping_sub(boot).wrapping_add(coarse)),
@@ -185,7 +233,7 @@ impl Clock {
 
     /// Where the queue's time lies on the boot clock, if the boot has an id.
     pub(crate) fn anchor(&self) -> Option<Anchor> {
-        let boot = self.source.boot_id()?;
+        let boot = self.boot_id?;
         Some(Anchor { boot, time: self.start, nanos: self.zero })
     }
 
@@ -261,174 +309,121 @@ impl Clock {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::source::Wall;
-    use super::*;
-
-    #[cfg(feature = "fault-injection")]
-    use std::sync::Arc;
-
-    fn moment(wall: u64, boot: u64) -> Moment {
-        let wall = Wall { time: Time(wall / NANOS), fraction: wall % NANOS };
-        Moment { wall, boot, coarse: boot }
+impl Source {
+    /// Which boot its boot clock counts from, if that is known. `of_system`: that of the system's.
+    fn boot_id(&self, of_system: Option<BootId>) -> Option<BootId> {
+        match self {
+            Self::System => of_system,
+            #[cfg(feature = "fault-injection")]
+            Self::Manual(clock) => clock.boot_id(),
+        }
     }
 
-    /// Each run starts at another part of a millisecond, and perhaps after a reboot. With clocks
-    /// that were rounded on their own, a message could come a millisecond before its time then.
-    #[test]
-    fn no_run_is_ahead_of_the_one_that_stored_a_time() {
-        let start = |wall, boot| {
-            Clock::start_at(Source::System, moment(wall, boot), KnownTime::default(), None)
-        };
-        let parts = || (0..NANOS).step_by(111_111);
-        let walls = parts().map(|part| 1_700_000_000 * 1000 * NANOS + part);
-        for (wall, part) in walls.flat_map(|wall| parts().map(move |part| (wall, part))) {
-            let first = start(wall, part);
-            for later in parts().map(|part| 3 * NANOS + part) {
-                // What `next` and `at` make of it: not before 5 ms from here.
-                let moment = (wall + later) / NANOS + 5;
-                let due =
-                    first.time(part + later, first.zero).0 + 1 + moment - (wall + later) / NANOS;
-                assert!(due == moment || due == moment + 1, "{due} {moment}");
-                let due = Time(due);
-                for again in parts() {
-                    let (wall, elapsed) = (wall + later + again, 7 * NANOS + part / 2);
-                    let second = start(wall, elapsed);
-                    for now in (0..7 * NANOS).step_by(99_999) {
-                        let is_early = (wall + now) / NANOS < moment;
-                        assert!(
-                            !is_early || second.time(elapsed + now, second.zero) < due,
-                            "{wall} {now}"
-                        );
-                    }
-                }
+    /// What all clocks show at the same moment. A thread that is interrupted between two readings
+    /// reads them again: a clock that is behind by the interruption would store times that are
+    /// early for the next run.
+    fn moment(&self) -> Moment {
+        const SOON: u64 = 10_000;
+        let mut best: Option<(u64, Moment)> = None;
+        for _ in 0..10 {
+            let before = self.boot_nanos();
+            let (wall, coarse) = (self.wall(), self.monotonic_nanos());
+            let boot = self.boot_nanos();
+            let took = boot.saturating_sub(before);
+            if best.is_none_or(|(least, _)| took < least) {
+                best = Some((took, Moment { wall, boot, coarse }));
+            }
+            if took <= SOON {
+                break;
             }
         }
+        best.expect("there was at least one").1
     }
 
-    #[test]
-    fn the_coarse_clock_is_behind_by_a_tick_at_most() {
-        let clock = Clock::start(Source::System, KnownTime::default(), None);
-        for _ in 0..2000 {
-            let (coarse, now) = (clock.coarse(), clock.now());
-            assert!(coarse <= now && now <= clock.coarse() + TICK, "{coarse:?} {now:?}");
-        }
-        assert!(clock.is_past(clock.start_time()));
-        assert!(!clock.is_past(clock.now() + Millis(3_600_000)));
-        assert!(!clock.has_step());
-    }
-
-    /// While the system is suspended, the coarse clock stands still and the others go on.
-    #[test]
-    fn time_goes_on_while_the_system_is_suspended() {
-        let hours = |hours: u64| hours * 3_600_000 * NANOS;
-        let moment = Moment { coarse: hours(5), ..moment(hours(100), hours(9)) };
-        let clock = Clock::start_at(Source::System, moment, KnownTime::default(), None);
-        let time = |boot| clock.time(boot, clock.zero);
-        assert_eq!((time(hours(9)), time(hours(17))), (Time(360_000_000), Time(388_800_000)));
-        let coarse_zero = clock.coarse_zero.load(Ordering::Relaxed);
-        assert_eq!(clock.time(hours(5), coarse_zero), Time(360_000_000));
-        assert_eq!(clock.time(hours(4), coarse_zero), Time(360_000_000), "not before the start");
-    }
-
-    /// Where there is no coarse clock, a lease was over up to a millisecond early: its start had
-    /// been rounded down.
-    #[test]
-    fn no_span_is_over_early() {
-        let clock = Clock::start(Source::System, KnownTime::default(), None);
-        for _ in 0..2000 {
-            let began = clock.source.boot_nanos().wrapping_sub(clock.zero);
-            let end = clock.after(clock.coarse(), Millis(5)).since(clock.start);
-            let lasts = end.0 * NANOS - began;
-            assert!(lasts >= 5 * NANOS, "{lasts} ns");
+    fn wall(&self) -> Wall {
+        match self {
+            Self::System => {
+                #[expect(clippy::disallowed_methods, reason = "this is the clock")]
+                let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                let time = Time(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+                Wall { time, fraction: u64::from(since.subsec_nanos()) % NANOS }
+            }
+            #[cfg(feature = "fault-injection")]
+            Self::Manual(clock) => Wall { time: clock.wall(), fraction: 0 },
         }
     }
 
-    #[cfg(feature = "fault-injection")]
-    #[test]
-    fn a_wall_clock_that_is_set_changes_the_shift_alone() {
-        let day = Duration::from_secs(86_400);
-        let days = |days: u32| Time::ZERO + (days * day).into();
-        let manual = Arc::new(ManualClock::new(UNIX_EPOCH + 10 * day));
-        let start = |known| Clock::start(Source::Manual(Arc::clone(&manual)), known, None);
-        let clock = start(KnownTime::default());
-        assert_eq!((clock.now(), clock.shift()), (days(10), Shift(0)));
-        manual.advance(day);
-        assert!(!clock.has_step());
-        manual.set_wall(UNIX_EPOCH + 2 * day);
-        assert!(clock.has_step());
-        assert_eq!((clock.now(), clock.coarse()), (days(11), days(11)));
-        assert_eq!(clock.now().utc(clock.shift()), days(2));
-        assert_eq!(clock.at(UNIX_EPOCH + 3 * day), days(12), "a day from now");
-        assert_eq!(clock.at(UNIX_EPOCH), days(9));
-        clock.note_known(clock.known());
-        assert!(!clock.has_step());
-        // The next run goes on from there, and the time in between counts.
-        let known = KnownTime { time: clock.now(), shift: clock.shift() };
-        manual.advance(2 * day);
-        let next = start(known);
-        assert_eq!((next.now(), next.shift(), next.is_noted()), (days(13), known.shift, true));
-        // Nothing is known: it is the wall clock's time.
-        assert_eq!(start(KnownTime::default()).now(), days(4));
-        // Set back while nobody ran: not before the newest time.
-        manual.set_wall(UNIX_EPOCH + day);
-        let set_back = start(known);
-        assert_eq!((set_back.now(), set_back.has_step()), (days(11), true));
-        assert_eq!(set_back.now().utc(set_back.shift()), days(1));
-    }
-
-    /// The wall clock was set while nobody ran, and the system was up all the time.
-    #[cfg(feature = "fault-injection")]
-    #[test]
-    fn a_boot_clock_tells_of_the_time_between_two_runs() {
-        let second = Duration::from_secs(1);
-        let seconds = |count: u32| Time::ZERO + (count * second).into();
-        let manual = |boot| ManualClock::new(UNIX_EPOCH + 20 * second).in_boot(boot);
-        let clock = Arc::new(manual(1));
-        let start = |known, anchor| Clock::start(Source::Manual(Arc::clone(&clock)), known, anchor);
-        let first = start(KnownTime::default(), None);
-        assert_eq!((first.now(), first.has_step()), (seconds(20), false));
-        let (mut known, mut anchor) = (first.known(), first.anchor());
-        for (run, set) in (1..5).zip([1_000_000_000, 0, 500, 2_000_000_000]) {
-            clock.set_wall(UNIX_EPOCH + set * second);
-            clock.advance(10 * second);
-            let next = start(known, anchor);
-            assert_eq!(next.now(), seconds(20 + 10 * run), "run {run}");
-            assert_eq!(next.utc(next.now()), seconds(set + 10), "run {run}");
-            assert!(next.has_step() && next.is_anchored.load(Ordering::Relaxed));
-            (known, anchor) = (next.known(), next.anchor());
-        }
-        // Another boot, or a boot clock that shows less than it did: only the wall clock is left.
-        for (boot, shows) in [(2, 100), (1, 0)] {
-            let other = Arc::new(manual(boot));
-            other.advance(shows * second);
-            other.set_wall(clock.wall().into());
-            other.advance(10 * second);
-            let next = Clock::start(Source::Manual(other), known, anchor);
-            assert_eq!(next.now(), seconds(70), "boot {boot}");
-            assert!(!next.is_anchored.load(Ordering::Relaxed));
-        }
-        // A little ahead of the line: no step. Far ahead: another system went on with the queue.
-        for ahead in [Millis(1), Millis(9_000_000)] {
-            let next = start(KnownTime { time: known.time + ahead, ..known }, anchor);
-            assert_eq!(next.now(), known.time + ahead);
-            assert!(!next.is_anchored.load(Ordering::Relaxed));
+    fn boot_nanos(&self) -> u64 {
+        match self {
+            Self::System => system::boot(),
+            #[cfg(feature = "fault-injection")]
+            Self::Manual(clock) => clock.elapsed().0.saturating_mul(NANOS),
         }
     }
 
-    /// Or else a run that is killed, and the clock set after it, would end delays early.
-    #[cfg(feature = "fault-injection")]
-    #[test]
-    fn a_run_that_lasts_notes_its_boot() {
-        let manual = Arc::new(ManualClock::new(UNIX_EPOCH).in_boot(1));
-        let clock = Clock::start(Source::Manual(Arc::clone(&manual)), KnownTime::default(), None);
-        for (span, is_due) in [(29, false), (1, true), (60, true)] {
-            manual.advance(Duration::from_secs(span));
-            assert_eq!(clock.has_step(), is_due);
+    fn monotonic_nanos(&self) -> u64 {
+        match self {
+            Self::System => system::monotonic(),
+            #[cfg(feature = "fault-injection")]
+            Self::Manual(clock) => clock.elapsed().0.saturating_mul(NANOS),
         }
-        clock.note_known(clock.known());
-        manual.advance(Duration::from_secs(60));
-        assert!(!clock.has_step());
+    }
+
+    /// The wall clock and the monotonic one, each up to a tick behind.
+    #[inline]
+    fn coarse_nanos(&self) -> (u64, u64) {
+        match self {
+            Self::System => system::coarse(),
+            #[cfg(feature = "fault-injection")]
+            Self::Manual(_) => (self.wall().nanos(), self.monotonic_nanos()),
+        }
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod system {
+    use super::NANOS;
+    use rustix::time::{ClockId, clock_gettime};
+
+    #[inline]
+    fn read(clock: ClockId) -> u64 {
+        let now = clock_gettime(clock);
+        let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+        seconds.wrapping_mul(1000 * NANOS).wrapping_add(u64::try_from(now.tv_nsec).unwrap_or(0))
+    }
+
+    pub(super) fn boot() -> u64 {
+        read(ClockId::Boottime)
+    }
+
+    pub(super) fn monotonic() -> u64 {
+        read(ClockId::Monotonic)
+    }
+
+    #[inline]
+    pub(super) fn coarse() -> (u64, u64) {
+        (read(ClockId::RealtimeCoarse), read(ClockId::MonotonicCoarse))
+    }
+}
+
+/// Systems whose clock of instants is the only one that the standard library has; there the coarse
+/// clocks are the precise ones.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+mod system {
+    use super::{Instant, Source, now};
+    use std::sync::OnceLock;
+
+    pub(super) fn boot() -> u64 {
+        static START: OnceLock<Instant> = OnceLock::new();
+        let since = now().saturating_duration_since(*START.get_or_init(now));
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn monotonic() -> u64 {
+        boot()
+    }
+
+    pub(super) fn coarse() -> (u64, u64) {
+        (Source::System.wall().nanos(), boot())
     }
 }

@@ -80,6 +80,15 @@ impl Anchor {
     }
 }
 
+/// What is known of the boot clock.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Boot {
+    /// Which boot the clock of the system counts from.
+    pub(crate) id: Option<BootId>,
+    /// Where the time line was on the clock of a boot, this or another.
+    pub(crate) anchor: Option<Anchor>,
+}
+
 /// When a message was pushed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct PushTime {

@@ -3,8 +3,8 @@
 //! Promises: once [`Health::poison`] was told of a failed sync, every later check returns that
 //! failure, and every thread that waits looks again. `Segment::sync` demands one of these, so no
 //! result of a sync gets past it. A file that could not be opened to be synced was not a failed
-//! sync: that is an error of the moment, and the next sync covers it. Besides, it keeps the names of
-//! files that were given up and could not be removed, until upkeep asks for them.
+//! sync: that is an error of the moment, and the next sync covers it. Besides, it keeps the names
+//! of files that were given up and could not be removed, until upkeep asks for them.
 
 use super::waiters::Waiters;
 use crate::error::{Error, Result};

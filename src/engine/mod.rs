@@ -150,7 +150,7 @@ impl Engine {
         let had_dead_letters = log.has_dead_letters && options.dead_letters;
         merge_replaced(&log)?;
         setting.space.set(setting.bytes_of(&log, &options), log.unusable_bytes);
-        let clock = Clock::start(options.clock.clone(), log.known_time, log.anchor);
+        let clock = Clock::start(options.clock.clone(), log.known_time, log.boot);
         let run = Run { start_time: clock.start_time(), first_seq: log.next_seq };
         let waiters = Arc::new(Waiters::beside(setting.space.room()));
         let health = Health::new(Arc::clone(&waiters));

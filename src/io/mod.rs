@@ -7,6 +7,7 @@
 //! there after a power cut. Anything else may be in any state. Nothing here retries, interprets or
 //! hides an error.
 
+mod boot;
 #[cfg(test)]
 mod conformance;
 pub(crate) mod copy_on_store;
@@ -21,6 +22,7 @@ mod mmap;
 mod os;
 pub(crate) mod window;
 
+pub(crate) use boot::boot_id;
 pub(crate) use latch::Unopened;
 
 use std::any::Any;

@@ -18,10 +18,11 @@ use crate::format::address::{Index, Ordinal};
 use crate::format::checkpoint::{Checkpoint, ConsumerOffset, Listed};
 use crate::format::limits::TIME_END;
 use crate::format::name;
+use crate::io::boot_id;
 use crate::log::Segment;
 use crate::ranges::Ranges;
 use crate::report::{Damage, DamageKind, Ignored, RecoveryReport};
-use crate::time::{Anchor, KnownTime, Shift, Time};
+use crate::time::{Boot, KnownTime, Shift, Time};
 use std::collections::BTreeMap;
 
 /// What counts of a directory.
@@ -48,7 +49,7 @@ pub(crate) struct Log {
     /// Where the clock of this run begins.
     pub(crate) known_time: KnownTime,
     /// Where that line lies on a boot clock.
-    pub(crate) anchor: Option<Anchor>,
+    pub(crate) boot: Boot,
     /// How far consumers were: a hint.
     pub(crate) offset: ConsumerOffset,
     /// In the order of the log.
@@ -147,7 +148,10 @@ impl Reconciled {
                 time: newest_time.max(noted_time),
                 shift: newest_shift(&found),
             },
-            anchor: found.checkpoint.as_ref().and_then(|known| known.added.anchor),
+            boot: Boot {
+                id: boot_id(),
+                anchor: found.checkpoint.as_ref().and_then(|known| known.added.anchor),
+            },
             offset: found.checkpoint.as_ref().map(|known| known.added.offset).unwrap_or_default(),
             parts,
             replaced: found.replaced.found,

@@ -36,8 +36,11 @@ struct Known {
 
 #[derive(Clone, Copy, Default)]
 struct Kind {
+    /// Whether the clock is set back while the queue is closed, too.
     sets_while_closed: bool,
+    /// Whether CHECKPOINT is lost now and then.
     loses_checkpoint: bool,
+    /// Whether all of it is in one boot.
     stays_up: bool,
 }
 
@@ -49,30 +52,23 @@ struct History {
     now: Passed,
     all: Vec<Known>,
     story: Vec<String>,
-    /// Whether the clock is set back while the queue is closed, too.
-    sets_while_closed: bool,
-    /// Whether CHECKPOINT is lost now and then.
-    loses_checkpoint: bool,
-    /// Whether all of it is in one boot; whether CHECKPOINT knows of that.
-    stays_up: bool,
+    kind: Kind,
+    /// Whether CHECKPOINT knows of the boot.
     is_anchored: bool,
 }
 
 impl History {
     fn new(seed: u64, kind: Kind) -> Self {
-        let Kind { sets_while_closed, loses_checkpoint, stays_up } = kind;
         let board = Board::at(year(2020));
         Self {
             seed,
             dice: Dice(seed),
-            board: if stays_up { board.in_boot(1) } else { board },
+            board: if kind.stays_up { board.in_boot(1) } else { board },
             wall: year(2020),
             now: Passed::default(),
             all: Vec::new(),
             story: Vec::new(),
-            sets_while_closed,
-            loses_checkpoint,
-            stays_up,
+            kind,
             is_anchored: false,
         }
     }
@@ -146,14 +142,13 @@ impl History {
         assert!(now.total >= known.given_at + known.delay, "early: {}", context());
         // A clock that was set back while nobody ran may give it back some of its time.
         let is_over = known.ttl.is_some_and(|ttl| {
-            let ran = if self.stays_up {
-                now.total - known.pushed.total
+            if self.kind.stays_up {
+                now.total >= known.pushed.total + ttl
             } else {
-                now.ran - known.pushed.ran
-            };
-            ran >= ttl
+                now.ran >= known.pushed.ran + ttl
+            }
         });
-        assert!(!is_over || self.sets_while_closed, "outlived: {}", context());
+        assert!(!is_over || self.kind.sets_while_closed, "outlived: {}", context());
         assert_eq!(job.pushed_at(), known.wall, "{}", context());
         id
     }
@@ -162,15 +157,19 @@ impl History {
     fn nothing_came(&self) {
         for (id, known) in self.all.iter().enumerate().filter(|(_, known)| !known.is_over) {
             // A slot has the length of its delay with eight bits, rounded up.
-            let rounding = if self.sets_while_closed { known.delay / 128 } else { Duration::ZERO };
+            let rounding =
+                if self.kind.sets_while_closed { known.delay / 128 } else { Duration::ZERO };
             let counted = known.counted + known.in_run;
             // In one boot, all time counts.
-            let passed = if self.stays_up { self.now.total - known.given_at } else { counted };
-            let waits = passed < known.delay + rounding;
+            let waits = if self.kind.stays_up {
+                self.now.total < known.given_at + known.delay
+            } else {
+                counted < known.delay + rounding
+            };
             let is_past = |ttl| self.now.total >= known.pushed.total + ttl;
             let may_be_over = known.ttl.is_some_and(is_past);
             // Without CHECKPOINT, a run does not know how much time passed in those before it.
-            let may_be_late = self.loses_checkpoint;
+            let may_be_late = self.kind.loses_checkpoint;
             assert!(
                 waits || may_be_over || may_be_late,
                 "late or lost: {id}, {known:?}, {}",
@@ -218,24 +217,24 @@ impl History {
         }
         // A run that did not end in order may not have noted its time, of which only clocks that
         // are set back while nobody runs take any.
-        let counts = way == 0 || !self.sets_while_closed;
+        let counts = way == 0 || !self.kind.sets_while_closed;
         for known in &mut self.all {
             let ran = std::mem::take(&mut known.in_run);
             known.counted += if counts { ran } else { Duration::ZERO };
         }
         let span = if self.dice.one_in(2) { self.millis(1_800_000) } else { Duration::ZERO };
         self.pass(span, false);
-        if self.sets_while_closed && self.dice.one_in(2) {
+        if self.kind.sets_while_closed && self.dice.one_in(2) {
             let wall = self.wall - self.millis(86_400_000);
             self.set(wall);
         }
         // Forward and back, once a run has noted where its time lies on the boot clock.
         self.is_anchored |= way == 0 && !self.all.is_empty();
-        if self.stays_up && self.is_anchored && self.dice.one_in(2) {
+        if self.kind.stays_up && self.is_anchored && self.dice.one_in(2) {
             let wall = year(1971) + self.millis(60 * 365 * 86_400_000);
             self.set(wall);
         }
-        if self.loses_checkpoint && self.dice.one_in(2) {
+        if self.kind.loses_checkpoint && self.dice.one_in(2) {
             // It may not be there yet.
             self.board.directory().remove("CHECKPOINT").ok();
         }
