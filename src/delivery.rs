@@ -106,7 +106,8 @@ impl Delivery {
     /// * [`Error::Poisoned`](crate::Error::Poisoned) with `sync_acks` if the sync failed: the
     ///   message is settled in this run, but it may come back after a power cut.
     /// * [`Error::Io`](crate::Error::Io) or [`Error::StorageFull`](crate::Error::StorageFull) if
-    ///   the state could not be stored (only where stores are writes): the message comes back.
+    ///   the state could not be stored (where stores are writes, or if no file descriptor was left
+    ///   to map its file): the message comes back.
     pub fn ack(self) -> Result<()> {
         self.answer(&Answer::Ack)
     }
@@ -124,8 +125,8 @@ impl Delivery {
     /// * [`Error::LeaseExpired`](crate::Error::LeaseExpired) if the lease ran out and the message
     ///   was handed out again, settled or given up since.
     /// * [`Error::Io`](crate::Error::Io) or [`Error::StorageFull`](crate::Error::StorageFull) if
-    ///   the backoff or the death could not be stored (only where stores are writes): the message
-    ///   is back all the same.
+    ///   the backoff or the death could not be stored (where stores are writes, or if no file
+    ///   descriptor was left to map its file): the message is back all the same.
     pub fn nack(self) -> Result<()> {
         self.answer(&Answer::Nack)
     }
@@ -209,8 +210,8 @@ impl Delivery {
     /// * [`Error::Closed`](crate::Error::Closed) if the queue was closed.
     /// * [`Error::LeaseExpired`](crate::Error::LeaseExpired) as for [`Delivery::nack`].
     /// * [`Error::Io`](crate::Error::Io) or [`Error::StorageFull`](crate::Error::StorageFull) if
-    ///   the state could not be stored (only where stores are writes): the message is back, and its
-    ///   attempt stays counted.
+    ///   the state could not be stored (where stores are writes, or if no file descriptor was left
+    ///   to map its file): the message is back, and its attempt stays counted.
     pub fn release(self) -> Result<()> {
         self.answer(&Answer::Release)
     }
