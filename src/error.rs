@@ -301,3 +301,17 @@ pub(crate) fn within(option: &'static str, value: u64, bound: &RangeInclusive<u6
     }
     Err(Error::invalid_option(option, value, &format!("{} to {}", bound.start(), bound.end())))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each that was refused after its message stood in the log said that it was not in the queue.
+    #[test]
+    fn an_error_says_whether_its_change_may_stand() {
+        let error = || Error::io("open", Path::new("q"), 0, io::ErrorKind::Other.into());
+        assert!(!error().is_indeterminate());
+        assert!(error().after_the_change().is_indeterminate());
+        assert!(!Error::Closed.after_the_change().is_indeterminate());
+    }
+}
