@@ -10,7 +10,7 @@
 //! So the time in which nobody ran counts. If that would be earlier than the newest time in the
 //! log, the clock was set back meanwhile: then the run begins at that newest time.
 
-use crate::time::{Anchor, Boot, BootId, KnownTime, Millis, Shift, Time};
+use crate::time::{Anchor, Boot, BootId, KnownTime, Millis, NANOS, Shift, Time};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -38,9 +38,6 @@ pub(crate) fn now() -> Instant {
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     Instant::now()
 }
-
-/// In a millisecond.
-const NANOS: u64 = 1_000_000;
 
 /// The background, and a thread that waits for the time of a message, look at the clock at least
 /// this often.

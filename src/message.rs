@@ -117,9 +117,9 @@ impl<'a> Message<'a> {
     ///
     /// While the queue is open, time is that since boot, suspend included, and it does not matter
     /// if the wall clock is set. Between two runs in one boot of a Linux system the same holds, if
-    /// one of that boot was closed before, or lasted 30 s. Between others the wall clock says how
-    /// much time has passed: if it was set back meanwhile, that time does not count. Never more
-    /// than the whole delay is left (to within 1 %).
+    /// one of that boot was closed before, or had a background for 30 s. Between others the wall
+    /// clock says how much time has passed: if it was set back meanwhile, that time does not count.
+    /// Never more than the whole delay is left (to within 1 %).
     ///
     /// ```
     /// use std::time::Duration;

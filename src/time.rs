@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 use std::ops::Add;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// Nanoseconds in a millisecond.
+pub(crate) const NANOS: u64 = 1_000_000;
+
 /// A moment: milliseconds since 1970 UTC, as the queue's clock counts them. That is UTC as long as
 /// nobody sets the system's clock: see [`Shift`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
@@ -65,13 +68,11 @@ pub(crate) struct Anchor {
 }
 
 impl Anchor {
-    const NANOS: u64 = 1_000_000;
-
     /// The time of the line when the boot clock shows this, and nanoseconds since that millisecond
     /// began. None before the anchor.
     pub(crate) fn time_at(&self, nanos: u64) -> Option<(Time, u64)> {
         let since = u64::try_from(nanos.wrapping_sub(self.nanos).cast_signed()).ok()?;
-        Some((self.time.saturating_add(Millis(since / Self::NANOS)), since % Self::NANOS))
+        Some((self.time.saturating_add(Millis(since / NANOS)), since % NANOS))
     }
 
     /// Whether `time` began when the boot clock showed `nanos`.

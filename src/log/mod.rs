@@ -99,7 +99,7 @@ pub(crate) trait OnFailure {
     /// caller.
     fn failed(&self, operation: &'static str, path: &Path, error: std::io::Error) -> Error;
 
-    /// Notes that a file with this name means nothing and could not be removed, or might be left.
+    /// Notes that a file with this name means nothing, and could not be removed.
     fn left_behind(&self, name: &str);
 }
 
