@@ -257,11 +257,12 @@ impl Error {
     /// Whether something smaller may find room where this found none: on the disk, or among the
     /// addresses of the process.
     pub(crate) fn may_fit_smaller(&self) -> bool {
-        match self {
-            Self::StorageFull { .. } => true,
-            Self::Io { source, .. } => source.kind() == io::ErrorKind::OutOfMemory,
-            _ => false,
-        }
+        matches!(self, Self::StorageFull { .. }) || self.lacks_room_for_map()
+    }
+
+    /// Whether no file could be mapped any more: there are too many maps.
+    pub(crate) fn lacks_room_for_map(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::OutOfMemory)
     }
 
     /// The text of this error and of all its sources, for places that can keep only text.

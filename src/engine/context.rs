@@ -12,6 +12,7 @@ use crate::io::Storage;
 use crate::options::Options;
 use crate::seq::QueueId;
 use crate::time::Time;
+use parking_lot::Mutex;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -39,6 +40,31 @@ pub(crate) struct Context {
     pub(crate) died: Hint,
     /// When those are moved that the dead letters refused, if they refused any.
     pub(crate) move_again: TimeHint,
+    pub(crate) unmapping: Unmapping,
+}
+
+/// Where maps are given up, by whatever thread. Whoever finds no room for a map waits here until
+/// those that another thread gives up are gone.
+#[derive(Debug, Default)]
+pub(crate) struct Unmapping {
+    /// Some were, since somebody last made room.
+    has_room: Mutex<bool>,
+}
+
+impl Unmapping {
+    /// Gives up the maps that `take` takes out.
+    pub(crate) fn give_up<T>(&self, take: impl FnOnce() -> Vec<T>) {
+        let mut has_room = self.has_room.lock();
+        let idle = take();
+        *has_room |= !idle.is_empty();
+        drop(idle);
+    }
+
+    /// The same for somebody who found no room; false if none was given up since the last time.
+    pub(crate) fn make_room<T>(&self, take: impl FnOnce() -> Vec<T>) -> bool {
+        self.give_up(take);
+        std::mem::take(&mut *self.has_room.lock())
+    }
 }
 
 /// Says that something may have to be done. To ask it costs one load.

@@ -79,7 +79,7 @@ use crate::report::{Compacted, Damage, RecoveryReport};
 use crate::seq::QueueId;
 use crate::stats::Stats;
 use append::Appender;
-use context::{Hint, TimeHint};
+use context::Hint;
 use dispatch::Dispatch;
 use health::Health;
 use inspect::Others;
@@ -155,7 +155,6 @@ impl Engine {
         let waiters = Arc::new(Waiters::beside(setting.space.room()));
         let health = Health::new(Arc::clone(&waiters));
         let Setting { worker, space, .. } = setting;
-        let (surplus, died) = (Hint::default(), Hint::default());
         let context = Arc::new(Context {
             id: QueueId(log.queue_id),
             storage,
@@ -166,9 +165,10 @@ impl Engine {
             waiters,
             worker,
             space,
-            surplus,
-            died,
-            move_again: TimeHint::default(),
+            surplus: Hint::default(),
+            died: Hint::default(),
+            move_again: context::TimeHint::default(),
+            unmapping: context::Unmapping::default(),
         });
         let (recovery, durable) = (log.report.clone(), log.next_seq - 1);
         let published = Arc::new(Published::new(durable));

@@ -233,6 +233,12 @@ impl Producers {
                     // Whatever fails here, nothing has been placed.
                     may_make_room = self.make_room().map_err(Error::before_anything)?;
                 }
+                Err(error) if error.lacks_room_for_map() => {
+                    let has_room = self.reclaim.make_room_for_map();
+                    if !has_room.map_err(Error::before_anything)? {
+                        return Err(error);
+                    }
+                }
                 result => result?,
             }
         }

@@ -17,20 +17,16 @@ impl Consumers {
         let Error::Io { source, .. } = &error else { return Err(error) };
         let is_cleared = match source.kind() {
             // There are too many maps, for this system or for the limits of this process.
-            ErrorKind::OutOfMemory => self.drop_idle_maps(),
+            ErrorKind::OutOfMemory => self.make_room_for_map(),
             ErrorKind::NotFound => self.give_up_vanished(),
             _ => false,
         };
         if is_cleared { Ok(()) } else { Err(error) }
     }
 
-    /// Drops maps that no delivery needs; false if there are none.
-    fn drop_idle_maps(&self) -> bool {
-        let mut dispatch = self.dispatch.lock();
-        let reading = dispatch.ledger().places().cursor().ordinal();
-        let idle = dispatch.backlog_mut().tracks_mut().take_idle_maps(reading);
-        drop(dispatch);
-        !idle.is_empty()
+    /// Gives up maps that no delivery needs; false if there are none.
+    fn make_room_for_map(&self) -> bool {
+        self.context.unmapping.make_room(|| self.dispatch.lock().take_idle_maps())
     }
 
     /// Passes over segments whose files somebody removed; false if there are none.

@@ -98,6 +98,12 @@ impl Dispatch {
         &mut self.deliveries
     }
 
+    /// Maps that no delivery needs. The caller drops them outside of the lock.
+    pub(crate) fn take_idle_maps(&mut self) -> Vec<Arc<Mapped>> {
+        let reading = self.ledger().places().cursor().ordinal();
+        self.backlog_mut().tracks_mut().take_idle_maps(reading)
+    }
+
     #[inline]
     pub(crate) fn ledger(&self) -> &Ledger {
         self.deliveries.ledger()

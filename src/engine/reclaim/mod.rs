@@ -139,6 +139,13 @@ impl Reclaim {
         Ok(())
     }
 
+    /// For a push that cannot map its segment: unmaps others, or seals one that is full, which then
+    /// need not stay mapped; false if there was none.
+    pub(crate) fn make_room_for_map(&self) -> Result<bool> {
+        let take = || self.dispatch.lock().take_idle_maps();
+        Ok(self.context.unmapping.make_room(take) || self.commit.sync_oldest_full()?)
+    }
+
     /// For a push that finds no room: gives back a file without unsettled messages, or makes one
     /// copy; false if neither gave anything back.
     pub(crate) fn make_room(&self) -> Result<bool> {
@@ -253,16 +260,11 @@ impl Reclaim {
 
     /// Unmaps segments that no delivery needs, and closes unmapped segments that are synced.
     pub(crate) fn release_idle_maps(&self) {
-        let mut dispatch = self.dispatch.lock();
-        let reading = dispatch.ledger().places().cursor().ordinal();
-        let idle = dispatch.backlog_mut().tracks_mut().take_idle_maps(reading);
-        drop(dispatch);
-        drop(idle);
+        self.context.unmapping.give_up(|| self.dispatch.lock().take_idle_maps());
         // It is poisoned, if that fails, which the next sync says.
-        if self.sync_held_open().is_err() {
-            return;
+        if self.sync_held_open().is_ok() {
+            self.release_clean();
         }
-        self.release_clean();
     }
 
     /// Closes segments that are not mapped, and of which everything is synced.
