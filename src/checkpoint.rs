@@ -8,7 +8,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::bytes::to_u64;
-use crate::format::checkpoint::{Checkpoint, DecodedCheckpoint};
+use crate::format::checkpoint::{Added, Checkpoint, DecodedCheckpoint};
 use crate::format::limits::NUMBER_END;
 use crate::format::{PAGE, name};
 use crate::io::{Storage, StorageFile, is_unreadable};
@@ -141,17 +141,20 @@ impl CheckpointFile {
         if has(self.newer) { 1 + usize::from(has(1 - self.newer)) } else { 0 }
     }
 
-    /// Whether a slot may not say which numbers this checkpoint says are missing, or how the clock
-    /// was set.
+    /// Whether a slot may not say which numbers this checkpoint says are missing, which segments are
+    /// left out, or how the clock was set.
     pub(crate) fn may_lack_facts_of(&self, checkpoint: &Checkpoint) -> bool {
+        let Checkpoint { unaccounted, added: Added { clock, apart, .. }, .. } = checkpoint;
         let has = |slot: &Option<Arc<Checkpoint>>| {
             slot.as_ref().is_some_and(|known| {
-                known.added.clock.shift == checkpoint.added.clock.shift
-                    && known.unaccounted == checkpoint.unaccounted
+                let added = &known.added;
+                (&known.unaccounted, &added.apart.left_out) == (unaccounted, &apart.left_out)
+                    && added.clock.shift == clock.shift
             })
         };
-        let has_any =
-            !checkpoint.unaccounted.is_empty() || checkpoint.added.clock.shift != Shift::default();
+        let has_any = !unaccounted.is_empty()
+            || !apart.left_out.is_empty()
+            || clock.shift != Shift::default();
         has_any && !self.slots.iter().all(has)
     }
 

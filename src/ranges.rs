@@ -73,6 +73,11 @@ impl Ranges {
         self.0.get(at).is_some_and(|&(start, end)| start <= first && last <= end)
     }
 
+    /// Each range, with both ends, in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.0.iter().copied()
+    }
+
     /// The largest number in it.
     pub(crate) fn last(&self) -> Option<u64> {
         self.0.last().map(|&(_, end)| end)

@@ -13,6 +13,7 @@ mod damaged;
 mod epoch;
 mod found;
 mod leftover;
+mod lost;
 mod order;
 mod part;
 mod reconciled;

@@ -5,6 +5,7 @@ use super::address::Ordinal;
 use super::bytes::{put, take, to_u64, u16_at, u32_at, u64_at};
 use super::checksum::crc32_of_both;
 use super::limits::{NUMBER_END, TIME_END, is_number};
+use super::ordinals::Ordinals;
 use crate::ranges::Ranges;
 use crate::time::{Anchor, BootId, KnownTime, Time};
 use serde::{Deserialize, Serialize};
@@ -27,7 +28,8 @@ pub(crate) struct Checkpoint {
     /// Every Seq up to here was durable.
     pub(crate) watermark: u64,
     pub(crate) seq_limit: u64,
-    /// Every segment there was, in the order of the log, then those being made.
+    /// Those that are lost, then every segment there was, in the order of the log, then those being
+    /// made.
     pub(crate) segments: ListedSegments,
     /// Every Seq up to here is in a listed segment, or was settled and let go, or is unaccounted.
     pub(crate) accounted: u64,
@@ -43,7 +45,7 @@ pub(crate) struct Checkpoint {
 }
 
 /// What a body has at its end that was not there from the first.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub(crate) struct Added {
     /// When it was written, on the time line of the queue, and how far that was ahead of UTC.
     pub(crate) clock: KnownTime,
@@ -51,6 +53,19 @@ pub(crate) struct Added {
     /// Added later than those.
     #[serde(skip)]
     pub(crate) anchor: Option<Anchor>,
+    /// Added later than that.
+    #[serde(skip)]
+    pub(crate) apart: Apart,
+}
+
+/// Segments that are not in the log, and whose files stay, or may come back.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct Apart {
+    /// Those in the list that are lost, and were told to be.
+    pub(crate) lost: Ordinals,
+    /// Those that never count again, since others have some of their numbers. The list has none of
+    /// them.
+    pub(crate) left_out: Ordinals,
 }
 
 /// An anchor as it is stored: the id of the boot (0: there is none), the time and the nanoseconds.
@@ -66,12 +81,14 @@ impl Added {
         if !added.is_possible() {
             return Self::default();
         }
-        let stored = postcard::take_from_bytes::<StoredAnchor>(rest).ok();
-        let anchor = stored.and_then(|((boot, time, nanos), _)| {
-            let boot = BootId::new(u128::from_le_bytes(boot))?;
-            (time.0 < TIME_END).then_some(Anchor { boot, time, nanos })
-        });
-        Self { anchor, ..added }
+        let Ok((stored, rest)) = postcard::take_from_bytes::<StoredAnchor>(rest) else {
+            return added;
+        };
+        let (boot, time, nanos) = stored;
+        let boot = BootId::new(u128::from_le_bytes(boot)).filter(|_| time.0 < TIME_END);
+        let anchor = boot.map(|boot| Anchor { boot, time, nanos });
+        let apart = postcard::take_from_bytes::<Apart>(rest).map(|(apart, _)| apart);
+        Self { anchor, apart: apart.unwrap_or_default(), ..added }
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -80,7 +97,8 @@ impl Added {
             (anchor.boot.get().to_le_bytes(), anchor.time, anchor.nanos)
         });
         let body = postcard::to_stdvec(self).expect(plain);
-        postcard::to_extend(&anchor, body).expect(plain)
+        let body = postcard::to_extend(&anchor, body).expect(plain);
+        postcard::to_extend(&self.apart, body).expect(plain)
     }
 
     /// Whether its numbers keep to the limits of the format.
@@ -187,6 +205,11 @@ impl Checkpoint {
         ordinal < self.next_ordinal && self.segments.of(ordinal).is_none()
     }
 
+    /// Whether this segment was known to be lost.
+    pub(crate) fn knows_lost(&self, ordinal: Ordinal) -> bool {
+        self.added.apart.lost.contains(ordinal)
+    }
+
     /// Whether this one says the same, but for how far consumers are, and when it was written.
     pub(crate) fn says_the_same(&self, other: &Self) -> bool {
         let numbers = |of: &Self| {
@@ -195,11 +218,13 @@ impl Checkpoint {
         numbers(self) == numbers(other)
             && (self.queue_id, self.added.clock.shift) == (other.queue_id, other.added.clock.shift)
             && (&self.segments, &self.unaccounted) == (&other.segments, &other.unaccounted)
+            && self.added.apart == other.added.apart
     }
 
-    /// The largest ordinal in the list.
+    /// The largest ordinal in the list of those that were not lost.
     pub(crate) fn last_ordinal(&self) -> Ordinal {
-        self.segments.iter().map(|listed| listed.ordinal).max().unwrap_or(Ordinal::NONE)
+        let ordinals = self.segments.iter().map(|listed| listed.ordinal);
+        ordinals.filter(|&one| !self.knows_lost(one)).max().unwrap_or(Ordinal::NONE)
     }
 
     /// The segments that had records.
@@ -212,9 +237,10 @@ impl Checkpoint {
         self.segments.of(ordinal).filter(|listed| listed.first_seq > 0)
     }
 
-    /// The newest segment that had records.
+    /// The newest segment that had records, and was not lost.
     pub(crate) fn last_used_ordinal(&self) -> Ordinal {
-        self.used().next_back().map_or(Ordinal::NONE, |listed| listed.ordinal)
+        let mut newest = self.used().rev().map(|listed| listed.ordinal);
+        newest.find(|&one| !self.knows_lost(one)).unwrap_or(Ordinal::NONE)
     }
 
     /// The last Seq that a listed segment certainly had when the list was written; only the newest
@@ -308,6 +334,10 @@ mod tests {
                 clock: KnownTime { time: Time(7), shift: Shift(-8) },
                 offset: ConsumerOffset { floor: 9, cursor: 10, ordinal: Ordinal(11), index: 12 },
                 anchor: BootId::new(13).map(|boot| Anchor { boot, time: Time(14), nanos: 15 }),
+                apart: Apart {
+                    lost: [Ordinal(2)].into_iter().collect(),
+                    left_out: [Ordinal(3), Ordinal(4)].into_iter().collect(),
+                },
             },
         }
     }
@@ -345,12 +375,16 @@ mod tests {
             generation: 9,
             checkpoint: Checkpoint { added, ..checkpoint() },
         };
-        let (old, without_anchor) =
-            (of(Added::default()), of(Added { anchor: None, ..checkpoint().added }));
+        let apart = postcard::to_stdvec(&checkpoint().added.apart).unwrap().len();
+        let without_apart = Added { apart: Apart::default(), ..checkpoint().added };
+        let without_anchor = of(Added { anchor: None, ..without_apart.clone() });
+        let (old, without_apart) = (of(Added::default()), of(without_apart));
         assert_eq!(with_body(bytes.len() - added), old);
         assert_eq!(with_body(bytes.len() - added + first - 1), old, "half of it");
         assert_eq!(with_body(bytes.len() - added + first), without_anchor);
-        assert_eq!(with_body(bytes.len() - 1), without_anchor, "half of the anchor");
+        assert_eq!(with_body(bytes.len() - apart - 1), without_anchor, "half of the anchor");
+        assert_eq!(with_body(bytes.len() - apart), without_apart);
+        assert_eq!(with_body(bytes.len() - 1), without_apart, "half of what is apart");
     }
 
     #[test]

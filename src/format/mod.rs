@@ -10,6 +10,7 @@ pub(crate) mod extension;
 pub(crate) mod limits;
 pub(crate) mod name;
 pub(crate) mod number;
+pub(crate) mod ordinals;
 pub(crate) mod record;
 pub(crate) mod segment;
 pub(crate) mod slot;

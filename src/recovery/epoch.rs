@@ -20,6 +20,16 @@ pub(super) struct Watermark {
     pub(super) ordinal: Ordinal,
 }
 
+/// Up to where the records of an epoch were durable.
+#[derive(Clone, Copy, Debug)]
+struct Durable {
+    /// Every Seq up to here, and every one that is there: all of an epoch before the newest.
+    until: u64,
+    /// The same as it is witnessed. A batch that is open at the end is torn if it ends behind: the
+    /// file was away when its end was looked for.
+    witnessed: u64,
+}
+
 /// The parts of an epoch that count.
 #[derive(Debug)]
 pub(super) struct EpochRead {
@@ -86,8 +96,9 @@ pub(super) fn read(
     report: &mut RecoveryReport,
 ) -> Result<EpochRead> {
     let members = members(segments, report)?;
-    let watermark =
-        if is_newest { watermark(&members).max(hint.map_or(0, |hint| hint.seq)) } else { u64::MAX };
+    let witnessed = witnessed(&members).max(hint.filter(|_| is_newest).map_or(0, |hint| hint.seq));
+    let durable = Durable { until: if is_newest { witnessed } else { u64::MAX }, witnessed };
+    let watermark = durable.until;
     let mut read = EpochRead { parts: Vec::new(), newest_time: Time::ZERO, run_ended_at: None };
     let mut previous: Option<PartEnd> = None;
     let mut is_cut = false;
@@ -111,7 +122,7 @@ pub(super) fn read(
             Content::Scanned(scanned) => {
                 read.run_ended_at = None;
                 read.newest_time = read.newest_time.max(scanned.newest_time);
-                let part = end_of(member, scanned, watermark, report);
+                let part = end_of(member, scanned, durable, report);
                 is_cut = report.cut.is_some();
                 part
             }
@@ -283,7 +294,7 @@ fn unused_parts(segments: &[Arc<Segment>], members: &[Member<'_>]) -> Vec<Part> 
 }
 
 /// The largest Seq of this epoch that seals and records witness as durable.
-fn watermark(members: &[Member<'_>]) -> u64 {
+fn witnessed(members: &[Member<'_>]) -> u64 {
     let witnessed = members.iter().map(|member| match &member.content {
         Content::Sealed { count, .. } => {
             (member.activation.first_seq + u64::from(*count)).saturating_sub(1)
@@ -317,7 +328,7 @@ fn readable(scanned: &Scanned, from_index: Index) -> u64 {
 fn end_of(
     member: &Member<'_>,
     scanned: &Scanned,
-    watermark: u64,
+    durable: Durable,
     report: &mut RecoveryReport,
 ) -> Part {
     let first_seq = member.activation.first_seq;
@@ -327,7 +338,7 @@ fn end_of(
         let is_missing = stretch.first_index > end_index;
         // Also if the index is right and the place is not: bytes of a write that failed.
         let is_broken = is_missing || stretch.start != end;
-        if is_broken && first_seq + u64::from(end_index) > watermark {
+        if is_broken && first_seq + u64::from(end_index) > durable.until {
             let damage = member.damage(end_index, stretch.first_index, end, DamageKind::Torn);
             return finish(member, scanned, (end, end_index), open_batch, damage, report);
         }
@@ -335,10 +346,13 @@ fn end_of(
             report.damage.extend(member.loss(end_index, stretch.first_index, end));
         }
         (end, end_index) = (stretch.end, stretch.end_index);
-        open_batch =
-            stretch.open_batch.filter(|_| first_seq + u64::from(end_index) - 1 > watermark);
+        let last_seq = first_seq + u64::from(end_index) - 1;
+        open_batch = stretch.open_batch.filter(|_| last_seq > durable.witnessed);
     }
     if let Some((offset, index)) = open_batch {
+        if durable.until == u64::MAX {
+            return member.part(offset, index.0, false);
+        }
         let damage = member.damage(index, end_index, offset, DamageKind::Torn);
         return finish(member, scanned, (end, end_index), open_batch, damage, report);
     }

@@ -2,13 +2,14 @@
 
 use super::compacted::{self, AllReplaced, CompactedSegment};
 use super::leftover::Leftover;
+use super::lost::Known;
 use super::segment_file::SegmentFile;
 use super::unusable::{Unusable, take_unusable};
 use crate::checkpoint::{CheckpointFile, CheckpointRead};
 use crate::error::{Error, Result};
 use crate::format::address::Ordinal;
 use crate::format::bytes::to_u64;
-use crate::format::checkpoint::{Checkpoint, Listed};
+use crate::format::checkpoint::Checkpoint;
 use crate::format::limits::NUMBER_END;
 use crate::format::name::{self, Kind};
 use crate::format::segment::{DecodedHeader, MIN_SEGMENT, SegmentHeader, capacity};
@@ -17,7 +18,7 @@ use crate::io::copy_on_store::CopyOnStore;
 use crate::io::{Entry, Storage, StorageFile};
 use crate::log::{Marks, ReadHeader, Segment, read_header};
 use crate::random;
-use crate::report::{CheckpointState, Damage, DamageKind, Ignored, RecoveryReport};
+use crate::report::{CheckpointState, Ignored, RecoveryReport};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -39,6 +40,8 @@ pub(crate) struct Found {
     pub(super) leftovers: Vec<Leftover>,
     /// Segments that do not say what they hold.
     pub(super) unusable: Vec<Unusable>,
+    /// Segments that do not count, though they say what they hold.
+    pub(super) set_aside: SetAside,
     /// How many segments have no valid header.
     pub(super) unreadable: usize,
     pub(super) directory: PathBuf,
@@ -48,14 +51,36 @@ pub(crate) struct Found {
     newest_epoch: u64,
 }
 
+/// Segments whose files stay, and that do not count.
+#[derive(Debug, Default)]
+pub(super) struct SetAside {
+    /// Those that are left out for ever.
+    pub(super) left_out: BTreeSet<Ordinal>,
+    /// What is set aside takes so much of the disk.
+    pub(super) bytes: u64,
+    /// No Seq from it on is in one that this open left out.
+    pub(super) seq_limit: u64,
+}
+
+impl SetAside {
+    /// This segment never counts from here on.
+    pub(super) fn leave_out(&mut self, segment: &Segment) {
+        let SegmentHeader { ordinal, size, seq_limit, .. } = segment.header;
+        if self.left_out.insert(ordinal) {
+            self.bytes += size;
+            self.seq_limit = self.seq_limit.max(seq_limit);
+        }
+    }
+}
+
 /// Behind a name that no header vouches for, numbers have to go on.
 const ORDINAL_LIMIT_OF_NAMES: Ordinal = Ordinal(NUMBER_END / 2);
 
 /// Segments that are not compacted, and those that are.
 type Kinds = (Vec<Arc<Segment>>, Vec<CompactedSegment>);
 
-/// This many missing segments are told of one by one.
-const MOST_TOLD: usize = 1000;
+/// What is told of a segment that is left out.
+pub(super) const LEFT_OUT: &str = "a segment with numbers that another one has";
 
 /// Several threads read segments where there are more than this many for each.
 const SEGMENTS_PER_THREAD: usize = 32;
@@ -79,6 +104,7 @@ impl Found {
         let mut reading = DirectoryReader {
             directory,
             leftovers: Vec::new(),
+            set_aside: SetAside::default(),
             unreadable: 0,
             largest_ordinal: Ordinal::NONE,
             newest_epoch: 0,
@@ -99,7 +125,8 @@ impl Found {
         if hint.is_some() && checkpoint.is_none() {
             reading.report.checkpoint = CheckpointState::Foreign;
         }
-        let kept = reading.keep(&**storage, files, queue_id, checkpoint.as_ref())?;
+        let mut let_go = Vec::new();
+        let kept = reading.keep(&**storage, files, queue_id, checkpoint.as_ref(), &mut let_go)?;
         let (mut segments, mut compacted) = segments_of(&**storage, kept)?;
         let replaced = compacted::take_replaced(&mut segments, &mut compacted)?;
         let mut unusable = reading.take_broken_copies(&mut segments, checkpoint.as_ref());
@@ -112,12 +139,13 @@ impl Found {
         let DirectoryReader {
             directory,
             leftovers,
+            set_aside,
             unreadable,
             largest_ordinal,
             newest_epoch,
             report,
         } = reading;
-        Ok(Self {
+        let mut found = Self {
             queue_id,
             segments,
             compacted,
@@ -126,13 +154,16 @@ impl Found {
             checkpoint_file,
             leftovers,
             unusable,
+            set_aside,
             unreadable,
             directory,
             has_dead_letters,
             report,
             largest_ordinal,
             newest_epoch,
-        })
+        };
+        found.take_let_go(&**storage, let_go)?;
+        Ok(found)
     }
 
     /// Larger than every ordinal that is known, even if only from a file's name: none is used
@@ -160,6 +191,7 @@ impl Found {
             self.segments.iter().chain(compacted).chain(replaced.map(|source| &source.segment));
         let headers = all.map(|segment| segment.header.seq_limit);
         let headers = headers.chain(self.unusable.iter().map(|unusable| unusable.seq_limit));
+        let headers = headers.chain([self.set_aside.seq_limit]);
         let hint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.seq_limit);
         // Each segment whose header is damaged may have had a higher limit, by what it and its
         // predecessor hold.
@@ -187,42 +219,13 @@ impl Found {
         places.any(|place| newest.is_none_or(|newest| place > newest))
     }
 
-    /// The segments that CHECKPOINT lists and the directory does not have, and those that do not
-    /// say what they hold, where that is known otherwise. What a copy has of them is not missing.
-    pub(super) fn missing_segments(&self) -> Vec<Damage> {
-        let unusable = self.unusable.iter().map(|unusable| unusable.listed.ordinal);
-        let copied = self.replaced.by_copy.keys().copied();
-        let here: BTreeSet<Ordinal> = self.ordinals().chain(unusable).chain(copied).collect();
-        let is_gone = |listed: &&Listed| !here.contains(&listed.ordinal);
-        // A segment that was prepared and never used held nothing.
-        let gone = self.checkpoint.iter().flat_map(|checkpoint| {
-            let gone = checkpoint.used().filter(is_gone);
-            gone.map(|listed| (*listed, checkpoint.last_seq_of(listed).max(listed.first_seq)))
-        });
-        let unusable = self.unusable.iter().filter(|unusable| unusable.listed.first_seq > 0);
-        let unusable = unusable.map(|unusable| (unusable.listed, unusable.last_seq()));
-        let mut lost = unusable.chain(gone);
-        let damage =
-            |first, last, path| Damage { first, last, path, offset: 0, kind: DamageKind::Segment };
-        let each = lost.by_ref().take(MOST_TOLD);
-        let each = each.map(|(listed, last)| {
-            damage(listed.first_seq, last, self.directory.join(name::segment(listed.ordinal)))
-        });
-        let mut told: Vec<Damage> = each.collect();
-        // Together, so that a list takes no more memory than its bytes on the disk.
-        let rest = lost.map(|(listed, last)| (listed.first_seq, last));
-        let rest = rest.reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)));
-        told.extend(rest.map(|(first, last)| damage(first, last, self.directory.clone())));
-        told
-    }
-
     fn replaced_ordinals(&self) -> impl Iterator<Item = Ordinal> {
         let sources = self.replaced.found.iter().flat_map(|replaced| &replaced.sources);
         sources.map(|source| source.segment.header.ordinal)
     }
 
     /// The ordinals of all segments that are here.
-    fn ordinals(&self) -> impl Iterator<Item = Ordinal> {
+    pub(super) fn ordinals(&self) -> impl Iterator<Item = Ordinal> {
         let segments = self.segments.iter().map(|segment| segment.header.ordinal);
         let compacted = self.compacted.iter().map(|one| one.segment.header.ordinal);
         segments.chain(compacted).chain(self.replaced_ordinals())
@@ -233,6 +236,7 @@ impl Found {
 struct DirectoryReader {
     directory: PathBuf,
     leftovers: Vec<Leftover>,
+    set_aside: SetAside,
     unreadable: usize,
     largest_ordinal: Ordinal,
     newest_epoch: u64,
@@ -288,14 +292,19 @@ impl DirectoryReader {
         Ok(files)
     }
 
-    /// The files of the chosen queue, one for each ordinal, without those that were let go.
+    /// The files of the chosen queue, one for each ordinal, without those that are left out or were
+    /// let go.
     fn keep(
         &mut self,
         storage: &dyn Storage,
         files: Vec<SegmentFile>,
         queue_id: [u8; 16],
         checkpoint: Option<&Checkpoint>,
+        let_go: &mut Vec<SegmentFile>,
     ) -> Result<BTreeMap<Ordinal, SegmentFile>> {
+        let known = checkpoint.map(|checkpoint| Known::of(checkpoint, &files));
+        let left_out = checkpoint.into_iter().flat_map(|known| known.added.apart.left_out.iter());
+        self.set_aside.left_out = left_out.collect();
         let mut kept: BTreeMap<Ordinal, SegmentFile> = BTreeMap::new();
         for found in files {
             let SegmentFile { name, header, .. } = &found;
@@ -306,11 +315,15 @@ impl DirectoryReader {
             }
             self.largest_ordinal = self.largest_ordinal.max(ordinal);
             self.newest_epoch = self.newest_epoch.max(header.epoch);
-            if let Some(checkpoint) = checkpoint
-                && checkpoint.let_go(ordinal)
-                && !found.is_back(storage, checkpoint)?
+            if self.set_aside.left_out.contains(&ordinal) {
+                self.ignore(&name, LEFT_OUT);
+                self.set_aside.bytes += found.file.size();
+                continue;
+            }
+            if let Some(known) = known.as_ref()
+                && !known.has(&found, storage)?
             {
-                self.leftovers.push(found.into_leftover(storage)?);
+                let_go.push(found);
                 continue;
             }
             let right_name = name == name::segment(ordinal);

@@ -1,13 +1,16 @@
 //! The order of the log: that of Seqs.
 //!
 //! Promises: no two parts have a Seq in common, and the Seqs of each part are behind those of the
-//! part before. keepq wrote nothing else, but a directory may say anything.
+//! part before. keepq wrote nothing else, but a directory may say anything: of a backup that was
+//! copied over it, too.
 
 use super::part::Part;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Puts copies and other parts in the order of their Seqs. The parts without records stay where
 /// they are among the `plain` ones, if those are in order. Gives also the parts that are left out:
-/// they begin before the end of what is before them.
+/// others have some of their Seqs.
 pub(super) fn by_seq(mut plain: Vec<Part>, mut copies: Vec<Part>) -> (Vec<Part>, Vec<Part>) {
     let first_seq = |part: &Part| if part.count > 0 { part.first_seq } else { 0 };
     let used = plain.iter().filter(|part| part.count > 0);
@@ -34,17 +37,24 @@ pub(super) fn by_seq(mut plain: Vec<Part>, mut copies: Vec<Part>) -> (Vec<Part>,
     without_overlaps(parts)
 }
 
+/// The part with the larger ordinal counts: that is the file that was made later, so it has what
+/// became of the messages since the other one was made. No file that is made from now on is left
+/// out, then.
 fn without_overlaps(parts: Vec<Part>) -> (Vec<Part>, Vec<Part>) {
-    let (mut kept, mut left_out, mut end) = (Vec::with_capacity(parts.len()), Vec::new(), 0);
-    for part in parts {
-        if part.count == 0 {
-            kept.push(part);
-        } else if part.first_seq < end {
-            left_out.push(part);
+    let mut by_age: Vec<&Part> = parts.iter().filter(|part| part.count > 0).collect();
+    by_age.sort_by_key(|part| Reverse(part.segment.header.ordinal));
+    // The first Seqs of those that count, and where they end.
+    let mut ends: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut left_out = BTreeSet::new();
+    for part in by_age {
+        // No two of them overlap, so of those that begin before its end the last one ends last.
+        let before = ends.range(..part.end_seq()).next_back();
+        if before.is_some_and(|(_, &end)| end > part.first_seq) {
+            left_out.insert(part.segment.header.ordinal);
         } else {
-            end = part.end_seq();
-            kept.push(part);
+            ends.insert(part.first_seq, part.end_seq());
         }
     }
-    (kept, left_out)
+    let is_kept = |part: &Part| !left_out.contains(&part.segment.header.ordinal);
+    parts.into_iter().partition(is_kept)
 }

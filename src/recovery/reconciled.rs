@@ -7,23 +7,23 @@
 use super::compacted::{CompactedSegment, Replaced};
 use super::damaged::for_each_lost;
 use super::epoch::{self, Watermark};
-use super::found::Found;
+use super::found::{Found, LEFT_OUT};
 use super::leftover::{Kept, Leftover};
 use super::order;
 use super::part::Part;
-use super::unusable::Unusable;
 use crate::checkpoint::CheckpointFile;
 use crate::error::{Error, Result};
 use crate::format::address::{Index, Ordinal};
 use crate::format::checkpoint::{Checkpoint, ConsumerOffset, Listed};
 use crate::format::limits::TIME_END;
 use crate::format::name;
+use crate::format::ordinals::Ordinals;
 use crate::io::boot_id;
 use crate::log::Segment;
 use crate::ranges::Ranges;
 use crate::report::{Damage, DamageKind, Ignored, RecoveryReport};
 use crate::time::{Boot, KnownTime, Shift, Time};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What counts of a directory.
 #[derive(Debug)]
@@ -58,9 +58,12 @@ pub(crate) struct Log {
     pub(crate) replaced: Vec<Replaced>,
     /// Files to remove: half-made ones, and segments that were let go.
     pub(crate) leftovers: Vec<Leftover>,
-    /// Files that do not say what they hold: every CHECKPOINT lists them, so that they stay.
-    pub(crate) unusable: Vec<Listed>,
-    /// What they take on the disk.
+    /// Segments that are lost: every CHECKPOINT lists them, so that their files stay, or count
+    /// again when they are back.
+    pub(crate) lost: Vec<Listed>,
+    /// Segments that do not count, and never will: every CHECKPOINT says so.
+    pub(crate) left_out: Ordinals,
+    /// What files that are lost, left out, or what a lost one was made from, take on the disk.
     pub(crate) unusable_bytes: u64,
     pub(crate) checkpoint: CheckpointFile,
     pub(crate) is_new: bool,
@@ -101,9 +104,7 @@ impl Reconciled {
         let newest_time = base_times.fold(newest_time, Time::max).min(Time(TIME_END - 1));
         let (parts, overlapping) = order::by_seq(parts, copies);
         let overlapping_end = overlapping.iter().map(Part::end_seq).max().unwrap_or(0);
-        for part in &overlapping {
-            leave_out(part, &mut found, &mut report);
-        }
+        leave_out(&overlapping, &parts, &mut found, &mut report);
         let has_newest = found.unreadable == 0 && !found.lacks_newest();
         let has_ended = run_ended.is_some() || found.segments.is_empty();
         report.was_closed = has_ended && has_newest;
@@ -135,6 +136,9 @@ impl Reconciled {
             found.checkpoint.as_ref().map_or(Time::ZERO, |known| known.added.clock.time);
         let last = parts.iter().rev().find(|part| part.count > 0);
         let unaccounted = unaccounted(&found, &parts, next_seq, &report)?;
+        let lost = found.lost().collect();
+        let unusable_bytes = found.unusable.iter().map(|unusable| unusable.bytes).sum::<u64>();
+        let unusable_bytes = unusable_bytes + found.set_aside.bytes;
         Ok(Log {
             unaccounted,
             queue_id: found.queue_id,
@@ -156,8 +160,9 @@ impl Reconciled {
             parts,
             replaced: found.replaced.found,
             leftovers: found.leftovers,
-            unusable: found.unusable.iter().map(|unusable| unusable.listed).collect(),
-            unusable_bytes: found.unusable.iter().map(|unusable| unusable.bytes).sum(),
+            lost,
+            left_out: found.set_aside.left_out.into_iter().collect(),
+            unusable_bytes,
             checkpoint: found.checkpoint_file,
             is_new,
             has_dead_letters: found.has_dead_letters,
@@ -213,22 +218,41 @@ fn newest_shift(found: &Found) -> Shift {
     }
 }
 
-/// Leaves a segment out whose numbers another one has. Its file stays; so do those of which it is a
-/// copy.
-fn leave_out(part: &Part, found: &mut Found, report: &mut RecoveryReport) {
-    let Part { segment, first_seq, .. } = part;
-    let (path, ordinal) = (segment.path.clone(), segment.header.ordinal);
-    let (first, last) = (*first_seq, part.end_seq() - 1);
-    let reason = "a segment with numbers that another one has";
-    report.ignored.push(Ignored { path: path.clone(), reason, is_foreign: false });
-    report.damage.push(Damage { first, last, path, offset: 0, kind: DamageKind::Segment });
-    let listed = Listed { ordinal, first_seq: first, span: part.end_seq() - first };
-    found.unusable.push(Unusable { listed, ..Unusable::of(segment, None) });
-    let is_its = |replaced: &mut Replaced| replaced.copy.segment.header.ordinal == ordinal;
-    found.replaced.by_copy.retain(|_, copy| *copy != ordinal);
-    for replaced in found.replaced.found.extract_if(.., is_its) {
-        let sources = replaced.sources.iter();
-        found.unusable.extend(sources.map(|source| Unusable::of(&source.segment, None)));
+/// Leaves segments out whose numbers others have, for ever. Their files stay; so do those of which
+/// they are copies. What no other one has is lost. `kept`: those that count, in order.
+fn leave_out(parts: &[Part], kept: &[Part], found: &mut Found, report: &mut RecoveryReport) {
+    if parts.is_empty() {
+        return;
+    }
+    let kept: Vec<&Part> = kept.iter().filter(|part| part.count > 0).collect();
+    let mut parts: Vec<&Part> = parts.iter().collect();
+    parts.sort_by_key(|part| part.first_seq);
+    let mut told = 0;
+    for part in &parts {
+        let (path, reason) = (&part.segment.path, LEFT_OUT);
+        report.ignored.push(Ignored { path: path.clone(), reason, is_foreign: false });
+        found.set_aside.leave_out(&part.segment);
+        // They may overlap each other, too.
+        let (first, end) = (part.first_seq.max(told), part.end_seq());
+        told = told.max(end);
+        let mut lost = Ranges::default();
+        lost.insert(first, end - 1);
+        let from = kept.partition_point(|other| other.end_seq() <= first);
+        let others = kept.get(from..).unwrap_or_default();
+        for other in others.iter().take_while(|other| other.first_seq < end) {
+            lost.remove(other.first_seq, other.end_seq() - 1);
+        }
+        let kind = DamageKind::Segment;
+        let damage = |(first, last)| Damage { first, last, path: path.clone(), offset: 0, kind };
+        report.damage.extend(lost.iter().map(damage));
+    }
+    let left_out: BTreeSet<Ordinal> =
+        parts.iter().map(|part| part.segment.header.ordinal).collect();
+    found.replaced.by_copy.retain(|_, copy| !left_out.contains(copy));
+    let is_theirs =
+        |replaced: &mut Replaced| left_out.contains(&replaced.copy.segment.header.ordinal);
+    for replaced in found.replaced.found.extract_if(.., is_theirs) {
+        replaced.sources.iter().for_each(|source| found.set_aside.leave_out(&source.segment));
     }
 }
 
@@ -252,6 +276,15 @@ fn unaccounted(
     for part in parts.iter().filter(|part| part.count > 0 && part.segment.sources.is_none()) {
         ranges.remove(part.first_seq, part.end_seq() - 1);
     }
+    // A copy that is back has its numbers again. Of those that it does not have nothing is known any
+    // more.
+    let is_back = |part: &&Part| {
+        let ordinal = part.segment.header.ordinal;
+        part.segment.sources.is_some() && checkpoint.is_some_and(|known| known.knows_lost(ordinal))
+    };
+    for part in parts.iter().filter(is_back) {
+        for_each_seq(part, |seq| ranges.remove(seq, seq))?;
+    }
     let mut end = accounted + 1;
     for part in parts.iter().filter(|part| part.count > 0) {
         ranges.insert(end, part.first_seq - 1);
@@ -265,24 +298,33 @@ fn unaccounted(
     // An earlier open may have reported that, and ended before it could note it. Of the segments
     // that a copy replaces, all that the copy does not have was settled, or noted as lost, before
     // the copy got its name.
-    let spans = parts.iter().filter(|part| part.count > 0);
-    let spans = spans.map(|part| (part.segment.header.ordinal, part.end_seq() - part.first_seq));
+    let used: Vec<&Part> = parts.iter().filter(|part| part.count > 0).collect();
+    let spans = used.iter().map(|part| {
+        let span = part.end_seq() - part.first_seq;
+        (part.segment.header.ordinal, span)
+    });
     let spans: BTreeMap<Ordinal, u64> = spans.collect();
     let listed = checkpoint.iter().flat_map(|checkpoint| checkpoint.used());
-    let replaced = &found.replaced.by_copy;
-    for listed in listed.filter(|listed| !replaced.contains_key(&listed.ordinal)) {
+    let (replaced, left_out) = (&found.replaced.by_copy, &found.set_aside.left_out);
+    let is_apart = |ordinal| replaced.contains_key(ordinal) || left_out.contains(ordinal);
+    let mut gone = Ranges::default();
+    for listed in listed.filter(|listed| !is_apart(&listed.ordinal)) {
         let span = spans.get(&listed.ordinal).copied().unwrap_or(0);
         let last = checkpoint.map_or(0, |checkpoint| checkpoint.last_seq_of(listed));
-        ranges.insert(listed.first_seq + span, last);
+        gone.insert(listed.first_seq + span, last);
     }
-    let used: Vec<&Part> = parts.iter().filter(|part| part.count > 0).collect();
     for &Damage { first, last, kind, .. } in &report.damage {
         match kind {
-            DamageKind::Segment => ranges.insert(first, last),
+            DamageKind::Segment => gone.insert(first, last),
             DamageKind::Corrupt => insert_lost(&mut ranges, (first, last), &used),
             DamageKind::Torn | DamageKind::Slot | DamageKind::Newer => {}
         }
     }
+    // What another segment says of a number counts.
+    for part in &used {
+        gone.remove(part.first_seq, part.end_seq() - 1);
+    }
+    gone.iter().for_each(|(first, last)| ranges.insert(first, last));
     // Numbers from `next_seq` on are given out from now on.
     ranges.cut(next_seq);
     Ok(ranges)
@@ -303,15 +345,21 @@ fn insert_lost(ranges: &mut Ranges, (first, last): (u64, u64), parts: &[&Part]) 
 /// Adds the numbers between those that a compacted segment has: they were settled or lost, and
 /// nothing says which.
 fn insert_gaps(ranges: &mut Ranges, part: &Part) -> Result<()> {
+    let mut next = part.first_seq;
+    for_each_seq(part, |seq| {
+        ranges.insert(next, seq.saturating_sub(1));
+        next = seq + 1;
+    })
+}
+
+/// Calls `each` with the Seqs that a compacted segment has, in order.
+fn for_each_seq(part: &Part, mut each: impl FnMut(u64)) -> Result<()> {
     const SLOTS_A_STEP: usize = 4096;
     let step = u32::try_from(SLOTS_A_STEP).unwrap_or(u32::MAX);
-    let mut next = part.first_seq;
     for from in (0..part.count).step_by(SLOTS_A_STEP) {
         let number = step.min(part.count - from);
-        for seq in part.segment.read_seqs(Index(from), number, part.first_seq)?.flatten() {
-            ranges.insert(next, seq.saturating_sub(1));
-            next = seq + 1;
-        }
+        let seqs = part.segment.read_seqs(Index(from), number, part.first_seq)?;
+        seqs.into_iter().flatten().for_each(&mut each);
     }
     Ok(())
 }

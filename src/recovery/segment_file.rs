@@ -2,7 +2,6 @@
 
 use super::leftover::Leftover;
 use crate::error::Result;
-use crate::format::checkpoint::Checkpoint;
 use crate::format::segment::{Activation, SegmentHeader};
 use crate::io::{Storage, StorageFile};
 use crate::log::{Marks, Segment};
@@ -29,17 +28,16 @@ impl SegmentFile {
         Segment::found(storage, name, header, marks, file)
     }
 
-    /// Whether it is not listed because it was lost, and not because it was let go: all of its
-    /// numbers count as lost. Somebody had moved it away, and has put it back.
-    pub(super) fn is_back(&self, storage: &dyn Storage, checkpoint: &Checkpoint) -> Result<bool> {
+    /// Its first and its last Seq, as far as it says them: the first one at least.
+    pub(super) fn numbers(&self, storage: &dyn Storage) -> Result<Option<(u64, u64)>> {
         let Self { name, header, marks, file, .. } = self;
         let (header, file) = (header.clone(), Arc::clone(file));
         let segment = Segment::found(storage, name.clone(), header, marks.clone(), file);
-        let Some(Activation { first_seq, .. }) = segment.activation()? else { return Ok(false) };
+        let Some(Activation { first_seq, .. }) = segment.activation()? else { return Ok(None) };
         let count = segment.seal()?.map_or(1, |seal| u64::from(seal.count));
         let sources = if self.is_compacted() { segment.read_sources()? } else { None };
         let last = sources.map_or(first_seq + count.max(1) - 1, |sources| sources.last_seq);
-        Ok(count > 0 && checkpoint.unaccounted.contains_all(first_seq, last))
+        Ok((count > 0).then_some((first_seq, last)))
     }
 
     /// A segment that was let go.

@@ -36,11 +36,6 @@ impl Unusable {
         let (listed, is_compacted) = (known.unwrap_or(nothing), sources > 0);
         Self { listed, seq_limit, epoch, is_compacted, bytes: size }
     }
-
-    /// Its last Seq, as far as is known.
-    pub(super) fn last_seq(&self) -> u64 {
-        self.listed.first_seq + self.listed.span.max(1) - 1
-    }
 }
 
 /// Takes the segments out that lost their activation: a seal counts records, or CHECKPOINT says

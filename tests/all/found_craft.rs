@@ -299,7 +299,9 @@ fn of_two_segments_with_the_same_numbers_one_counts() {
     add(&mut files, later);
     let (_, queue) = open(&files);
     let queue = queue.unwrap();
-    assert_eq!((queue.len(), queue.recovery().damage().len()), (8, 3));
+    assert_eq!((queue.len(), queue.recovery().ignored().count()), (8, 3));
+    // Another one has each of the numbers of those that do not count.
+    assert!(queue.recovery().damage().is_empty());
     let jobs = queue.pop_batch(100).unwrap();
     assert!(jobs.iter().map(keepq::Delivery::seq).is_sorted() && jobs.len() == 8);
     drop(jobs);

@@ -1,9 +1,12 @@
 //! What was found damaged, and what became of numbers that no segment has any more.
 
+use crate::format::address::Ordinal;
+use crate::format::checkpoint::{Apart, Listed};
+use crate::format::ordinals::Ordinals;
 use crate::ranges::Ranges;
 use crate::recovery::Log;
 use crate::report::{Damage, DamageKind};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// At most this much damage is listed; more is only counted.
 const MOST_LISTED: usize = 1000;
@@ -17,13 +20,27 @@ pub(crate) struct Losses {
     count: u64,
     /// Numbers that no segment has and that were not settled: never given out, or lost.
     unaccounted: Ranges,
+    /// Segments that are lost, by their first Seqs: their files may be back at a later open.
+    segments: BTreeSet<LostSegment>,
+    /// Segments that never count again.
+    left_out: Ordinals,
 }
+
+/// A segment that is lost: its first Seq, its ordinal, and how many Seqs it has.
+type LostSegment = (u64, Ordinal, u64);
 
 impl Losses {
     pub(super) fn new(log: &Log) -> Self {
         let listed = log.report.damage.iter().map(|damage| (damage.first, damage.clone()));
         let listed = listed.take(MOST_LISTED).collect();
-        Self { listed, count: 0, unaccounted: log.unaccounted.clone() }
+        let segments = log.lost.iter().map(|lost| (lost.first_seq, lost.ordinal, lost.span));
+        Self {
+            listed,
+            count: 0,
+            unaccounted: log.unaccounted.clone(),
+            segments: segments.collect(),
+            left_out: log.left_out.clone(),
+        }
     }
 
     pub(crate) fn damage(&self) -> Vec<Damage> {
@@ -45,8 +62,29 @@ impl Losses {
         self.note(first, last);
     }
 
-    /// This many messages were lost as one, with these numbers.
-    pub(crate) fn lose_segment(&mut self, messages: u64, damage: Damage) {
+    /// The segments that are lost.
+    pub(crate) fn segments(&self) -> impl Iterator<Item = Listed> {
+        let listed = |&(first_seq, ordinal, span)| Listed { ordinal, first_seq, span };
+        self.segments.iter().map(listed)
+    }
+
+    /// What CHECKPOINT says of segments that are not in the log.
+    pub(crate) fn apart(&self) -> Apart {
+        let lost = self.segments.iter().map(|&(_, ordinal, _)| ordinal).collect();
+        Apart { lost, left_out: self.left_out.clone() }
+    }
+
+    /// Whether a segment is lost whose numbers lie between these two: behind what ends before
+    /// `end`, and before what begins at `first`.
+    pub(crate) fn has_segment_between(&self, end: u64, first: u64) -> bool {
+        let from = (end, Ordinal::NONE, 0);
+        let next = self.segments.range(from..).next();
+        next.is_some_and(|&(first_seq, ..)| first_seq < first)
+    }
+
+    /// This segment was lost, with this many messages.
+    pub(crate) fn lose_segment(&mut self, ordinal: Ordinal, messages: u64, damage: Damage) {
+        self.segments.insert((damage.first, ordinal, damage.last + 1 - damage.first));
         self.count += messages;
         self.note(damage.first, damage.last);
         self.list(damage);

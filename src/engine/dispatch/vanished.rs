@@ -16,7 +16,7 @@ pub(crate) fn give_up_vanished(ledger: &mut Ledger, ordinal: Ordinal) -> u64 {
         let (first, last) = (seqs.start, seqs.end - 1);
         let (path, unsettled) = (track.segment().path.clone(), track.unsettled(published));
         let damage = Damage { first, last, path, offset: 0, kind: DamageKind::Segment };
-        ledger.backlog_mut().losses_mut().lose_segment(unsettled, damage);
+        ledger.backlog_mut().losses_mut().lose_segment(ordinal, unsettled, damage);
         ledger.places_mut().forget(&seqs);
         ledger.settled_total().add(unsettled);
         // Who waits for room, or for one of them, looks again.

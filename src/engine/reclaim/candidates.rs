@@ -29,10 +29,19 @@ pub(super) fn of(
     let ordinals = dispatch.backlog().tracks().range(range.clone()).map(Track::ordinal);
     let unfinished: BTreeSet<_> =
         ordinals.filter(|&ordinal| dispatch.is_unfinished(ordinal)).collect();
+    // Between two segments that are in one copy no other one may come back.
+    let losses = dispatch.backlog().losses();
+    let mut last_end = 0;
+    let is_behind_lost = dispatch.backlog().tracks().range(range.clone()).map(|track| {
+        let end = last_end;
+        last_end = track.end_seq(0).max(end);
+        end > 0 && losses.has_segment_between(end, track.first_seq())
+    });
+    let is_behind_lost: Vec<bool> = is_behind_lost.collect();
     // Times that are shifted by other amounts cannot be in one copy.
     let mut last_shift = None;
     let tracks = dispatch.backlog_mut().tracks_mut().range_copying_mut(range.clone());
-    let candidates = range.zip(tracks).map(|(at, track)| {
+    let candidates = range.zip(tracks).zip(is_behind_lost).map(|((at, track), is_behind_lost)| {
         let size = track.size();
         let shift = Some(track.segment().header.clock_shift);
         let is_shifted = std::mem::replace(&mut last_shift, shift) != shift;
@@ -57,7 +66,7 @@ pub(super) fn of(
             Trigger::Requested => true,
             Trigger::NewRun => size <= FIRST_SEGMENT,
         };
-        let starts = is_shifted || track.copying().starts_copy();
+        let starts = is_shifted || is_behind_lost || track.copying().starts_copy();
         Candidate { size, record_bytes, records, is_free, starts }
     });
     candidates.collect()

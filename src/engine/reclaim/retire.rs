@@ -335,9 +335,7 @@ impl Retirer {
         // No list goes without a segment whose states are not safe elsewhere.
         self.sync_copies(upkeep)?;
         // While the supply is locked no ordinal is given out, and no segment becomes active.
-        let unusable = upkeep.unusable();
-        let checkpoint =
-            self.appender.with_supply_state(|supply| self.checkpoint(&supply, unusable));
+        let checkpoint = self.appender.with_supply_state(|supply| self.checkpoint(&supply));
         let next_ordinal = checkpoint.next_ordinal;
         if checkpoint.segments.is_empty() {
             upkeep.note_listed(next_ordinal, true);
@@ -383,8 +381,7 @@ impl Retirer {
         self.write_checkpoint(&mut upkeep).inspect_err(|_| self.context.retry_upkeep())
     }
 
-    /// `unusable`: files that do not say what they hold. They are not in the log, and stay.
-    fn checkpoint(&self, supply: &SupplyState, unusable: &[Listed]) -> Checkpoint {
+    fn checkpoint(&self, supply: &SupplyState) -> Checkpoint {
         let unsealed = self.appender.unsealed();
         let (last_seq, newest_time) = (unsealed.last_seq().unwrap_or(0), unsealed.newest_time());
         drop(unsealed);
@@ -399,14 +396,18 @@ impl Retirer {
         let others = supply.ready.into_iter().chain(supply.compacting);
         let others = others.filter(|ordinal| !is_used(ordinal));
         let others = others.map(|ordinal| Listed { ordinal, first_seq: 0, span: 0 });
-        let segments: Vec<Listed> = unusable.iter().copied().chain(used).chain(others).collect();
-        // Numbers that an unclean end made open skip are no records, nor are those let go.
-        let last_listed = segments.iter().rev().find(|listed| listed.first_seq > 0);
+        let mut segments: Vec<Listed> = backlog.losses().segments().collect();
+        let lost = segments.len();
+        segments.extend(used.chain(others));
+        // Numbers that an unclean end made open skip are no records, nor are those let go or lost.
+        let mut newest_first = segments.iter().skip(lost).rev();
+        let last_listed = newest_first.find(|listed| listed.first_seq > 0);
         let last_listed = last_listed.map_or(0, |listed| match listed.span {
             0 => u64::MAX,
             span => listed.first_seq + span - 1,
         });
         let durable = self.commit.durable();
+        let apart = backlog.losses().apart();
         let (offset, clock) = (dispatch.consumer_offset(), &self.context.clock);
         Checkpoint {
             queue_id: supply.queue_id,
@@ -420,7 +421,7 @@ impl Retirer {
             unaccounted: backlog.losses().unaccounted().clone(),
             newest_time,
             next_ordinal: supply.next_ordinal,
-            added: Added { clock: clock.known(), offset, anchor: clock.anchor() },
+            added: Added { clock: clock.known(), offset, anchor: clock.anchor(), apart },
         }
     }
 

@@ -9,7 +9,6 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::address::Ordinal;
 use crate::format::bytes::to_u64;
-use crate::format::checkpoint::Listed;
 use crate::log::Segment;
 use crate::log::merge::CopySource;
 use crate::recovery::{Kept, Leftover, Log};
@@ -29,8 +28,6 @@ pub(super) struct Upkeep {
     leftovers: Vec<Leftover>,
     /// Those of them that no slot of CHECKPOINT lists.
     unlisted_leftovers: Vec<Leftover>,
-    /// Files that nothing is known of but this: every CHECKPOINT lists them.
-    unusable: Vec<Listed>,
     /// Segments without an unsettled message, with the number of their slots.
     done: Vec<Retired>,
     /// Those of them that no slot of CHECKPOINT lists.
@@ -48,7 +45,7 @@ pub(super) struct Upkeep {
 impl Upkeep {
     pub(super) fn new(log: Log) -> Self {
         let kept = log.kept();
-        let Log { checkpoint, leftovers, unusable, replaced, .. } = log;
+        let Log { checkpoint, leftovers, replaced, .. } = log;
         let counted = |source: CopySource| (source.segment, None);
         let replaced = replaced.into_iter().map(|replaced| {
             let sources = replaced.sources.into_iter().map(counted).collect();
@@ -58,7 +55,6 @@ impl Upkeep {
             checkpoint,
             leftovers,
             unlisted_leftovers: Vec::new(),
-            unusable,
             done: Vec::new(),
             unlisted: VecDeque::new(),
             replaced: replaced.collect(),
@@ -184,11 +180,6 @@ impl Upkeep {
     /// The files that mean nothing any more, and can be removed now.
     pub(super) fn take_leftovers(&mut self) -> Vec<Leftover> {
         std::mem::take(&mut self.unlisted_leftovers)
-    }
-
-    /// Files that do not say what they hold.
-    pub(super) fn unusable(&self) -> &[Listed] {
-        &self.unusable
     }
 
     pub(super) fn checkpoint_file(&mut self) -> &mut CheckpointFile {

@@ -25,6 +25,17 @@ pub(crate) struct Checkpoint {
     pub(crate) added: Added,
     #[serde(skip)]
     pub(crate) anchor: Option<Anchor>,
+    #[serde(skip)]
+    pub(crate) apart: Apart,
+}
+
+/// Segments that are not in the log, by their ordinals, which rise.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize, Debug)]
+pub(crate) struct Apart {
+    /// Of the list: those that were known to be lost.
+    pub(crate) lost: Vec<u64>,
+    /// Those that never count.
+    pub(crate) left_out: Vec<u64>,
 }
 
 /// Where the queue's time lies on a boot clock.
@@ -93,11 +104,29 @@ impl Checkpoint {
         let added = postcard::take_from_bytes::<Added>(rest);
         if let Some((added, rest)) = added.ok().filter(|(added, _)| added.is_possible()) {
             checkpoint.added = added;
-            let anchor = postcard::take_from_bytes::<Anchor>(rest).map(|(anchor, _)| anchor);
-            let is_one = |anchor: &Anchor| anchor.boot != [0; 16] && anchor.time < TIME_END;
-            checkpoint.anchor = anchor.ok().filter(is_one);
+            if let Ok((anchor, rest)) = postcard::take_from_bytes::<Anchor>(rest) {
+                let is_one = anchor.boot != [0; 16] && anchor.time < TIME_END;
+                checkpoint.anchor = Some(anchor).filter(|_| is_one);
+                let apart = postcard::take_from_bytes::<Apart>(rest).map(|(apart, _)| apart);
+                checkpoint.apart = apart.ok().filter(Apart::is_possible).unwrap_or_default();
+            }
         }
         checkpoint.is_possible().then_some(checkpoint)
+    }
+
+    /// The first and the last Seq that a listed segment had when the list was written.
+    pub(crate) fn range_of(&self, listed: &Listed) -> (u64, u64) {
+        let last = match listed.span {
+            0 => self.accounted,
+            span => listed.first_seq.saturating_add(span - 1),
+        };
+        (listed.first_seq, last.max(listed.first_seq))
+    }
+
+    /// The last in the list that held something and was not lost.
+    pub(crate) fn last_used(&self) -> Option<&Listed> {
+        let used = self.segments.iter().filter(|listed| listed.first_seq > 0);
+        used.rev().find(|listed| !self.apart.lost.contains(&listed.ordinal))
     }
 
     fn is_possible(&self) -> bool {
@@ -115,6 +144,16 @@ impl Checkpoint {
             && self.unaccounted.iter().all(|&(_, last)| last < NUMBER_END)
             && self.segments.iter().all(Listed::is_possible)
             && self.newest_time < TIME_END
+    }
+}
+
+impl Apart {
+    fn is_possible(&self) -> bool {
+        let is_possible = |ordinals: &[u64]| {
+            ordinals.is_sorted_by(|a, b| a < b)
+                && ordinals.iter().all(|ordinal| (1..NUMBER_END).contains(ordinal))
+        };
+        is_possible(&self.lost) && is_possible(&self.left_out)
     }
 }
 

@@ -52,9 +52,9 @@ impl<'a> Directory<'a> {
         let queue_id = queue_id(&all, checkpoint.as_ref());
         let checkpoint =
             checkpoint.filter(|hints| queue_id.is_none_or(|queue_id| hints.queue_id == *queue_id));
-        all.retain(|segment| {
-            Some(segment.queue_id) == queue_id && !is_retired(segment, checkpoint.as_ref())
-        });
+        all.retain(|segment| Some(segment.queue_id) == queue_id);
+        let here: Vec<u64> = all.iter().map(|segment| segment.ordinal).collect();
+        all.retain(|segment| !is_retired(segment, &here, checkpoint.as_ref()));
         let mut segments = BTreeMap::new();
         for segment in all {
             let is_named_so = segment.name == format!("{:016x}.seg", segment.ordinal);
@@ -139,6 +139,16 @@ impl<'a> Directory<'a> {
         listed.copied().find(|listed| listed.ordinal == ordinal)
     }
 
+    /// Whether CHECKPOINT says that it was lost before.
+    pub(super) fn knows_lost(&self, ordinal: u64) -> bool {
+        self.checkpoint.as_ref().is_some_and(|hints| hints.apart.lost.contains(&ordinal))
+    }
+
+    /// Whether CHECKPOINT says that it never counts.
+    pub(super) fn is_left_out(&self, ordinal: u64) -> bool {
+        self.checkpoint.as_ref().is_some_and(|hints| hints.apart.left_out.contains(&ordinal))
+    }
+
     pub(super) fn accounted(&self) -> u64 {
         self.checkpoint.as_ref().map_or(0, |hints| hints.accounted)
     }
@@ -158,22 +168,32 @@ fn queue_id<'a>(all: &[Segment<'a>], checkpoint: Option<&Checkpoint>) -> Option<
     of_checkpoint.map(|(queue_id, _)| *queue_id).or(oldest)
 }
 
-/// Whether it is not listed, and its ordinal is below the next.
-fn is_retired(segment: &Segment, checkpoint: Option<&Checkpoint>) -> bool {
+/// Whether it is left out, or not listed, and its ordinal is below the next.
+fn is_retired(segment: &Segment, here: &[u64], checkpoint: Option<&Checkpoint>) -> bool {
     checkpoint.is_some_and(|hints| {
         let is_listed = hints.segments.iter().any(|listed| listed.ordinal == segment.ordinal);
-        !is_listed && segment.ordinal < hints.next_ordinal && !was_lost(segment, hints)
+        let is_known = is_listed || segment.ordinal >= hints.next_ordinal;
+        hints.apart.left_out.contains(&segment.ordinal)
+            || !is_known && !was_lost(segment, here, hints)
     })
 }
 
-/// All of its numbers are in one of the ranges.
-fn was_lost(segment: &Segment, hints: &Checkpoint) -> bool {
+/// All of its numbers are in one of the ranges, and no listed segment that is absent has one.
+fn was_lost(segment: &Segment, here: &[u64], hints: &Checkpoint) -> bool {
     let Some(Activation { first_seq, .. }) = segment.activation else { return false };
     let last = match &segment.seal {
-        None => Some(first_seq),
-        Some(seal) if seal.count == 0 => None,
-        Some(_) => segment.span().map(|(_, last)| last),
+        None => first_seq,
+        Some(seal) if seal.count == 0 => return false,
+        Some(_) => match segment.span() {
+            Some((_, last)) => last,
+            None => return false,
+        },
     };
-    let is_in = |last| hints.unaccounted.iter().any(|&(from, to)| from <= first_seq && last <= to);
-    last.is_some_and(is_in)
+    let used = hints.segments.iter().filter(|listed| listed.first_seq > 0);
+    let mut absent = used.filter(|listed| !here.contains(&listed.ordinal));
+    hints.unaccounted.iter().any(|&(from, to)| from <= first_seq && last <= to)
+        && !absent.any(|listed| {
+            let (from, to) = hints.range_of(listed);
+            from <= last && first_seq <= to
+        })
 }

@@ -82,7 +82,7 @@ impl<'a> Part<'a> {
 
     /// Of an unsealed segment: the index of the first record that is not part of the log. The place
     /// of each record tells the place of the next.
-    fn cut(&self, watermark: u64) -> Option<u64> {
+    fn cut(&self, watermark: u64, witnessed: u64) -> Option<u64> {
         let seq = |index| self.first_seq.saturating_add(index);
         let (mut end, mut batch) = (0, None);
         for record in &self.records {
@@ -96,7 +96,7 @@ impl<'a> Part<'a> {
             batch = record.is_followed().then_some(start);
             end = record.index + 1;
         }
-        batch.filter(|_| seq(end - 1) > watermark)
+        batch.filter(|_| seq(end - 1) > witnessed)
     }
 
     fn truncate(&mut self, count: u64) -> u64 {
@@ -110,23 +110,16 @@ impl<'a> Part<'a> {
 impl<'a> Epoch<'a> {
     /// Any but the last one: what counts of it was durable before a later one began.
     pub(super) fn earlier(segments: Vec<Segment<'a>>) -> Self {
-        Self::read(segments, |_| u64::MAX, 0)
+        Self::read(segments, None)
     }
 
     /// The last one. `noted`: by CHECKPOINT.
     pub(super) fn last(segments: Vec<Segment<'a>>, noted: Watermark) -> Self {
-        let watermark = |parts: &[Part]| {
-            let witnessed = parts.iter().map(Part::witnessed);
-            witnessed.max().unwrap_or(0).max(noted.seq)
-        };
-        Self::read(segments, watermark, noted.ordinal)
+        Self::read(segments, Some(noted))
     }
 
-    fn read(
-        segments: Vec<Segment<'a>>,
-        watermark: impl Fn(&[Part]) -> u64,
-        noted_ordinal: u64,
-    ) -> Self {
+    /// `noted`: of the last epoch.
+    fn read(segments: Vec<Segment<'a>>, noted: Option<Watermark>) -> Self {
         let link = |segment: &Segment| Link {
             ordinal: segment.ordinal,
             predecessor: segment.predecessor,
@@ -134,7 +127,9 @@ impl<'a> Epoch<'a> {
         };
         let links: Vec<Link> = segments.iter().map(link).collect();
         let parts: Vec<Part> = segments.into_iter().filter_map(Part::read).collect();
-        let watermark = watermark(&parts);
+        let witnessed = parts.iter().map(Part::witnessed).max().unwrap_or(0);
+        let witnessed = witnessed.max(noted.map_or(0, |noted| noted.seq));
+        let watermark = if noted.is_some() { witnessed } else { u64::MAX };
         let mut epoch = Self { parts: Vec::new(), cut: None, lost: Ranges::default() };
         for mut part in parts {
             let missing = missing_before(&part, epoch.parts.last(), &links, watermark);
@@ -150,16 +145,17 @@ impl<'a> Epoch<'a> {
                 continue;
             }
             if part.segment.seal.is_none()
-                && let Some(count) = part.cut(watermark)
+                && let Some(count) = part.cut(watermark, witnessed)
             {
                 let dropped = part.truncate(count);
-                epoch.cut = Some(Cut { first_seq: part.end_seq(), dropped });
+                let cut = Cut { first_seq: part.end_seq(), dropped };
+                epoch.cut = noted.map(|_| cut);
             }
             epoch.parts.push(part);
         }
         if let Some(last) = epoch.parts.last()
             && epoch.cut.is_none()
-            && last.segment.ordinal == noted_ordinal
+            && noted.is_some_and(|noted| noted.ordinal == last.segment.ordinal)
         {
             epoch.lost.add(last.end_seq(), watermark);
         }

@@ -185,16 +185,20 @@ fn unknown(directory: &Directory, log: &Log) -> Ranges {
     let copies = || log.parts.iter().filter(|part| part.segment.is_compacted());
     copies().for_each(|copy| unknown.remove(copy.first_seq, copy.end_seq() - 1));
     copies().for_each(|copy| add_numberless(&mut unknown, copy));
+    let mut gone = Ranges::default();
     for listed in hints.segments.iter().filter(|listed| listed.first_seq > 0) {
         // What a copy does not have was settled before it was made.
-        let is_copied = directory.replaced.contains_key(&listed.ordinal);
+        let is_copied = directory.replaced.contains_key(&listed.ordinal)
+            || directory.is_left_out(listed.ordinal);
         let part = log.parts.iter().find(|part| part.segment.ordinal == listed.ordinal);
         let is_copy = part.is_some_and(|part| part.segment.is_compacted());
         if !is_copied && !is_copy {
             let (first, last) = directory.range_of(listed);
-            unknown.add(first, last);
+            gone.add(first, last);
         }
     }
+    copies().for_each(|copy| gone.remove(copy.first_seq, copy.end_seq() - 1));
+    gone.iter().for_each(|(first, last)| unknown.add(first, last));
     hints.unaccounted.iter().for_each(|&(first, last)| unknown.add(first, last));
     unknown
 }

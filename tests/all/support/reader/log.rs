@@ -69,27 +69,32 @@ impl<'a> Log<'a> {
             log.newest_time = part.newest_time.max(log.newest_time);
         }
         log.parts.retain(|part| part.count > 0);
-        log.parts.sort_by_key(|part| (part.first_seq, !part.segment.is_compacted()));
         let ends = log.parts.iter().map(Part::end_seq);
         log.next_seq = ends.fold(log.next_seq.min(NUMBER_END), u64::max);
         log.leave_out_overlapping(directory);
         log
     }
 
-    /// Leaves out what begins before the end of what is before it. The parts are in order.
+    /// Leaves out what has a Seq in common with one that was made later, and puts the others in the
+    /// order of their Seqs.
     fn leave_out_overlapping(&mut self, directory: &mut Directory<'a>) {
-        let mut end = 0;
-        for part in std::mem::take(&mut self.parts) {
-            if part.first_seq < end {
-                let (ordinal, last) = (part.segment.ordinal, part.end_seq() - 1);
-                self.lost.add(part.first_seq, last);
-                self.overlapping.add(part.first_seq, last);
-                directory.replaced.retain(|_, by| *by != ordinal);
+        let mut parts = std::mem::take(&mut self.parts);
+        parts.sort_by_key(|part| part.segment.ordinal);
+        while let Some(part) = parts.pop() {
+            let is_apart =
+                |one: &Part| one.end_seq() <= part.first_seq || part.end_seq() <= one.first_seq;
+            if self.parts.iter().all(is_apart) {
+                self.parts.push(part);
                 continue;
             }
-            end = part.end_seq();
-            self.parts.push(part);
+            let ordinal = part.segment.ordinal;
+            self.overlapping.add(part.first_seq, part.end_seq() - 1);
+            directory.replaced.retain(|_, by| *by != ordinal);
         }
+        self.parts.sort_by_key(|part| part.first_seq);
+        let mut lost = self.overlapping.clone();
+        self.parts.iter().for_each(|part| lost.remove(part.first_seq, part.end_seq() - 1));
+        lost.iter().for_each(|(first, last)| self.lost.add(first, last));
     }
 
     /// The queue's time when it is opened at this time.
@@ -136,8 +141,8 @@ impl<'a> Log<'a> {
     /// Tells the newest segment, and the number after its last if the run ended there.
     fn read_epochs(&mut self, directory: &mut Directory<'a>) -> Option<(Newest, Option<u64>)> {
         let noted = directory.checkpoint.as_ref().map(|hints| {
-            let used = hints.segments.iter().rev().find(|listed| listed.first_seq > 0);
-            Watermark { seq: hints.watermark, ordinal: used.map_or(0, |used| used.ordinal) }
+            let ordinal = hints.last_used().map_or(0, |used| used.ordinal);
+            Watermark { seq: hints.watermark, ordinal }
         });
         let mut epochs: BTreeMap<u64, Vec<Segment>> = BTreeMap::new();
         for (_, segment) in std::mem::take(&mut directory.segments) {
@@ -180,11 +185,14 @@ fn has_lost_its_start(segment: &Segment, directory: &Directory) -> bool {
 }
 
 impl Directory<'_> {
-    /// First and last Seq of each listed segment that is absent and held something.
+    /// First and last Seq of each listed segment that is absent and held something, and was not
+    /// known to be lost.
     fn absent(&self) -> Vec<(u64, u64)> {
         let listed = self.checkpoint.iter().flat_map(|hints| &hints.segments);
         let is_absent = |listed: &&Listed| {
             listed.first_seq > 0
+                && !self.knows_lost(listed.ordinal)
+                && !self.is_left_out(listed.ordinal)
                 && !self.all().any(|segment| segment.ordinal == listed.ordinal)
                 && !self.replaced.contains_key(&listed.ordinal)
         };
@@ -193,11 +201,8 @@ impl Directory<'_> {
 
     /// The first and the last Seq that a listed segment had when the list was written.
     pub(super) fn range_of(&self, listed: &Listed) -> (u64, u64) {
-        let last = match listed.span {
-            0 => self.accounted(),
-            span => listed.first_seq.saturating_add(span - 1),
-        };
-        (listed.first_seq, last.max(listed.first_seq))
+        let range = self.checkpoint.as_ref().map(|hints| hints.range_of(listed));
+        range.unwrap_or((listed.first_seq, listed.first_seq))
     }
 
     /// Where the Seqs of a segment with this many records began: within an epoch they have no gap.
@@ -237,7 +242,8 @@ impl Directory<'_> {
     /// Whether CHECKPOINT knows a segment or an epoch that is newer than all that are here.
     fn knows_newer(&self, (epoch, _): Newest) -> bool {
         self.checkpoint.as_ref().is_some_and(|hints| {
-            let listed = hints.segments.iter().map(|listed| listed.ordinal).max();
+            let listed = hints.segments.iter().map(|listed| listed.ordinal);
+            let listed = listed.filter(|ordinal| !hints.apart.lost.contains(ordinal)).max();
             hints.epoch > epoch || listed.unwrap_or(0) > self.largest_ordinal
         })
     }
