@@ -5,6 +5,7 @@
 //! what is in them: for a new case, which `KEEPQ_GOLDEN=<its name>` makes alone, or before format 1
 //! is released, never to make a failing test pass.
 
+use crate::golden_apart;
 use crate::golden_times;
 use crate::support::agree::agree_in;
 use crate::support::reader::{self, Added, Listed};
@@ -21,7 +22,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// A name, and what makes the directory.
 pub(crate) type Case = (&'static str, fn(&Path));
 
-pub(crate) const CASES: [Case; 9] = [
+pub(crate) const CASES: [Case; 10] = [
     ("closed", closed),
     ("killed", killed),
     ("torn", torn),
@@ -31,6 +32,7 @@ pub(crate) const CASES: [Case; 9] = [
     ("stepped", golden_times::stepped),
     ("offset", golden_times::offset),
     ("anchored", golden_times::anchored),
+    ("apart", golden_apart::apart),
 ];
 
 pub(crate) fn golden() -> PathBuf {

@@ -76,10 +76,12 @@ mod found_work;
 #[cfg(target_os = "linux")]
 mod full_disk;
 mod golden;
+mod golden_apart;
 mod golden_times;
 mod history;
 mod kill;
 mod lost_numbers;
+mod outside_away;
 mod outside_clock;
 mod outside_disk;
 #[cfg(unix)]

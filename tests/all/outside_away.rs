@@ -1,0 +1,300 @@
+//! Files that are moved away and put back between runs, and a backup that is copied over a queue.
+
+use crate::found_hooks::is_segment;
+use crate::support::agree::agree;
+use crate::support::reader;
+use crate::support::watched::{Op, Watched};
+use keepq::fault::{CrashImage, MemoryStorage, Storage};
+use keepq::{Compaction, Durability, Options, Queue};
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::Duration;
+
+fn on(storage: Arc<dyn Storage>) -> Options {
+    Queue::options()
+        .segment_bytes(65_536)
+        .background(false)
+        .durability(Durability::Always)
+        .sync_acks(true)
+        .compaction(Compaction::default().idle(Duration::ZERO))
+        .storage(storage)
+}
+
+fn payload(number: u64) -> Vec<u8> {
+    format!("message {number:06} {}", "x".repeat(3000)).into_bytes()
+}
+
+/// A queue with the messages 1 to 60, in several segments.
+fn sixty(disk: &Arc<MemoryStorage>) -> Queue {
+    let queue = on(disk.clone()).open("queue").unwrap();
+    for number in 1..=60 {
+        assert_eq!(u64::from(queue.push(payload(number)).unwrap()), number);
+    }
+    queue
+}
+
+/// Takes this many, and acks all but those that `stays` says.
+fn work(queue: &Queue, number: usize, stays: impl Fn(u64) -> bool) {
+    let jobs = queue.pop_batch(number).unwrap();
+    let (left, done): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| stays(job.seq().into()));
+    queue.ack_batch(done).unwrap();
+    left.into_iter().for_each(|job| job.release().unwrap());
+}
+
+fn unsettled(queue: &Queue) -> BTreeSet<u64> {
+    queue.iter().map(|message| message.unwrap().seq().into()).collect()
+}
+
+fn segments(disk: &MemoryStorage) -> Vec<String> {
+    let entries = disk.list().unwrap().into_iter().map(|entry| entry.name);
+    entries.filter(|name| is_segment(name)).collect()
+}
+
+/// The segment that has this message.
+fn segment_with(disk: &MemoryStorage, number: u64) -> String {
+    let has = |name: &String| reader::place(&disk.read(name).unwrap(), &payload(number)).is_some();
+    segments(disk).into_iter().find(has).unwrap()
+}
+
+fn is_copy(disk: &MemoryStorage, name: &str) -> bool {
+    disk.read(name).unwrap()[96] > 0
+}
+
+/// Moves a file away; gives its bytes.
+fn take_away(disk: &MemoryStorage, name: &str) -> Vec<u8> {
+    let bytes = disk.read(name).unwrap();
+    disk.remove(name).unwrap();
+    disk.sync_directory().unwrap();
+    bytes
+}
+
+/// A run that does nothing but push one message.
+fn run(disk: &Arc<MemoryStorage>) -> Queue {
+    let queue = on(disk.clone()).open("queue").unwrap();
+    queue.push("another").unwrap();
+    queue.maintain().unwrap();
+    queue
+}
+
+/// A backup of the directory was copied over it. Of the files that had the same numbers another one
+/// counted at each open: what the run in between had pushed was lost, and what it had acked was
+/// handed out again.
+#[test]
+fn a_backup_is_copied_over_a_queue() {
+    let disk = Arc::new(MemoryStorage::new());
+    sixty(&disk).close().unwrap();
+    let names = segments(&disk).into_iter().chain(["CHECKPOINT".to_string()]);
+    let backup: Vec<_> = names.map(|name| (name.clone(), disk.read(&name).unwrap())).collect();
+    // A copy of a copy: nothing says any more what that was made from.
+    for step in [2, 5] {
+        let queue = on(disk.clone()).open("queue").unwrap();
+        work(&queue, 60, |number| number % step == 0);
+        queue.compact().unwrap();
+        queue.maintain().unwrap();
+        (0..10).for_each(|_| drop(queue.push(payload(0)).unwrap()));
+        queue.close().unwrap();
+    }
+    for (name, bytes) in backup {
+        disk.write(&name, bytes);
+    }
+    agree(&disk, "copied over");
+    let queue = on(disk.clone()).open("queue").unwrap();
+    assert!(queue.recovery().ignored().count() > 2, "{:?}", queue.recovery());
+    let found = unsettled(&queue);
+    let pushed: BTreeSet<u64> = (0..40).map(|_| queue.push(payload(0)).unwrap().into()).collect();
+    let stays = |number| number % 7 == 0;
+    work(&queue, usize::MAX, stays);
+    queue.compact().unwrap();
+    queue.maintain().unwrap();
+    let left: BTreeSet<u64> = found.union(&pushed).copied().filter(|&seq| stays(seq)).collect();
+    assert_eq!(unsettled(&queue), left);
+    queue.close().unwrap();
+    for number in 0..2 {
+        agree(&disk, "a run later");
+        let queue = on(disk.clone()).open("queue").unwrap();
+        assert_eq!(unsettled(&queue), left, "open {number}: {:?}", queue.recovery());
+        assert!(queue.recovery().damage().is_empty(), "{:?}", queue.recovery());
+        queue.maintain().unwrap();
+        queue.close().unwrap();
+    }
+    // What took the place of the old files is let go, and they stay out.
+    let queue = on(disk.clone()).open("queue").unwrap();
+    work(&queue, usize::MAX, |_| false);
+    (0..40).for_each(|_| drop(queue.push(payload(0)).unwrap()));
+    work(&queue, usize::MAX, |_| false);
+    queue.maintain().unwrap();
+    queue.close().unwrap();
+    let queue = on(disk.clone()).open("queue").unwrap();
+    assert!(queue.is_empty(), "{:?}: {:?}", unsettled(&queue), queue.recovery());
+    assert!(
+        disk.read("0000000000000001.seg").is_some(),
+        "a file that does not count is not deleted"
+    );
+}
+
+/// A file was away for a run, which copied its neighbours into one. Its numbers were between those
+/// of that copy, so it did not count once it was back.
+#[test]
+fn no_copy_goes_across_a_file_that_is_away() {
+    let disk = Arc::new(MemoryStorage::new());
+    sixty(&disk).close().unwrap();
+    let name = segment_with(&disk, 30);
+    let bytes = take_away(&disk, &name);
+    let queue = on(disk.clone()).open("queue").unwrap();
+    assert_eq!(queue.recovery().damage().len(), 1, "{:?}", queue.recovery());
+    let away: BTreeSet<u64> = (1..=60).filter(|seq| !unsettled(&queue).contains(seq)).collect();
+    assert!(away.len() > 10 && away.contains(&30));
+    work(&queue, 60, |number| number % 8 == 0);
+    assert!(queue.compact().unwrap().copies() > 0);
+    queue.maintain().unwrap();
+    let left = unsettled(&queue);
+    queue.close().unwrap();
+    // It was told of once.
+    let queue = run(&disk);
+    assert!(queue.recovery().is_clean(), "{:?}", queue.recovery());
+    let others: BTreeSet<u64> = unsettled(&queue).difference(&left).copied().collect();
+    queue.close().unwrap();
+    disk.write(&name, bytes);
+    agree(&disk, "back");
+    let queue = on(disk.clone()).open("queue").unwrap();
+    let all: BTreeSet<u64> = left.iter().chain(&away).chain(&others).copied().collect();
+    assert_eq!(unsettled(&queue), all, "{:?}", queue.recovery());
+    assert!(queue.recovery().is_clean(), "{:?}", queue.recovery());
+    work(&queue, usize::MAX, |_| false);
+    assert!(away.iter().all(|&seq| queue.is_acked(seq.into()).unwrap()));
+    queue.push("so that its segment can go").unwrap();
+    queue.maintain().unwrap();
+    assert!(disk.read(&name).is_none());
+    assert!(away.iter().all(|&seq| queue.is_acked(seq.into()).unwrap()));
+}
+
+/// A copy that was away counted when it was back, but what was settled in it was never known as
+/// settled once it was let go; and it counted a second time.
+#[test]
+fn a_copy_that_is_back_has_its_numbers_again() {
+    let disk = Arc::new(MemoryStorage::new());
+    let queue = sixty(&disk);
+    work(&queue, 50, |number| number % 10 == 0);
+    queue.compact().unwrap();
+    queue.maintain().unwrap();
+    queue.close().unwrap();
+    let name = segment_with(&disk, 10);
+    assert!(is_copy(&disk, &name));
+    let bytes = take_away(&disk, &name);
+    run(&disk).close().unwrap();
+    disk.write(&name, bytes.clone());
+    agree(&disk, "back");
+    let queue = on(disk.clone()).open("queue").unwrap();
+    work(&queue, usize::MAX, |_| false);
+    queue.push("so that its segment can go").unwrap();
+    queue.maintain().unwrap();
+    assert!(disk.read(&name).is_none());
+    assert!(queue.is_acked(10.into()).unwrap());
+    queue.close().unwrap();
+    // It was let go: that is for ever.
+    disk.write(&name, bytes);
+    let queue = on(disk.clone()).open("queue").unwrap();
+    assert_eq!(queue.len(), 1, "{:?}", queue.recovery());
+    queue.maintain().unwrap();
+    assert!(disk.read(&name).is_none());
+}
+
+/// The sources of a copy were still there when that was moved away. They counted, with states older
+/// than those of the copy; or they were deleted, and with them the last that was left of the
+/// messages.
+#[test]
+fn what_a_lost_copy_was_made_from_stays_and_does_not_count() {
+    let disk = Arc::new(MemoryStorage::new());
+    sixty(&disk).close().unwrap();
+    let keeps_all = || {
+        let storage = Watched::around(disk.clone());
+        storage.rule(|call| match call.op {
+            Op::Remove if is_segment(&call.name) => Err(ErrorKind::PermissionDenied.into()),
+            _ => Ok(()),
+        });
+        on(storage).open("queue").unwrap()
+    };
+    let queue = keeps_all();
+    work(&queue, 50, |number| number % 5 == 0);
+    assert!(queue.compact().is_err(), "its sources cannot be removed");
+    // Settled in the copy, durably.
+    work(&queue, 10, |number| number == 50);
+    drop(queue);
+    let copies: Vec<String> =
+        segments(&disk).into_iter().filter(|name| is_copy(&disk, name)).collect();
+    let sources: Vec<String> =
+        segments(&disk).into_iter().filter(|name| !copies.contains(name)).collect();
+    let away: Vec<_> = copies.iter().map(|name| (name.clone(), take_away(&disk, name))).collect();
+    let first_source = sources.first().unwrap();
+    // The loss is noted by a run that cannot remove anything, then by one that can.
+    drop(keeps_all());
+    for number in 0..2 {
+        agree(&disk, "without the copy");
+        let queue = run(&disk);
+        let found = unsettled(&queue);
+        assert!(found.iter().all(|&seq| seq > 50), "run {number}: {found:?}");
+        assert!(disk.read(first_source).is_some(), "run {number}");
+        queue.close().unwrap();
+    }
+    for (name, bytes) in away {
+        disk.write(&name, bytes);
+    }
+    agree(&disk, "back");
+    let queue = run(&disk);
+    let found: Vec<u64> = unsettled(&queue).into_iter().filter(|&seq| seq <= 50).collect();
+    assert_eq!(found, [50], "{:?}", queue.recovery());
+    queue.maintain().unwrap();
+    assert!(disk.read(first_source).is_none(), "the copy is back, so it means nothing");
+}
+
+/// A file that was away was put back with damage, and was deleted.
+#[test]
+fn a_file_that_is_back_with_damage_stays() {
+    let disk = Arc::new(MemoryStorage::new());
+    sixty(&disk).close().unwrap();
+    let name = segment_with(&disk, 30);
+    let whole = take_away(&disk, &name);
+    run(&disk).close().unwrap();
+    let mut damaged = whole.clone();
+    for page in [0, whole.len() - 4096] {
+        damaged[page + 512..page + 532].fill(0);
+    }
+    disk.write(&name, damaged);
+    run(&disk).close().unwrap();
+    disk.write(&name, whole);
+    let queue = run(&disk);
+    assert!(unsettled(&queue).contains(&30), "{:?}", queue.recovery());
+}
+
+/// The end of a run was looked for while a file was away that had a torn batch at its end. Once it
+/// was back, a part of that batch was handed out.
+#[test]
+fn a_torn_batch_in_a_file_that_was_away() {
+    let mut torn = 0;
+    for seed in 0..40 {
+        let disk = Arc::new(MemoryStorage::new());
+        let queue = on(disk.clone()).durability(Durability::Os).open("queue").unwrap();
+        for number in 1..=40 {
+            queue.push(payload(number)).unwrap();
+        }
+        queue.sync().unwrap();
+        queue.maintain().unwrap();
+        queue.push_batch((41..=46).map(payload)).unwrap();
+        let disk = Arc::new(disk.power_cut(CrashImage::Mixed(seed)));
+        drop(queue);
+        let name = segment_with(&disk, 40);
+        let bytes = take_away(&disk, &name);
+        let has = |number: &u64| reader::place(&bytes, &payload(*number)).is_some();
+        torn += u64::from((1..6).contains(&(41..=46).filter(has).count()));
+        run(&disk).close().unwrap();
+        disk.write(&name, bytes);
+        agree(&disk, "back");
+        let queue = run(&disk);
+        let found = unsettled(&queue);
+        assert!(found.contains(&40), "seed {seed}: {:?}", queue.recovery());
+        let count = (41..=46).filter(|seq| found.contains(seq)).count();
+        assert!(count == 0 || count == 6, "seed {seed}: {count} of a batch of six");
+    }
+    assert!(torn > 0, "no batch was torn");
+}
