@@ -141,8 +141,8 @@ impl CheckpointFile {
         if has(self.newer) { 1 + usize::from(has(1 - self.newer)) } else { 0 }
     }
 
-    /// Whether a slot may not say which numbers this checkpoint says are missing, which segments are
-    /// left out, or how the clock was set.
+    /// Whether a slot may not say which numbers this checkpoint says are missing, which segments
+    /// are left out, or how the clock was set.
     pub(crate) fn may_lack_facts_of(&self, checkpoint: &Checkpoint) -> bool {
         let Checkpoint { unaccounted, added: Added { clock, apart, .. }, .. } = checkpoint;
         let has = |slot: &Option<Arc<Checkpoint>>| {

@@ -12,12 +12,13 @@ mod compacted;
 mod damaged;
 mod epoch;
 mod found;
+mod known;
 mod leftover;
-mod lost;
 mod order;
 mod part;
 mod reconciled;
 mod segment_file;
+mod set_aside;
 mod unusable;
 
 pub(crate) use compacted::Replaced;

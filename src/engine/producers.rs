@@ -234,8 +234,7 @@ impl Producers {
                     may_make_room = self.make_room().map_err(Error::before_anything)?;
                 }
                 Err(error) if error.lacks_room_for_map() => {
-                    let has_room = self.reclaim.make_room_for_map();
-                    if !has_room.map_err(Error::before_anything)? {
+                    if !self.make_room_for_map().map_err(Error::before_anything)? {
                         return Err(error);
                     }
                 }
@@ -270,6 +269,12 @@ impl Producers {
         self.consumers.end_due();
         self.context.health.note_background(self.consumers.sweep_all());
         self.reclaim.make_room()
+    }
+
+    /// Unmaps other segments, or seals one that is full, which then need not stay mapped; false if
+    /// there was none.
+    fn make_room_for_map(&self) -> Result<bool> {
+        Ok(self.consumers.make_room_for_map() || self.commit.sync_oldest_full()?)
     }
 
     /// Waits for room behind those that wait already.

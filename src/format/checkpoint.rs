@@ -252,6 +252,12 @@ impl Checkpoint {
         }
     }
 
+    /// The first and the last Seq that a listed segment had when the list was written, one at
+    /// least.
+    pub(crate) fn numbers_of(&self, listed: &Listed) -> (u64, u64) {
+        (listed.first_seq, self.last_seq_of(listed).max(listed.first_seq))
+    }
+
     pub(crate) fn encode(&self, generation: u64) -> Vec<u8> {
         let plain = "plain numbers encode into a growing Vec";
         let mut body = postcard::to_stdvec(self).expect(plain);

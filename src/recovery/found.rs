@@ -1,9 +1,12 @@
 //! What a directory holds, as it was read.
 
+mod missing;
+
 use super::compacted::{self, AllReplaced, CompactedSegment};
+use super::known::{KnownSegments, LostNumbers};
 use super::leftover::Leftover;
-use super::lost::Known;
 use super::segment_file::SegmentFile;
+use super::set_aside::SetAside;
 use super::unusable::{Unusable, take_unusable};
 use crate::checkpoint::{CheckpointFile, CheckpointRead};
 use crate::error::{Error, Result};
@@ -20,7 +23,7 @@ use crate::log::{Marks, ReadHeader, Segment, read_header};
 use crate::random;
 use crate::report::{CheckpointState, Ignored, RecoveryReport};
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -49,28 +52,6 @@ pub(crate) struct Found {
     pub(super) report: RecoveryReport,
     largest_ordinal: Ordinal,
     newest_epoch: u64,
-}
-
-/// Segments whose files stay, and that do not count.
-#[derive(Debug, Default)]
-pub(super) struct SetAside {
-    /// Those that are left out for ever.
-    pub(super) left_out: BTreeSet<Ordinal>,
-    /// What is set aside takes so much of the disk.
-    pub(super) bytes: u64,
-    /// No Seq from it on is in one that this open left out.
-    pub(super) seq_limit: u64,
-}
-
-impl SetAside {
-    /// This segment never counts from here on.
-    pub(super) fn leave_out(&mut self, segment: &Segment) {
-        let SegmentHeader { ordinal, size, seq_limit, .. } = segment.header;
-        if self.left_out.insert(ordinal) {
-            self.bytes += size;
-            self.seq_limit = self.seq_limit.max(seq_limit);
-        }
-    }
 }
 
 /// Behind a name that no header vouches for, numbers have to go on.
@@ -136,34 +117,24 @@ impl Found {
         }
         // Epochs increase with ordinals; keepq wrote no header that says otherwise.
         segments.sort_by_key(|segment| (segment.header.epoch, segment.header.ordinal));
-        let DirectoryReader {
-            directory,
-            leftovers,
-            set_aside,
-            unreadable,
-            largest_ordinal,
-            newest_epoch,
-            report,
-        } = reading;
-        let mut found = Self {
+        let found = Self {
             queue_id,
             segments,
             compacted,
             replaced,
             checkpoint,
             checkpoint_file,
-            leftovers,
+            leftovers: reading.leftovers,
             unusable,
-            set_aside,
-            unreadable,
-            directory,
+            set_aside: reading.set_aside,
+            unreadable: reading.unreadable,
+            directory: reading.directory,
             has_dead_letters,
-            report,
-            largest_ordinal,
-            newest_epoch,
+            report: reading.report,
+            largest_ordinal: reading.largest_ordinal,
+            newest_epoch: reading.newest_epoch,
         };
-        found.take_let_go(&**storage, let_go)?;
-        Ok(found)
+        without_let_go(found, &**storage, let_go)
     }
 
     /// Larger than every ordinal that is known, even if only from a file's name: none is used
@@ -191,7 +162,7 @@ impl Found {
             self.segments.iter().chain(compacted).chain(replaced.map(|source| &source.segment));
         let headers = all.map(|segment| segment.header.seq_limit);
         let headers = headers.chain(self.unusable.iter().map(|unusable| unusable.seq_limit));
-        let headers = headers.chain([self.set_aside.seq_limit]);
+        let headers = headers.chain([self.set_aside.seq_limit()]);
         let hint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.seq_limit);
         // Each segment whose header is damaged may have had a higher limit, by what it and its
         // predecessor hold.
@@ -225,7 +196,7 @@ impl Found {
     }
 
     /// The ordinals of all segments that are here.
-    pub(super) fn ordinals(&self) -> impl Iterator<Item = Ordinal> {
+    fn ordinals(&self) -> impl Iterator<Item = Ordinal> {
         let segments = self.segments.iter().map(|segment| segment.header.ordinal);
         let compacted = self.compacted.iter().map(|one| one.segment.header.ordinal);
         segments.chain(compacted).chain(self.replaced_ordinals())
@@ -302,9 +273,10 @@ impl DirectoryReader {
         checkpoint: Option<&Checkpoint>,
         let_go: &mut Vec<SegmentFile>,
     ) -> Result<BTreeMap<Ordinal, SegmentFile>> {
-        let known = checkpoint.map(|checkpoint| Known::of(checkpoint, &files));
-        let left_out = checkpoint.into_iter().flat_map(|known| known.added.apart.left_out.iter());
-        self.set_aside.left_out = left_out.collect();
+        let known = checkpoint.map(|checkpoint| KnownSegments::of(checkpoint, &files));
+        if let Some(checkpoint) = checkpoint {
+            self.set_aside = SetAside::known(&checkpoint.added.apart.left_out);
+        }
         let mut kept: BTreeMap<Ordinal, SegmentFile> = BTreeMap::new();
         for found in files {
             let SegmentFile { name, header, .. } = &found;
@@ -315,9 +287,9 @@ impl DirectoryReader {
             }
             self.largest_ordinal = self.largest_ordinal.max(ordinal);
             self.newest_epoch = self.newest_epoch.max(header.epoch);
-            if self.set_aside.left_out.contains(&ordinal) {
+            if self.set_aside.has_left_out(ordinal) {
                 self.ignore(&name, LEFT_OUT);
-                self.set_aside.bytes += found.file.size();
+                self.set_aside.add_file(found.file.size());
                 continue;
             }
             if let Some(known) = known.as_ref()
@@ -357,6 +329,26 @@ impl DirectoryReader {
         });
         broken.collect()
     }
+}
+
+/// What was let go is removed. But a segment that has numbers of a lost one may be what that was
+/// made from, and then it stays until that is back.
+fn without_let_go(
+    mut found: Found,
+    storage: &dyn Storage,
+    let_go: Vec<SegmentFile>,
+) -> Result<Found> {
+    let lost = LostNumbers::of(found.lost_numbers());
+    for file in let_go {
+        if lost.has_some_of(&file, storage)? {
+            let (path, reason) = (storage.path(&file.name), "it has numbers of a lost segment");
+            found.report.ignored.push(Ignored { path, reason, is_foreign: false });
+            found.set_aside.add_file(file.file.size());
+        } else {
+            found.leftovers.push(file.into_leftover(storage)?);
+        }
+    }
+    Ok(found)
 }
 
 /// Tells compacted segments from others. One that does not say what it holds is among the others.

@@ -134,17 +134,18 @@ impl Reconciled {
         let is_new = found.checkpoint.is_none();
         let noted_time =
             found.checkpoint.as_ref().map_or(Time::ZERO, |known| known.added.clock.time);
-        let last = parts.iter().rev().find(|part| part.count > 0);
+        let newest = parts.iter().rev().find(|part| part.count > 0);
         let unaccounted = unaccounted(&found, &parts, next_seq, &report)?;
         let lost = found.lost().collect();
         let unusable_bytes = found.unusable.iter().map(|unusable| unusable.bytes).sum::<u64>();
-        let unusable_bytes = unusable_bytes + found.set_aside.bytes;
+        let unusable_bytes = unusable_bytes + found.set_aside.bytes();
+        let left_out = found.set_aside.left_out().collect();
         Ok(Log {
             unaccounted,
             queue_id: found.queue_id,
             epoch: found.newest_epoch(),
             next_seq,
-            last_seq: last.map(|part| part.end_seq() - 1),
+            last_seq: newest.map(|part| part.end_seq() - 1),
             seq_limit,
             next_ordinal: found.next_ordinal(),
             newest_time,
@@ -161,7 +162,7 @@ impl Reconciled {
             replaced: found.replaced.found,
             leftovers: found.leftovers,
             lost,
-            left_out: found.set_aside.left_out.into_iter().collect(),
+            left_out,
             unusable_bytes,
             checkpoint: found.checkpoint_file,
             is_new,
@@ -276,8 +277,8 @@ fn unaccounted(
     for part in parts.iter().filter(|part| part.count > 0 && part.segment.sources.is_none()) {
         ranges.remove(part.first_seq, part.end_seq() - 1);
     }
-    // A copy that is back has its numbers again. Of those that it does not have nothing is known any
-    // more.
+    // A copy that is back has its numbers again. Of those that it does not have nothing is known
+    // any more.
     let is_back = |part: &&Part| {
         let ordinal = part.segment.header.ordinal;
         part.segment.sources.is_some() && checkpoint.is_some_and(|known| known.knows_lost(ordinal))
@@ -305,10 +306,11 @@ fn unaccounted(
     });
     let spans: BTreeMap<Ordinal, u64> = spans.collect();
     let listed = checkpoint.iter().flat_map(|checkpoint| checkpoint.used());
-    let (replaced, left_out) = (&found.replaced.by_copy, &found.set_aside.left_out);
-    let is_apart = |ordinal| replaced.contains_key(ordinal) || left_out.contains(ordinal);
+    let is_apart = |ordinal| {
+        found.replaced.by_copy.contains_key(&ordinal) || found.set_aside.has_left_out(ordinal)
+    };
     let mut gone = Ranges::default();
-    for listed in listed.filter(|listed| !is_apart(&listed.ordinal)) {
+    for listed in listed.filter(|listed| !is_apart(listed.ordinal)) {
         let span = spans.get(&listed.ordinal).copied().unwrap_or(0);
         let last = checkpoint.map_or(0, |checkpoint| checkpoint.last_seq_of(listed));
         gone.insert(listed.first_seq + span, last);

@@ -34,12 +34,19 @@ fn sixty(disk: &Arc<MemoryStorage>) -> Queue {
     queue
 }
 
+/// Pushes this many more; gives their numbers.
+fn push_others(queue: &Queue, count: u32) -> BTreeSet<u64> {
+    (0..count).map(|_| queue.push(payload(0)).unwrap().into()).collect()
+}
+
 /// Takes this many, and acks all but those that `stays` says.
 fn work(queue: &Queue, number: usize, stays: impl Fn(u64) -> bool) {
     let jobs = queue.pop_batch(number).unwrap();
     let (left, done): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| stays(job.seq().into()));
     queue.ack_batch(done).unwrap();
-    left.into_iter().for_each(|job| job.release().unwrap());
+    for job in left {
+        job.release().unwrap();
+    }
 }
 
 fn unsettled(queue: &Queue) -> BTreeSet<u64> {
@@ -92,7 +99,7 @@ fn a_backup_is_copied_over_a_queue() {
         work(&queue, 60, |number| number % step == 0);
         queue.compact().unwrap();
         queue.maintain().unwrap();
-        (0..10).for_each(|_| drop(queue.push(payload(0)).unwrap()));
+        push_others(&queue, 10);
         queue.close().unwrap();
     }
     for (name, bytes) in backup {
@@ -102,7 +109,7 @@ fn a_backup_is_copied_over_a_queue() {
     let queue = on(disk.clone()).open("queue").unwrap();
     assert!(queue.recovery().ignored().count() > 2, "{:?}", queue.recovery());
     let found = unsettled(&queue);
-    let pushed: BTreeSet<u64> = (0..40).map(|_| queue.push(payload(0)).unwrap().into()).collect();
+    let pushed = push_others(&queue, 40);
     let stays = |number| number % 7 == 0;
     work(&queue, usize::MAX, stays);
     queue.compact().unwrap();
@@ -121,7 +128,7 @@ fn a_backup_is_copied_over_a_queue() {
     // What took the place of the old files is let go, and they stay out.
     let queue = on(disk.clone()).open("queue").unwrap();
     work(&queue, usize::MAX, |_| false);
-    (0..40).for_each(|_| drop(queue.push(payload(0)).unwrap()));
+    push_others(&queue, 40);
     work(&queue, usize::MAX, |_| false);
     queue.maintain().unwrap();
     queue.close().unwrap();
@@ -210,7 +217,7 @@ fn what_a_lost_copy_was_made_from_stays_and_does_not_count() {
     let keeps_all = || {
         let storage = Watched::around(disk.clone());
         storage.rule(|call| match call.op {
-            Op::Remove if is_segment(&call.name) => Err(ErrorKind::PermissionDenied.into()),
+            Op::Remove if is_segment(call.name) => Err(ErrorKind::PermissionDenied.into()),
             _ => Ok(()),
         });
         on(storage).open("queue").unwrap()

@@ -25,7 +25,7 @@ impl Consumers {
     }
 
     /// Gives up maps that no delivery needs; false if there are none.
-    fn make_room_for_map(&self) -> bool {
+    pub(crate) fn make_room_for_map(&self) -> bool {
         self.context.unmapping.make_room(|| self.dispatch.lock().take_idle_maps())
     }
 

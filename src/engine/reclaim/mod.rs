@@ -139,13 +139,6 @@ impl Reclaim {
         Ok(())
     }
 
-    /// For a push that cannot map its segment: unmaps others, or seals one that is full, which then
-    /// need not stay mapped; false if there was none.
-    pub(crate) fn make_room_for_map(&self) -> Result<bool> {
-        let take = || self.dispatch.lock().take_idle_maps();
-        Ok(self.context.unmapping.make_room(take) || self.commit.sync_oldest_full()?)
-    }
-
     /// For a push that finds no room: gives back a file without unsettled messages, or makes one
     /// copy; false if neither gave anything back.
     pub(crate) fn make_room(&self) -> Result<bool> {

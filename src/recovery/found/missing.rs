@@ -1,0 +1,79 @@
+//! Segments that are lost: those that do not say what they hold, and those that CHECKPOINT lists
+//! and the directory does not have.
+//!
+//! Promises: each is told, one that is absent once. Every CHECKPOINT goes on to list it, so that it
+//! counts again if its file is back.
+
+use super::Found;
+use crate::format::address::Ordinal;
+use crate::format::checkpoint::{Checkpoint, Listed};
+use crate::format::name;
+use crate::report::{Damage, DamageKind};
+use std::collections::BTreeSet;
+
+/// This many are told of one by one.
+const MOST_TOLD: usize = 1000;
+
+impl Found {
+    /// The segments that are lost, each with as much of its numbers as is known, and one at least;
+    /// none, and 0 as its first one, if that is not known. What a copy has of them is not lost.
+    pub(crate) fn lost(&self) -> impl Iterator<Item = Listed> {
+        self.here_and_lost().chain(self.absent())
+    }
+
+    /// Those that are here, and do not say what they hold.
+    fn here_and_lost(&self) -> impl Iterator<Item = Listed> {
+        self.unusable.iter().map(|unusable| {
+            let least = u64::from(unusable.listed.first_seq > 0);
+            Listed { span: unusable.listed.span.max(least), ..unusable.listed }
+        })
+    }
+
+    /// Those that the directory does not have. A segment that was prepared and never used held
+    /// nothing.
+    fn absent(&self) -> impl Iterator<Item = Listed> {
+        let unusable = self.unusable.iter().map(|unusable| unusable.listed.ordinal);
+        let others = self.replaced.by_copy.keys().copied().chain(self.set_aside.left_out());
+        let here: BTreeSet<Ordinal> = self.ordinals().chain(unusable).chain(others).collect();
+        let checkpoint = self.checkpoint.as_ref();
+        let used = checkpoint.into_iter().flat_map(Checkpoint::used);
+        let absent = used.filter(move |listed| !here.contains(&listed.ordinal));
+        let numbers_of = move |listed| checkpoint.map(|checkpoint| checkpoint.numbers_of(listed));
+        absent.filter_map(move |listed| {
+            let (first, last) = numbers_of(listed)?;
+            Some(Listed { span: last + 1 - first, ..*listed })
+        })
+    }
+
+    /// The first and the last number of each.
+    pub(super) fn lost_numbers(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.lost().filter_map(numbers).map(|(_, numbers)| numbers)
+    }
+
+    /// The damage of the segments that are lost. Those that are absent are told of once.
+    pub(crate) fn missing_segments(&self) -> Vec<Damage> {
+        let is_known = |lost: &Listed| {
+            self.checkpoint.as_ref().is_some_and(|known| known.knows_lost(lost.ordinal))
+        };
+        let absent = self.absent().filter(|lost| !is_known(lost));
+        let mut lost = self.here_and_lost().chain(absent).filter_map(numbers);
+        let damage =
+            |first, last, path| Damage { first, last, path, offset: 0, kind: DamageKind::Segment };
+        let each = lost.by_ref().take(MOST_TOLD);
+        let each = each.map(|(ordinal, (first, last))| {
+            damage(first, last, self.directory.join(name::segment(ordinal)))
+        });
+        let mut told: Vec<Damage> = each.collect();
+        // Together, so that a list takes no more memory than its bytes on the disk.
+        let rest = lost.map(|(_, numbers)| numbers);
+        let rest = rest.reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)));
+        told.extend(rest.map(|(first, last)| damage(first, last, self.directory.clone())));
+        told
+    }
+}
+
+/// The ordinal of a segment, and its first and last number, if it has any.
+fn numbers(of: Listed) -> Option<(Ordinal, (u64, u64))> {
+    let Listed { ordinal, first_seq, span } = of;
+    (first_seq > 0).then(|| (ordinal, (first_seq, first_seq + span.max(1) - 1)))
+}
