@@ -67,12 +67,6 @@ impl Ranges {
         self.0.get(at).is_some_and(|&(start, _)| start <= number)
     }
 
-    /// Whether all of `first..=last` are in it.
-    pub(crate) fn contains_all(&self, first: u64, last: u64) -> bool {
-        let at = self.0.partition_point(|&(_, end)| end < first);
-        self.0.get(at).is_some_and(|&(start, end)| start <= first && last <= end)
-    }
-
     /// Each range, with both ends, in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
         self.0.iter().copied()

@@ -18,6 +18,11 @@ impl Ordinal {
     pub(crate) fn next(self) -> Self {
         Self(self.0 + 1)
     }
+
+    /// That of the file that was made before; of none, none.
+    pub(crate) fn before(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
 }
 
 /// Bytes from the start of a segment file, counted from 0 and up to

@@ -5,7 +5,7 @@ use super::address::Ordinal;
 use super::bytes::{put, take, to_u64, u16_at, u32_at, u64_at};
 use super::checksum::crc32_of_both;
 use super::limits::{NUMBER_END, TIME_END, is_number};
-use super::ordinals::Ordinals;
+use super::ordinals::{OrdinalRanges, Ordinals};
 use crate::ranges::Ranges;
 use crate::time::{Anchor, BootId, KnownTime, Time};
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,17 @@ pub(crate) struct Apart {
     /// Those that never count again, since others have some of their numbers. The list has none of
     /// them.
     pub(crate) left_out: Ordinals,
+    /// Those that no list had with a message before an open did not find them: they may have been
+    /// lost, or never made.
+    pub(crate) unseen: OrdinalRanges,
+}
+
+impl Apart {
+    /// Whether each of them may have been made before this one.
+    fn is_below(&self, next: Ordinal) -> bool {
+        let last = [self.lost.last(), self.left_out.last(), self.unseen.last()];
+        last.into_iter().flatten().all(|ordinal| ordinal < next)
+    }
 }
 
 /// An anchor as it is stored: the id of the boot (0: there is none), the time and the nanoseconds.
@@ -202,7 +213,14 @@ pub(crate) enum DecodedCheckpoint {
 impl Checkpoint {
     /// Whether this segment had been made, and let go, when the list was written.
     pub(crate) fn let_go(&self, ordinal: Ordinal) -> bool {
-        ordinal < self.next_ordinal && self.segments.of(ordinal).is_none()
+        ordinal < self.next_ordinal
+            && self.segments.of(ordinal).is_none()
+            && !self.added.apart.unseen.contains(ordinal)
+    }
+
+    /// Whether this segment counts if it is back: it was lost, or may have been.
+    pub(crate) fn awaits(&self, ordinal: Ordinal) -> bool {
+        self.knows_lost(ordinal) || self.added.apart.unseen.contains(ordinal)
     }
 
     /// Whether this segment was known to be lost.
@@ -290,7 +308,11 @@ impl Checkpoint {
         match (u16_at(from, VERSION), postcard::take_from_bytes::<Self>(body)) {
             (version, _) if version > FORMAT_VERSION => DecodedCheckpoint::Newer(version),
             (_, Ok((checkpoint, rest))) => {
-                let checkpoint = Self { added: Added::decode(rest), ..checkpoint };
+                let mut added = Added::decode(rest);
+                if !added.apart.is_below(checkpoint.next_ordinal) {
+                    added.apart = Apart::default();
+                }
+                let checkpoint = Self { added, ..checkpoint };
                 checkpoint.of_generation(u64_at(from, GENERATION))
             }
             (_, Err(_)) => DecodedCheckpoint::Invalid,
@@ -318,6 +340,7 @@ mod tests {
     use super::*;
     use crate::time::Shift;
     use proptest::prelude::*;
+    use std::collections::BTreeSet;
 
     fn checkpoint() -> Checkpoint {
         let segments = vec![
@@ -342,7 +365,9 @@ mod tests {
                 anchor: BootId::new(13).map(|boot| Anchor { boot, time: Time(14), nanos: 15 }),
                 apart: Apart {
                     lost: [Ordinal(2)].into_iter().collect(),
-                    left_out: [Ordinal(3), Ordinal(4)].into_iter().collect(),
+                    left_out: [Ordinal(4)].into_iter().collect(),
+                    unseen: OrdinalRanges::default()
+                        .with_all_but([(Ordinal(1), Ordinal(1))].into_iter(), &BTreeSet::new()),
                 },
             },
         }
@@ -360,7 +385,7 @@ mod tests {
             assert_eq!(Checkpoint::decode(&damaged), DecodedCheckpoint::Invalid, "bit {bit}");
         }
         let let_go = |ordinal| checkpoint().let_go(Ordinal(ordinal));
-        assert!(let_go(3) && !let_go(2) && !let_go(6));
+        assert!(let_go(3) && !let_go(1) && !let_go(2) && !let_go(6));
     }
 
     /// Bodies that were written before something was added to their end, and after it.

@@ -3,8 +3,10 @@
 use super::damaged::for_each_lost;
 use super::part::Part;
 use crate::error::Result;
+use crate::format::PAGE;
 use crate::format::address::{Index, Offset, Ordinal};
-use crate::format::segment::{Activation, RECORDS_START, Seal};
+use crate::format::segment::{Activation, RECORDS_START, Seal, most_slots};
+use crate::format::slot::SLOT;
 use crate::log::Segment;
 use crate::log::scan::{Scanned, scan};
 use crate::report::{Damage, DamageKind, RecoveryReport};
@@ -106,6 +108,12 @@ pub(super) fn read(
         // Behind the cut nothing counts, and no gap is looked for.
         if !is_cut {
             let gap = gap_before(member, previous.as_ref(), segments, watermark)?;
+            let gap = gap.and_then(|gap| match read.parts.last_mut() {
+                Some(part) if gap.first <= watermark && part.segment.path == gap.path => {
+                    extend(part, gap, report)
+                }
+                _ => Some(gap),
+            });
             is_cut = gap.is_some_and(|gap| !accept(gap, watermark, report));
         }
         if is_cut {
@@ -136,8 +144,11 @@ pub(super) fn read(
         && is_newest
         && hint.is_some_and(|hint| hint.ordinal == end.ordinal)
         && watermark >= end.next_seq
+        && let Some(part) = read.parts.last_mut()
     {
-        report.damage.push(end.damage(watermark + 1, DamageKind::Corrupt));
+        let gap = end.damage(watermark + 1, DamageKind::Corrupt);
+        let rest = extend(part, gap, report);
+        report.damage.extend(rest);
     }
     // A segment that was prepared and not used holds nothing; but close removes what was prepared,
     // so the run did not end in order.
@@ -171,6 +182,35 @@ impl PartEnd {
         let path = self.path.clone();
         Damage { first: self.next_seq, last: end_seq - 1, path, offset: self.tail.0, kind }
     }
+}
+
+/// Records are missing at the end of a part that were there: they are part of it, so that their
+/// slots tell which of them were settled. Gives what is beyond all that it can have.
+fn extend(part: &mut Part, gap: Damage, report: &mut RecoveryReport) -> Option<Damage> {
+    if part.is_sealed {
+        return Some(gap);
+    }
+    let size = part.segment.header.size;
+    let room = (size - PAGE).saturating_sub(part.tail.0) / SLOT;
+    let most = room.min(u64::from(most_slots(size)));
+    let old = Index(part.count);
+    let count = (gap.last + 1).saturating_sub(part.first_seq).min(most).max(u64::from(old));
+    let new = Index::saturating_from(count);
+    part.count = new.0;
+    let mut lost: Option<(Index, Index)> = None;
+    for_each_lost(&part.segment, (old, new), part.base_time, |from, to| {
+        lost = Some((lost.map_or(from, |(first, _)| first), to));
+    });
+    let seq = |index: Index| part.first_seq + u64::from(index);
+    let kind = DamageKind::Corrupt;
+    report.damage.extend(lost.map(|(from, to)| Damage {
+        first: seq(from),
+        last: seq(to) - 1,
+        path: gap.path.clone(),
+        offset: gap.offset,
+        kind,
+    }));
+    (seq(new) <= gap.last).then(|| Damage { first: seq(new), ..gap })
 }
 
 /// The records that are missing between `previous` and `next`. A segment that is here and holds no

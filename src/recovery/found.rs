@@ -2,9 +2,11 @@
 
 mod missing;
 
+pub(super) use missing::Lost;
+
 use super::compacted::{self, AllReplaced, CompactedSegment};
-use super::known::{KnownSegments, LostNumbers};
 use super::leftover::Leftover;
+use super::lost_numbers::LostNumbers;
 use super::segment_file::SegmentFile;
 use super::set_aside::SetAside;
 use super::unusable::{Unusable, take_unusable};
@@ -23,7 +25,7 @@ use crate::log::{Marks, ReadHeader, Segment, read_header};
 use crate::random;
 use crate::report::{CheckpointState, Ignored, RecoveryReport};
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -50,6 +52,7 @@ pub(crate) struct Found {
     pub(super) directory: PathBuf,
     pub(super) has_dead_letters: bool,
     pub(super) report: RecoveryReport,
+    half_made: BTreeSet<Ordinal>,
     largest_ordinal: Ordinal,
     newest_epoch: u64,
 }
@@ -85,6 +88,7 @@ impl Found {
         let mut reading = DirectoryReader {
             directory,
             leftovers: Vec::new(),
+            half_made: BTreeSet::new(),
             set_aside: SetAside::default(),
             unreadable: 0,
             largest_ordinal: Ordinal::NONE,
@@ -107,7 +111,7 @@ impl Found {
             reading.report.checkpoint = CheckpointState::Foreign;
         }
         let mut let_go = Vec::new();
-        let kept = reading.keep(&**storage, files, queue_id, checkpoint.as_ref(), &mut let_go)?;
+        let kept = reading.keep(files, queue_id, checkpoint.as_ref(), &mut let_go);
         let (mut segments, mut compacted) = segments_of(&**storage, kept)?;
         let replaced = compacted::take_replaced(&mut segments, &mut compacted)?;
         let mut unusable = reading.take_broken_copies(&mut segments, checkpoint.as_ref());
@@ -126,6 +130,7 @@ impl Found {
             checkpoint_file,
             leftovers: reading.leftovers,
             unusable,
+            half_made: reading.half_made,
             set_aside: reading.set_aside,
             unreadable: reading.unreadable,
             directory: reading.directory,
@@ -207,6 +212,8 @@ impl Found {
 struct DirectoryReader {
     directory: PathBuf,
     leftovers: Vec<Leftover>,
+    /// The ordinals of files that are half made, or half removed.
+    half_made: BTreeSet<Ordinal>,
     set_aside: SetAside,
     unreadable: usize,
     largest_ordinal: Ordinal,
@@ -242,6 +249,7 @@ impl DirectoryReader {
                     let path = storage.path(&name);
                     let file = opened.map_err(|error| Error::io("open file", &path, 0, error))?;
                     let bytes = file.size();
+                    self.half_made.extend(ordinal);
                     self.leftovers.push(Leftover { name, bytes, sources: Vec::new() });
                 }
                 Kind::Segment if is_file => names.push(name),
@@ -267,13 +275,11 @@ impl DirectoryReader {
     /// let go.
     fn keep(
         &mut self,
-        storage: &dyn Storage,
         files: Vec<SegmentFile>,
         queue_id: [u8; 16],
         checkpoint: Option<&Checkpoint>,
         let_go: &mut Vec<SegmentFile>,
-    ) -> Result<BTreeMap<Ordinal, SegmentFile>> {
-        let known = checkpoint.map(|checkpoint| KnownSegments::of(checkpoint, &files));
+    ) -> BTreeMap<Ordinal, SegmentFile> {
         if let Some(checkpoint) = checkpoint {
             self.set_aside = SetAside::known(&checkpoint.added.apart.left_out);
         }
@@ -292,9 +298,7 @@ impl DirectoryReader {
                 self.set_aside.add_file(found.file.size());
                 continue;
             }
-            if let Some(known) = known.as_ref()
-                && !known.has(&found, storage)?
-            {
+            if checkpoint.is_some_and(|checkpoint| checkpoint.let_go(ordinal)) {
                 let_go.push(found);
                 continue;
             }
@@ -313,7 +317,7 @@ impl DirectoryReader {
                 }
             }
         }
-        Ok(kept)
+        kept
     }
 
     /// Takes the copies out that do not say what they hold, and that no other copy replaces.
@@ -331,8 +335,8 @@ impl DirectoryReader {
     }
 }
 
-/// What was let go is removed. But a segment that has numbers of a lost one may be what that was
-/// made from, and then it stays until that is back.
+/// What was let go is removed. But a segment that may have numbers of a lost one may be what that
+/// was made from, and then it stays until that is back.
 fn without_let_go(
     mut found: Found,
     storage: &dyn Storage,
@@ -340,8 +344,9 @@ fn without_let_go(
 ) -> Result<Found> {
     let lost = LostNumbers::of(found.lost_numbers());
     for file in let_go {
-        if lost.has_some_of(&file, storage)? {
-            let (path, reason) = (storage.path(&file.name), "it has numbers of a lost segment");
+        if lost.may_be_in(&file, storage)? {
+            let (path, reason) =
+                (storage.path(&file.name), "it may have numbers of a lost segment");
             found.report.ignored.push(Ignored { path, reason, is_foreign: false });
             found.set_aside.add_file(file.file.size());
         } else {

@@ -7,7 +7,7 @@
 use super::compacted::{CompactedSegment, Replaced};
 use super::damaged::for_each_lost;
 use super::epoch::{self, Watermark};
-use super::found::{Found, LEFT_OUT};
+use super::found::{Found, LEFT_OUT, Lost};
 use super::leftover::{Kept, Leftover};
 use super::order;
 use super::part::Part;
@@ -17,7 +17,7 @@ use crate::format::address::{Index, Ordinal};
 use crate::format::checkpoint::{Checkpoint, ConsumerOffset, Listed};
 use crate::format::limits::TIME_END;
 use crate::format::name;
-use crate::format::ordinals::Ordinals;
+use crate::format::ordinals::{OrdinalRanges, Ordinals};
 use crate::io::boot_id;
 use crate::log::Segment;
 use crate::ranges::Ranges;
@@ -63,6 +63,10 @@ pub(crate) struct Log {
     pub(crate) lost: Vec<Listed>,
     /// Segments that do not count, and never will: every CHECKPOINT says so.
     pub(crate) left_out: Ordinals,
+    /// Some of those counted, as far as CHECKPOINT knows.
+    pub(crate) leaves_out_more: bool,
+    /// Ordinals of segments that may be back: those that no open has seen.
+    pub(crate) unseen: OrdinalRanges,
     /// What files that are lost, left out, or what a lost one was made from, take on the disk.
     pub(crate) unusable_bytes: u64,
     pub(crate) checkpoint: CheckpointFile,
@@ -80,8 +84,7 @@ impl Reconciled {
     /// Decides what counts.
     pub(crate) fn of(mut found: Found) -> Result<Self> {
         let mut report = std::mem::take(&mut found.report);
-        let lost = found.missing_segments();
-        report.damage.extend(lost);
+        let mut lost = found.to_tell();
         let hint = found.checkpoint.as_ref().map(|checkpoint| Watermark {
             seq: checkpoint.watermark,
             ordinal: checkpoint.last_used_ordinal(),
@@ -104,7 +107,8 @@ impl Reconciled {
         let newest_time = base_times.fold(newest_time, Time::max).min(Time(TIME_END - 1));
         let (parts, overlapping) = order::by_seq(parts, copies);
         let overlapping_end = overlapping.iter().map(Part::end_seq).max().unwrap_or(0);
-        leave_out(&overlapping, &parts, &mut found, &mut report);
+        lost.extend(leave_out(&overlapping, &mut found, &mut report));
+        report.damage.extend(damage_of(lost, &parts));
         let has_newest = found.unreadable == 0 && !found.lacks_newest();
         let has_ended = run_ended.is_some() || found.segments.is_empty();
         report.was_closed = has_ended && has_newest;
@@ -139,7 +143,7 @@ impl Reconciled {
         let lost = found.lost().collect();
         let unusable_bytes = found.unusable.iter().map(|unusable| unusable.bytes).sum::<u64>();
         let unusable_bytes = unusable_bytes + found.set_aside.bytes();
-        let left_out = found.set_aside.left_out().collect();
+        let (left_out, unseen) = (found.set_aside.left_out().collect(), found.unseen());
         Ok(Log {
             unaccounted,
             queue_id: found.queue_id,
@@ -163,6 +167,8 @@ impl Reconciled {
             leftovers: found.leftovers,
             lost,
             left_out,
+            leaves_out_more: found.set_aside.has_more(),
+            unseen,
             unusable_bytes,
             checkpoint: found.checkpoint_file,
             is_new,
@@ -220,41 +226,46 @@ fn newest_shift(found: &Found) -> Shift {
 }
 
 /// Leaves segments out whose numbers others have, for ever. Their files stay; so do those of which
-/// they are copies. What no other one has is lost. `kept`: those that count, in order.
-fn leave_out(parts: &[Part], kept: &[Part], found: &mut Found, report: &mut RecoveryReport) {
-    if parts.is_empty() {
-        return;
-    }
-    let kept: Vec<&Part> = kept.iter().filter(|part| part.count > 0).collect();
-    let mut parts: Vec<&Part> = parts.iter().collect();
-    parts.sort_by_key(|part| part.first_seq);
-    let mut told = 0;
-    for part in &parts {
-        let (path, reason) = (&part.segment.path, LEFT_OUT);
-        report.ignored.push(Ignored { path: path.clone(), reason, is_foreign: false });
-        found.set_aside.leave_out(&part.segment);
-        // They may overlap each other, too.
-        let (first, end) = (part.first_seq.max(told), part.end_seq());
-        told = told.max(end);
-        let mut lost = Ranges::default();
-        lost.insert(first, end - 1);
-        let from = kept.partition_point(|other| other.end_seq() <= first);
-        let others = kept.get(from..).unwrap_or_default();
-        for other in others.iter().take_while(|other| other.first_seq < end) {
-            lost.remove(other.first_seq, other.end_seq() - 1);
-        }
-        let kind = DamageKind::Segment;
-        let damage = |(first, last)| Damage { first, last, path: path.clone(), offset: 0, kind };
-        report.damage.extend(lost.iter().map(damage));
-    }
+/// they are copies. What no other one has is lost.
+fn leave_out(parts: &[Part], found: &mut Found, report: &mut RecoveryReport) -> Vec<Lost> {
     let left_out: BTreeSet<Ordinal> =
         parts.iter().map(|part| part.segment.header.ordinal).collect();
-    found.replaced.by_copy.retain(|_, copy| !left_out.contains(copy));
     let is_theirs =
         |replaced: &mut Replaced| left_out.contains(&replaced.copy.segment.header.ordinal);
     for replaced in found.replaced.found.extract_if(.., is_theirs) {
         replaced.sources.iter().for_each(|source| found.set_aside.leave_out(&source.segment));
     }
+    found.replaced.by_copy.retain(|_, copy| !left_out.contains(copy));
+    let lost = parts.iter().map(|part| {
+        let (path, reason) = (part.segment.path.clone(), LEFT_OUT);
+        report.ignored.push(Ignored { path: path.clone(), reason, is_foreign: false });
+        found.set_aside.leave_out(&part.segment);
+        (part.first_seq, part.end_seq() - 1, path)
+    });
+    lost.collect()
+}
+
+/// What is lost of segments that do not count: the numbers that no segment has that does, each told
+/// once. `kept`: those that count, in order.
+fn damage_of(mut lost: Vec<Lost>, kept: &[Part]) -> Vec<Damage> {
+    lost.sort();
+    let kept: Vec<&Part> = kept.iter().filter(|part| part.count > 0).collect();
+    let (mut told, mut damage) = (0, Vec::new());
+    for (first, last, path) in lost {
+        let first = first.max(told);
+        told = told.max(last + 1);
+        let mut rest = Ranges::default();
+        rest.insert(first, last);
+        let from = kept.partition_point(|other| other.end_seq() <= first);
+        let others = kept.get(from..).unwrap_or_default();
+        for other in others.iter().take_while(|other| other.first_seq <= last) {
+            rest.remove(other.first_seq, other.end_seq() - 1);
+        }
+        let kind = DamageKind::Segment;
+        let one = |(first, last)| Damage { first, last, path: path.clone(), offset: 0, kind };
+        damage.extend(rest.iter().map(one));
+    }
+    damage
 }
 
 /// Numbers below `next_seq` that no part has and that were not settled: those that CHECKPOINT
@@ -281,7 +292,7 @@ fn unaccounted(
     // any more.
     let is_back = |part: &&Part| {
         let ordinal = part.segment.header.ordinal;
-        part.segment.sources.is_some() && checkpoint.is_some_and(|known| known.knows_lost(ordinal))
+        part.segment.sources.is_some() && checkpoint.is_some_and(|known| known.awaits(ordinal))
     };
     for part in parts.iter().filter(is_back) {
         for_each_seq(part, |seq| ranges.remove(seq, seq))?;
@@ -300,20 +311,14 @@ fn unaccounted(
     // that a copy replaces, all that the copy does not have was settled, or noted as lost, before
     // the copy got its name.
     let used: Vec<&Part> = parts.iter().filter(|part| part.count > 0).collect();
-    let spans = used.iter().map(|part| {
-        let span = part.end_seq() - part.first_seq;
-        (part.segment.header.ordinal, span)
-    });
-    let spans: BTreeMap<Ordinal, u64> = spans.collect();
     let listed = checkpoint.iter().flat_map(|checkpoint| checkpoint.used());
     let is_apart = |ordinal| {
         found.replaced.by_copy.contains_key(&ordinal) || found.set_aside.has_left_out(ordinal)
     };
     let mut gone = Ranges::default();
     for listed in listed.filter(|listed| !is_apart(listed.ordinal)) {
-        let span = spans.get(&listed.ordinal).copied().unwrap_or(0);
         let last = checkpoint.map_or(0, |checkpoint| checkpoint.last_seq_of(listed));
-        gone.insert(listed.first_seq + span, last);
+        gone.insert(listed.first_seq, last);
     }
     for &Damage { first, last, kind, .. } in &report.damage {
         match kind {

@@ -2,7 +2,7 @@
 
 use super::leftover::Leftover;
 use crate::error::Result;
-use crate::format::segment::{Activation, SegmentHeader};
+use crate::format::segment::{Activation, SegmentHeader, most_slots};
 use crate::io::{Storage, StorageFile};
 use crate::log::{Marks, Segment};
 use std::sync::Arc;
@@ -28,16 +28,18 @@ impl SegmentFile {
         Segment::found(storage, name, header, marks, file)
     }
 
-    /// Its first and its last Seq, as far as it says them: the first one at least.
+    /// Its first Seq, and the last one that it may have; `None` if it does not say where they
+    /// begin.
     pub(super) fn numbers(&self, storage: &dyn Storage) -> Result<Option<(u64, u64)>> {
         let Self { name, header, marks, file, .. } = self;
         let (header, file) = (header.clone(), Arc::clone(file));
         let segment = Segment::found(storage, name.clone(), header, marks.clone(), file);
         let Some(Activation { first_seq, .. }) = segment.activation()? else { return Ok(None) };
-        let count = segment.seal()?.map_or(1, |seal| u64::from(seal.count));
+        let most = u64::from(most_slots(self.header.size));
+        let count = segment.seal()?.map_or(most, |seal| u64::from(seal.count));
         let sources = if self.is_compacted() { segment.read_sources()? } else { None };
         let last = sources.map_or(first_seq + count.max(1) - 1, |sources| sources.last_seq);
-        Ok((count > 0).then_some((first_seq, last)))
+        Ok(Some((first_seq, last)))
     }
 
     /// A segment that was let go.

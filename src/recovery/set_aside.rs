@@ -13,6 +13,8 @@ pub(super) struct SetAside {
     left_out: BTreeSet<Ordinal>,
     /// All of them take so much of the disk.
     bytes: u64,
+    /// Some were not left out by an earlier open.
+    has_more: bool,
     seq_limit: u64,
 }
 
@@ -27,6 +29,7 @@ impl SetAside {
         let SegmentHeader { ordinal, size, seq_limit, .. } = segment.header;
         if self.left_out.insert(ordinal) {
             self.bytes += size;
+            self.has_more = true;
             self.seq_limit = self.seq_limit.max(seq_limit);
         }
     }
@@ -43,6 +46,11 @@ impl SetAside {
 
     pub(super) fn left_out(&self) -> impl Iterator<Item = Ordinal> {
         self.left_out.iter().copied()
+    }
+
+    /// Whether this open has left out more than the ones before.
+    pub(super) fn has_more(&self) -> bool {
+        self.has_more
     }
 
     pub(super) fn bytes(&self) -> u64 {

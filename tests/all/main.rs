@@ -26,6 +26,7 @@
 )]
 
 mod api;
+mod away_model;
 mod compaction;
 mod compaction_crash;
 mod compaction_found;

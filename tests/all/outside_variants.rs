@@ -4,7 +4,7 @@
 use crate::found_support::on;
 use crate::support::craft::{PAGE, Segment, u64_at};
 use keepq::fault::MemoryStorage;
-use keepq::{Durability, Error, Options, Queue};
+use keepq::{Durability, Error, Message, Options, Queue};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -95,6 +95,28 @@ fn a_settled_message_needs_no_record() {
             queue.close().unwrap();
         }
     }
+}
+
+/// The slot of a transient message was damaged: `get` showed it to the next run, which never hands
+/// it out.
+#[test]
+fn a_transient_message_ends_with_its_run() {
+    let disk = Arc::new(MemoryStorage::new());
+    let queue = small(Queue::options()).storage(disk.clone()).open("queue").unwrap();
+    let seq = queue.push(Message::new("transient").transient()).unwrap();
+    queue.push("another").unwrap();
+    let disk = Arc::new(disk.killed());
+    let mut bytes = disk.read(FIRST).unwrap();
+    let at = slot(&bytes, 0);
+    bytes[at + 7] ^= 0x55;
+    disk.write(FIRST, bytes);
+    drop(queue);
+    let queue = small(Queue::options()).storage(disk).open("queue").unwrap();
+    assert!(queue.get(seq).unwrap().is_none());
+    assert_eq!(queue.iter().count(), 1);
+    assert_eq!(numbers(&queue), [2]);
+    assert!(queue.get(seq).unwrap().is_none());
+    assert!(queue.is_acked(seq).unwrap());
 }
 
 /// Somebody moved a file away, and back again: in the same run, or after an open without it. What

@@ -2,7 +2,7 @@
 
 use crate::format::address::Ordinal;
 use crate::format::checkpoint::{Apart, Listed};
-use crate::format::ordinals::Ordinals;
+use crate::format::ordinals::{OrdinalRanges, Ordinals};
 use crate::ranges::Ranges;
 use crate::recovery::Log;
 use crate::report::{Damage, DamageKind};
@@ -24,6 +24,8 @@ pub(crate) struct Losses {
     segments: BTreeSet<LostSegment>,
     /// Segments that never count again.
     left_out: Ordinals,
+    /// Ordinals of segments that may be back, besides those.
+    unseen: OrdinalRanges,
 }
 
 /// A segment that is lost: its first Seq, its ordinal, and how many Seqs it has.
@@ -40,6 +42,7 @@ impl Losses {
             unaccounted: log.unaccounted.clone(),
             segments: segments.collect(),
             left_out: log.left_out.clone(),
+            unseen: log.unseen.clone(),
         }
     }
 
@@ -71,15 +74,14 @@ impl Losses {
     /// What CHECKPOINT says of segments that are not in the log.
     pub(crate) fn apart(&self) -> Apart {
         let lost = self.segments.iter().map(|&(_, ordinal, _)| ordinal).collect();
-        Apart { lost, left_out: self.left_out.clone() }
+        Apart { lost, left_out: self.left_out.clone(), unseen: self.unseen.clone() }
     }
 
-    /// Whether a segment is lost whose numbers lie between these two: behind what ends before
-    /// `end`, and before what begins at `first`.
+    /// Whether a lost segment has numbers between a segment that ends before `end` and one that
+    /// begins at `first`.
     pub(crate) fn has_segment_between(&self, end: u64, first: u64) -> bool {
-        let from = (end, Ordinal::NONE, 0);
-        let next = self.segments.range(from..).next();
-        next.is_some_and(|&(first_seq, ..)| first_seq < first)
+        let before = self.segments.range(..(first, Ordinal::NONE, 0)).next_back();
+        before.is_some_and(|&(first_seq, _, span)| first_seq > 0 && first_seq + span > end)
     }
 
     /// This segment was lost, with this many messages.

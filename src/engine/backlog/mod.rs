@@ -35,7 +35,7 @@ pub(crate) use body::Body;
 pub(crate) use found::{FoundMessage, Lookup, LostRecords, Met, Spot};
 
 use crate::error::Result;
-use crate::format::address::{Offset, Ordinal};
+use crate::format::address::{Index, Offset, Ordinal};
 use crate::format::record;
 use crate::format::segment::{RECORDS_START, Seal};
 use crate::format::slot::{self, Delay, Slot, State};
@@ -272,6 +272,12 @@ impl Backlog {
         let (first, last) = self.seq_bounds.of(self.tracks[spot.at].records(), spot.index);
         self.losses.lose(first, last);
         self.list_damage(spot, offset, DamageKind::Corrupt);
+    }
+
+    /// An earlier run found a message lost whose number cannot be read: all that it can have are.
+    pub(super) fn note_known_loss(&mut self, at: usize, index: Index) {
+        let (first, last) = self.seq_bounds.of(self.tracks[at].records(), index);
+        self.losses.note(first, last);
     }
 
     /// Tells of damage that settles nothing.

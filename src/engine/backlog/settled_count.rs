@@ -165,6 +165,8 @@ impl SettledCount {
             let status = Status::of(seq, slot, delay.readable(), run, numbering);
             let Some(seq) = seq.filter(|&seq| seq > self.last_seq) else {
                 special.unnumbered.extend((!status.standing.is_settled()).then_some(index));
+                let is_lost = matches!(status.standing, Standing::Lost);
+                special.lost_unnumbered.extend(is_lost.then_some(index));
                 continue;
             };
             self.last_seq = seq;
@@ -236,6 +238,8 @@ pub(crate) struct Recount {
 pub(crate) struct Special {
     /// How many are settled.
     pub(crate) settled: u32,
+    /// Lost, as an earlier run found, and their Seq cannot be read. By index.
+    pub(crate) lost_unnumbered: Vec<Index>,
     /// Unsettled, and their Seq cannot be read: lost. By index.
     pub(crate) unnumbered: Vec<Index>,
     /// Their slots cannot be read. By index.

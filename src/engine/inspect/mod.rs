@@ -253,6 +253,10 @@ impl Inspect {
         let Some((offset, header)) = near.or_else(|| mapped.walk_to(*index)) else {
             return gone();
         };
+        // Its slot could not tell.
+        if header.flags.is_transient() && self.context.run.is_old(seq) {
+            return Ok(None);
+        }
         let due = known.due;
         let unverified = Unverified {
             seq,

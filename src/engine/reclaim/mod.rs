@@ -55,7 +55,13 @@ impl Reclaim {
         commit: &Arc<Commit>,
         log: Log,
     ) -> Self {
+        let leaves_out_more = log.leaves_out_more;
         let retirer = Arc::new(Retirer::new(context, dispatch, appender, commit, log));
+        // What takes the place of those may be let go by this run. If it fails, the next open
+        // decides anew, as long as that is there.
+        if leaves_out_more {
+            context.health.note_background(retirer.write_now());
+        }
         let compactor = Compactor::new(context, dispatch, appender, &retirer);
         Self {
             context: Arc::clone(context),
@@ -177,7 +183,7 @@ impl Reclaim {
             return Ok(());
         }
         let begun = Shrinker::new(&self.appender).follow_clock();
-        self.retirer.note_clock().and(begun)
+        self.retirer.write_now().and(begun)
     }
 
     /// The same where no background does it.

@@ -370,8 +370,8 @@ impl Retirer {
         Ok(())
     }
 
-    /// Writes the time, and how the clock is set, to CHECKPOINT.
-    pub(super) fn note_clock(&self) -> Result<()> {
+    /// Writes CHECKPOINT now: with the time, how the clock is set, and what is left out.
+    pub(super) fn write_now(&self) -> Result<()> {
         let mut upkeep = self.upkeep.lock();
         if upkeep.is_closed() || self.context.health.check(false).is_err() {
             return Ok(());

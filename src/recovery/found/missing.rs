@@ -1,18 +1,22 @@
 //! Segments that are lost: those that do not say what they hold, and those that CHECKPOINT lists
 //! and the directory does not have.
 //!
-//! Promises: each is told, one that is absent once. Every CHECKPOINT goes on to list it, so that it
+//! Promises: each is told of, one that is absent once. Every CHECKPOINT goes on to list it, so that it
 //! counts again if its file is back.
 
 use super::Found;
 use crate::format::address::Ordinal;
 use crate::format::checkpoint::{Checkpoint, Listed};
 use crate::format::name;
-use crate::report::{Damage, DamageKind};
+use crate::format::ordinals::OrdinalRanges;
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 /// This many are told of one by one.
 const MOST_TOLD: usize = 1000;
+
+/// The first and the last number of what is lost, and the file that had them.
+pub(crate) type Lost = (u64, u64, PathBuf);
 
 impl Found {
     /// The segments that are lost, each with as much of its numbers as is known, and one at least;
@@ -29,12 +33,32 @@ impl Found {
         })
     }
 
+    /// The ordinals that no list of CHECKPOINT has with a message, and that no file has: a segment
+    /// with one of them may have been lost, and then it counts if it is back.
+    pub(crate) fn unseen(&self) -> OrdinalRanges {
+        let checkpoint = self.checkpoint.as_ref();
+        let from = checkpoint.map_or(Ordinal(1), |checkpoint| checkpoint.next_ordinal);
+        let newest = (from < self.next_ordinal()).then(|| (from, self.next_ordinal().before()));
+        let listed = checkpoint.iter().flat_map(|checkpoint| checkpoint.segments.iter());
+        let unused = listed.filter(|listed| listed.first_seq == 0);
+        let more = unused.map(|listed| (listed.ordinal, listed.ordinal)).chain(newest);
+        let here = self.known_here().chain(self.half_made.iter().copied()).collect();
+        let none = OrdinalRanges::default();
+        let known = checkpoint.map_or(&none, |checkpoint| &checkpoint.added.apart.unseen);
+        known.with_all_but(more, &here)
+    }
+
+    /// The ordinals of all that need not be looked for.
+    fn known_here(&self) -> impl Iterator<Item = Ordinal> {
+        let unusable = self.unusable.iter().map(|unusable| unusable.listed.ordinal);
+        let others = self.replaced.by_copy.keys().copied().chain(self.set_aside.left_out());
+        self.ordinals().chain(unusable).chain(others)
+    }
+
     /// Those that the directory does not have. A segment that was prepared and never used held
     /// nothing.
     fn absent(&self) -> impl Iterator<Item = Listed> {
-        let unusable = self.unusable.iter().map(|unusable| unusable.listed.ordinal);
-        let others = self.replaced.by_copy.keys().copied().chain(self.set_aside.left_out());
-        let here: BTreeSet<Ordinal> = self.ordinals().chain(unusable).chain(others).collect();
+        let here: BTreeSet<Ordinal> = self.known_here().collect();
         let checkpoint = self.checkpoint.as_ref();
         let used = checkpoint.into_iter().flat_map(Checkpoint::used);
         let absent = used.filter(move |listed| !here.contains(&listed.ordinal));
@@ -50,24 +74,23 @@ impl Found {
         self.lost().filter_map(numbers).map(|(_, numbers)| numbers)
     }
 
-    /// The damage of the segments that are lost. Those that are absent are told of once.
-    pub(crate) fn missing_segments(&self) -> Vec<Damage> {
+    /// The segments that are lost, with their numbers, but for absent ones that were told of
+    /// before; the first ones each with its file, the others together.
+    pub(crate) fn to_tell(&self) -> Vec<Lost> {
         let is_known = |lost: &Listed| {
             self.checkpoint.as_ref().is_some_and(|known| known.knows_lost(lost.ordinal))
         };
         let absent = self.absent().filter(|lost| !is_known(lost));
         let mut lost = self.here_and_lost().chain(absent).filter_map(numbers);
-        let damage =
-            |first, last, path| Damage { first, last, path, offset: 0, kind: DamageKind::Segment };
         let each = lost.by_ref().take(MOST_TOLD);
         let each = each.map(|(ordinal, (first, last))| {
-            damage(first, last, self.directory.join(name::segment(ordinal)))
+            (first, last, self.directory.join(name::segment(ordinal)))
         });
-        let mut told: Vec<Damage> = each.collect();
+        let mut told: Vec<Lost> = each.collect();
         // Together, so that a list takes no more memory than its bytes on the disk.
         let rest = lost.map(|(_, numbers)| numbers);
         let rest = rest.reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)));
-        told.extend(rest.map(|(first, last)| damage(first, last, self.directory.clone())));
+        told.extend(rest.map(|(first, last)| (first, last, self.directory.clone())));
         told
     }
 }

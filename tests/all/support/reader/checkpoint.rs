@@ -36,6 +36,8 @@ pub(crate) struct Apart {
     pub(crate) lost: Vec<u64>,
     /// Those that never count.
     pub(crate) left_out: Vec<u64>,
+    /// Ranges of those that no list has named, and no open has found.
+    pub(crate) unseen: Vec<(u64, u64)>,
 }
 
 /// Where the queue's time lies on a boot clock.
@@ -108,7 +110,8 @@ impl Checkpoint {
                 let is_one = anchor.boot != [0; 16] && anchor.time < TIME_END;
                 checkpoint.anchor = Some(anchor).filter(|_| is_one);
                 let apart = postcard::take_from_bytes::<Apart>(rest).map(|(apart, _)| apart);
-                checkpoint.apart = apart.ok().filter(Apart::is_possible).unwrap_or_default();
+                let is_possible = |apart: &Apart| apart.is_possible(checkpoint.next_ordinal);
+                checkpoint.apart = apart.ok().filter(is_possible).unwrap_or_default();
             }
         }
         checkpoint.is_possible().then_some(checkpoint)
@@ -148,12 +151,17 @@ impl Checkpoint {
 }
 
 impl Apart {
-    fn is_possible(&self) -> bool {
+    fn is_possible(&self, next_ordinal: u64) -> bool {
         let is_possible = |ordinals: &[u64]| {
             ordinals.is_sorted_by(|a, b| a < b)
-                && ordinals.iter().all(|ordinal| (1..NUMBER_END).contains(ordinal))
+                && ordinals.iter().all(|ordinal| (1..next_ordinal).contains(ordinal))
         };
-        is_possible(&self.lost) && is_possible(&self.left_out)
+        let unseen: Vec<u64> = self.unseen.iter().map(|&(first, _)| first).collect();
+        is_possible(&self.lost)
+            && is_possible(&self.left_out)
+            && is_possible(&unseen)
+            && self.unseen.iter().all(|&(first, last)| first <= last && last < next_ordinal)
+            && self.unseen.is_sorted_by(|a, b| a.1 < b.0)
     }
 }
 

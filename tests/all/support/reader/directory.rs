@@ -2,7 +2,7 @@
 
 use super::Refusal;
 use super::checkpoint::Checkpoint;
-use super::segment::{Activation, NoSegment, Segment};
+use super::segment::{NoSegment, Segment};
 use std::collections::BTreeMap;
 
 /// A file's name and bytes.
@@ -53,8 +53,7 @@ impl<'a> Directory<'a> {
         let checkpoint =
             checkpoint.filter(|hints| queue_id.is_none_or(|queue_id| hints.queue_id == *queue_id));
         all.retain(|segment| Some(segment.queue_id) == queue_id);
-        let here: Vec<u64> = all.iter().map(|segment| segment.ordinal).collect();
-        all.retain(|segment| !is_retired(segment, &here, checkpoint.as_ref()));
+        all.retain(|segment| !is_retired(segment, checkpoint.as_ref()));
         let mut segments = BTreeMap::new();
         for segment in all {
             let is_named_so = segment.name == format!("{:016x}.seg", segment.ordinal);
@@ -168,32 +167,14 @@ fn queue_id<'a>(all: &[Segment<'a>], checkpoint: Option<&Checkpoint>) -> Option<
     of_checkpoint.map(|(queue_id, _)| *queue_id).or(oldest)
 }
 
-/// Whether it is left out, or not listed, and its ordinal is below the next.
-fn is_retired(segment: &Segment, here: &[u64], checkpoint: Option<&Checkpoint>) -> bool {
+/// Whether it is left out, or not listed, and its ordinal is below the next, and not unseen.
+fn is_retired(segment: &Segment, checkpoint: Option<&Checkpoint>) -> bool {
     checkpoint.is_some_and(|hints| {
-        let is_listed = hints.segments.iter().any(|listed| listed.ordinal == segment.ordinal);
-        let is_known = is_listed || segment.ordinal >= hints.next_ordinal;
-        hints.apart.left_out.contains(&segment.ordinal)
-            || !is_known && !was_lost(segment, here, hints)
+        let ordinal = segment.ordinal;
+        let is_listed = hints.segments.iter().any(|listed| listed.ordinal == ordinal);
+        let is_unseen =
+            hints.apart.unseen.iter().any(|&(from, to)| from <= ordinal && ordinal <= to);
+        hints.apart.left_out.contains(&ordinal)
+            || !is_listed && !is_unseen && ordinal < hints.next_ordinal
     })
-}
-
-/// All of its numbers are in one of the ranges, and no listed segment that is absent has one.
-fn was_lost(segment: &Segment, here: &[u64], hints: &Checkpoint) -> bool {
-    let Some(Activation { first_seq, .. }) = segment.activation else { return false };
-    let last = match &segment.seal {
-        None => first_seq,
-        Some(seal) if seal.count == 0 => return false,
-        Some(_) => match segment.span() {
-            Some((_, last)) => last,
-            None => return false,
-        },
-    };
-    let used = hints.segments.iter().filter(|listed| listed.first_seq > 0);
-    let mut absent = used.filter(|listed| !here.contains(&listed.ordinal));
-    hints.unaccounted.iter().any(|&(from, to)| from <= first_seq && last <= to)
-        && !absent.any(|listed| {
-            let (from, to) = hints.range_of(listed);
-            from <= last && first_seq <= to
-        })
 }

@@ -99,6 +99,17 @@ impl<'a> Part<'a> {
         batch.filter(|_| seq(end - 1) > witnessed)
     }
 
+    /// Records up to this Seq were durable, and are missing: what became of them is in their slots,
+    /// as far as it has room for those. Gives the Seq behind.
+    fn extend(&mut self, last: u64) -> u64 {
+        if self.segment.seal.is_none() {
+            let most = (self.segment.bytes.len() as u64 - 8192) / 40;
+            let count = last.saturating_add(1).saturating_sub(self.first_seq).min(most);
+            self.count = self.count.max(count);
+        }
+        self.end_seq()
+    }
+
     fn truncate(&mut self, count: u64) -> u64 {
         let all = self.records.len();
         self.records.retain(|record| record.index < count);
@@ -137,6 +148,10 @@ impl<'a> Epoch<'a> {
                 if first > watermark {
                     epoch.cut = Some(Cut { first_seq: first, dropped: 0 });
                 } else {
+                    let before = epoch.parts.last_mut();
+                    let before =
+                        before.filter(|one| one.segment.ordinal == part.segment.predecessor);
+                    let first = before.map_or(first, |before| before.extend(last));
                     epoch.lost.add(first, last);
                 }
             }
@@ -153,11 +168,12 @@ impl<'a> Epoch<'a> {
             }
             epoch.parts.push(part);
         }
-        if let Some(last) = epoch.parts.last()
+        if let Some(last) = epoch.parts.last_mut()
             && epoch.cut.is_none()
             && noted.is_some_and(|noted| noted.ordinal == last.segment.ordinal)
         {
-            epoch.lost.add(last.end_seq(), watermark);
+            let first = last.extend(watermark);
+            epoch.lost.add(first, watermark);
         }
         epoch
     }

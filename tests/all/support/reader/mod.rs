@@ -26,7 +26,7 @@ mod segment;
 pub(crate) use checkpoint::{Added, Anchor, Listed};
 pub(crate) use directory::File;
 pub(crate) use left::Left;
-pub(crate) use place::{Place, place, read_checkpoint};
+pub(crate) use place::{Place, Used, checkpoint_slots, place, places, read_checkpoint};
 pub(crate) use ranges::Ranges;
 
 /// Why a directory is not read.

@@ -1,7 +1,7 @@
 //! Where things lie, for tests that damage them or look at CHECKPOINT.
 
 use super::checkpoint::Checkpoint;
-use super::record::records;
+use super::record::{Record, records};
 use super::segment::Segment;
 use std::fs;
 use std::path::Path;
@@ -18,19 +18,58 @@ pub(crate) struct Place {
 /// Where this segment has the message with this payload, in a record without damage.
 pub(crate) fn place(bytes: &[u8], payload: &[u8]) -> Option<Place> {
     let segment = Segment::read("", bytes).ok()?;
-    let record =
-        records(&segment).whole.into_iter().find(|record| record.body.ends_with(payload))?;
+    let mut whole = records(&segment).whole.into_iter();
+    place_of(&segment, &whole.find(|record| record.body.ends_with(payload))?)
+}
+
+fn place_of(segment: &Segment, record: &Record) -> Option<Place> {
     let body_len = record.body.len() as u64;
     Some(Place { header: record.offset, body_len, slot: segment.slot_offset(record.index)? })
 }
 
-/// What a segment's marks say.
+/// What a segment's header and marks say.
 #[derive(Debug)]
 pub(crate) struct Used {
     pub(crate) ordinal: u64,
+    pub(crate) is_compacted: bool,
     pub(crate) first_seq: Option<u64>,
     /// From its first Seq to its last.
     pub(crate) span: Option<u64>,
+}
+
+impl Used {
+    fn of(segment: &Segment) -> Self {
+        Self {
+            ordinal: segment.ordinal,
+            is_compacted: segment.is_compacted(),
+            first_seq: segment.activation.map(|activation| activation.first_seq),
+            span: segment.span().map(|(first, last)| last + 1 - first),
+        }
+    }
+}
+
+/// A payload, and where it lies.
+pub(crate) type Placed = (Vec<u8>, Place);
+
+/// What a segment says of itself, and its messages whose records are without damage.
+pub(crate) fn places(bytes: &[u8]) -> Option<(Used, Vec<Placed>)> {
+    let segment = Segment::read("", bytes).ok()?;
+    let whole = records(&segment).whole;
+    let placed = whole.iter().filter_map(|record| {
+        let payload = record.content()?.payload;
+        Some((payload, place_of(&segment, record)?))
+    });
+    Some((Used::of(&segment), placed.collect()))
+}
+
+/// What each slot of CHECKPOINT says, if it is valid.
+pub(crate) fn checkpoint_slots(bytes: &[u8]) -> [Option<Checkpoint>; 2] {
+    let half = bytes.len() / 2;
+    [0, half].map(|other| {
+        let mut alone = bytes.to_vec();
+        alone[other..][..half].fill(0);
+        Checkpoint::read(&alone).ok().flatten()
+    })
 }
 
 /// The newest valid checkpoint, and the queue that the segments belong to.
@@ -44,9 +83,7 @@ pub(crate) fn read_checkpoint(directory: &Path) -> (Checkpoint, [u8; 16], Vec<Us
             let bytes = fs::read(path).unwrap();
             let Ok(segment) = Segment::read("", &bytes) else { panic!("a segment") };
             queue_id.copy_from_slice(segment.queue_id);
-            let first_seq = segment.activation.map(|activation| activation.first_seq);
-            let span = segment.span().map(|(first, last)| last + 1 - first);
-            segments.push(Used { ordinal: segment.ordinal, first_seq, span });
+            segments.push(Used::of(&segment));
         }
     }
     segments.sort_by_key(|used| used.ordinal);
