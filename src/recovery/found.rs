@@ -2,8 +2,6 @@
 
 mod missing;
 
-pub(super) use missing::Lost;
-
 use super::compacted::{self, AllReplaced, CompactedSegment};
 use super::leftover::Leftover;
 use super::lost_numbers::LostNumbers;

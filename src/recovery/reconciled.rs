@@ -7,8 +7,9 @@
 use super::compacted::{CompactedSegment, Replaced};
 use super::damaged::for_each_lost;
 use super::epoch::{self, Watermark};
-use super::found::{Found, LEFT_OUT, Lost};
+use super::found::{Found, LEFT_OUT};
 use super::leftover::{Kept, Leftover};
+use super::lost_numbers::Lost;
 use super::order;
 use super::part::Part;
 use crate::checkpoint::CheckpointFile;

@@ -35,7 +35,7 @@ pub(crate) use body::Body;
 pub(crate) use found::{FoundMessage, Lookup, LostRecords, Met, Spot};
 
 use crate::error::Result;
-use crate::format::address::{Index, Offset, Ordinal};
+use crate::format::address::{Offset, Ordinal};
 use crate::format::record;
 use crate::format::segment::{RECORDS_START, Seal};
 use crate::format::slot::{self, Delay, Slot, State};
@@ -274,12 +274,6 @@ impl Backlog {
         self.list_damage(spot, offset, DamageKind::Corrupt);
     }
 
-    /// An earlier run found a message lost whose number cannot be read: all that it can have are.
-    pub(super) fn note_known_loss(&mut self, at: usize, index: Index) {
-        let (first, last) = self.seq_bounds.of(self.tracks[at].records(), index);
-        self.losses.note(first, last);
-    }
-
     /// Tells of damage that settles nothing.
     pub(super) fn list_damage(&mut self, spot: Spot, offset: Offset, kind: DamageKind) {
         let track = &mut self.tracks[spot.at];
@@ -313,7 +307,13 @@ impl Backlog {
         at: usize,
         is_last: impl Fn(u32) -> bool,
     ) -> Result<Special> {
-        self.tracks.count_some(at, self.run, is_last)
+        let special = self.tracks.count_some(at, self.run, is_last)?;
+        // An earlier run found them lost: all numbers that they can have are.
+        for &index in &special.lost_unnumbered {
+            let (first, last) = self.seq_bounds.of(self.tracks[at].records(), index);
+            self.losses.note(first, last);
+        }
+        Ok(special)
     }
 
     /// The number of the newest change of a slot.

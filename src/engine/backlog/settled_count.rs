@@ -165,8 +165,9 @@ impl SettledCount {
             let status = Status::of(seq, slot, delay.readable(), run, numbering);
             let Some(seq) = seq.filter(|&seq| seq > self.last_seq) else {
                 special.unnumbered.extend((!status.standing.is_settled()).then_some(index));
-                let is_lost = matches!(status.standing, Standing::Lost);
-                special.lost_unnumbered.extend(is_lost.then_some(index));
+                if let Standing::Lost = status.standing {
+                    special.lost_unnumbered.push(index);
+                }
                 continue;
             };
             self.last_seq = seq;

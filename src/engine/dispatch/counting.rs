@@ -99,9 +99,6 @@ impl Counting {
         for lost in special.lost {
             ledger.backlog_mut().losses_mut().note(lost, lost);
         }
-        for index in special.lost_unnumbered {
-            ledger.backlog_mut().note_known_loss(at, index);
-        }
         for (due, seq) in special.delayed {
             ledger.places_mut().schedule_mut().put(due, seq);
         }

@@ -1,22 +1,19 @@
 //! Segments that are lost: those that do not say what they hold, and those that CHECKPOINT lists
 //! and the directory does not have.
 //!
-//! Promises: each is told of, one that is absent once. Every CHECKPOINT goes on to list it, so that it
-//! counts again if its file is back.
+//! Promises: each is told of, one that is absent once. Every CHECKPOINT goes on to list it, so
+//! that it counts again if its file is back.
 
+use super::super::lost_numbers::Lost;
 use super::Found;
 use crate::format::address::Ordinal;
 use crate::format::checkpoint::{Checkpoint, Listed};
 use crate::format::name;
 use crate::format::ordinals::OrdinalRanges;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 /// This many are told of one by one.
 const MOST_TOLD: usize = 1000;
-
-/// The first and the last number of what is lost, and the file that had them.
-pub(crate) type Lost = (u64, u64, PathBuf);
 
 impl Found {
     /// The segments that are lost, each with as much of its numbers as is known, and one at least;
