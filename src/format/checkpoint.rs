@@ -384,6 +384,15 @@ mod tests {
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Checkpoint::decode(&damaged), DecodedCheckpoint::Invalid, "bit {bit}");
         }
+        // What is not made yet cannot be apart.
+        let mut early = checkpoint();
+        early.added.apart.left_out = [early.next_ordinal].into_iter().collect();
+        let DecodedCheckpoint::Valid { checkpoint: read, .. } =
+            Checkpoint::decode(&early.encode(9))
+        else {
+            panic!("a valid one");
+        };
+        assert_eq!(read.added, Added { apart: Apart::default(), ..checkpoint().added });
         let let_go = |ordinal| checkpoint().let_go(Ordinal(ordinal));
         assert!(let_go(3) && !let_go(1) && !let_go(2) && !let_go(6));
     }

@@ -2,6 +2,7 @@
 
 use crate::found_hooks::is_segment;
 use crate::support::agree::agree;
+use crate::support::craft::u64_at;
 use crate::support::reader;
 use crate::support::watched::{Op, Watched};
 use keepq::fault::{CrashImage, MemoryStorage, Storage};
@@ -253,6 +254,78 @@ fn what_a_lost_copy_was_made_from_stays_and_does_not_count() {
     assert_eq!(found, [50], "{:?}", queue.recovery());
     queue.maintain().unwrap();
     assert!(disk.read(first_source).is_none(), "the copy is back, so it means nothing");
+}
+
+/// The marks of a copy rotted while the sources were still there. At the second open they counted,
+/// with states older than those of the copy, and the copy was deleted once it was whole again.
+#[test]
+fn what_a_broken_copy_was_made_from_stays_and_does_not_count() {
+    let disk = Arc::new(MemoryStorage::new());
+    sixty(&disk).close().unwrap();
+    let storage = Watched::around(disk.clone());
+    storage.rule(|call| match call.op {
+        Op::Remove if is_segment(call.name) => Err(ErrorKind::PermissionDenied.into()),
+        _ => Ok(()),
+    });
+    let queue = on(storage).open("queue").unwrap();
+    work(&queue, 50, |number| number % 4 == 0);
+    assert!(queue.compact().is_err(), "its sources cannot be removed");
+    work(&queue, 12, |number| number % 8 == 0);
+    let left = unsettled(&queue);
+    drop(queue);
+    let copies = segments(&disk).into_iter().filter(|name| is_copy(&disk, name));
+    let copies: Vec<_> = copies.map(|name| (name.clone(), disk.read(&name).unwrap())).collect();
+    for (name, whole) in &copies {
+        let mut bytes = whole.clone();
+        for page in [0, bytes.len() - 4096] {
+            bytes[page + 512..page + 532].fill(0);
+        }
+        disk.write(name, bytes);
+    }
+    for number in 0..3 {
+        agree(&disk, "broken");
+        let queue = run(&disk);
+        let found = unsettled(&queue);
+        assert!(found.iter().all(|&seq| seq > 48), "open {number}: {found:?}");
+        queue.compact().unwrap();
+        queue.close().unwrap();
+    }
+    for (name, whole) in copies {
+        disk.write(&name, whole);
+    }
+    agree(&disk, "whole again");
+    let queue = run(&disk);
+    let found: BTreeSet<u64> = unsettled(&queue).into_iter().filter(|&seq| seq <= 60).collect();
+    assert_eq!(found, left, "{:?}", queue.recovery());
+}
+
+/// A copy lost the number of a message. A run found it lost, and was killed; the next one took it
+/// for settled once the copy was gone.
+#[test]
+fn a_lost_message_without_a_number_is_not_taken_for_settled() {
+    let disk = Arc::new(MemoryStorage::new());
+    let queue = sixty(&disk);
+    work(&queue, 50, |number| number % 5 == 0);
+    queue.compact().unwrap();
+    queue.close().unwrap();
+    let name = segment_with(&disk, 15);
+    assert!(is_copy(&disk, &name));
+    let mut bytes = disk.read(&name).unwrap();
+    // The third word of its table of Seqs: see the format page.
+    let table = usize::try_from(u64_at(&bytes, 1544)).unwrap();
+    bytes[table + 16] ^= 64;
+    disk.write(&name, bytes);
+    let queue = on(disk.clone()).open("queue").unwrap();
+    assert_eq!(queue.pop_batch(3).unwrap().len(), 3);
+    let disk = Arc::new(disk.killed());
+    let queue = on(disk.clone()).open("queue").unwrap();
+    work(&queue, usize::MAX, |_| false);
+    push_others(&queue, 40);
+    queue.maintain().unwrap();
+    assert!(disk.read(&name).is_none());
+    for _ in 0..2 {
+        assert!(queue.is_acked(15.into()).is_err() && queue.is_acked(20.into()).unwrap());
+    }
 }
 
 /// A file that was away was put back with damage, and was deleted.

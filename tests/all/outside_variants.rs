@@ -2,6 +2,7 @@
 //! what they are.
 
 use crate::found_support::on;
+use crate::support::agree::agree;
 use crate::support::craft::{PAGE, Segment, u64_at};
 use keepq::fault::MemoryStorage;
 use keepq::{Durability, Error, Message, Options, Queue};
@@ -92,6 +93,48 @@ fn a_settled_message_needs_no_record() {
             }
             assert_eq!(numbers(&queue).len(), 5 - lost, "{context}");
             assert_eq!(queue.damage().is_empty(), lost == 0 || open > 0, "{context}");
+            queue.close().unwrap();
+        }
+    }
+}
+
+/// The same of the last messages of a segment that has no seal: they counted as lost, although
+/// their slots said that they were settled.
+#[test]
+fn a_settled_message_needs_no_record_at_the_end() {
+    let disk = Arc::new(MemoryStorage::new());
+    let options = || small(on(disk.clone())).durability(Durability::Always).sync_acks(true);
+    let queue = options().open("queue").unwrap();
+    let payload = |number: u64| format!("message {number:03} {}", "x".repeat(100));
+    (1..=10).for_each(|number| assert_eq!(queue.push(payload(number)).unwrap(), number.into()));
+    let jobs = queue.pop_batch(10).unwrap();
+    queue.ack_batch(jobs.into_iter().filter(|job| u64::from(job.seq()) != 9)).unwrap();
+    queue.maintain().unwrap();
+    for lost in [8..=8, 10..=10, 7..=10] {
+        let disk = Arc::new(disk.killed());
+        let mut bytes = disk.read(FIRST).unwrap();
+        for number in lost.clone() {
+            let payload = payload(number);
+            let found = bytes.windows(payload.len()).position(|part| part == payload.as_bytes());
+            let at = found.unwrap() - 24;
+            bytes[at..at + 24 + payload.len()].fill(0);
+        }
+        disk.write(FIRST, bytes);
+        agree(&disk, "records at the end");
+        for open in 0..2 {
+            let queue = small(on(disk.clone())).open("queue").unwrap();
+            let context = format!("{lost:?}, open {open}: {:?}", queue.recovery());
+            let is_lost = lost.contains(&9);
+            assert_eq!(
+                queue.recovery().damage().len(),
+                usize::from(is_lost && open == 0),
+                "{context}"
+            );
+            assert_eq!(numbers(&queue).len(), usize::from(!is_lost), "{context}");
+            for number in (1..=10).filter(|&number| number != 9) {
+                assert!(queue.is_acked(number.into()).unwrap(), "{number}, {context}");
+            }
+            assert_eq!(queue.is_acked(9.into()).is_err(), is_lost, "{context}");
             queue.close().unwrap();
         }
     }
