@@ -208,7 +208,7 @@ mod tests {
         for list in [&[(0, 1)][..], &[(2, 1)], &[(1, 2), (2, 3)], &[(1, NUMBER_END)]] {
             assert_eq!(decoded(list), None, "{list:?}");
         }
-        let bytes = postcard::to_stdvec(&(1..5000).map(|n| (2 * n, 2 * n)).collect::<Vec<_>>());
+        let bytes = postcard::to_stdvec(&(1_u64..5000).map(|n| (2 * n, 2 * n)).collect::<Vec<_>>());
         let read: OrdinalRanges = postcard::from_bytes(&bytes.unwrap()).unwrap();
         assert_eq!((read.0.len(), read.last()), (KEPT, Some(Ordinal(9998))));
     }
