@@ -9,11 +9,11 @@ use crate::engine::{
 };
 use crate::error::{Error, Result};
 use crate::io::Storage;
+use crate::io::process::ProcessId;
 use crate::log::active::Draft;
 use crate::options::Options;
 use crate::report::Compacted;
 use crate::stats::Stats;
-use std::process;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub(crate) struct OpenQueue {
     /// These are the dead letters of another queue, which the background thread belongs to.
     is_of_dead_letters: bool,
     /// The process that has opened it.
-    process: u32,
+    process: ProcessId,
 }
 
 impl OpenQueue {
@@ -46,7 +46,8 @@ impl OpenQueue {
             let setting = Setting { worker, space: dead_space, is_for_dead_letters: true };
             DeadLetters::new(&engine, setting)
         });
-        let open = Self { engine, dead_letters, is_of_dead_letters: false, process: process::id() };
+        let process = ProcessId::current();
+        let open = Self { engine, dead_letters, is_of_dead_letters: false, process };
         let open = Arc::new(open);
         // What the dead letters take counts from the start.
         if let Some(letters) = &open.dead_letters
@@ -68,7 +69,7 @@ impl OpenQueue {
             engine,
             dead_letters: None,
             is_of_dead_letters: true,
-            process: process::id(),
+            process: ProcessId::current(),
         })
     }
 
@@ -161,7 +162,7 @@ impl OpenQueue {
         answer: &Answer,
     ) -> Result<()> {
         // In a forked child a delivery is dropped, too, but it is the parent's.
-        if matches!(answer, Answer::Drop) && self.process != process::id() {
+        if matches!(answer, Answer::Drop) && self.process != ProcessId::current() {
             return Ok(());
         }
         // A delivery that is dropped waits for no disk.
@@ -248,7 +249,7 @@ impl OpenQueue {
     /// Ends the queue for every handle. In a forked child it does nothing: the files, the lock and
     /// the background thread are those of the parent.
     pub(crate) fn close(&self) -> Result<()> {
-        if self.process != process::id() {
+        if self.process != ProcessId::current() {
             return Err(Error::Closed);
         }
         if let Some(letters) = self.dead_letters.as_ref()

@@ -132,3 +132,38 @@ impl Map {
         self.raw.advise(memmap2::Advice::PopulateWrite).ok();
     }
 }
+
+/// A word in a page that a forked child finds empty.
+#[derive(Debug)]
+pub(super) struct ForkMark(MmapRaw);
+
+impl ForkMark {
+    /// `None` where the system does not empty pages for children.
+    pub(super) fn new() -> Option<Self> {
+        let page = MmapOptions::new().len(size_of::<AtomicU64>()).map_anon().ok()?;
+        let mark = MmapRaw::from(page);
+        is_wiped_by_forks(&mark).then_some(Self(mark))
+    }
+
+    pub(super) fn word(&self) -> &AtomicU64 {
+        #[expect(clippy::cast_ptr_alignment, reason = "a map begins at a page")]
+        let at = self.0.as_mut_ptr().cast::<u64>();
+        // SAFETY: the map is as long as the word, and begins at a page, so it is aligned. It lives
+        // as long as `self`, and nothing else loads or stores its bytes.
+        unsafe { AtomicU64::from_ptr(at) }
+    }
+}
+
+/// Has the system empty a private, anonymous map for forked children; false if it does not.
+#[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
+fn is_wiped_by_forks(map: &MmapRaw) -> bool {
+    let advice = rustix::mm::Advice::LinuxWipeOnFork;
+    // SAFETY: the map is live. This process sees no change; in a child its bytes are 0, which is a
+    // value of each word in it. The system refuses maps of other kinds.
+    unsafe { rustix::mm::madvise(map.as_mut_ptr().cast(), map.len(), advice) }.is_ok()
+}
+
+#[cfg(not(all(any(target_os = "linux", target_os = "android"), not(miri))))]
+fn is_wiped_by_forks(_map: &MmapRaw) -> bool {
+    false
+}

@@ -20,6 +20,7 @@ mod latch;
 pub(crate) mod memory;
 mod mmap;
 mod os;
+pub(crate) mod process;
 pub(crate) mod window;
 
 pub(crate) use boot::boot_id;

@@ -5,6 +5,7 @@
 mod file;
 
 use super::directory::{self, Directory, Want};
+use super::process::ProcessId;
 use super::{Entry, Storage, StorageFile, os};
 use crate::format::name;
 use file::DiskFile;
@@ -12,7 +13,6 @@ use std::any::Any;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -108,12 +108,12 @@ struct Lock {
     is_locked: Arc<AtomicBool>,
     file: Option<File>,
     /// The process that has taken it: a forked child has the same one open, and leaves it.
-    process: u32,
+    process: ProcessId,
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        if self.process != process::id() {
+        if self.process != ProcessId::current() {
             return;
         }
         // Where that fails, the lock ends with the last descriptor of the file.
@@ -136,7 +136,7 @@ impl Storage for DiskStorage {
             is_locked.store(false, Ordering::Release);
             return Ok(None);
         }
-        let mut lock = Lock { directory, is_locked, file: None, process: process::id() };
+        let mut lock = Lock { directory, is_locked, file: None, process: ProcessId::current() };
         lock.file = self.lock_file(taken.is_some())?;
         Ok(if lock.file.is_some() { Some(Box::new(lock)) } else { None })
     }
