@@ -196,11 +196,16 @@ fn extend(part: &mut Part, gap: Damage, report: &mut RecoveryReport) -> Option<D
     let old = Index(part.count);
     let count = (gap.last + 1).saturating_sub(part.first_seq).min(most).max(u64::from(old));
     let new = Index::saturating_from(count);
-    part.count = new.0;
-    let mut lost: Option<(Index, Index)> = None;
+    let (mut lost, mut lost_count): (Option<(Index, Index)>, u32) = (None, 0);
     for_each_lost(&part.segment, (old, new), part.base_time, |from, to| {
         lost = Some((lost.map_or(from, |(first, _)| first), to));
+        lost_count += to.since(from);
     });
+    // None of them was settled: then none need be counted.
+    if lost_count == new.since(old) {
+        return Some(gap);
+    }
+    part.count = new.0;
     let seq = |index: Index| part.first_seq + u64::from(index);
     let kind = DamageKind::Corrupt;
     report.damage.extend(lost.map(|(from, to)| Damage {
