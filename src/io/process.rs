@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ProcessId {
     pid: u32,
-    /// How many forks lie between the first process that asked and this one; 0 where nothing tells.
-    forks: u64,
+    /// A number that no process before it has that it was forked from; 0 where nothing tells.
+    fork: u64,
 }
 
 impl ProcessId {
@@ -19,8 +19,8 @@ impl ProcessId {
         static MARK: OnceLock<Option<ForkMark>> = OnceLock::new();
         static LAST: AtomicU64 = AtomicU64::new(0);
         let mark = MARK.get_or_init(ForkMark::new).as_ref();
-        let forks = mark.map_or(0, |mark| number(mark.word(), &LAST));
-        Self { pid: std::process::id(), forks }
+        let fork = mark.map_or(0, |mark| number(mark.word(), &LAST));
+        Self { pid: std::process::id(), fork }
     }
 }
 

@@ -77,6 +77,25 @@ fn take_away(disk: &MemoryStorage, name: &str) -> Vec<u8> {
     bytes
 }
 
+/// A segment without its activation, in both pages.
+fn without_activation(whole: &[u8]) -> Vec<u8> {
+    let mut bytes = whole.to_vec();
+    for page in [0, bytes.len() - 4096] {
+        bytes[page + 512..page + 532].fill(0);
+    }
+    bytes
+}
+
+/// A run that can remove no segment.
+fn without_removals(disk: &Arc<MemoryStorage>) -> Queue {
+    let storage = Watched::around(disk.clone());
+    storage.rule(|call| match call.op {
+        Op::Remove if is_segment(call.name) => Err(ErrorKind::PermissionDenied.into()),
+        _ => Ok(()),
+    });
+    on(storage).open("queue").unwrap()
+}
+
 /// A run that does nothing but push one message.
 fn run(disk: &Arc<MemoryStorage>) -> Queue {
     let queue = on(disk.clone()).open("queue").unwrap();
@@ -215,15 +234,7 @@ fn a_copy_that_is_back_has_its_numbers_again() {
 fn what_a_lost_copy_was_made_from_stays_and_does_not_count() {
     let disk = Arc::new(MemoryStorage::new());
     sixty(&disk).close().unwrap();
-    let keeps_all = || {
-        let storage = Watched::around(disk.clone());
-        storage.rule(|call| match call.op {
-            Op::Remove if is_segment(call.name) => Err(ErrorKind::PermissionDenied.into()),
-            _ => Ok(()),
-        });
-        on(storage).open("queue").unwrap()
-    };
-    let queue = keeps_all();
+    let queue = without_removals(&disk);
     work(&queue, 50, |number| number % 5 == 0);
     assert!(queue.compact().is_err(), "its sources cannot be removed");
     // Settled in the copy, durably.
@@ -236,7 +247,7 @@ fn what_a_lost_copy_was_made_from_stays_and_does_not_count() {
     let away: Vec<_> = copies.iter().map(|name| (name.clone(), take_away(&disk, name))).collect();
     let first_source = sources.first().unwrap();
     // The loss is noted by a run that cannot remove anything, then by one that can.
-    drop(keeps_all());
+    drop(without_removals(&disk));
     for number in 0..2 {
         agree(&disk, "without the copy");
         let queue = run(&disk);
@@ -262,12 +273,7 @@ fn what_a_lost_copy_was_made_from_stays_and_does_not_count() {
 fn what_a_broken_copy_was_made_from_stays_and_does_not_count() {
     let disk = Arc::new(MemoryStorage::new());
     sixty(&disk).close().unwrap();
-    let storage = Watched::around(disk.clone());
-    storage.rule(|call| match call.op {
-        Op::Remove if is_segment(call.name) => Err(ErrorKind::PermissionDenied.into()),
-        _ => Ok(()),
-    });
-    let queue = on(storage).open("queue").unwrap();
+    let queue = without_removals(&disk);
     work(&queue, 50, |number| number % 4 == 0);
     assert!(queue.compact().is_err(), "its sources cannot be removed");
     work(&queue, 12, |number| number % 8 == 0);
@@ -276,11 +282,7 @@ fn what_a_broken_copy_was_made_from_stays_and_does_not_count() {
     let copies = segments(&disk).into_iter().filter(|name| is_copy(&disk, name));
     let copies: Vec<_> = copies.map(|name| (name.clone(), disk.read(&name).unwrap())).collect();
     for (name, whole) in &copies {
-        let mut bytes = whole.clone();
-        for page in [0, bytes.len() - 4096] {
-            bytes[page + 512..page + 532].fill(0);
-        }
-        disk.write(name, bytes);
+        disk.write(name, without_activation(whole));
     }
     for number in 0..3 {
         agree(&disk, "broken");
@@ -336,11 +338,7 @@ fn a_file_that_is_back_with_damage_stays() {
     let name = segment_with(&disk, 30);
     let whole = take_away(&disk, &name);
     run(&disk).close().unwrap();
-    let mut damaged = whole.clone();
-    for page in [0, whole.len() - 4096] {
-        damaged[page + 512..page + 532].fill(0);
-    }
-    disk.write(&name, damaged);
+    disk.write(&name, without_activation(&whole));
     run(&disk).close().unwrap();
     disk.write(&name, whole);
     let queue = run(&disk);
