@@ -310,7 +310,7 @@ fn members<'a>(
         let Some(activation) = segment.activation()? else { continue };
         let content = match segment.seal()? {
             // Dropped by an earlier recovery.
-            Some(Seal { count: 0, .. }) => continue,
+            Some(Seal { count: 0, run_ended: false, .. }) => continue,
             Some(Seal { tail, count, run_ended }) => Content::Sealed { tail, count, run_ended },
             None => Content::Scanned(scan(segment, activation)?),
         };

@@ -238,3 +238,26 @@ fn an_idle_queue_without_room_shrinks_later() {
     }
     assert!(queue.stats().disk_bytes() < before / 4, "{:?}", queue.stats());
 }
+
+/// The newest file of a queue that shrank holds nothing. Its seal said that the run had ended in
+/// order, and was not believed: each next number was some 100,000 above the last one, and the
+/// report said that the queue had not been closed.
+#[test]
+fn a_queue_that_shrank_is_closed_in_order() {
+    let step: fn(&Board) = |board| board.clock.set_wall(year(2027));
+    let idle: fn(&Board) = |board| board.clock.advance(MINUTE);
+    for (change, settled) in [(idle, 100), (step, 50), (step, 100)] {
+        let board = Board::at(year(2026));
+        let options = || board.options().segment_bytes(4 << 20);
+        for run in 0..4 {
+            let queue = options().open("q").unwrap();
+            assert!(queue.recovery().was_closed() && queue.recovery().is_clean(), "run {run}");
+            let first = queue.push_batch((0..100).map(|_| vec![1; 20_000])).unwrap()[0];
+            assert_eq!(u64::from(first), 1 + 100 * run, "run {run}");
+            queue.ack_batch(queue.pop_batch(settled).unwrap()).unwrap();
+            change(&board);
+            queue.maintain().unwrap();
+            queue.close().unwrap();
+        }
+    }
+}

@@ -39,6 +39,11 @@ fn run(queue: &Queue, clock: &ManualClock, dice: &mut Dice) -> Result<()> {
             9 => queue.sync()?,
             10 => queue.maintain()?,
             11 if dice.one_in(2) => drop(queue.compact()?),
+            11 => {
+                // A small segment follows, which may stay empty.
+                clock.set_wall(UNIX_EPOCH + Duration::from_millis(START + dice.below(10_000)));
+                queue.maintain()?;
+            }
             12 => {
                 let mut jobs = queue.pop_batch(20)?;
                 jobs.truncate(20 - dice.below(4) as usize);

@@ -54,7 +54,7 @@ impl<'a> Part<'a> {
     /// None if it holds nothing: it was prepared and not used, or dropped.
     pub(super) fn read(segment: Segment<'a>) -> Option<Self> {
         let Activation { first_seq, base_time } = segment.activation?;
-        if segment.seal.is_some_and(|seal| seal.count == 0) {
+        if segment.seal.is_some_and(|seal| seal.count == 0 && !seal.is_end) {
             return None;
         }
         let Records { whole: records, transient } = records(&segment);
@@ -183,7 +183,7 @@ impl Part<'_> {
     /// The largest Seq that it witnesses as durable.
     fn witnessed(&self) -> u64 {
         if self.segment.seal.is_some() {
-            return self.end_seq() - 1;
+            return self.end_seq().saturating_sub(1);
         }
         let of_records = self.records.iter().filter_map(|record| {
             let before = self.first_seq.saturating_add(record.index).saturating_sub(1);

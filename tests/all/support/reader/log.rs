@@ -149,7 +149,7 @@ impl<'a> Log<'a> {
             epochs.entry(segment.epoch).or_default().push(segment);
         }
         let newest = epochs.values().next_back()?.last()?;
-        let end = newest.seal.filter(|seal| seal.is_end && seal.count > 0);
+        let end = newest.seal.filter(|seal| seal.is_end);
         let end_seq = newest
             .activation
             .zip(end)
