@@ -261,11 +261,6 @@ impl CopyJob {
         let ordinals = ordinals.map(|source| source.segment.header.ordinal).collect();
         self.copy.finish(storage, ordinals, seq_limit, told)
     }
-
-    /// Gives it up and removes its file.
-    pub(crate) fn discard(self, storage: &dyn Storage) -> Result<()> {
-        self.copy.discard(storage)
-    }
 }
 
 #[cfg(test)]
@@ -291,10 +286,6 @@ mod tests {
     impl OnFailure for Refused {
         fn failed(&self, operation: &'static str, path: &Path, error: std::io::Error) -> Error {
             Error::io(operation, path, 0, error)
-        }
-
-        fn left_behind(&self, name: &str) {
-            panic!("{name} was left behind");
         }
     }
 

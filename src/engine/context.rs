@@ -6,13 +6,14 @@ use super::space::Share;
 use super::waiters::Waiters;
 use super::worker::Worker;
 use crate::clock::Clock;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::standing::Run;
 use crate::io::Storage;
 use crate::options::Options;
 use crate::seq::QueueId;
 use crate::time::Time;
 use parking_lot::Mutex;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -113,6 +114,16 @@ impl Context {
     pub(super) fn check_directory(&self) -> Result<()> {
         let found = self.storage.check_directory();
         self.health.believe("find directory", &self.directory(), found)
+    }
+
+    /// Removes a file that means nothing any more, if it is there.
+    pub(super) fn remove(&self, name: &str) -> Result<()> {
+        match self.storage.remove(name) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::io("remove file", &self.storage.path(name), 0, error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Some upkeep failed, and is to be tried again: by the background, or by the producer that

@@ -3,8 +3,7 @@
 //! Promises: once [`Health::poison`] was told of a failed sync, every later check returns that
 //! failure, and every thread that waits looks again. `Segment::sync` demands one of these, so no
 //! result of a sync gets past it. A file that could not be opened to be synced was not a failed
-//! sync: that is an error of the moment, and the next sync covers it. Besides, it keeps the names
-//! of files that were given up and could not be removed, until upkeep asks for them.
+//! sync: that is an error of the moment, and the next sync covers it.
 
 use super::waiters::Waiters;
 use crate::error::{Error, Result};
@@ -21,7 +20,6 @@ use std::sync::OnceLock;
 pub(crate) struct Health {
     cause: OnceLock<FailedSync>,
     background_error: Mutex<Option<String>>,
-    left_behind: Mutex<Vec<String>>,
     waiters: Arc<Waiters>,
 }
 
@@ -34,8 +32,7 @@ struct FailedSync {
 
 impl Health {
     pub(super) fn new(waiters: Arc<Waiters>) -> Self {
-        let (background_error, left_behind) = (Mutex::default(), Mutex::default());
-        Self { cause: OnceLock::new(), background_error, left_behind, waiters }
+        Self { cause: OnceLock::new(), background_error: Mutex::default(), waiters }
     }
 
     /// Syncs a segment that holds messages or their states: a failed sync poisons the queue.
@@ -79,16 +76,6 @@ impl Health {
     pub(super) fn last_background_error(&self) -> Option<String> {
         self.background_error.lock().clone()
     }
-
-    /// Whether files are left that mean nothing.
-    pub(super) fn has_left_behind(&self) -> bool {
-        !self.left_behind.lock().is_empty()
-    }
-
-    /// Takes the names of those files.
-    pub(super) fn take_left_behind(&self) -> Vec<String> {
-        std::mem::take(&mut self.left_behind.lock())
-    }
 }
 
 impl OnFailure for Health {
@@ -98,10 +85,6 @@ impl OnFailure for Health {
             Ok(Unopened(error)) => Error::io("open for a sync", path, 0, error),
             Err(error) => self.poison(operation, path, error),
         }
-    }
-
-    fn left_behind(&self, name: &str) {
-        self.left_behind.lock().push(name.to_owned());
     }
 }
 

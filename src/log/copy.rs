@@ -80,7 +80,7 @@ pub(crate) struct Finished {
 
 impl CopyWriter {
     /// Begins a segment with this header, for up to `most` records, none of them pushed before
-    /// `base_time`.
+    /// `base_time`. If it fails, the caller removes what may be there by its temporary name.
     pub(crate) fn create(
         storage: &dyn Storage,
         header: SegmentHeader,
@@ -91,11 +91,8 @@ impl CopyWriter {
         let path = storage.path(&temporary);
         let wrap = |error| Error::io("allocate segment", &path, 0, error);
         let file = storage.create(&temporary, header.size).map_err(wrap)?;
-        let region = file.map(Access::Commits).map_err(|error| {
-            // The first error is the one to tell; the next open removes a file that stays.
-            storage.remove(&temporary).ok();
-            Error::io("map segment", &path, 0, error)
-        })?;
+        let region = file.map(Access::Commits);
+        let region = region.map_err(|error| Error::io("map segment", &path, 0, error))?;
         let slots = u64::from(most) * (SLOT + number::NUMBER);
         let table = Offset((header.size - PAGE).saturating_sub(slots)).max(RECORDS_START);
         let progress = Progress { tail: RECORDS_START, count: 0, last_seq: 0 };
@@ -224,7 +221,8 @@ impl CopyWriter {
     }
 
     /// Seals it, makes all of it durable, and gives it its name. `ordinals`: of its sources.
-    /// `seq_limit`: of the whole log.
+    /// `seq_limit`: of the whole log. If it fails, the caller removes what may be there by one of
+    /// the two names.
     pub(crate) fn finish(
         mut self,
         storage: &dyn Storage,
@@ -242,7 +240,7 @@ impl CopyWriter {
         // Some systems rename no file that is mapped.
         drop(region);
         let made = marked.and_then(|()| Segment::finish(storage, &temporary, header, &*file, told));
-        let segment = made.inspect_err(|_| super::discard(storage, &temporary, told))?;
+        let segment = made?;
         let segment = Arc::new(segment.made_from(sources));
         Ok(Finished { segment, first_seq, base_time, tail, count })
     }
@@ -255,13 +253,5 @@ impl CopyWriter {
             self.store(page + SOURCES_PLACE, &sources.encode(self.key))?;
         }
         Ok(())
-    }
-
-    /// Gives it up and removes its file.
-    pub(crate) fn discard(self, storage: &dyn Storage) -> Result<()> {
-        let Self { temporary, path, region, .. } = self;
-        drop(region);
-        let removed = storage.remove(&temporary);
-        removed.map_err(|error| Error::io("remove file", &path, 0, error))
     }
 }

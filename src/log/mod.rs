@@ -29,7 +29,6 @@ use crate::io::window::Window;
 use crate::io::{Access, Region, Storage, StorageFile, is_unreadable};
 use crate::time::{PushTime, Time};
 use regions::Regions;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use waypoints::Waypoints;
@@ -98,9 +97,6 @@ pub(crate) trait OnFailure {
     /// Notes that a sync failed: no later one of the queue is believed. Returns the error for the
     /// caller.
     fn failed(&self, operation: &'static str, path: &Path, error: std::io::Error) -> Error;
-
-    /// Notes that a file with this name means nothing, and could not be removed.
-    fn left_behind(&self, name: &str);
 }
 
 /// A slot as it was read: its two words, as far as they were written to it.
@@ -142,7 +138,7 @@ impl Segment {
     }
 
     /// Makes a segment: blocks, headers, sync, name, directory. `told` hears of a failed sync of
-    /// the directory.
+    /// the directory. If it fails, the caller removes what may be there by one of the two names.
     pub(crate) fn create(
         storage: &dyn Storage,
         header: SegmentHeader,
@@ -158,7 +154,7 @@ impl Segment {
 
     /// Makes a new segment from the file of this one. All messages of this one are settled, no
     /// CHECKPOINT lists it any more, and nobody has it as memory. `count`: the number of slots that
-    /// its last use had.
+    /// its last use had. If it fails, the file may have its old name or one of the new ones.
     pub(crate) fn recycle(
         &self,
         storage: &dyn Storage,
@@ -170,15 +166,13 @@ impl Segment {
         let renamed = storage.rename(&self.name, &temporary);
         renamed.map_err(|error| self.error("recycle segment", Offset::START, error))?;
         // The file means nothing now. Until that is durable, its content must stay.
-        sync_directory(storage, told).inspect_err(|_| discard(storage, &temporary, told))?;
+        sync_directory(storage, told)?;
         let most = most_slots(header.size);
         let slot_limit = most.min(count.saturating_add(count / 4).saturating_add(SLOT_RESERVE));
         // Opened again, because `self.file` knows only the old name.
         let opened = storage.open(&temporary);
-        let opened = opened.map_err(|error| self.error("recycle segment", Offset::START, error));
-        let file = opened.inspect_err(|_| discard(storage, &temporary, told))?;
-        let zeroed = self.zero_marks_and_slots(&*file, slot_limit);
-        zeroed.inspect_err(|_| discard(storage, &temporary, told))?;
+        let file = opened.map_err(|error| self.error("recycle segment", Offset::START, error))?;
+        self.zero_marks_and_slots(&*file, slot_limit)?;
         let recycled = Self::finish(storage, &temporary, header, &*file, told)?;
         Ok(Self { slot_limit, ..recycled })
     }
@@ -211,14 +205,12 @@ impl Segment {
             .write_at(0, &bytes)
             .and_then(|()| file.write_at(header.twin_offset().0, &bytes))
             .and_then(|()| file.sync())
-            .and_then(|()| storage.rename(temporary, &name))
-            .map_err(|error| Error::io("prepare segment", &path, 0, error));
-        made.inspect_err(|_| discard(storage, temporary, told))?;
-        sync_directory(storage, told).inspect_err(|_| discard(storage, &name, told))?;
+            .and_then(|()| storage.rename(temporary, &name));
+        made.map_err(|error| Error::io("prepare segment", &path, 0, error))?;
+        sync_directory(storage, told)?;
         // Opened again, because `file` knows only the temporary name.
         let opened = storage.open(&name);
-        let opened = opened.map_err(|error| Error::io("open segment", &path, 0, error));
-        let file = opened.inspect_err(|_| discard(storage, &name, told))?;
+        let file = opened.map_err(|error| Error::io("open segment", &path, 0, error))?;
         let slot_limit = most_slots(header.size);
         let (key, first_page) = (header.key(), Marks::default());
         Ok(Self {
@@ -275,7 +267,7 @@ impl Segment {
             return Ok(());
         }
         let reason = "the file was removed while the queue was open";
-        Err(std::io::Error::new(ErrorKind::NotFound, reason))
+        Err(std::io::Error::new(std::io::ErrorKind::NotFound, reason))
     }
 
     /// Whether its file is known to have been removed by somebody else.
@@ -480,14 +472,6 @@ pub(crate) fn read_header(
             let marks = found.unwrap_or_default();
             Ok(ReadHeader { copies, marks, is_first_unreadable: failed.is_some() })
         }
-    }
-}
-
-/// Removes a half-made file. The error that made it half-made is the one to tell; the next open
-/// removes a file that stays.
-fn discard(storage: &dyn Storage, name: &str, told: &dyn OnFailure) {
-    if storage.remove(name).is_err_and(|error| error.kind() != ErrorKind::NotFound) {
-        told.left_behind(name);
     }
 }
 

@@ -5,9 +5,11 @@
 //! ended its process.
 
 use crate::found_support::{alone, soon};
-use crate::support::board::bytes;
+use crate::support::board::{MINUTE, bytes, year};
+use crate::support::watched::{Op, Watched};
 use keepq::fault::{ManualClock, MemoryStorage, Storage, StorageFile};
 use keepq::{Durability, Error, Message, Options, Overflow, Queue};
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -262,5 +264,54 @@ fn what_dies_on_a_full_disk_gets_the_room_of_the_ready_file() {
         let dead = queue.dead_letters().unwrap();
         assert_eq!((dead.len(), queue.stats().dying()), (3, 0), "background {is_running}");
         drop(other);
+    }
+}
+
+/// Files could be made in the directory, but not be renamed or removed (`chattr +a`). A queue that
+/// was idle made one file after another, past `max_bytes`, and so did copies.
+#[test]
+fn where_nothing_can_be_renamed_or_removed_few_files_are_made() {
+    for is_compacting in [false, true] {
+        let memory = Arc::new(MemoryStorage::new());
+        let disk = Watched::around(memory.clone());
+        let clock = Arc::new(ManualClock::new(year(2026)));
+        let options = Queue::options().storage(disk.clone()).clock(clock.clone());
+        let options = options.durability(Durability::Os).background(false);
+        let options = options.segment_bytes(1 << 20).max_bytes(16 << 20);
+        let queue = options.open("q").unwrap();
+        for _ in 0..150 {
+            queue.push(vec![1; 20_000]).unwrap();
+        }
+        let keeps = |number: u64| is_compacting && number.is_multiple_of(7);
+        let jobs = queue.pop_batch(150).unwrap();
+        let (kept, settled): (Vec<_>, Vec<_>) =
+            jobs.into_iter().partition(|job| keeps(job.seq().into()));
+        queue.ack_batch(settled).unwrap();
+        drop(kept);
+        disk.rule(|call| match call.op {
+            Op::Rename | Op::Remove => Err(ErrorKind::PermissionDenied.into()),
+            _ => Ok(()),
+        });
+        let files = || memory.list().unwrap().len();
+        let before = files();
+        for _ in 0..20 {
+            clock.advance(MINUTE);
+            queue.maintain().unwrap_err();
+            queue.compact().ok();
+            queue.push(vec![1; 2 << 20]).unwrap_err();
+        }
+        // Two for pushes, two for copies, and one of CHECKPOINT.
+        assert!(files() <= before + 5, "{:?}, {before} before", memory.list());
+        let (real, told) = (bytes(&*memory), queue.stats().disk_bytes());
+        assert!(real <= told + 16_384, "{real} bytes, {told} told");
+        disk.no_rule();
+        clock.advance(MINUTE);
+        queue.maintain().unwrap();
+        queue.push(vec![1; 2 << 20]).unwrap();
+        queue.maintain().unwrap();
+        let (real, told) = (bytes(&*memory), queue.stats().disk_bytes());
+        assert!(real.abs_diff(told) <= 16_384, "{real} bytes, {told} told");
+        let names = memory.list().unwrap().into_iter().map(|entry| entry.name);
+        assert_eq!(names.filter(|name| name.ends_with(".tmp")).count(), 0);
     }
 }

@@ -11,7 +11,7 @@ mod supply;
 
 use crate::time::{Millis, Shift, Time};
 pub(super) use supply::FIRST_SEGMENT;
-pub(crate) use supply::{Prepared, SupplyState};
+pub(crate) use supply::{MOST_LEFTOVERS, Prepared, SupplyState};
 
 use super::context::{Context, Padded};
 use super::published::Published;

@@ -4,13 +4,14 @@
 //! durable and sealed, so a dropped record can never come back behind a newer one. Relies on the
 //! `supply` lock for everything here.
 
-use super::supply::{FIRST_SEGMENT, Prepared, Spare, Supply, SupplyState};
+use super::supply::{FIRST_SEGMENT, MOST_LEFTOVERS, Prepared, Spare, Supply, SupplyState};
 use super::{Appender, Need, SMALLEST_SEGMENT};
 use crate::engine::context::Context;
 use crate::error::{Error, Result};
 use crate::format::PAGE;
 use crate::format::address::{Offset, Ordinal};
 use crate::format::limits::{FIRST_SEQ_END, NUMBER_END};
+use crate::format::name;
 use crate::format::segment::{Seal, SegmentHeader, capacity};
 use crate::io::Access;
 use crate::log::active::Active;
@@ -56,8 +57,7 @@ impl Appender {
         let mut wanted = supply.next_bytes.max(bytes);
         loop {
             let size = self.take_space(wanted, bytes)?;
-            let made = self.make(supply, size).inspect_err(|_| self.context.space.undo(size));
-            match made {
+            match self.make(supply, size) {
                 // What is left, of the disk or of addresses for maps, may do for a smaller one.
                 Err(error) if error.may_fit_smaller() && size > smallest => {
                     wanted = (size / 2 / PAGE * PAGE).max(smallest);
@@ -80,18 +80,23 @@ impl Appender {
         Ok(())
     }
 
-    /// Makes a segment of this size. The next one is to be twice as large as this one was to be.
+    /// Makes a segment of this size, for which room is taken; it is given back if this fails. The
+    /// next one is to be twice as large as this one was to be.
     pub(super) fn make(&self, supply: &mut Supply, size: u64) -> Result<Prepared> {
-        let header = self.next_header(supply, size)?;
+        let header = self.may_make(supply).and_then(|()| self.next_header(supply, size));
+        let header = header.inspect_err(|_| self.context.space.undo(size))?;
+        let ordinal = header.ordinal;
         let created = Segment::create(&*self.context.storage, header, &self.context.health);
-        if created.is_err() {
-            if self.context.health.has_left_behind() {
-                self.context.retry_upkeep();
+        let made = created.and_then(|segment| self.map_prepared(Arc::new(segment)));
+        let prepared = made.or_else(|error| {
+            // The first error is the one to tell.
+            if self.clean_up(supply, new_names(ordinal), size) {
+                self.context.space.undo(size);
             }
             // If that is why, no sync is believed any more.
             self.context.check_directory()?;
-        }
-        let prepared = self.map_prepared(supply, Arc::new(created?))?;
+            Err(error)
+        })?;
         supply.next_bytes = (supply.next_bytes * 2).min(self.context.options.segment_limit());
         // Relaxed: a number by itself.
         self.taken_bytes.fetch_add(size, Ordering::Relaxed);
@@ -108,22 +113,14 @@ impl Appender {
         })
     }
 
-    /// A segment that was just made, mapped; or, if it cannot be, removed.
-    fn map_prepared(&self, supply: &mut Supply, segment: Arc<Segment>) -> Result<Prepared> {
+    /// A segment that was just made, mapped.
+    fn map_prepared(&self, segment: Arc<Segment>) -> Result<Prepared> {
         let access = match self.context.options.durability {
             Durability::Os => Access::Streams,
             Durability::Always | Durability::Interval(_) => Access::Commits,
         };
-        match segment.map(access) {
-            Ok(region) => Ok(Prepared { segment, region }),
-            Err(error) => {
-                // The first error is the one to tell. The caller gives the bytes back.
-                if self.context.storage.remove(&segment.name).is_err() {
-                    self.leave(supply, &segment, 0);
-                }
-                Err(error)
-            }
-        }
+        let region = segment.map(access)?;
+        Ok(Prepared { segment, region })
     }
 
     /// The header of the next segment. Begins the epoch with the first one.
@@ -170,16 +167,63 @@ impl Appender {
                 Ok(())
             }
             Err(error) => {
-                self.leave(supply, &segment, size);
+                self.leave(supply, segment.name.clone(), size);
                 Err(segment.error("remove segment", Offset::START, error))
             }
         }
     }
 
-    /// A prepared segment could not be removed: that is tried again. This many bytes count as used.
-    fn leave(&self, supply: &mut Supply, segment: &Segment, bytes: u64) {
-        supply.leftovers.push((segment.name.clone(), bytes));
+    /// Removes a file of this size that was to become a segment and has one of these names, if any.
+    /// Returns false if it cannot be: then its bytes count as used, and that is tried again.
+    fn clean_up(
+        &self,
+        supply: &mut Supply,
+        names: impl IntoIterator<Item = String>,
+        size: u64,
+    ) -> bool {
+        let stuck = names.into_iter().find(|name| self.context.remove(name).is_err());
+        let is_gone = stuck.is_none();
+        if let Some(name) = stuck {
+            self.leave(supply, name, size);
+        }
+        is_gone
+    }
+
+    /// A file that was to become a segment could not be removed: that is tried again. This many
+    /// bytes count as used.
+    fn leave(&self, supply: &mut Supply, name: String, bytes: u64) {
+        supply.leftovers.push((name, bytes));
         self.context.retry_upkeep();
+    }
+
+    /// Tries again to remove files that could not be.
+    pub(crate) fn remove_leftovers(&self) -> Result<()> {
+        self.try_leftovers(&mut self.supply.lock())
+    }
+
+    fn try_leftovers(&self, supply: &mut Supply) -> Result<()> {
+        let (mut result, mut given_back) = (Ok(()), 0);
+        supply.leftovers.retain(|(name, bytes)| {
+            let removed = self.context.remove(name);
+            let is_left = removed.is_err();
+            given_back += if is_left { 0 } else { *bytes };
+            result = std::mem::replace(&mut result, Ok(())).and(removed);
+            is_left
+        });
+        if given_back > 0 {
+            self.context.space.give_back(given_back);
+        }
+        result
+    }
+
+    /// Whether another file can be made. Where files can be made but neither renamed nor removed,
+    /// each try would leave one more.
+    ///
+    /// # Errors
+    ///
+    /// Why those that are left cannot be removed.
+    fn may_make(&self, supply: &mut Supply) -> Result<()> {
+        if supply.leftovers.len() < MOST_LEFTOVERS { Ok(()) } else { self.try_leftovers(supply) }
     }
 
     /// Removes the segment that is kept ready, for its room; false if that makes none.
@@ -190,11 +234,6 @@ impl Appender {
         let is_gone = discarded.is_ok();
         self.context.health.note_background(discarded);
         is_gone
-    }
-
-    /// Files of prepared segments that could not be removed, with the bytes that count as used.
-    pub(crate) fn take_leftovers(&self) -> Vec<(String, u64)> {
-        std::mem::take(&mut self.supply.lock().leftovers)
     }
 
     /// Bytes of the segment that is kept ready.
@@ -293,8 +332,8 @@ impl Appender {
     }
 
     /// Turns a segment that no CHECKPOINT lists, and that has left the log, into the ready one, if
-    /// there is none yet and the segment has the full size; `None` if it is of no use. `count`: how
-    /// many slots it had.
+    /// there is none yet and the segment has the full size; `None` if it is of no use. If that
+    /// fails, its file goes. `count`: how many slots it had.
     pub(crate) fn recycle(&self, segment: &Arc<Segment>, count: u32) -> Option<Result<()>> {
         let mut supply = self.supply.lock();
         let size = segment.header.size;
@@ -305,15 +344,18 @@ impl Appender {
         if !is_usable || !is_wanted || supply.is_closed {
             return None;
         }
-        let recycled = self
-            .next_header(&mut supply, size)
-            .and_then(|header| {
-                segment.recycle(&*self.context.storage, header, count, &self.context.health)
-            })
-            .and_then(|recycled| self.map_prepared(&mut supply, Arc::new(recycled)));
+        let Ok(header) = self.next_header(&mut supply, size) else { return None };
+        let names = [segment.name.clone()].into_iter().chain(new_names(header.ordinal));
+        let recycled = segment.recycle(&*self.context.storage, header, count, &self.context.health);
+        let recycled = recycled.and_then(|recycled| self.map_prepared(Arc::new(recycled)));
         let prepared = match recycled {
             Ok(prepared) => prepared,
-            Err(error) => return Some(Err(error)),
+            Err(error) => {
+                if self.clean_up(&mut supply, names, size) {
+                    self.context.space.give_back(size);
+                }
+                return Some(Err(error));
+            }
         };
         // Relaxed: a number by itself.
         self.taken_bytes.fetch_add(size, Ordering::Relaxed);
@@ -383,6 +425,11 @@ impl Appender {
             compacting: supply.compacting,
         })
     }
+}
+
+/// The names that a segment has while it is made, and then.
+fn new_names(ordinal: Ordinal) -> [String; 2] {
+    [name::temporary(ordinal), name::segment(ordinal)]
 }
 
 /// Makes stores into a prepared segment fast: pages resident, and, where the queue syncs, extents

@@ -114,8 +114,7 @@ impl<'a> Shrinker<'a> {
             discarded.inspect_err(|_| self.0.context.space.undo(size))?;
         }
         supply.next_bytes = size;
-        let made = self.0.make(&mut supply, size);
-        let prepared = made.inspect_err(|_| self.0.context.space.undo(size))?;
+        let prepared = self.0.make(&mut supply, size)?;
         supply.spare = Spare::NotKept;
         self.0.go_on_to(supply, prepared)
     }

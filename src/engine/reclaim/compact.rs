@@ -26,7 +26,7 @@ use super::upkeep::Upkeep;
 use crate::clock;
 use crate::compaction::copy_job::{CopyJob, Step};
 use crate::compaction::plan::CopyPlan;
-use crate::engine::append::Appender;
+use crate::engine::append::{Appender, MOST_LEFTOVERS};
 use crate::engine::context::{Context, SOON};
 use crate::engine::signal::DispatchLock;
 use crate::error::{Error, Result};
@@ -262,6 +262,10 @@ impl Compactor {
         self.context.health.check(false)?;
         self.appender.finish_old_tail()?;
         self.retirer.release_kept(&mut self.retirer.upkeep())?;
+        if self.retirer.upkeep().leftover_count() >= MOST_LEFTOVERS {
+            // Where nothing can be renamed or removed, each copy would leave one more file.
+            self.retirer.let_go_of_all()?;
+        }
         let (mut limits, mut has_little_room) = (self.planner.limits(), false);
         loop {
             let CopyState { planned, left_out, .. } = &mut *compaction;
@@ -323,11 +327,11 @@ impl Compactor {
     ) -> Result<CopyWriter> {
         self.context.space.take_scratch(size)?;
         let header = self.appender.begin_copy(size, clock_shift);
-        let copy = header
-            .and_then(|header| CopyWriter::create(&*self.context.storage, header, most, base_time));
+        let header = header.inspect_err(|_| self.context.space.undo(size))?;
+        let ordinal = header.ordinal;
+        let copy = CopyWriter::create(&*self.context.storage, header, most, base_time);
         copy.inspect_err(|_| {
-            self.appender.end_copy();
-            self.context.space.undo(size);
+            self.remove_copy(ordinal, size, None);
         })
     }
 
@@ -352,7 +356,7 @@ impl Compactor {
         for source in sources {
             upkeep.keep(source.segment.header.ordinal, names.to_vec());
         }
-        match names.into_iter().find(|name| self.retirer.remove(name).is_err()) {
+        match names.into_iter().find(|name| self.context.remove(name).is_err()) {
             None => self.context.space.undo(size),
             Some(name) => self.retirer.leave(upkeep, name, size),
         }
@@ -370,13 +374,20 @@ impl Compactor {
         // Relaxed: a number by itself. What was written was written.
         self.compacted_bytes.fetch_add(run.copy().written().0, Ordering::Relaxed);
         self.release_sources(run.sources(), true);
-        let discarded = run.discard(&*self.context.storage);
+        // Some systems remove no file that is mapped.
+        drop(run);
+        self.remove_copy(ordinal, size, upkeep);
+    }
+
+    /// Removes a copy that has no name yet.
+    fn remove_copy(&self, ordinal: Ordinal, size: u64, upkeep: Option<&mut Upkeep>) {
+        let name = name::temporary(ordinal);
+        let removed = self.context.remove(&name);
         self.appender.end_copy();
-        if discarded.is_ok() {
+        if removed.is_ok() {
             self.context.space.undo(size);
             return;
         }
-        let name = name::temporary(ordinal);
         match upkeep {
             Some(upkeep) => self.retirer.leave(upkeep, name, size),
             None => self.retirer.leave(&mut self.retirer.upkeep(), name, size),

@@ -21,7 +21,6 @@ use crate::log::Segment;
 use crate::recovery::{Leftover, Log};
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -168,12 +167,6 @@ impl Retirer {
         if !self.appender.is_old_tail_finished() {
             return Ok((LetGo::NOTHING, Ok(())));
         }
-        for (name, bytes) in self.appender.take_leftovers() {
-            upkeep.leave(name, bytes);
-        }
-        for name in self.context.health.take_left_behind() {
-            upkeep.leave(name, 0);
-        }
         let has_enough = listing == Listing::Now && upkeep.unlisted_count() >= limit;
         let is_cut = !has_enough && self.retire(&mut upkeep, limit, is_over)?;
         let lists = listing == Listing::Now || self.is_list_due(&upkeep);
@@ -194,6 +187,7 @@ impl Retirer {
             self.letting_go.store(going.saturating_sub(1), Ordering::Relaxed);
             removed = removed.and(reused);
         }
+        removed = removed.and(self.appender.remove_leftovers());
         let leftovers = upkeep.take_leftovers();
         let has_tried = segments > 0 || !leftovers.is_empty();
         removed = removed.and(self.remove_leftovers(&mut upkeep, leftovers, limit - segments));
@@ -218,7 +212,7 @@ impl Retirer {
     ) -> Result<()> {
         let (mut left, mut result) = (limit, Ok(()));
         for Leftover { name, bytes, .. } in leftovers {
-            let removed = if left > 0 { Some(self.remove(&name)) } else { None };
+            let removed = if left > 0 { Some(self.context.remove(&name)) } else { None };
             if let Some(Ok(())) = removed {
                 self.context.space.give_back(bytes);
                 left -= 1;
@@ -434,10 +428,9 @@ impl Retirer {
     ) -> Result<()> {
         let size = segment.header.size;
         if let Some(recycled) = count.and_then(|count| self.appender.recycle(segment, count)) {
-            // What a failure leaves under the old name means nothing.
-            return recycled.inspect_err(|_| upkeep.leave_unlisted(segment.name.clone(), size));
+            return recycled;
         }
-        match self.remove(&segment.name) {
+        match self.context.remove(&segment.name) {
             Ok(()) => {
                 self.context.space.give_back(size);
                 Ok(())
@@ -453,16 +446,6 @@ impl Retirer {
     pub(super) fn leave(&self, upkeep: &mut Upkeep, name: String, bytes: u64) {
         upkeep.leave(name, bytes);
         self.context.retry_upkeep();
-    }
-
-    /// Removes a file that means nothing any more, if it is there.
-    pub(super) fn remove(&self, name: &str) -> Result<()> {
-        match self.context.storage.remove(name) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(Error::io("remove file", &self.context.storage.path(name), 0, error))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Ends the run: nothing is let go after it.

@@ -177,6 +177,11 @@ impl Upkeep {
         self.unlisted.drain(..limit.min(self.unlisted.len())).collect()
     }
 
+    /// How many files mean nothing any more, and are not removed yet.
+    pub(super) fn leftover_count(&self) -> usize {
+        self.leftovers.len() + self.unlisted_leftovers.len()
+    }
+
     /// The files that mean nothing any more, and can be removed now.
     pub(super) fn take_leftovers(&mut self) -> Vec<Leftover> {
         std::mem::take(&mut self.unlisted_leftovers)
