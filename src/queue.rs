@@ -228,14 +228,13 @@ fn disk(path: &Path, may_make: bool, is_unshared: bool) -> Result<Arc<dyn Storag
             Error::IsDeadLetters { path }
         });
     }
-    let (operation, disk) = if may_make {
-        ("create directory", DiskStorage::new(path, is_unshared))
-    } else {
-        ("open directory", DiskStorage::existing(path, is_unshared))
-    };
-    match disk {
+    if may_make {
+        let made = DiskStorage::make(path);
+        made.map_err(|error| Error::io("create directory", path, 0, error))?;
+    }
+    match DiskStorage::existing(path, is_unshared) {
         Ok(disk) => Ok(Arc::new(disk)),
-        Err(error) => Err(Error::io(operation, path, 0, error)),
+        Err(error) => Err(Error::io("open directory", path, 0, error)),
     }
 }
 

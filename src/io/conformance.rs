@@ -274,5 +274,7 @@ fn faults_that_are_not_planned() {
 #[test]
 fn disk() {
     let dir = tempfile::tempdir().unwrap();
-    check(&DiskStorage::new(&dir.path().join("made"), false).unwrap());
+    let made = dir.path().join("made");
+    DiskStorage::make(&made).unwrap();
+    check(&DiskStorage::existing(&made, false).unwrap());
 }

@@ -97,7 +97,8 @@ impl Found {
             reading
                 .ignore(name::CHECKPOINT, "one of its slots cannot be read, and the other serves");
         }
-        let has_dead_letters = entries.iter().any(|entry| entry.name == name::DEAD);
+        let has_dead_letters =
+            entries.iter().any(|entry| entry.name == name::DEAD && !entry.is_file);
         let files = reading.read_entries(storage, entries)?;
         let hint = checkpoint.as_ref().map(|checkpoint| checkpoint.queue_id);
         let queue_id = match choose_queue(&files, hint) {
@@ -240,6 +241,9 @@ impl DirectoryReader {
             let ordinal = name::ordinal(&name).filter(|&at| at < ORDINAL_LIMIT_OF_NAMES);
             self.largest_ordinal = self.largest_ordinal.max(ordinal.unwrap_or(Ordinal::NONE));
             match name::kind(&name) {
+                Kind::Own if is_file && name == name::DEAD => {
+                    self.ignore(&name, "not a directory: no message can be moved there");
+                }
                 Kind::Own => {}
                 Kind::Foreign => self.ignore_foreign(&name),
                 Kind::Temporary if is_file => {

@@ -11,6 +11,7 @@ use keepq::fault::{ManualClock, MemoryStorage, Storage, StorageFile};
 use keepq::{Durability, Error, Message, Options, Overflow, Queue};
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 const MIB: u64 = 1 << 20;
@@ -314,4 +315,39 @@ fn where_nothing_can_be_renamed_or_removed_few_files_are_made() {
         let names = memory.list().unwrap().into_iter().map(|entry| entry.name);
         assert_eq!(names.filter(|name| name.ends_with(".tmp")).count(), 0);
     }
+}
+
+/// A message found no room among the dead letters. Each second the queue gave up the file that it
+/// keeps ready, in vain, and made it again.
+#[test]
+fn what_finds_no_room_among_the_dead_letters_costs_no_file_each_time() {
+    let disk = Watched::around(Arc::new(MemoryStorage::new()));
+    let clock = Arc::new(ManualClock::new(year(2026)));
+    let options = Queue::options().storage(disk.clone()).clock(clock.clone());
+    let options = options.durability(Durability::Os).background(false).segment_bytes(1 << 20);
+    let queue = options.open("q").unwrap();
+    for _ in 0..8 {
+        queue.push(vec![7; 100_000]).unwrap();
+    }
+    queue.maintain().unwrap();
+    let made = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&made);
+    disk.rule(move |call| match call.op {
+        Op::Create if call.name.starts_with("dead/") => Err(ErrorKind::StorageFull.into()),
+        Op::Create => {
+            count.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+        _ => Ok(()),
+    });
+    queue.pop().unwrap().unwrap().reject("no").unwrap();
+    for _ in 0..20 {
+        clock.advance(2 * Duration::from_secs(1));
+        queue.maintain().unwrap_err();
+    }
+    assert_eq!((made.load(Ordering::SeqCst), queue.stats().dying()), (0, 1));
+    disk.no_rule();
+    clock.advance(MINUTE);
+    queue.maintain().unwrap();
+    assert_eq!((queue.dead_letters().unwrap().len(), queue.stats().dying()), (1, 0));
 }

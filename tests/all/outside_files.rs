@@ -117,6 +117,26 @@ fn dead_letters_are_where_their_queue_is() {
     assert_eq!(small().open(&there).unwrap().dead_letters().unwrap().len(), 1);
 }
 
+/// A file has the name of the directory for dead letters. Nothing was told at open.
+#[test]
+fn a_file_in_place_of_the_dead_letters_is_told() {
+    let dir = directory();
+    let dead = dir.path().join("dead");
+    fs::write(&dead, "somebody's").unwrap();
+    let queue = small().open(dir.path()).unwrap();
+    let ignored: Vec<_> = queue.recovery().ignored().collect();
+    assert!(matches!(ignored[..], [(path, _)] if path == dead), "{ignored:?}");
+    assert!(!queue.recovery().is_clean());
+    queue.push("bad").unwrap();
+    queue.pop().unwrap().unwrap().reject("no").unwrap();
+    let refused = queue.maintain().unwrap_err();
+    assert!(matches!(&refused, Error::Io { path, .. } if *path == dead), "{refused:?}");
+    assert_eq!(queue.stats().dying(), 1);
+    assert_eq!(fs::read(&dead).unwrap(), b"somebody's");
+    fs::remove_file(&dead).unwrap();
+    assert_eq!((queue.dead_letters().unwrap().len(), queue.stats().dying()), (1, 0));
+}
+
 /// After `rm -rf`, push, sync and close said `Ok`, and nothing was kept.
 #[test]
 fn a_directory_is_removed_under_an_open_queue() {

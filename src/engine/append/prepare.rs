@@ -230,6 +230,8 @@ impl Appender {
     pub(crate) fn give_up_ready(&self) -> bool {
         let mut supply = self.supply.lock();
         let Some(ready) = supply.ready.take() else { return false };
+        // Or else it would be made again at once.
+        supply.spare = Spare::NotKept;
         let discarded = self.discard(&mut supply, ready);
         let is_gone = discarded.is_ok();
         self.context.health.note_background(discarded);

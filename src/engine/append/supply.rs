@@ -35,8 +35,8 @@ pub(crate) struct Prepared {
 pub(super) enum Spare {
     /// It is, if there is none.
     Kept,
-    /// The newest segment was made small because the queue was idle or had no room: none is kept
-    /// until more is needed.
+    /// It was given up because the queue was idle, or for what needed its room more: none is kept
+    /// until pushes go on to another segment.
     NotKept,
 }
 

@@ -34,9 +34,8 @@ impl DiskStorage {
     }
 
     /// Makes the directory, and those above it, if they are not there.
-    pub(crate) fn new(path: &Path, is_unshared: bool) -> io::Result<Self> {
-        directory::make(&std::path::absolute(path)?)?;
-        Self::existing(path, is_unshared)
+    pub(crate) fn make(path: &Path) -> io::Result<()> {
+        directory::make(&std::path::absolute(path)?)
     }
 
     fn of(directory: Directory, is_unshared: bool) -> Self {
@@ -268,7 +267,8 @@ mod tests {
     fn a_directory_is_found_where_it_was_moved_to() {
         let dir = tempfile::tempdir().unwrap();
         let [here, there] = ["here", "there"].map(|name| dir.path().join(name));
-        let storage = DiskStorage::new(&here, false).unwrap();
+        DiskStorage::make(&here).unwrap();
+        let storage = DiskStorage::existing(&here, false).unwrap();
         let file = storage.open_file("a").map(drop);
         assert_eq!(file.unwrap_err().kind(), io::ErrorKind::NotFound);
         let file = storage.create("a", 4096).unwrap();
