@@ -215,12 +215,17 @@ impl Checkpoint {
     pub(crate) fn let_go(&self, ordinal: Ordinal) -> bool {
         ordinal < self.next_ordinal
             && self.segments.of(ordinal).is_none()
-            && !self.added.apart.unseen.contains(ordinal)
+            && !self.is_unseen(ordinal)
+    }
+
+    /// Whether this segment may have been lost before it was listed.
+    pub(crate) fn is_unseen(&self, ordinal: Ordinal) -> bool {
+        self.added.apart.unseen.contains(ordinal)
     }
 
     /// Whether this segment counts if it is back: it was lost, or may have been.
     pub(crate) fn awaits(&self, ordinal: Ordinal) -> bool {
-        self.knows_lost(ordinal) || self.added.apart.unseen.contains(ordinal)
+        self.knows_lost(ordinal) || self.is_unseen(ordinal)
     }
 
     /// Whether this segment was known to be lost.

@@ -110,7 +110,8 @@ impl Found {
             reading.report.checkpoint = CheckpointState::Foreign;
         }
         let mut let_go = Vec::new();
-        let kept = reading.keep(files, queue_id, checkpoint.as_ref(), &mut let_go);
+        let mut kept = reading.keep(files, queue_id, checkpoint.as_ref(), &mut let_go);
+        let_go.extend(reading.take_stale_copies(&mut kept, checkpoint.as_ref(), &**storage)?);
         let (mut segments, mut compacted) = segments_of(&**storage, kept)?;
         let replaced = compacted::take_replaced(&mut segments, &mut compacted)?;
         let mut unusable = reading.take_broken_copies(&mut segments, checkpoint.as_ref());
@@ -320,6 +321,26 @@ impl DirectoryReader {
             }
         }
         kept
+    }
+
+    /// Takes the copies out that are back, and never counted: no list had them with a message. Since
+    /// one of its sources was let go, all that such a copy has of it was settled.
+    fn take_stale_copies(
+        &mut self,
+        kept: &mut BTreeMap<Ordinal, SegmentFile>,
+        checkpoint: Option<&Checkpoint>,
+        storage: &dyn Storage,
+    ) -> Result<Vec<SegmentFile>> {
+        let Some(known) = checkpoint else { return Ok(Vec::new()) };
+        let mut stale = Vec::new();
+        for (ordinal, file) in kept.iter().filter(|(ordinal, _)| known.is_unseen(**ordinal)) {
+            let sources = file.sources(storage)?;
+            if sources.iter().any(|source| source < ordinal && known.let_go(*source)) {
+                stale.push(*ordinal);
+            }
+        }
+        self.half_made.extend(&stale);
+        Ok(stale.into_iter().filter_map(|ordinal| kept.remove(&ordinal)).collect())
     }
 
     /// Takes the copies out that do not say what they hold, and that no other copy replaces.

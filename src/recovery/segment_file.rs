@@ -2,6 +2,7 @@
 
 use super::leftover::Leftover;
 use crate::error::Result;
+use crate::format::address::Ordinal;
 use crate::format::segment::{Activation, SegmentHeader, most_slots};
 use crate::io::{Storage, StorageFile};
 use crate::log::{Marks, Segment};
@@ -28,12 +29,23 @@ impl SegmentFile {
         Segment::found(storage, name, header, marks, file)
     }
 
+    fn segment(&self, storage: &dyn Storage) -> Segment {
+        let Self { name, header, marks, file, .. } = self;
+        let (header, file) = (header.clone(), Arc::clone(file));
+        Segment::found(storage, name.clone(), header, marks.clone(), file)
+    }
+
+    /// The segments that it was made from, as far as it says so.
+    pub(super) fn sources(&self, storage: &dyn Storage) -> Result<Vec<Ordinal>> {
+        let is_compacted = self.is_compacted();
+        let sources = if is_compacted { self.segment(storage).read_sources()? } else { None };
+        Ok(sources.map_or_else(Vec::new, |sources| sources.ordinals))
+    }
+
     /// Its first Seq, and the last one that it may have; `None` if it does not say where they
     /// begin.
     pub(super) fn numbers(&self, storage: &dyn Storage) -> Result<Option<(u64, u64)>> {
-        let Self { name, header, marks, file, .. } = self;
-        let (header, file) = (header.clone(), Arc::clone(file));
-        let segment = Segment::found(storage, name.clone(), header, marks.clone(), file);
+        let segment = self.segment(storage);
         let Some(Activation { first_seq, .. }) = segment.activation()? else { return Ok(None) };
         let most = u64::from(most_slots(self.header.size));
         let count = segment.seal()?.map_or(most, |seal| u64::from(seal.count));
@@ -44,10 +56,7 @@ impl SegmentFile {
 
     /// A segment that was let go.
     pub(super) fn into_leftover(self, storage: &dyn Storage) -> Result<Leftover> {
-        let (name, bytes, is_compacted) =
-            (self.name.clone(), self.file.size(), self.is_compacted());
-        let sources = if is_compacted { self.into_segment(storage).read_sources()? } else { None };
-        let sources = sources.map_or_else(Vec::new, |sources| sources.ordinals);
-        Ok(Leftover { name, bytes, sources })
+        let (bytes, sources) = (self.file.size(), self.sources(storage)?);
+        Ok(Leftover { name: self.name, bytes, sources })
     }
 }

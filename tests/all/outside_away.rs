@@ -9,7 +9,8 @@ use keepq::fault::{CrashImage, MemoryStorage, Storage};
 use keepq::{Compaction, Durability, Options, Queue};
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 fn on(storage: Arc<dyn Storage>) -> Options {
@@ -375,4 +376,42 @@ fn a_torn_batch_in_a_file_that_was_away() {
         assert!(count == 0 || count == 6, "seed {seed}: {count} of a batch of six");
     }
     assert!(torn > 0, "no batch was torn");
+}
+
+/// A copy had its name, and failed before it counted. It was removed, and the process killed. The
+/// next run settled everything and let the sources go; the power failed, and the copy was back, as
+/// it had been when it was made: what is in it was handed out again.
+#[test]
+fn a_copy_that_was_given_up_is_back_after_its_sources_went() {
+    let disk = Arc::new(MemoryStorage::new());
+    sixty(&disk).close().unwrap();
+    let storage = Watched::around(disk.clone());
+    let queue = on(storage.clone()).open("queue").unwrap();
+    work(&queue, 50, |number| number.is_multiple_of(5));
+    let (named, killed) = (AtomicBool::new(false), Arc::new(Mutex::new(None)));
+    let image = Arc::clone(&killed);
+    storage.rule(move |call| {
+        let is_named = named.fetch_or(call.op == Op::Rename, Ordering::SeqCst);
+        match call.op {
+            Op::Map if is_named => return Err(ErrorKind::OutOfMemory.into()),
+            Op::Remove if is_named => {
+                disk.remove(call.name)?;
+                *image.lock().unwrap() = Some(disk.killed());
+            }
+            _ => {}
+        }
+        Ok(())
+    });
+    queue.compact().unwrap_err();
+    let disk = Arc::new(killed.lock().unwrap().take().unwrap());
+    let queue = on(disk.clone()).open("queue").unwrap();
+    work(&queue, usize::MAX, |_| false);
+    queue.maintain().unwrap();
+    for seed in 0..100 {
+        let disk = Arc::new(disk.power_cut(CrashImage::Mixed(seed)));
+        agree(&disk, &format!("seed {seed}"));
+        let queue = on(disk).open("queue").unwrap();
+        assert_eq!(unsettled(&queue), BTreeSet::new(), "seed {seed}");
+        assert!(queue.recovery().is_clean(), "{:?}", queue.recovery());
+    }
 }

@@ -90,15 +90,18 @@ impl History {
         self.model.spoil_slot(number);
     }
 
-    /// Only a file that each valid slot of CHECKPOINT lists. One that was made after CHECKPOINT was
-    /// written, by a run that crashed, is missed by nobody while it is away. Then the files beside
-    /// it may be copied across its numbers, and it may be left out for ever once it is back.
+    /// Only a file that each valid slot of CHECKPOINT lists, or a copy of files that are all there.
+    /// Another one that was made after CHECKPOINT was written, by a run that crashed, is missed by
+    /// nobody while it is away. Then the files beside it may be copied across its numbers, and it
+    /// may be left out for ever once it is back.
     fn move_away(&mut self, segment: SegmentFile, is_closed: bool) {
         let numbers = segment.numbers();
         let stays = |&number: &usize| {
             self.model.is_witness(number) || !is_closed && self.model.is_fresh(number)
         };
-        if numbers.is_empty() || numbers.iter().any(stays) || !self.is_listed(&segment) {
+        let is_listed = self.is_listed(&segment);
+        let may_go = is_listed || self.has_all_sources(&segment);
+        if numbers.is_empty() || numbers.iter().any(stays) || !may_go {
             return;
         }
         self.note(format!("away: {} with {numbers:?}, {:?}", segment.name, segment.used));
@@ -106,7 +109,17 @@ impl History {
         self.disk.sync_directory().unwrap();
         let range = self.range(&segment);
         self.model.move_away(&segment.name, numbers, range);
+        if !is_listed {
+            // What was settled since it was made may have been settled in it alone.
+            self.model.forget_settled(range);
+        }
         self.away.insert(segment.name, segment.bytes);
+    }
+
+    fn has_all_sources(&self, segment: &SegmentFile) -> bool {
+        let Used { is_compacted, sources, .. } = &segment.used;
+        let has = |source: &u64| self.disk.read(&format!("{source:016x}.seg")).is_some();
+        *is_compacted && !sources.is_empty() && sources.iter().all(has)
     }
 
     fn is_listed(&self, segment: &SegmentFile) -> bool {

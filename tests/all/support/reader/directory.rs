@@ -53,7 +53,8 @@ impl<'a> Directory<'a> {
         let checkpoint =
             checkpoint.filter(|hints| queue_id.is_none_or(|queue_id| hints.queue_id == *queue_id));
         all.retain(|segment| Some(segment.queue_id) == queue_id);
-        all.retain(|segment| !is_retired(segment, checkpoint.as_ref()));
+        all.retain(|segment| !is_retired(segment.ordinal, checkpoint.as_ref()));
+        all.retain(|segment| !is_stale(segment, checkpoint.as_ref()));
         let mut segments = BTreeMap::new();
         for segment in all {
             let is_named_so = segment.name == format!("{:016x}.seg", segment.ordinal);
@@ -167,14 +168,21 @@ fn queue_id<'a>(all: &[Segment<'a>], checkpoint: Option<&Checkpoint>) -> Option<
     of_checkpoint.map(|(queue_id, _)| *queue_id).or(oldest)
 }
 
+fn is_unseen(ordinal: u64, hints: &Checkpoint) -> bool {
+    hints.apart.unseen.iter().any(|&(from, to)| from <= ordinal && ordinal <= to)
+}
+
 /// Whether it is left out, or not listed, and its ordinal is below the next, and not unseen.
-fn is_retired(segment: &Segment, checkpoint: Option<&Checkpoint>) -> bool {
+fn is_retired(ordinal: u64, checkpoint: Option<&Checkpoint>) -> bool {
     checkpoint.is_some_and(|hints| {
-        let ordinal = segment.ordinal;
         let is_listed = hints.segments.iter().any(|listed| listed.ordinal == ordinal);
-        let is_unseen =
-            hints.apart.unseen.iter().any(|&(from, to)| from <= ordinal && ordinal <= to);
         hints.apart.left_out.contains(&ordinal)
-            || !is_listed && !is_unseen && ordinal < hints.next_ordinal
+            || !is_listed && !is_unseen(ordinal, hints) && ordinal < hints.next_ordinal
     })
+}
+
+/// Whether it is unseen, and a copy of what was retired.
+fn is_stale(segment: &Segment, checkpoint: Option<&Checkpoint>) -> bool {
+    checkpoint.is_some_and(|hints| is_unseen(segment.ordinal, hints))
+        && segment.older_sources().any(|source| is_retired(source, checkpoint))
 }

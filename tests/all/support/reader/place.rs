@@ -35,6 +35,8 @@ pub(crate) struct Used {
     pub(crate) first_seq: Option<u64>,
     /// From its first Seq to its last.
     pub(crate) span: Option<u64>,
+    /// The segments that it was made from.
+    pub(crate) sources: Vec<u64>,
 }
 
 impl Used {
@@ -44,6 +46,7 @@ impl Used {
             is_compacted: segment.is_compacted(),
             first_seq: segment.activation.map(|activation| activation.first_seq),
             span: segment.span().map(|(first, last)| last + 1 - first),
+            sources: segment.older_sources().collect(),
         }
     }
 }
