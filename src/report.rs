@@ -39,7 +39,7 @@ impl RecoveryReport {
     #[must_use]
     pub fn is_clean(&self) -> bool {
         let is_whole = self.ignored.iter().all(|ignored| ignored.is_foreign);
-        self.cut.is_none() && self.damage.is_empty() && is_whole
+        self.cut.is_none() && self.dropped == 0 && self.damage.is_empty() && is_whole
     }
 
     /// Whether the last run that pushed ended with [`Queue::close`](crate::Queue::close) or the
@@ -62,7 +62,8 @@ impl RecoveryReport {
         self.cut.as_ref()
     }
 
-    /// Readable messages behind the cut that were dropped with it.
+    /// Readable messages behind the cut that were dropped with it; and of a batch that is not whole,
+    /// at the end of a file that was away when the cut was looked for.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.dropped

@@ -281,6 +281,12 @@ impl Checkpoint {
         (listed.first_seq, self.last_seq_of(listed).max(listed.first_seq))
     }
 
+    /// The last Seq that was durable in a segment that is listed, or was when it was lost.
+    pub(crate) fn durable_end_of(&self, ordinal: Ordinal) -> Option<u64> {
+        let listed = self.segments.of(ordinal).filter(|listed| listed.first_seq > 0)?;
+        Some(self.last_seq_of(listed).min(self.watermark))
+    }
+
     pub(crate) fn encode(&self, generation: u64) -> Vec<u8> {
         let plain = "plain numbers encode into a growing Vec";
         let mut body = postcard::to_stdvec(self).expect(plain);

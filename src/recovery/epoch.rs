@@ -5,6 +5,7 @@ use super::part::Part;
 use crate::error::Result;
 use crate::format::PAGE;
 use crate::format::address::{Index, Offset, Ordinal};
+use crate::format::checkpoint::Checkpoint;
 use crate::format::segment::{Activation, RECORDS_START, Seal, most_slots};
 use crate::format::slot::SLOT;
 use crate::log::Segment;
@@ -13,14 +14,6 @@ use crate::report::{Damage, DamageKind, RecoveryReport};
 use crate::time::Time;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-
-/// What CHECKPOINT says was durable.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Watermark {
-    pub(super) seq: u64,
-    /// The segment in use at that time.
-    pub(super) ordinal: Ordinal,
-}
 
 /// Up to where the records of an epoch were durable.
 #[derive(Clone, Copy, Debug)]
@@ -94,11 +87,17 @@ impl Member<'_> {
 pub(super) fn read(
     segments: &[Arc<Segment>],
     is_newest: bool,
-    hint: Option<Watermark>,
+    checkpoint: Option<&Checkpoint>,
     report: &mut RecoveryReport,
 ) -> Result<EpochRead> {
     let members = members(segments, report)?;
-    let witnessed = witnessed(&members).max(hint.filter(|_| is_newest).map_or(0, |hint| hint.seq));
+    let listed_end = |ordinal| checkpoint.and_then(|known| known.durable_end_of(ordinal));
+    let noted = if is_newest {
+        checkpoint.map(|known| known.watermark)
+    } else {
+        members.iter().filter_map(|member| listed_end(member.segment.header.ordinal)).max()
+    };
+    let witnessed = witnessed(&members).max(noted.unwrap_or(0));
     let durable = Durable { until: if is_newest { witnessed } else { u64::MAX }, witnessed };
     let watermark = durable.until;
     let mut read = EpochRead { parts: Vec::new(), newest_time: Time::ZERO, run_ended_at: None };
@@ -141,14 +140,15 @@ pub(super) fn read(
     }
     if let Some(end) = previous
         && !is_cut
-        && is_newest
-        && hint.is_some_and(|hint| hint.ordinal == end.ordinal)
-        && watermark >= end.next_seq
         && let Some(part) = read.parts.last_mut()
     {
-        let gap = end.damage(watermark + 1, DamageKind::Corrupt);
-        let rest = extend(part, gap, report);
-        report.damage.extend(rest);
+        let in_use = checkpoint.filter(|known| known.last_used_ordinal() == end.ordinal);
+        let last = if is_newest {
+            in_use.map(|_| watermark)
+        } else {
+            listed_end(end.ordinal).filter(|_| !part.is_sealed)
+        };
+        extend_up_to(part, &end, last.unwrap_or(0), report);
     }
     // A segment that was prepared and not used holds nothing; but close removes what was prepared,
     // so the run did not end in order.
@@ -216,6 +216,15 @@ fn extend(part: &mut Part, gap: Damage, report: &mut RecoveryReport) -> Option<D
         kind,
     }));
     (seq(new) <= gap.last).then(|| Damage { first: seq(new), ..gap })
+}
+
+/// The log ends, or ended, with this part, and Seqs up to `last` were durable in it.
+fn extend_up_to(part: &mut Part, end: &PartEnd, last: u64, report: &mut RecoveryReport) {
+    if last >= end.next_seq {
+        let gap = end.damage(last + 1, DamageKind::Corrupt);
+        let rest = extend(part, gap, report);
+        report.damage.extend(rest);
+    }
 }
 
 /// The records that are missing between `previous` and `next`. A segment that is here and holds no
@@ -396,6 +405,7 @@ fn end_of(
     }
     if let Some((offset, index)) = open_batch {
         if durable.until == u64::MAX {
+            report.dropped += readable(scanned, index);
             return member.part(offset, index.0, false);
         }
         let damage = member.damage(index, end_index, offset, DamageKind::Torn);

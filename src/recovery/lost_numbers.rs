@@ -2,11 +2,11 @@
 
 use super::segment_file::SegmentFile;
 use crate::error::Result;
+use crate::format::address::Ordinal;
 use crate::io::Storage;
-use std::path::PathBuf;
 
-/// The first and the last number of what is lost, and the file that had them.
-pub(super) type Lost = (u64, u64, PathBuf);
+/// The first and the last number of what is lost, and the segment that had them.
+pub(super) type Lost = (u64, u64, Ordinal);
 
 /// Numbers, as ranges in order; no two of them overlap.
 pub(super) struct LostNumbers(Vec<(u64, u64)>);

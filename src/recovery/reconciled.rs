@@ -6,7 +6,7 @@
 
 use super::compacted::{CompactedSegment, Replaced};
 use super::damaged::for_each_lost;
-use super::epoch::{self, Watermark};
+use super::epoch;
 use super::found::{Found, LEFT_OUT};
 use super::leftover::{Kept, Leftover};
 use super::lost_numbers::Lost;
@@ -25,6 +25,10 @@ use crate::ranges::Ranges;
 use crate::report::{Damage, DamageKind, Ignored, RecoveryReport};
 use crate::time::{Boot, KnownTime, Shift, Time};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// This many lost segments are told of one by one.
+const MOST_TOLD: usize = 1000;
 
 /// What counts of a directory.
 #[derive(Debug)]
@@ -86,10 +90,6 @@ impl Reconciled {
     pub(crate) fn of(mut found: Found) -> Result<Self> {
         let mut report = std::mem::take(&mut found.report);
         let mut lost = found.to_tell();
-        let hint = found.checkpoint.as_ref().map(|checkpoint| Watermark {
-            seq: checkpoint.watermark,
-            ordinal: checkpoint.last_used_ordinal(),
-        });
         let newest_epoch = found.segments.last().map_or(0, |segment| segment.header.epoch);
         let mut parts: Vec<Part> = Vec::new();
         // Sealed segments tell only their first time.
@@ -98,7 +98,7 @@ impl Reconciled {
         let mut run_ended = None;
         for group in found.segments.chunk_by(|a, b| a.header.epoch == b.header.epoch) {
             let is_last = group.iter().any(|segment| segment.header.epoch == newest_epoch);
-            let read = epoch::read(group, is_last, hint, &mut report)?;
+            let read = epoch::read(group, is_last, found.checkpoint.as_ref(), &mut report)?;
             newest_time = newest_time.max(read.newest_time);
             run_ended = read.run_ended_at;
             parts.extend(read.parts);
@@ -109,7 +109,7 @@ impl Reconciled {
         let (parts, overlapping) = order::by_seq(parts, copies);
         let overlapping_end = overlapping.iter().map(Part::end_seq).max().unwrap_or(0);
         lost.extend(leave_out(&overlapping, &mut found, &mut report));
-        report.damage.extend(damage_of(lost, &parts));
+        report.damage.extend(damage_of(lost, &parts, &found.directory));
         let has_newest = found.unreadable == 0 && !found.lacks_newest();
         let has_ended = run_ended.is_some() || found.segments.is_empty();
         report.was_closed = has_ended && has_newest;
@@ -239,34 +239,58 @@ fn leave_out(parts: &[Part], found: &mut Found, report: &mut RecoveryReport) -> 
     found.replaced.by_copy.retain(|_, copy| !left_out.contains(copy));
     let lost = parts.iter().map(|part| {
         let (path, reason) = (part.segment.path.clone(), LEFT_OUT);
-        report.ignored.push(Ignored { path: path.clone(), reason, is_foreign: false });
+        report.ignored.push(Ignored { path, reason, is_foreign: false });
         found.set_aside.leave_out(&part.segment);
-        (part.first_seq, part.end_seq() - 1, path)
+        (part.first_seq, part.end_seq() - 1, part.segment.header.ordinal)
     });
     lost.collect()
 }
 
 /// What is lost of segments that do not count: the numbers that no segment has that does, each told
-/// once. `kept`: those that count, in order.
-fn damage_of(mut lost: Vec<Lost>, kept: &[Part]) -> Vec<Damage> {
-    lost.sort();
+/// once. The first ones each with its file; of the others those together that no part lies between,
+/// so that a list takes no more memory than its bytes on the disk. `kept`: those that count, in
+/// order.
+fn damage_of(mut lost: Vec<Lost>, kept: &[Part], directory: &Path) -> Vec<Damage> {
+    lost.sort_unstable();
     let kept: Vec<&Part> = kept.iter().filter(|part| part.count > 0).collect();
-    let (mut told, mut damage) = (0, Vec::new());
-    for (first, last, path) in lost {
-        let first = first.max(told);
+    let (mut told, mut damage) = (0, Vec::<Damage>::new());
+    // The place among those that count of what was told last.
+    let mut told_at = None;
+    for (first, last, ordinal) in lost {
+        for_each_gap(&kept, (first.max(told), last), |at, first, last| {
+            if damage.len() > MOST_TOLD && told_at == Some(at) {
+                damage.last_mut().into_iter().for_each(|others| others.last = last);
+                return;
+            }
+            let is_one = damage.len() < MOST_TOLD;
+            let name = if is_one { name::segment(ordinal) } else { String::new() };
+            let (path, offset, kind) = (directory.join(name), 0, DamageKind::Segment);
+            damage.push(Damage { first, last, path, offset, kind });
+            told_at = Some(at);
+        });
         told = told.max(last + 1);
-        let mut rest = Ranges::default();
-        rest.insert(first, last);
-        let from = kept.partition_point(|other| other.end_seq() <= first);
-        let others = kept.get(from..).unwrap_or_default();
-        for other in others.iter().take_while(|other| other.first_seq <= last) {
-            rest.remove(other.first_seq, other.end_seq() - 1);
-        }
-        let kind = DamageKind::Segment;
-        let one = |(first, last)| Damage { first, last, path: path.clone(), offset: 0, kind };
-        damage.extend(rest.iter().map(one));
     }
     damage
+}
+
+/// Calls `each` with those of the numbers `first..=last` that no part has, as ranges, and how many
+/// parts are before each. `kept`: in order.
+fn for_each_gap(kept: &[&Part], (first, last): (u64, u64), mut each: impl FnMut(usize, u64, u64)) {
+    let mut from = first;
+    let before = kept.partition_point(|part| part.end_seq() <= first);
+    for (at, part) in kept.iter().enumerate().skip(before) {
+        if part.first_seq > last {
+            break;
+        }
+        if from < part.first_seq {
+            each(at, from, part.first_seq - 1);
+        }
+        from = part.end_seq();
+    }
+    if from <= last {
+        let behind = kept.partition_point(|part| part.first_seq <= last);
+        each(behind, from, last);
+    }
 }
 
 /// Numbers below `next_seq` that no part has and that were not settled: those that CHECKPOINT

@@ -3,11 +3,13 @@
 //! With 20,000 segments, each new one took 21 ms: CHECKPOINT, which lists all of them, was written
 //! for each, and each map, each sync and each file that went looked at all others.
 
+use crate::found_hooks::is_segment;
 use crate::found_support::{on, ran_for, soon};
 use crate::support::process::descriptors;
 use crate::support::watched::{Op, Watched};
-use keepq::fault::{CrashImage, MemoryStorage};
+use keepq::fault::{CrashImage, MemoryStorage, Storage};
 use keepq::{Compaction, Durability, Message, Queue};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -168,4 +170,31 @@ fn a_purge_and_a_batch_hold_few_files_open() {
         assert!(most <= 4 * LIMIT, "{most} descriptors, {has_batch}");
         assert_eq!(queue.len(), 0);
     }
+}
+
+/// Every other file of many was away. Beyond the first thousand they were told together: with what
+/// was there between them.
+#[test]
+fn nothing_that_is_there_is_told_as_lost() {
+    let disk = Arc::new(MemoryStorage::new());
+    let options = || Queue::options().storage(disk.clone()).durability(Durability::Os);
+    let options = || options().segment_bytes(65_536).background(false);
+    let queue = options().open("q").unwrap();
+    for _ in 0..4600 {
+        queue.push(vec![1; 30_000]).unwrap();
+    }
+    queue.close().unwrap();
+    let entries = disk.list().unwrap().into_iter().map(|entry| entry.name);
+    let segments: Vec<String> = entries.filter(|name| is_segment(name)).collect();
+    let others = segments[..segments.len() - 1].iter().step_by(2);
+    others.clone().for_each(|name| disk.remove(name).unwrap());
+    let queue = options().open("q").unwrap();
+    let found: BTreeSet<u64> = queue.iter().map(|found| found.unwrap().seq().into()).collect();
+    let damage = queue.recovery().damage();
+    let lost = damage.iter().flat_map(|one| one.first_seq().into()..=one.last_seq().into());
+    let lost: BTreeSet<u64> = lost.collect();
+    assert!(others.len() > 1100 && found.is_disjoint(&lost), "{} files away", others.len());
+    assert_eq!(found.len() + lost.len(), 4600);
+    let by_name = damage.iter().filter(|damage| damage.path().extension().is_some());
+    assert_eq!(by_name.count(), 1000);
 }

@@ -326,6 +326,8 @@ impl Retirer {
 
     /// Writes the hints for the next open, if they have changed.
     pub(super) fn write_checkpoint(&self, upkeep: &mut Upkeep) -> Result<()> {
+        // None says that something is durable that is not.
+        self.appender.finish_old_tail()?;
         // No list goes without a segment whose states are not safe elsewhere.
         self.sync_copies(upkeep)?;
         // While the supply is locked no ordinal is given out, and no segment becomes active.

@@ -8,12 +8,8 @@ use super::super::lost_numbers::Lost;
 use super::Found;
 use crate::format::address::Ordinal;
 use crate::format::checkpoint::{Checkpoint, Listed};
-use crate::format::name;
 use crate::format::ordinals::OrdinalRanges;
 use std::collections::BTreeSet;
-
-/// This many are told of one by one.
-const MOST_TOLD: usize = 1000;
 
 impl Found {
     /// The segments that are lost, each with as much of its numbers as is known, and one at least;
@@ -68,32 +64,22 @@ impl Found {
 
     /// The first and the last number of each.
     pub(super) fn lost_numbers(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.lost().filter_map(numbers).map(|(_, numbers)| numbers)
+        self.lost().filter_map(numbers).map(|(first, last, _)| (first, last))
     }
 
     /// The segments that are lost, with their numbers, but for absent ones that were told of
-    /// before; the first ones each with its file, the others together.
+    /// before.
     pub(crate) fn to_tell(&self) -> Vec<Lost> {
         let is_known = |lost: &Listed| {
             self.checkpoint.as_ref().is_some_and(|known| known.knows_lost(lost.ordinal))
         };
         let absent = self.absent().filter(|lost| !is_known(lost));
-        let mut lost = self.here_and_lost().chain(absent).filter_map(numbers);
-        let each = lost.by_ref().take(MOST_TOLD);
-        let each = each.map(|(ordinal, (first, last))| {
-            (first, last, self.directory.join(name::segment(ordinal)))
-        });
-        let mut told: Vec<Lost> = each.collect();
-        // Together, so that a list takes no more memory than its bytes on the disk.
-        let rest = lost.map(|(_, numbers)| numbers);
-        let rest = rest.reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)));
-        told.extend(rest.map(|(first, last)| (first, last, self.directory.clone())));
-        told
+        self.here_and_lost().chain(absent).filter_map(numbers).collect()
     }
 }
 
-/// The ordinal of a segment, and its first and last number, if it has any.
-fn numbers(of: Listed) -> Option<(Ordinal, (u64, u64))> {
+/// The numbers of a segment, if it has any.
+fn numbers(of: Listed) -> Option<Lost> {
     let Listed { ordinal, first_seq, span } = of;
-    (first_seq > 0).then(|| (ordinal, (first_seq, first_seq + span.max(1) - 1)))
+    (first_seq > 0).then(|| (first_seq, first_seq + span.max(1) - 1, ordinal))
 }

@@ -100,7 +100,7 @@ impl History {
             self.model.is_witness(number) || !is_closed && self.model.is_fresh(number)
         };
         let is_listed = self.is_listed(&segment);
-        let may_go = is_listed || self.has_all_sources(&segment);
+        let may_go = self.is_decided && (is_listed || self.has_all_sources(&segment));
         if numbers.is_empty() || numbers.iter().any(stays) || !may_go {
             return;
         }
@@ -110,8 +110,8 @@ impl History {
         let range = self.range(&segment);
         self.model.move_away(&segment.name, numbers, range);
         if !is_listed {
-            // What was settled since it was made may have been settled in it alone.
-            self.model.forget_settled(range);
+            // That something is settled may be said by it alone.
+            self.model.forget_settled();
         }
         self.away.insert(segment.name, segment.bytes);
     }

@@ -46,6 +46,8 @@ struct History {
     has_backups: bool,
     /// The files of the directory, as they once were.
     backup: Option<Vec<(String, Vec<u8>)>>,
+    /// Which files count was written down since the last overlay.
+    is_decided: bool,
 }
 
 /// A run of the queue.
@@ -92,6 +94,7 @@ impl History {
             away: BTreeMap::new(),
             has_backups,
             backup: None,
+            is_decided: true,
         }
     }
 
@@ -118,7 +121,10 @@ impl History {
         if self.has_backups && self.away.is_empty() {
             self.back_up_or_overlay();
         }
-        if !self.model.is_overlaid() {
+        self.is_decided |= is_closed;
+        if self.model.is_overlaid() {
+            self.is_decided = false;
+        } else {
             for _ in 0..self.dice.below(4) {
                 self.damage(is_closed);
             }

@@ -175,10 +175,9 @@ impl Model {
         self.away.insert(name.to_string(), numbers);
     }
 
-    /// What is settled in this range by now may come again.
-    pub(super) fn forget_settled(&mut self, range: Option<[u64; 2]>) {
-        let is_in = |known: &&mut Known| range.is_some_and(|range| known.is_in(&range));
-        for known in self.messages.iter_mut().filter(is_in) {
+    /// What is settled by now may come again.
+    pub(super) fn forget_settled(&mut self) {
+        for known in &mut self.messages {
             known.may_come_again |= known.state == State::Settled;
         }
     }

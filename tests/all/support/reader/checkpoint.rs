@@ -119,11 +119,15 @@ impl Checkpoint {
 
     /// The first and the last Seq that a listed segment had when the list was written.
     pub(crate) fn range_of(&self, listed: &Listed) -> (u64, u64) {
-        let last = match listed.span {
+        (listed.first_seq, self.last_of(listed).max(listed.first_seq))
+    }
+
+    /// The last Seq that it had, or else the last one that is accounted for.
+    pub(crate) fn last_of(&self, listed: &Listed) -> u64 {
+        match listed.span {
             0 => self.accounted,
             span => listed.first_seq.saturating_add(span - 1),
-        };
-        (listed.first_seq, last.max(listed.first_seq))
+        }
     }
 
     /// The last in the list that held something and was not lost.

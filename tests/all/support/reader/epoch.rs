@@ -119,18 +119,23 @@ impl<'a> Part<'a> {
 }
 
 impl<'a> Epoch<'a> {
-    /// Any but the last one: what counts of it was durable before a later one began.
-    pub(super) fn earlier(segments: Vec<Segment<'a>>) -> Self {
-        Self::read(segments, None)
+    /// Any but the last one: what counts of it was durable before a later one began. `listed`: the
+    /// last number that CHECKPOINT lists of a segment, and that was durable.
+    pub(super) fn earlier(segments: Vec<Segment<'a>>, listed: impl Fn(u64) -> u64) -> Self {
+        Self::read(segments, None, listed)
     }
 
     /// The last one. `noted`: by CHECKPOINT.
     pub(super) fn last(segments: Vec<Segment<'a>>, noted: Watermark) -> Self {
-        Self::read(segments, Some(noted))
+        Self::read(segments, Some(noted), |_| 0)
     }
 
-    /// `noted`: of the last epoch.
-    fn read(segments: Vec<Segment<'a>>, noted: Option<Watermark>) -> Self {
+    /// `noted`: of the last epoch; `listed`: of an earlier one.
+    fn read(
+        segments: Vec<Segment<'a>>,
+        noted: Option<Watermark>,
+        listed: impl Fn(u64) -> u64,
+    ) -> Self {
         let link = |segment: &Segment| Link {
             ordinal: segment.ordinal,
             predecessor: segment.predecessor,
@@ -138,7 +143,8 @@ impl<'a> Epoch<'a> {
         };
         let links: Vec<Link> = segments.iter().map(link).collect();
         let parts: Vec<Part> = segments.into_iter().filter_map(Part::read).collect();
-        let witnessed = parts.iter().map(Part::witnessed).max().unwrap_or(0);
+        let witnesses = parts.iter().map(|part| part.witnessed().max(listed(part.segment.ordinal)));
+        let witnessed = witnesses.max().unwrap_or(0);
         let witnessed = witnessed.max(noted.map_or(0, |noted| noted.seq));
         let watermark = if noted.is_some() { witnessed } else { u64::MAX };
         let mut epoch = Self { parts: Vec::new(), cut: None, lost: Ranges::default() };
@@ -170,10 +176,16 @@ impl<'a> Epoch<'a> {
         }
         if let Some(last) = epoch.parts.last_mut()
             && epoch.cut.is_none()
-            && noted.is_some_and(|noted| noted.ordinal == last.segment.ordinal)
         {
-            let first = last.extend(watermark);
-            epoch.lost.add(first, watermark);
+            let is_in_use = |noted: &Watermark| noted.ordinal == last.segment.ordinal;
+            let end = match noted {
+                Some(noted) => Some(watermark).filter(|_| is_in_use(&noted)),
+                None => Some(listed(last.segment.ordinal)).filter(|_| last.segment.seal.is_none()),
+            };
+            if let Some(end) = end.filter(|&end| end >= last.end_seq()) {
+                let first = last.extend(end);
+                epoch.lost.add(first, end);
+            }
         }
         epoch
     }

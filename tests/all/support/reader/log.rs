@@ -162,7 +162,7 @@ impl<'a> Log<'a> {
             let read = if epoch == newest.0 {
                 Epoch::last(segments, noted.unwrap_or(Watermark { seq: 0, ordinal: 0 }))
             } else {
-                Epoch::earlier(segments)
+                Epoch::earlier(segments, |ordinal| directory.durable_end(ordinal))
             };
             self.parts.extend(read.parts);
             read.lost.iter().for_each(|(first, last)| self.lost.add(first, last));
@@ -203,6 +203,13 @@ impl Directory<'_> {
     pub(super) fn range_of(&self, listed: &Listed) -> (u64, u64) {
         let range = self.checkpoint.as_ref().map(|hints| hints.range_of(listed));
         range.unwrap_or((listed.first_seq, listed.first_seq))
+    }
+
+    /// The last number that was durable in a segment that is listed, or was when it was lost.
+    fn durable_end(&self, ordinal: u64) -> u64 {
+        let Some(hints) = &self.checkpoint else { return 0 };
+        let listed = self.listed(ordinal).filter(|listed| listed.first_seq > 0);
+        listed.map_or(0, |listed| hints.last_of(&listed).min(hints.watermark))
     }
 
     /// Where the Seqs of a segment with this many records began: within an epoch they have no gap.
