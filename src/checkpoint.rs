@@ -46,7 +46,7 @@ pub(crate) struct CheckpointFile {
 pub(crate) enum CheckpointRead {
     /// The file with its newest checkpoint, or without a valid one.
     Known(CheckpointFile, CheckpointState, Option<Checkpoint>),
-    /// As before, and one of its slots could not be read.
+    /// As before, and one of its slots could not be read or found.
     Partly(CheckpointFile, Checkpoint),
     /// Written by a newer keepq.
     Newer(u16),
@@ -78,15 +78,17 @@ impl CheckpointFile {
             Err(error) if is_unreadable(&error) => return without(CheckpointState::Unreadable),
             Err(error) => return Err(wrap("open checkpoint", 0, error)),
         };
-        let half = file.size() / 2;
-        if half == 0 || half % PAGE != 0 || file.size() > MAX_FILE {
+        let size = file.size();
+        if size > MAX_FILE {
             return without(CheckpointState::Damaged);
         }
+        // Of a file that was cut or made longer only the place of the first slot is known.
+        let (slots, len) = if (size / 2) % PAGE == 0 { (SLOTS, size / 2) } else { (1, size) };
         let mut this = Self::default();
         let (mut newest, mut unreadable) = (None, 0);
-        for slot in 0..SLOTS {
-            let mut bytes = vec![0; usize::try_from(half).unwrap_or(0)];
-            let offset = to_u64(slot) * half;
+        for slot in 0..slots {
+            let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+            let offset = to_u64(slot) * len;
             match file.read_at(offset, &mut bytes) {
                 Err(error) if is_unreadable(&error) => {
                     unreadable += 1;
@@ -108,7 +110,7 @@ impl CheckpointFile {
         match newest {
             None if unreadable > 0 => without(CheckpointState::Unreadable),
             None => without(CheckpointState::Damaged),
-            Some(checkpoint) if unreadable > 0 => {
+            Some(checkpoint) if unreadable > 0 || slots < SLOTS => {
                 let generation = this.generation;
                 let this = Self { generation, has_another, ..Self::default() };
                 Ok(CheckpointRead::Partly(this, checkpoint))

@@ -100,13 +100,16 @@ pub(crate) struct Clock {
     looked_at: AtomicU64,
     /// How far the queue's time is ahead of UTC, in milliseconds.
     shift: AtomicI64,
-    /// The shift that the disk has.
+    /// The shift that the disk has, or [`NONE_NOTED`].
     noted: AtomicI64,
     /// The queue's time when that was noted.
     noted_at: AtomicU64,
     /// Whether the disk has the anchor, or there is none.
     is_anchored: AtomicBool,
 }
+
+/// No shift is as large.
+const NONE_NOTED: i64 = i64::MIN;
 
 #[derive(Clone, Debug, Default)]
 pub(crate) enum Source {
@@ -272,6 +275,14 @@ impl Clock {
         self.noted.store(known.shift.0, Ordering::Relaxed);
         self.noted_at.store(known.time.0, Ordering::Relaxed);
         self.is_anchored.store(true, Ordering::Relaxed);
+    }
+
+    /// A segment is made with this shift in its header. If the disk knew another one, it knows none
+    /// until CHECKPOINT tells it: should the clock be set back to that other one, that is a step.
+    pub(crate) fn note_header(&self, shift: Shift) {
+        if self.noted.load(Ordering::Relaxed) != shift.0 {
+            self.noted.store(NONE_NOTED, Ordering::Relaxed);
+        }
     }
 
     /// A time that is at least `span` after the moment of a reading of the coarse clock, and up to

@@ -157,7 +157,7 @@ impl Commit {
         self.context.health.check(true)?;
         let round = self.plan_round(scope)?;
         let mut segments = round.segments.iter();
-        let synced = segments.try_for_each(|segment| self.context.health.sync(segment));
+        let synced = segments.try_for_each(|segment| self.context.sync(segment));
         if round.answers.is_some() {
             let mut dispatch = self.dispatch.lock();
             dispatch.backlog_mut().tracks_mut().end_sync(synced.is_ok());

@@ -9,6 +9,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::format::standing::Run;
 use crate::io::Storage;
+use crate::log::Segment;
 use crate::options::Options;
 use crate::seq::QueueId;
 use crate::time::Time;
@@ -114,6 +115,21 @@ impl Context {
     pub(super) fn check_directory(&self) -> Result<()> {
         let found = self.storage.check_directory();
         self.health.believe("find directory", &self.directory(), found)
+    }
+
+    /// Syncs a segment that holds messages or their states: a failed sync poisons the queue. So
+    /// does one of a file whose name another file has: nothing that is in it is found again. What
+    /// was only removed is lost with its messages, and nothing need be known of those.
+    pub(super) fn sync(&self, segment: &Segment) -> Result<()> {
+        self.health.sync(segment)?;
+        let is_removed = || {
+            let found = self.storage.open(&segment.name);
+            matches!(found, Err(error) if error.kind() == ErrorKind::NotFound)
+        };
+        if segment.is_gone() && !is_removed() {
+            return self.health.believe("find segment", &segment.path, segment.check_name());
+        }
+        Ok(())
     }
 
     /// Removes a file that means nothing any more, if it is there.

@@ -261,16 +261,16 @@ impl Segment {
         PushTime { time: header.pushed_at(base_time), shift: self.header.clock_shift }
     }
 
-    /// Fails if its file was removed by somebody else.
+    /// Fails if its file was removed, or replaced, by somebody else.
     pub(crate) fn check_name(&self) -> std::io::Result<()> {
         if self.file.has_name()? {
             return Ok(());
         }
-        let reason = "the file was removed while the queue was open";
+        let reason = "the file was removed or replaced while the queue was open";
         Err(std::io::Error::new(std::io::ErrorKind::NotFound, reason))
     }
 
-    /// Whether its file is known to have been removed by somebody else.
+    /// Whether its file is known to have been removed, or replaced, by somebody else.
     pub(crate) fn is_gone(&self) -> bool {
         matches!(self.file.has_name(), Ok(false))
     }

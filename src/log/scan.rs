@@ -36,6 +36,8 @@ pub(crate) struct Stretch {
 pub(crate) struct Scanned {
     /// In order; between two of them, and before the first, there is something invalid.
     pub(crate) stretches: Vec<Stretch>,
+    /// Behind all of them: the first record with a sound header and a damaged body.
+    pub(crate) broken_end: Option<(Offset, Index)>,
     /// The largest Seq that was durable according to one of the records.
     pub(crate) watermark: u64,
     /// The newest push time.
@@ -57,6 +59,9 @@ pub(crate) fn scan(segment: &Segment, activation: Activation) -> Result<Scanned>
             let in_sequence = at == offset && gap_start == offset;
             add(&mut scanned, activation, &header, at, in_sequence);
             gap_start = end;
+            scanned.broken_end = None;
+        } else if !header.flags.is_transient() {
+            scanned.broken_end = scanned.broken_end.or(Some((at, header.index)));
         }
         // Else its header is right and its body is not: this record is lost, the next is not.
         offset = end;

@@ -149,15 +149,15 @@ pub(super) fn read(
             listed_end(end.ordinal).filter(|_| !part.is_sealed)
         };
         extend_up_to(part, &end, last.unwrap_or(0), report);
+        if let Some(member) = members.last().filter(|_| is_newest) {
+            tell_broken_end(member, part, report);
+        }
     }
     // A segment that was prepared and not used holds nothing; but close removes what was prepared,
     // so the run did not end in order.
-    let unused = segments.last().is_some_and(|last| {
-        members.last().is_none_or(|member| member.segment.header.ordinal != last.header.ordinal)
-    });
-    if unused {
-        read.run_ended_at = None;
-    }
+    let newest_used = members.last().map(|member| member.segment.header.ordinal);
+    let is_newest_used = segments.last().map(|last| last.header.ordinal) == newest_used;
+    read.run_ended_at = read.run_ended_at.filter(|_| is_newest_used);
     read.parts.extend(unused_parts(segments, &members));
     read.parts.sort_by_key(|part| part.segment.header.ordinal);
     Ok(read)
@@ -216,6 +216,17 @@ fn extend(part: &mut Part, gap: Damage, report: &mut RecoveryReport) -> Option<D
         kind,
     }));
     (seq(new) <= gap.last).then(|| Damage { first: seq(new), ..gap })
+}
+
+/// A record behind the end of the log was not stored as a whole, or has rotted since, and nothing
+/// says that it was durable.
+fn tell_broken_end(member: &Member<'_>, part: &Part, report: &mut RecoveryReport) {
+    if let Content::Scanned(Scanned { broken_end: Some((offset, index)), .. }) = &member.content
+        && index.0 >= part.count
+    {
+        let torn = member.damage(Index(part.count), index.next(), *offset, DamageKind::Torn);
+        report.cut = Some(torn);
+    }
 }
 
 /// The log ends, or ended, with this part, and Seqs up to `last` were durable in it.

@@ -94,8 +94,7 @@ impl Found {
             report: RecoveryReport { checkpoint: state, ..RecoveryReport::default() },
         };
         if is_partly_read {
-            reading
-                .ignore(name::CHECKPOINT, "one of its slots cannot be read, and the other serves");
+            reading.ignore(name::CHECKPOINT, "only one of its slots can be read");
         }
         let has_dead_letters =
             entries.iter().any(|entry| entry.name == name::DEAD && !entry.is_file);

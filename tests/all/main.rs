@@ -96,6 +96,8 @@ mod outside_many;
 #[cfg(unix)]
 mod outside_memory;
 mod outside_offset;
+#[cfg(unix)]
+mod outside_replaced;
 mod outside_steps;
 mod outside_variants;
 mod page;

@@ -53,6 +53,36 @@ fn the_time_of_a_closed_run_counts() {
     assert_eq!(pop(&queue).as_deref(), Some("soon"));
 }
 
+/// The clock was set back and a segment made with that in its header; then it was set forth again,
+/// to what CHECKPOINT said. That was taken for known, and after a kill a delay was over a month
+/// early.
+#[test]
+fn a_step_back_to_what_the_disk_knew_is_a_step() {
+    for syncs in [false, true] {
+        let board = Board::at(year(2026));
+        let queue = board.open();
+        queue.push(Message::new("late").delay(30 * DAY)).unwrap();
+        queue.push("soon").unwrap();
+        queue.maintain().unwrap();
+        board.clock.set_wall(year(2026) - 30 * DAY);
+        queue.push("soon").unwrap();
+        board.clock.set_wall(year(2026));
+        if syncs {
+            queue.sync().unwrap();
+        } else {
+            assert_eq!(pop(&queue).as_deref(), Some("soon"));
+        }
+        let board = board.killed();
+        drop(queue);
+        board.clock.advance(MINUTE);
+        let queue = board.open();
+        while let Some(text) = pop(&queue) {
+            assert_eq!(text, "soon", "syncs {syncs}");
+        }
+        assert_eq!(queue.stats().delayed(), 1, "syncs {syncs}");
+    }
+}
+
 /// Each boot begins in 1970, and gets the right time a minute later; five minutes lie between two
 /// runs of five minutes. A message with a ttl of a day expired at the first boot, and the delay of
 /// an hour was over at once.

@@ -4,8 +4,8 @@
 use crate::found_support::on;
 use crate::support::agree::agree;
 use crate::support::craft::{PAGE, Segment, u64_at};
-use keepq::fault::MemoryStorage;
-use keepq::{Durability, Error, Message, Options, Queue};
+use keepq::fault::{MemoryStorage, Storage};
+use keepq::{CheckpointState, Durability, Error, Message, Options, Queue};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -267,5 +267,63 @@ fn a_push_that_may_be_there_says_so() {
             assert!(matches!(error, Error::Io { .. }), "{error:?}");
             assert_eq!(error.is_indeterminate(), there.contains(&number), "{number}: {error:?}");
         }
+    }
+}
+
+/// Something was appended to CHECKPOINT, or it was cut. Then it counted as none, though its first
+/// slot was whole: that a segment was gone was not told.
+#[test]
+fn a_checkpoint_of_another_length_is_read() {
+    for len in [4096, 5000, 8191, 8193, 12_288, 16_384] {
+        let disk = Arc::new(MemoryStorage::new());
+        let options = || small(on(disk.clone()));
+        let queue = options().open("queue").unwrap();
+        for _ in 0..60 {
+            queue.push(vec![1; 3000]).unwrap();
+        }
+        queue.close().unwrap();
+        let mut checkpoint = disk.read("CHECKPOINT").unwrap();
+        assert_eq!(checkpoint.len(), 8192);
+        checkpoint.resize(len, 0xFF);
+        disk.write("CHECKPOINT", checkpoint);
+        disk.remove(FIRST).unwrap();
+        disk.sync_directory().unwrap();
+        agree(&disk, &format!("{len} bytes"));
+        let queue = options().open("queue").unwrap();
+        let report = queue.recovery();
+        assert_eq!(report.checkpoint(), CheckpointState::Used, "{len} bytes");
+        assert!(!report.is_clean(), "{len} bytes");
+        let told: Vec<u64> = report.damage().iter().map(|one| one.first_seq().into()).collect();
+        assert_eq!(told, [1], "{len} bytes");
+        queue.close().unwrap();
+        let queue = options().open("queue").unwrap();
+        assert!(queue.recovery().is_clean(), "{len} bytes: {:?}", queue.recovery());
+    }
+}
+
+/// The last record of a killed run rotted. Nothing said that it had been there: it was lost, and
+/// the report was clean.
+#[test]
+fn a_rotten_record_at_the_end_is_told() {
+    for place in [0, 500, 2999] {
+        let disk = Arc::new(MemoryStorage::new());
+        let options = || small(on(disk.clone())).durability(Durability::Always);
+        let queue = options().open("queue").unwrap();
+        for number in 1..=5 {
+            queue.push(vec![number; 3000]).unwrap();
+        }
+        let killed = disk.killed();
+        drop(queue);
+        let mut bytes = killed.read(FIRST).unwrap();
+        let at = bytes.windows(3000).position(|part| part == [5; 3000]).unwrap();
+        bytes[at + place] ^= 1;
+        killed.write(FIRST, bytes);
+        agree(&killed, &format!("place {place}"));
+        let queue = small(on(Arc::new(killed))).open("queue").unwrap();
+        let report = queue.recovery();
+        let cut = report.cut().map(|cut| u64::from(cut.first_seq()));
+        assert_eq!((cut, report.is_clean()), (Some(5), false), "{report:?}");
+        assert_eq!(numbers(&queue), [1, 2, 3, 4]);
+        assert!(queue.is_acked(5.into()).is_err());
     }
 }

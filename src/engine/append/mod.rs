@@ -217,14 +217,15 @@ impl Unsealed {
         if self.is_closed { Err(Error::Closed) } else { Ok(()) }
     }
 
-    /// Fails if the directory, or the file that is pushed to, was removed by somebody else. Then
-    /// nothing that is in them can be kept, so no sync is believed any more.
+    /// Fails if the directory, or a file that holds what was pushed and is not sealed, was removed
+    /// by somebody else. Then nothing that is in them can be kept, so no sync is believed any more.
     #[cold]
     pub(crate) fn check_files(&self, context: &Context) -> Result<()> {
         context.check_directory()?;
-        let Some(active) = &self.active else { return Ok(()) };
-        let segment = active.segment();
-        context.health.believe("find segment", &segment.path, segment.check_name())
+        let full = self.full.iter().map(|full| &full.segment);
+        full.chain(self.active.as_ref().map(Active::segment)).try_for_each(|segment| {
+            context.health.believe("find segment", &segment.path, segment.check_name())
+        })
     }
 
     /// Whether a next segment should be at hand: a quarter of the active one is used, or segments

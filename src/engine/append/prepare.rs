@@ -142,6 +142,8 @@ impl Appender {
         let ordinal = take_ordinal(supply, &self.context)?;
         supply.seq_limit = supply.seq_limit.max(seq_limit);
         (supply.epoch, supply.has_begun) = (epoch, true);
+        let clock_shift = self.context.clock.shift();
+        self.context.clock.note_header(clock_shift);
         Ok(SegmentHeader {
             queue_id: supply.queue_id,
             ordinal,
@@ -151,7 +153,7 @@ impl Appender {
             size,
             seq_limit: supply.seq_limit,
             sources: 0,
-            clock_shift: self.context.clock.shift(),
+            clock_shift,
         })
     }
 
@@ -271,16 +273,15 @@ impl Appender {
     }
 
     fn seal_tail(&self, supply: &mut Supply) -> Result<()> {
-        let health = &self.context.health;
-        health.check(false)?;
-        supply.old_tail.iter().try_for_each(|part| health.sync(&part.segment))?;
+        self.context.health.check(false)?;
+        supply.old_tail.iter().try_for_each(|part| self.context.sync(&part.segment))?;
         for Part { segment, tail, count, .. } in &supply.old_tail {
             let seal = Seal { tail: *tail, count: *count, run_ended: false };
             segment.store_seal(&*segment.map(Access::Commits)?, seal)?;
         }
         // The seals decide from here on where those segments end. They must be durable before
         // anything newer is.
-        supply.old_tail.iter().try_for_each(|part| health.sync(&part.segment))?;
+        supply.old_tail.iter().try_for_each(|part| self.context.sync(&part.segment))?;
         let synced: Vec<_> = supply.old_tail.drain(..).map(|part| part.segment).collect();
         self.dispatch.lock().backlog().tracks().release_synced(&synced);
         Ok(())
@@ -309,7 +310,7 @@ impl Appender {
         // Nothing is pushed any more, and the supply, which is locked, brings no other segment.
         drop(unsealed);
         segment.store_seal(&*region, seal)?;
-        self.context.health.sync(&segment)?;
+        self.context.sync(&segment)?;
         self.dispatch.lock().backlog_mut().seal_newest(seal);
         Ok(())
     }

@@ -278,7 +278,7 @@ impl Reclaim {
         // them.
         let lead = self.commit.lead_when_free();
         let held = self.dispatch.lock().backlog_mut().begin_sync_of_held_open();
-        let synced = held.iter().try_for_each(|segment| self.context.health.sync(segment));
+        let synced = held.iter().try_for_each(|segment| self.context.sync(segment));
         if !held.is_empty() {
             let mut dispatch = self.dispatch.lock();
             dispatch.backlog_mut().tracks_mut().end_sync(synced.is_ok());

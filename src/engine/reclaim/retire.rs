@@ -254,7 +254,7 @@ impl Retirer {
     /// Syncs copies with the states that they were given last, so that their sources can go.
     fn sync_copies(&self, upkeep: &mut Upkeep) -> Result<()> {
         while let Some(copy) = upkeep.unsynced_copy() {
-            self.context.health.sync(copy)?;
+            self.context.sync(copy)?;
             // A round of syncs that began before they were replaced may have one of them in its
             // plan.
             drop(self.commit.lead_when_free());
@@ -294,7 +294,7 @@ impl Retirer {
             if upkeep.done_count() < to_sync
                 && let Some(segment) = self.first_done_and_unsynced()
             {
-                self.context.health.sync(&segment)?;
+                self.context.sync(&segment)?;
                 // A done segment has no more stores.
                 let mut dispatch = self.dispatch.lock();
                 dispatch.backlog_mut().tracks_mut().note_done_synced(segment.header.ordinal);

@@ -78,11 +78,11 @@ pub(crate) struct Listed {
 impl Checkpoint {
     /// Of the valid slots, the one with the larger generation; of two, the second.
     pub(crate) fn read(bytes: &[u8]) -> Result<Option<Self>, Refusal> {
-        let half = bytes.len() / 2;
-        if !half.is_multiple_of(4096) || bytes.len() > LARGEST {
+        if bytes.len() > LARGEST {
             return Ok(None);
         }
-        let (first, second) = bytes.split_at(half);
+        let half = Some(bytes.len() / 2).filter(|half| half.is_multiple_of(4096));
+        let (first, second) = bytes.split_at(half.unwrap_or(bytes.len()));
         let mut newest = None;
         for slot in [first, second] {
             let Some((generation, body)) = valid(slot) else { continue };

@@ -10,6 +10,8 @@ pub(super) struct Part<'a> {
     pub(super) records: Vec<Record>,
     /// The indexes of transient records of which only the header is whole.
     pub(super) transient: Vec<u64>,
+    /// The index of the first record behind the others of which only the header is whole.
+    pub(super) broken: Option<u64>,
     /// Records that count, those included that are lost.
     pub(super) count: u64,
     /// Where it is a copy: the sources that are still there.
@@ -57,11 +59,12 @@ impl<'a> Part<'a> {
         if segment.seal.is_some_and(|seal| seal.count == 0 && !seal.is_end) {
             return None;
         }
-        let Records { whole: records, transient } = records(&segment);
+        let Records { whole: records, transient, broken } = records(&segment);
         let last = records.last().map_or(0, |last| last.index + 1);
         let count = segment.seal.map_or(last, |seal| seal.count);
         let (sources, newest_time) = (Vec::new(), base_time);
-        let mut part = Self { segment, records, transient, count, sources, first_seq, newest_time };
+        let mut part =
+            Self { segment, records, transient, broken, count, sources, first_seq, newest_time };
         if part.segment.seal.is_none() {
             let times = part.records.iter().map(|record| part.pushed_at(record));
             part.newest_time = times.max().unwrap_or(base_time).max(base_time);
@@ -185,6 +188,10 @@ impl<'a> Epoch<'a> {
             if let Some(end) = end.filter(|&end| end >= last.end_seq()) {
                 let first = last.extend(end);
                 epoch.lost.add(first, end);
+            }
+            let is_broken = last.segment.seal.is_none() && last.broken >= Some(last.count);
+            if noted.is_some() && is_broken {
+                epoch.cut = Some(Cut { first_seq: last.end_seq(), dropped: 0 });
             }
         }
         epoch

@@ -141,6 +141,8 @@ pub(super) struct Records {
     pub(super) whole: Vec<Record>,
     /// The indexes of transient ones whose header is valid, and whose body is not.
     pub(super) transient: Vec<u64>,
+    /// The index of the first one behind all valid ones of which only the header is whole.
+    pub(super) broken: Option<u64>,
 }
 
 /// Of a sealed segment at most `count` up to `tail`, of another as many as there are. Behind a
@@ -166,9 +168,11 @@ pub(super) fn records(segment: &Segment) -> Records {
             let RecordHeader { index, flags, unsynced, age, .. } = found;
             let (is_next, body) = (offset == whole, body.to_vec());
             records.whole.push(Record { index, offset, is_next, flags, unsynced, age, body });
-            whole = found.next;
+            (whole, records.broken) = (found.next, None);
         } else if found.flags & TRANSIENT != 0 {
             records.transient.push(found.index);
+        } else {
+            records.broken = records.broken.or(Some(found.index));
         }
         (offset, index) = (found.next, found.index + 1);
     }

@@ -1,0 +1,49 @@
+//! Files that others put in the place of the queue's own while it is open.
+
+use keepq::{Durability, Error, Options, Queue};
+use std::fs;
+
+fn small() -> Options {
+    Queue::options().segment_bytes(65_536).background(false)
+}
+
+/// An editor or a restore put an equal file in the place of an older segment, by a rename. What was
+/// acked from then on was stored to a file without a name: `sync` and `close` said `Ok`, and the
+/// next open handed it out again. What was only removed needs no acks.
+#[cfg(unix)]
+#[test]
+fn acks_in_a_file_that_was_replaced_are_not_confirmed() {
+    for (is_replaced, durability) in
+        [(true, Durability::Os), (true, Durability::Always), (false, Durability::Always)]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let options = || small().durability(durability);
+        let queue = options().open(dir.path()).unwrap();
+        for _ in 0..200 {
+            queue.push(vec![7; 1000]).unwrap();
+        }
+        let jobs = queue.pop_batch(100).unwrap();
+        queue.sync().unwrap();
+        let first = dir.path().join("0000000000000001.seg");
+        if is_replaced {
+            let other = dir.path().join("other");
+            fs::copy(&first, &other).unwrap();
+            fs::rename(&other, &first).unwrap();
+        } else {
+            fs::remove_file(&first).unwrap();
+        }
+        queue.ack_batch(jobs).unwrap();
+        let synced = queue.sync();
+        if is_replaced {
+            let error = synced.unwrap_err();
+            let is_told = matches!(&error, Error::Poisoned { path, .. } if *path == first);
+            assert!(is_told, "{durability:?}: {error:?}");
+            queue.close().unwrap_err();
+        } else {
+            synced.unwrap();
+            queue.close().unwrap();
+        }
+        let queue = options().open(dir.path()).unwrap();
+        assert!(queue.len() >= 100, "{durability:?}");
+    }
+}
