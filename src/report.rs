@@ -62,8 +62,8 @@ impl RecoveryReport {
         self.cut.as_ref()
     }
 
-    /// Readable messages behind the cut that were dropped with it; and of a batch that is not whole,
-    /// at the end of a file that was away when the cut was looked for.
+    /// Readable messages behind the cut that were dropped with it; and those of a batch that is not
+    /// whole, at the end of a file that was away when the cut was looked for.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.dropped

@@ -322,8 +322,8 @@ impl DirectoryReader {
         kept
     }
 
-    /// Takes the copies out that are back, and never counted: no list had them with a message. Since
-    /// one of its sources was let go, all that such a copy has of it was settled.
+    /// Takes the copies out that are back, and never counted: no list had them with a message. What
+    /// such a copy has of a source that was let go was settled.
     fn take_stale_copies(
         &mut self,
         kept: &mut BTreeMap<Ordinal, SegmentFile>,

@@ -469,7 +469,9 @@ fn what_counts_is_written_once_all_of_it_is_durable() {
     let batch: BTreeSet<u64> =
         queue.push_batch((0..6).map(payload)).unwrap().into_iter().map(u64::from).collect();
     let disk = Arc::new(disk.killed());
-    backup.into_iter().for_each(|(name, bytes)| disk.write(&name, bytes));
+    for (name, bytes) in backup {
+        disk.write(&name, bytes);
+    }
     let queue = on(disk.clone()).open("queue").unwrap();
     assert!(queue.recovery().ignored().count() > 0, "{:?}", queue.recovery());
     for seed in 0..100 {

@@ -5,13 +5,15 @@
 //! nothing but what it prepares. Refuses to make room: it says what is missing, and the engine
 //! decides. Segments come from `prepare`.
 
+mod leftovers;
 mod prepare;
 pub(crate) mod shrink;
 mod supply;
 
 use crate::time::{Millis, Shift, Time};
+pub(crate) use leftovers::MOST_LEFTOVERS;
 pub(super) use supply::FIRST_SEGMENT;
-pub(crate) use supply::{MOST_LEFTOVERS, Prepared, SupplyState};
+pub(crate) use supply::{Prepared, SupplyState};
 
 use super::context::{Context, Padded};
 use super::published::Published;

@@ -4,7 +4,7 @@
 //! durable and sealed, so a dropped record can never come back behind a newer one. Relies on the
 //! `supply` lock for everything here.
 
-use super::supply::{FIRST_SEGMENT, MOST_LEFTOVERS, Prepared, Spare, Supply, SupplyState};
+use super::supply::{FIRST_SEGMENT, Prepared, Spare, Supply, SupplyState};
 use super::{Appender, Need, SMALLEST_SEGMENT};
 use crate::engine::context::Context;
 use crate::error::{Error, Result};
@@ -83,14 +83,15 @@ impl Appender {
     /// Makes a segment of this size, for which room is taken; it is given back if this fails. The
     /// next one is to be twice as large as this one was to be.
     pub(super) fn make(&self, supply: &mut Supply, size: u64) -> Result<Prepared> {
-        let header = self.may_make(supply).and_then(|()| self.next_header(supply, size));
+        let has_room = supply.leftovers.check_room(&self.context);
+        let header = has_room.and_then(|()| self.next_header(supply, size));
         let header = header.inspect_err(|_| self.context.space.undo(size))?;
         let ordinal = header.ordinal;
         let created = Segment::create(&*self.context.storage, header, &self.context.health);
         let made = created.and_then(|segment| self.map_prepared(Arc::new(segment)));
         let prepared = made.or_else(|error| {
             // The first error is the one to tell.
-            if self.clean_up(supply, new_names(ordinal), size) {
+            if supply.leftovers.clean_up(&self.context, new_names(ordinal), size) {
                 self.context.space.undo(size);
             }
             // If that is why, no sync is believed any more.
@@ -169,63 +170,15 @@ impl Appender {
                 Ok(())
             }
             Err(error) => {
-                self.leave(supply, segment.name.clone(), size);
+                supply.leftovers.leave(&self.context, segment.name.clone(), size);
                 Err(segment.error("remove segment", Offset::START, error))
             }
         }
     }
 
-    /// Removes a file of this size that was to become a segment and has one of these names, if any.
-    /// Returns false if it cannot be: then its bytes count as used, and that is tried again.
-    fn clean_up(
-        &self,
-        supply: &mut Supply,
-        names: impl IntoIterator<Item = String>,
-        size: u64,
-    ) -> bool {
-        let stuck = names.into_iter().find(|name| self.context.remove(name).is_err());
-        let is_gone = stuck.is_none();
-        if let Some(name) = stuck {
-            self.leave(supply, name, size);
-        }
-        is_gone
-    }
-
-    /// A file that was to become a segment could not be removed: that is tried again. This many
-    /// bytes count as used.
-    fn leave(&self, supply: &mut Supply, name: String, bytes: u64) {
-        supply.leftovers.push((name, bytes));
-        self.context.retry_upkeep();
-    }
-
-    /// Tries again to remove files that could not be.
+    /// Tries again to remove files that were to become segments.
     pub(crate) fn remove_leftovers(&self) -> Result<()> {
-        self.try_leftovers(&mut self.supply.lock())
-    }
-
-    fn try_leftovers(&self, supply: &mut Supply) -> Result<()> {
-        let (mut result, mut given_back) = (Ok(()), 0);
-        supply.leftovers.retain(|(name, bytes)| {
-            let removed = self.context.remove(name);
-            let is_left = removed.is_err();
-            given_back += if is_left { 0 } else { *bytes };
-            result = std::mem::replace(&mut result, Ok(())).and(removed);
-            is_left
-        });
-        if given_back > 0 {
-            self.context.space.give_back(given_back);
-        }
-        result
-    }
-
-    /// Whether another file can be made. Where files can be made but neither renamed nor removed,
-    /// each try would leave one more.
-    ///
-    /// # Errors
-    ///
-    /// Why those that are left cannot be removed.
-    fn may_make(&self, supply: &mut Supply) -> Result<()> {
-        if supply.leftovers.len() < MOST_LEFTOVERS { Ok(()) } else { self.try_leftovers(supply) }
+        self.supply.lock().leftovers.remove(&self.context)
     }
 
     /// Removes the segment that is kept ready, for its room; false if that makes none.
@@ -354,7 +307,7 @@ impl Appender {
         let prepared = match recycled {
             Ok(prepared) => prepared,
             Err(error) => {
-                if self.clean_up(&mut supply, names, size) {
+                if supply.leftovers.clean_up(&self.context, names, size) {
                     self.context.space.give_back(size);
                 }
                 return Some(Err(error));

@@ -2,6 +2,7 @@
 //!
 //! Plain data under the `supply` lock. No ordinal is given out twice, and `seq_limit` never falls.
 
+use super::leftovers::Leftovers;
 use crate::error::{Error, Result};
 use crate::format::address::Ordinal;
 use crate::io::Region;
@@ -16,9 +17,6 @@ pub(crate) const FIRST_SEGMENT: u64 = 1 << 20;
 
 /// A queue that is idle and empty keeps no segment that is larger.
 pub(super) const LARGEST_IDLE: u64 = 512 << 10;
-
-/// Where this many files that mean nothing cannot be removed, no more are made for the same.
-pub(crate) const MOST_LEFTOVERS: usize = 2;
 
 /// What takes the place of a larger one.
 pub(super) const IDLE_SEGMENT: u64 = 256 << 10;
@@ -60,9 +58,7 @@ pub(super) struct Supply {
     /// The ordinal of a compacted segment in the making: it may have its name before anybody reads
     /// it.
     pub(super) compacting: Option<Ordinal>,
-    /// Files that were to become segments, mean nothing, and could not be removed yet, with the
-    /// bytes that count as used by them.
-    pub(super) leftovers: Vec<(String, u64)>,
+    pub(super) leftovers: Leftovers,
     /// Parts of earlier runs that have no seal yet.
     pub(super) old_tail: Vec<Part>,
 }
@@ -84,7 +80,7 @@ impl Supply {
             seq_limit: log.seq_limit,
             ready: None,
             compacting: None,
-            leftovers: Vec::new(),
+            leftovers: Leftovers::default(),
             old_tail: unsealed.collect(),
         }
     }

@@ -146,9 +146,8 @@ impl<'a> Epoch<'a> {
         };
         let links: Vec<Link> = segments.iter().map(link).collect();
         let parts: Vec<Part> = segments.into_iter().filter_map(Part::read).collect();
-        let witnesses = parts.iter().map(|part| part.witnessed().max(listed(part.segment.ordinal)));
-        let witnessed = witnesses.max().unwrap_or(0);
-        let witnessed = witnessed.max(noted.map_or(0, |noted| noted.seq));
+        let of_parts = parts.iter().map(|part| part.witnessed().max(listed(part.segment.ordinal)));
+        let witnessed = of_parts.chain(noted.map(|noted| noted.seq)).max().unwrap_or(0);
         let watermark = if noted.is_some() { witnessed } else { u64::MAX };
         let mut epoch = Self { parts: Vec::new(), cut: None, lost: Ranges::default() };
         for mut part in parts {
