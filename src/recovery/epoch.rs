@@ -116,6 +116,7 @@ pub(super) fn read(
             is_cut = gap.is_some_and(|gap| !accept(gap, watermark, report));
         }
         if is_cut {
+            read.run_ended_at = None;
             report.dropped += member.records();
             read.parts.push(member.part(RECORDS_START, 0, false));
             continue;

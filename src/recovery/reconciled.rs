@@ -111,8 +111,8 @@ impl Reconciled {
         lost.extend(leave_out(&overlapping, &mut found, &mut report));
         report.damage.extend(damage_of(lost, &parts, &found.directory));
         let has_newest = found.unreadable == 0 && !found.lacks_newest();
-        let has_ended = run_ended.is_some() || found.segments.is_empty();
-        report.was_closed = has_ended && has_newest;
+        let is_empty = found.segments.is_empty() && found.compacted.is_empty();
+        report.was_closed = (run_ended.is_some() || is_empty) && has_newest;
         let next_seq = run_ended.filter(|_| has_newest).unwrap_or_else(|| found.seq_limit());
         // Whatever else is said: numbers that are here were given out.
         let here = parts.iter().filter(|part| part.count > 0).map(Part::end_seq).max();
@@ -337,11 +337,10 @@ fn unaccounted(
     // the copy got its name.
     let used: Vec<&Part> = parts.iter().filter(|part| part.count > 0).collect();
     let listed = checkpoint.iter().flat_map(|checkpoint| checkpoint.used());
-    let is_apart = |ordinal| {
-        found.replaced.by_copy.contains_key(&ordinal) || found.set_aside.has_left_out(ordinal)
-    };
+    // Of one that is left out, too: its file may be another one than was listed.
+    let is_copied = |ordinal| found.replaced.by_copy.contains_key(&ordinal);
     let mut gone = Ranges::default();
-    for listed in listed.filter(|listed| !is_apart(listed.ordinal)) {
+    for listed in listed.filter(|listed| !is_copied(listed.ordinal)) {
         let last = checkpoint.map_or(0, |checkpoint| checkpoint.last_seq_of(listed));
         gone.insert(listed.first_seq, last);
     }
