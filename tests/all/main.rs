@@ -83,6 +83,7 @@ mod history;
 mod kill;
 mod lost_numbers;
 mod outside_away;
+mod outside_back;
 mod outside_clock;
 mod outside_disk;
 #[cfg(unix)]

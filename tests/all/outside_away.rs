@@ -9,11 +9,10 @@ use keepq::fault::{CrashImage, MemoryStorage, Storage};
 use keepq::{Compaction, Durability, Options, Queue};
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-fn on(storage: Arc<dyn Storage>) -> Options {
+pub(crate) fn on(storage: Arc<dyn Storage>) -> Options {
     Queue::options()
         .segment_bytes(65_536)
         .background(false)
@@ -23,12 +22,12 @@ fn on(storage: Arc<dyn Storage>) -> Options {
         .storage(storage)
 }
 
-fn payload(number: u64) -> Vec<u8> {
+pub(crate) fn payload(number: u64) -> Vec<u8> {
     format!("message {number:06} {}", "x".repeat(3000)).into_bytes()
 }
 
 /// A queue with the messages 1 to 60, in several segments.
-fn sixty(disk: &Arc<MemoryStorage>) -> Queue {
+pub(crate) fn sixty(disk: &Arc<MemoryStorage>) -> Queue {
     let queue = on(disk.clone()).open("queue").unwrap();
     for number in 1..=60 {
         assert_eq!(u64::from(queue.push(payload(number)).unwrap()), number);
@@ -37,12 +36,12 @@ fn sixty(disk: &Arc<MemoryStorage>) -> Queue {
 }
 
 /// Pushes this many more; gives their numbers.
-fn push_others(queue: &Queue, count: u32) -> BTreeSet<u64> {
+pub(crate) fn push_others(queue: &Queue, count: u32) -> BTreeSet<u64> {
     (0..count).map(|_| queue.push(payload(0)).unwrap().into()).collect()
 }
 
 /// Takes this many, and acks all but those that `stays` says.
-fn work(queue: &Queue, number: usize, stays: impl Fn(u64) -> bool) {
+pub(crate) fn work(queue: &Queue, number: usize, stays: impl Fn(u64) -> bool) {
     let jobs = queue.pop_batch(number).unwrap();
     let (left, done): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| stays(job.seq().into()));
     queue.ack_batch(done).unwrap();
@@ -51,17 +50,17 @@ fn work(queue: &Queue, number: usize, stays: impl Fn(u64) -> bool) {
     }
 }
 
-fn unsettled(queue: &Queue) -> BTreeSet<u64> {
+pub(crate) fn unsettled(queue: &Queue) -> BTreeSet<u64> {
     queue.iter().map(|message| message.unwrap().seq().into()).collect()
 }
 
-fn segments(disk: &MemoryStorage) -> Vec<String> {
+pub(crate) fn segments(disk: &MemoryStorage) -> Vec<String> {
     let entries = disk.list().unwrap().into_iter().map(|entry| entry.name);
     entries.filter(|name| is_segment(name)).collect()
 }
 
 /// The segment that has this message.
-fn segment_with(disk: &MemoryStorage, number: u64) -> String {
+pub(crate) fn segment_with(disk: &MemoryStorage, number: u64) -> String {
     let has = |name: &String| reader::place(&disk.read(name).unwrap(), &payload(number)).is_some();
     segments(disk).into_iter().find(has).unwrap()
 }
@@ -71,7 +70,7 @@ fn is_copy(disk: &MemoryStorage, name: &str) -> bool {
 }
 
 /// Moves a file away; gives its bytes.
-fn take_away(disk: &MemoryStorage, name: &str) -> Vec<u8> {
+pub(crate) fn take_away(disk: &MemoryStorage, name: &str) -> Vec<u8> {
     let bytes = disk.read(name).unwrap();
     disk.remove(name).unwrap();
     disk.sync_directory().unwrap();
@@ -98,7 +97,7 @@ fn without_removals(disk: &Arc<MemoryStorage>) -> Queue {
 }
 
 /// A run that does nothing but push one message.
-fn run(disk: &Arc<MemoryStorage>) -> Queue {
+pub(crate) fn run(disk: &Arc<MemoryStorage>) -> Queue {
     let queue = on(disk.clone()).open("queue").unwrap();
     queue.push("another").unwrap();
     queue.maintain().unwrap();
@@ -376,110 +375,4 @@ fn a_torn_batch_in_a_file_that_was_away() {
         assert!(count == 0 || count == 6, "seed {seed}: {count} of a batch of six");
     }
     assert!(torn > 0, "no batch was torn");
-}
-
-/// A copy had its name, and failed before it counted. It was removed, and the process killed. The
-/// next run settled everything and let the sources go; the power failed, and the copy was back, as
-/// it had been when it was made: what is in it was handed out again.
-#[test]
-fn a_copy_that_was_given_up_is_back_after_its_sources_went() {
-    let disk = Arc::new(MemoryStorage::new());
-    sixty(&disk).close().unwrap();
-    let storage = Watched::around(disk.clone());
-    let queue = on(storage.clone()).open("queue").unwrap();
-    work(&queue, 50, |number| number.is_multiple_of(5));
-    let (named, killed) = (AtomicBool::new(false), Arc::new(Mutex::new(None)));
-    let image = Arc::clone(&killed);
-    storage.rule(move |call| {
-        let is_named = named.fetch_or(call.op == Op::Rename, Ordering::SeqCst);
-        match call.op {
-            Op::Map if is_named => return Err(ErrorKind::OutOfMemory.into()),
-            Op::Remove if is_named => {
-                disk.remove(call.name)?;
-                *image.lock().unwrap() = Some(disk.killed());
-            }
-            _ => {}
-        }
-        Ok(())
-    });
-    queue.compact().unwrap_err();
-    let disk = Arc::new(killed.lock().unwrap().take().unwrap());
-    let queue = on(disk.clone()).open("queue").unwrap();
-    work(&queue, usize::MAX, |_| false);
-    queue.maintain().unwrap();
-    for seed in 0..100 {
-        let disk = Arc::new(disk.power_cut(CrashImage::Mixed(seed)));
-        agree(&disk, &format!("seed {seed}"));
-        let queue = on(disk).open("queue").unwrap();
-        assert_eq!(unsettled(&queue), BTreeSet::new(), "seed {seed}");
-        assert!(queue.recovery().is_clean(), "{:?}", queue.recovery());
-    }
-}
-
-/// A file with a confirmed batch at its end was away for a run, and the last record of the batch
-/// rotted. The others of the batch were sound, and were dropped, and nobody was told.
-#[test]
-fn a_batch_at_the_end_of_a_file_that_was_away_loses_one_record() {
-    for is_away in [false, true] {
-        let disk = Arc::new(MemoryStorage::new());
-        let queue = on(disk.clone()).open("queue").unwrap();
-        for number in 1..=40 {
-            queue.push(payload(number)).unwrap();
-        }
-        queue.push_batch((41..=46).map(payload)).unwrap();
-        queue.maintain().unwrap();
-        let disk = Arc::new(disk.killed());
-        let name = segment_with(&disk, 46);
-        let mut bytes = take_away(&disk, &name);
-        if is_away {
-            run(&disk).close().unwrap();
-        }
-        let place = reader::place(&bytes, &payload(46)).unwrap();
-        bytes[place.header as usize + 8] ^= 0x55;
-        disk.write(&name, bytes);
-        agree(&disk, &format!("away {is_away}"));
-        let queue = on(disk).open("queue").unwrap();
-        let is_sound = |number: u64| unsettled(&queue).contains(&number);
-        assert_eq!((41..=46).filter(|&number| is_sound(number)).count(), 5, "away {is_away}");
-        let damage = queue.damage();
-        let told: Vec<u64> = damage.iter().map(|damage| damage.first_seq().into()).collect();
-        assert_eq!(told, [46], "away {is_away}: {:?}", queue.recovery());
-    }
-}
-
-/// A process was killed before a batch of it was synced; a backup was copied over the directory,
-/// and the next run wrote into CHECKPOINT what counts. That also said that the batch was durable:
-/// after a power cut a part of it was handed out, and the rest told as damaged.
-#[test]
-fn what_counts_is_written_once_all_of_it_is_durable() {
-    let disk = Arc::new(MemoryStorage::new());
-    sixty(&disk).close().unwrap();
-    let names = segments(&disk).into_iter().chain(["CHECKPOINT".to_string()]);
-    let backup: Vec<_> = names.map(|name| (name.clone(), disk.read(&name).unwrap())).collect();
-    for step in [2, 5] {
-        let queue = on(disk.clone()).open("queue").unwrap();
-        work(&queue, 60, |number| number.is_multiple_of(step));
-        queue.compact().unwrap();
-        push_others(&queue, 10);
-        queue.close().unwrap();
-    }
-    let queue = on(disk.clone()).durability(Durability::Os).sync_acks(false).open("q").unwrap();
-    let first = u64::from(queue.push("first").unwrap());
-    queue.sync().unwrap();
-    let batch: BTreeSet<u64> =
-        queue.push_batch((0..6).map(payload)).unwrap().into_iter().map(u64::from).collect();
-    let disk = Arc::new(disk.killed());
-    for (name, bytes) in backup {
-        disk.write(&name, bytes);
-    }
-    let queue = on(disk.clone()).open("queue").unwrap();
-    assert!(queue.recovery().ignored().count() > 0, "{:?}", queue.recovery());
-    for seed in 0..100 {
-        let queue = on(Arc::new(disk.power_cut(CrashImage::Mixed(seed)))).open("queue").unwrap();
-        let (found, damage) = (unsettled(&queue), queue.damage());
-        assert!(found.contains(&first), "seed {seed}");
-        assert!(found.is_superset(&batch) || found.is_disjoint(&batch), "seed {seed}: {found:?}");
-        let is_false = damage.iter().any(|damage| u64::from(damage.last_seq()) > first);
-        assert!(!is_false, "seed {seed}: {damage:?}");
-    }
 }
