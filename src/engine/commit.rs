@@ -33,7 +33,10 @@ pub(crate) struct Commit {
 
 /// What a round of syncs makes durable.
 struct Round {
-    segments: Vec<Arc<Segment>>,
+    /// The segments that were pushed to.
+    pushed: Vec<Arc<Segment>>,
+    /// The older ones with answers.
+    answered: Vec<Arc<Segment>>,
     published: u64,
     answers: Option<u64>,
 }
@@ -156,8 +159,12 @@ impl Commit {
         // Only now: the last leader may have failed since anybody looked.
         self.context.health.check(true)?;
         let round = self.plan_round(scope)?;
-        let mut segments = round.segments.iter();
-        let synced = segments.try_for_each(|segment| self.context.sync(segment));
+        // Those that were pushed to are looked for below.
+        let mut pushed = round.pushed.iter();
+        let synced = pushed.try_for_each(|segment| self.context.health.sync(segment));
+        let mut answered = round.answered.iter();
+        let synced =
+            synced.and_then(|()| answered.try_for_each(|segment| self.context.sync(segment)));
         if round.answers.is_some() {
             let mut dispatch = self.dispatch.lock();
             dispatch.backlog_mut().tracks_mut().end_sync(synced.is_ok());
@@ -185,28 +192,26 @@ impl Commit {
         }
         let at_most = if scope == Scope::OldestFull { 1 } else { usize::MAX };
         let mut published = 0;
-        let mut segments = Vec::new();
+        let (mut pushed, mut answered) = (Vec::new(), Vec::new());
         for full in unsealed.full().iter().take(at_most) {
             published = full.last_seq();
-            segments.push(Arc::clone(&full.segment));
+            pushed.push(Arc::clone(&full.segment));
         }
         if scope != Scope::OldestFull {
             published = unsealed.next_seq() - 1;
             unsealed.forget_interval();
             let unsynced = unsealed.active().filter(|_| !self.is_durable(published));
-            segments.extend(unsynced.map(|active| Arc::clone(active.segment())));
+            pushed.extend(unsynced.map(|active| Arc::clone(active.segment())));
         }
         drop(unsealed);
         let mut answers = None;
         if scope == Scope::Answers {
-            let (count, answered) = self.dispatch.lock().begin_sync();
+            let count;
+            (count, answered) = self.dispatch.lock().begin_sync();
             answers = Some(count);
-            let is_new =
-                |segment: &Arc<Segment>| !segments.iter().any(|other| Arc::ptr_eq(other, segment));
-            let answered: Vec<_> = answered.into_iter().filter(is_new).collect();
-            segments.extend(answered);
+            answered.retain(|segment| !pushed.iter().any(|other| Arc::ptr_eq(other, segment)));
         }
-        Ok(Round { segments, published, answers })
+        Ok(Round { pushed, answered, published, answers })
     }
 
     fn finish_round(&self, round: &Round) {

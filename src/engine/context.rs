@@ -122,14 +122,19 @@ impl Context {
     /// was only removed is lost with its messages, and nothing need be known of those.
     pub(super) fn sync(&self, segment: &Segment) -> Result<()> {
         self.health.sync(segment)?;
-        let is_removed = || {
-            let found = self.storage.open(&segment.name);
-            matches!(found, Err(error) if error.kind() == ErrorKind::NotFound)
-        };
-        if segment.is_gone() && !is_removed() {
-            return self.health.believe("find segment", &segment.path, segment.check_name());
+        if !segment.is_gone() {
+            return Ok(());
         }
-        Ok(())
+        match self.storage.open(&segment.name) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Ok(_) => self.health.believe("find segment", &segment.path, segment.check_name()),
+            // A directory has the name.
+            Err(error) if error.kind() == ErrorKind::InvalidInput => {
+                self.health.believe("find segment", &segment.path, segment.check_name())
+            }
+            // Nothing can be said now, for want of a descriptor, say.
+            Err(error) => Err(Error::io("find segment", &segment.path, 0, error)),
+        }
     }
 
     /// Removes a file that means nothing any more, if it is there.

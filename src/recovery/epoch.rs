@@ -219,14 +219,17 @@ fn extend(part: &mut Part, gap: Damage, report: &mut RecoveryReport) -> Option<D
     (seq(new) <= gap.last).then(|| Damage { first: seq(new), ..gap })
 }
 
-/// A record behind the end of the log was not stored as a whole, or has rotted since, and nothing
-/// says that it was durable.
+/// A record behind the end of the log was not stored as a whole, or has rotted since. Nothing says
+/// that it was durable, or that it was settled.
 fn tell_broken_end(member: &Member<'_>, part: &Part, report: &mut RecoveryReport) {
     if let Content::Scanned(Scanned { broken_end: Some((offset, index)), .. }) = &member.content
         && index.0 >= part.count
     {
-        let torn = member.damage(Index(part.count), index.next(), *offset, DamageKind::Torn);
-        report.cut = Some(torn);
+        let end = Index(part.count);
+        let (mut is_lost, base_time) = (false, part.base_time);
+        for_each_lost(&part.segment, (*index, index.next()), base_time, |_, _| is_lost = true);
+        let torn = member.damage(end, index.next(), *offset, DamageKind::Torn);
+        report.cut = is_lost.then_some(torn);
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a directory holds, as it was read.
 
 mod missing;
+mod stale;
 
 use super::compacted::{self, AllReplaced, CompactedSegment};
 use super::leftover::Leftover;
@@ -244,6 +245,9 @@ impl DirectoryReader {
                 Kind::Own if is_file && name == name::DEAD => {
                     self.ignore(&name, "not a directory: no message can be moved there");
                 }
+                Kind::Own if !is_file && name == name::CHECKPOINT => {
+                    self.ignore(&name, "not a regular file");
+                }
                 Kind::Own => {}
                 Kind::Foreign => self.ignore_foreign(&name),
                 Kind::Temporary if is_file => {
@@ -320,26 +324,6 @@ impl DirectoryReader {
             }
         }
         kept
-    }
-
-    /// Takes the copies out that are back, and never counted: no list had them with a message. What
-    /// such a copy has of a source that was let go was settled.
-    fn take_stale_copies(
-        &mut self,
-        kept: &mut BTreeMap<Ordinal, SegmentFile>,
-        checkpoint: Option<&Checkpoint>,
-        storage: &dyn Storage,
-    ) -> Result<Vec<SegmentFile>> {
-        let Some(known) = checkpoint else { return Ok(Vec::new()) };
-        let mut stale = Vec::new();
-        for (ordinal, file) in kept.iter().filter(|(ordinal, _)| known.is_unseen(**ordinal)) {
-            let sources = file.sources(storage)?;
-            if sources.iter().any(|source| source < ordinal && known.let_go(*source)) {
-                stale.push(*ordinal);
-            }
-        }
-        self.half_made.extend(&stale);
-        Ok(stale.into_iter().filter_map(|ordinal| kept.remove(&ordinal)).collect())
     }
 
     /// Takes the copies out that do not say what they hold, and that no other copy replaces.

@@ -237,6 +237,9 @@ fn leave_out(parts: &[Part], found: &mut Found, report: &mut RecoveryReport) -> 
         replaced.sources.iter().for_each(|source| found.set_aside.leave_out(&source.segment));
     }
     found.replaced.by_copy.retain(|_, copy| !left_out.contains(copy));
+    // What was damaged in them is lost with them.
+    let paths: BTreeSet<&Path> = parts.iter().map(|part| &*part.segment.path).collect();
+    report.damage.retain(|damage| !paths.contains(&*damage.path));
     let lost = parts.iter().map(|part| {
         let (path, reason) = (part.segment.path.clone(), LEFT_OUT);
         report.ignored.push(Ignored { path, reason, is_foreign: false });
@@ -263,9 +266,9 @@ fn damage_of(mut lost: Vec<Lost>, kept: &[Part], directory: &Path) -> Vec<Damage
                 return;
             }
             let is_one = damage.len() < MOST_TOLD;
-            let name = if is_one { name::segment(ordinal) } else { String::new() };
-            let (path, offset, kind) = (directory.join(name), 0, DamageKind::Segment);
-            damage.push(Damage { first, last, path, offset, kind });
+            let file = is_one.then(|| directory.join(name::segment(ordinal)));
+            let path = file.unwrap_or_else(|| directory.to_path_buf());
+            damage.push(Damage { first, last, path, offset: 0, kind: DamageKind::Segment });
             told_at = Some(at);
         });
         told = told.max(last + 1);
@@ -320,6 +323,8 @@ fn unaccounted(
         part.segment.sources.is_some() && checkpoint.is_some_and(|known| known.awaits(ordinal))
     };
     for part in parts.iter().filter(is_back) {
+        // What an earlier list noted of those between them may be forgotten: a source had them.
+        insert_gaps(&mut ranges, part)?;
         for_each_seq(part, |seq| ranges.remove(seq, seq))?;
     }
     let mut end = accounted + 1;

@@ -1,4 +1,4 @@
-//! Files that others put in the place of the queue's own while it is open.
+//! What others put in the place of the queue's own files.
 
 use keepq::{Durability, Error, Options, Queue};
 use std::fs;
@@ -46,4 +46,19 @@ fn acks_in_a_file_that_was_replaced_are_not_confirmed() {
         let queue = options().open(dir.path()).unwrap();
         assert!(queue.len() >= 100, "{durability:?}");
     }
+}
+
+/// A directory has the name of CHECKPOINT. Nothing was told at open.
+#[test]
+fn a_directory_in_place_of_checkpoint_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = dir.path().join("CHECKPOINT");
+    fs::create_dir(&checkpoint).unwrap();
+    let queue = small().open(dir.path()).unwrap();
+    let ignored: Vec<_> = queue.recovery().ignored().collect();
+    assert!(matches!(ignored[..], [(path, _)] if path == checkpoint), "{ignored:?}");
+    queue.push("new").unwrap();
+    fs::remove_dir(&checkpoint).unwrap();
+    queue.close().unwrap();
+    assert!(checkpoint.is_file());
 }

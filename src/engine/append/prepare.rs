@@ -170,7 +170,7 @@ impl Appender {
                 Ok(())
             }
             Err(error) => {
-                supply.leftovers.leave(&self.context, segment.name.clone(), size);
+                supply.leftovers.leave(&self.context, vec![segment.name.clone()], size);
                 Err(segment.error("remove segment", Offset::START, error))
             }
         }
@@ -348,6 +348,7 @@ impl Appender {
     pub(crate) fn begin_copy(&self, size: u64, clock_shift: Shift) -> Result<SegmentHeader> {
         let mut supply = self.supply.lock();
         supply.check_open()?;
+        let generation = u64::from_le_bytes(random::bytes()?);
         let ordinal = take_ordinal(&mut supply, &self.context)?;
         supply.compacting = Some(ordinal);
         // It belongs to no epoch of its own.
@@ -355,7 +356,7 @@ impl Appender {
             queue_id: supply.queue_id,
             ordinal,
             predecessor: Ordinal::NONE,
-            generation: u64::from_le_bytes(random::bytes()?),
+            generation,
             epoch: supply.epoch,
             size,
             seq_limit: supply.seq_limit,

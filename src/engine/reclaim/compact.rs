@@ -262,7 +262,7 @@ impl Compactor {
         self.context.health.check(false)?;
         self.appender.finish_old_tail()?;
         self.retirer.release_kept(&mut self.retirer.upkeep())?;
-        if self.retirer.upkeep().leftover_count() >= MOST_LEFTOVERS {
+        if self.retirer.upkeep().given_up_count() >= MOST_LEFTOVERS {
             // Where nothing can be renamed or removed, each copy would leave one more file.
             self.retirer.let_go_of_all()?;
         }
@@ -356,10 +356,12 @@ impl Compactor {
         for source in sources {
             upkeep.keep(source.segment.header.ordinal, names.to_vec());
         }
-        match names.into_iter().find(|name| self.context.remove(name).is_err()) {
-            None => self.context.space.undo(size),
-            Some(name) => self.retirer.leave(upkeep, name, size),
+        // It has one of the names, at most.
+        let mut bytes = size;
+        for name in names.into_iter().filter(|name| self.context.remove(name).is_err()) {
+            self.retirer.leave(upkeep, name, std::mem::take(&mut bytes));
         }
+        self.context.space.undo(bytes);
         let mut dispatch = self.dispatch.lock();
         for source in sources {
             if let Some(track) = dispatch.backlog_mut().track(source.segment.header.ordinal) {

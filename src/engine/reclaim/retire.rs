@@ -311,6 +311,8 @@ impl Retirer {
             drop(dispatch);
             drop(lead);
             let Some((segment, count)) = done else { return Ok(false) };
+            // There may be many until the list is written, which needs a descriptor itself.
+            segment.release();
             upkeep.add_done(segment, count);
         }
         Ok(false)
@@ -444,9 +446,9 @@ impl Retirer {
         }
     }
 
-    /// A file that means nothing any more could not be removed: it is tried again.
+    /// A copy that was given up could not be removed: that is tried again.
     pub(super) fn leave(&self, upkeep: &mut Upkeep, name: String, bytes: u64) {
-        upkeep.leave(name, bytes);
+        upkeep.give_up(name, bytes);
         self.context.retry_upkeep();
     }
 

@@ -28,6 +28,8 @@ pub(super) struct Upkeep {
     leftovers: Vec<Leftover>,
     /// Those of them that no slot of CHECKPOINT lists.
     unlisted_leftovers: Vec<Leftover>,
+    /// Those that this run gave up, some of which may be removed.
+    given_up: Vec<String>,
     /// Segments without an unsettled message, with the number of their slots.
     done: Vec<Retired>,
     /// Those of them that no slot of CHECKPOINT lists.
@@ -55,6 +57,7 @@ impl Upkeep {
             checkpoint,
             leftovers,
             unlisted_leftovers: Vec::new(),
+            given_up: Vec::new(),
             done: Vec::new(),
             unlisted: VecDeque::new(),
             replaced: replaced.collect(),
@@ -64,12 +67,13 @@ impl Upkeep {
         }
     }
 
-    /// This name means nothing any more; this many bytes count as used by it.
-    pub(super) fn leave(&mut self, name: String, bytes: u64) {
+    /// A copy that may have this name was given up; this many bytes count as used by it.
+    pub(super) fn give_up(&mut self, name: String, bytes: u64) {
+        self.given_up.push(name.clone());
         self.leftovers.push(Leftover { name, bytes, sources: Vec::new() });
     }
 
-    /// The same for one that no slot of CHECKPOINT lists.
+    /// A file that no slot of CHECKPOINT lists means nothing any more.
     pub(super) fn leave_unlisted(&mut self, name: String, bytes: u64) {
         self.unlisted_leftovers.push(Leftover { name, bytes, sources: Vec::new() });
     }
@@ -177,9 +181,12 @@ impl Upkeep {
         self.unlisted.drain(..limit.min(self.unlisted.len())).collect()
     }
 
-    /// How many files mean nothing any more, and are not removed yet.
-    pub(super) fn leftover_count(&self) -> usize {
-        self.leftovers.len() + self.unlisted_leftovers.len()
+    /// How many copies that were given up are not removed yet.
+    pub(super) fn given_up_count(&mut self) -> usize {
+        let leftovers = self.leftovers.iter().chain(&self.unlisted_leftovers);
+        let there: BTreeSet<&String> = leftovers.map(|left| &left.name).collect();
+        self.given_up.retain(|name| there.contains(name));
+        self.given_up.len()
     }
 
     /// The files that mean nothing any more, and can be removed now.

@@ -144,6 +144,12 @@ impl<'a> Directory<'a> {
         self.checkpoint.as_ref().is_some_and(|hints| hints.apart.lost.contains(&ordinal))
     }
 
+    /// Whether CHECKPOINT says that it was lost, or may have been.
+    pub(super) fn awaits(&self, ordinal: u64) -> bool {
+        let is_unseen = |hints: &Checkpoint| is_unseen(ordinal, hints);
+        self.knows_lost(ordinal) || self.checkpoint.as_ref().is_some_and(is_unseen)
+    }
+
     /// Whether CHECKPOINT says that it never counts.
     pub(super) fn is_left_out(&self, ordinal: u64) -> bool {
         self.checkpoint.as_ref().is_some_and(|hints| hints.apart.left_out.contains(&ordinal))
@@ -181,8 +187,12 @@ fn is_retired(ordinal: u64, checkpoint: Option<&Checkpoint>) -> bool {
     })
 }
 
-/// Whether it is unseen, and a copy of what was retired.
+/// Whether it is a copy of what was retired, and is not listed with a message.
 fn is_stale(segment: &Segment, checkpoint: Option<&Checkpoint>) -> bool {
-    checkpoint.is_some_and(|hints| is_unseen(segment.ordinal, hints))
+    let is_used = |hints: &Checkpoint| {
+        let mut used = hints.segments.iter().filter(|listed| listed.first_seq > 0);
+        used.any(|listed| listed.ordinal == segment.ordinal)
+    };
+    !checkpoint.is_some_and(is_used)
         && segment.older_sources().any(|source| is_retired(source, checkpoint))
 }

@@ -185,6 +185,8 @@ fn unknown(directory: &Directory, log: &Log) -> Ranges {
     let copies = || log.parts.iter().filter(|part| part.segment.is_compacted());
     copies().for_each(|copy| unknown.remove(copy.first_seq, copy.end_seq() - 1));
     copies().for_each(|copy| add_numberless(&mut unknown, copy));
+    let is_back = |copy: &&Part| directory.awaits(copy.segment.ordinal);
+    copies().filter(is_back).for_each(|copy| add_gaps(&mut unknown, copy));
     let mut gone = Ranges::default();
     for listed in hints.segments.iter().filter(|listed| listed.first_seq > 0) {
         // What a copy does not have was settled before it was made.
@@ -201,6 +203,15 @@ fn unknown(directory: &Directory, log: &Log) -> Ranges {
     gone.iter().for_each(|(first, last)| unknown.add(first, last));
     hints.unaccounted.iter().for_each(|&(first, last)| unknown.add(first, last));
     unknown
+}
+
+/// The numbers between those that a copy has.
+fn add_gaps(unknown: &mut Ranges, part: &Part) {
+    let mut next = part.first_seq;
+    for seq in (0..part.count).filter_map(|index| part.segment.seq(index)) {
+        unknown.add(next, seq.saturating_sub(1));
+        next = seq.saturating_add(1);
+    }
 }
 
 /// Where a copy has records without a number: all numbers between their neighbours.
