@@ -149,9 +149,10 @@ pub(super) fn read(
         } else {
             listed_end(end.ordinal).filter(|_| !part.is_sealed)
         };
-        extend_up_to(part, &end, last.unwrap_or(0), report);
+        let last = last.unwrap_or(0);
+        extend_up_to(part, &end, last, report);
         if let Some(member) = members.last().filter(|_| is_newest) {
-            tell_broken_end(member, part, report);
+            tell_broken_end(member, part, last, report);
         }
     }
     // A segment that was prepared and not used holds nothing; but close removes what was prepared,
@@ -219,17 +220,15 @@ fn extend(part: &mut Part, gap: Damage, report: &mut RecoveryReport) -> Option<D
     (seq(new) <= gap.last).then(|| Damage { first: seq(new), ..gap })
 }
 
-/// A record behind the end of the log was not stored as a whole, or has rotted since. Nothing says
-/// that it was durable, or that it was settled.
-fn tell_broken_end(member: &Member<'_>, part: &Part, report: &mut RecoveryReport) {
+/// A record behind the end of the log was not stored as a whole, or has rotted since, and nothing
+/// says that it was durable: Seqs up to `last` were.
+fn tell_broken_end(member: &Member<'_>, part: &Part, last: u64, report: &mut RecoveryReport) {
     if let Content::Scanned(Scanned { broken_end: Some((offset, index)), .. }) = &member.content
         && index.0 >= part.count
+        && part.first_seq + u64::from(*index) > last
     {
-        let end = Index(part.count);
-        let (mut is_lost, base_time) = (false, part.base_time);
-        for_each_lost(&part.segment, (*index, index.next()), base_time, |_, _| is_lost = true);
-        let torn = member.damage(end, index.next(), *offset, DamageKind::Torn);
-        report.cut = is_lost.then_some(torn);
+        let torn = member.damage(Index(part.count), index.next(), *offset, DamageKind::Torn);
+        report.cut = Some(torn);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Copies that are back when it is too late.
 //!
-//! Promises: what was settled in a segment that was let go does not come back with a copy of it that
-//! never counted. A copy that counted is listed with a message for as long as it is there.
+//! Promises: what was settled in a segment that was let go does not come back with a copy of it
+//! that never counted. One that counted is listed with a message for as long as it is there.
 
 use super::super::segment_file::SegmentFile;
 use super::DirectoryReader;

@@ -2,7 +2,7 @@
 
 use super::ranges::Ranges;
 use super::record::{Record, Records, records};
-use super::segment::{Activation, Segment, State};
+use super::segment::{Activation, Segment};
 
 /// A segment with its valid records that count.
 pub(super) struct Part<'a> {
@@ -188,12 +188,8 @@ impl<'a> Epoch<'a> {
                 let first = last.extend(end);
                 epoch.lost.add(first, end);
             }
-            let is_unsettled = |&index: &u64| {
-                index >= last.count
-                    && !matches!(last.segment.slot(index).state, State::Dead | State::Lost)
-            };
-            let broken = last.broken.filter(|_| last.segment.seal.is_none());
-            if noted.is_some() && broken.is_some_and(|index| is_unsettled(&index)) {
+            let is_broken = last.segment.seal.is_none() && last.broken >= Some(last.count);
+            if noted.is_some() && is_broken {
                 epoch.cut = Some(Cut { first_seq: last.end_seq(), dropped: 0 });
             }
         }
