@@ -227,8 +227,9 @@ fn tell_broken_end(member: &Member<'_>, part: &Part, last: u64, report: &mut Rec
         && index.0 >= part.count
         && part.first_seq + u64::from(*index) > last
     {
-        let torn = member.damage(Index(part.count), index.next(), *offset, DamageKind::Torn);
-        report.cut = Some(torn);
+        let durable = Index::saturating_from((last + 1).saturating_sub(part.first_seq));
+        let from = durable.max(Index(part.count));
+        report.cut = Some(member.damage(from, index.next(), *offset, DamageKind::Torn));
     }
 }
 
