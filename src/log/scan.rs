@@ -61,9 +61,9 @@ pub(crate) fn scan(segment: &Segment, activation: Activation) -> Result<Scanned>
             gap_start = end;
             scanned.broken_end = None;
         } else if !header.flags.is_transient() {
+            // Its header is right and its body is not: this record is lost, the next is not.
             scanned.broken_end = scanned.broken_end.or(Some((at, header.index)));
         }
-        // Else its header is right and its body is not: this record is lost, the next is not.
         offset = end;
         index = header.index.next();
         scanned.read_bytes = end - RECORDS_START;

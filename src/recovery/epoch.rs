@@ -95,6 +95,7 @@ pub(super) fn read(
     let noted = if is_newest {
         checkpoint.map(|known| known.watermark)
     } else {
+        // Its W was that of a CHECKPOINT which is gone, but the list has those that were away.
         members.iter().filter_map(|member| listed_end(member.segment.header.ordinal)).max()
     };
     let witnessed = witnessed(&members).max(noted.unwrap_or(0));
