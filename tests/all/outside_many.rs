@@ -198,33 +198,3 @@ fn nothing_that_is_there_is_told_as_lost() {
     let by_name = damage.iter().filter(|damage| damage.path().extension().is_some());
     assert_eq!(by_name.count(), 1000);
 }
-
-/// Thousands of segments were settled, and each stayed open until the list was written without it:
-/// the queue ran out of descriptors, and then the list could not be written either.
-#[cfg(target_os = "linux")]
-#[test]
-fn segments_that_go_hold_no_descriptors() {
-    let dir = tempfile::tempdir().unwrap();
-    let options = || Queue::options().segment_bytes(65_536).durability(Durability::Os);
-    let queue = options().open(dir.path()).unwrap();
-    for _ in 0..700 {
-        queue.push(&PAYLOAD[..]).unwrap();
-    }
-    queue.close().unwrap();
-    let queue = options().background(false).open(dir.path()).unwrap();
-    while let Some(job) = queue.pop().unwrap() {
-        job.ack().unwrap();
-    }
-    let (most, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !is_over.load(Ordering::SeqCst) {
-                most.fetch_max(descriptors(dir.path()) as u64, Ordering::SeqCst);
-            }
-        });
-        queue.maintain().unwrap();
-        is_over.store(true, Ordering::SeqCst);
-    });
-    assert!(most.load(Ordering::SeqCst) <= 128, "{most:?} descriptors");
-    assert!(queue.stats().segments() <= 2, "{} segments", queue.stats().segments());
-}

@@ -117,9 +117,13 @@ impl History {
     }
 
     fn has_all_sources(&self, segment: &SegmentFile) -> bool {
-        let Used { is_compacted, sources, .. } = &segment.used;
+        let used = &segment.used;
+        used.is_compacted && !used.sources.is_empty() && !self.lacks_a_source(used)
+    }
+
+    fn lacks_a_source(&self, used: &Used) -> bool {
         let has = |source: &u64| self.disk.read(&format!("{source:016x}.seg")).is_some();
-        *is_compacted && !sources.is_empty() && sources.iter().all(has)
+        !used.sources.iter().all(has)
     }
 
     fn is_listed(&self, segment: &SegmentFile) -> bool {
@@ -151,6 +155,10 @@ impl History {
     pub(super) fn put_back(&mut self, names: Vec<String>) {
         for name in names.into_iter().filter(|name| self.disk.read(name).is_none()) {
             let Some(bytes) = self.away.remove(&name) else { continue };
+            if places(&bytes).is_some_and(|(used, _)| self.lacks_a_source(&used)) {
+                // It stands for what that had, with older states.
+                self.model.forget_settled();
+            }
             self.disk.write(&name, bytes);
             self.model.put_back(&name);
             self.story.push(format!("back: {name}"));
@@ -159,7 +167,7 @@ impl History {
 
     /// Breaks a mark of a copy, in both of its pages.
     fn break_mark(&mut self, mut segment: SegmentFile) {
-        if !segment.used.is_compacted {
+        if !segment.used.is_compacted || !self.is_decided {
             return;
         }
         let mark = [ACTIVATION, SEAL, SOURCES][self.dice.below(3) as usize];
