@@ -59,6 +59,12 @@ pub(crate) fn segments(disk: &MemoryStorage) -> Vec<String> {
     entries.filter(|name| is_segment(name)).collect()
 }
 
+/// The files of the queue, with what is in them.
+pub(crate) fn copied(disk: &MemoryStorage) -> Vec<(String, Vec<u8>)> {
+    let names = segments(disk).into_iter().chain(["CHECKPOINT".to_string()]);
+    names.map(|name| (name.clone(), disk.read(&name).unwrap())).collect()
+}
+
 /// The segment that has this message.
 pub(crate) fn segment_with(disk: &MemoryStorage, number: u64) -> String {
     let has = |name: &String| reader::place(&disk.read(name).unwrap(), &payload(number)).is_some();
@@ -111,8 +117,7 @@ pub(crate) fn run(disk: &Arc<MemoryStorage>) -> Queue {
 fn a_backup_is_copied_over_a_queue() {
     let disk = Arc::new(MemoryStorage::new());
     sixty(&disk).close().unwrap();
-    let names = segments(&disk).into_iter().chain(["CHECKPOINT".to_string()]);
-    let backup: Vec<_> = names.map(|name| (name.clone(), disk.read(&name).unwrap())).collect();
+    let backup = copied(&disk);
     // A copy of a copy: nothing says any more what that was made from.
     for step in [2, 5] {
         let queue = on(disk.clone()).open("queue").unwrap();

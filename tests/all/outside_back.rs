@@ -2,7 +2,7 @@
 //! they are away.
 
 use crate::outside_away::{
-    on, payload, push_others, run, segment_with, segments, sixty, take_away, unsettled, work,
+    copied, on, payload, push_others, run, segment_with, sixty, take_away, unsettled, work,
 };
 use crate::support::agree::agree;
 use crate::support::reader;
@@ -90,8 +90,7 @@ fn a_batch_at_the_end_of_a_file_that_was_away_loses_one_record() {
 fn what_counts_is_written_once_all_of_it_is_durable() {
     let disk = Arc::new(MemoryStorage::new());
     sixty(&disk).close().unwrap();
-    let names = segments(&disk).into_iter().chain(["CHECKPOINT".to_string()]);
-    let backup: Vec<_> = names.map(|name| (name.clone(), disk.read(&name).unwrap())).collect();
+    let backup = copied(&disk);
     for step in [2, 5] {
         let queue = on(disk.clone()).open("queue").unwrap();
         work(&queue, 60, |number| number.is_multiple_of(step));
@@ -135,8 +134,8 @@ fn a_branch_that_was_closed_is_copied_over_a_queue_that_went_on() {
     let queue = on(disk.clone()).durability(Durability::Os).sync_acks(false).open("q").unwrap();
     let given_out = push_others(&queue, 118);
     let disk = Arc::new(disk.killed());
-    for name in segments(&branch).into_iter().chain(["CHECKPOINT".to_string()]) {
-        disk.write(&name, branch.read(&name).unwrap());
+    for (name, bytes) in copied(&branch) {
+        disk.write(&name, bytes);
     }
     agree(&disk, "a branch over the queue");
     let queue = on(disk).open("queue").unwrap();
