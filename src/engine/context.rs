@@ -127,13 +127,12 @@ impl Context {
         }
         match self.storage.open(&segment.name) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Ok(_) => self.health.believe("find segment", &segment.path, segment.check_name()),
-            // A directory has the name.
-            Err(error) if error.kind() == ErrorKind::InvalidInput => {
-                self.health.believe("find segment", &segment.path, segment.check_name())
-            }
             // Nothing can be said now, for want of a descriptor, say.
-            Err(error) => Err(Error::io("find segment", &segment.path, 0, error)),
+            Err(error) if error.kind() != ErrorKind::InvalidInput => {
+                Err(Error::io("find segment", &segment.path, 0, error))
+            }
+            // Another file has the name, or a directory.
+            _ => self.health.believe("find segment", &segment.path, segment.check_name()),
         }
     }
 

@@ -240,8 +240,7 @@ impl CopyWriter {
         // Some systems rename no file that is mapped.
         drop(region);
         let made = marked.and_then(|()| Segment::finish(storage, &temporary, header, &*file, told));
-        let segment = made?;
-        let segment = Arc::new(segment.made_from(sources));
+        let segment = Arc::new(made?.made_from(sources));
         Ok(Finished { segment, first_seq, base_time, tail, count })
     }
 
