@@ -132,8 +132,20 @@ impl Context {
                 Err(Error::io("find segment", &segment.path, 0, error))
             }
             // Another file has the name, or a directory.
-            _ => self.health.believe("find segment", &segment.path, segment.check_name()),
+            _ => self.believe_name(segment),
         }
+    }
+
+    /// Syncs a copy whose sources are let go next: they still have what is lost with its file, also
+    /// if that was only removed.
+    pub(super) fn sync_copy(&self, copy: &Segment) -> Result<()> {
+        self.sync(copy)?;
+        if copy.is_gone() { self.believe_name(copy) } else { Ok(()) }
+    }
+
+    /// Poisons the queue if the name of a file was removed, or belongs to another file.
+    pub(super) fn believe_name(&self, segment: &Segment) -> Result<()> {
+        self.health.believe("find segment", &segment.path, segment.check_name())
     }
 
     /// Removes a file that means nothing any more, if it is there.

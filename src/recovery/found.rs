@@ -1,4 +1,17 @@
 //! What a directory holds, as it was read.
+//!
+//! A segment that does not count has one of these names; "told" says by what, and when:
+//!
+//! | name | which | its file | told |
+//! |---|---|---|---|
+//! | unreadable | no valid header | stays | ignored, always |
+//! | unusable | a valid header, and marks that do not say what it holds | stays | lost, always |
+//! | absent | listed with a message, and no file | counts if it is back | lost, once |
+//! | unseen | given out, not listed with a message, and no file | counts if it is back | - |
+//! | left out | has numbers that another one has | stays, for ever | ignored, always |
+//! | let go | not listed, though older than the list | removed | - |
+//! | stale | a copy that never counted, of a source that was let go | removed | - |
+//! | replaced | a source of a copy that counts | removed | - |
 
 mod missing;
 mod stale;

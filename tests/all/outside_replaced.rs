@@ -1,7 +1,15 @@
 //! What others put in the place of the queue's own files.
 
+use crate::found_hooks::is_segment;
+use crate::outside_away::{on, sixty, unsettled, work};
+use crate::support::watched::{Op, Watched};
+use keepq::fault::{MemoryStorage, Storage};
 use keepq::{Durability, Error, Options, Queue};
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 fn small() -> Options {
     Queue::options().segment_bytes(65_536).background(false)
@@ -45,6 +53,40 @@ fn acks_in_a_file_that_was_replaced_are_not_confirmed() {
         }
         let queue = options().open(dir.path()).unwrap();
         assert!(queue.len() >= 100, "{durability:?}");
+    }
+}
+
+/// Somebody removed the file of a copy before the segments that it was made from were let go. They
+/// still had its messages, and were let go all the same.
+#[test]
+fn the_sources_of_a_copy_that_was_removed_stay() {
+    for is_closed in [false, true] {
+        let disk = Arc::new(MemoryStorage::new());
+        sixty(&disk).close().unwrap();
+        let storage = Watched::around(disk.clone());
+        let queue = on(storage.clone()).open("queue").unwrap();
+        let stays = |number: u64| number.is_multiple_of(5);
+        work(&queue, 60, stays);
+        let (from, is_named) = (disk.clone(), AtomicBool::new(false));
+        storage.rule(move |call| {
+            let is_named = is_named.fetch_or(call.op == Op::Rename, Ordering::SeqCst);
+            match call.op {
+                Op::Sync if is_named && is_segment(call.name) => from.remove(call.name),
+                Op::HasName if from.read(call.name).is_none() => Err(ErrorKind::NotFound.into()),
+                _ => Ok(()),
+            }
+        });
+        let error = queue.compact().unwrap_err();
+        assert!(matches!(error, Error::Poisoned { .. }), "{error:?}");
+        if is_closed {
+            queue.close().unwrap_err();
+        } else {
+            drop(queue);
+        }
+        let queue = on(Arc::new(disk.killed())).open("queue").unwrap();
+        let left: BTreeSet<u64> = (1..=60).filter(|&number| stays(number)).collect();
+        assert_eq!(unsettled(&queue), left);
+        assert!(queue.damage().is_empty(), "{:?}", queue.damage());
     }
 }
 

@@ -225,9 +225,8 @@ impl Unsealed {
     pub(crate) fn check_files(&self, context: &Context) -> Result<()> {
         context.check_directory()?;
         let full = self.full.iter().map(|full| &full.segment);
-        full.chain(self.active.as_ref().map(Active::segment)).try_for_each(|segment| {
-            context.health.believe("find segment", &segment.path, segment.check_name())
-        })
+        full.chain(self.active.as_ref().map(Active::segment))
+            .try_for_each(|segment| context.believe_name(segment))
     }
 
     /// Whether a next segment should be at hand: a quarter of the active one is used, or segments

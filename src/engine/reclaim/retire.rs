@@ -254,7 +254,7 @@ impl Retirer {
     /// Syncs copies with the states that they were given last, so that their sources can go.
     fn sync_copies(&self, upkeep: &mut Upkeep) -> Result<()> {
         while let Some(copy) = upkeep.unsynced_copy() {
-            self.context.sync(copy)?;
+            self.context.sync_copy(copy)?;
             // A round of syncs that began before they were replaced may have one of them in its
             // plan.
             drop(self.commit.lead_when_free());

@@ -35,6 +35,9 @@ pub(crate) enum Op {
     Store,
     /// A word to a mapped file: the same.
     StoreWord,
+    /// Whether a file still has its name: a rule can count it, and say by `NotFound` that it has
+    /// none.
+    HasName,
 }
 
 impl Op {
@@ -211,7 +214,10 @@ impl StorageFile for Watched<dyn StorageFile> {
     }
 
     fn has_name(&self) -> io::Result<bool> {
-        self.inner.has_name()
+        match self.pass(Op::HasName, 0, 0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            _ => self.inner.has_name(),
+        }
     }
 
     fn has_other_names(&self) -> io::Result<bool> {
