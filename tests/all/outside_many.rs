@@ -136,8 +136,7 @@ fn segments_without_a_message_go() {
 }
 
 /// A purge, and a batch of acks, stored to hundreds of segments before any was closed: they failed
-/// for want of descriptors, and took time that was squared in their number. So did those that were
-/// on their way out until CHECKPOINT was written, which needs a descriptor itself.
+/// for want of descriptors, and took time that was squared in their number.
 #[test]
 fn a_purge_and_a_batch_hold_few_files_open() {
     const LIMIT: usize = 8;
