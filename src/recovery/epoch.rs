@@ -91,12 +91,17 @@ pub(super) fn read(
     report: &mut RecoveryReport,
 ) -> Result<EpochRead> {
     let members = members(segments, report)?;
-    let listed_end = |ordinal| checkpoint.and_then(|known| known.durable_end_of(ordinal));
+    let end_of_listed = |ordinal| checkpoint.and_then(|known| known.durable_end_of(ordinal));
+    // A seal says more.
+    let listed_end = |part: &Part| {
+        let unsealed = Some(part.segment.header.ordinal).filter(|_| !part.is_sealed);
+        unsealed.and_then(end_of_listed).unwrap_or(0)
+    };
     let noted = if is_newest {
         checkpoint.map(|known| known.watermark)
     } else {
         // Its W was that of a CHECKPOINT which is gone, but the list has those that were away.
-        members.iter().filter_map(|member| listed_end(member.segment.header.ordinal)).max()
+        members.iter().filter_map(|member| end_of_listed(member.segment.header.ordinal)).max()
     };
     let witnessed = witnessed(&members).max(noted.unwrap_or(0));
     let durable = Durable { until: if is_newest { witnessed } else { u64::MAX }, witnessed };
@@ -108,6 +113,10 @@ pub(super) fn read(
         // Behind the cut nothing counts, and no gap is looked for.
         if !is_cut {
             let gap = gap_before(member, previous.as_ref(), segments, watermark)?;
+            let end_seq = gap.as_ref().map_or(member.activation.first_seq, |gap| gap.first);
+            if let Some(part) = read.parts.last_mut() {
+                extend_up_to(part, listed_end(part).min(end_seq.saturating_sub(1)), report);
+            }
             let gap = gap.and_then(|gap| match read.parts.last_mut() {
                 Some(part) if gap.first <= watermark && part.segment.path == gap.path => {
                     extend(part, gap, report)
@@ -140,18 +149,12 @@ pub(super) fn read(
         previous = Some(PartEnd::of(&part));
         read.parts.push(part);
     }
-    if let Some(end) = previous
-        && !is_cut
-        && let Some(part) = read.parts.last_mut()
-    {
-        let in_use = checkpoint.filter(|known| known.last_used_ordinal() == end.ordinal);
-        let last = if is_newest {
-            in_use.map(|_| watermark)
-        } else {
-            listed_end(end.ordinal).filter(|_| !part.is_sealed)
-        };
-        let last = last.unwrap_or(0);
-        extend_up_to(part, &end, last, report);
+    if let Some(part) = read.parts.last_mut().filter(|_| !is_cut) {
+        let ordinal = part.segment.header.ordinal;
+        let is_in_use = |known: &Checkpoint| is_newest && known.last_used_ordinal() == ordinal;
+        let in_use = checkpoint.filter(|known| is_in_use(known)).map_or(0, |_| watermark);
+        let last = listed_end(part).max(in_use);
+        extend_up_to(part, last, report);
         if let Some(member) = members.last().filter(|_| is_newest) {
             tell_broken_end(member, part, last, report);
         }
@@ -234,8 +237,9 @@ fn tell_broken_end(member: &Member<'_>, part: &Part, last: u64, report: &mut Rec
     }
 }
 
-/// The log ends, or ended, with this part, and Seqs up to `last` were durable in it.
-fn extend_up_to(part: &mut Part, end: &PartEnd, last: u64, report: &mut RecoveryReport) {
+/// Seqs up to `last` were durable in this part.
+fn extend_up_to(part: &mut Part, last: u64, report: &mut RecoveryReport) {
+    let end = PartEnd::of(part);
     if last >= end.next_seq {
         let gap = end.damage(last + 1, DamageKind::Corrupt);
         let rest = extend(part, gap, report);

@@ -237,16 +237,21 @@ fn leave_out(parts: &[Part], found: &mut Found, report: &mut RecoveryReport) -> 
         replaced.sources.iter().for_each(|source| found.set_aside.leave_out(&source.segment));
     }
     found.replaced.by_copy.retain(|_, copy| !left_out.contains(copy));
-    // What was damaged in them is lost with them.
-    let paths: BTreeSet<&Path> = parts.iter().map(|part| &*part.segment.path).collect();
-    report.damage.retain(|damage| !paths.contains(&*damage.path));
-    let lost = parts.iter().map(|part| {
+    let ordinal_of: BTreeMap<&Path, Ordinal> =
+        parts.iter().map(|part| (&*part.segment.path, part.segment.header.ordinal)).collect();
+    // What was damaged in them is lost with them; and so is what was missing behind them.
+    let damaged = report.damage.extract_if(.., |damage| ordinal_of.contains_key(&*damage.path));
+    let damaged = damaged.filter(|damage| damage.kind == DamageKind::Corrupt);
+    let mut lost: Vec<Lost> = damaged
+        .filter_map(|damage| Some((damage.first, damage.last, *ordinal_of.get(&*damage.path)?)))
+        .collect();
+    lost.extend(parts.iter().map(|part| {
         let (path, reason) = (part.segment.path.clone(), LEFT_OUT);
         report.ignored.push(Ignored { path, reason, is_foreign: false });
         found.set_aside.leave_out(&part.segment);
         (part.first_seq, part.end_seq() - 1, part.segment.header.ordinal)
-    });
-    lost.collect()
+    }));
+    lost
 }
 
 /// What is lost of segments that do not count: the numbers that no segment has that does, each told

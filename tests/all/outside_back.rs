@@ -2,13 +2,14 @@
 //! they are away.
 
 use crate::outside_away::{
-    copied, on, payload, push_others, run, segment_with, sixty, take_away, unsettled, work,
+    copied, on, payload, push_others, run, segment_with, segments, sixty, take_away, unsettled,
+    work,
 };
 use crate::support::agree::agree;
 use crate::support::reader;
 use crate::support::watched::{Op, Watched};
-use keepq::Durability;
 use keepq::fault::{CrashImage, MemoryStorage, Storage};
+use keepq::{Compaction, Durability, Queue};
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -142,4 +143,81 @@ fn a_branch_that_was_closed_is_copied_over_a_queue_that_went_on() {
     assert!(!queue.recovery().was_closed(), "{:?}", queue.recovery());
     let next = u64::from(queue.push("next").unwrap());
     assert!(given_out.last().is_some_and(|&last| next > last), "{next}");
+}
+
+/// A disk after a power cut, with twelve or more confirmed messages, eight in a file. None of the
+/// files has a seal that was durable.
+fn unsealed(count: u8, acked: std::ops::Range<u64>) -> MemoryStorage {
+    let disk = Arc::new(MemoryStorage::new());
+    let options = on(disk.clone()).sync_acks(false).compaction(Compaction::off());
+    let queue = options.open("queue").unwrap();
+    for number in 1..=count {
+        queue.push(vec![number; 6500]).unwrap();
+        queue.maintain().unwrap();
+    }
+    work(&queue, usize::MAX, |number| !acked.contains(&number));
+    queue.compact().unwrap();
+    disk.power_cut(CrashImage::Oldest)
+}
+
+/// All that is told as lost.
+fn told(queue: &Queue) -> BTreeSet<u64> {
+    let ranges = queue.damage().into_iter();
+    ranges.flat_map(|damage| damage.first_seq().into()..=damage.last_seq().into()).collect()
+}
+
+/// The power failed before a full file got its seal for good, and the file behind it was copied, or
+/// had gone. Then the last record of the full one rotted: nobody was told.
+#[test]
+fn a_rotten_end_before_a_file_that_went_is_told() {
+    for acked in [9..15, 9..17] {
+        let disk = Arc::new(unsealed(24, acked.clone()));
+        let name = "0000000000000001.seg";
+        let mut bytes = disk.read(name).unwrap();
+        assert!(bytes[1024..1044].iter().all(|&byte| byte == 0), "it has no seal");
+        let last = bytes.iter().rposition(|&byte| byte == 8).unwrap();
+        bytes[last] ^= 64;
+        disk.write(name, bytes);
+        agree(&disk, &format!("{acked:?}"));
+        let queue = on(disk).open("queue").unwrap();
+        let left: BTreeSet<u64> = (1..=24).filter(|at| *at != 8 && !acked.contains(at)).collect();
+        assert_eq!(unsettled(&queue), left);
+        assert_eq!(told(&queue), BTreeSet::from([8]), "{:?}", queue.recovery());
+        assert!(!queue.recovery().is_clean());
+    }
+}
+
+/// The same, and the file behind it was lost: only that was told.
+#[test]
+fn a_rotten_end_before_a_lost_file_is_told() {
+    let disk = Arc::new(unsealed(12, 0..0));
+    let name = "0000000000000001.seg";
+    let mut bytes = disk.read(name).unwrap();
+    let place = reader::place(&bytes, &[8; 6500]).unwrap();
+    bytes[place.header as usize] ^= 1;
+    disk.write(name, bytes);
+    take_away(&disk, "0000000000000002.seg");
+    agree(&disk, "a lost file");
+    let queue = on(disk).open("queue").unwrap();
+    assert_eq!(unsettled(&queue), (1..=7).collect());
+    assert_eq!(told(&queue), (8..=12).collect(), "{:?}", queue.recovery());
+}
+
+/// A process without the background thread was killed, and one of its files removed. No list had
+/// it, so it was taken for one that had gone because all in it was settled.
+#[test]
+fn a_file_that_is_gone_after_a_kill_is_told_without_a_background() {
+    let disk = Arc::new(MemoryStorage::new());
+    let queue = sixty(&disk);
+    let names = segments(&disk);
+    for name in &names[..names.len() - 1] {
+        let disk = Arc::new(disk.killed());
+        take_away(&disk, name);
+        agree(&disk, name);
+        let queue = on(disk).open("queue").unwrap();
+        let (found, told) = (unsettled(&queue), told(&queue));
+        assert!(found.len() < 60 && found.is_disjoint(&told), "{name}");
+        assert_eq!(found.len() + told.len(), 60, "{name}: {:?}", queue.recovery());
+    }
+    drop(queue);
 }

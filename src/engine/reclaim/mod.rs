@@ -93,10 +93,10 @@ impl Reclaim {
         })
     }
 
-    /// Returns true if the background does not keep up: done segments fill the disk, or unsynced
-    /// ones would hold too many files open.
+    /// Returns true if the background does not keep up, or there is none: done segments fill the
+    /// disk, unsynced ones would hold too many files open, or the list of segments is old.
     pub(crate) fn is_behind(&self) -> bool {
-        self.has_too_many_open() || self.has_too_many_done()
+        self.has_too_many_open() || self.has_too_many_done() || !self.context.options.background
     }
 
     fn has_too_many_open(&self) -> bool {
@@ -142,7 +142,7 @@ impl Reclaim {
         {
             self.retirer.let_go_of_one()?;
         }
-        Ok(())
+        if self.context.options.background { Ok(()) } else { self.retirer.list_if_due() }
     }
 
     /// For a push that finds no room: gives back a file without unsettled messages, or makes one

@@ -263,6 +263,20 @@ impl Retirer {
         Ok(())
     }
 
+    /// Writes the list of segments if that is due, and this run has made one: so the next open can
+    /// tell which are gone.
+    pub(super) fn list_if_due(&self) -> Result<()> {
+        if !self.appender.has_begun() {
+            return Ok(());
+        }
+        let mut upkeep = self.upkeep.lock();
+        let is_over = upkeep.is_closed() || self.context.health.check(false).is_err();
+        if is_over || !self.appender.is_old_tail_finished() || !self.is_list_due(&upkeep) {
+            return Ok(());
+        }
+        self.write_checkpoint(&mut upkeep)
+    }
+
     /// Whether so many segments came, or are to go, that their list is to be written anew, or it is
     /// old. That costs as much as there are segments; so does what it tells the next open.
     fn is_list_due(&self, upkeep: &Upkeep) -> bool {

@@ -113,6 +113,13 @@ impl<'a> Part<'a> {
         self.end_seq()
     }
 
+    /// The same for one without a seal.
+    fn lose_unsealed(&mut self, last: u64, lost: &mut Ranges) {
+        if self.segment.seal.is_none() && last >= self.end_seq() {
+            lost.add(self.extend(last), last);
+        }
+    }
+
     fn truncate(&mut self, count: u64) -> u64 {
         let all = self.records.len();
         self.records.retain(|record| record.index < count);
@@ -122,19 +129,10 @@ impl<'a> Part<'a> {
 }
 
 impl<'a> Epoch<'a> {
-    /// Any but the last one: what counts of it was durable before a later one began. `listed`: the
-    /// last number that CHECKPOINT lists of a segment, and that was durable.
-    pub(super) fn earlier(segments: Vec<Segment<'a>>, listed: impl Fn(u64) -> u64) -> Self {
-        Self::read(segments, None, listed)
-    }
-
-    /// The last one. `noted`: by CHECKPOINT.
-    pub(super) fn last(segments: Vec<Segment<'a>>, noted: Watermark) -> Self {
-        Self::read(segments, Some(noted), |_| 0)
-    }
-
-    /// `noted`: of the last epoch; `listed`: of an earlier one.
-    fn read(
+    /// `noted`: by CHECKPOINT, of the last one. What counts of any other was durable before a later
+    /// one began. `listed`: the last number that CHECKPOINT lists of a segment, and that was
+    /// durable.
+    pub(super) fn read(
         segments: Vec<Segment<'a>>,
         noted: Option<Watermark>,
         listed: impl Fn(u64) -> u64,
@@ -152,6 +150,11 @@ impl<'a> Epoch<'a> {
         let mut epoch = Self { parts: Vec::new(), cut: None, lost: Ranges::default() };
         for mut part in parts {
             let missing = missing_before(&part, epoch.parts.last(), &links, watermark);
+            if let (None, Some(before)) = (epoch.cut, epoch.parts.last_mut()) {
+                let end = missing.map_or(part.first_seq, |(first, _)| first);
+                let last = listed(before.segment.ordinal).min(end.saturating_sub(1));
+                before.lose_unsealed(last, &mut epoch.lost);
+            }
             if let (None, Some((first, last))) = (epoch.cut, missing) {
                 if first > watermark {
                     epoch.cut = Some(Cut { first_seq: first, dropped: 0 });
@@ -180,14 +183,11 @@ impl<'a> Epoch<'a> {
             && epoch.cut.is_none()
         {
             let is_in_use = |noted: &Watermark| noted.ordinal == last.segment.ordinal;
-            let end = match noted {
-                Some(noted) => Some(watermark).filter(|_| is_in_use(&noted)),
-                None => Some(listed(last.segment.ordinal)).filter(|_| last.segment.seal.is_none()),
-            };
-            if let Some(end) = end.filter(|&end| end >= last.end_seq()) {
-                let first = last.extend(end);
-                epoch.lost.add(first, end);
+            if noted.as_ref().is_some_and(is_in_use) && watermark >= last.end_seq() {
+                let first = last.extend(watermark);
+                epoch.lost.add(first, watermark);
             }
+            last.lose_unsealed(listed(last.segment.ordinal), &mut epoch.lost);
             let is_broken = last.segment.seal.is_none() && last.broken >= Some(last.count);
             if noted.is_some() && is_broken {
                 epoch.cut = Some(Cut { first_seq: last.end_seq(), dropped: 0 });

@@ -159,11 +159,9 @@ impl<'a> Log<'a> {
         }
         let newest = (newest.epoch, newest.ordinal);
         for (epoch, segments) in epochs {
-            let read = if epoch == newest.0 {
-                Epoch::last(segments, noted.unwrap_or(Watermark { seq: 0, ordinal: 0 }))
-            } else {
-                Epoch::earlier(segments, |ordinal| directory.durable_end(ordinal))
-            };
+            let noted = noted.unwrap_or(Watermark { seq: 0, ordinal: 0 });
+            let noted = Some(noted).filter(|_| epoch == newest.0);
+            let read = Epoch::read(segments, noted, |ordinal| directory.durable_end(ordinal));
             self.parts.extend(read.parts);
             read.lost.iter().for_each(|(first, last)| self.lost.add(first, last));
             self.cut = read.cut;
