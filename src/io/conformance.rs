@@ -21,6 +21,7 @@ pub(super) fn check(storage: &dyn Storage) {
     words_are_little_endian_and_aligned(storage);
     a_region_outlives_file_and_name(storage);
     a_released_file_is_opened_again(storage);
+    a_file_is_made_longer_or_stays(storage);
     directories_are_apart(storage);
     the_lock_is_exclusive(storage);
     storage.sync_directory().unwrap();
@@ -70,6 +71,24 @@ fn files_are_made_opened_and_replaced(storage: &dyn Storage) {
     assert_eq!(storage.open("a").unwrap().size(), 1);
     assert_eq!(names(storage), [("a".to_string(), true)]);
     assert_eq!(storage.path("a"), storage.path("").join("a"));
+}
+
+fn a_file_is_made_longer_or_stays(storage: &dyn Storage) {
+    let file = storage.create("short", SIZE).unwrap();
+    file.write_at(SIZE - 3, b"end").unwrap();
+    let extended = file.extend(3 * SIZE);
+    drop(file);
+    let longer = storage.open("short").unwrap();
+    let mut bytes = content(&*longer);
+    match extended {
+        Ok(()) => assert_eq!(bytes.split_off(LEN), vec![0; 2 * LEN]),
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::Unsupported),
+    }
+    assert_eq!((bytes.len(), &bytes[LEN - 4..]), (LEN, &b"\0end"[..]));
+    longer.map(Access::Commits).unwrap().store(longer.size() - 3, b"new").unwrap();
+    assert!(content(&*longer).ends_with(b"new"));
+    drop(longer);
+    storage.remove("short").unwrap();
 }
 
 fn names_change_and_go(storage: &dyn Storage) {

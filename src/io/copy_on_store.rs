@@ -1,9 +1,11 @@
 //! A file of an earlier run, which is stored to only once nobody else knows it.
 //!
 //! Promises: until the first store nothing is written, and what is missing reads as zeros. Before
-//! that store, a file that has other names (hard links) by then, or is shorter than it has to be,
-//! is copied. The copy takes the name once it is durable, and stores begin once the name is. Links
-//! that are made later are not seen. Relies on the queue's lock for the temporary name.
+//! that store, a file that is shorter than it has to be is made longer: it reads the same before
+//! and after, so a crash in between does no harm. But one that has other names (hard links) by
+//! then, or that the storage cannot make longer, is copied. The copy takes the name once it is
+//! durable, and stores begin once the name is. Links that are made later are not seen. Relies on
+//! the queue's lock for the temporary name.
 
 use super::latch::Unopened;
 use super::{Access, Region, Storage, StorageFile, check_bounds};
@@ -15,6 +17,8 @@ use std::sync::Arc;
 
 /// Bytes that are copied at a time.
 const STEP: u64 = 1 << 20;
+
+const UNSUPPORTED: io::ErrorKind = io::ErrorKind::Unsupported;
 
 /// The file, or the copy in its place.
 #[derive(Debug)]
@@ -79,9 +83,20 @@ impl CopyOnStore {
             Phase::Original => {}
         }
         let original = self.open(&mut used)?;
-        if original.size() >= self.size && !original.has_other_names()? {
+        let is_shared = original.has_other_names()?;
+        if !is_shared && original.size() >= self.size {
             used.phase = Phase::Own;
             return Ok(original);
+        }
+        let extended = if is_shared { Err(UNSUPPORTED.into()) } else { original.extend(self.size) };
+        match extended {
+            Err(error) if error.kind() == UNSUPPORTED => {}
+            Err(error) => return Err(error),
+            Ok(()) => {
+                // What is open has the old size.
+                *used = Used { file: None, phase: Phase::Own };
+                return self.open(&mut used);
+            }
         }
         let temporary = name::copy_of(&self.name);
         let renamed = self

@@ -236,6 +236,11 @@ impl StorageFile for FaultFile {
         self.inner.next_data(offset)
     }
 
+    fn extend(&self, size: u64) -> io::Result<()> {
+        self.faults.before(Operation::Other)?;
+        self.inner.extend(size)
+    }
+
     fn has_name(&self) -> io::Result<bool> {
         self.inner.has_name()
     }

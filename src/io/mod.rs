@@ -174,6 +174,19 @@ pub trait StorageFile: Debug + Send + Sync {
         Ok(offset)
     }
 
+    /// Makes the file longer, up to this size. What is added reads as zeros; where there is no room
+    /// for it now, each of its blocks needs some when it is first stored to. This object keeps the
+    /// size that it has: the file has to be opened again.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::Unsupported`] if the storage cannot do that; or if the operating system
+    /// refuses. Then the file has its size.
+    fn extend(&self, size: u64) -> io::Result<()> {
+        let _ = size;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Whether the file still has a name: false once somebody has removed that, and with it all
     /// that the file holds.
     ///

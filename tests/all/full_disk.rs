@@ -4,8 +4,8 @@
 
 use crate::support::mount::{Mount, fill};
 use keepq::{Delivery, Durability, Error, Queue};
-use std::fs;
-use std::path::Path;
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
 
 fn push_until_full(queue: &Queue, next: &mut u64, len: usize) -> Error {
     loop {
@@ -113,4 +113,52 @@ fn btrfs() {
 #[test]
 fn btrfs_that_compresses() {
     on("btrfs", 128, "-f", ",compress-force=zstd");
+}
+
+/// A file was cut by a byte, or a restore ended early, on a disk without room for a whole copy of
+/// it. Nothing could be taken from the queue any more, since that file was the first.
+#[test]
+fn a_short_file_needs_no_room_for_a_copy() {
+    for (kind, mib, force) in [("ext4", 40, "-F"), ("xfs", 300, "-f")] {
+        let Some(mount) = Mount::new(kind, mib, force, "") else { continue };
+        for is_half in [false, true] {
+            let (path, filler) = (mount.path().join("queue"), mount.path().join("filler"));
+            let open = || Queue::options().background(false).open(&path).unwrap();
+            let queue = open();
+            for _ in 0..1600 {
+                queue.push(vec![1; 10_000]).unwrap();
+            }
+            let later = queue.pop_batch(800).unwrap();
+            queue.ack_batch(later).unwrap();
+            queue.close().unwrap();
+            let files = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path());
+            let size = |path: &PathBuf| fs::metadata(path).unwrap().len();
+            let largest = files.max_by_key(size).unwrap();
+            let (whole, file) = (size(&largest), OpenOptions::new().write(true).open(&largest));
+            file.unwrap().set_len(if is_half { whole / 2 } else { whole - 1 }).unwrap();
+            fill(&filler);
+            if is_half {
+                let filled = OpenOptions::new().write(true).open(&filler).unwrap();
+                filled.set_len(size(&filler) - (1 << 20)).unwrap();
+            }
+            let queue = open();
+            assert!(!queue.recovery().is_clean());
+            let mut found = 0;
+            while let Some(job) = queue.pop().unwrap() {
+                job.ack().unwrap();
+                found += 1;
+            }
+            let lost: u64 = queue
+                .damage()
+                .iter()
+                .map(|damage| u64::from(damage.last_seq()) - u64::from(damage.first_seq()) + 1)
+                .sum();
+            assert!(found > 100, "{kind}, {is_half}: {found}");
+            assert_eq!(found + lost, 800, "{kind}, {is_half}: {:?}", queue.damage());
+            queue.push("new").unwrap();
+            queue.close().unwrap();
+            fs::remove_file(filler).unwrap();
+            fs::remove_dir_all(&path).unwrap();
+        }
+    }
 }

@@ -185,6 +185,11 @@ impl StorageFile for DiskFile {
         }
     }
 
+    fn extend(&self, size: u64) -> io::Result<()> {
+        let file = self.open()?;
+        os::extend(&file, (self.size, size))
+    }
+
     fn next_data(&self, offset: u64) -> io::Result<u64> {
         Ok(os::next_data(&*self.open()?, offset)?.min(self.size))
     }

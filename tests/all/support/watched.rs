@@ -213,6 +213,11 @@ impl StorageFile for Watched<dyn StorageFile> {
         self.inner.next_data(offset)
     }
 
+    fn extend(&self, size: u64) -> io::Result<()> {
+        self.pass(Op::Write, self.inner.size(), 0)?;
+        self.inner.extend(size)
+    }
+
     fn has_name(&self) -> io::Result<bool> {
         match self.pass(Op::HasName, 0, 0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
