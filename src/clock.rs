@@ -170,7 +170,8 @@ impl Clock {
     fn time(&self, nanos: u64, zero: u64) -> Time {
         // A coarse clock may be behind the precise one, by which the queue's time started.
         let elapsed = nanos.wrapping_sub(zero).cast_signed().max(0).cast_unsigned();
-        self.start.saturating_add(Millis(elapsed / NANOS))
+        // After some decades near the end of all times, it stands still.
+        self.start.saturating_add(Millis(elapsed / NANOS)).min(Time::LATEST)
     }
 
     /// The queue's time at open.

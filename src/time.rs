@@ -122,6 +122,9 @@ impl Time {
     /// It is 2^40 milliseconds, which are 34 years, before their end.
     pub(crate) const LATEST_START: Self = Self((1 << 48) - (1 << 40));
 
+    /// The last time that can be stored.
+    pub(crate) const LATEST: Self = Self((1 << 48) - 1);
+
     /// The beginning of 1970, which is past.
     pub(crate) const ZERO: Self = Self(0);
 

@@ -21,6 +21,7 @@ pub(crate) const TIME_END: u64 = 281_474_976_710_656;
 
 const _: () = assert!(NUMBER_END == 1 << 62 && TIME_END == 1 << 48);
 const _: () = assert!(Time::LATEST_START.0 + (1 << 40) == TIME_END);
+const _: () = assert!(Time::LATEST.0 + 1 == TIME_END);
 
 /// Whether this can be the number of something: 0 is that of nothing.
 pub(crate) const fn is_number(number: u64) -> bool {

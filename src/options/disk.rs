@@ -24,8 +24,8 @@ impl Options {
     /// remembers numbers would take new messages for ones that it has done. Give a number above
     /// all that the world has seen, at each open of the copy, or until a push has returned: a run
     /// that pushes nothing leaves no trace of it. The numbers of dead letters, which are numbers of
-    /// their own, begin there, too. The numbers that are left out are unknown to
-    /// [`Queue::is_acked`](crate::Queue::is_acked).
+    /// their own, begin there, too: for those, until there was one. The numbers that are left out
+    /// are unknown to [`Queue::is_acked`](crate::Queue::is_acked).
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;

@@ -301,3 +301,20 @@ fn a_boot_is_noted_by_a_run_that_is_killed() {
         assert_eq!(came.as_deref(), is_known.then_some("lives"), "{lasts} s, boot {boot}");
     }
 }
+
+/// A run near the end of all times lasted for decades, and stored times behind that end: the next
+/// open took the segment for an impossible one, and what was confirmed was lost.
+#[test]
+fn a_run_that_reaches_the_end_of_times_loses_nothing() {
+    let board = Board::at(year(1970) + Duration::from_secs(290_000_000_000));
+    let queue = board.open();
+    queue.push("before").unwrap();
+    board.clock.advance(35 * 365 * DAY);
+    queue.push(vec![1; 100_000]).unwrap();
+    queue.push(Message::new("delayed").delay(HOUR)).unwrap();
+    queue.close().unwrap();
+    let queue = board.open();
+    assert!(queue.recovery().is_clean(), "{:?}", queue.recovery());
+    assert_eq!(queue.len() + queue.delayed(), 3);
+    assert_eq!(queue.pop_batch(3).unwrap().len(), 2);
+}

@@ -162,6 +162,25 @@ fn a_transient_message_ends_with_its_run() {
     assert!(queue.is_acked(seq).unwrap());
 }
 
+/// A transient message was rejected, and the process was killed before it was among the dead
+/// letters, where the next run takes it: `get` said that it was settled.
+#[test]
+fn a_transient_message_that_dies_outlasts_its_run() {
+    let disk = Arc::new(MemoryStorage::new());
+    let options = || small(Queue::options()).storage(disk.clone());
+    let queue = options().open("queue").unwrap();
+    let seq = queue.push(Message::new("transient").transient()).unwrap();
+    queue.pop().unwrap().unwrap().reject("bad").unwrap();
+    let disk = Arc::new(disk.killed());
+    let queue = small(Queue::options()).storage(disk).open("queue").unwrap();
+    assert!(!queue.is_acked(seq).unwrap());
+    assert_eq!(&queue.get(seq).unwrap().unwrap()[..], b"transient");
+    queue.maintain().unwrap();
+    assert!(queue.get(seq).unwrap().is_none() && queue.is_acked(seq).unwrap());
+    let letter = queue.dead_letters().unwrap().pop().unwrap().unwrap();
+    assert_eq!(&letter[..], b"transient");
+}
+
 /// Somebody moved a file away, and back again: in the same run, or after an open without it. What
 /// it held had counted as lost, so the next run took the file for one that was let go, and removed
 /// it.

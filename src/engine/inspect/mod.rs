@@ -254,7 +254,7 @@ impl Inspect {
             return gone();
         };
         // Its slot could not tell.
-        if header.flags.is_transient() && self.context.run.is_old(seq) {
+        if header.flags.is_transient() && self.context.run.is_old(seq) && !known.is_dying {
             return Ok(None);
         }
         let due = known.due;
@@ -284,13 +284,15 @@ impl Inspect {
         let mapped = Arc::clone(track.map()?);
         let (attempts, slot_offset) = (status.slot.attempts, status.slot.offset);
         let spot = Spot { at, index };
-        let due = match dispatch.ledger().whereabouts(spot, seq, &status) {
+        let whereabouts = dispatch.ledger().whereabouts(spot, seq, &status);
+        let is_dying = matches!(whereabouts, Whereabouts::Dying);
+        let due = match whereabouts {
             Whereabouts::Delayed(due) => DueTime::At(due),
             Whereabouts::Ready => DueTime::of_ready(dispatch, spot, seq, &status),
             Whereabouts::Settled => return Ok(None),
             Whereabouts::InFlight | Whereabouts::Dying | Whereabouts::SetAside => DueTime::Now,
         };
-        Ok(Some(Known { mapped, index, slot_offset, attempts, base_time, due }))
+        Ok(Some(Known { mapped, index, slot_offset, attempts, base_time, due, is_dying }))
     }
 
     /// Starts a walk over the messages that wait now.
@@ -412,6 +414,7 @@ struct Known {
     attempts: u32,
     base_time: Time,
     due: DueTime,
+    is_dying: bool,
 }
 
 /// What a walk has passed.
