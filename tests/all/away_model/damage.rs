@@ -78,6 +78,7 @@ impl History {
             1 => segment.flip(body + 3),
             _ => segment.flip(at + 8),
         }
+        self.spoiled.entry(segment.name.clone()).or_default().push(number);
         self.write(&format!("damage the record of {number} in"), segment);
         self.model.spoil_record(number);
     }
@@ -95,11 +96,11 @@ impl History {
     /// nobody while it is away. Then the files beside it may be copied across its numbers, and it
     /// may be left out for ever once it is back.
     fn move_away(&mut self, segment: SegmentFile, is_closed: bool) {
-        let numbers = segment.numbers();
+        let mut numbers = segment.numbers();
         let stays = |&number: &usize| {
             self.model.is_witness(number) || !is_closed && self.model.is_fresh(number)
         };
-        let is_listed = self.is_listed(&segment);
+        let is_listed = self.is_listed(segment.used.ordinal);
         let may_go = self.is_decided && (is_listed || self.has_all_sources(&segment));
         if numbers.is_empty() || numbers.iter().any(stays) || !may_go {
             return;
@@ -108,9 +109,11 @@ impl History {
         self.disk.remove(&segment.name).unwrap();
         self.disk.sync_directory().unwrap();
         let range = self.range(&segment);
+        numbers.extend(self.spoiled.get(&segment.name).into_iter().flatten());
         self.model.move_away(&segment.name, numbers, range);
-        if !is_listed {
-            // That something is settled may be said by it alone.
+        // That something is settled may be said by it alone; or a copy that never counted stands
+        // for it, with older states.
+        if !is_listed || self.has_unlisted_copy_of(segment.used.ordinal) {
             self.model.forget_settled();
         }
         self.away.insert(segment.name, segment.bytes);
@@ -121,18 +124,24 @@ impl History {
         used.is_compacted && !used.sources.is_empty() && !self.lacks_a_source(used)
     }
 
+    fn has_unlisted_copy_of(&self, ordinal: u64) -> bool {
+        let all = files(&*self.disk).into_iter().filter(|(name, _)| is_segment(name));
+        let mut copies = all.filter_map(|(_, bytes)| places(&bytes).map(|(used, _)| used));
+        copies.any(|used| used.sources.contains(&ordinal) && !self.is_listed(used.ordinal))
+    }
+
     fn lacks_a_source(&self, used: &Used) -> bool {
         let has = |source: &u64| self.disk.read(&format!("{source:016x}.seg")).is_some();
         !used.sources.iter().all(has)
     }
 
-    fn is_listed(&self, segment: &SegmentFile) -> bool {
+    fn is_listed(&self, ordinal: u64) -> bool {
         let Some(checkpoint) = self.disk.read("CHECKPOINT") else { return false };
         let mut valid = checkpoint_slots(&checkpoint).into_iter().flatten().peekable();
         valid.peek().is_some()
             && valid.all(|slot| {
                 let mut held = slot.segments.iter().filter(|listed| listed.first_seq > 0);
-                held.any(|listed| listed.ordinal == segment.used.ordinal)
+                held.any(|listed| listed.ordinal == ordinal)
             })
     }
 
@@ -183,6 +192,9 @@ impl History {
 
     /// One slot of CHECKPOINT goes bad, if the other one is valid.
     fn rot_checkpoint(&mut self) {
+        if !self.is_decided {
+            return;
+        }
         let Some(mut bytes) = self.disk.read("CHECKPOINT") else { return };
         if checkpoint_slots(&bytes).iter().any(Option::is_none) {
             return;

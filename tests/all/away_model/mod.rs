@@ -46,6 +46,8 @@ struct History {
     has_backups: bool,
     /// The files of the directory, as they once were.
     backup: Option<Vec<(String, Vec<u8>)>>,
+    /// Messages whose records in a file are damaged.
+    spoiled: BTreeMap<String, Vec<usize>>,
     /// Which files count was written down since the last overlay.
     is_decided: bool,
 }
@@ -94,6 +96,7 @@ impl History {
             away: BTreeMap::new(),
             has_backups,
             backup: None,
+            spoiled: BTreeMap::new(),
             is_decided: true,
         }
     }
