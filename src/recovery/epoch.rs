@@ -92,11 +92,6 @@ pub(super) fn read(
 ) -> Result<EpochRead> {
     let members = members(segments, report)?;
     let end_of_listed = |ordinal| checkpoint.and_then(|known| known.durable_end_of(ordinal));
-    // A seal says more.
-    let listed_end = |part: &Part| {
-        let unsealed = Some(part.segment.header.ordinal).filter(|_| !part.is_sealed);
-        unsealed.and_then(end_of_listed).unwrap_or(0)
-    };
     let noted = if is_newest {
         checkpoint.map(|known| known.watermark)
     } else {
@@ -113,17 +108,8 @@ pub(super) fn read(
         // Behind the cut nothing counts, and no gap is looked for.
         if !is_cut {
             let gap = gap_before(member, previous.as_ref(), segments, watermark)?;
-            let end_seq = gap.as_ref().map_or(member.activation.first_seq, |gap| gap.first);
-            if let Some(part) = read.parts.last_mut() {
-                extend_up_to(part, listed_end(part).min(end_seq.saturating_sub(1)), report);
-            }
-            let gap = gap.and_then(|gap| match read.parts.last_mut() {
-                Some(part) if gap.first <= watermark && part.segment.path == gap.path => {
-                    extend(part, gap, report)
-                }
-                _ => Some(gap),
-            });
-            is_cut = gap.is_some_and(|gap| !accept(gap, watermark, report));
+            let before = (read.parts.last_mut(), member.activation.first_seq);
+            is_cut = tell_missing(before, gap, checkpoint, watermark, report);
         }
         if is_cut {
             read.run_ended_at = None;
@@ -153,7 +139,7 @@ pub(super) fn read(
         let ordinal = part.segment.header.ordinal;
         let is_in_use = |known: &Checkpoint| is_newest && known.last_used_ordinal() == ordinal;
         let in_use = checkpoint.filter(|known| is_in_use(known)).map_or(0, |_| watermark);
-        let last = listed_end(part).max(in_use);
+        let last = listed_end(part, checkpoint).max(in_use);
         extend_up_to(part, last, report);
         if let Some(member) = members.last().filter(|_| is_newest) {
             tell_broken_end(member, part, last, report);
@@ -235,6 +221,31 @@ fn tell_broken_end(member: &Member<'_>, part: &Part, last: u64, report: &mut Rec
         let from = durable.max(Index(part.count));
         report.cut = Some(member.damage(from, index.next(), *offset, DamageKind::Torn));
     }
+}
+
+/// Tells what is missing at the end of a part, and in the gap between it and the next one, which
+/// has this first Seq. Returns true if the log is cut there.
+fn tell_missing(
+    (part, next_seq): (Option<&mut Part>, u64),
+    gap: Option<Damage>,
+    checkpoint: Option<&Checkpoint>,
+    watermark: u64,
+    report: &mut RecoveryReport,
+) -> bool {
+    let Some(part) = part else { return gap.is_some_and(|gap| !accept(gap, watermark, report)) };
+    let end_seq = gap.as_ref().map_or(next_seq, |gap| gap.first);
+    extend_up_to(part, listed_end(part, checkpoint).min(end_seq.saturating_sub(1)), report);
+    let gap = gap.and_then(|gap| {
+        let is_its = gap.first <= watermark && part.segment.path == gap.path;
+        if is_its { extend(part, gap, report) } else { Some(gap) }
+    });
+    gap.is_some_and(|gap| !accept(gap, watermark, report))
+}
+
+/// The last Seq that was durable in this part, as far as CHECKPOINT lists it. A seal says more.
+fn listed_end(part: &Part, checkpoint: Option<&Checkpoint>) -> u64 {
+    let known = checkpoint.filter(|_| !part.is_sealed);
+    known.and_then(|known| known.durable_end_of(part.segment.header.ordinal)).unwrap_or(0)
 }
 
 /// Seqs up to `last` were durable in this part.

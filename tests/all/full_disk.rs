@@ -138,8 +138,8 @@ fn a_short_file_needs_no_room_for_a_copy() {
             file.unwrap().set_len(if is_half { whole / 2 } else { whole - 1 }).unwrap();
             fill(&filler);
             if is_half {
-                let filled = OpenOptions::new().write(true).open(&filler).unwrap();
-                filled.set_len(size(&filler) - (1 << 20)).unwrap();
+                let file = OpenOptions::new().write(true).open(&filler).unwrap();
+                file.set_len(size(&filler) - (1 << 20)).unwrap();
             }
             let queue = open();
             assert!(!queue.recovery().is_clean());

@@ -114,9 +114,9 @@ impl<'a> Part<'a> {
     }
 
     /// The same for one without a seal.
-    fn lose_unsealed(&mut self, last: u64, lost: &mut Ranges) {
-        if self.segment.seal.is_none() && last >= self.end_seq() {
-            lost.add(self.extend(last), last);
+    fn lose_unsealed(&mut self, up_to: u64, lost: &mut Ranges) {
+        if self.segment.seal.is_none() && up_to >= self.end_seq() {
+            lost.add(self.extend(up_to), up_to);
         }
     }
 
