@@ -264,12 +264,10 @@ impl Retirer {
     }
 
     /// Writes the list of segments if that is due, and this run has made one: so the next open can
-    /// tell which are gone.
+    /// tell which are gone. Does not wait for another thread that tidies.
     pub(super) fn list_if_due(&self) -> Result<()> {
-        if !self.appender.has_begun() {
-            return Ok(());
-        }
-        let mut upkeep = self.upkeep.lock();
+        let upkeep = if self.appender.has_begun() { self.upkeep.try_lock() } else { None };
+        let Some(mut upkeep) = upkeep else { return Ok(()) };
         let is_over = upkeep.is_closed() || self.context.health.check(false).is_err();
         if is_over || !self.appender.is_old_tail_finished() || !self.is_list_due(&upkeep) {
             return Ok(());
