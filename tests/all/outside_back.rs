@@ -1,6 +1,7 @@
 //! Files that are back at a time when they do not fit any more, and what a run says of others while
 //! they are away.
 
+use crate::found_hooks::RECORD_HEADER;
 use crate::outside_away::{
     copied, on, payload, push_others, run, segment_with, segments, sixty, take_away, unsettled,
     work,
@@ -175,8 +176,8 @@ fn a_rotten_end_before_a_file_that_went_is_told() {
         let name = "0000000000000001.seg";
         let mut bytes = disk.read(name).unwrap();
         assert!(bytes[1024..1044].iter().all(|&byte| byte == 0), "it has no seal");
-        let last = bytes.iter().rposition(|&byte| byte == 8).unwrap();
-        bytes[last] ^= 64;
+        let place = reader::place(&bytes, &[8; 6500]).unwrap();
+        bytes[place.header as usize + RECORD_HEADER as usize + 6000] ^= 64;
         disk.write(name, bytes);
         agree(&disk, &format!("{acked:?}"));
         let queue = on(disk).open("queue").unwrap();
