@@ -174,16 +174,20 @@ pub(super) fn allocate(file: &File, size: u64) -> io::Result<()> {
 /// Makes a file longer, from its size to another one. It gets all of its blocks if there is room
 /// for them, and else none of those that it lacks.
 pub(super) fn extend(file: &File, (from, to): (u64, u64)) -> io::Result<()> {
+    // A file larger than the limit would be a signal.
+    #[cfg(unix)]
+    check_file_size(to)?;
     #[cfg(target_os = "linux")]
     {
-        // A file larger than the limit would be a signal.
-        check_file_size(to)?;
         if linux::fallocate(file, to).is_ok() {
             return Ok(());
         }
+        // Gives back what it may have got.
+        file.set_len(from)?;
     }
-    // Gives back what it may have got.
-    file.set_len(from).and_then(|()| file.set_len(to))
+    #[cfg(not(target_os = "linux"))]
+    let _ = from;
+    file.set_len(to)
 }
 
 /// Whether a store into the map of this file, all of whose blocks are there, can never need another

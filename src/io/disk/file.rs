@@ -187,7 +187,12 @@ impl StorageFile for DiskFile {
 
     fn extend(&self, size: u64) -> io::Result<()> {
         let file = self.open()?;
-        os::extend(&file, (self.size, size))
+        let found = file.metadata()?.len();
+        // Somebody else is making it longer.
+        if found != self.size {
+            return Err(outside(self.size, 0, found));
+        }
+        os::extend(&file, (found, size))
     }
 
     fn next_data(&self, offset: u64) -> io::Result<u64> {
