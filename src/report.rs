@@ -172,7 +172,8 @@ pub enum CheckpointState {
     Unreadable,
 }
 
-/// Messages that are lost, or a slot that had to be rebuilt.
+/// Messages that are lost, or a slot that had to be rebuilt. Where several are lost together, some
+/// between the first and the last may have been settled.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Damage {
