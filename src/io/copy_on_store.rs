@@ -18,8 +18,6 @@ use std::sync::Arc;
 /// Bytes that are copied at a time.
 const STEP: u64 = 1 << 20;
 
-const UNSUPPORTED: io::ErrorKind = io::ErrorKind::Unsupported;
-
 /// The file, or the copy in its place.
 #[derive(Debug)]
 pub(crate) struct CopyOnStore {
@@ -83,16 +81,12 @@ impl CopyOnStore {
             Phase::Original => {}
         }
         let original = self.open(&mut used)?;
-        let is_shared = original.has_other_names()?;
-        if !is_shared && original.size() >= self.size {
-            used.phase = Phase::Own;
-            return Ok(original);
-        }
-        let extended = if is_shared { Err(UNSUPPORTED.into()) } else { original.extend(self.size) };
-        match extended {
-            Err(error) if error.kind() == UNSUPPORTED => {}
-            Err(error) => return Err(error),
-            Ok(()) => {
+        if !original.has_other_names()? {
+            if original.size() >= self.size {
+                used.phase = Phase::Own;
+                return Ok(original);
+            }
+            if self.extend_file(&*original)? {
                 // What is open has the old size.
                 *used = Used { file: None, phase: Phase::Own };
                 return self.open(&mut used);
@@ -111,6 +105,15 @@ impl CopyOnStore {
         let synced = self.storage.sync_directory();
         synced.inspect_err(|error| used.phase = Phase::Failed(error.kind()))?;
         self.open(&mut used)
+    }
+
+    /// Makes the file as long as it has to be; false if the storage cannot do that.
+    fn extend_file(&self, file: &dyn StorageFile) -> io::Result<bool> {
+        match file.extend(self.size) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn copy_to(&self, temporary: &str, from: &dyn StorageFile) -> io::Result<()> {
