@@ -388,7 +388,8 @@ impl DeadLetters {
         let (start, payload) = body.split_at(payload_start);
         let draft = carried_over(start, &Notes { origin, ..Notes::default() }, payload)?;
         let drafts = [draft];
-        let need = Need::of(&drafts)?;
+        let need = Need::of(&drafts);
+        need.check()?;
         let append = || dead.producers().append(&drafts, need, None).map(Some);
         match self.with_room(append) {
             // Nobody can make room here but this. Once all messages of its segment are moved, that

@@ -33,8 +33,15 @@ use std::time::{Duration, SystemTime};
 #[derive(Clone, Debug)]
 pub struct Message<'a> {
     pub(crate) payload: Cow<'a, [u8]>,
-    pub(crate) headers: Cow<'a, [Header]>,
     pub(crate) durability: Option<Durability>,
+    /// What most messages have not: so they need one look for all of it.
+    pub(crate) extras: Option<Box<Extras<'a>>>,
+}
+
+/// What is special about a message.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Extras<'a> {
+    pub(crate) headers: Cow<'a, [Header]>,
     pub(crate) is_transient: bool,
     pub(crate) due: Option<NotBefore>,
     pub(crate) ttl: Option<Duration>,
@@ -81,7 +88,7 @@ impl<'a> Message<'a> {
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl AsRef<[u8]>) -> Self {
         let header = Header { name: name.into(), value: value.as_ref().to_vec() };
-        let headers = self.headers.to_mut();
+        let headers = self.extras_mut().headers.to_mut();
         match headers.iter_mut().find(|known| known.name == header.name) {
             Some(known) => *known = header,
             None => headers.push(header),
@@ -102,7 +109,7 @@ impl<'a> Message<'a> {
     /// next open drops the message.
     #[must_use]
     pub fn transient(mut self) -> Self {
-        self.is_transient = true;
+        self.extras_mut().is_transient = true;
         self
     }
 
@@ -133,7 +140,7 @@ impl<'a> Message<'a> {
     /// ```
     #[must_use]
     pub fn delay(mut self, delay: Duration) -> Self {
-        self.due = Some(NotBefore::After(delay));
+        self.extras_mut().due = Some(NotBefore::After(delay));
         self
     }
 
@@ -143,7 +150,7 @@ impl<'a> Message<'a> {
     /// this works like [`Message::delay`], and replaces it.
     #[must_use]
     pub fn deliver_at(mut self, time: SystemTime) -> Self {
-        self.due = Some(NotBefore::At(time));
+        self.extras_mut().due = Some(NotBefore::At(time));
         self
     }
 
@@ -168,17 +175,23 @@ impl<'a> Message<'a> {
     /// ```
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
-        self.ttl = Some(ttl);
+        self.extras_mut().ttl = Some(ttl);
         self
     }
 
+    fn extras_mut(&mut self) -> &mut Extras<'a> {
+        self.extras.get_or_insert_default()
+    }
+
     /// Bytes of its payload and headers.
+    #[inline]
     pub(crate) fn bytes(&self) -> u64 {
-        let mut bytes = to_u64(self.payload.len());
-        for header in &*self.headers {
-            bytes += to_u64(header.name.len() + header.value.len());
-        }
-        bytes
+        to_u64(self.payload.len()) + self.extras.as_ref().map_or(0, |extras| extras.bytes())
+    }
+
+    #[inline]
+    pub(crate) fn is_transient(&self) -> bool {
+        self.extras.as_ref().is_some_and(|extras| extras.is_transient)
     }
 
     /// # Errors
@@ -189,8 +202,27 @@ impl<'a> Message<'a> {
         if let Some(durability) = self.durability {
             durability.check("Message::durability")?;
         }
-        let spans = [("Message::ttl", self.ttl), ("Message::delay", self.after())];
-        for (option, span) in spans {
+        self.extras.as_ref().map_or(Ok(()), |extras| extras.check())
+    }
+
+    #[inline]
+    fn from_payload(payload: Cow<'a, [u8]>) -> Self {
+        Self { payload, durability: None, extras: None }
+    }
+}
+
+impl Extras<'_> {
+    fn bytes(&self) -> u64 {
+        let bytes = |header: &Header| to_u64(header.name.len() + header.value.len());
+        self.headers.iter().map(bytes).sum()
+    }
+
+    fn check(&self) -> Result<()> {
+        let after = match self.due {
+            Some(NotBefore::After(delay)) => Some(delay),
+            Some(NotBefore::At(_)) | None => None,
+        };
+        for (option, span) in [("Message::ttl", self.ttl), ("Message::delay", after)] {
             if let Some(span) = span.filter(|&span| span > MAX_DELAY) {
                 return Err(Error::invalid_option(option, format!("{span:?}"), "up to 8 years"));
             }
@@ -202,18 +234,6 @@ impl<'a> Message<'a> {
             entries += header_len(&header.name, &header.value);
         }
         within(entries, MAX_ENTRIES)
-    }
-
-    fn after(&self) -> Option<Duration> {
-        match self.due {
-            Some(NotBefore::After(delay)) => Some(delay),
-            Some(NotBefore::At(_)) | None => None,
-        }
-    }
-
-    fn from_payload(payload: Cow<'a, [u8]>) -> Self {
-        let headers = Cow::Borrowed(&[][..]);
-        Self { payload, headers, durability: None, is_transient: false, due: None, ttl: None }
     }
 }
 
@@ -300,13 +320,10 @@ impl From<String> for Message<'_> {
 
 impl<'a> From<&'a Message<'_>> for Message<'a> {
     fn from(message: &'a Message<'_>) -> Self {
-        Self {
-            payload: Cow::Borrowed(&message.payload),
-            headers: Cow::Borrowed(&message.headers),
-            durability: message.durability,
-            is_transient: message.is_transient,
-            due: message.due,
-            ttl: message.ttl,
-        }
+        let extras = message.extras.as_deref().map(|extras| {
+            let headers = Cow::Borrowed(&*extras.headers);
+            Box::new(Extras { headers, ..*extras })
+        });
+        Self { payload: Cow::Borrowed(&message.payload), durability: message.durability, extras }
     }
 }

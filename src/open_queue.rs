@@ -136,6 +136,7 @@ impl OpenQueue {
     }
 
     /// As [`Producers::push`](crate::engine::Producers::push).
+    #[inline]
     pub(crate) fn push(
         &self,
         drafts: &[Draft<'_>],
@@ -144,14 +145,12 @@ impl OpenQueue {
     ) -> Result<u64> {
         let letters = self.dead_letters.as_ref();
         let more_room = |full: &Error| letters.map_or(Ok(false), |letters| letters.make_room(full));
-        let push = || self.engine.producers().push(drafts, sync_within, when_full, &more_room);
-        match push() {
-            // There was no room in memory for another map: nothing was placed.
-            Err(error @ Error::Io { .. }) => {
-                self.engine.consumers().clear_the_way(error)?;
-                push()
+        loop {
+            match self.engine.producers().push(drafts, sync_within, when_full, &more_room) {
+                // There is no room in memory for another map, and nothing was placed.
+                Err(error @ Error::Io { .. }) => self.engine.consumers().clear_the_way(error)?,
+                pushed => return pushed,
             }
-            pushed => pushed,
         }
     }
 

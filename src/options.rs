@@ -42,6 +42,7 @@ pub enum Durability {
 
 impl Durability {
     /// The one of the two that promises more.
+    #[inline]
     pub(crate) fn stricter(self, other: Self) -> Self {
         match (self, other) {
             (Self::Always, _) | (_, Self::Always) => Self::Always,

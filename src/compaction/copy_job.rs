@@ -312,8 +312,8 @@ mod tests {
         let region = segment.map(Access::Commits).unwrap();
         let mut active = Active::start(Arc::clone(&segment), region, 7, Time(1000)).unwrap();
         let drafts = [
-            Draft::new(Vec::new(), b"known").unwrap(),
-            Draft::new(MUST_BE_KNOWN.to_vec(), b"newer").unwrap(),
+            Draft::new(Vec::new(), b"known"[..].into()).unwrap(),
+            Draft::new(MUST_BE_KNOWN.to_vec(), b"newer"[..].into()).unwrap(),
         ];
         active.append(&drafts, 0, Time(1000)).unwrap();
         let scanned = scan(&segment, Activation { first_seq: 7, base_time: Time(1000) }).unwrap();

@@ -14,6 +14,6 @@ pub(super) fn carried_over<'p>(
 ) -> Result<Draft<'p>> {
     let max = record::MAX_BODY;
     let extensions = extension::carry_over(start, notes);
-    let draft = extensions.and_then(|extensions| Draft::new(extensions, payload));
+    let draft = extensions.and_then(|extensions| Draft::new(extensions, payload.into()));
     draft.ok_or(Error::TooLarge { len: max, max })
 }

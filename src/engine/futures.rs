@@ -134,8 +134,8 @@ pub(super) fn engine() -> Arc<Engine> {
 }
 
 pub(super) fn push(engine: &Engine, payload: &[u8]) -> u64 {
-    let drafts = [Draft::new(Vec::new(), payload).unwrap()];
-    engine.producers().append(&drafts, Need::of(&drafts).unwrap(), None).unwrap()
+    let drafts = [Draft::new(Vec::new(), payload.into()).unwrap()];
+    engine.producers().append(&drafts, Need::of(&drafts), None).unwrap()
 }
 
 pub(super) fn ack(engine: &Engine, taken: &Taken) {

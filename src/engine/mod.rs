@@ -491,10 +491,10 @@ impl Engine {
     }
 
     /// Ends what `start_push` started.
+    #[inline]
     pub(crate) fn end_push(&self, start: Option<Instant>) {
         if let Some(start) = start {
-            let took = clock::now().saturating_duration_since(start);
-            self.push_times.lock().record(took);
+            self.push_times.lock().record(clock::now().saturating_duration_since(start));
         }
     }
 }

@@ -107,6 +107,7 @@ impl Producers {
     /// Places and publishes `drafts` as one batch, within the limits; gives the Seq of the first, 0
     /// if they were dropped. `more_room`: asked before anything is refused, or dropped, for want of
     /// room, until it says false.
+    #[inline]
     pub(crate) fn push(
         &self,
         drafts: &[Draft<'_>],
@@ -118,7 +119,7 @@ impl Producers {
         // One that may wait does not overtake those that wait already.
         let must_wait = options.overflow == Overflow::Block && !waiters.room.is_empty();
         health.check(false)?;
-        let need = Need::of(drafts)?;
+        let need = Need::of(drafts);
         if !must_wait {
             match self.appender.append(drafts, need, sync_within, self.commit.durable()) {
                 Ok(Appended::At(first_seq)) => return Ok(first_seq),
@@ -132,6 +133,7 @@ impl Producers {
 
     /// The same where there is no room, or there are producers that wait.
     #[cold]
+    #[inline(never)]
     fn push_slowly(
         &self,
         drafts: &[Draft<'_>],
@@ -140,6 +142,7 @@ impl Producers {
         how: How<'_>,
     ) -> Result<u64> {
         let (need, sync_within, more_room) = how;
+        need.check()?;
         let overflow = match (when_full, self.context.options.overflow) {
             (WhenFull::Fail, _) | (WhenFull::NoWait, Overflow::Block) => Overflow::Reject,
             (WhenFull::NoWait | WhenFull::AsOptions, overflow) => overflow,

@@ -17,6 +17,7 @@ impl Published {
     }
 
     /// All up to this message are placed.
+    #[inline]
     pub(super) fn publish(&self, last_seq: u64) {
         // Release: pairs with the load in `newest`.
         self.newest.store(last_seq, Ordering::Release);

@@ -1,7 +1,7 @@
 //! A record: 24 bytes of header, then the body.
 
 use super::address::{Index, Offset};
-use super::bytes::{put, to_u64, u16_at, u32_at, u64_at};
+use super::bytes::{high_u32, low_u32, put, to_u64, u64_at};
 use super::checksum::{Key, crc32};
 use super::extension::{self, Verified};
 use crate::time::{Millis, Time};
@@ -15,14 +15,11 @@ pub(crate) const MAX_BODY: u64 = MAX_PAYLOAD + extension::MAX_EXTENSIONS;
 /// The largest payload.
 pub(crate) const MAX_PAYLOAD: u64 = 1 << 30;
 
-const BODY_CHECK: usize = 4;
-const BODY_LEN: usize = BODY_CHECK + 4;
-const KIND: usize = BODY_LEN + 4;
-const FLAGS: usize = KIND + 1;
-const UNSYNCED: usize = FLAGS + 1;
-const INDEX: usize = UNSYNCED + 2;
-const AGE: usize = INDEX + 4;
-const _: () = assert!(AGE + 4 == HEADER && HEADER.is_multiple_of(8));
+/// A header is three words. From the low bytes on, the first has its own check and that of the body
+/// (4 bytes each), the second the length of the body (4), the kind (1), the flags (1) and how many
+/// were unsynced (2), the third the index and the age (4 each).
+const KIND: usize = 8 + 4;
+const _: () = assert!(HEADER == 3 * size_of::<u64>());
 
 const KIND_MESSAGE: u8 = 1;
 const MORE: u8 = 1;
@@ -85,37 +82,50 @@ impl RecordHeader {
     /// The bytes of this header at `offset` of the segment that `key` belongs to.
     #[inline]
     pub(crate) fn encode(&self, key: Key, offset: Offset) -> [u8; HEADER] {
+        let [low, high] = self.unsynced.to_le_bytes();
+        let marks = u32::from_le_bytes([KIND_MESSAGE, self.flags.0, low, high]);
+        let [checks, what, place] = [
+            u64::from(self.body_check) << 32,
+            u64::from(marks) << 32 | u64::from(self.body_len),
+            u64::from(self.age) << 32 | u64::from(self.index.0),
+        ];
+        let check = key.check3(offset.0, [checks, what, place]);
         let mut out = [0; HEADER];
-        put(&mut out, BODY_CHECK, self.body_check.to_le_bytes());
-        put(&mut out, BODY_LEN, self.body_len.to_le_bytes());
-        put(&mut out, KIND, [KIND_MESSAGE]);
-        put(&mut out, FLAGS, [self.flags.0]);
-        put(&mut out, UNSYNCED, self.unsynced.to_le_bytes());
-        put(&mut out, INDEX, self.index.0.to_le_bytes());
-        put(&mut out, AGE, self.age.to_le_bytes());
-        let check = key.check3(offset.0, words(&out));
-        put(&mut out, 0, check.to_le_bytes());
+        put(&mut out, 0, (checks | u64::from(check)).to_le_bytes());
+        put(&mut out, 8, what.to_le_bytes());
+        put(&mut out, 16, place.to_le_bytes());
         out
     }
 
     /// The header at `offset`, if these bytes are a header that was written there.
     pub(crate) fn decode(from: &[u8; HEADER], key: Key, offset: Offset) -> Option<Self> {
-        // Cheap refusals first: a search tries every eighth byte.
-        if from[KIND] != KIND_MESSAGE || from[FLAGS] & !KNOWN_FLAGS != 0 {
+        // Cheap refusal first: a search tries every eighth byte.
+        if from[KIND] != KIND_MESSAGE {
             return None;
         }
-        let body_len = u32_at(from, BODY_LEN);
-        let plausible = u64::from(body_len) <= MAX_BODY;
-        if !plausible || u32_at(from, 0) != key.check3(offset.0, words(from)) {
+        Self::of_words([u64_at(from, 0), u64_at(from, 8), u64_at(from, 16)], key, offset)
+    }
+
+    /// The same, where the bytes are loaded as words.
+    #[inline]
+    pub(crate) fn of_words(words: [u64; 3], key: Key, offset: Offset) -> Option<Self> {
+        let [checks, what, place] = words;
+        let [kind, flags, unsynced @ ..] = high_u32(what).to_le_bytes();
+        let body_len = low_u32(what);
+        if kind != KIND_MESSAGE || flags & !KNOWN_FLAGS != 0 || u64::from(body_len) > MAX_BODY {
+            return None;
+        }
+        // Its own four bytes count as zero.
+        if low_u32(checks) != key.check3(offset.0, [checks >> 32 << 32, what, place]) {
             return None;
         }
         Some(Self {
-            body_check: u32_at(from, BODY_CHECK),
+            body_check: high_u32(checks),
             body_len,
-            flags: Flags(from[FLAGS]),
-            unsynced: u16_at(from, UNSYNCED),
-            index: Index(u32_at(from, INDEX)),
-            age: u32_at(from, AGE),
+            flags: Flags(flags),
+            unsynced: u16::from_le_bytes(unsynced),
+            index: Index(low_u32(place)),
+            age: high_u32(place),
         })
     }
 
@@ -142,11 +152,6 @@ impl RecordHeader {
         }
         if self.flags.has_extensions() { extension::verify(body) } else { Verified::Payload(0) }
     }
-}
-
-/// The header's words as its check sees them: its own four bytes count as zero.
-fn words(bytes: &[u8; HEADER]) -> [u64; 3] {
-    [u64_at(bytes, 0) >> 32 << 32, u64_at(bytes, 8), u64_at(bytes, 16)]
 }
 
 /// Bytes that a record with this body takes, up to the next record's start.

@@ -4,7 +4,9 @@ use super::disk::DiskStorage;
 use super::fault::FaultStorage;
 use super::memory::MemoryStorage;
 use super::{Access, Storage, StorageFile};
+use crate::format::bytes::to_u64;
 use crate::format::name::LOCK;
+use crate::format::record::HEADER;
 use std::io;
 use std::sync::Arc;
 
@@ -19,6 +21,7 @@ pub(super) fn check(storage: &dyn Storage) {
     reads_and_writes_keep_to_the_file(storage);
     all_see_the_same_bytes(storage);
     words_are_little_endian_and_aligned(storage);
+    a_record_is_stored_whole(storage);
     a_region_outlives_file_and_name(storage);
     a_released_file_is_opened_again(storage);
     a_file_is_made_longer_or_stays(storage);
@@ -184,7 +187,41 @@ fn words_are_little_endian_and_aligned(storage: &dyn Storage) {
         assert!(region.store_word(offset, 1).is_err() && region.load_word(offset).is_err());
     }
     assert_eq!(region.load_word(4096).unwrap(), 0x0807_0605_0403_0201);
+    // The last whole words.
+    let end = SIZE - SIZE % 8;
+    region.store_words(end - 24, &[1, 2, 3]).unwrap();
+    let mut words = [9; 4];
+    region.load_words(end - 32, &mut words).unwrap();
+    assert_eq!((words, content(&*file)[LEN - LEN % 8 - 16]), ([0, 1, 2, 3], 2));
+    for offset in [end - 16, end - 28] {
+        let refused = region.store_words(offset, &[7; 3]).is_err();
+        assert!(refused && region.load_words(offset, &mut [0; 3]).is_err());
+    }
+    assert_eq!((file.size(), content(&*file).len()), (SIZE, LEN), "no write made it longer");
     storage.remove("words").unwrap();
+}
+
+fn a_record_is_stored_whole(storage: &dyn Storage) {
+    let file = storage.create("record", SIZE).unwrap();
+    let region = file.map(Access::Streams).unwrap();
+    let header = [b'h'; HEADER];
+    for (body, stored) in [
+        ([&b"first "[..], b"second"], &b"first second\0"[..]),
+        ([b"", b"one"], b"onest second\0"),
+        ([b"two", b""], b"twost second\0"),
+        ([b"", b""], b"twost second\0"),
+    ] {
+        region.store_record(100, &header, body).unwrap();
+        assert_eq!(content(&*file)[99..101], *b"\0h");
+        assert_eq!(&content(&*file)[123..124 + stored.len()], [b"h", stored].concat());
+    }
+    let last = SIZE - to_u64(HEADER) - 5;
+    region.store_record(last, &header, [b"two", b"-3"]).unwrap();
+    assert!(region.store_record(last + 1, &header, [b"two", b"-4"]).is_err());
+    assert!(region.store_record(u64::MAX, &header, [b"two", b"-4"]).is_err());
+    assert_eq!(&content(&*file)[LEN - 6..], b"htwo-3");
+    assert_eq!(content(&*file).len(), LEN, "no write made it longer");
+    storage.remove("record").unwrap();
 }
 
 fn a_region_outlives_file_and_name(storage: &dyn Storage) {

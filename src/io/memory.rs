@@ -5,7 +5,7 @@
 //! makes a disk on which each of them has any of those versions, independently of all others. That
 //! is the weakest behaviour of a file system that keeps its promises about syncs.
 
-use super::{Access, Entry, Region, Storage, StorageFile, check_bounds, check_word};
+use super::{Access, Entry, Region, Storage, StorageFile, check_bounds, check_words};
 use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
@@ -362,12 +362,12 @@ impl Region for MemoryFile {
     }
 
     fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
-        check_word(offset, self.size())?;
+        check_words(offset, 8, self.size())?;
         self.write_at(offset, &word.to_le_bytes())
     }
 
     fn load_word(&self, offset: u64) -> io::Result<u64> {
-        check_word(offset, self.size())?;
+        check_words(offset, 8, self.size())?;
         let mut word = [0; 8];
         self.read_at(offset, &mut word)?;
         Ok(u64::from_le_bytes(word))

@@ -24,10 +24,11 @@
 #![expect(unsafe_code, reason = "the home of unsafe: raw copies in and out of a mapped file")]
 
 use super::outside;
+use crate::format::record::HEADER;
 use memmap2::{MmapOptions, MmapRaw};
 use std::io;
 use std::ptr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 #[derive(Debug)]
 pub(super) struct Map {
@@ -78,30 +79,66 @@ impl Map {
         Ok(())
     }
 
-    /// One store of a whole word. The map must be writable.
-    pub(super) fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
-        // Relaxed: the engine's locks order this with the loads; here it only has to be whole.
-        self.word(offset)?.store(word.to_le(), Ordering::Relaxed);
+    /// The pieces of a body behind the place of its header, and then the header. The map must be
+    /// writable.
+    pub(super) fn store_record(
+        &self,
+        offset: u64,
+        header: &[u8; HEADER],
+        body: [&[u8]; 2],
+    ) -> io::Result<()> {
+        let to = self.at(offset, HEADER + body[0].len() + body[1].len())?;
+        let mut behind = to.wrapping_add(HEADER);
+        for piece in body.into_iter().filter(|piece| !piece.is_empty()) {
+            // SAFETY: `at` proved that the header and both pieces lie in the live map, one behind
+            // the other; else as in `store`.
+            unsafe { ptr::copy_nonoverlapping(piece.as_ptr(), behind, piece.len()) };
+            behind = behind.wrapping_add(piece.len());
+        }
+        // A kill finds what the processor was told to store: the compiler must not tell it of the
+        // header first.
+        compiler_fence(Ordering::Release);
+        // SAFETY: as above.
+        unsafe { ptr::copy_nonoverlapping(header.as_ptr(), to, HEADER) };
         Ok(())
     }
 
-    pub(super) fn load_word(&self, offset: u64) -> io::Result<u64> {
-        // Relaxed: as in `store_word`.
-        Ok(u64::from_le(self.word(offset)?.load(Ordering::Relaxed)))
+    /// One store for each word. The map must be writable.
+    #[inline]
+    pub(super) fn store_words(&self, offset: u64, words: &[u64]) -> io::Result<()> {
+        let places = self.words(offset, words.len())?;
+        // Relaxed: the engine's locks order this with the loads; here each only has to be whole.
+        places.zip(words).for_each(|(place, word)| place.store(word.to_le(), Ordering::Relaxed));
+        Ok(())
     }
 
+    /// One load for each word.
     #[inline]
-    fn word(&self, offset: u64) -> io::Result<&AtomicU64> {
-        #[expect(clippy::cast_ptr_alignment, reason = "checked in the next line")]
-        let at = self.at(offset, 8)?.cast::<AtomicU64>();
-        // As an atomic it has to be: a plain `u64` may have half of that on 32 bits.
-        if !at.is_aligned() {
-            return Err(outside(offset, 8, self.size));
+    pub(super) fn load_words(&self, offset: u64, into: &mut [u64]) -> io::Result<()> {
+        let places = self.words(offset, into.len())?;
+        for (place, word) in places.zip(into) {
+            // Relaxed: as in `store_words`.
+            *word = u64::from_le(place.load(Ordering::Relaxed));
         }
-        // SAFETY: `at` proved that the eight bytes lie in the map, which lives as long as `self`;
-        // they are aligned. Threads that reach them at the same time do so through here; all other
-        // accesses to them are ordered with these: see Races.
-        Ok(unsafe { AtomicU64::from_ptr(at.cast::<u64>()) })
+        Ok(())
+    }
+
+    /// Words side by side, each at a multiple of 8.
+    #[inline]
+    fn words(&self, offset: u64, number: usize) -> io::Result<impl Iterator<Item = &AtomicU64>> {
+        let len = number.saturating_mul(size_of::<u64>());
+        #[expect(clippy::cast_ptr_alignment, reason = "checked in the next line")]
+        let first = self.at(offset, len)?.cast::<AtomicU64>();
+        // As atomics they have to be: a plain `u64` may have half of that on 32 bits.
+        if !first.is_aligned() {
+            return Err(outside(offset, len, self.size));
+        }
+        Ok((0..number).map(move |number| {
+            // SAFETY: `at` proved that all of the words lie in the map, which lives as long as
+            // `self`; they are aligned. Threads that reach them at the same time do so through
+            // here; all other accesses to them are ordered with these: see Races.
+            unsafe { AtomicU64::from_ptr(first.wrapping_add(number).cast::<u64>()) }
+        }))
     }
 
     /// Where `len` bytes at `offset` lie, if they lie in the map.

@@ -26,6 +26,8 @@ pub(crate) mod window;
 pub(crate) use boot::boot_id;
 pub(crate) use latch::Unopened;
 
+use crate::format::bytes::to_u64;
+use crate::format::record::HEADER;
 use std::any::Any;
 use std::fmt::Debug;
 use std::io;
@@ -256,6 +258,55 @@ pub trait Region: Debug + Send + Sync {
     /// As [`Region::load`]; if `offset` is not a multiple of 8.
     fn load_word(&self, offset: u64) -> io::Result<u64>;
 
+    /// Copies a record in: the two pieces of its body to where its header ends, and then the header,
+    /// so that a kill in between leaves none.
+    ///
+    /// Where stores are writes, it is one write of all of it. Should that be cut short by a kill,
+    /// there may be a header without all of its body.
+    ///
+    /// # Errors
+    ///
+    /// As [`Region::store`]; some of it may be stored if a write fails.
+    fn store_record(&self, offset: u64, header: &[u8; HEADER], body: [&[u8]; 2]) -> io::Result<()> {
+        if self.stores_are_writes() {
+            return self.store(offset, &[&header[..], body[0], body[1]].concat());
+        }
+        // From the end, so that a record that reaches beyond the file changes nothing.
+        let first = offset.saturating_add(to_u64(HEADER));
+        let second = first.saturating_add(to_u64(body[0].len()));
+        for (place, piece) in [(second, body[1]), (first, body[0])] {
+            if !piece.is_empty() {
+                self.store(place, piece)?;
+            }
+        }
+        self.store(offset, header)
+    }
+
+    /// Stores words side by side, each whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// As [`Region::store_word`]; some of them may be stored if a write fails.
+    fn store_words(&self, offset: u64, words: &[u64]) -> io::Result<()> {
+        // From the end, so that words that reach beyond the file change nothing.
+        for (nth, word) in words.iter().enumerate().rev() {
+            self.store_word(offset.saturating_add(8 * to_u64(nth)), *word)?;
+        }
+        Ok(())
+    }
+
+    /// Loads words side by side.
+    ///
+    /// # Errors
+    ///
+    /// As [`Region::load_word`].
+    fn load_words(&self, offset: u64, into: &mut [u64]) -> io::Result<()> {
+        for (offset, word) in (offset..).step_by(8).zip(into) {
+            *word = self.load_word(offset)?;
+        }
+        Ok(())
+    }
+
     /// Makes all pages resident and ready to be stored to. Changes no byte.
     fn populate(&self);
 
@@ -297,10 +348,10 @@ fn check_bounds(offset: u64, len: usize, size: u64) -> io::Result<()> {
     if end.is_some_and(|end| end <= size) { Ok(()) } else { Err(outside(offset, len, size)) }
 }
 
-/// Fails if no word of a file of this size lies at `offset`.
-fn check_word(offset: u64, size: u64) -> io::Result<()> {
+/// Fails if no words lie at `offset` in a file of this size, which take `len` bytes.
+fn check_words(offset: u64, len: usize, size: u64) -> io::Result<()> {
     if offset.is_multiple_of(8) {
-        return check_bounds(offset, 8, size);
+        return check_bounds(offset, len, size);
     }
     let reason = format!("a word lies at a multiple of 8, not at {offset}");
     Err(io::Error::new(io::ErrorKind::InvalidInput, reason))

@@ -10,23 +10,30 @@ use super::waypoints::Waypoints;
 use crate::error::{Error, Result};
 use crate::format::PAGE;
 use crate::format::address::{Index, Offset};
-use crate::format::bytes::to_u64;
-use crate::format::checksum::crc32_of_both;
+use crate::format::checksum::{crc32, crc32_of_both};
 use crate::format::record::{self, Flags, RecordHeader};
 use crate::format::segment::{ACTIVATION, Activation, RECORDS_START, Seal, capacity};
 use crate::format::slot::{self, Delay, SLOT, Slot, State, StoredDelay};
 use crate::io::Region;
 use crate::time::Time;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// A message on its way into the log: its checksum is known, its place is not.
 #[derive(Clone, Debug)]
 pub(crate) struct Draft<'a> {
-    /// The start of the body, as `format::extension` encodes it.
-    extensions: Vec<u8>,
-    payload: &'a [u8],
+    payload: Cow<'a, [u8]>,
     body_check: u32,
     body_len: u32,
+    /// What most messages have not: so they need one look for all of it.
+    extras: Option<Box<DraftExtras>>,
+}
+
+/// What is special about a draft.
+#[derive(Clone, Debug, Default)]
+struct DraftExtras {
+    /// The start of the body, as `format::extension` encodes it.
+    extensions: Vec<u8>,
     is_transient: bool,
     /// It is not handed out before this time.
     due: Option<Time>,
@@ -35,46 +42,80 @@ pub(crate) struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
+    /// A payload and nothing else. `None` if no record can hold it.
+    #[inline]
+    pub(crate) fn plain(payload: Cow<'a, [u8]>) -> Option<Self> {
+        let body_len = body_len(payload.len())?;
+        Some(Self { body_check: crc32(&payload), payload, body_len, extras: None })
+    }
+
     /// `None` if no record can hold it.
-    pub(crate) fn new(extensions: Vec<u8>, payload: &'a [u8]) -> Option<Self> {
-        let body_len = u32::try_from(extensions.len() + payload.len()).ok()?;
-        let body_check = crc32_of_both(&extensions, payload);
-        let fits = u64::from(body_len) <= record::MAX_BODY;
-        let draft = Self {
-            extensions,
-            payload,
-            body_check,
-            body_len,
-            is_transient: false,
-            due: None,
-            expires: None,
-        };
-        fits.then_some(draft)
+    pub(crate) fn new(extensions: Vec<u8>, payload: Cow<'a, [u8]>) -> Option<Self> {
+        if extensions.is_empty() {
+            return Self::plain(payload);
+        }
+        let body_len = body_len(extensions.len() + payload.len())?;
+        let body_check = crc32_of_both(&extensions, &payload);
+        let extras = Some(Box::new(DraftExtras { extensions, ..DraftExtras::default() }));
+        Some(Self { payload, body_check, body_len, extras })
     }
 
     /// Says whether it is dropped at the next open, from when on it may be handed out, and until
     /// when.
-    pub(crate) fn with(self, is_transient: bool, due: Option<Time>, expires: Option<Time>) -> Self {
-        Self { is_transient, due, expires, ..self }
+    pub(crate) fn with(
+        mut self,
+        is_transient: bool,
+        due: Option<Time>,
+        expires: Option<Time>,
+    ) -> Self {
+        let extras = self.extras.get_or_insert_default();
+        (extras.is_transient, extras.due, extras.expires) = (is_transient, due, expires);
+        self
     }
 
+    /// A payload and nothing else.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.extras.is_none()
+    }
+
+    #[inline]
     pub(crate) fn expires(&self) -> Option<Time> {
-        self.expires
+        self.extras.as_ref().and_then(|extras| extras.expires)
     }
 
+    #[inline]
     pub(crate) fn due(&self) -> Option<Time> {
-        self.due
+        self.extras.as_ref().and_then(|extras| extras.due)
+    }
+
+    #[inline]
+    fn is_transient(&self) -> bool {
+        self.extras.as_ref().is_some_and(|extras| extras.is_transient)
+    }
+
+    #[inline]
+    fn extensions(&self) -> &[u8] {
+        self.extras.as_ref().map_or(&[], |extras| &extras.extensions)
     }
 
     /// Whether its slot is stored with it.
+    #[inline]
     fn has_slot(&self) -> bool {
-        self.is_transient || self.due.is_some()
+        self.is_transient() || self.due().is_some()
     }
 
     /// Bytes that it takes in the log.
+    #[inline]
     pub(crate) fn record_len(&self) -> u64 {
         record::len(u64::from(self.body_len))
     }
+}
+
+/// The length of a body in a header; `None` if no record can hold it.
+#[inline]
+fn body_len(len: usize) -> Option<u32> {
+    u32::try_from(len).ok().filter(|&len| u64::from(len) <= record::MAX_BODY)
 }
 
 /// The place of a record, and of its slot, that a failed batch may have stored.
@@ -89,8 +130,6 @@ struct Remains {
 pub(crate) struct Active {
     segment: Arc<Segment>,
     region: Arc<dyn Region>,
-    /// Each store to it is a system call.
-    by_write: bool,
     first_seq: u64,
     base_time: Time,
     tail: Offset,
@@ -115,7 +154,6 @@ impl Active {
         segment.store_mark(&*region, ACTIVATION, &activation.encode(segment.key))?;
         Ok(Self {
             segment,
-            by_write: region.stores_are_writes(),
             region,
             first_seq,
             base_time: now,
@@ -184,6 +222,7 @@ impl Active {
 
     /// Places `drafts`, which fit, as one batch. `unsynced`: how many Seqs before the first of them
     /// are not known to be durable.
+    #[inline]
     pub(crate) fn append(&mut self, drafts: &[Draft<'_>], unsynced: u64, now: Time) -> Result<()> {
         let age = record::encode_age(now, self.base_time).unwrap_or(u32::MAX);
         let (mut tail, mut index, mut unsynced) = (self.tail, Index(self.count), unsynced);
@@ -193,23 +232,18 @@ impl Active {
                 body_check: draft.body_check,
                 body_len: draft.body_len,
                 flags: Flags::default()
-                    .transient(draft.is_transient)
-                    .extended(!draft.extensions.is_empty())
+                    .transient(draft.is_transient())
+                    .extended(!draft.extensions().is_empty())
                     .more(position < last),
                 unsynced: record::encode_unsynced(unsynced),
                 index,
                 age,
             };
-            let placed = if self.by_write {
-                self.place_by_write(&header, draft, tail)
-            } else {
-                self.place(&header, draft, tail)
-            };
-            if let Err(error) = placed {
+            if let Err(error) = self.place(&header, draft, tail) {
                 self.note_remains(&drafts[..=position]);
                 // The first error is the one to tell; the next push tries again.
                 self.erase_remains().ok();
-                return Err(error);
+                return Err(Error::io("append", &self.segment.path, tail.0, error));
             }
             tail = tail + header.record_len();
             index = index.next();
@@ -248,7 +282,13 @@ impl Active {
     /// Erases what failed batches left, so that it is never taken for a record, or for the state of
     /// a later record in the same place. Until that is done nothing may be pushed, into this
     /// segment or a later one.
+    #[inline]
     pub(crate) fn erase_remains(&mut self) -> Result<()> {
+        if self.remains.is_empty() { Ok(()) } else { self.erase_all_remains() }
+    }
+
+    #[cold]
+    fn erase_all_remains(&mut self) -> Result<()> {
         while let Some(&Remains { offset, slot }) = self.remains.last() {
             let header = self.region.store(offset.0, &[0; record::HEADER]);
             let clear = |slot: Offset| {
@@ -262,53 +302,38 @@ impl Active {
         Ok(())
     }
 
-    fn place(&self, header: &RecordHeader, draft: &Draft<'_>, offset: Offset) -> Result<()> {
-        let (segment, region) = (&self.segment, &self.region);
-        let wrap = |error| Error::io("append", &segment.path, offset.0, error);
-        let body = offset + to_u64(record::HEADER);
-        if !draft.extensions.is_empty() {
-            region.store(body.0, &draft.extensions).map_err(wrap)?;
-        }
-        let payload = body + to_u64(draft.extensions.len());
-        region.store(payload.0, draft.payload).map_err(wrap)?;
-        if draft.has_slot() {
-            self.place_slot(header, draft, offset).map_err(wrap)?;
-        }
-        // Last, because the record exists once its header is stored.
-        region.store(offset.0, &header.encode(segment.key, offset)).map_err(wrap)
-    }
-
-    /// The same where each store is a system call: one for the record, because a copy costs less.
-    /// Should it be cut short by a kill, its body does not have its check.
-    #[cold]
-    fn place_by_write(
-        &self,
-        header: &RecordHeader,
-        draft: &Draft<'_>,
-        offset: Offset,
-    ) -> Result<()> {
-        let encoded = header.encode(self.segment.key, offset);
-        let record = [&encoded[..], &draft.extensions, draft.payload].concat();
-        let slot = if draft.has_slot() { self.place_slot(header, draft, offset) } else { Ok(()) };
-        let placed = slot.and_then(|()| self.region.store(offset.0, &record));
-        placed.map_err(|error| Error::io("append", &self.segment.path, offset.0, error))
-    }
-
-    /// The slot of a message that has one from the start.
-    fn place_slot(
+    /// Stores a record, and first its slot, if that has something to say: the record exists once its
+    /// header is stored.
+    #[inline]
+    fn place(
         &self,
         header: &RecordHeader,
         draft: &Draft<'_>,
         offset: Offset,
     ) -> std::io::Result<()> {
-        let (segment, region, index) = (&self.segment, &self.region, header.index);
-        if let Some(due) = draft.due {
-            let now = header.pushed_at(self.base_time);
+        if draft.has_slot() {
+            self.place_slot(draft, header.index, header.pushed_at(self.base_time), offset)?;
+        }
+        let encoded = header.encode(self.segment.key, offset);
+        self.region.store_record(offset.0, &encoded, [draft.extensions(), &*draft.payload])
+    }
+
+    /// The slot of a message that has one from the start.
+    #[cold]
+    fn place_slot(
+        &self,
+        draft: &Draft<'_>,
+        index: Index,
+        now: Time,
+        offset: Offset,
+    ) -> std::io::Result<()> {
+        let (segment, region) = (&self.segment, &self.region);
+        if let Some(due) = draft.due() {
             let delay = Delay { due, given: due.since(now) };
             let word = StoredDelay::Until(delay).encode(self.base_time, segment.key, index);
             region.store_word(slot::delay_offset(segment.header.size, index).0, word)?;
         }
-        let state = if draft.is_transient { State::Transient } else { State::Ready };
+        let state = if draft.is_transient() { State::Transient } else { State::Ready };
         let slot = Slot { state, attempts: 0, offset: Some(offset) };
         let place = slot::offset(segment.header.size, index);
         region.store_word(place.0, slot.encode(segment.key, index))

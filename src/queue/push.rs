@@ -5,16 +5,19 @@ use crate::clock::{Clock, MAX_DELAY};
 use crate::delivery::Receipt;
 use crate::engine::{Context, WhenFull, start_push};
 use crate::error::{Error, Result};
-use crate::format::bytes::to_u64;
 use crate::format::extension::Notes;
 use crate::format::{extension, record};
 use crate::log::active::Draft;
-use crate::message::{Message, NotBefore};
+use crate::message::{Extras, Message, NotBefore};
 use crate::options::{Durability, Options};
 use crate::seq::Seq;
 use crate::time::{Millis, Time};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+
+/// Messages of a batch for which memory is taken before they are seen.
+const EXPECTED_AT_MOST: usize = 1024;
 
 impl Queue {
     /// Puts a message at the end of the queue. `Ok` promises what the message's [`Durability`]
@@ -31,7 +34,7 @@ impl Queue {
     ///   delivered all the same. So it may after an [`Error::Io`] that is indeterminate: no file
     ///   descriptor was left to begin the sync. [`Queue::sync`] tries it again.
     pub fn push<'a>(&self, message: impl Into<Message<'a>>) -> Result<Seq> {
-        self.push_one(&message.into(), WhenFull::AsOptions)
+        self.push_one(message.into(), WhenFull::AsOptions)
     }
 
     /// Like [`Queue::push`], but never waits for room: if the queue is full, this returns
@@ -42,7 +45,7 @@ impl Queue {
     ///
     /// As [`Queue::push`].
     pub fn try_push<'a>(&self, message: impl Into<Message<'a>>) -> Result<Seq> {
-        self.push_one(&message.into(), WhenFull::NoWait)
+        self.push_one(message.into(), WhenFull::NoWait)
     }
 
     /// Puts a message at the end of the queue without waiting for the disk. When it returns, the
@@ -57,7 +60,7 @@ impl Queue {
         let durability = durability_of(self.engine().options(), &message);
         let start = start_push(false);
         let seq = self.noting_failure(1, || {
-            let draft = draft(self.engine().context(), &message)?;
+            let draft = draft(self.engine().context(), message)?;
             self.open_queue().push(&[draft], interval(durability), WhenFull::AsOptions)
         })?;
         self.engine().end_push(start);
@@ -87,42 +90,46 @@ impl Queue {
         &self,
         messages: impl IntoIterator<Item = M>,
     ) -> Result<Vec<Seq>> {
-        let options = self.engine().options();
-        let max = options.max_batch_bytes;
-        let (mut batch, mut bytes) = (Vec::new(), 0);
+        let context = self.engine().context();
+        let max = context.options.max_batch_bytes;
+        let messages = messages.into_iter();
+        // An iterator without an end says that it has more than any.
+        let expected = messages.size_hint().0.min(EXPECTED_AT_MOST);
+        let mut drafts = Ok(Vec::with_capacity(expected));
+        let (mut number, mut bytes, mut durability) = (0, 0, None);
         for message in messages {
             let message = message.into();
-            bytes += message.bytes();
+            (number, bytes) = (number + 1, bytes + message.bytes());
             if bytes > max {
-                let too_large = Error::TooLarge { len: bytes, max };
-                self.engine().note_failed_pushes(to_u64(batch.len()) + 1);
-                return Err(too_large);
+                self.engine().note_failed_pushes(number);
+                return Err(Error::TooLarge { len: bytes, max });
             }
-            batch.push(message);
+            let own = durability_of(&context.options, &message);
+            durability = Some(durability.map_or(own, |durability| own.stricter(durability)));
+            // After an error the others are counted, and not looked at.
+            if let Ok(placed) = &mut drafts {
+                match draft(context, message) {
+                    Ok(draft) => placed.push(draft),
+                    Err(error) => drafts = Err(error),
+                }
+            }
         }
-        if batch.is_empty() {
+        let Some(durability) = durability else {
             return self.engine().check_open().map(|()| Vec::new());
-        }
-        let each = batch.iter().map(|message| durability_of(options, message));
-        let durability = each.reduce(Durability::stricter).unwrap_or(Durability::Os);
+        };
         let start = start_push(durability == Durability::Always);
-        let first = self.noting_failure(batch.len(), || {
-            let context = self.engine().context();
-            let drafts = batch.iter().map(|message| draft(context, message));
-            let drafts: Vec<Draft<'_>> = drafts.collect::<Result<_>>()?;
-            self.open_queue().push(&drafts, interval(durability), WhenFull::AsOptions)
+        let first = self.noting_failure(number, || {
+            self.open_queue().push(&drafts?, interval(durability), WhenFull::AsOptions)
         })?;
-        if first == 0 {
-            return Ok(vec![Seq(0); batch.len()]);
-        }
-        let seqs: Vec<Seq> = (first..).zip(&batch).map(|(seq, _)| Seq(seq)).collect();
-        let waited = self.wait(first + to_u64(batch.len()) - 1, durability);
+        let seq_of = |nth| if first == 0 { Seq(0) } else { Seq(first + nth) };
+        let seqs = (0..number).map(seq_of).collect();
+        let waited = if first == 0 { Ok(()) } else { self.wait(first + number - 1, durability) };
         self.engine().end_push(start);
         waited.map(|()| seqs)
     }
 
-    fn push_one(&self, message: &Message<'_>, when_full: WhenFull) -> Result<Seq> {
-        let durability = durability_of(self.engine().options(), message);
+    fn push_one(&self, message: Message<'_>, when_full: WhenFull) -> Result<Seq> {
+        let durability = durability_of(self.engine().options(), &message);
         let start = start_push(durability == Durability::Always);
         let seq = self.noting_failure(1, || {
             let draft = draft(self.engine().context(), message)?;
@@ -134,10 +141,11 @@ impl Queue {
     }
 
     /// Counts messages that did not get into the queue.
-    fn noting_failure(&self, messages: usize, push: impl FnOnce() -> Result<u64>) -> Result<u64> {
+    #[inline]
+    fn noting_failure(&self, messages: u64, push: impl FnOnce() -> Result<u64>) -> Result<u64> {
         let pushed = push();
         if !matches!(pushed, Ok(1..)) {
-            self.engine().note_failed_pushes(to_u64(messages));
+            self.engine().note_failed_pushes(messages);
         }
         pushed
     }
@@ -151,32 +159,45 @@ impl Queue {
 }
 
 /// The message as it goes into the log.
-fn draft<'m>(context: &Context, message: &'m Message<'_>) -> Result<Draft<'m>> {
+#[inline]
+fn draft<'m>(context: &Context, message: Message<'m>) -> Result<Draft<'m>> {
     let max = context.options.max_message_bytes;
     let len = message.bytes();
     if len > max {
         return Err(Error::TooLarge { len, max });
     }
     message.check()?;
-    let headers = message.headers.iter();
+    let draft = match message.extras {
+        None => Draft::plain(message.payload),
+        Some(extras) => draft_with(&extras, message.payload, &context.clock)?,
+    };
+    draft.ok_or_else(|| Error::TooLarge { len, max: record::MAX_PAYLOAD })
+}
+
+/// The same for one that has more than a payload; `None` if no record can hold it.
+fn draft_with<'m>(
+    extras: &Extras<'_>,
+    payload: Cow<'m, [u8]>,
+    clock: &Clock,
+) -> Result<Option<Draft<'m>>> {
+    let headers = extras.headers.iter();
     let headers = headers.map(|header| (header.name.as_str(), &header.value[..]));
-    let (due, expires) = times_of(message, &context.clock)?;
+    let (due, expires) = times_of(extras, clock)?;
     let notes = Notes { due, expires, origin: None };
-    let is_plain = message.headers.is_empty() && due.is_none() && expires.is_none();
-    let extensions = if is_plain { Vec::new() } else { extension::encode(headers, &notes) };
-    let draft = Draft::new(extensions, &message.payload);
-    let draft = draft.ok_or(Error::TooLarge { len, max: record::MAX_PAYLOAD })?;
-    Ok(draft.with(message.is_transient, due, expires))
+    let has_extensions = !extras.headers.is_empty() || due.is_some() || expires.is_some();
+    let extensions = if has_extensions { extension::encode(headers, &notes) } else { Vec::new() };
+    let draft = Draft::new(extensions, payload);
+    Ok(draft.map(|draft| draft.with(extras.is_transient, due, expires)))
 }
 
 /// When a message may be handed out, and when it expires. Reads no clock for a message without
 /// times.
-fn times_of(message: &Message<'_>, clock: &Clock) -> Result<(Option<Time>, Option<Time>)> {
-    if message.due.is_none() && message.ttl.is_none() {
+fn times_of(extras: &Extras<'_>, clock: &Clock) -> Result<(Option<Time>, Option<Time>)> {
+    if extras.due.is_none() && extras.ttl.is_none() {
         return Ok((None, None));
     }
     let now = clock.next();
-    let due = message.due.map(|due| match due {
+    let due = extras.due.map(|due| match due {
         NotBefore::After(delay) => now + Millis::from(delay),
         NotBefore::At(time) => clock.at(time),
     });
@@ -186,12 +207,13 @@ fn times_of(message: &Message<'_>, clock: &Clock) -> Result<(Option<Time>, Optio
         let bound = "at most 8 years ahead";
         return Err(Error::invalid_option("Message::deliver_at", moment, bound));
     }
-    Ok((due, message.ttl.map(|ttl| now + Millis::from(ttl))))
+    Ok((due, extras.ttl.map(|ttl| now + Millis::from(ttl))))
 }
 
 /// A push of a transient message does not wait for the disk.
+#[inline]
 fn durability_of(options: &Options, message: &Message<'_>) -> Durability {
-    if message.is_transient {
+    if message.is_transient() {
         return Durability::Os;
     }
     message.durability.unwrap_or(options.durability)

@@ -74,7 +74,7 @@ pub(crate) struct Unsealed {
     is_over: bool,
     /// The shortest interval that an unsynced message waits for.
     sync_within: Option<Duration>,
-    last_seq: Option<u64>,
+    last_of_earlier_runs: Option<u64>,
     newest_time: Time,
     /// When a push looks again whether its file is still there.
     look_at: Time,
@@ -113,19 +113,20 @@ pub(crate) struct Need {
 }
 
 impl Need {
+    #[inline]
+    pub(crate) fn of(drafts: &[Draft<'_>]) -> Self {
+        let bytes = drafts.iter().map(Draft::record_len).sum();
+        Self { bytes, records: to_u64(drafts.len()) }
+    }
+
     /// # Errors
     ///
     /// [`Error::TooLarge`] if no segment can hold them.
-    pub(crate) fn of(drafts: &[Draft<'_>]) -> Result<Self> {
-        let mut bytes = 0;
-        for draft in drafts {
-            bytes += draft.record_len();
+    pub(crate) fn check(self) -> Result<()> {
+        if self.segment_bytes() > MAX_SEGMENT {
+            return Err(Error::TooLarge { len: self.bytes, max: MAX_SEGMENT });
         }
-        let need = Self { bytes, records: to_u64(drafts.len()) };
-        if need.segment_bytes() > MAX_SEGMENT {
-            return Err(Error::TooLarge { len: bytes, max: MAX_SEGMENT });
-        }
-        Ok(need)
+        Ok(())
     }
 
     pub(crate) fn records(self) -> u64 {
@@ -157,7 +158,7 @@ impl Unsealed {
             is_closed: false,
             is_over: false,
             sync_within: None,
-            last_seq: log.last_seq,
+            last_of_earlier_runs: log.last_seq,
             newest_time: log.newest_time,
             look_at: Time::ZERO,
             has_asked_for_supply: false,
@@ -195,8 +196,9 @@ impl Unsealed {
         self.next_seq - self.first_seq
     }
 
+    /// The newest message, of this run or an earlier one.
     pub(crate) fn last_seq(&self) -> Option<u64> {
-        self.last_seq
+        if self.pushed() > 0 { Some(self.next_seq - 1) } else { self.last_of_earlier_runs }
     }
 
     pub(crate) fn newest_time(&self) -> Time {
@@ -309,8 +311,9 @@ impl Appender {
         active.append(drafts, unsynced, now)?;
         unsealed.next_seq += need.records;
         let last_seq = unsealed.next_seq - 1;
-        unsealed.last_seq = Some(last_seq);
-        let guard = self.publish(drafts, first_seq);
+        let are_plain = drafts.iter().all(Draft::is_plain);
+        let guard = if are_plain { None } else { self.schedule(drafts, first_seq) };
+        self.published.publish(last_seq);
         let consumers = &self.context.waiters.consumers;
         // Asked under the lock, which each consumer takes between registering and looking.
         let has_consumers = consumers.has_waiters();
@@ -324,7 +327,9 @@ impl Appender {
         // In this order, so that wakers are called outside of all locks.
         drop(unsealed);
         drop(guard);
-        self.watch_expiry(drafts, now);
+        if !are_plain || self.context.options.message_ttl.is_some() {
+            self.watch_expiry(drafts, now);
+        }
         if has_consumers {
             (0..need.records).for_each(|_| consumers.wake_one());
         }
@@ -337,15 +342,13 @@ impl Appender {
         Ok(Appended::At(first_seq))
     }
 
-    /// Publishes messages that are placed. The guard is to be dropped outside of the lock.
-    #[inline]
-    fn publish(&self, drafts: &[Draft<'_>], first_seq: u64) -> Option<DispatchGuard<'_>> {
-        let last_seq = first_seq + to_u64(drafts.len()) - 1;
+    /// Messages with a delay are known to have it before they can be seen. The guard is to be
+    /// dropped once they are published, and outside of the lock of the unsealed segments.
+    #[cold]
+    fn schedule(&self, drafts: &[Draft<'_>], first_seq: u64) -> Option<DispatchGuard<'_>> {
         if drafts.iter().all(|draft| draft.due().is_none()) {
-            self.published.publish(last_seq);
             return None;
         }
-        // Messages with a delay are known to have it before they can be seen.
         let mut dispatch = self.dispatch.lock();
         for (seqs, step) in (first_seq..).step_by(DELAYS_A_STEP).zip(drafts.chunks(DELAYS_A_STEP)) {
             let schedule = dispatch.ledger_mut().places_mut().schedule_mut();
@@ -354,21 +357,12 @@ impl Appender {
             }
             dispatch.let_others_in();
         }
-        self.published.publish(last_seq);
         Some(dispatch)
     }
 
     /// Plans a look for expired messages, if one of these can expire before the next one.
-    #[inline]
-    fn watch_expiry(&self, drafts: &[Draft<'_>], now: Time) {
-        let ttl = self.context.options.message_ttl;
-        if ttl.is_some() || drafts.iter().any(|draft| draft.expires().is_some()) {
-            self.plan_look(drafts, now);
-        }
-    }
-
     #[cold]
-    fn plan_look(&self, drafts: &[Draft<'_>], now: Time) {
+    fn watch_expiry(&self, drafts: &[Draft<'_>], now: Time) {
         let ttl = self.context.options.message_ttl.map(Millis::from);
         let ttl = ttl.map(|ttl| now.saturating_add(ttl));
         let own = drafts.iter().filter_map(Draft::expires).min();

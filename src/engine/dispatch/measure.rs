@@ -64,8 +64,11 @@ thread_local! {
 }
 
 /// Starts to measure a push, if it is one to be measured.
+#[inline]
 pub(crate) fn start_push(waits: bool) -> Option<Instant> {
-    let number = PUSHES.get().wrapping_add(1);
-    PUSHES.set(number);
+    let number = PUSHES.with(|pushes| {
+        pushes.set(pushes.get().wrapping_add(1));
+        pushes.get()
+    });
     (waits || Measure::is_sample(number)).then(clock::now)
 }

@@ -11,15 +11,19 @@
 
 #![expect(clippy::disallowed_types, reason = "part of the door to the operating system")]
 
+use crate::format::record::HEADER;
 use crate::io::directory::{Directory, Want};
 use crate::io::latch::SyncLatch;
 use crate::io::mmap::Map;
 use crate::io::os::{self, FileId};
-use crate::io::{Access, Region, StorageFile, check_bounds, check_word, outside};
+use crate::io::{Access, Region, StorageFile, check_bounds, check_words, outside};
 use parking_lot::Mutex;
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Weak};
+
+/// Bytes of a word.
+const WORD: usize = size_of::<u64>();
 
 /// How a file is reached as memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -234,9 +238,13 @@ impl MappedRegion {
     }
 
     #[inline(never)]
-    fn write_word(&self, offset: u64, word: u64) -> io::Result<()> {
-        check_word(offset, self.size)?;
-        os::write_all_at(&self.file, offset, &word.to_le_bytes())
+    fn write_words(&self, offset: u64, words: &[u64]) -> io::Result<()> {
+        write_words(&self.file, self.size, offset, words)
+    }
+
+    #[inline(never)]
+    fn write_record(&self, offset: u64, header: &[u8; HEADER], body: [&[u8]; 2]) -> io::Result<()> {
+        self.write(offset, &[&header[..], body[0], body[1]].concat())
     }
 }
 
@@ -257,17 +265,37 @@ impl Region for MappedRegion {
     }
 
     #[inline]
-    fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
+    fn store_record(&self, offset: u64, header: &[u8; HEADER], body: [&[u8]; 2]) -> io::Result<()> {
         if self.by_write {
-            self.write_word(offset, word)
+            self.write_record(offset, header, body)
         } else {
-            self.map.store_word(offset, word)
+            self.map.store_record(offset, header, body)
         }
     }
 
     #[inline]
+    fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
+        self.store_words(offset, &[word])
+    }
+
+    #[inline]
     fn load_word(&self, offset: u64) -> io::Result<u64> {
-        self.map.load_word(offset)
+        let mut word = [0];
+        self.map.load_words(offset, &mut word).map(|()| word[0])
+    }
+
+    #[inline]
+    fn store_words(&self, offset: u64, words: &[u64]) -> io::Result<()> {
+        if self.by_write {
+            self.write_words(offset, words)
+        } else {
+            self.map.store_words(offset, words)
+        }
+    }
+
+    #[inline]
+    fn load_words(&self, offset: u64, into: &mut [u64]) -> io::Result<()> {
+        self.map.load_words(offset, into)
     }
 
     fn populate(&self) {
@@ -310,15 +338,25 @@ impl Region for UnmappedRegion {
     }
 
     fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
-        check_word(offset, self.size)?;
-        os::write_all_at(&self.file, offset, &word.to_le_bytes())
+        self.store_words(offset, &[word])
     }
 
     fn load_word(&self, offset: u64) -> io::Result<u64> {
-        check_word(offset, self.size)?;
-        let mut word = [0; 8];
-        os::read_exact_at(&self.file, offset, &mut word)?;
-        Ok(u64::from_le_bytes(word))
+        let mut word = [0];
+        self.load_words(offset, &mut word).map(|()| word[0])
+    }
+
+    fn store_words(&self, offset: u64, words: &[u64]) -> io::Result<()> {
+        write_words(&self.file, self.size, offset, words)
+    }
+
+    fn load_words(&self, offset: u64, into: &mut [u64]) -> io::Result<()> {
+        let mut bytes = vec![0; into.len().saturating_mul(WORD)];
+        check_words(offset, bytes.len(), self.size)?;
+        os::read_exact_at(&self.file, offset, &mut bytes)?;
+        let (words, _) = bytes.as_chunks();
+        into.iter_mut().zip(words).for_each(|(word, bytes)| *word = u64::from_le_bytes(*bytes));
+        Ok(())
     }
 
     fn populate(&self) {}
@@ -326,6 +364,17 @@ impl Region for UnmappedRegion {
     fn stores_are_writes(&self) -> bool {
         true
     }
+}
+
+/// Stores words by one write.
+fn write_words(file: &File, size: u64, offset: u64, words: &[u64]) -> io::Result<()> {
+    // Or else a write would make the file longer.
+    check_words(offset, words.len().saturating_mul(WORD), size)?;
+    if let [word] = words {
+        return os::write_all_at(file, offset, &word.to_le_bytes());
+    }
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    os::write_all_at(file, offset, &bytes)
 }
 
 #[cfg(all(test, unix))]
