@@ -1,7 +1,7 @@
 //! A message that is handed out, and the wait for a message that is on its way to the disk.
 
 use crate::clock::MAX_DELAY;
-use crate::engine::{Answer, Cause, Engine, LeaseKey, Taken};
+use crate::engine::{Answer, Answerable, Cause, Engine, LeaseKey, Taken};
 use crate::error::{Error, Result};
 use crate::format::extension::{self, Origin};
 use crate::open_queue::OpenQueue;
@@ -45,7 +45,7 @@ impl Delivery {
     /// ever has it.
     #[must_use]
     pub fn seq(&self) -> Seq {
-        Seq(self.taken.key.seq)
+        Seq(self.taken.key.ticket.seq())
     }
 
     /// How often the message was handed out, this time included. The count survives a crash of the
@@ -108,8 +108,9 @@ impl Delivery {
     /// * [`Error::Io`](crate::Error::Io) or [`Error::StorageFull`](crate::Error::StorageFull) if
     ///   the state could not be stored (where stores are writes, or if no file descriptor was left
     ///   to map its file): the message comes back.
-    pub fn ack(self) -> Result<()> {
-        self.answer(&Answer::Ack)
+    pub fn ack(mut self) -> Result<()> {
+        self.is_answered = true;
+        self.open.ack(&[self.taken.key])
     }
 
     /// Says that the work failed, and gives the message back. It is handed out again before all
@@ -217,18 +218,36 @@ impl Delivery {
     }
 
     pub(crate) fn answer(mut self, answer: &Answer) -> Result<()> {
-        let key = self.begin_answer();
-        self.open.answer([key].into_iter(), answer)
-    }
-
-    /// From here on the caller has to answer this delivery: its drop does nothing.
-    pub(crate) fn begin_answer(&mut self) -> LeaseKey {
         self.is_answered = true;
-        self.taken.key
+        self.open.answer(self.taken.key, answer)
     }
 
-    pub(crate) fn belongs_to(&self, engine: &Arc<Engine>) -> bool {
-        Arc::ptr_eq(self.open.engine(), engine)
+    /// Settles all of these.
+    pub(crate) fn ack_all(mut deliveries: Vec<Self>) -> Result<()> {
+        let mut result = Ok(());
+        while let Some(last) = deliveries.last() {
+            let open = Arc::clone(&last.open);
+            // Mostly all of them; each queue settles its own.
+            let mut own = match deliveries.iter().rposition(|other| !other.belongs_to(&open)) {
+                Some(other) => deliveries.split_off(other + 1),
+                None => std::mem::take(&mut deliveries),
+            };
+            let acked = open.ack(&own);
+            result = acked.and(result);
+            own.iter_mut().for_each(|delivery| delivery.is_answered = true);
+        }
+        result
+    }
+
+    fn belongs_to(&self, open: &Arc<OpenQueue>) -> bool {
+        Arc::ptr_eq(self.open.engine(), open.engine())
+    }
+}
+
+impl Answerable for Delivery {
+    #[inline]
+    fn key(&self) -> &LeaseKey {
+        &self.taken.key
     }
 }
 
@@ -251,7 +270,7 @@ impl Drop for Delivery {
         if !self.is_answered {
             // This fails if the queue was closed, and then the message comes back at the next open;
             // or if the lease ran out, and the message was handed out again since.
-            self.open.answer([self.taken.key].into_iter(), &Answer::Drop).ok();
+            self.open.answer(self.taken.key, &Answer::Drop).ok();
         }
     }
 }
@@ -259,7 +278,7 @@ impl Drop for Delivery {
 impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Delivery")
-            .field("seq", &self.taken.key.seq)
+            .field("seq", &self.seq())
             .field("attempts", &self.taken.attempts)
             .field("len", &self.len())
             .finish_non_exhaustive()

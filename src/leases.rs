@@ -5,32 +5,45 @@
 //! Memory is bounded by the largest number of leases that there was at one time. To begin and to
 //! end a lease takes a few steps, however many leases there are, because those that were not
 //! extended run out in the order in which they began.
+//!
+//! Messages side by side that are handed out together have one lease, a [`Batch`]. One that is
+//! extended, or whose time runs out, parts from its batch, and gets a lease of its own.
 
-use crate::format::address::{Index, Offset, Ordinal};
+mod batch;
+mod bits;
+mod place;
+#[cfg(test)]
+mod tests;
+mod timed;
+
+pub(crate) use batch::Batch;
+pub(crate) use place::Place;
+
+use crate::format::address::{Index, Ordinal};
 use crate::time::Time;
-
 use std::collections::{BTreeMap, BTreeSet};
+use timed::Timed;
 
-/// Names a lease. Once the lease has ended, it names nothing.
+/// Names the lease of a message. Once the lease has ended, it names nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Ticket {
+    seq: u64,
     entry: u32,
     generation: u32,
 }
 
-/// What a lease knows of its message: which one it is, and where it lay when that was last looked
-/// up. Compaction may have moved it since then; its Seq finds it again.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
-pub(crate) struct Place {
-    pub(crate) seq: u64,
-    pub(crate) ordinal: Ordinal,
-    pub(crate) index: Index,
-    pub(crate) offset: Offset,
-    /// The delivery that is under way is counted.
-    pub(crate) attempts: u32,
-    /// Bytes of its record.
-    pub(crate) bytes: u32,
-    pub(crate) is_transient: bool,
+impl Ticket {
+    /// The number of the message.
+    #[inline]
+    pub(crate) fn seq(self) -> u64 {
+        self.seq
+    }
+
+    /// That of another message of the same batch.
+    #[inline]
+    pub(crate) fn of(self, seq: u64) -> Self {
+        Self { seq, ..self }
+    }
 }
 
 /// The deliveries that are not answered yet.
@@ -38,30 +51,26 @@ pub(crate) struct Place {
 pub(crate) struct Leases {
     entries: Vec<Lease>,
     free: Vec<u32>,
-    /// The ends of the list of leases with the common timeout, in the order in which they began.
-    oldest: Option<u32>,
-    newest: Option<u32>,
+    /// How many messages are in flight.
+    count: usize,
+    /// Leases with the common timeout, in the order in which they began.
+    timed: Timed,
     /// Leases with a deadline of their own.
     extended: BTreeSet<(Time, u32)>,
     /// Leases that ran out, by Seq, with the time before which the message is not handed out again.
     expired: BTreeMap<u64, (Ticket, Time)>,
+    /// The leases of messages that have parted from their runs, by Seq.
+    parted: BTreeMap<u64, Ticket>,
 }
 
 #[derive(Debug)]
 struct Lease {
     generation: u32,
     state: LeaseState,
-    older: Option<u32>,
-    newer: Option<u32>,
     deadline: Time,
     place: Place,
-}
-
-impl Lease {
-    /// Whether its message is in flight.
-    fn is_out(&self) -> bool {
-        !matches!(self.state, LeaseState::Free | LeaseState::Expired)
-    }
+    /// What it is for instead, if it is the lease of a batch.
+    batch: Option<Box<Batch>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,11 +78,11 @@ enum LeaseState {
     Free,
     /// Without a deadline.
     Held,
-    /// In the list.
+    /// In `timed`.
     Timed,
-    /// In `extended`.
+    /// In `extended`. Not of a batch.
     Extended,
-    /// In `expired`.
+    /// In `expired`. Not of a batch.
     Expired,
 }
 
@@ -86,70 +95,137 @@ pub(crate) struct Ended {
     pub(crate) expired: Option<Time>,
 }
 
+/// What holds, and was not extended, and has not run out.
+#[derive(Debug)]
+pub(crate) enum Holding<'a> {
+    One(&'a Place),
+    Batch(&'a Batch),
+}
+
+impl Lease {
+    /// Whether its messages, if it has any, are in flight.
+    fn is_out(&self) -> bool {
+        !matches!(self.state, LeaseState::Free | LeaseState::Expired)
+    }
+
+    /// Where this message was, if the lease is for it.
+    #[inline]
+    fn place(&self, seq: u64) -> Option<Place> {
+        match &self.batch {
+            None => (self.place.seq == seq).then_some(self.place),
+            Some(batch) => batch.place(seq),
+        }
+    }
+}
+
 impl Leases {
-    /// How many leases have not run out.
+    /// How many messages are in flight: their leases have not run out.
+    #[inline]
     pub(crate) fn count(&self) -> usize {
-        self.entries.len() - self.free.len() - self.expired.len()
+        self.count
     }
 
     /// Begins a lease. `deadline` is never before that of an earlier call.
     #[inline]
     pub(crate) fn begin(&mut self, place: Place, deadline: Option<Time>) -> Ticket {
-        let state = if deadline.is_some() { LeaseState::Timed } else { LeaseState::Held };
+        self.count += 1;
+        let ticket = self.put(place, deadline);
+        if let Some(deadline) = deadline {
+            self.timed.begin(deadline, ticket.entry, ticket.generation);
+        }
+        ticket
+    }
+
+    /// Begins a lease for messages side by side; gives the ticket of the first one.
+    pub(crate) fn begin_batch(&mut self, batch: Batch, deadline: Option<Time>) -> Ticket {
+        let place = Place { seq: batch.first_seq(), ..Place::default() };
+        self.count += batch.left() - 1;
+        let ticket = self.begin(place, deadline);
+        self.entry(ticket.entry).batch = Some(Box::new(batch));
+        ticket
+    }
+
+    /// A new entry of the slab.
+    #[inline]
+    fn put(&mut self, place: Place, deadline: Option<Time>) -> Ticket {
         let number = match self.free.pop() {
             Some(number) => number,
             None => self.grow(),
         };
         let entry = self.entry(number);
-        (entry.state, entry.place, entry.deadline) = (state, place, deadline.unwrap_or_default());
-        let ticket = Ticket { entry: number, generation: entry.generation };
-        if state == LeaseState::Timed {
-            self.link(number);
-        }
-        ticket
+        entry.state = if deadline.is_some() { LeaseState::Timed } else { LeaseState::Held };
+        (entry.place, entry.deadline) = (place, deadline.unwrap_or_default());
+        Ticket { seq: place.seq, entry: number, generation: entry.generation }
     }
 
     #[cold]
     fn grow(&mut self) -> u32 {
-        let (place, older, newer) = (Place::default(), None, None);
-        let entry = Lease {
+        self.entries.push(Lease {
             generation: 0,
             state: LeaseState::Free,
-            older,
-            newer,
             deadline: Time::ZERO,
-            place,
-        };
-        self.entries.push(entry);
+            place: Place::default(),
+            batch: None,
+        });
         u32::try_from(self.entries.len() - 1).expect("fewer than 2^32 deliveries fit in memory")
     }
 
     /// Ends a lease; `None` if it has ended already.
     #[inline]
     pub(crate) fn end(&mut self, ticket: Ticket) -> Option<Ended> {
-        let entry = self.entries.get_mut(widen(ticket.entry))?;
-        if entry.generation != ticket.generation || entry.state == LeaseState::Free {
+        let ticket = self.own(ticket)?;
+        let entry = self.entry(ticket.entry);
+        if let Some(batch) = &mut entry.batch {
+            let place = batch.take(ticket.seq)?;
+            self.count -= 1;
+            self.free_batch_if_over(ticket.entry);
+            return Some(Ended { place, expired: None });
+        }
+        let place = entry.place(ticket.seq)?;
+        let expired = self.leave(ticket);
+        self.free(ticket.entry);
+        if !self.parted.is_empty() {
+            self.parted.remove(&ticket.seq);
+        }
+        Some(Ended { place, expired })
+    }
+
+    /// Ends the leases of messages side by side, all of which are in flight, by the ticket of the
+    /// first one; `number` is at least 1.
+    #[inline]
+    pub(crate) fn end_held(&mut self, first: Ticket, number: usize) {
+        self.count -= number;
+        let entry = self.entry(first.entry);
+        match &mut entry.batch {
+            Some(batch) => {
+                batch.take_held(first.seq, number);
+                self.free_batch_if_over(first.entry);
+            }
+            None => self.free(first.entry),
+        }
+    }
+
+    /// The lease of this ticket, if it holds, and was not extended.
+    #[inline]
+    pub(crate) fn held(&self, ticket: Ticket) -> Option<Holding<'_>> {
+        let entry = self.entries.get(widen(ticket.entry))?;
+        let is_held = matches!(entry.state, LeaseState::Held | LeaseState::Timed);
+        if !is_held || entry.generation != ticket.generation {
             return None;
         }
-        let place = entry.place;
-        entry.generation = entry.generation.wrapping_add(1);
-        let state = std::mem::replace(&mut entry.state, LeaseState::Free);
-        let expired = match state {
-            LeaseState::Expired => self.expired.remove(&place.seq).map(|(_, due)| due),
-            LeaseState::Free | LeaseState::Held => None,
-            LeaseState::Timed | LeaseState::Extended => {
-                self.leave(ticket.entry, state);
-                None
-            }
-        };
-        self.free.push(ticket.entry);
-        Some(Ended { place, expired })
+        Some(match &entry.batch {
+            None => Holding::One(&entry.place),
+            Some(batch) => Holding::Batch(batch),
+        })
     }
 
     /// What a lease knows of its message, and whether it has run out; `None` if it has ended.
     #[inline]
     pub(crate) fn place(&self, ticket: Ticket) -> Option<(Place, bool)> {
-        self.known(ticket).map(|(state, place)| (place, state == LeaseState::Expired))
+        let ticket = self.own(ticket)?;
+        let entry = self.entries.get(widen(ticket.entry))?;
+        let place = entry.place(ticket.seq)?;
+        Some((place, entry.state == LeaseState::Expired))
     }
 
     /// Ends the lease of message `seq` if it ran out, because the message is handed out again, or
@@ -166,36 +242,36 @@ impl Leases {
 
     /// Whether message `seq` is in flight. Looks at all leases.
     pub(crate) fn has(&self, seq: u64) -> bool {
-        self.entries.iter().any(|lease| lease.place.seq == seq && lease.is_out())
+        self.entries.iter().any(|lease| lease.is_out() && lease.place(seq).is_some())
     }
 
     /// The same for the message that lies here, as far as its lease knows where it lies.
     pub(crate) fn has_at(&self, ordinal: Ordinal, index: Index) -> bool {
-        let is_out = |lease: &Lease| {
-            (lease.place.ordinal, lease.place.index) == (ordinal, index) && lease.is_out()
+        let lies_there = |lease: &Lease| match &lease.batch {
+            None => (lease.place.ordinal, lease.place.index) == (ordinal, index),
+            Some(batch) => batch.has_at(ordinal, index),
         };
-        self.entries.iter().any(is_out)
+        self.entries.iter().any(|lease| lease.is_out() && lies_there(lease))
     }
 
     /// Gives a lease another deadline. A lease that had run out begins again. Returns what
     /// [`Leases::end`] would have returned: `None` if the lease has ended.
     pub(crate) fn extend(&mut self, ticket: Ticket, deadline: Time) -> Option<Ended> {
-        let (state, place) = self.known(ticket)?;
-        self.leave(ticket.entry, state);
-        let expired = self.expired.remove(&place.seq).map(|(_, due)| due);
+        let (ticket, place) = self.part(ticket)?;
+        let expired = self.leave(ticket);
         let entry = self.entry(ticket.entry);
         (entry.state, entry.deadline) = (LeaseState::Extended, deadline);
+        self.count += 1;
         self.extended.insert((deadline, ticket.entry));
         Some(Ended { place, expired })
     }
 
     /// The earliest deadline.
+    #[inline]
     pub(crate) fn next_deadline(&self) -> Option<Time> {
         let first = self.extended.first().map(|&(deadline, _)| deadline);
-        let oldest = self.oldest.and_then(|oldest| self.entries.get(widen(oldest)));
-        let deadline = oldest.map(|entry| entry.deadline);
         // No iterator, because this is called so often.
-        match (first, deadline) {
+        match (first, self.timed.first().map(|(deadline, _)| deadline)) {
             (Some(first), Some(deadline)) => Some(first.min(deadline)),
             (first, deadline) => first.or(deadline),
         }
@@ -203,173 +279,110 @@ impl Leases {
 
     /// A lease whose deadline has come. The caller then calls [`Leases::expire`] for it.
     pub(crate) fn overdue(&self, now: Time) -> Option<(Ticket, Place)> {
-        let oldest = self
-            .oldest
-            .and_then(|number| self.entries.get(widen(number)).map(|e| (e.deadline, number)));
-        let first = [oldest, self.extended.first().copied()].into_iter().flatten().min();
+        let first = [self.timed.first(), self.extended.first().copied()];
+        let first = first.into_iter().flatten().min();
         let (_, number) = first.filter(|&(deadline, _)| deadline <= now)?;
         let entry = self.entries.get(widen(number))?;
-        Some((Ticket { entry: number, generation: entry.generation }, entry.place))
+        let place = match &entry.batch {
+            None => entry.place,
+            Some(batch) => batch.first()?,
+        };
+        Some((Ticket { seq: place.seq, entry: number, generation: entry.generation }, place))
     }
 
     /// Notes that a lease has run out. Its message waits until `due`, or comes next if that is
     /// [`Time::ZERO`].
     pub(crate) fn expire(&mut self, ticket: Ticket, due: Time) {
-        if let Some((state, place)) = self.known(ticket) {
-            self.leave(ticket.entry, state);
+        if let Some((ticket, place)) = self.part(ticket) {
+            self.leave(ticket);
             self.entry(ticket.entry).state = LeaseState::Expired;
             self.expired.insert(place.seq, (ticket, due));
         }
     }
 
-    fn known(&self, ticket: Ticket) -> Option<(LeaseState, Place)> {
+    /// The ticket of the lease that a message has now: that of its batch, or of its own if it has
+    /// parted from that. `None` if it has ended.
+    #[inline]
+    fn own(&self, ticket: Ticket) -> Option<Ticket> {
         let entry = self.entries.get(widen(ticket.entry))?;
         let is_it = entry.generation == ticket.generation && entry.state != LeaseState::Free;
-        is_it.then_some((entry.state, entry.place))
+        if is_it && entry.place(ticket.seq).is_some() {
+            return Some(ticket);
+        }
+        // A message is in one batch at most, and parts from it once: this ticket is of that batch.
+        if self.parted.is_empty() { None } else { self.parted.get(&ticket.seq).copied() }
+    }
+
+    /// The same, and where the message was. One of a batch parts from it.
+    fn part(&mut self, ticket: Ticket) -> Option<(Ticket, Place)> {
+        let ticket = self.own(ticket)?;
+        let entry = self.entry(ticket.entry);
+        let place = match &mut entry.batch {
+            None => return Some((ticket, entry.place)),
+            Some(batch) => batch.take(ticket.seq)?,
+        };
+        self.free_batch_if_over(ticket.entry);
+        let own = self.put(place, None);
+        self.parted.insert(place.seq, own);
+        Some((own, place))
+    }
+
+    /// Takes the lease of one message out of wherever it is by its state, which ends. If it had batch
+    /// out, gives the time before which its message is not handed out again.
+    #[inline]
+    fn leave(&mut self, ticket: Ticket) -> Option<Time> {
+        let entry = self.entry(ticket.entry);
+        let deadline = entry.deadline;
+        let state = std::mem::replace(&mut entry.state, LeaseState::Free);
+        match state {
+            LeaseState::Expired => return self.expired.remove(&ticket.seq).map(|(_, due)| due),
+            LeaseState::Extended => drop(self.extended.remove(&(deadline, ticket.entry))),
+            LeaseState::Timed => self.note_timed_ended(),
+            LeaseState::Free | LeaseState::Held => {}
+        }
+        self.count -= 1;
+        None
+    }
+
+    /// The lease of an entry has ended, or goes on in another state.
+    #[inline]
+    fn note_timed_ended(&mut self) {
+        let Self { entries, timed, .. } = self;
+        timed.end_one(|number, generation| {
+            let entry = entries.get(widen(number));
+            entry.is_some_and(|entry| {
+                entry.generation == generation && entry.state == LeaseState::Timed
+            })
+        });
+    }
+
+    /// The lease of a batch ends with that of its last message.
+    #[inline]
+    fn free_batch_if_over(&mut self, number: u32) {
+        let entry = self.entry(number);
+        if entry.batch.as_ref().is_some_and(|batch| batch.left() == 0) {
+            entry.batch = None;
+            self.free(number);
+        }
+    }
+
+    /// From here on the tickets of an entry name nothing.
+    #[inline]
+    fn free(&mut self, number: u32) {
+        let entry = self.entry(number);
+        entry.generation = entry.generation.wrapping_add(1);
+        let state = std::mem::replace(&mut entry.state, LeaseState::Free);
+        self.free.push(number);
+        if state == LeaseState::Timed {
+            self.note_timed_ended();
+        }
     }
 
     fn entry(&mut self, number: u32) -> &mut Lease {
         &mut self.entries[widen(number)]
     }
-
-    /// Takes a lease, which is or was in this state, out of the list or set of its state.
-    fn leave(&mut self, number: u32, state: LeaseState) {
-        let Lease { older, newer, deadline, .. } = *self.entry(number);
-        match state {
-            LeaseState::Extended => drop(self.extended.remove(&(deadline, number))),
-            LeaseState::Timed => {
-                match older {
-                    Some(older) => self.entry(older).newer = newer,
-                    None => self.oldest = newer,
-                }
-                match newer {
-                    Some(newer) => self.entry(newer).older = older,
-                    None => self.newest = older,
-                }
-            }
-            LeaseState::Free | LeaseState::Held | LeaseState::Expired => {}
-        }
-    }
-
-    /// Puts a lease at the end of the list.
-    fn link(&mut self, number: u32) {
-        let older = self.newest.replace(number);
-        let entry = self.entry(number);
-        (entry.older, entry.newer) = (older, None);
-        match older {
-            Some(older) => self.entry(older).newer = Some(number),
-            None => self.oldest = Some(number),
-        }
-    }
 }
 
 fn widen(number: u32) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::time::Millis;
-    use proptest::prelude::*;
-
-    fn place(seq: u64) -> Place {
-        Place {
-            seq,
-            ordinal: Ordinal(1),
-            index: Index::FIRST,
-            offset: Offset(4096),
-            attempts: 1,
-            bytes: 0,
-            is_transient: false,
-        }
-    }
-
-    fn held(seq: u64) -> Ended {
-        Ended { place: place(seq), expired: None }
-    }
-
-    #[test]
-    fn a_late_ticket_ends_nothing() {
-        let mut leases = Leases::default();
-        let first = leases.begin(place(1), None);
-        assert_eq!(leases.end(first), Some(held(1)));
-        assert_eq!(leases.end(first), None, "a second answer");
-        let second = leases.begin(place(2), None);
-        assert_eq!(leases.end(first), None, "the entry is another's now");
-        assert_eq!(leases.count(), 1);
-        assert_eq!(leases.end(second), Some(held(2)));
-        assert_eq!((leases.count(), leases.next_deadline()), (0, None));
-    }
-
-    #[test]
-    fn what_ran_out_can_be_answered_until_it_is_handed_out_again() {
-        let mut leases = Leases::default();
-        let tickets = [1, 2, 3].map(|seq| leases.begin(place(seq), Some(Time(10 + seq))));
-        assert_eq!(leases.overdue(Time(10)), None);
-        assert_eq!(leases.overdue(Time(12)), Some((tickets[0], place(1))));
-        for ticket in tickets {
-            leases.expire(ticket, Time(50));
-        }
-        assert_eq!(
-            (leases.count(), leases.next_deadline(), leases.overdue(Time(99))),
-            (0, None, None)
-        );
-        leases.end_expired(1);
-        assert_eq!((leases.end(tickets[0]), leases.extend(tickets[0], Time(9))), (None, None));
-        assert_eq!(
-            leases.end(tickets[1]),
-            Some(Ended { place: place(2), expired: Some(Time(50)) })
-        );
-        let again = leases.extend(tickets[2], Time(70));
-        assert_eq!(again, Some(Ended { place: place(3), expired: Some(Time(50)) }));
-        assert_eq!((leases.count(), leases.next_deadline()), (1, Some(Time(70))));
-        assert_eq!(leases.end(tickets[2]), Some(held(3)));
-    }
-
-    proptest! {
-        /// Against a plain list: begin, end, extend, expire in any order.
-        #[test]
-        fn runs_out_in_the_order_of_deadlines(
-            steps in prop::collection::vec((0u8..4, 0usize..9, 0u64..20), 0..60),
-        ) {
-            let (mut leases, mut now) = (Leases::default(), Time::ZERO);
-            let mut model = Vec::<(Ticket, u64, Time)>::new();
-            for (step, (what, which, time)) in (1..).zip(steps) {
-                let time = Millis(time);
-                let which = which % model.len().max(1);
-                match what {
-                    0 => {
-                        now = now + time;
-                        let deadline = now + Millis(30);
-                        model.push((leases.begin(place(step), Some(deadline)), step, deadline));
-                    }
-                    1 if !model.is_empty() => {
-                        let (ticket, seq, _) = model.remove(which);
-                        prop_assert_eq!(leases.end(ticket), Some(held(seq)));
-                    }
-                    2 if !model.is_empty() => {
-                        model[which].2 = now + time;
-                        let (ticket, seq, _) = model[which];
-                        prop_assert_eq!(leases.extend(ticket, now + time), Some(held(seq)));
-                    }
-                    _ => {
-                        now = now + time;
-                        while let Some((ticket, place)) = leases.overdue(now) {
-                            let at = model.iter().position(|(_, seq, _)| *seq == place.seq);
-                            let at = at.unwrap();
-                            let (_, seq, deadline) = model.remove(at);
-                            let is_first = model.iter().all(|other| other.2 >= deadline);
-                            prop_assert!(deadline <= now && is_first);
-                            leases.expire(ticket, Time::ZERO);
-                            leases.end_expired(seq);
-                        }
-                    }
-                }
-                prop_assert_eq!(leases.count(), model.len());
-                let first = model.iter().map(|(_, _, deadline)| *deadline).min();
-                prop_assert_eq!(leases.next_deadline(), first);
-            }
-        }
-    }
 }

@@ -5,7 +5,8 @@
 
 use crate::dead_letters::DeadLetters;
 use crate::engine::{
-    Answer, DEAD_LETTERS_ROOM, Due, Engine, LeaseKey, Setting, Share, Space, WhenFull, Worker,
+    Answer, Answerable, DEAD_LETTERS_ROOM, Due, Engine, LeaseKey, Setting, Share, Space, WhenFull,
+    Worker,
 };
 use crate::error::{Error, Result};
 use crate::io::Storage;
@@ -154,12 +155,14 @@ impl OpenQueue {
         }
     }
 
-    /// Ends deliveries as their holder says.
-    pub(crate) fn answer(
-        &self,
-        deliveries: impl Iterator<Item = LeaseKey>,
-        answer: &Answer,
-    ) -> Result<()> {
+    /// Settles deliveries.
+    #[inline]
+    pub(crate) fn ack(&self, deliveries: &[impl Answerable]) -> Result<()> {
+        self.engine.consumers().ack(deliveries, || self.engine.sync_surplus())
+    }
+
+    /// Ends a delivery as its holder says.
+    pub(crate) fn answer(&self, delivery: LeaseKey, answer: &Answer) -> Result<()> {
         // In a forked child a delivery is dropped, too, but it is the parent's.
         if matches!(answer, Answer::Drop) && self.process != ProcessId::current() {
             return Ok(());
@@ -169,8 +172,7 @@ impl OpenQueue {
             Answer::Drop => self.engine.release_surplus(),
             _ => self.engine.sync_surplus(),
         };
-        let answered = self.engine.consumers().answer(deliveries, answer, close_files);
-        close_files();
+        let answered = self.engine.consumers().answer(&[delivery], answer, close_files);
         if let Answer::Reject(_) = answer
             && answered.is_ok()
             && let Some(letters) = &self.dead_letters

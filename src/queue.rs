@@ -3,6 +3,8 @@
 mod pop;
 mod push;
 mod state;
+#[cfg(all(test, feature = "fault-injection"))]
+mod ways;
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};

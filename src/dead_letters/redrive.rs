@@ -55,7 +55,7 @@ impl Redrive {
         if step == 0 || self.passed.len() >= LETTERS_A_STEP {
             return Ok(false);
         }
-        let mut letters = dead.consumers().pop_batch(step)?;
+        let mut letters = dead.consumers().pop_batch(step, |letter| letter)?;
         if letters.is_empty() {
             return Ok(false);
         }
@@ -63,7 +63,7 @@ impl Redrive {
         letters.retain(|letter| dead.consumers().extend(letter.key, Duration::MAX).is_ok());
         let (mut here, mut last_seq, mut result) = (Vec::new(), 0, Ok(()));
         for letter in letters {
-            let seq = letter.key.seq;
+            let seq = letter.key.ticket.seq();
             let is_wanted = result.is_ok() && self.pushed < self.limit;
             if is_wanted && !self.unsettled.contains(&seq) {
                 match push(queue, &letter) {
@@ -80,13 +80,13 @@ impl Redrive {
         }
         let durable = if last_seq == 0 { Ok(()) } else { queue.commit().wait_durable(last_seq) };
         let close_files = || dead.sync_surplus();
-        let settle = |()| dead.consumers().answer(here.iter().copied(), &Answer::Ack, close_files);
+        let settle = |()| dead.consumers().ack(&here, close_files);
         if let Err(error) = durable.and_then(settle) {
             self.passed.append(&mut here);
             return Err(error);
         }
         for key in here {
-            self.unsettled.remove(&key.seq);
+            self.unsettled.remove(&key.ticket.seq());
         }
         result.map(|()| true)
     }
@@ -98,7 +98,8 @@ impl Redrive {
 
     /// Gives back the letters that are not pushed.
     pub(super) fn end(&mut self, dead: &Engine) -> Result<()> {
-        dead.consumers().answer(self.passed.drain(..), &Answer::Release, || dead.sync_surplus())
+        let passed = std::mem::take(&mut self.passed);
+        dead.consumers().answer(&passed, &Answer::Release, || dead.sync_surplus())
     }
 }
 

@@ -5,28 +5,31 @@
 //! polls nothing. Work that takes long is done in steps, between which other threads have their
 //! turn.
 
+mod batch;
 mod counts;
 mod obstacles;
 mod settling;
+mod taken;
 mod taking;
+
+pub(crate) use taken::Taken;
 
 use super::append::Appender;
 use super::commit::Commit;
 use super::context::Context;
 use super::dispatch::front::{FrontLook, FrontMessage, FrontState, Unfit};
-use super::dispatch::{Answer, Leased, Leasing, Policy};
+use super::dispatch::{Answer, LeaseKey, Leased, LeasedOne, Leasing, Policy};
 use super::published::Published;
-use super::signal::DispatchLock;
+use super::signal::{DispatchGuard, DispatchLock};
 use super::wait::{Look, Soon};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::address::Ordinal;
 use crate::format::extension::{self, Verified};
 use crate::leases::Ticket;
 use crate::time::{Millis, PushTime, Time};
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use taking::Taking;
+use taken::TakenBody;
 
 /// Where messages go out.
 #[derive(Debug)]
@@ -36,26 +39,6 @@ pub(crate) struct Consumers {
     published: Arc<Published>,
     appender: Arc<Appender>,
     commit: Arc<Commit>,
-}
-
-/// A message that is handed out; its payload was copied outside of the lock.
-#[derive(Debug)]
-pub(crate) struct Taken {
-    pub(crate) key: LeaseKey,
-    pub(crate) attempts: u32,
-    /// In UTC.
-    pub(crate) pushed_at: Time,
-    pub(crate) body: Vec<u8>,
-    pub(crate) payload_start: usize,
-}
-
-/// What a consumer needs to answer a delivery.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct LeaseKey {
-    pub(crate) ticket: Ticket,
-    pub(crate) seq: u64,
-    /// The time until its answer is measured.
-    pub(crate) is_sample: bool,
 }
 
 /// What a look for the next message gives.
@@ -87,37 +70,50 @@ impl Consumers {
         }
     }
 
-    /// The next message, if there is one.
-    pub(crate) fn pop(&self) -> Result<Option<Taken>> {
-        match self.try_pop()? {
-            Popped::Taken(taken) => Ok(Some(taken)),
-            Popped::Nothing(_) => Ok(None),
-        }
+    /// The next message, if there is one, as `hand_out` makes it.
+    #[inline]
+    pub(crate) fn pop<T>(&self, hand_out: impl FnOnce(Taken) -> T) -> Result<Option<T>> {
+        Ok(match self.try_pop()? {
+            Popped::Taken(taken) => Some(hand_out(taken)),
+            Popped::Nothing(_) => None,
+        })
     }
 
+    #[inline]
     fn try_pop(&self) -> Result<Popped> {
         loop {
             let mut dispatch = self.dispatch.lock();
-            let leasing = dispatch.lease_next(self.published.visible());
-            let leasing = match leasing {
-                Err(error) => {
-                    drop(dispatch);
-                    self.clear_the_way(error)?;
-                    continue;
+            let visible = self.published.visible();
+            let Some(leased) = dispatch.lease_one(visible) else {
+                match self.try_pop_the_long_way(dispatch, visible)? {
+                    Some(popped) => return Ok(popped),
+                    None => continue,
                 }
-                Ok(leasing) => leasing,
             };
-            match leasing {
-                Leasing::Leased(leased) => {
-                    drop(dispatch);
-                    if let Some(taken) = self.copy_out(leased)? {
-                        return Ok(Popped::Taken(taken));
-                    }
-                }
-                Leasing::Nothing => {
-                    return Ok(Popped::Nothing(dispatch.next_delivery_time()));
-                }
-                Leasing::Again => {}
+            drop(dispatch);
+            if let Some(taken) = self.hand_out_one(leased)? {
+                return Ok(Popped::Taken(taken));
+            }
+        }
+    }
+
+    /// `None` if it has to be tried again.
+    #[inline(never)]
+    fn try_pop_the_long_way(
+        &self,
+        mut dispatch: DispatchGuard<'_>,
+        visible: u64,
+    ) -> Result<Option<Popped>> {
+        match dispatch.lease_next(visible) {
+            Ok(Leasing::Leased(leased)) => {
+                drop(dispatch);
+                self.copy_out(leased).map(|taken| taken.map(Popped::Taken))
+            }
+            Ok(Leasing::Nothing) => Ok(Some(Popped::Nothing(dispatch.next_delivery_time()))),
+            Ok(Leasing::Again) => Ok(None),
+            Err(error) => {
+                drop(dispatch);
+                self.clear_the_way(error).map(|()| None)
             }
         }
     }
@@ -201,74 +197,19 @@ impl Consumers {
         self.context.waiters.consumers.wake_one();
     }
 
-    /// Up to `limit` messages, as many as there are.
-    pub(crate) fn pop_batch(&self, limit: usize) -> Result<Vec<Taken>> {
-        loop {
-            match self.try_pop_batch(limit) {
-                Err(error) => self.clear_the_way(error)?,
-                batch => return batch,
-            }
+    /// `None` if it is damaged.
+    #[inline]
+    fn hand_out_one(&self, leased: LeasedOne) -> Result<Option<Taken>> {
+        let LeasedOne { key, mut body, place: (header, offset), pushed_at } = leased;
+        let body = body.take(&header, offset);
+        if !header.is_of(&body) {
+            return self.lose(key.ticket, 1).map(|()| None);
         }
-    }
-
-    fn try_pop_batch(&self, limit: usize) -> Result<Vec<Taken>> {
-        let mut taken = Vec::new();
-        // What is pushed meanwhile, or comes back, is for another batch: or else this one might
-        // never end.
-        let mut taking = Taking::up_to(self.published.visible());
-        loop {
-            // Once it has begun, a batch ends no lease: that may be one of its own.
-            if taken.is_empty() {
-                self.end_due();
-            }
-            let missing = limit - taken.len();
-            let (batch, failed, is_over) =
-                self.lease_batch(missing.min(MESSAGES_A_STEP), &mut taking, &taken);
-            let mut failed = failed;
-            let complete = taken.len() + batch.len();
-            taken.reserve(batch.len());
-            for leased in batch {
-                match self.copy_out(leased) {
-                    Ok(more) => taken.extend(more),
-                    Err(error) => failed = Some(error),
-                }
-            }
-            match failed {
-                // What was taken is handed out; the error comes again with the next pop.
-                Some(error) if taken.is_empty() => return Err(error),
-                // Others, for those that were not to be handed out, or because there are more.
-                None if taken.len() < complete || taken.len() < limit && !is_over => {}
-                _ => return Ok(taken),
-            }
+        if key.is_sample {
+            self.measure(key.ticket, pushed_at.time);
         }
-    }
-
-    /// Leases up to `limit` messages under one lock. Returns them, the error that ended this early,
-    /// and true if there is nothing to go on with. Also ends early if the messages lie in more
-    /// segments than may be mapped.
-    fn lease_batch(
-        &self,
-        limit: usize,
-        taking: &mut Taking,
-        taken: &[Taken],
-    ) -> (Vec<Leased>, Option<Error>, bool) {
-        let mut batch = Vec::new();
-        let mut dispatch = self.dispatch.lock();
-        let activity = dispatch.backlog().activity().clone();
-        let before = activity.maps_made();
-        while batch.len() < limit && !activity.has_made_most(before) {
-            let has = |seq| taking.has(seq, || seqs_of(taken, &batch));
-            match dispatch.lease_next_but(taking.visible(), false, has) {
-                Ok(Leasing::Leased(leased)) => {
-                    taking.note(leased.seq);
-                    batch.push(leased);
-                }
-                Ok(Leasing::Nothing) => return (batch, None, true),
-                Ok(Leasing::Again) => return (batch, None, false),
-                Err(error) => return (batch, Some(error), true),
-            }
-        }
-        (batch, None, false)
+        let (pushed_at, body) = (pushed_at.utc(), TakenBody::Own(body));
+        Ok(Some(Taken { key, attempts: 1, pushed_at, body, payload_start: 0 }))
     }
 
     /// `None` if it is not to be handed out: damaged, expired, or not yet due.
@@ -284,12 +225,12 @@ impl Consumers {
         if has_times && self.pass_over_in_time(&leased, &body)? {
             return Ok(None);
         }
-        let Leased { ticket, seq, attempts, pushed_at, is_sample, .. } = leased;
+        let Leased { ticket, attempts, pushed_at, is_sample, .. } = leased;
         if is_sample {
             self.measure(ticket, pushed_at.time);
         }
-        let key = LeaseKey { ticket, seq, is_sample };
         let pushed_at = pushed_at.utc();
+        let (key, body) = (LeaseKey { ticket, is_sample }, TakenBody::Own(body));
         Ok(Some(Taken { key, attempts, pushed_at, body, payload_start }))
     }
 
@@ -303,13 +244,17 @@ impl Consumers {
     /// Passes over a message whose payload is damaged, or can be read only by a newer keepq.
     #[cold]
     fn pass_over(&self, leased: &Leased, verified: Verified) -> Result<()> {
-        let mut dispatch = self.dispatch.lock();
+        let (ticket, attempts) = (leased.ticket, leased.attempts);
         match verified {
-            Verified::Newer => dispatch.deliveries_mut().set_aside(leased),
-            Verified::Damaged | Verified::Payload(_) => {
-                dispatch.deliveries_mut().lose_leased(leased)
-            }
+            Verified::Newer => self.dispatch.lock().deliveries_mut().set_aside(ticket, attempts),
+            Verified::Damaged | Verified::Payload(_) => self.lose(ticket, attempts),
         }
+    }
+
+    /// Passes over a message whose payload is damaged.
+    #[cold]
+    fn lose(&self, ticket: Ticket, attempts: u32) -> Result<()> {
+        self.dispatch.lock().deliveries_mut().lose_leased(ticket, attempts)
     }
 
     /// Whether a message with a time is not to be handed out: it has expired, or is not yet due.
@@ -325,15 +270,27 @@ impl Consumers {
             return self.dispatch.lock().deliveries_mut().expire(leased).map(|()| true);
         }
         // Its slot says when it is due. Should that be lost, the record still knows.
-        let start_time = self.context.run.is_old(leased.seq).then_some(clock.start_time());
+        let start_time = self.context.run.is_old(leased.ticket.seq()).then_some(clock.start_time());
         let due = own.and_then(|notes| Policy::due_by_record(&notes, pushed_at, start_time));
         let Some(due) = due.filter(|&due| !clock.is_past_at(now, due)) else { return Ok(false) };
         self.dispatch.lock().deliveries_mut().put_off(leased, due)
     }
 
+    /// From here on all messages go the long way.
+    #[cfg(all(test, feature = "fault-injection"))]
+    pub(crate) fn go_the_long_way(&self) {
+        self.dispatch.lock().short_way().is_closed = true;
+    }
+
+    /// How many messages were taken on the short way.
+    #[cfg(all(test, feature = "fault-injection"))]
+    pub(crate) fn taken_short(&self) -> u64 {
+        self.dispatch.lock().short_way().taken
+    }
+
     /// Gives a delivery more time.
     pub(crate) fn extend(&self, key: LeaseKey, time: Duration) -> Result<()> {
-        self.dispatch.lock().deliveries_mut().extend(key.ticket, key.seq, time)
+        self.dispatch.lock().deliveries_mut().extend(key.ticket, time)
     }
 
     /// Counts the slots of earlier runs, and stores what follows, as far as that can be done; tells
@@ -433,10 +390,4 @@ impl Consumers {
         let time = self.dispatch.lock().next_time()?;
         self.context.clock.instant(time)
     }
-}
-
-/// The messages that a batch has.
-fn seqs_of(taken: &[Taken], leased: &[Leased]) -> HashSet<u64> {
-    let taken = taken.iter().map(|taken| taken.key.seq);
-    taken.chain(leased.iter().map(|leased| leased.seq)).collect()
 }

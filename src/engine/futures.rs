@@ -139,7 +139,7 @@ pub(super) fn push(engine: &Engine, payload: &[u8]) -> u64 {
 }
 
 pub(super) fn ack(engine: &Engine, taken: &Taken) {
-    engine.consumers().answer([taken.key].into_iter(), &super::Answer::Ack, || ()).unwrap();
+    engine.consumers().answer(&[taken.key], &super::Answer::Ack, || ()).unwrap();
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn many_futures_on_one_thread_share_what_another_pushes() {
             if message.body.is_empty() {
                 return taken;
             }
-            taken.push(message.key.seq);
+            taken.push(message.key.ticket.seq());
         }
     };
     let mut all = thread::scope(|scope| {
@@ -191,7 +191,7 @@ fn a_future_that_is_dropped_after_it_was_woken_wakes_another() {
     else {
         panic!("the message is there");
     };
-    assert_eq!(taken.key.seq, seq);
+    assert_eq!(taken.key.ticket.seq(), seq);
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn futures_hear_of_acks_and_of_the_close() {
     };
     let acked = thread::scope(|scope| {
         scope.spawn(when_waited_for(|engine| {
-            ack(engine, &engine.consumers().pop().unwrap().unwrap());
+            ack(engine, &engine.consumers().pop(|taken| taken).unwrap().unwrap());
         }));
         run_all([settled(one), settled(one)])
     });

@@ -159,7 +159,7 @@ impl DyingMessages {
             let ledger = dispatch.ledger_mut();
             let moved = ledger.places().dying().moved_between(after, there, SETTLED_AT_ONCE);
             let Some(&(_, last)) = moved.last() else {
-                return (ledger.backlog().change_count(), result);
+                return (ledger.backlog().changes().newest(), result);
             };
             after = last;
             for (seq, number) in moved {

@@ -54,10 +54,10 @@ mod worker;
 
 pub(crate) use append::Need;
 pub(crate) use commit::Commit;
-pub(crate) use consumers::{Consumers, LeaseKey, Taken};
+pub(crate) use consumers::{Consumers, Taken};
 pub(crate) use context::{Context, RETRY_AFTER};
 pub(crate) use dispatch::DyingMessage;
-pub(crate) use dispatch::{Answer, Cause, start_push};
+pub(crate) use dispatch::{Answer, Answerable, Cause, LeaseKey, start_push};
 pub(crate) use inspect::{Front, Inspect, Viewed, Walk};
 pub(crate) use letters::{DyingMessages, Identity};
 pub(crate) use opening::Setting;
@@ -239,7 +239,7 @@ impl Engine {
         self.context.health.check(true)?;
         self.appender.unsealed().check_files(&self.context)?;
         let tail = self.appender.finish_old_tail();
-        let changes = self.dispatch.lock().backlog().change_count();
+        let changes = self.dispatch.lock().backlog().changes().newest();
         let records = self.commit.wait_durable(self.published.newest());
         tail.and(records).and(self.commit.wait_answers(changes))
     }

@@ -1,7 +1,7 @@
 //! A record: 24 bytes of header, then the body.
 
 use super::address::{Index, Offset};
-use super::bytes::{high_u32, low_u32, put, to_u64, u64_at};
+use super::bytes::{high_u32, low_u32, put, u64_at};
 use super::checksum::{Key, crc32};
 use super::extension::{self, Verified};
 use crate::time::{Millis, Time};
@@ -72,6 +72,12 @@ impl Flags {
         self.0 & EXTENSIONS != 0
     }
 
+    /// Nothing is special about it but where its batch ends.
+    #[inline]
+    pub(crate) fn is_plain(self) -> bool {
+        self.0 & !MORE == 0
+    }
+
     /// The next record belongs to the same batch.
     pub(crate) fn has_more(self) -> bool {
         self.0 & MORE != 0
@@ -110,23 +116,34 @@ impl RecordHeader {
     #[inline]
     pub(crate) fn of_words(words: [u64; 3], key: Key, offset: Offset) -> Option<Self> {
         let [checks, what, place] = words;
-        let [kind, flags, unsynced @ ..] = high_u32(what).to_le_bytes();
-        let body_len = low_u32(what);
-        if kind != KIND_MESSAGE || flags & !KNOWN_FLAGS != 0 || u64::from(body_len) > MAX_BODY {
+        let header = Self::unchecked(words);
+        let is_message = low_u32(what >> 32 & 0xFF) == u32::from(KIND_MESSAGE);
+        let is_known = header.flags.0 & !KNOWN_FLAGS == 0;
+        if !is_message || !is_known || u64::from(header.body_len) > MAX_BODY {
             return None;
         }
         // Its own four bytes count as zero.
-        if low_u32(checks) != key.check3(offset.0, [checks >> 32 << 32, what, place]) {
-            return None;
-        }
-        Some(Self {
+        let check = key.check3(offset.0, [checks >> 32 << 32, what, place]);
+        (low_u32(checks) == check).then_some(header)
+    }
+
+    /// The same of bytes that were checked.
+    #[inline]
+    pub(crate) fn of_checked(from: &[u8; HEADER]) -> Self {
+        Self::unchecked([u64_at(from, 0), u64_at(from, 8), u64_at(from, 16)])
+    }
+
+    #[inline]
+    fn unchecked([checks, what, place]: [u64; 3]) -> Self {
+        let [_, flags, unsynced @ ..] = high_u32(what).to_le_bytes();
+        Self {
             body_check: high_u32(checks),
-            body_len,
+            body_len: low_u32(what),
             flags: Flags(flags),
             unsynced: u16::from_le_bytes(unsynced),
             index: Index(low_u32(place)),
             age: high_u32(place),
-        })
+        }
     }
 
     /// When it was pushed. `base_time`: of the segment.
@@ -145,9 +162,16 @@ impl RecordHeader {
         u32::try_from(self.record_len()).unwrap_or(u32::MAX)
     }
 
+    /// Whether `body`, which was read behind this header, is what was stored there.
+    #[inline]
+    pub(crate) fn is_of(&self, body: &[u8]) -> bool {
+        crc32(body) == self.body_check
+    }
+
     /// What `body`, which was read behind this header, turns out to be.
+    #[inline]
     pub(crate) fn verify(&self, body: &[u8]) -> Verified {
-        if crc32(body) != self.body_check {
+        if !self.is_of(body) {
             return Verified::Damaged;
         }
         if self.flags.has_extensions() { extension::verify(body) } else { Verified::Payload(0) }
@@ -155,9 +179,12 @@ impl RecordHeader {
 }
 
 /// Bytes that a record with this body takes, up to the next record's start.
-pub(crate) fn len(body_len: u64) -> u64 {
-    (to_u64(HEADER) + body_len).next_multiple_of(ALIGN)
+#[inline]
+pub(crate) const fn len(body_len: u64) -> u64 {
+    // That is `next_multiple_of(ALIGN)`, in two instructions.
+    (8 * 3 + body_len + ALIGN - 1) & !(ALIGN - 1)
 }
+const _: () = assert!(len(0) == 24 && len(1) == 32 && ALIGN.is_power_of_two());
 
 /// How much later than its segment's base time a record was pushed; `None` if that does not fit.
 #[inline]

@@ -50,6 +50,7 @@ impl Slot {
     /// The meaning of a slot that was never written.
     pub(crate) const UNTOUCHED: Self = Self { state: State::Ready, attempts: 0, offset: None };
 
+    #[inline]
     pub(crate) fn encode(self, key: Key, index: Index) -> u64 {
         let state: u64 = match self.state {
             State::Ready => 0,

@@ -279,6 +279,10 @@ impl Region for FaultRegion {
         self.inner.load_word(offset)
     }
 
+    fn load_words(&self, offset: u64, into: &mut [u64]) -> io::Result<()> {
+        self.inner.load_words(offset, into)
+    }
+
     fn populate(&self) {
         self.inner.populate();
     }

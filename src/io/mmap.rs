@@ -28,6 +28,7 @@ use crate::format::record::HEADER;
 use memmap2::{MmapOptions, MmapRaw};
 use std::io;
 use std::ptr;
+use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 #[derive(Debug)]
@@ -106,7 +107,7 @@ impl Map {
     /// One store for each word. The map must be writable.
     #[inline]
     pub(super) fn store_words(&self, offset: u64, words: &[u64]) -> io::Result<()> {
-        let places = self.words(offset, words.len())?;
+        let places = self.words(offset, words.len())?.iter();
         // Relaxed: the engine's locks order this with the loads; here each only has to be whole.
         places.zip(words).for_each(|(place, word)| place.store(word.to_le(), Ordering::Relaxed));
         Ok(())
@@ -115,17 +116,24 @@ impl Map {
     /// One load for each word.
     #[inline]
     pub(super) fn load_words(&self, offset: u64, into: &mut [u64]) -> io::Result<()> {
-        let places = self.words(offset, into.len())?;
-        for (place, word) in places.zip(into) {
-            // Relaxed: as in `store_words`.
+        // Relaxed: as in `store_words`.
+        let load = |(place, word): (&AtomicU64, &mut u64)| {
             *word = u64::from_le(place.load(Ordering::Relaxed));
-        }
+        };
+        // Eight at a time, and the rest: half of the instructions.
+        let (places, last_places) = self.words(offset, into.len())?.as_chunks::<8>();
+        let (words, last_words) = into.as_chunks_mut::<8>();
+        places
+            .iter()
+            .zip(words)
+            .for_each(|(places, words)| places.iter().zip(words).for_each(load));
+        last_places.iter().zip(last_words).for_each(load);
         Ok(())
     }
 
     /// Words side by side, each at a multiple of 8.
     #[inline]
-    fn words(&self, offset: u64, number: usize) -> io::Result<impl Iterator<Item = &AtomicU64>> {
+    fn words(&self, offset: u64, number: usize) -> io::Result<&[AtomicU64]> {
         let len = number.saturating_mul(size_of::<u64>());
         #[expect(clippy::cast_ptr_alignment, reason = "checked in the next line")]
         let first = self.at(offset, len)?.cast::<AtomicU64>();
@@ -133,12 +141,10 @@ impl Map {
         if !first.is_aligned() {
             return Err(outside(offset, len, self.size));
         }
-        Ok((0..number).map(move |number| {
-            // SAFETY: `at` proved that all of the words lie in the map, which lives as long as
-            // `self`; they are aligned. Threads that reach them at the same time do so through
-            // here; all other accesses to them are ordered with these: see Races.
-            unsafe { AtomicU64::from_ptr(first.wrapping_add(number).cast::<u64>()) }
-        }))
+        // SAFETY: `at` proved that all of the words lie in the map, which lives as long as `self`;
+        // they are aligned. Threads that reach them at the same time do so through here; all other
+        // accesses to them are ordered with these: see Races.
+        Ok(unsafe { slice::from_raw_parts(first, number) })
     }
 
     /// Where `len` bytes at `offset` lie, if they lie in the map.

@@ -12,6 +12,8 @@ mod regions;
 pub(crate) mod scan;
 pub(crate) mod sealed;
 pub(crate) mod shared_tail;
+pub(crate) mod side_by_side;
+pub(crate) mod slots;
 pub(crate) mod walk;
 pub(crate) mod waypoints;
 

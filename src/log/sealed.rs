@@ -9,7 +9,8 @@ use super::shared_tail::{SeenTail, SharedTail};
 use super::waypoints::Waypoints;
 use crate::error::Result;
 use crate::format::address::{Index, Offset};
-use crate::format::bytes::to_u64;
+use crate::format::bytes::{to_u64, u64_at};
+use crate::format::checksum::Key;
 use crate::format::extension;
 use crate::format::number;
 use crate::format::record::{HEADER, RecordHeader};
@@ -28,6 +29,9 @@ const BYTES_A_STEP: usize = 4096;
 pub(crate) struct Mapped {
     pub(crate) segment: Arc<Segment>,
     pub(crate) region: Arc<dyn Region>,
+    /// Those of the segment, at hand.
+    key: Key,
+    first_slot: Offset,
     bound: Bound,
     /// Where its records end by now, if it is pushed to.
     growing: Option<SeenTail>,
@@ -117,8 +121,9 @@ impl Mapped {
         region: Arc<dyn Region>,
         tail: Option<Offset>,
     ) -> Self {
-        let bound = Bound::of(&segment, tail);
-        Self { segment, region, bound, growing: None }
+        let (key, bound) = (segment.key, Bound::of(&segment, tail));
+        let first_slot = slot::offset(segment.header.size, Index::FIRST);
+        Self { segment, region, key, first_slot, bound, growing: None }
     }
 
     /// The same of the segment that is pushed to.
@@ -171,6 +176,7 @@ impl Mapped {
     }
 
     /// The header at `offset`, if it is that of record `index`.
+    #[inline]
     pub(crate) fn header(&self, offset: Offset, index: Index) -> Option<RecordHeader> {
         // A slot that is damaged may name a place that is being stored to.
         if self.growing.as_ref().is_some_and(|tail| !tail.is_behind(offset + to_u64(HEADER))) {
@@ -178,9 +184,26 @@ impl Mapped {
         }
         let mut bytes = [0; HEADER];
         self.region.load(offset.0, &mut bytes).ok()?;
-        let header = RecordHeader::decode(&bytes, self.segment.key, offset)?;
-        let fits = self.bound.allows(index, offset + header.record_len());
-        (header.index == index && fits).then_some(header)
+        self.decode(&bytes, offset, index)
+    }
+
+    /// The same, where its bytes were loaded.
+    #[inline]
+    pub(super) fn decode(
+        &self,
+        bytes: &[u8; HEADER],
+        offset: Offset,
+        index: Index,
+    ) -> Option<RecordHeader> {
+        let words = [u64_at(bytes, 0), u64_at(bytes, 8), u64_at(bytes, 16)];
+        let header = RecordHeader::of_words(words, self.key, offset);
+        header.filter(|header| self.has_place(header, offset, index))
+    }
+
+    /// Whether this header is that of record `index`, and its record ends where it may.
+    #[inline]
+    fn has_place(&self, header: &RecordHeader, offset: Offset, index: Index) -> bool {
+        header.index == index && self.bound.allows(index, offset + header.record_len())
     }
 
     /// A copy of the body behind `header`, not yet verified.
@@ -207,8 +230,8 @@ impl Mapped {
         read.is_ok() && extension::may_be_newer(&extensions)
     }
 
-    /// What is searched ends here.
-    fn search_end(&self) -> Offset {
+    /// Records end here, or before it.
+    pub(super) fn records_end(&self) -> Offset {
         let end = self.bound.end;
         self.growing.as_ref().map_or(end, |tail| tail.look().min(end))
     }
@@ -221,15 +244,15 @@ impl Mapped {
         from_index: Index,
         end_index: Index,
     ) -> Option<(Offset, Index)> {
-        let slots = slot::offset(self.segment.header.size, from_index);
-        let end = slots.min(self.search_end());
+        let slots = self.slot_place(from_index);
+        let end = slots.min(self.records_end());
         let mut chunk = vec![0; BYTES_A_STEP + HEADER];
         let mut start = from;
         while start < end {
             let len = usize::try_from(end - start).unwrap_or(usize::MAX).min(chunk.len());
             self.region.load(start.0, chunk.get_mut(..len)?).ok()?;
             for (offset, bytes) in candidates(chunk.get(..len)?, start) {
-                if let Some(header) = RecordHeader::decode(bytes, self.segment.key, offset)
+                if let Some(header) = RecordHeader::decode(bytes, self.key, offset)
                     && header.index >= from_index
                     && self.header(offset, header.index).is_some()
                 {
@@ -252,7 +275,7 @@ impl Mapped {
     pub(crate) fn walk_to(&self, index: Index) -> Option<(Offset, RecordHeader)> {
         let waypoints = self.segment.waypoints();
         let (mut at, mut offset) = waypoints.before(index).unwrap_or((Index::FIRST, RECORDS_START));
-        let end = self.search_end();
+        let end = self.records_end();
         while offset < end {
             if let Some(header) = self.header(offset, at) {
                 if Waypoints::is_one(at) {
@@ -279,7 +302,7 @@ impl Mapped {
         let place = number::offset(sources.table, index);
         let word = self.region.load_word(place.0);
         let word = word.map_err(|error| self.segment.error("read Seq table", place, error))?;
-        Ok(sources.seq(word, self.segment.key, index, first_seq))
+        Ok(sources.seq(word, self.key, index, first_seq))
     }
 
     /// The index of the first record before `end` whose Seq is at least `seq`, as far as Seqs are
@@ -318,13 +341,32 @@ impl Mapped {
         Ok(None)
     }
 
+    /// Where the slot of record `index` lies.
+    #[inline]
+    pub(super) fn slot_place(&self, index: Index) -> Offset {
+        Offset(self.first_slot.0.saturating_sub(SLOT * u64::from(index)))
+    }
+
+    #[inline]
+    pub(super) fn key(&self) -> Key {
+        self.key
+    }
+
     /// The slot of record `index`; `None` if it is damaged.
     #[inline]
     pub(crate) fn slot(&self, index: Index) -> Result<Option<Slot>> {
-        let place = slot::offset(self.segment.header.size, index);
+        let place = self.slot_place(index);
         let word = self.region.load_word(place.0);
         let word = word.map_err(|error| self.segment.error("read slot", place, error))?;
-        Ok(Slot::decode(word, self.segment.key, index))
+        Ok(Slot::decode(word, self.key, index))
+    }
+
+    /// Whether nothing was ever stored to the slot of record `index`.
+    #[inline]
+    pub(crate) fn is_untouched(&self, index: Index) -> bool {
+        let mut words = [0; 2];
+        let place = self.slot_place(index);
+        self.region.load_words(place.0, &mut words).is_ok() && words == [0; 2]
     }
 
     /// What is said of message `index` besides its record.
@@ -355,10 +397,10 @@ impl Mapped {
 
     #[inline]
     fn delay(&self, index: Index, base_time: Time) -> Result<StoredDelay> {
-        let place = slot::delay_offset(self.segment.header.size, index);
+        let place = self.slot_place(index) + SLOT / 2;
         let word = self.region.load_word(place.0);
         let word = word.map_err(|error| self.segment.error("read slot", place, error))?;
-        Ok(StoredDelay::decode(word, base_time, self.segment.key, index))
+        Ok(StoredDelay::decode(word, base_time, self.key, index))
     }
 
     /// Whether the slot of record `index` has a delay that cannot be read.
@@ -373,16 +415,33 @@ impl Mapped {
         base_time: Time,
         delay: StoredDelay,
     ) -> Result<()> {
-        let place = slot::delay_offset(self.segment.header.size, index);
-        let word = delay.encode(base_time, self.segment.key, index);
+        let place = self.slot_place(index) + SLOT / 2;
+        let word = delay.encode(base_time, self.key, index);
         let stored = self.region.store_word(place.0, word);
         stored.map_err(|error| self.segment.error("store slot", place, error))
     }
 
+    /// Stores the state of record `index`, if its slot says just that; false if it does not, or
+    /// cannot be stored to.
+    #[inline]
+    pub(crate) fn replace_slot(&self, index: Index, said: Slot, slot: Slot) -> bool {
+        let says_it = self.region.load_word(self.slot_place(index).0);
+        says_it.is_ok_and(|word| word == said.encode(self.key, index))
+            && self.try_store_slot(index, slot)
+    }
+
+    /// Stores the state of record `index`; false if that fails. As [`Mapped::store_slot`], which
+    /// tells the error.
+    #[inline]
+    pub(crate) fn try_store_slot(&self, index: Index, slot: Slot) -> bool {
+        let word = slot.encode(self.key, index);
+        self.region.store_word(self.slot_place(index).0, word).is_ok()
+    }
+
     /// Stores the state of record `index`. A kill of the process does not undo it.
     pub(crate) fn store_slot(&self, index: Index, slot: Slot) -> Result<()> {
-        let place = slot::offset(self.segment.header.size, index);
-        let stored = self.region.store_word(place.0, slot.encode(self.segment.key, index));
+        let place = self.slot_place(index);
+        let stored = self.region.store_word(place.0, slot.encode(self.key, index));
         stored.map_err(|error| self.segment.error("store slot", place, error))
     }
 }

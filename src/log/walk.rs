@@ -46,6 +46,11 @@ impl Position {
         mapped.locate(slot, self.index, end_index, self.offset, self.previous)
     }
 
+    /// Steps behind so many records here that were found side by side. `end`: of the last one.
+    pub(crate) fn pass_run(&mut self, records: u32, end: Offset) {
+        *self = Self { index: self.index + records, offset: end, previous: None };
+    }
+
     /// Steps over a record that needs no look. `offset`: where it is, if its slot tells.
     #[inline]
     pub(crate) fn pass(&mut self, offset: Option<Offset>) {

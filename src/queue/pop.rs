@@ -3,7 +3,7 @@
 use super::Queue;
 use crate::clock;
 use crate::delivery::Delivery;
-use crate::engine::{Answer, Front, Taken};
+use crate::engine::{Front, Taken};
 use crate::error::Result;
 use crate::peeked::{Messages, Peeked};
 use crate::seq::Seq;
@@ -26,9 +26,9 @@ impl Queue {
     /// [`Error::StorageFull`](crate::Error::StorageFull) if the operating system refuses to map a
     /// file or, where files are copy-on-write, to store the attempt: nothing was handed out.
     pub fn pop(&self) -> Result<Option<Delivery>> {
-        let popped = self.engine().consumers().pop();
+        let popped = self.engine().consumers().pop(|taken| self.delivery(taken));
         self.open_queue().work_without_background();
-        Ok(popped?.map(|taken| self.delivery(taken)))
+        popped
     }
 
     /// Hands out the next message, and waits for one as long as it takes.
@@ -75,9 +75,9 @@ impl Queue {
     ///
     /// As [`Queue::pop`].
     pub fn pop_batch(&self, limit: usize) -> Result<Vec<Delivery>> {
-        let taken = self.engine().consumers().pop_batch(limit);
+        let batch = self.engine().consumers().pop_batch(limit, |taken| self.delivery(taken));
         self.open_queue().work_without_background();
-        Ok(taken?.into_iter().map(|taken| self.delivery(taken)).collect())
+        batch
     }
 
     /// Settles deliveries, like [`Delivery::ack`] for each of them, but with one sync under
@@ -87,21 +87,9 @@ impl Queue {
     ///
     /// The first error of [`Delivery::ack`]. All of the deliveries are answered as far as possible.
     pub fn ack_batch(&self, deliveries: impl IntoIterator<Item = Delivery>) -> Result<()> {
-        // All of the caller's code has run before the first delivery counts as answered: if it
-        // panics, they all go back.
-        let deliveries: Vec<Delivery> = deliveries.into_iter().collect();
-        let mut tickets = Vec::with_capacity(deliveries.len());
-        let mut first_error = None;
-        for mut delivery in deliveries {
-            if delivery.belongs_to(self.engine()) {
-                tickets.push(delivery.begin_answer());
-            } else if let Err(error) = delivery.ack() {
-                // A delivery of another queue: that queue settles it.
-                first_error = first_error.or(Some(error));
-            }
-        }
-        let result = self.open_queue().answer(tickets.into_iter(), &Answer::Ack);
-        first_error.map_or(result, Err)
+        // All of the caller's code has run before the first delivery is answered: if it panics, they
+        // all go back.
+        Delivery::ack_all(deliveries.into_iter().collect())
     }
 
     /// Shows the message that [`Queue::pop`] would hand out now, without taking it. The limit of

@@ -4,7 +4,7 @@
 
 /// Counts the changes of slots.
 #[derive(Debug)]
-pub(super) struct Changes {
+pub(crate) struct Changes {
     /// Number of the newest one.
     newest: u64,
     /// The newest one for which a sync has begun.
@@ -17,21 +17,21 @@ impl Changes {
         Self { newest: u64::from(has_segments), synced: 0 }
     }
 
-    /// A slot is changed.
+    /// So many slots are changed.
     #[inline]
-    pub(super) fn note(&mut self) {
-        self.newest += 1;
+    pub(super) fn note(&mut self, slots: u32) {
+        self.newest += u64::from(slots);
     }
 
     /// The number of the newest change.
     #[inline]
-    pub(super) fn newest(&self) -> u64 {
+    pub(crate) fn newest(&self) -> u64 {
         self.newest
     }
 
     /// Whether there are changes for which no sync has begun.
     #[inline]
-    pub(super) fn has_unsynced(&self) -> bool {
+    pub(crate) fn has_unsynced(&self) -> bool {
         self.newest > self.synced
     }
 
@@ -42,7 +42,7 @@ impl Changes {
     }
 
     /// A sync failed, or could not begin.
-    pub(super) fn forget_synced(&mut self) {
+    pub(crate) fn forget_synced(&mut self) {
         self.synced = 0;
     }
 }

@@ -5,6 +5,7 @@
 
 use crate::format::address::Index;
 use crate::time::Time;
+use std::ops::Range;
 
 /// What compaction knows of a segment.
 #[derive(Debug, Default)]
@@ -59,10 +60,10 @@ impl Copying {
         self.idle.since
     }
 
-    /// Whether compaction wants to hear that this many are settled now.
+    /// Whether compaction wants to hear that so many are settled now, where fewer were before.
     #[inline]
-    pub(super) fn wants_to_hear(&self, settled: u32) -> bool {
-        settled == self.idle.tell_at
+    pub(super) fn wants_to_hear(&self, before: u32, settled: u32) -> bool {
+        before < self.idle.tell_at && self.idle.tell_at <= settled
     }
 
     pub(crate) fn starts_copy(&self) -> bool {
@@ -80,11 +81,11 @@ impl Copying {
         self.changed = Some(ChangedSlots::new(count));
     }
 
-    /// A slot was stored to.
+    /// Slots side by side were stored to.
     #[inline]
-    pub(super) fn note_change(&mut self, index: Index) {
+    pub(super) fn note_changes(&mut self, indexes: Range<Index>) {
         if let Some(changed) = &mut self.changed {
-            changed.insert(index);
+            indexes.start.until(indexes.end).for_each(|index| changed.insert(index));
         }
     }
 

@@ -77,13 +77,13 @@ impl Cursor {
 
     /// Where it lies in its segment.
     #[inline]
-    pub(super) fn position(&self) -> &Position {
+    pub(crate) fn position(&self) -> &Position {
         &self.position
     }
 
     /// Whether settled slots at the start of this old segment have been skipped.
     #[inline]
-    pub(super) fn has_skipped(&self) -> bool {
+    pub(crate) fn has_skipped(&self) -> bool {
         self.has_skipped
     }
 
@@ -105,6 +105,13 @@ impl Cursor {
     pub(crate) fn pass_found(&mut self, found: &FoundMessage) {
         self.position.pass_record(found.place.offset, &found.header);
         self.seq = found.place.seq + 1;
+    }
+
+    /// Passes over so many messages that were met side by side. `end`: of the last record.
+    #[inline]
+    pub(crate) fn pass_run(&mut self, messages: u32, end: Offset) {
+        self.position.pass_run(messages, end);
+        self.seq += u64::from(messages);
     }
 
     /// Passes over records that were not found. `offset`: where the next one is, or is sought from.

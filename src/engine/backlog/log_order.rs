@@ -7,6 +7,7 @@ use super::log_place::LogPlace;
 use super::track::Track;
 use crate::format::address::Ordinal;
 use crate::format::checkpoint::ConsumerOffset;
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::{Index, IndexMut, Range};
 
@@ -18,13 +19,15 @@ pub(crate) struct LogOrder {
     first_seqs: VecDeque<u64>,
     /// The same by ordinals.
     by_ordinal: BTreeMap<Ordinal, u64>,
+    /// Where the last one was that was sought. It is asked for again and again.
+    last_found: Cell<usize>,
 }
 
 impl LogOrder {
     pub(super) fn new(tracks: VecDeque<Track>) -> Self {
         let first_seqs = tracks.iter().map(Track::first_seq).collect();
         let by_ordinal = tracks.iter().map(|track| (track.ordinal(), track.first_seq())).collect();
-        Self { tracks, first_seqs, by_ordinal }
+        Self { tracks, first_seqs, by_ordinal, last_found: Cell::default() }
     }
 
     pub(super) fn clear(&mut self) {
@@ -96,17 +99,26 @@ impl LogOrder {
         Some(track)
     }
 
-    /// Where the track of the segment `ordinal` is that has message `seq`; most are at one end.
+    /// Where the track of the segment `ordinal` is that has message `seq`.
     #[inline]
-    pub(super) fn position(&self, ordinal: Ordinal, seq: u64) -> Option<usize> {
-        let is = |track: Option<&Track>| track.is_some_and(|track| track.ordinal() == ordinal);
-        if is(self.tracks.front()) {
-            Some(0)
-        } else if is(self.tracks.back()) {
-            Some(self.tracks.len() - 1)
-        } else {
-            self.position_of_seq(seq).filter(|&at| is(self.tracks.get(at)))
-        }
+    pub(crate) fn position(&self, ordinal: Ordinal, seq: u64) -> Option<usize> {
+        let last = self.last_found.get();
+        if self.is_at(last, ordinal) { Some(last) } else { self.position_anew(ordinal, seq) }
+    }
+
+    #[inline(never)]
+    fn position_anew(&self, ordinal: Ordinal, seq: u64) -> Option<usize> {
+        // A cursor behind the last message of a segment has the number of the next one's first.
+        let ends = [0, self.tracks.len().saturating_sub(1)];
+        let mut places = ends.into_iter().chain(self.position_of_seq(seq));
+        let at = places.find(|&at| self.is_at(at, ordinal))?;
+        self.last_found.set(at);
+        Some(at)
+    }
+
+    #[inline]
+    fn is_at(&self, at: usize, ordinal: Ordinal) -> bool {
+        self.tracks.get(at).is_some_and(|track| track.ordinal() == ordinal)
     }
 
     /// Where the track is that has this message.

@@ -35,7 +35,7 @@ pub(crate) use body::Body;
 pub(crate) use found::{FoundMessage, Lookup, LostRecords, Met, Spot};
 
 use crate::error::Result;
-use crate::format::address::{Offset, Ordinal};
+use crate::format::address::{Index, Offset, Ordinal};
 use crate::format::record;
 use crate::format::segment::{RECORDS_START, Seal};
 use crate::format::slot::{self, Delay, Slot, State};
@@ -53,6 +53,7 @@ use losses::Losses;
 use maps::Maps;
 use seq_bounds::SeqBounds;
 use settled_count::{Recount, Special};
+use std::ops::Range;
 use std::sync::Arc;
 use track::{Stored, Track};
 use tracks::Tracks;
@@ -220,7 +221,7 @@ impl Backlog {
     ) -> Result<Stored> {
         let stored = self.tracks[spot.at].store(spot.index, state, record, self.run)?;
         if stored != Stored::WasSettled {
-            self.changes.note();
+            self.changes.note(1);
         }
         Ok(stored)
     }
@@ -234,7 +235,7 @@ impl Backlog {
         state: (State, u32),
         offset: Offset,
     ) -> Result<&mut Track> {
-        self.changes.note();
+        self.changes.note(1);
         let track = &mut self.tracks[spot.at];
         track.store_unsettled(spot.index, state, offset)?;
         Ok(track)
@@ -242,7 +243,7 @@ impl Backlog {
 
     /// Stores the time before which a message is not to be handed out.
     pub(super) fn store_delay(&mut self, spot: Spot, delay: Delay) -> Result<()> {
-        self.changes.note();
+        self.changes.note(1);
         self.tracks[spot.at].store_delay(spot.index, delay)
     }
 
@@ -316,20 +317,23 @@ impl Backlog {
         Ok(special)
     }
 
-    /// The number of the newest change of a slot.
-    pub(crate) fn change_count(&self) -> u64 {
-        self.changes.newest()
-    }
-
-    /// Whether there are changes for which no sync has begun.
+    /// The changes of slots, and those that a sync covers.
     #[inline]
-    pub(super) fn has_unsynced_changes(&self) -> bool {
-        self.changes.has_unsynced()
+    pub(crate) fn changes(&self) -> &Changes {
+        &self.changes
     }
 
-    /// A sync failed, or could not begin.
-    pub(super) fn forget_synced_changes(&mut self) {
-        self.changes.forget_synced();
+    pub(super) fn changes_mut(&mut self) -> &mut Changes {
+        &mut self.changes
+    }
+
+    /// The slots of messages side by side were stored to. Gives their track.
+    #[inline]
+    pub(super) fn note_changes(&mut self, at: usize, indexes: Range<Index>) -> &mut Track {
+        self.changes.note(indexes.end - indexes.start);
+        let track = &mut self.tracks[at];
+        track.note_changes(indexes);
+        track
     }
 
     /// A sync begins. Gives the segments with changed slots that no sync has covered, and the
@@ -370,7 +374,7 @@ impl Backlog {
     pub(crate) fn replace(&mut self, sources: &[CopySource], copy: Track) -> Vec<Track> {
         let removed = self.tracks.replace(sources, copy);
         // The next sync of answers covers the copy.
-        self.changes.note();
+        self.changes.note(1);
         removed
     }
 }

@@ -145,9 +145,15 @@ impl Records {
         self.end = Some(RecordsEnd { count, tail });
     }
 
+    /// The segment as memory, if it is mapped.
+    #[inline]
+    pub(crate) fn mapped(&self) -> Option<&Arc<Mapped>> {
+        self.mapped.get()
+    }
+
     /// Whether their Seqs have gaps: the segment is compacted.
     #[inline]
-    fn has_gaps(&self) -> bool {
+    pub(crate) fn has_gaps(&self) -> bool {
         self.segment.sources.is_some()
     }
 

@@ -13,6 +13,7 @@ use crate::format::standing::{Run, Standing};
 use crate::log::sealed::{Mapped, Numbering, Status};
 use crate::log::{ReadSlot, Segment};
 use crate::time::Time;
+use std::ops::Range;
 
 /// Slots counted in one step under the lock.
 const SLOTS_A_STEP: u32 = 4096;
@@ -111,11 +112,12 @@ impl SettledCount {
         self.was_touched = true;
     }
 
-    /// The slot of `index`, whose record takes this many bytes, has become settled.
+    /// Slots side by side, whose records take this many bytes, have become settled: all of them
+    /// counted, or none.
     #[inline]
-    pub(super) fn settle(&mut self, index: Index, bytes: u64) {
-        if index < self.counted {
-            self.messages += 1;
+    pub(super) fn settle(&mut self, indexes: Range<Index>, bytes: u64) {
+        if indexes.end <= self.counted {
+            self.messages += indexes.end - indexes.start;
             self.bytes += bytes;
         }
     }

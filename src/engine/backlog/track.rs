@@ -23,6 +23,7 @@ use crate::log::merge::CopySource;
 use crate::log::sealed::{Mapped, Numbering, Status};
 use crate::recovery::Part;
 use crate::time::Time;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// One segment of the log.
@@ -226,13 +227,13 @@ impl Track {
     }
 
     #[inline]
-    pub(crate) fn note_leased(&mut self) {
-        self.leased += 1;
+    pub(crate) fn note_leased(&mut self, messages: u32) {
+        self.leased += messages;
     }
 
     #[inline]
-    pub(crate) fn note_answered(&mut self) {
-        self.leased = self.leased.saturating_sub(1);
+    pub(crate) fn note_answered(&mut self, messages: u32) {
+        self.leased = self.leased.saturating_sub(messages);
     }
 
     /// Stores the state of message `index`, unless it is settled already. `record`: where its own
@@ -258,14 +259,22 @@ impl Track {
         let known = before.and_then(|slot| slot.offset);
         let offset = record.map(|(offset, _)| offset).or(known);
         mapped.store_slot(index, Slot { state, attempts, offset })?;
-        self.note_change(index);
+        self.note_changes(index..index.next());
         if !matches!(state, State::Dead | State::Lost) {
             return Ok(Stored::Yes);
         }
         let bytes = record.map_or_else(|| self.records.mean_bytes(), |(_, bytes)| bytes.into());
-        self.settled_count.settle(index, bytes);
-        let wakes_compaction = self.copying.wants_to_hear(self.settled_count.messages());
+        let wakes_compaction = self.note_settled(index..index.next(), bytes);
         Ok(Stored::Settled { wakes_compaction })
+    }
+
+    /// Messages side by side, whose records take this many bytes, have become settled. Returns true
+    /// if one of them is the first one since compaction looked.
+    #[inline]
+    pub(crate) fn note_settled(&mut self, indexes: Range<Index>, bytes: u64) -> bool {
+        let before = self.settled_count.messages();
+        self.settled_count.settle(indexes, bytes);
+        self.copying.wants_to_hear(before, self.settled_count.messages())
     }
 
     /// Stores the state of message `index`, which is not settled and does not become so; its record
@@ -279,7 +288,7 @@ impl Track {
     ) -> Result<()> {
         debug_assert!(!matches!(state, State::Dead | State::Lost), "that is `store`'s to do");
         self.map()?.store_slot(index, Slot { state, attempts, offset: Some(offset) })?;
-        self.note_change(index);
+        self.note_changes(index..index.next());
         Ok(())
     }
 
@@ -287,7 +296,7 @@ impl Track {
     pub(super) fn store_delay(&mut self, index: Index, delay: Delay) -> Result<()> {
         let base_time = self.base_time();
         self.map()?.store_delay(index, base_time, StoredDelay::Until(delay))?;
-        self.note_change(index);
+        self.note_changes(index..index.next());
         Ok(())
     }
 
@@ -306,18 +315,19 @@ impl Track {
         mapped.store_slot(index, Slot { offset: known.offset, ..slot })?;
         if slot.is_settled(is_old) && !known.is_settled(is_old) {
             let header = known.offset.and_then(|offset| mapped.header(offset, index));
-            self.settled_count.settle(index, header.map_or(0, |header| header.record_len()));
+            let bytes = header.map_or(0, |header| header.record_len());
+            self.settled_count.settle(index..index.next(), bytes);
         }
-        self.note_change(index);
+        self.note_changes(index..index.next());
         Ok(())
     }
 
-    /// A slot was stored to that the next sync of answers has to cover.
+    /// Slots side by side were stored to, which the next sync of answers has to cover.
     #[inline]
-    fn note_change(&mut self, index: Index) {
+    pub(super) fn note_changes(&mut self, indexes: Range<Index>) {
         self.answers.note();
         self.settled_count.touch();
-        self.copying.note_change(index);
+        self.copying.note_changes(indexes);
     }
 
     /// Whether its answers are on the disk.

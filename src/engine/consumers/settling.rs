@@ -3,56 +3,74 @@
 //! Promises: many answers are stored in steps, between which other threads have their turn and
 //! files are closed: a step maps no more segments than the options allow to be open.
 
-use super::{Answer, Consumers, LeaseKey, MESSAGES_A_STEP};
+use super::{Answer, Consumers, MESSAGES_A_STEP};
 use crate::engine::dispatch::purge::Purge;
-use crate::error::Result;
+use crate::engine::dispatch::{Answerable, Dispatch, LeaseKey};
+use crate::error::{Error, Result};
 
 impl Consumers {
-    /// Ends deliveries as their holder says. With `sync_acks`, an ack or reject returns once it is
-    /// on the disk. `between`: called between two steps, to close files.
+    /// Settles deliveries. With `sync_acks`, returns once that is on the disk. `between`: called
+    /// after each step, to close files.
+    #[inline]
+    pub(crate) fn ack(&self, deliveries: &[impl Answerable], between: impl Fn()) -> Result<()> {
+        let (mut first_error, mut left, mut number) = (None, deliveries, 0);
+        while !left.is_empty() {
+            let mut dispatch = self.dispatch.lock();
+            let mut answered = dispatch.ack_side_by_side(left);
+            if answered == 0 {
+                answered = answer_step(&mut dispatch, left, &Answer::Ack, &mut first_error);
+            }
+            number = dispatch.backlog().changes().newest();
+            drop(dispatch);
+            left = &left[answered..];
+            between();
+        }
+        if first_error.is_none() && !self.context.options.sync_acks {
+            return Ok(());
+        }
+        self.end_answers(number, first_error)
+    }
+
+    /// Ends deliveries as their holder says. With `sync_acks`, a reject returns once it is on the
+    /// disk. `between` is that of [`Self::ack`].
     pub(crate) fn answer(
         &self,
-        deliveries: impl Iterator<Item = LeaseKey>,
+        deliveries: &[impl Answerable],
         answer: &Answer,
         between: impl Fn(),
     ) -> Result<()> {
-        let (mut first_error, mut deliveries) = (None, deliveries.peekable());
-        let mut number = 0;
-        while deliveries.peek().is_some() {
+        let (mut first_error, mut left, mut number) = (None, deliveries, 0);
+        while !left.is_empty() {
             let mut dispatch = self.dispatch.lock();
-            let maps_before = dispatch.backlog().activity().maps_made();
-            for LeaseKey { ticket, seq, is_sample } in deliveries.by_ref().take(MESSAGES_A_STEP) {
-                if is_sample {
-                    dispatch.deliveries_mut().measure_mut().answered(ticket);
-                }
-                if let Err(error) = dispatch.deliveries_mut().answer(ticket, seq, answer) {
-                    first_error = first_error.or(Some(error));
-                }
-                if dispatch.backlog().activity().has_made_most(maps_before) {
-                    break;
-                }
-            }
-            number = dispatch.backlog().change_count();
+            let answered = answer_step(&mut dispatch, left, answer, &mut first_error);
+            number = dispatch.backlog().changes().newest();
             drop(dispatch);
-            if deliveries.peek().is_some() {
-                between();
+            left = &left[answered..];
+            between();
+        }
+        match answer {
+            Answer::Ack | Answer::Reject(_) => self.end_answers(number, first_error),
+            Answer::Nack | Answer::Drop | Answer::NackAfter(_) | Answer::Release => {
+                first_error.map_or(Ok(()), Err)
             }
         }
-        // Also if some of them failed: the others are as durable as any.
-        let synced = match answer {
-            Answer::Ack | Answer::Reject(_) => self.wait_answers(number),
-            Answer::Nack | Answer::Drop | Answer::NackAfter(_) | Answer::Release => Ok(()),
-        };
+    }
+
+    /// Also if some of them failed, the others are as durable as any.
+    #[cold]
+    fn end_answers(&self, number: u64, first_error: Option<Error>) -> Result<()> {
+        let synced = self.wait_answers(number);
         first_error.map_or(synced, Err)
     }
 
     /// With `sync_acks`: returns when change number `number`, and all before it, are on the disk.
+    #[inline]
     fn wait_answers(&self, number: u64) -> Result<()> {
         if self.context.options.sync_acks { self.commit.wait_answers(number) } else { Ok(()) }
     }
 
     /// Settles all messages that wait, ready or delayed; tells how many there were. `between` is
-    /// that of [`Self::answer`].
+    /// that of [`Self::ack`].
     pub(crate) fn purge(&self, between: impl Fn()) -> Result<u64> {
         // What is over waits.
         self.end_due();
@@ -60,7 +78,7 @@ impl Consumers {
         while purge.settle_some(&mut self.dispatch.lock())? {
             between();
         }
-        let number = self.dispatch.lock().backlog().change_count();
+        let number = self.dispatch.lock().backlog().changes().newest();
         self.wait_answers(number)?;
         Ok(purge.purged())
     }
@@ -71,4 +89,30 @@ impl Consumers {
         let factor = if self.context.worker.is_running() { 2 } else { 1 };
         self.dispatch.lock().backlog().holds_too_many(factor)
     }
+}
+
+/// Answers some of these deliveries the long way, at least one, and tells how many. Ends early if
+/// they lie in more segments than may be mapped.
+fn answer_step(
+    dispatch: &mut Dispatch,
+    deliveries: &[impl Answerable],
+    answer: &Answer,
+    first_error: &mut Option<Error>,
+) -> usize {
+    let maps_before = dispatch.backlog().activity().maps_made();
+    let mut answered = 0;
+    for delivery in deliveries.iter().take(MESSAGES_A_STEP) {
+        let LeaseKey { ticket, is_sample } = *delivery.key();
+        if is_sample {
+            dispatch.deliveries_mut().measure_mut().answered(ticket, 1);
+        }
+        if let Err(error) = dispatch.deliveries_mut().answer(ticket, answer) {
+            *first_error = first_error.take().or(Some(error));
+        }
+        answered += 1;
+        if dispatch.backlog().activity().has_made_most(maps_before) {
+            break;
+        }
+    }
+    answered
 }

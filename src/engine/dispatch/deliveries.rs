@@ -87,6 +87,12 @@ impl Deliveries {
         self.leases().count() >= self.ledger.policy().max_in_flight
     }
 
+    /// How many more may be in flight.
+    #[inline]
+    pub(super) fn room_in_flight(&self) -> usize {
+        self.ledger.policy().max_in_flight.saturating_sub(self.leases().count())
+    }
+
     /// When there will be something to hand out that is not there yet.
     #[inline]
     pub(super) fn next_time(&self) -> Option<Time> {
@@ -110,7 +116,7 @@ impl Deliveries {
         let state = (unsettled_state(&place), attempts);
         let track = self.ledger.backlog_mut().store_found(spot, state, offset)?;
         let pushed_at = track.segment().push_time(&header, track.base_time());
-        track.note_leased();
+        track.note_leased(1);
         let body = Body::of(track.map()?, &header, offset);
         let counts = self.ledger.counts_mut();
         counts.popped += 1;
@@ -120,20 +126,43 @@ impl Deliveries {
             self.newest_first = self.newest_first.max(seq);
         }
         let is_sample = Measure::is_sample(counts.popped);
-        let deadline = self.ledger.policy().visibility.zip(now);
-        let deadline = deadline.map(|(timeout, now)| self.clock.after(now, timeout));
+        let deadline = self.deadline(now);
         let ticket = self.leases_mut().begin(place, deadline);
-        Ok(Leased { ticket, seq, attempts, offset, pushed_at, body, header, is_sample, now })
+        Ok(Leased { ticket, attempts, offset, pushed_at, body, header, is_sample, now })
+    }
+
+    /// Counts messages side by side at the cursor that are handed out for the first time. Tells how
+    /// many were handed out before them, and the deadline of their lease.
+    #[inline]
+    pub(super) fn note_first_deliveries(
+        &mut self,
+        first_seq: u64,
+        number: u32,
+        now: Option<Time>,
+    ) -> (u64, Option<Time>) {
+        let (number, counts) = (u64::from(number), self.ledger.counts_mut());
+        let popped_before = counts.popped;
+        counts.popped += number;
+        counts.out_of_order += self.newest_first.saturating_sub(first_seq).min(number);
+        self.newest_first = self.newest_first.max(first_seq + number - 1);
+        (popped_before, self.deadline(now))
+    }
+
+    /// When a lease runs out that begins now. `now`: the coarse clock, if anything has a time.
+    #[inline]
+    fn deadline(&self, now: Option<Time>) -> Option<Time> {
+        let deadline = self.ledger.policy().visibility.zip(now);
+        deadline.map(|(timeout, now)| self.clock.after(now, timeout))
     }
 
     /// Ends a delivery as its holder says.
-    pub(crate) fn answer(&mut self, ticket: Ticket, seq: u64, answer: &Answer) -> Result<()> {
+    pub(crate) fn answer(&mut self, ticket: Ticket, answer: &Answer) -> Result<()> {
         self.ledger.check_open()?;
         let was_full = self.is_full();
         let ended = self.end_lease(ticket);
         // Room for one more in flight, also if the message is gone.
         self.ledger.news_mut().returned |= was_full;
-        let expired = || Error::LeaseExpired { seq: Seq(seq) };
+        let expired = || Error::LeaseExpired { seq: Seq(ticket.seq()) };
         let (spot, place) = ended?.ok_or_else(expired)?;
         if let Answer::Ack = answer {
             return if self.acked(spot, place)? { Ok(()) } else { Err(expired()) };
@@ -184,7 +213,7 @@ impl Deliveries {
             self.take_back_expired(ticket, spot, place.seq);
         } else {
             self.leases_mut().end(ticket);
-            self.ledger.backlog_mut().track_at_mut(spot.at).note_answered();
+            self.ledger.backlog_mut().track_at_mut(spot.at).note_answered(1);
         }
         Ok(Some((spot, place)))
     }
@@ -199,7 +228,7 @@ impl Deliveries {
     /// A delivery has ended whose message cannot be found: it holds its segment no more.
     fn note_unfound_answered(&mut self, seq: u64) -> Option<usize> {
         let at = self.ledger.backlog().tracks().position_of_seq(seq)?;
-        self.ledger.backlog_mut().track_at_mut(at).note_answered();
+        self.ledger.backlog_mut().track_at_mut(at).note_answered(1);
         Some(at)
     }
 
@@ -241,11 +270,6 @@ impl Deliveries {
         Ok(settled)
     }
 
-    /// Whether a message that was in flight is settled: found damaged meanwhile.
-    fn is_settled(&self, spot: Spot) -> Result<bool> {
-        Ok(self.ledger.status(spot)?.standing.is_settled())
-    }
-
     /// False if it is settled, which only damage does.
     fn released(&mut self, spot: Spot, place: Place) -> Result<bool> {
         let released = Place { attempts: place.attempts - 1, ..place };
@@ -285,7 +309,7 @@ impl Deliveries {
             return (Time::ZERO, Ok(()));
         }
         // One that was found damaged meanwhile is in no place any more.
-        if self.is_settled(spot).is_ok_and(|is_settled| is_settled) {
+        if self.ledger.status(spot).is_ok_and(|status| status.standing.is_settled()) {
             return (Time::ZERO, Ok(()));
         }
         let given = Millis::from(delay);
@@ -344,7 +368,7 @@ impl Deliveries {
                 self.lose_unfound(place.seq).ok();
                 continue;
             };
-            self.ledger.backlog_mut().track_at_mut(spot.at).note_answered();
+            self.ledger.backlog_mut().track_at_mut(spot.at).note_answered(1);
             if self.ledger.policy().is_last(place.attempts) {
                 self.leases_mut().end(ticket);
                 let death = Death { cause: Some(Cause::Attempts), reason: None };
@@ -362,9 +386,9 @@ impl Deliveries {
 
     /// Gives a delivery more time; one that has run out is its holder's again, if there is room for
     /// one more in flight.
-    pub(crate) fn extend(&mut self, ticket: Ticket, seq: u64, time: Duration) -> Result<()> {
+    pub(crate) fn extend(&mut self, ticket: Ticket, time: Duration) -> Result<()> {
         self.ledger.check_open()?;
-        let expired = Error::LeaseExpired { seq: Seq(seq) };
+        let expired = Error::LeaseExpired { seq: Seq(ticket.seq()) };
         if self.ledger.policy().visibility.is_none() {
             // Without a timeout nothing runs out.
             return Ok(());
@@ -399,7 +423,7 @@ impl Deliveries {
         if was_delayed {
             self.end_delay(spot);
         }
-        self.ledger.backlog_mut().track_at_mut(spot.at).note_leased();
+        self.ledger.backlog_mut().track_at_mut(spot.at).note_leased(1);
         Ok(())
     }
 
@@ -409,7 +433,9 @@ impl Deliveries {
         if !Policy::counts_time_in_record(leased.attempts - 1, has_unreadable_delay) {
             return Ok(false);
         }
-        let Some((spot, place)) = self.take_back_unseen(leased)? else { return Ok(true) };
+        let Some((spot, place)) = self.take_back_unseen(leased.ticket, leased.attempts)? else {
+            return Ok(true);
+        };
         let given = due.since(leased.pushed_at.time);
         self.ledger.places_mut().schedule_mut().put(due, place.seq);
         let released = Place { attempts: place.attempts - 1, ..place };
@@ -427,7 +453,9 @@ impl Deliveries {
 
     /// The time of a leased message turned out to be over.
     pub(crate) fn expire(&mut self, leased: &Leased) -> Result<()> {
-        let Some((spot, place)) = self.take_back_unseen(leased)? else { return Ok(()) };
+        let Some((spot, place)) = self.take_back_unseen(leased.ticket, leased.attempts)? else {
+            return Ok(());
+        };
         // This time it was not handed out.
         let unseen = Place { attempts: place.attempts - 1, ..place };
         let ended = self.settle_expired(spot, &unseen);
@@ -448,8 +476,8 @@ impl Deliveries {
     }
 
     /// The payload of a leased message turned out to be damaged.
-    pub(crate) fn lose_leased(&mut self, leased: &Leased) -> Result<()> {
-        if let Some((spot, place)) = self.take_back_unseen(leased)? {
+    pub(crate) fn lose_leased(&mut self, ticket: Ticket, attempts: u32) -> Result<()> {
+        if let Some((spot, place)) = self.take_back_unseen(ticket, attempts)? {
             let lost = self.ledger.lose(spot, place.offset);
             lost.inspect_err(|_| self.ledger.give_back(place))?;
         }
@@ -458,8 +486,8 @@ impl Deliveries {
 
     /// A leased message turned out to be of a newer version of keepq: no consumer gets it, and it
     /// stays stored as it was.
-    pub(crate) fn set_aside(&mut self, leased: &Leased) -> Result<()> {
-        let Some((spot, place)) = self.take_back_unseen(leased)? else { return Ok(()) };
+    pub(crate) fn set_aside(&mut self, ticket: Ticket, attempts: u32) -> Result<()> {
+        let Some((spot, place)) = self.take_back_unseen(ticket, attempts)? else { return Ok(()) };
         self.ledger.set_aside(spot, &place);
         self.ledger
             .store_unsettled(spot, &Place { attempts: place.attempts - 1, ..place })
@@ -467,11 +495,11 @@ impl Deliveries {
     }
 
     /// Ends a lease whose message no consumer has seen.
-    fn take_back_unseen(&mut self, leased: &Leased) -> Result<Option<(Spot, Place)>> {
+    fn take_back_unseen(&mut self, ticket: Ticket, attempts: u32) -> Result<Option<(Spot, Place)>> {
         // It may have run out while its payload was copied, and be back, or somebody else's.
-        let Some(found) = self.end_lease(leased.ticket)? else { return Ok(None) };
+        let Some(found) = self.end_lease(ticket)? else { return Ok(None) };
         self.ledger.counts_mut().popped -= 1;
-        self.ledger.counts_mut().redelivered -= u64::from(leased.attempts > 1);
+        self.ledger.counts_mut().redelivered -= u64::from(attempts > 1);
         self.ledger.news_mut().returned = true;
         Ok(Some(found))
     }

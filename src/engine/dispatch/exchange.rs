@@ -47,7 +47,6 @@ pub(crate) enum Leasing {
 #[derive(Debug)]
 pub(crate) struct Leased {
     pub(crate) ticket: Ticket,
-    pub(crate) seq: u64,
     pub(crate) attempts: u32,
     pub(crate) offset: Offset,
     pub(crate) pushed_at: PushTime,
@@ -57,6 +56,26 @@ pub(crate) struct Leased {
     pub(crate) is_sample: bool,
     /// The coarse clock, if it was read.
     pub(crate) now: Option<Time>,
+}
+
+/// What a consumer needs to answer a delivery.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LeaseKey {
+    pub(crate) ticket: Ticket,
+    /// The time until its answer is measured.
+    pub(crate) is_sample: bool,
+}
+
+/// A delivery that can be answered.
+pub(crate) trait Answerable {
+    fn key(&self) -> &LeaseKey;
+}
+
+impl Answerable for LeaseKey {
+    #[inline]
+    fn key(&self) -> &LeaseKey {
+        self
+    }
 }
 
 /// What dropping the next message did.

@@ -21,7 +21,7 @@ use crate::engine::published::Published;
 use crate::engine::settled_total::SettledTotal;
 use crate::engine::waiters::Waiters;
 use crate::error::{Error, Result};
-use crate::format::address::Offset;
+use crate::format::address::{Index, Offset};
 use crate::format::extension::Verified;
 use crate::format::slot::{Delay, Slot, State};
 use crate::format::standing::Standing;
@@ -31,6 +31,7 @@ use crate::recovery::Log;
 use crate::report::DamageKind;
 use crate::stats::Counts;
 use crate::time::Time;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The stored messages, and their places.
@@ -228,6 +229,28 @@ impl Ledger {
             }
         }
         self.settle(spot, place, State::Dead)
+    }
+
+    /// Messages side by side, up to the end of whose records it is so many bytes, were settled by
+    /// their holders, in their time: counts them, and has others told.
+    pub(super) fn note_acked(
+        &mut self,
+        at: usize,
+        indexes: Range<Index>,
+        first_seq: u64,
+        bytes: u64,
+    ) {
+        let number = indexes.end - indexes.start;
+        let track = self.backlog.note_changes(at, indexes.clone());
+        track.note_answered(number);
+        self.news.reclaims |= track.note_settled(indexes, bytes);
+        self.news.upkeep |= track.is_done();
+        self.news.settled = true;
+        self.settled_total.add(number.into());
+        self.counts.acked += u64::from(number);
+        if self.waiters.settled.has_waiters() {
+            self.news.settled_seqs.extend(first_seq..first_seq + u64::from(number));
+        }
     }
 
     /// Counts what a store settled, and has others told of it.

@@ -5,6 +5,7 @@
 
 use crate::clock;
 use crate::distribution::{Distribution, Histogram};
+use crate::format::bytes::to_u64;
 use crate::leases::Ticket;
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -42,8 +43,11 @@ impl Measure {
         self.out.push_back((ticket, clock::now()));
     }
 
-    pub(crate) fn answered(&mut self, ticket: Ticket) {
-        if let Some(at) = self.out.iter().rposition(|(out, _)| *out == ticket)
+    /// So many messages side by side are answered, from this one on.
+    pub(crate) fn answered(&mut self, first: Ticket, number: usize) {
+        let seqs = first.seq()..first.seq() + to_u64(number);
+        let is_one = |out: &Ticket| seqs.contains(&out.seq()) && *out == first.of(out.seq());
+        while let Some(at) = self.out.iter().rposition(|(out, _)| is_one(out))
             && let Some((_, since)) = self.out.remove(at)
         {
             self.processing.record(clock::now().saturating_duration_since(since));

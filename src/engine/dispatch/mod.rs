@@ -20,17 +20,19 @@ mod places;
 mod policy;
 pub(super) mod purge;
 pub(super) mod repair;
+mod short;
 mod vanished;
 
 use crate::format::checkpoint::ConsumerOffset;
 use crate::time::Time;
 pub(crate) use deliveries::Deliveries;
 pub(crate) use dying::{Cause, Death, DyingMessage};
-pub(crate) use exchange::{Answer, Dropped, Leased, Leasing};
+pub(crate) use exchange::{Answer, Answerable, Dropped, LeaseKey, Leased, Leasing};
 pub(crate) use ledger::Ledger;
 pub(crate) use measure::start_push;
 pub(crate) use places::Whereabouts;
 pub(crate) use policy::Policy;
+pub(crate) use short::{LeasedBatch, LeasedMessage, LeasedOne};
 pub(crate) use vanished::give_up_vanished;
 
 use super::backlog::cursor::Cursor;
@@ -57,6 +59,8 @@ pub(crate) struct Dispatch {
     watched: Option<Time>,
     /// The worker knows that there are changes to sync.
     has_asked_for_sync: bool,
+    #[cfg(test)]
+    short_way: short::Watched,
 }
 
 impl Dispatch {
@@ -66,7 +70,15 @@ impl Dispatch {
             counting: Counting::default(),
             watched: None,
             has_asked_for_sync: false,
+            #[cfg(test)]
+            short_way: short::Watched::default(),
         }
+    }
+
+    /// The short way, for tests that close it, or ask how many messages went it.
+    #[cfg(test)]
+    pub(crate) fn short_way(&mut self) -> &mut short::Watched {
+        &mut self.short_way
     }
 
     /// From here on no message is handed out or answered.
@@ -192,7 +204,7 @@ impl Dispatch {
     pub(super) fn is_quiet(&mut self, has_producers: bool) -> bool {
         let is_quiet = self.ledger().news().is_quiet(has_producers)
             && !self.backlog().has_new_maps()
-            && (self.has_asked_for_sync || !self.backlog().has_unsynced_changes())
+            && (self.has_asked_for_sync || !self.backlog().changes().has_unsynced())
             && !self.ledger().places().has_times()
             && self.ledger().expiry().next_look().is_none()
             && self.watched.is_none();
@@ -204,7 +216,7 @@ impl Dispatch {
 
     /// What others have to be told. Also tells whether answers have to be synced some time soon.
     pub(super) fn take_news(&mut self) -> (News, bool) {
-        let asks = self.backlog().has_unsynced_changes() && !self.has_asked_for_sync;
+        let asks = self.backlog().changes().has_unsynced() && !self.has_asked_for_sync;
         self.has_asked_for_sync |= asks;
         (std::mem::take(self.ledger_mut().news_mut()), asks)
     }
@@ -281,6 +293,6 @@ impl Dispatch {
     /// A sync of answers failed, or could not begin: the worker has to be asked again.
     pub(super) fn ask_for_sync_again(&mut self) {
         self.has_asked_for_sync = false;
-        self.backlog_mut().forget_synced_changes();
+        self.backlog_mut().changes_mut().forget_synced();
     }
 }

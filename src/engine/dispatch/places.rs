@@ -205,6 +205,13 @@ impl Places {
         self.schedule.first_time().is_some() || self.leases.next_deadline().is_some()
     }
 
+    /// Whether a lease or a delay is over by this time.
+    #[inline]
+    pub(super) fn has_due_at(&self, time: Time) -> bool {
+        let is_due = |due: Option<Time>| due.is_some_and(|due| due <= time);
+        is_due(self.schedule.first_time()) || is_due(self.leases.next_deadline())
+    }
+
     /// When there will be something to hand out that is not there yet. `is_full`: as many are in
     /// flight as may be.
     #[inline]

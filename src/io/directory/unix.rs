@@ -84,10 +84,9 @@ impl Directory {
     /// The identity of what has this name, which is not followed if it is a link; `None` if nothing
     /// has it.
     pub(in crate::io) fn identity_of(&self, name: &str) -> io::Result<Option<os::FileId>> {
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        match retry(|| rustix::fs::statat(&self.handle, name, flags)) {
+        match os::identity_at(&self.handle, Path::new(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            found => found.map(|found| Some(os::identity_in(&found))),
+            found => found.map(Some),
         }
     }
 
@@ -113,9 +112,8 @@ impl Directory {
         let own = os::identity(&self.handle)?;
         let name = Path::new("..").join(name);
         let is = |path: &Path, identity: os::FileId| {
-            let flags = AtFlags::SYMLINK_NOFOLLOW;
-            match retry(|| rustix::fs::statat(&self.handle, path, flags)) {
-                Ok(found) => os::identity_in(&found) == identity,
+            match os::identity_at(&self.handle, path) {
+                Ok(found) => found == identity,
                 // Who may not look does not know it.
                 Err(error) => error.kind() != io::ErrorKind::NotFound,
             }

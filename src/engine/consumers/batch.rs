@@ -1,0 +1,132 @@
+//! Taking many messages with one call.
+//!
+//! Promises: a batch is taken in steps, between which other threads have their turn. Messages that
+//! lie side by side and are plain go the short way, and share the bytes that they were copied to.
+
+use super::taken::{Part, Taken, TakenBody};
+use super::taking::Taking;
+use super::{Consumers, MESSAGES_A_STEP};
+use crate::engine::dispatch::{Leased, LeasedBatch, LeasedMessage, Leasing};
+use crate::error::{Error, Result};
+use std::sync::Arc;
+
+/// Messages that were leased under one lock, and are not copied yet.
+#[derive(Debug, Default)]
+struct LeasedStep {
+    batch: Option<LeasedBatch>,
+    leased: Vec<Leased>,
+    /// The error that ended the step early.
+    failed: Option<Error>,
+    /// There is nothing to go on with.
+    is_over: bool,
+}
+
+impl LeasedStep {
+    fn len(&self) -> usize {
+        self.batch.as_ref().map_or(0, |batch| batch.messages.seqs().count()) + self.leased.len()
+    }
+}
+
+impl Consumers {
+    /// Up to `limit` messages, as many as there are, each as `hand_out` makes it.
+    pub(crate) fn pop_batch<T>(
+        &self,
+        limit: usize,
+        hand_out: impl Fn(Taken) -> T,
+    ) -> Result<Vec<T>> {
+        loop {
+            match self.try_pop_batch(limit, &hand_out) {
+                Err(error) => self.clear_the_way(error)?,
+                batch => return batch,
+            }
+        }
+    }
+
+    fn try_pop_batch<T>(&self, limit: usize, hand_out: impl Fn(Taken) -> T) -> Result<Vec<T>> {
+        let mut batch = Vec::new();
+        // What is pushed meanwhile, or comes back, is for another batch: or else this one might
+        // never end.
+        let mut taking = Taking::up_to(self.published.visible());
+        loop {
+            // Once it has begun, a batch ends no lease: that may be one of its own.
+            if batch.is_empty() {
+                self.end_due();
+            }
+            let missing = limit - batch.len();
+            let step = self.lease_step(missing.min(MESSAGES_A_STEP), &mut taking);
+            let complete = batch.len() + step.len();
+            batch.reserve(step.len());
+            let mut failed = step.failed;
+            if let Some(leased) = step.batch {
+                let copied = self.hand_out_batch(leased, |taken| batch.push(hand_out(taken)));
+                failed = failed.or(copied.err());
+            }
+            for leased in step.leased {
+                match self.copy_out(leased) {
+                    Ok(taken) => batch.extend(taken.map(&hand_out)),
+                    Err(error) => failed = Some(error),
+                }
+            }
+            match failed {
+                // What was taken is handed out; the error comes again with the next pop.
+                Some(error) if batch.is_empty() => return Err(error),
+                // Others, for those that were not to be handed out, or because there are more.
+                None if batch.len() < complete || batch.len() < limit && !step.is_over => {}
+                _ => return Ok(batch),
+            }
+        }
+    }
+
+    /// Leases up to `limit` messages under one lock. Also ends early if they lie in more segments
+    /// than may be mapped.
+    fn lease_step(&self, limit: usize, taking: &mut Taking) -> LeasedStep {
+        let mut step = LeasedStep::default();
+        let mut dispatch = self.dispatch.lock();
+        step.batch = dispatch.lease_batch(taking.visible(), limit);
+        if let Some(batch) = &step.batch {
+            taking.note(batch.messages.seqs());
+            return step;
+        }
+        let activity = dispatch.backlog().activity().clone();
+        let before = activity.maps_made();
+        while step.leased.len() < limit && !activity.has_made_most(before) {
+            match dispatch.lease_next_but(taking.visible(), false, |seq| taking.has(seq)) {
+                Ok(Leasing::Leased(leased)) => {
+                    let seq = leased.ticket.seq();
+                    taking.note(seq..seq + 1);
+                    step.leased.push(leased);
+                }
+                Ok(Leasing::Nothing) => {
+                    step.is_over = true;
+                    break;
+                }
+                Ok(Leasing::Again) => break,
+                Err(error) => {
+                    (step.failed, step.is_over) = (Some(error), true);
+                    break;
+                }
+            }
+        }
+        step
+    }
+
+    /// Hands out those of these messages that are whole.
+    fn hand_out_batch(&self, leased: LeasedBatch, mut hand_out: impl FnMut(Taken)) -> Result<()> {
+        let LeasedBatch { bytes, messages, base_time, base_in_utc } = leased;
+        let (bytes, mut result) = (Arc::new(bytes), Ok(()));
+        for LeasedMessage { key, header, body } in messages.each(&bytes) {
+            let place = Part::of(body, &header);
+            if !place.of_bytes(&bytes).is_some_and(|body| header.is_of(body)) {
+                result = result.and(self.lose(key.ticket, 1));
+                continue;
+            }
+            if key.is_sample {
+                self.measure(key.ticket, header.pushed_at(base_time));
+            }
+            let body = TakenBody::OfBatch(Arc::clone(&bytes), place);
+            let pushed_at = header.pushed_at(base_in_utc);
+            hand_out(Taken { key, attempts: 1, pushed_at, body, payload_start: 0 });
+        }
+        result
+    }
+}

@@ -1,0 +1,60 @@
+//! A message that is handed out: what was copied of it outside of the lock.
+
+use crate::engine::dispatch::LeaseKey;
+use crate::format::record::RecordHeader;
+use crate::time::Time;
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// A message that is handed out.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) key: LeaseKey,
+    pub(crate) attempts: u32,
+    /// In UTC.
+    pub(crate) pushed_at: Time,
+    pub(crate) body: TakenBody,
+    pub(crate) payload_start: usize,
+}
+
+/// The bytes of a message.
+#[derive(Debug)]
+pub(crate) enum TakenBody {
+    Own(Vec<u8>),
+    /// Among the bytes of a batch.
+    OfBatch(Arc<Vec<u8>>, Part),
+}
+
+/// Where the bytes of a message are among those of a batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    start: u32,
+    len: u32,
+}
+
+impl Part {
+    /// Where the body starts, and what its header says of its length.
+    #[inline]
+    pub(super) fn of(start: usize, header: &RecordHeader) -> Self {
+        Self { start: u32::try_from(start).unwrap_or(u32::MAX), len: header.body_len }
+    }
+
+    #[inline]
+    pub(super) fn of_bytes(self, bytes: &[u8]) -> Option<&[u8]> {
+        let widen = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+        let start = widen(self.start);
+        bytes.get(start..start.saturating_add(widen(self.len)))
+    }
+}
+
+impl Deref for TakenBody {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Own(body) => body,
+            Self::OfBatch(bytes, part) => part.of_bytes(bytes).unwrap_or_default(),
+        }
+    }
+}

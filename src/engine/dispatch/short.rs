@@ -1,0 +1,335 @@
+//! The short way: plain messages that lie side by side, taken and acked together.
+//!
+//! Promises: what it does is what the long way (`Dispatch::lease_next_but`, `Deliveries::answer`)
+//! would do with the same messages one by one, in memory and on the disk; each attempt is stored
+//! before its message is handed out. It takes messages only while nothing else comes first, and
+//! only those that nobody has touched; it acks only those whose slots say what their delivery
+//! stored. Of all else it does nothing, and the caller goes the long way: that alone knows what is
+//! special. A test compares the two over random histories (`engine/ways`).
+//!
+//! What it saves is what the long way asks for each message: where its segment is, where its record
+//! lies, in which place it waits, and a lease, two calls of the storage and counters of its own
+//! (`cargo bench --bench instructions`).
+
+use super::Dispatch;
+use super::exchange::{Answerable, LeaseKey};
+use super::measure::Measure;
+use crate::clock::TICK;
+use crate::engine::backlog::Body;
+use crate::format::address::{Index, Offset, Ordinal};
+use crate::format::record::RecordHeader;
+use crate::format::slot::{Slot, State};
+use crate::leases::{Batch, Holding, Place, Ticket};
+use crate::log::sealed::Mapped;
+use crate::log::side_by_side::{SideBySide, bodies};
+use crate::log::slots::Slots;
+use crate::time::{PushTime, Time};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// What tests watch.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub(crate) struct Watched {
+    pub(crate) is_closed: bool,
+    /// How many messages were taken on it.
+    pub(crate) taken: u64,
+}
+
+/// A message that is leased and not yet verified.
+#[derive(Debug)]
+pub(crate) struct LeasedOne {
+    pub(crate) key: LeaseKey,
+    pub(crate) body: Body,
+    pub(crate) place: (RecordHeader, Offset),
+    pub(crate) pushed_at: PushTime,
+}
+
+/// Messages side by side that are leased and not yet verified.
+#[derive(Debug)]
+pub(crate) struct LeasedBatch {
+    /// Those of all, their headers included.
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) messages: LeasedMessages,
+    /// The time that the ages of their records count from, and the same in UTC.
+    pub(crate) base_time: Time,
+    pub(crate) base_in_utc: Time,
+}
+
+/// Their numbers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LeasedMessages {
+    /// The ticket of the first one.
+    first: Ticket,
+    number: u64,
+    /// How many messages were handed out before it.
+    popped_before: u64,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(crate) struct LeasedMessage {
+    pub(crate) key: LeaseKey,
+    pub(crate) header: RecordHeader,
+    /// Where its body starts among the bytes of all.
+    pub(crate) body: usize,
+}
+
+impl LeasedMessages {
+    pub(crate) fn seqs(self) -> Range<u64> {
+        self.first.seq()..self.first.seq() + self.number
+    }
+
+    /// Each of them, in order. `bytes`: those of all.
+    #[inline]
+    pub(crate) fn each(self, bytes: &[u8]) -> impl Iterator<Item = LeasedMessage> {
+        let numbered = self.seqs().zip(self.popped_before + 1..).zip(bodies(bytes));
+        numbered.map(move |((seq, number), (header, body))| {
+            let key =
+                LeaseKey { ticket: self.first.of(seq), is_sample: Measure::is_sample(number) };
+            LeasedMessage { key, header, body }
+        })
+    }
+}
+
+/// The messages that are next at the cursor, if they lie where a short way leads.
+#[derive(Debug)]
+struct AtCursor<'a> {
+    /// The position of their segment.
+    at: usize,
+    mapped: &'a Arc<Mapped>,
+    /// The first of them, and where its record is sought.
+    seq: u64,
+    index: Index,
+    offset: Offset,
+    /// How many there are at most.
+    most: u32,
+}
+
+impl Dispatch {
+    /// What lies behind the cursor, up to message `visible`.
+    #[inline]
+    fn ahead(&self, visible: u64) -> Option<AtCursor<'_>> {
+        let cursor = self.ledger().places().cursor();
+        let at = self.backlog().tracks().position(cursor.ordinal(), cursor.seq())?;
+        let records = self.backlog().track_at(at).records();
+        // The slots of an earlier run have to be counted before.
+        let is_counted = cursor.has_skipped() || !records.is_old();
+        let mapped = records.mapped().filter(|_| is_counted && !records.has_gaps())?;
+        let (seq, index, offset) = (cursor.seq(), cursor.index(), cursor.position().offset());
+        let most = records.end_index(visible).since(index);
+        Some(AtCursor { at, mapped, seq, index, offset, most })
+    }
+
+    /// Whether a message behind the cursor is the next one, and may be handed out: nothing else comes
+    /// first, and none of what is in flight is due. `now`: the coarse clock, if anything has a time.
+    #[inline]
+    fn is_cursor_next(&self, now: Option<Time>) -> bool {
+        let (places, policy) = (self.ledger().places(), self.ledger().policy());
+        #[cfg(test)]
+        if self.short_way.is_closed {
+            return false;
+        }
+        self.check_open().is_ok()
+            && !places.has_front()
+            && policy.message_ttl.is_none()
+            && !now.is_some_and(|now| places.has_due_at(now.saturating_add(TICK)))
+    }
+
+    /// Leases the message behind the cursor, up to message `visible`; `None` if the next message has
+    /// to go the long way.
+    #[inline]
+    pub(crate) fn lease_one(&mut self, visible: u64) -> Option<LeasedOne> {
+        let now = self.deliveries.coarse_time();
+        if !self.is_cursor_next(now) || self.deliveries.is_full() {
+            return None;
+        }
+        let AtCursor { at, mapped, seq, index, offset, most } = self.ahead(visible)?;
+        if most == 0 || !mapped.is_untouched(index) {
+            return None;
+        }
+        let header = mapped.header(offset, index).filter(|header| header.flags.is_plain())?;
+        if !mapped.try_store_slot(index, delivered(offset)) {
+            return None;
+        }
+        let body = Body::of(mapped, &header, offset);
+        #[cfg(test)]
+        (self.short_way.taken += 1);
+        let track = self.backlog_mut().note_changes(at, index..index.next());
+        track.note_leased(1);
+        let (ordinal, base_time) = (track.ordinal(), track.base_time());
+        let pushed_at = track.segment().push_time(&header, base_time);
+        let (attempts, bytes, is_transient) = (1, header.bytes(), false);
+        let place = Place { seq, ordinal, index, offset, attempts, bytes, is_transient };
+        let (popped_before, deadline) = self.deliveries.note_first_deliveries(seq, 1, now);
+        let places = self.ledger_mut().places_mut();
+        places.cursor_mut().pass_run(1, offset + header.record_len());
+        let ticket = places.leases_mut().begin(place, deadline);
+        self.ledger_mut().note_head_changed();
+        let key = LeaseKey { ticket, is_sample: Measure::is_sample(popped_before + 1) };
+        Some(LeasedOne { key, body, place: (header, offset), pushed_at })
+    }
+
+    /// Leases up to `most` messages up to `visible` that lie side by side behind the cursor; `None`
+    /// if the next message has to go the long way.
+    pub(crate) fn lease_batch(&mut self, visible: u64, most: usize) -> Option<LeasedBatch> {
+        // Once it has begun, a batch ends no lease: that may be one of its own.
+        if !self.is_cursor_next(None) {
+            return None;
+        }
+        let most = most.min(Batch::MOST).min(self.deliveries.room_in_flight());
+        let AtCursor { at, mapped, seq, index, offset, most: there } = self.ahead(visible)?;
+        let most = most.min(usize::try_from(there).unwrap_or(usize::MAX));
+        let mut records = SideBySide::copy(mapped, index, offset, most);
+        let number = deliver(mapped, &mut records);
+        if number == 0 {
+            return None;
+        }
+        #[cfg(test)]
+        (self.short_way.taken += u64::from(number));
+        let end = records.end();
+        let (bytes, starts) = records.into_parts();
+        let track = self.backlog_mut().note_changes(at, index..index + number);
+        track.note_leased(number);
+        let (base_time, shift) = (track.base_time(), track.segment().header.clock_shift);
+        let batch = Batch::new(seq, track.ordinal(), index, starts);
+        let now = self.deliveries.coarse_time();
+        let (popped_before, deadline) = self.deliveries.note_first_deliveries(seq, number, now);
+        let places = self.ledger_mut().places_mut();
+        places.cursor_mut().pass_run(number, end);
+        let first = places.leases_mut().begin_batch(batch, deadline);
+        self.ledger_mut().note_head_changed();
+        let (number, base_in_utc) = (number.into(), base_time.utc(shift));
+        let messages = LeasedMessages { first, number, popped_before };
+        Some(LeasedBatch { bytes, messages, base_time, base_in_utc })
+    }
+
+    /// Settles the first of these deliveries, and those behind it that lie side by side with it.
+    /// Tells how many; 0 if the first one has to go the long way.
+    #[inline]
+    pub(crate) fn ack_side_by_side(&mut self, deliveries: &[impl Answerable]) -> usize {
+        #[cfg(test)]
+        if self.short_way.is_closed {
+            return 0;
+        }
+        let was_full = self.deliveries.is_full();
+        if self.check_open().is_err() {
+            return 0;
+        }
+        let number = self.try_ack(deliveries).unwrap_or(0);
+        if let Some(first) = deliveries.first().filter(|first| number > 1 || first.key().is_sample)
+        {
+            self.deliveries.measure_mut().answered(first.key().ticket, number);
+        }
+        // Room for more in flight.
+        self.ledger_mut().news_mut().returned |= was_full && number > 0;
+        number
+    }
+
+    #[inline]
+    fn try_ack(&mut self, deliveries: &[impl Answerable]) -> Option<usize> {
+        let first = deliveries.first()?.key().ticket;
+        let (ordinal, index, settled, bytes);
+        match self.ledger().places().leases().held(first)? {
+            Holding::One(place) => {
+                if place.seq != first.seq() || place.is_transient {
+                    return None;
+                }
+                let mapped = self.map_of(place.ordinal, place.seq)?;
+                let Place { offset: at, attempts, .. } = *place;
+                let said = |state| Slot { state, attempts, offset: Some(at) };
+                if !mapped.replace_slot(place.index, said(State::Delivered), said(State::Dead)) {
+                    return None;
+                }
+                (ordinal, index, settled) = (place.ordinal, place.index, 1);
+                bytes = place.bytes.into();
+            }
+            Holding::Batch(batch) => {
+                let tickets = deliveries.iter().map(|delivery| delivery.key().ticket);
+                let tickets = tickets.zip(first.seq()..).take(Slots::MOST);
+                let most = tickets.take_while(|(ticket, seq)| *ticket == first.of(*seq)).count();
+                let starts;
+                (index, starts) = batch.side_by_side(first.seq(), most)?;
+                ordinal = batch.ordinal();
+                settled = settle(self.map_of(ordinal, first.seq())?, index, starts);
+                bytes = starts.get(settled)?.since(*starts.first()?);
+            }
+        }
+        let number = u32::try_from(settled).ok().filter(|&number| number > 0)?;
+        let at = self.backlog().tracks().position(ordinal, first.seq())?;
+        self.ledger_mut().places_mut().leases_mut().end_held(first, settled);
+        self.ledger_mut().note_acked(at, index..index + number, first.seq(), bytes);
+        Some(settled)
+    }
+
+    /// The segment of a message, if it is where it was, mapped, and its slots are counted.
+    #[inline]
+    fn map_of(&self, ordinal: Ordinal, seq: u64) -> Option<&Arc<Mapped>> {
+        let at = self.backlog().tracks().position(ordinal, seq)?;
+        let track = self.backlog().track_at(at);
+        track.records().mapped().filter(|_| track.is_counted())
+    }
+}
+
+/// What the slot of a message says that was handed out for the first time.
+#[inline]
+fn delivered(offset: Offset) -> Slot {
+    Slot { state: State::Delivered, attempts: 1, offset: Some(offset) }
+}
+
+/// Stores an attempt for each of these messages, up to the first one that somebody has touched: the
+/// others are left out. Tells for how many.
+fn deliver(mapped: &Mapped, records: &mut SideBySide) -> u32 {
+    let (mut slots, mut stored) = (Slots::of(mapped), 0);
+    while let Some(starts) = records.starts().get(stored..).filter(|starts| starts.len() > 1) {
+        let first = records.first().saturating_add(u32::try_from(stored).unwrap_or(u32::MAX));
+        if slots.load(first, starts.len() - 1).is_err() {
+            break;
+        }
+        let mut untouched = 0;
+        for (mut slot, &offset) in slots.each().zip(starts) {
+            if !slot.is_untouched() {
+                break;
+            }
+            slot.set(delivered(offset));
+            untouched += 1;
+        }
+        // If it fails, the long way tries it again, and tells of the error.
+        if untouched == 0 || slots.store(untouched).is_err() {
+            break;
+        }
+        stored += untouched;
+        if untouched < slots.number() {
+            break;
+        }
+    }
+    records.truncate(stored);
+    u32::try_from(stored).unwrap_or(0)
+}
+
+/// Settles messages from record `first` on, whose records are between `starts`, as far as their
+/// slots say that they were handed out once; tells how many are settled.
+fn settle(mapped: &Mapped, first: Index, starts: &[Offset]) -> usize {
+    let dead = |offset| Slot { state: State::Dead, ..delivered(offset) };
+    let mut slots = Slots::of(mapped);
+    if slots.load(first, starts.len() - 1).is_err() {
+        return 0;
+    }
+    let mut number = 0;
+    for (mut slot, &offset) in slots.each().zip(starts) {
+        if !slot.says(delivered(offset)) {
+            break;
+        }
+        slot.set(dead(offset));
+        number += 1;
+    }
+    if number == 0 || slots.store(number).is_ok() {
+        return number;
+    }
+    // A write that failed may have stored some of them. Those are settled, and the long way tries
+    // the next one again.
+    if slots.load(first, number).is_err() {
+        return 0;
+    }
+    slots.each().zip(starts).take_while(|(slot, offset)| slot.says(dead(**offset))).count()
+}

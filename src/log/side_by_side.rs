@@ -1,0 +1,122 @@
+//! Records side by side, copied as they are found.
+//!
+//! Promises: each of them has its own place, as its header's check says, and follows the one before
+//! right where that ends. Their bodies are not verified. Loads nothing behind the end of the
+//! records.
+
+use super::sealed::Mapped;
+use crate::format::address::{Index, Offset};
+use crate::format::bytes::to_u64;
+use crate::format::record::{HEADER, RecordHeader};
+
+/// Bytes that are copied at a time: so few are read that are not needed, and a copy of so many is
+/// as fast as one of more.
+const PIECE: u64 = 2048;
+/// No more bytes are copied than these, and what a record takes.
+const MOST_BYTES: usize = 64 << 10;
+/// A longer body is not copied with others: it would keep their bytes, and they its.
+const LONGEST_BODY: u32 = 4096;
+
+/// Plain records side by side.
+#[derive(Debug)]
+pub(crate) struct SideBySide {
+    first: Index,
+    /// From the start of the first record on.
+    bytes: Vec<u8>,
+    /// Where each one starts, and behind the last one where that ends.
+    starts: Vec<Offset>,
+}
+
+impl SideBySide {
+    /// Copies up to `most` records, from record `first` on, which is sought at `offset`. Ends before
+    /// one that is not there, is not plain, or is long.
+    pub(crate) fn copy(mapped: &Mapped, first: Index, offset: Offset, most: usize) -> Self {
+        let end = mapped.records_end();
+        let mut bytes = Vec::new();
+        let mut starts = Vec::with_capacity(most + 1);
+        starts.push(offset);
+        let (mut index, mut at) = (first, 0);
+        while starts.len() <= most && at < MOST_BYTES {
+            if !load_up_to(mapped, &mut bytes, at + HEADER, offset, end) {
+                break;
+            }
+            let header = bytes.get(at..).and_then(<[u8]>::first_chunk);
+            let header = header.and_then(|bytes| mapped.decode(bytes, offset + to_u64(at), index));
+            let is_short = |header: &RecordHeader| header.body_len <= LONGEST_BODY;
+            let Some(header) = header.filter(is_short).filter(|header| header.flags.is_plain())
+            else {
+                break;
+            };
+            let len = usize::try_from(header.record_len()).unwrap_or(usize::MAX);
+            if at == 0 {
+                // As if all were as long.
+                bytes.reserve_exact(most.saturating_mul(len).min(MOST_BYTES));
+            }
+            let next = at + len;
+            if !load_up_to(mapped, &mut bytes, next, offset, end) {
+                break;
+            }
+            starts.push(offset + to_u64(next));
+            (index, at) = (index.next(), next);
+        }
+        Self { first, bytes, starts }
+    }
+
+    /// Keeps the first few of them.
+    pub(crate) fn truncate(&mut self, number: usize) {
+        self.starts.truncate(number + 1);
+    }
+
+    /// The index of the first one.
+    pub(crate) fn first(&self) -> Index {
+        self.first
+    }
+
+    /// Where each one starts, and where the last one ends.
+    pub(crate) fn starts(&self) -> &[Offset] {
+        &self.starts
+    }
+
+    /// Where the last one ends.
+    pub(crate) fn end(&self) -> Offset {
+        self.starts.last().copied().unwrap_or_default()
+    }
+
+    /// The bytes, from the start of the first record on, and where each record starts, and the last
+    /// one ends.
+    pub(crate) fn into_parts(self) -> (Vec<u8>, Vec<Offset>) {
+        (self.bytes, self.starts)
+    }
+}
+
+/// Of each of the records whose `bytes` were copied, its header, and where its body starts.
+#[inline]
+pub(crate) fn bodies(bytes: &[u8]) -> impl Iterator<Item = (RecordHeader, usize)> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let header = RecordHeader::of_checked(bytes.get(start..)?.first_chunk()?);
+        let body = start + HEADER;
+        start += usize::try_from(header.record_len()).ok()?;
+        Some((header, body))
+    })
+}
+
+/// Loads more bytes, which start at `offset`, until there are at least `len`; false if there are not
+/// so many before the `end`, or they cannot be loaded.
+#[inline]
+fn load_up_to(
+    mapped: &Mapped,
+    bytes: &mut Vec<u8>,
+    len: usize,
+    offset: Offset,
+    end: Offset,
+) -> bool {
+    while bytes.len() < len {
+        let from = offset + to_u64(bytes.len());
+        let piece = usize::try_from(PIECE.min(end.since(from))).unwrap_or(0);
+        if piece == 0 || mapped.region.load_into(from.0, piece, bytes).is_err() {
+            return false;
+        }
+    }
+    true
+}
