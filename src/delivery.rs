@@ -234,7 +234,9 @@ impl Delivery {
             };
             let acked = open.ack(&own);
             result = acked.and(result);
-            own.iter_mut().for_each(|delivery| delivery.is_answered = true);
+            for delivery in &mut own {
+                delivery.is_answered = true;
+            }
         }
         result
     }

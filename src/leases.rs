@@ -327,8 +327,8 @@ impl Leases {
         Some((own, place))
     }
 
-    /// Takes the lease of one message out of wherever it is by its state, which ends. If it had batch
-    /// out, gives the time before which its message is not handed out again.
+    /// Takes the lease of one message out of wherever it is by its state, which ends. If it had
+    /// run out, gives the time before which its message is not handed out again.
     #[inline]
     fn leave(&mut self, ticket: Ticket) -> Option<Time> {
         let entry = self.entry(ticket.entry);

@@ -88,7 +88,7 @@ impl<'a> Message<'a> {
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl AsRef<[u8]>) -> Self {
         let header = Header { name: name.into(), value: value.as_ref().to_vec() };
-        let headers = self.extras_mut().headers.to_mut();
+        let headers = self.extras.get_or_insert_default().headers.to_mut();
         match headers.iter_mut().find(|known| known.name == header.name) {
             Some(known) => *known = header,
             None => headers.push(header),
@@ -109,7 +109,7 @@ impl<'a> Message<'a> {
     /// next open drops the message.
     #[must_use]
     pub fn transient(mut self) -> Self {
-        self.extras_mut().is_transient = true;
+        self.extras.get_or_insert_default().is_transient = true;
         self
     }
 
@@ -140,7 +140,7 @@ impl<'a> Message<'a> {
     /// ```
     #[must_use]
     pub fn delay(mut self, delay: Duration) -> Self {
-        self.extras_mut().due = Some(NotBefore::After(delay));
+        self.extras.get_or_insert_default().due = Some(NotBefore::After(delay));
         self
     }
 
@@ -150,7 +150,7 @@ impl<'a> Message<'a> {
     /// this works like [`Message::delay`], and replaces it.
     #[must_use]
     pub fn deliver_at(mut self, time: SystemTime) -> Self {
-        self.extras_mut().due = Some(NotBefore::At(time));
+        self.extras.get_or_insert_default().due = Some(NotBefore::At(time));
         self
     }
 
@@ -175,12 +175,8 @@ impl<'a> Message<'a> {
     /// ```
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
-        self.extras_mut().ttl = Some(ttl);
+        self.extras.get_or_insert_default().ttl = Some(ttl);
         self
-    }
-
-    fn extras_mut(&mut self) -> &mut Extras<'a> {
-        self.extras.get_or_insert_default()
     }
 
     /// Bytes of its payload and headers.

@@ -84,7 +84,7 @@ impl Consumers {
         loop {
             let mut dispatch = self.dispatch.lock();
             let visible = self.published.visible();
-            let Some(leased) = dispatch.lease_one(visible) else {
+            let Some(leased) = dispatch.short_way().lease_one(visible) else {
                 match self.try_pop_the_long_way(dispatch, visible)? {
                     Some(popped) => return Ok(popped),
                     None => continue,
@@ -136,9 +136,15 @@ impl Consumers {
     }
 
     pub(super) fn look_for_message(&self) -> Look<Result<Option<Taken>>> {
+        let Context { clock, died, move_again, worker, .. } = &*self.context;
+        // Messages have died, and there is no background to move them.
+        let has_work = || {
+            let is_time = |at| clock.is_past(at);
+            died.is_noted() && !worker.is_running() && move_again.get().is_none_or(is_time)
+        };
         match self.try_pop() {
             Ok(Popped::Taken(taken)) => Look::Found(Ok(Some(taken))),
-            Ok(Popped::Nothing(_)) if self.has_work_for_caller() => Look::Found(Ok(None)),
+            Ok(Popped::Nothing(_)) if has_work() => Look::Found(Ok(None)),
             Ok(Popped::Nothing(next)) => {
                 let next = Time::earlier(next, self.next_move());
                 let next = next.and_then(|time| self.context.clock.instant(time));
@@ -146,14 +152,6 @@ impl Consumers {
             }
             Err(error) => Look::Found(Err(error)),
         }
-    }
-
-    /// Returns true if messages have died, and there is no background to move them.
-    fn has_work_for_caller(&self) -> bool {
-        let is_time = |at| self.context.clock.is_past(at);
-        self.context.died.is_noted()
-            && !self.context.worker.is_running()
-            && self.context.move_again.get().is_none_or(is_time)
     }
 
     /// When a thread that waits has to see to messages that the dead letters refused, because there
@@ -203,7 +201,7 @@ impl Consumers {
         let LeasedOne { key, mut body, place: (header, offset), pushed_at } = leased;
         let body = body.take(&header, offset);
         if !header.is_of(&body) {
-            return self.lose(key.ticket, 1).map(|()| None);
+            return lose(&self.dispatch, key.ticket, 1).map(|()| None);
         }
         if key.is_sample {
             self.measure(key.ticket, pushed_at.time);
@@ -247,14 +245,8 @@ impl Consumers {
         let (ticket, attempts) = (leased.ticket, leased.attempts);
         match verified {
             Verified::Newer => self.dispatch.lock().deliveries_mut().set_aside(ticket, attempts),
-            Verified::Damaged | Verified::Payload(_) => self.lose(ticket, attempts),
+            Verified::Damaged | Verified::Payload(_) => lose(&self.dispatch, ticket, attempts),
         }
-    }
-
-    /// Passes over a message whose payload is damaged.
-    #[cold]
-    fn lose(&self, ticket: Ticket, attempts: u32) -> Result<()> {
-        self.dispatch.lock().deliveries_mut().lose_leased(ticket, attempts)
     }
 
     /// Whether a message with a time is not to be handed out: it has expired, or is not yet due.
@@ -276,16 +268,10 @@ impl Consumers {
         self.dispatch.lock().deliveries_mut().put_off(leased, due)
     }
 
-    /// From here on all messages go the long way.
+    /// What tests watch of the short way.
     #[cfg(all(test, feature = "fault-injection"))]
-    pub(crate) fn go_the_long_way(&self) {
-        self.dispatch.lock().short_way().is_closed = true;
-    }
-
-    /// How many messages were taken on the short way.
-    #[cfg(all(test, feature = "fault-injection"))]
-    pub(crate) fn taken_short(&self) -> u64 {
-        self.dispatch.lock().short_way().taken
+    pub(crate) fn watch<T>(&self, look: impl FnOnce(&mut super::dispatch::Watched) -> T) -> T {
+        look(self.dispatch.lock().short_way().watched())
     }
 
     /// Gives a delivery more time.
@@ -390,4 +376,10 @@ impl Consumers {
         let time = self.dispatch.lock().next_time()?;
         self.context.clock.instant(time)
     }
+}
+
+/// Passes over a message whose payload is damaged.
+#[cold]
+fn lose(dispatch: &DispatchLock, ticket: Ticket, attempts: u32) -> Result<()> {
+    dispatch.lock().deliveries_mut().lose_leased(ticket, attempts)
 }

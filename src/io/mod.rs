@@ -258,8 +258,8 @@ pub trait Region: Debug + Send + Sync {
     /// As [`Region::load`]; if `offset` is not a multiple of 8.
     fn load_word(&self, offset: u64) -> io::Result<u64>;
 
-    /// Copies a record in: the two pieces of its body to where its header ends, and then the header,
-    /// so that a kill in between leaves none.
+    /// Copies a record in: the two pieces of its body to where its header ends, and then the
+    /// header, so that a kill in between leaves none.
     ///
     /// Where stores are writes, it is one write of all of it. Should that be cut short by a kill,
     /// there may be a header without all of its body.

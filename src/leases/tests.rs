@@ -1,3 +1,5 @@
+//! Leases against a plain list.
+
 use super::*;
 use crate::format::address::Offset;
 use crate::format::bytes::to_u64;
@@ -154,7 +156,8 @@ proptest! {
                     let (ticket, _, _) = model[which];
                     let number = match leases.held(ticket) {
                         Some(Holding::Batch(batch)) => {
-                            batch.side_by_side(ticket.seq(), number).map_or(0, |(_, at)| at.len() - 1)
+                            let there = batch.side_by_side(ticket.seq(), number);
+                            there.map_or(0, |(_, starts)| starts.len() - 1)
                         }
                         Some(Holding::One(place)) => usize::from(place.seq == ticket.seq()),
                         None => 0,

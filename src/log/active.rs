@@ -302,8 +302,8 @@ impl Active {
         Ok(())
     }
 
-    /// Stores a record, and first its slot, if that has something to say: the record exists once its
-    /// header is stored.
+    /// Stores a record, and first its slot, if that has something to say: the record exists once
+    /// its header is stored.
     #[inline]
     fn place(
         &self,

@@ -370,8 +370,6 @@ impl Mapped {
     }
 
     /// What is said of message `index` besides its record.
-    #[expect(clippy::inline_always, reason = "on the way of every pop")]
-    #[inline(always)]
     pub(crate) fn status(&self, index: Index, numbering: Numbering, run: Run) -> Result<Status> {
         let seq = self.seq(index, numbering.first_seq)?;
         let slot = self.slot(index)?;

@@ -28,8 +28,8 @@ pub(crate) struct SideBySide {
 }
 
 impl SideBySide {
-    /// Copies up to `most` records, from record `first` on, which is sought at `offset`. Ends before
-    /// one that is not there, is not plain, or is long.
+    /// Copies up to `most` records, from record `first` on, which is sought at `offset`. Ends
+    /// before one that is not there, is not plain, or is long.
     pub(crate) fn copy(mapped: &Mapped, first: Index, offset: Offset, most: usize) -> Self {
         let end = mapped.records_end();
         let mut bytes = Vec::new();
@@ -101,8 +101,8 @@ pub(crate) fn bodies(bytes: &[u8]) -> impl Iterator<Item = (RecordHeader, usize)
     })
 }
 
-/// Loads more bytes, which start at `offset`, until there are at least `len`; false if there are not
-/// so many before the `end`, or they cannot be loaded.
+/// Loads more bytes, which start at `offset`, until there are at least `len`; false if there are
+/// not so many before the `end`, or they cannot be loaded.
 #[inline]
 fn load_up_to(
     mapped: &Mapped,

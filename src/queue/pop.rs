@@ -87,8 +87,8 @@ impl Queue {
     ///
     /// The first error of [`Delivery::ack`]. All of the deliveries are answered as far as possible.
     pub fn ack_batch(&self, deliveries: impl IntoIterator<Item = Delivery>) -> Result<()> {
-        // All of the caller's code has run before the first delivery is answered: if it panics, they
-        // all go back.
+        // All of the caller's code has run before the first delivery is answered: if it panics,
+        // they all go back.
         Delivery::ack_all(deliveries.into_iter().collect())
     }
 

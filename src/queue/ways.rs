@@ -20,9 +20,9 @@ const CASES: u64 = 300;
 const STEPS: u64 = 60;
 
 /// splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators).
-struct Dice(u64);
+struct Chance(u64);
 
-impl Dice {
+impl Chance {
     fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -67,7 +67,7 @@ impl Side {
         random::tests::count_from(7);
         let queue = self.options.clone().open("queue").unwrap();
         if !self.is_short {
-            queue.engine().consumers().go_the_long_way();
+            queue.engine().consumers().watch(|short_way| short_way.is_closed = true);
         }
         self.queue = Some(queue);
     }
@@ -94,14 +94,14 @@ impl Side {
         }
     }
 
-    fn push(&self, dice: &mut Dice) -> String {
+    fn push(&self, dice: &mut Chance) -> String {
         let number = if dice.one_in(3) { 1 } else { 1 + dice.below(90) };
         let messages: Vec<_> = (0..number).map(|_| message(dice)).collect();
         format!("{:?}", self.queue().push_batch(&messages))
     }
 
     /// Answers one delivery, or some of them at once.
-    fn answer(&mut self, dice: &mut Dice) -> String {
+    fn answer(&mut self, dice: &mut Chance) -> String {
         if self.deliveries.is_empty() {
             return String::new();
         }
@@ -109,11 +109,13 @@ impl Side {
         if dice.one_in(2) {
             let end = at + 1 + dice.place(self.deliveries.len() - at);
             let mut some: Vec<_> = self.deliveries.drain(at..end).collect();
-            if dice.one_in(3) {
-                some.reverse();
-            } else if dice.one_in(3) {
-                let by = dice.place(some.len());
-                some.rotate_left(by);
+            match dice.below(6) {
+                0 | 1 => some.reverse(),
+                2 => {
+                    let by = dice.place(some.len());
+                    some.rotate_left(by);
+                }
+                _ => {}
             }
             return format!("{:?}", self.queue().ack_batch(some));
         }
@@ -136,7 +138,7 @@ impl Side {
         format!("{answered:?}")
     }
 
-    fn step(&mut self, dice: &mut Dice) -> String {
+    fn step(&mut self, dice: &mut Chance) -> String {
         match dice.below(20) {
             0..5 => self.push(dice),
             5..8 => {
@@ -171,7 +173,7 @@ impl Side {
     /// All that is to be seen, and what the disk holds.
     fn state(&self) -> String {
         let stats = self.queue().stats();
-        let mut state = format!(
+        let mut seen = format!(
             "{} {} {} {} {} {} {} {} {} {}",
             self.queue().len(),
             stats.ready(),
@@ -186,13 +188,13 @@ impl Side {
         );
         for entry in self.disk.list().unwrap() {
             let bytes = self.disk.read(&entry.name).unwrap_or_default();
-            write!(state, " {} {}", entry.name, crc32fast::hash(&bytes)).unwrap();
+            write!(seen, " {} {}", entry.name, crc32fast::hash(&bytes)).unwrap();
         }
-        state
+        seen
     }
 }
 
-fn message(dice: &mut Dice) -> Message<'static> {
+fn message(dice: &mut Chance) -> Message<'static> {
     let len = match dice.below(40) {
         0 => 5000,
         1 => 1500,
@@ -211,7 +213,7 @@ fn message(dice: &mut Dice) -> Message<'static> {
     if dice.one_in(60) { message.transient() } else { message }
 }
 
-fn options(dice: &mut Dice) -> Options {
+fn options(dice: &mut Chance) -> Options {
     let mut options = Options::default().background(false).segment_bytes(64 << 10);
     if dice.one_in(2) {
         options = options.visibility_timeout(Duration::from_millis(5 + dice.below(60)));
@@ -229,7 +231,7 @@ fn options(dice: &mut Dice) -> Options {
 }
 
 /// Two queues from one directory, so that they have one identity.
-fn both(dice: &mut Dice) -> [Side; 2] {
+fn both(dice: &mut Chance) -> [Side; 2] {
     let options = options(dice);
     let disk = Arc::new(MemoryStorage::new());
     let storage: Arc<dyn Storage> = Arc::<MemoryStorage>::clone(&disk);
@@ -253,21 +255,21 @@ fn seeds() -> std::ops::Range<u64> {
 fn both_ways_do_the_same_message_by_message() {
     let mut taken = [0, 0];
     for seed in seeds() {
-        let mut dice = Dice(seed);
+        let mut dice = Chance(seed);
         let mut sides = both(&mut dice);
         for step in 0..STEPS {
             let start = dice.below(u64::MAX);
             let [short, long] = sides.each_mut().map(|side| {
                 let [byte, ..] = start.to_le_bytes();
                 random::tests::count_from(byte);
-                side.step(&mut Dice(start))
+                side.step(&mut Chance(start))
             });
             assert_eq!(short, long, "seed {seed}, step {step}");
             let [short, long] = sides.each_ref().map(Side::state);
             assert_eq!(short, long, "seed {seed}, step {step}");
         }
         for (taken, side) in taken.iter_mut().zip(&sides) {
-            *taken += side.queue().engine().consumers().taken_short();
+            *taken += side.queue().engine().consumers().watch(|short_way| short_way.taken);
         }
     }
     // It is the short way that most messages go, and the other side never goes it.
@@ -280,7 +282,7 @@ fn both_ways_do_the_same_message_by_message() {
 fn a_store_that_fails_on_the_short_way_loses_no_message() {
     let mut failures = 0;
     for seed in seeds() {
-        let mut dice = Dice(seed);
+        let mut dice = Chance(seed);
         let disk = Arc::new(MemoryStorage::new());
         let timeout = dice.one_in(2).then_some(Duration::from_secs(1));
         let options = Options::default().background(false).visibility_timeout(timeout);

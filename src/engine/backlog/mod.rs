@@ -192,8 +192,6 @@ impl Backlog {
     }
 
     /// What was found: `offset` and `header` are of its own record.
-    #[expect(clippy::inline_always, reason = "on the way of every pop")]
-    #[inline(always)]
     pub(super) fn found(
         &self,
         spot: Spot,
@@ -211,8 +209,6 @@ impl Backlog {
 
     /// Stores the state of a message, unless it is settled. `record`: where its own record was
     /// found, and its length.
-    #[expect(clippy::inline_always, reason = "on the way of every ack")]
-    #[inline(always)]
     pub(super) fn store(
         &mut self,
         spot: Spot,

@@ -234,8 +234,6 @@ impl Records {
     }
 
     /// What is said of record `index` besides the record.
-    #[expect(clippy::inline_always, reason = "on the way of every pop")]
-    #[inline(always)]
     pub(super) fn status(&self, index: Index, run: Run) -> Result<Status> {
         let numbering = self.numbering;
         self.map()?.status(index, numbering, run)

@@ -201,8 +201,6 @@ impl Track {
     }
 
     /// What is said of record `index` besides the record.
-    #[expect(clippy::inline_always, reason = "on the way of every pop")]
-    #[inline(always)]
     pub(crate) fn status(&self, index: Index, run: Run) -> Result<Status> {
         self.records.status(index, run)
     }
@@ -238,8 +236,6 @@ impl Track {
 
     /// Stores the state of message `index`, unless it is settled already. `record`: where its own
     /// record was found, if that is known; else its slot keeps the offset that it has.
-    #[expect(clippy::inline_always, reason = "on the way of every ack")]
-    #[inline(always)]
     pub(super) fn store(
         &mut self,
         index: Index,

@@ -20,8 +20,6 @@ const SLOTS_A_READ: u32 = 4096;
 impl Backlog {
     /// Goes on from a cursor to the next message up to `last_seq` whose standing is wanted. Settled
     /// ones are passed over.
-    #[expect(clippy::inline_always, reason = "on the way of every pop")]
-    #[inline(always)]
     pub(crate) fn walk(
         &self,
         cursor: &mut Cursor,

@@ -3,9 +3,9 @@
 //! Promises: a batch is taken in steps, between which other threads have their turn. Messages that
 //! lie side by side and are plain go the short way, and share the bytes that they were copied to.
 
-use super::taken::{Part, Taken, TakenBody};
+use super::taken::{BodyPlace, Taken, TakenBody};
 use super::taking::Taking;
-use super::{Consumers, MESSAGES_A_STEP};
+use super::{Consumers, MESSAGES_A_STEP, lose};
 use crate::engine::dispatch::{Leased, LeasedBatch, LeasedMessage, Leasing};
 use crate::error::{Error, Result};
 use std::sync::Arc;
@@ -27,6 +27,14 @@ impl LeasedStep {
     }
 }
 
+/// A batch that is being taken.
+struct TakeBatch<'a, T, F> {
+    consumers: &'a Consumers,
+    taking: Taking,
+    hand_out: F,
+    taken: Vec<T>,
+}
+
 impl Consumers {
     /// Up to `limit` messages, as many as there are, each as `hand_out` makes it.
     pub(crate) fn pop_batch<T>(
@@ -35,54 +43,56 @@ impl Consumers {
         hand_out: impl Fn(Taken) -> T,
     ) -> Result<Vec<T>> {
         loop {
-            match self.try_pop_batch(limit, &hand_out) {
+            // What is pushed meanwhile, or comes back, is for another batch: or else this one might
+            // never end.
+            let taking = Taking::up_to(self.published.visible());
+            let (hand_out, taken) = (&hand_out, Vec::new());
+            match (TakeBatch { consumers: self, taking, hand_out, taken }).up_to(limit) {
                 Err(error) => self.clear_the_way(error)?,
                 batch => return batch,
             }
         }
     }
+}
 
-    fn try_pop_batch<T>(&self, limit: usize, hand_out: impl Fn(Taken) -> T) -> Result<Vec<T>> {
-        let mut batch = Vec::new();
-        // What is pushed meanwhile, or comes back, is for another batch: or else this one might
-        // never end.
-        let mut taking = Taking::up_to(self.published.visible());
+impl<T, F: Fn(Taken) -> T> TakeBatch<'_, T, F> {
+    fn up_to(mut self, limit: usize) -> Result<Vec<T>> {
         loop {
             // Once it has begun, a batch ends no lease: that may be one of its own.
-            if batch.is_empty() {
-                self.end_due();
+            if self.taken.is_empty() {
+                self.consumers.end_due();
             }
-            let missing = limit - batch.len();
-            let step = self.lease_step(missing.min(MESSAGES_A_STEP), &mut taking);
-            let complete = batch.len() + step.len();
-            batch.reserve(step.len());
+            let missing = limit - self.taken.len();
+            let step = self.lease_step(missing.min(MESSAGES_A_STEP));
+            let complete = self.taken.len() + step.len();
+            self.taken.reserve(step.len());
             let mut failed = step.failed;
             if let Some(leased) = step.batch {
-                let copied = self.hand_out_batch(leased, |taken| batch.push(hand_out(taken)));
-                failed = failed.or(copied.err());
+                failed = failed.or(self.hand_out_batch(leased).err());
             }
             for leased in step.leased {
-                match self.copy_out(leased) {
-                    Ok(taken) => batch.extend(taken.map(&hand_out)),
+                match self.consumers.copy_out(leased) {
+                    Ok(taken) => self.taken.extend(taken.map(&self.hand_out)),
                     Err(error) => failed = Some(error),
                 }
             }
             match failed {
                 // What was taken is handed out; the error comes again with the next pop.
-                Some(error) if batch.is_empty() => return Err(error),
+                Some(error) if self.taken.is_empty() => return Err(error),
                 // Others, for those that were not to be handed out, or because there are more.
-                None if batch.len() < complete || batch.len() < limit && !step.is_over => {}
-                _ => return Ok(batch),
+                None if self.taken.len() < complete
+                    || self.taken.len() < limit && !step.is_over => {}
+                _ => return Ok(self.taken),
             }
         }
     }
 
     /// Leases up to `limit` messages under one lock. Also ends early if they lie in more segments
     /// than may be mapped.
-    fn lease_step(&self, limit: usize, taking: &mut Taking) -> LeasedStep {
-        let mut step = LeasedStep::default();
-        let mut dispatch = self.dispatch.lock();
-        step.batch = dispatch.lease_batch(taking.visible(), limit);
+    fn lease_step(&mut self, limit: usize) -> LeasedStep {
+        let (mut step, taking) = (LeasedStep::default(), &mut self.taking);
+        let mut dispatch = self.consumers.dispatch.lock();
+        step.batch = dispatch.short_way().lease_batch(taking.visible(), limit);
         if let Some(batch) = &step.batch {
             taking.note(batch.messages.seqs());
             return step;
@@ -111,21 +121,22 @@ impl Consumers {
     }
 
     /// Hands out those of these messages that are whole.
-    fn hand_out_batch(&self, leased: LeasedBatch, mut hand_out: impl FnMut(Taken)) -> Result<()> {
+    fn hand_out_batch(&mut self, leased: LeasedBatch) -> Result<()> {
         let LeasedBatch { bytes, messages, base_time, base_in_utc } = leased;
         let (bytes, mut result) = (Arc::new(bytes), Ok(()));
         for LeasedMessage { key, header, body } in messages.each(&bytes) {
-            let place = Part::of(body, &header);
+            let place = BodyPlace::of(body, &header);
             if !place.of_bytes(&bytes).is_some_and(|body| header.is_of(body)) {
-                result = result.and(self.lose(key.ticket, 1));
+                result = result.and(lose(&self.consumers.dispatch, key.ticket, 1));
                 continue;
             }
             if key.is_sample {
-                self.measure(key.ticket, header.pushed_at(base_time));
+                self.consumers.measure(key.ticket, header.pushed_at(base_time));
             }
             let body = TakenBody::OfBatch(Arc::clone(&bytes), place);
             let pushed_at = header.pushed_at(base_in_utc);
-            hand_out(Taken { key, attempts: 1, pushed_at, body, payload_start: 0 });
+            let taken = Taken { key, attempts: 1, pushed_at, body, payload_start: 0 };
+            self.taken.push((self.hand_out)(taken));
         }
         result
     }

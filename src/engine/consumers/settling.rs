@@ -16,7 +16,7 @@ impl Consumers {
         let (mut first_error, mut left, mut number) = (None, deliveries, 0);
         while !left.is_empty() {
             let mut dispatch = self.dispatch.lock();
-            let mut answered = dispatch.ack_side_by_side(left);
+            let mut answered = dispatch.short_way().ack_side_by_side(left);
             if answered == 0 {
                 answered = answer_step(&mut dispatch, left, &Answer::Ack, &mut first_error);
             }
@@ -56,17 +56,13 @@ impl Consumers {
         }
     }
 
-    /// Also if some of them failed, the others are as durable as any.
+    /// With `sync_acks`: returns when change number `number`, and all before it, are on the disk,
+    /// also if some answers failed: the others are as durable as any.
     #[cold]
     fn end_answers(&self, number: u64, first_error: Option<Error>) -> Result<()> {
-        let synced = self.wait_answers(number);
+        let is_synced = self.context.options.sync_acks;
+        let synced = if is_synced { self.commit.wait_answers(number) } else { Ok(()) };
         first_error.map_or(synced, Err)
-    }
-
-    /// With `sync_acks`: returns when change number `number`, and all before it, are on the disk.
-    #[inline]
-    fn wait_answers(&self, number: u64) -> Result<()> {
-        if self.context.options.sync_acks { self.commit.wait_answers(number) } else { Ok(()) }
     }
 
     /// Settles all messages that wait, ready or delayed; tells how many there were. `between` is
@@ -79,7 +75,7 @@ impl Consumers {
             between();
         }
         let number = self.dispatch.lock().backlog().changes().newest();
-        self.wait_answers(number)?;
+        self.end_answers(number, None)?;
         Ok(purge.purged())
     }
 

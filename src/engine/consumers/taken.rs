@@ -22,17 +22,17 @@ pub(crate) struct Taken {
 pub(crate) enum TakenBody {
     Own(Vec<u8>),
     /// Among the bytes of a batch.
-    OfBatch(Arc<Vec<u8>>, Part),
+    OfBatch(Arc<Vec<u8>>, BodyPlace),
 }
 
 /// Where the bytes of a message are among those of a batch.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Part {
+pub(crate) struct BodyPlace {
     start: u32,
     len: u32,
 }
 
-impl Part {
+impl BodyPlace {
     /// Where the body starts, and what its header says of its length.
     #[inline]
     pub(super) fn of(start: usize, header: &RecordHeader) -> Self {

@@ -4,11 +4,8 @@
 //! their times; then those that were never handed out, in push order. No clock is read while
 //! nothing has a time.
 //!
-//! What is on the way of every `pop` is inlined into one function: handed from one to the next by
-//! value, these structs would be stored and loaded again, at 20 ns a message
-//! (`cargo bench --bench pop`).
-
-#![expect(clippy::inline_always, reason = "measured: see above")]
+//! This is the long way, which knows all that may come first. Plain messages that nobody has
+//! touched mostly go the short one: see `short`.
 
 use super::Dispatch;
 use super::dying::{Cause, Death};
@@ -33,7 +30,6 @@ impl Dispatch {
 
     /// The same, but not a message that was handed out before and that the caller `has`.
     /// `ends_due`: leases and delays that are over are ended first.
-    #[inline(always)]
     pub(crate) fn lease_next_but(
         &mut self,
         visible: u64,
@@ -70,7 +66,6 @@ impl Dispatch {
     }
 
     /// The next message that is ready. It stays where it is until it is leased or settled.
-    #[inline(always)]
     pub(super) fn choose(&mut self, visible: u64) -> Result<Choice> {
         if self.ledger().places().has_front() {
             let front = self.choose_front(visible)?;
@@ -124,7 +119,6 @@ impl Dispatch {
     }
 
     /// The next message that was never handed out in this run. Leaves the cursor at it.
-    #[inline(always)]
     fn choose_at_cursor(&mut self, visible: u64) -> Result<Choice> {
         for _ in 0..LOOKS_A_STEP {
             let ledger = self.ledger_mut();
@@ -173,7 +167,6 @@ impl Dispatch {
 
     /// The message that was chosen is leased: it is no longer where it waited, and its last holder,
     /// if its lease ran out, has it no more.
-    #[inline(always)]
     fn leave_leased(&mut self, next: &Next) {
         let seq = next.found.place.seq;
         let places = self.ledger_mut().places_mut();

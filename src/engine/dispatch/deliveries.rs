@@ -107,8 +107,6 @@ impl Deliveries {
     }
 
     /// Stores the attempt and begins the lease.
-    #[expect(clippy::inline_always, reason = "on the way of every pop: see `choose`")]
-    #[inline(always)]
     pub(super) fn lease(&mut self, next: &Next, now: Option<Time>) -> Result<Leased> {
         let Next { found: FoundMessage { spot, place, header, .. }, from } = *next;
         let place = Place { attempts: MAX_ATTEMPTS.min(place.attempts + 1), ..place };
@@ -164,18 +162,10 @@ impl Deliveries {
         self.ledger.news_mut().returned |= was_full;
         let expired = || Error::LeaseExpired { seq: Seq(ticket.seq()) };
         let (spot, place) = ended?.ok_or_else(expired)?;
-        if let Answer::Ack = answer {
-            return if self.acked(spot, place)? { Ok(()) } else { Err(expired()) };
-        }
+        let in_time = |is_new| if is_new { Ok(()) } else { Err(expired()) };
         match answer {
-            Answer::Ack => Ok(()),
-            Answer::Release => {
-                if self.released(spot, place)? {
-                    Ok(())
-                } else {
-                    Err(expired())
-                }
-            }
+            Answer::Ack => self.acked(spot, place).and_then(in_time),
+            Answer::Release => self.released(spot, place).and_then(in_time),
             Answer::Nack => self.failed(spot, place, None),
             // Nobody is there to hear of the error; the message is back.
             Answer::Drop => self.failed(spot, place, None).or(Ok(())),

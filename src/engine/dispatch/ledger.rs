@@ -201,18 +201,6 @@ impl Ledger {
         Ok(is_new)
     }
 
-    /// Settles a message that waits, ready or delayed; false if it does not, or is set aside.
-    pub(super) fn settle_waiting(&mut self, found: &FoundMessage) -> Result<bool> {
-        match self.whereabouts_of(found)? {
-            Whereabouts::Ready | Whereabouts::Delayed(_) => self.settle_unread(found),
-            Whereabouts::Settled => {
-                // Transient, and of an earlier run: it did not wait.
-                self.settle(found.spot, &found.place, State::Dead).map(|_| false)
-            }
-            Whereabouts::InFlight | Whereabouts::Dying | Whereabouts::SetAside => Ok(false),
-        }
-    }
-
     /// Settles a message that waits and whose body was not verified; false if only a newer version
     /// of keepq can read it: it is set aside.
     pub(super) fn settle_unread(&mut self, found: &FoundMessage) -> Result<bool> {

@@ -3,6 +3,8 @@
 //! Promises: costs nothing but a counter where nothing is measured. What waits for the disk is
 //! measured each time; of all else, one in 64.
 
+#[cfg(test)]
+use super::watched::Watched;
 use crate::clock;
 use crate::distribution::{Distribution, Histogram};
 use crate::format::bytes::to_u64;
@@ -25,12 +27,20 @@ pub(crate) struct Measure {
     processing: Histogram,
     /// When those were handed out that are measured and not answered; of the newest only.
     out: VecDeque<(Ticket, Instant)>,
+    #[cfg(test)]
+    short_way: Watched,
 }
 
 impl Measure {
     /// Whether number `count` is one of those that are measured.
     pub(super) fn is_sample(count: u64) -> bool {
         count % ONE_IN == 1
+    }
+
+    /// What tests watch of the short way.
+    #[cfg(test)]
+    pub(super) fn short_way(&mut self) -> &mut Watched {
+        &mut self.short_way
     }
 
     /// A message that waited so long is handed out.

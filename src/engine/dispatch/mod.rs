@@ -13,6 +13,7 @@ pub(super) mod dying;
 mod exchange;
 mod expiry;
 pub(super) mod front;
+mod leased;
 mod ledger;
 mod measure;
 pub(super) mod news;
@@ -22,25 +23,31 @@ pub(super) mod purge;
 pub(super) mod repair;
 mod short;
 mod vanished;
+#[cfg(test)]
+mod watched;
 
 use crate::format::checkpoint::ConsumerOffset;
 use crate::time::Time;
 pub(crate) use deliveries::Deliveries;
 pub(crate) use dying::{Cause, Death, DyingMessage};
 pub(crate) use exchange::{Answer, Answerable, Dropped, LeaseKey, Leased, Leasing};
+pub(crate) use leased::{LeasedBatch, LeasedMessage, LeasedOne};
 pub(crate) use ledger::Ledger;
 pub(crate) use measure::start_push;
 pub(crate) use places::Whereabouts;
 pub(crate) use policy::Policy;
-pub(crate) use short::{LeasedBatch, LeasedMessage, LeasedOne};
+pub(crate) use short::ShortWay;
 pub(crate) use vanished::give_up_vanished;
+#[cfg(test)]
+pub(crate) use watched::Watched;
 
 use super::backlog::cursor::Cursor;
-use super::backlog::{Backlog, Met};
+use super::backlog::{Backlog, FoundMessage, Met};
 use super::context::Context;
 use super::published::Published;
 use crate::error::Result;
 use crate::format::address::Ordinal;
+use crate::format::slot::State;
 use crate::format::standing::Standing;
 use crate::log::Segment;
 use crate::log::sealed::Mapped;
@@ -59,8 +66,6 @@ pub(crate) struct Dispatch {
     watched: Option<Time>,
     /// The worker knows that there are changes to sync.
     has_asked_for_sync: bool,
-    #[cfg(test)]
-    short_way: short::Watched,
 }
 
 impl Dispatch {
@@ -70,15 +75,13 @@ impl Dispatch {
             counting: Counting::default(),
             watched: None,
             has_asked_for_sync: false,
-            #[cfg(test)]
-            short_way: short::Watched::default(),
         }
     }
 
-    /// The short way, for tests that close it, or ask how many messages went it.
-    #[cfg(test)]
-    pub(crate) fn short_way(&mut self) -> &mut short::Watched {
-        &mut self.short_way
+    /// For plain messages, while nothing else comes first.
+    #[inline]
+    pub(crate) fn short_way(&mut self) -> ShortWay<'_> {
+        ShortWay::of(&mut self.deliveries)
     }
 
     /// From here on no message is handed out or answered.
@@ -179,7 +182,7 @@ impl Dispatch {
             let wants = |standing| !matches!(standing, Standing::Dying | Standing::Unreadable);
             match self.backlog().walk(cursor, last_seq, wants)? {
                 Met::Message(found) => {
-                    if self.ledger_mut().settle_waiting(&found)? {
+                    if settle_if_it_waits(self.ledger_mut(), &found)? {
                         count(self.ledger_mut().counts_mut());
                     }
                     cursor.pass_found(&found);
@@ -294,5 +297,17 @@ impl Dispatch {
     pub(super) fn ask_for_sync_again(&mut self) {
         self.has_asked_for_sync = false;
         self.backlog_mut().changes_mut().forget_synced();
+    }
+}
+
+/// Settles a message that waits, ready or delayed; false if it does not, or is set aside.
+fn settle_if_it_waits(ledger: &mut Ledger, found: &FoundMessage) -> Result<bool> {
+    match ledger.whereabouts_of(found)? {
+        Whereabouts::Ready | Whereabouts::Delayed(_) => ledger.settle_unread(found),
+        Whereabouts::Settled => {
+            // Transient, and of an earlier run: it did not wait.
+            ledger.settle(found.spot, &found.place, State::Dead).map(|_| false)
+        }
+        Whereabouts::InFlight | Whereabouts::Dying | Whereabouts::SetAside => Ok(false),
     }
 }

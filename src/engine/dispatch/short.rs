@@ -11,86 +11,23 @@
 //! lies, in which place it waits, and a lease, two calls of the storage and counters of its own
 //! (`cargo bench --bench instructions`).
 
-use super::Dispatch;
+use super::deliveries::Deliveries;
 use super::exchange::{Answerable, LeaseKey};
+use super::leased::{LeasedBatch, LeasedMessages, LeasedOne};
+use super::ledger::Ledger;
 use super::measure::Measure;
+#[cfg(test)]
+use super::watched::Watched;
 use crate::clock::TICK;
 use crate::engine::backlog::Body;
 use crate::format::address::{Index, Offset, Ordinal};
-use crate::format::record::RecordHeader;
 use crate::format::slot::{Slot, State};
-use crate::leases::{Batch, Holding, Place, Ticket};
+use crate::leases::{Batch, Holding, Place};
 use crate::log::sealed::Mapped;
-use crate::log::side_by_side::{SideBySide, bodies};
+use crate::log::side_by_side::SideBySide;
 use crate::log::slots::Slots;
-use crate::time::{PushTime, Time};
-use std::ops::Range;
+use crate::time::Time;
 use std::sync::Arc;
-
-/// What tests watch.
-#[cfg(test)]
-#[derive(Debug, Default)]
-pub(crate) struct Watched {
-    pub(crate) is_closed: bool,
-    /// How many messages were taken on it.
-    pub(crate) taken: u64,
-}
-
-/// A message that is leased and not yet verified.
-#[derive(Debug)]
-pub(crate) struct LeasedOne {
-    pub(crate) key: LeaseKey,
-    pub(crate) body: Body,
-    pub(crate) place: (RecordHeader, Offset),
-    pub(crate) pushed_at: PushTime,
-}
-
-/// Messages side by side that are leased and not yet verified.
-#[derive(Debug)]
-pub(crate) struct LeasedBatch {
-    /// Those of all, their headers included.
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) messages: LeasedMessages,
-    /// The time that the ages of their records count from, and the same in UTC.
-    pub(crate) base_time: Time,
-    pub(crate) base_in_utc: Time,
-}
-
-/// Their numbers.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct LeasedMessages {
-    /// The ticket of the first one.
-    first: Ticket,
-    number: u64,
-    /// How many messages were handed out before it.
-    popped_before: u64,
-}
-
-/// One of them.
-#[derive(Debug)]
-pub(crate) struct LeasedMessage {
-    pub(crate) key: LeaseKey,
-    pub(crate) header: RecordHeader,
-    /// Where its body starts among the bytes of all.
-    pub(crate) body: usize,
-}
-
-impl LeasedMessages {
-    pub(crate) fn seqs(self) -> Range<u64> {
-        self.first.seq()..self.first.seq() + self.number
-    }
-
-    /// Each of them, in order. `bytes`: those of all.
-    #[inline]
-    pub(crate) fn each(self, bytes: &[u8]) -> impl Iterator<Item = LeasedMessage> {
-        let numbered = self.seqs().zip(self.popped_before + 1..).zip(bodies(bytes));
-        numbered.map(move |((seq, number), (header, body))| {
-            let key =
-                LeaseKey { ticket: self.first.of(seq), is_sample: Measure::is_sample(number) };
-            LeasedMessage { key, header, body }
-        })
-    }
-}
 
 /// The messages that are next at the cursor, if they lie where a short way leads.
 #[derive(Debug)]
@@ -106,13 +43,40 @@ struct AtCursor<'a> {
     most: u32,
 }
 
-impl Dispatch {
+/// Plain messages, while nothing else comes first.
+#[derive(Debug)]
+pub(crate) struct ShortWay<'d> {
+    deliveries: &'d mut Deliveries,
+}
+
+impl<'d> ShortWay<'d> {
+    #[inline]
+    pub(super) fn of(deliveries: &'d mut Deliveries) -> Self {
+        Self { deliveries }
+    }
+
+    #[inline]
+    fn ledger(&self) -> &Ledger {
+        self.deliveries.ledger()
+    }
+
+    #[inline]
+    fn ledger_mut(&mut self) -> &mut Ledger {
+        self.deliveries.ledger_mut()
+    }
+
+    /// What tests watch.
+    #[cfg(test)]
+    pub(crate) fn watched(&mut self) -> &mut Watched {
+        self.deliveries.measure_mut().short_way()
+    }
+
     /// What lies behind the cursor, up to message `visible`.
     #[inline]
     fn ahead(&self, visible: u64) -> Option<AtCursor<'_>> {
         let cursor = self.ledger().places().cursor();
-        let at = self.backlog().tracks().position(cursor.ordinal(), cursor.seq())?;
-        let records = self.backlog().track_at(at).records();
+        let at = self.ledger().backlog().tracks().position(cursor.ordinal(), cursor.seq())?;
+        let records = self.ledger().backlog().track_at(at).records();
         // The slots of an earlier run have to be counted before.
         let is_counted = cursor.has_skipped() || !records.is_old();
         let mapped = records.mapped().filter(|_| is_counted && !records.has_gaps())?;
@@ -121,23 +85,24 @@ impl Dispatch {
         Some(AtCursor { at, mapped, seq, index, offset, most })
     }
 
-    /// Whether a message behind the cursor is the next one, and may be handed out: nothing else comes
-    /// first, and none of what is in flight is due. `now`: the coarse clock, if anything has a time.
+    /// Whether a message behind the cursor is the next one, and may be handed out: nothing else
+    /// comes first, and none of what is in flight is due. `now`: the coarse clock, if anything has
+    /// a time.
     #[inline]
-    fn is_cursor_next(&self, now: Option<Time>) -> bool {
-        let (places, policy) = (self.ledger().places(), self.ledger().policy());
+    fn is_cursor_next(&mut self, now: Option<Time>) -> bool {
         #[cfg(test)]
-        if self.short_way.is_closed {
+        if self.watched().is_closed {
             return false;
         }
-        self.check_open().is_ok()
+        let (places, policy) = (self.ledger().places(), self.ledger().policy());
+        self.ledger().check_open().is_ok()
             && !places.has_front()
             && policy.message_ttl.is_none()
             && !now.is_some_and(|now| places.has_due_at(now.saturating_add(TICK)))
     }
 
-    /// Leases the message behind the cursor, up to message `visible`; `None` if the next message has
-    /// to go the long way.
+    /// Leases the message behind the cursor, up to message `visible`; `None` if the next message
+    /// has to go the long way.
     #[inline]
     pub(crate) fn lease_one(&mut self, visible: u64) -> Option<LeasedOne> {
         let now = self.deliveries.coarse_time();
@@ -154,8 +119,8 @@ impl Dispatch {
         }
         let body = Body::of(mapped, &header, offset);
         #[cfg(test)]
-        (self.short_way.taken += 1);
-        let track = self.backlog_mut().note_changes(at, index..index.next());
+        (self.watched().taken += 1);
+        let track = self.ledger_mut().backlog_mut().note_changes(at, index..index.next());
         track.note_leased(1);
         let (ordinal, base_time) = (track.ordinal(), track.base_time());
         let pushed_at = track.segment().push_time(&header, base_time);
@@ -186,10 +151,10 @@ impl Dispatch {
             return None;
         }
         #[cfg(test)]
-        (self.short_way.taken += u64::from(number));
+        (self.watched().taken += u64::from(number));
         let end = records.end();
         let (bytes, starts) = records.into_parts();
-        let track = self.backlog_mut().note_changes(at, index..index + number);
+        let track = self.ledger_mut().backlog_mut().note_changes(at, index..index + number);
         track.note_leased(number);
         let (base_time, shift) = (track.base_time(), track.segment().header.clock_shift);
         let batch = Batch::new(seq, track.ordinal(), index, starts);
@@ -199,8 +164,8 @@ impl Dispatch {
         places.cursor_mut().pass_run(number, end);
         let first = places.leases_mut().begin_batch(batch, deadline);
         self.ledger_mut().note_head_changed();
-        let (number, base_in_utc) = (number.into(), base_time.utc(shift));
-        let messages = LeasedMessages { first, number, popped_before };
+        let (messages, base_in_utc) =
+            (LeasedMessages::new(first, number, popped_before), base_time.utc(shift));
         Some(LeasedBatch { bytes, messages, base_time, base_in_utc })
     }
 
@@ -209,11 +174,11 @@ impl Dispatch {
     #[inline]
     pub(crate) fn ack_side_by_side(&mut self, deliveries: &[impl Answerable]) -> usize {
         #[cfg(test)]
-        if self.short_way.is_closed {
+        if self.watched().is_closed {
             return 0;
         }
         let was_full = self.deliveries.is_full();
-        if self.check_open().is_err() {
+        if self.ledger().check_open().is_err() {
             return 0;
         }
         let number = self.try_ack(deliveries).unwrap_or(0);
@@ -256,7 +221,7 @@ impl Dispatch {
             }
         }
         let number = u32::try_from(settled).ok().filter(|&number| number > 0)?;
-        let at = self.backlog().tracks().position(ordinal, first.seq())?;
+        let at = self.ledger().backlog().tracks().position(ordinal, first.seq())?;
         self.ledger_mut().places_mut().leases_mut().end_held(first, settled);
         self.ledger_mut().note_acked(at, index..index + number, first.seq(), bytes);
         Some(settled)
@@ -265,8 +230,8 @@ impl Dispatch {
     /// The segment of a message, if it is where it was, mapped, and its slots are counted.
     #[inline]
     fn map_of(&self, ordinal: Ordinal, seq: u64) -> Option<&Arc<Mapped>> {
-        let at = self.backlog().tracks().position(ordinal, seq)?;
-        let track = self.backlog().track_at(at);
+        let at = self.ledger().backlog().tracks().position(ordinal, seq)?;
+        let track = self.ledger().backlog().track_at(at);
         track.records().mapped().filter(|_| track.is_counted())
     }
 }
