@@ -9,27 +9,24 @@ mod batch;
 mod counts;
 mod obstacles;
 mod settling;
-mod taken;
 mod taking;
-
-pub(crate) use taken::Taken;
 
 use super::append::Appender;
 use super::commit::Commit;
 use super::context::Context;
 use super::dispatch::front::{FrontLook, FrontMessage, FrontState, Unfit};
-use super::dispatch::{Answer, LeaseKey, Leased, LeasedOne, Leasing, Policy};
+use super::dispatch::{Answer, LeaseKey, Leased, LeasedOne, Leasing, Policy, Taken, TakenBody};
 use super::published::Published;
 use super::signal::{DispatchGuard, DispatchLock};
 use super::wait::{Look, Soon};
 use crate::error::Result;
 use crate::format::address::Ordinal;
+use crate::format::checksum::crc32;
 use crate::format::extension::{self, Verified};
 use crate::leases::Ticket;
 use crate::time::{Millis, PushTime, Time};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use taken::TakenBody;
 
 /// Where messages go out.
 #[derive(Debug)]
@@ -91,9 +88,15 @@ impl Consumers {
                 }
             };
             drop(dispatch);
-            if let Some(taken) = self.hand_out_one(leased)? {
-                return Ok(Popped::Taken(taken));
+            let LeasedOne { taken, check, pushed_at } = leased;
+            if crc32(&taken.body) != check {
+                lose(&self.dispatch, taken.key.ticket, 1)?;
+                continue;
             }
+            if taken.key.is_sample {
+                self.measure(taken.key.ticket, pushed_at);
+            }
+            return Ok(Popped::Taken(taken));
         }
     }
 
@@ -193,21 +196,6 @@ impl Consumers {
         // the front now.
         self.dispatch.lock().ledger_mut().note_head_changed();
         self.context.waiters.consumers.wake_one();
-    }
-
-    /// `None` if it is damaged.
-    #[inline]
-    fn hand_out_one(&self, leased: LeasedOne) -> Result<Option<Taken>> {
-        let LeasedOne { key, mut body, place: (header, offset), pushed_at } = leased;
-        let body = body.take(&header, offset);
-        if !header.is_of(&body) {
-            return lose(&self.dispatch, key.ticket, 1).map(|()| None);
-        }
-        if key.is_sample {
-            self.measure(key.ticket, pushed_at.time);
-        }
-        let (pushed_at, body) = (pushed_at.utc(), TakenBody::Own(body));
-        Ok(Some(Taken { key, attempts: 1, pushed_at, body, payload_start: 0 }))
     }
 
     /// `None` if it is not to be handed out: damaged, expired, or not yet due.

@@ -54,10 +54,10 @@ mod worker;
 
 pub(crate) use append::Need;
 pub(crate) use commit::Commit;
-pub(crate) use consumers::{Consumers, Taken};
+pub(crate) use consumers::Consumers;
 pub(crate) use context::{Context, RETRY_AFTER};
 pub(crate) use dispatch::DyingMessage;
-pub(crate) use dispatch::{Answer, Answerable, Cause, LeaseKey, start_push};
+pub(crate) use dispatch::{Answer, Answerable, Cause, LeaseKey, Taken, start_push};
 pub(crate) use inspect::{Front, Inspect, Viewed, Walk};
 pub(crate) use letters::{DyingMessages, Identity};
 pub(crate) use opening::Setting;

@@ -5,7 +5,7 @@
 //! maps above the limit outside of the lock. So no caller has to remember any of that.
 
 use super::context::{Context, Padded};
-use super::dispatch::Dispatch;
+use super::dispatch::{Dispatch, Watcher};
 use parking_lot::{Mutex, MutexGuard};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -120,8 +120,15 @@ impl Drop for DispatchGuard<'_> {
     fn drop(&mut self) {
         let Some(mut dispatch) = self.guard.take() else { return };
         // Asked under the lock, which a producer takes between its place in line and its look.
-        let has_producers = !self.lock.context.waiters.room.is_empty();
-        if !dispatch.is_quiet(has_producers) {
+        let Context { waiters, worker, .. } = &*self.lock.context;
+        let has_producers = !waiters.room.is_empty();
+        let has_waiters = || waiters.consumers.has_waiters() || waiters.settled.has_waiters();
+        let watch = || match worker.is_running() {
+            true => Watcher::Worker,
+            false if has_producers || has_waiters() => Watcher::Waiters,
+            false => Watcher::Nobody,
+        };
+        if !dispatch.is_quiet(has_producers, watch) {
             self.lock.tell(dispatch);
         }
     }

@@ -131,6 +131,22 @@ impl Map {
         Ok(())
     }
 
+    /// The same of one word.
+    #[inline]
+    pub(super) fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
+        if let Some(place) = self.words(offset, 1)?.first() {
+            place.store(word.to_le(), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// The same of one word.
+    #[inline]
+    pub(super) fn load_word(&self, offset: u64) -> io::Result<u64> {
+        let place = self.words(offset, 1)?.first();
+        Ok(place.map_or(0, |place| u64::from_le(place.load(Ordering::Relaxed))))
+    }
+
     /// Words side by side, each at a multiple of 8.
     #[inline]
     fn words(&self, offset: u64, number: usize) -> io::Result<&[AtomicU64]> {

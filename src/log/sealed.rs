@@ -184,10 +184,11 @@ impl Mapped {
         }
         let mut bytes = [0; HEADER];
         self.region.load(offset.0, &mut bytes).ok()?;
-        self.decode(&bytes, offset, index)
+        let header = self.decode(&bytes, offset, index);
+        header.filter(|header| self.bound.allows(index, offset + header.record_len()))
     }
 
-    /// The same, where its bytes were loaded.
+    /// The same, where its bytes were loaded. Where its record ends is not looked at.
     #[inline]
     pub(super) fn decode(
         &self,
@@ -197,13 +198,7 @@ impl Mapped {
     ) -> Option<RecordHeader> {
         let words = [u64_at(bytes, 0), u64_at(bytes, 8), u64_at(bytes, 16)];
         let header = RecordHeader::of_words(words, self.key, offset);
-        header.filter(|header| self.has_place(header, offset, index))
-    }
-
-    /// Whether this header is that of record `index`, and its record ends where it may.
-    #[inline]
-    fn has_place(&self, header: &RecordHeader, offset: Offset, index: Index) -> bool {
-        header.index == index && self.bound.allows(index, offset + header.record_len())
+        header.filter(|header| header.index == index)
     }
 
     /// A copy of the body behind `header`, not yet verified.

@@ -15,7 +15,7 @@ const PIECE: u64 = 2048;
 /// No more bytes are copied than these, and what a record takes.
 const MOST_BYTES: usize = 64 << 10;
 /// A longer body is not copied with others: it would keep their bytes, and they its.
-const LONGEST_BODY: u32 = 4096;
+pub(crate) const LONGEST_BODY: u32 = 4096;
 
 /// Plain records side by side.
 #[derive(Debug)]

@@ -21,6 +21,7 @@ use crate::log::active::Active;
 use crate::log::copy::Finished;
 use crate::log::sealed::{Mapped, Numbering, Status};
 use crate::recovery::Part;
+use crate::time::Time;
 use std::cell::{Cell, OnceCell};
 use std::sync::Arc;
 
@@ -39,6 +40,8 @@ pub(crate) struct Records {
     /// Whether that lists this segment.
     is_busy: Cell<bool>,
     numbering: Numbering,
+    /// The base time, in UTC.
+    base_in_utc: Time,
     /// Known once the segment is no longer pushed to.
     end: Option<RecordsEnd>,
     floor: Cell<Floor>,
@@ -84,6 +87,7 @@ impl Records {
         activity: &Activity,
     ) -> Self {
         Self {
+            base_in_utc: base_in_utc(&mapped.segment, numbering),
             segment: Arc::clone(&mapped.segment),
             mapped: OnceCell::from(mapped),
             map_number: Cell::new(activity.next_map()),
@@ -100,13 +104,15 @@ impl Records {
         let Part { first_seq, base_time, count, tail, .. } = *part;
         // Without a record it is numbered like what follows it.
         let first_seq = if count == 0 { next_seq } else { first_seq };
+        let numbering = Numbering { first_seq, base_time, is_old: true };
         Self {
+            base_in_utc: base_in_utc(&part.segment, numbering),
             segment: Arc::clone(&part.segment),
             mapped: OnceCell::new(),
             map_number: Cell::new(activity.next_map()),
             activity: activity.clone(),
             is_busy: Cell::new(false),
-            numbering: Numbering { first_seq, base_time, is_old: true },
+            numbering,
             end: Some(RecordsEnd { count, tail }),
             floor: Cell::default(),
         }
@@ -120,6 +126,12 @@ impl Records {
     #[inline]
     pub(super) fn numbering(&self) -> Numbering {
         self.numbering
+    }
+
+    /// The time that their ages count from, in UTC.
+    #[inline]
+    pub(crate) fn base_in_utc(&self) -> Time {
+        self.base_in_utc
     }
 
     /// Whether an earlier run wrote them.
@@ -336,6 +348,10 @@ impl Records {
             _ => Search::Nothing,
         }
     }
+}
+
+fn base_in_utc(segment: &Segment, numbering: Numbering) -> Time {
+    numbering.base_time.utc(segment.header.clock_shift)
 }
 
 /// What a step of a search gives.

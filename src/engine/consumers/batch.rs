@@ -3,10 +3,11 @@
 //! Promises: a batch is taken in steps, between which other threads have their turn. Messages that
 //! lie side by side and are plain go the short way, and share the bytes that they were copied to.
 
-use super::taken::{BodyPlace, Taken, TakenBody};
 use super::taking::Taking;
 use super::{Consumers, MESSAGES_A_STEP, lose};
-use crate::engine::dispatch::{Leased, LeasedBatch, LeasedMessage, Leasing};
+use crate::engine::dispatch::{
+    BodyPlace, Leased, LeasedBatch, LeasedMessage, Leasing, Taken, TakenBody,
+};
 use crate::error::{Error, Result};
 use std::sync::Arc;
 

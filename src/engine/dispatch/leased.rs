@@ -2,21 +2,21 @@
 
 use super::exchange::LeaseKey;
 use super::measure::Measure;
-use crate::engine::backlog::Body;
-use crate::format::address::Offset;
+use super::taken::Taken;
 use crate::format::record::RecordHeader;
 use crate::leases::Ticket;
 use crate::log::side_by_side::bodies;
-use crate::time::{PushTime, Time};
+use crate::time::Time;
 use std::ops::Range;
 
 /// A message that is leased and not yet verified.
 #[derive(Debug)]
 pub(crate) struct LeasedOne {
-    pub(crate) key: LeaseKey,
-    pub(crate) body: Body,
-    pub(crate) place: (RecordHeader, Offset),
-    pub(crate) pushed_at: PushTime,
+    pub(crate) taken: Taken,
+    /// The check of its body.
+    pub(crate) check: u32,
+    /// When it was pushed, by the queue's time.
+    pub(crate) pushed_at: Time,
 }
 
 /// Messages side by side that are leased and not yet verified.

@@ -22,6 +22,7 @@ mod policy;
 pub(super) mod purge;
 pub(super) mod repair;
 mod short;
+mod taken;
 mod vanished;
 #[cfg(test)]
 mod watched;
@@ -37,6 +38,7 @@ pub(crate) use measure::start_push;
 pub(crate) use places::Whereabouts;
 pub(crate) use policy::Policy;
 pub(crate) use short::ShortWay;
+pub(crate) use taken::{BodyPlace, Taken, TakenBody};
 pub(crate) use vanished::give_up_vanished;
 #[cfg(test)]
 pub(crate) use watched::Watched;
@@ -66,6 +68,17 @@ pub(crate) struct Dispatch {
     watched: Option<Time>,
     /// The worker knows that there are changes to sync.
     has_asked_for_sync: bool,
+}
+
+/// Who watches the next time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Watcher {
+    /// The background, if it is told of an earlier one than it watches.
+    Worker,
+    /// Threads that wait, where there is no background.
+    Waiters,
+    /// There are none.
+    Nobody,
 }
 
 impl Dispatch {
@@ -204,17 +217,38 @@ impl Dispatch {
     /// Whether there is nothing to tell, and nothing to do outside of the lock: the common case.
     /// `has_producers`: some wait for room.
     #[inline]
-    pub(super) fn is_quiet(&mut self, has_producers: bool) -> bool {
+    pub(super) fn is_quiet(
+        &mut self,
+        has_producers: bool,
+        watch: impl FnOnce() -> Watcher,
+    ) -> bool {
         let is_quiet = self.ledger().news().is_quiet(has_producers)
             && !self.backlog().has_new_maps()
             && (self.has_asked_for_sync || !self.backlog().changes().has_unsynced())
-            && !self.ledger().places().has_times()
-            && self.ledger().expiry().next_look().is_none()
-            && self.watched.is_none();
+            && !self.has_time_to_tell(watch);
         if is_quiet {
             self.ledger_mut().news_mut().settled = false;
         }
         is_quiet
+    }
+
+    /// Whether somebody has to be told of the next time.
+    #[inline]
+    fn has_time_to_tell(&mut self, watch: impl FnOnce() -> Watcher) -> bool {
+        let has_times = self.ledger().places().has_times();
+        if !has_times && self.watched.is_none() && self.ledger().expiry().next_look().is_none() {
+            return false;
+        }
+        let (next, watched) = (self.next_time(), self.watched);
+        match watch() {
+            Watcher::Worker => next.is_some_and(|next| watched.is_none_or(|at| next < at)),
+            Watcher::Waiters => next != watched,
+            // Whoever waits from here on looks for itself.
+            Watcher::Nobody => {
+                self.watched = next;
+                false
+            }
+        }
     }
 
     /// What others have to be told. Also tells whether answers have to be synced some time soon.

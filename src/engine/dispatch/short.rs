@@ -16,15 +16,15 @@ use super::exchange::{Answerable, LeaseKey};
 use super::leased::{LeasedBatch, LeasedMessages, LeasedOne};
 use super::ledger::Ledger;
 use super::measure::Measure;
+use super::taken::{Taken, TakenBody};
 #[cfg(test)]
 use super::watched::Watched;
 use crate::clock::TICK;
-use crate::engine::backlog::Body;
 use crate::format::address::{Index, Offset, Ordinal};
 use crate::format::slot::{Slot, State};
 use crate::leases::{Batch, Holding, Place};
 use crate::log::sealed::Mapped;
-use crate::log::side_by_side::SideBySide;
+use crate::log::side_by_side::{LONGEST_BODY, SideBySide};
 use crate::log::slots::Slots;
 use crate::time::Time;
 use std::sync::Arc;
@@ -113,17 +113,21 @@ impl<'d> ShortWay<'d> {
         if most == 0 || !mapped.is_untouched(index) {
             return None;
         }
-        let header = mapped.header(offset, index).filter(|header| header.flags.is_plain())?;
+        let header = mapped.header(offset, index)?;
+        // The body is copied under the lock.
+        if !header.flags.is_plain() || header.body_len > LONGEST_BODY {
+            return None;
+        }
         if !mapped.try_store_slot(index, delivered(offset)) {
             return None;
         }
-        let body = Body::of(mapped, &header, offset);
+        let body = TakenBody::Own(mapped.body(&header, offset));
         #[cfg(test)]
         (self.watched().taken += 1);
         let track = self.ledger_mut().backlog_mut().note_changes(at, index..index.next());
         track.note_leased(1);
-        let (ordinal, base_time) = (track.ordinal(), track.base_time());
-        let pushed_at = track.segment().push_time(&header, base_time);
+        let (ordinal, pushed_at) = (track.ordinal(), header.pushed_at(track.base_time()));
+        let pushed_at_utc = header.pushed_at(track.records().base_in_utc());
         let (attempts, bytes, is_transient) = (1, header.bytes(), false);
         let place = Place { seq, ordinal, index, offset, attempts, bytes, is_transient };
         let (popped_before, deadline) = self.deliveries.note_first_deliveries(seq, 1, now);
@@ -132,7 +136,8 @@ impl<'d> ShortWay<'d> {
         let ticket = places.leases_mut().begin(place, deadline);
         self.ledger_mut().note_head_changed();
         let key = LeaseKey { ticket, is_sample: Measure::is_sample(popped_before + 1) };
-        Some(LeasedOne { key, body, place: (header, offset), pushed_at })
+        let taken = Taken { key, attempts, pushed_at: pushed_at_utc, body, payload_start: 0 };
+        Some(LeasedOne { taken, check: header.body_check, pushed_at })
     }
 
     /// Leases up to `most` messages up to `visible` that lie side by side behind the cursor; `None`
@@ -156,7 +161,7 @@ impl<'d> ShortWay<'d> {
         let (bytes, starts) = records.into_parts();
         let track = self.ledger_mut().backlog_mut().note_changes(at, index..index + number);
         track.note_leased(number);
-        let (base_time, shift) = (track.base_time(), track.segment().header.clock_shift);
+        let (base_time, base_in_utc) = (track.base_time(), track.records().base_in_utc());
         let batch = Batch::new(seq, track.ordinal(), index, starts);
         let now = self.deliveries.coarse_time();
         let (popped_before, deadline) = self.deliveries.note_first_deliveries(seq, number, now);
@@ -164,8 +169,7 @@ impl<'d> ShortWay<'d> {
         places.cursor_mut().pass_run(number, end);
         let first = places.leases_mut().begin_batch(batch, deadline);
         self.ledger_mut().note_head_changed();
-        let (messages, base_in_utc) =
-            (LeasedMessages::new(first, number, popped_before), base_time.utc(shift));
+        let messages = LeasedMessages::new(first, number, popped_before);
         Some(LeasedBatch { bytes, messages, base_time, base_in_utc })
     }
 
@@ -194,45 +198,46 @@ impl<'d> ShortWay<'d> {
     #[inline]
     fn try_ack(&mut self, deliveries: &[impl Answerable]) -> Option<usize> {
         let first = deliveries.first()?.key().ticket;
-        let (ordinal, index, settled, bytes);
+        let (at, index, settled, bytes);
         match self.ledger().places().leases().held(first)? {
             Holding::One(place) => {
                 if place.seq != first.seq() || place.is_transient {
                     return None;
                 }
-                let mapped = self.map_of(place.ordinal, place.seq)?;
-                let Place { offset: at, attempts, .. } = *place;
-                let said = |state| Slot { state, attempts, offset: Some(at) };
+                let mapped;
+                (at, mapped) = self.map_of(place.ordinal, place.seq)?;
+                let (attempts, offset) = (place.attempts, Some(place.offset));
+                let said = |state| Slot { state, attempts, offset };
                 if !mapped.replace_slot(place.index, said(State::Delivered), said(State::Dead)) {
                     return None;
                 }
-                (ordinal, index, settled) = (place.ordinal, place.index, 1);
-                bytes = place.bytes.into();
+                (index, settled, bytes) = (place.index, 1, place.bytes.into());
             }
             Holding::Batch(batch) => {
                 let tickets = deliveries.iter().map(|delivery| delivery.key().ticket);
                 let tickets = tickets.zip(first.seq()..).take(Slots::MOST);
                 let most = tickets.take_while(|(ticket, seq)| *ticket == first.of(*seq)).count();
-                let starts;
+                let (mapped, starts);
                 (index, starts) = batch.side_by_side(first.seq(), most)?;
-                ordinal = batch.ordinal();
-                settled = settle(self.map_of(ordinal, first.seq())?, index, starts);
+                (at, mapped) = self.map_of(batch.ordinal(), first.seq())?;
+                settled = settle(mapped, index, starts);
                 bytes = starts.get(settled)?.since(*starts.first()?);
             }
         }
         let number = u32::try_from(settled).ok().filter(|&number| number > 0)?;
-        let at = self.ledger().backlog().tracks().position(ordinal, first.seq())?;
         self.ledger_mut().places_mut().leases_mut().end_held(first, settled);
         self.ledger_mut().note_acked(at, index..index + number, first.seq(), bytes);
         Some(settled)
     }
 
-    /// The segment of a message, if it is where it was, mapped, and its slots are counted.
+    /// The segment of a message, with its position, if it is where it was, mapped, and its slots
+    /// are counted.
     #[inline]
-    fn map_of(&self, ordinal: Ordinal, seq: u64) -> Option<&Arc<Mapped>> {
-        let at = self.ledger().backlog().tracks().position(ordinal, seq)?;
-        let track = self.ledger().backlog().track_at(at);
-        track.records().mapped().filter(|_| track.is_counted())
+    fn map_of(&self, ordinal: Ordinal, seq: u64) -> Option<(usize, &Arc<Mapped>)> {
+        let tracks = self.ledger().backlog().tracks();
+        let at = tracks.position(ordinal, seq)?;
+        let track = &tracks[at];
+        track.records().mapped().filter(|_| track.is_counted()).map(|mapped| (at, mapped))
     }
 }
 

@@ -275,13 +275,16 @@ impl Region for MappedRegion {
 
     #[inline]
     fn store_word(&self, offset: u64, word: u64) -> io::Result<()> {
-        self.store_words(offset, &[word])
+        if self.by_write {
+            self.write_words(offset, &[word])
+        } else {
+            self.map.store_word(offset, word)
+        }
     }
 
     #[inline]
     fn load_word(&self, offset: u64) -> io::Result<u64> {
-        let mut word = [0];
-        self.map.load_words(offset, &mut word).map(|()| word[0])
+        self.map.load_word(offset)
     }
 
     #[inline]

@@ -1,6 +1,6 @@
-//! A message that is handed out: what was copied of it outside of the lock.
+//! A message that is handed out: all that a consumer needs of it, copied.
 
-use crate::engine::dispatch::LeaseKey;
+use super::exchange::LeaseKey;
 use crate::format::record::RecordHeader;
 use crate::time::Time;
 use std::ops::Deref;
@@ -35,12 +35,12 @@ pub(crate) struct BodyPlace {
 impl BodyPlace {
     /// Where the body starts, and what its header says of its length.
     #[inline]
-    pub(super) fn of(start: usize, header: &RecordHeader) -> Self {
+    pub(crate) fn of(start: usize, header: &RecordHeader) -> Self {
         Self { start: u32::try_from(start).unwrap_or(u32::MAX), len: header.body_len }
     }
 
     #[inline]
-    pub(super) fn of_bytes(self, bytes: &[u8]) -> Option<&[u8]> {
+    pub(crate) fn of_bytes(self, bytes: &[u8]) -> Option<&[u8]> {
         let widen = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
         let start = widen(self.start);
         bytes.get(start..start.saturating_add(widen(self.len)))
