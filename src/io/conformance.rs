@@ -193,6 +193,11 @@ fn words_are_little_endian_and_aligned(storage: &dyn Storage) {
     let mut words = [9; 4];
     region.load_words(end - 32, &mut words).unwrap();
     assert_eq!((words, content(&*file)[LEN - LEN % 8 - 16]), ([0, 1, 2, 3], 2));
+    let many: Vec<u64> = (1..=300).collect();
+    let mut loaded = vec![0; 302];
+    region.store_words(1000, &many).unwrap();
+    region.load_words(992, &mut loaded).unwrap();
+    assert_eq!((&loaded[1..301], loaded[0], loaded[301]), (&many[..], 0, 0));
     for offset in [end - 16, end - 28] {
         let refused = region.store_words(offset, &[7; 3]).is_err();
         assert!(refused && region.load_words(offset, &mut [0; 3]).is_err());

@@ -282,11 +282,12 @@ pub trait Region: Debug + Send + Sync {
         self.store(offset, header)
     }
 
-    /// Stores words side by side, each whole or not at all.
+    /// Stores words side by side, each whole or not at all. The last one is stored first, and so
+    /// on: if a write fails, those are stored that lie behind a place.
     ///
     /// # Errors
     ///
-    /// As [`Region::store_word`]; some of them may be stored if a write fails.
+    /// As [`Region::store_word`].
     fn store_words(&self, offset: u64, words: &[u64]) -> io::Result<()> {
         // From the end, so that words that reach beyond the file change nothing.
         for (nth, word) in words.iter().enumerate().rev() {

@@ -12,8 +12,11 @@ use crate::format::record::{HEADER, RecordHeader};
 /// Bytes that are copied at a time: so few are read that are not needed, and a copy of so many is
 /// as fast as one of more.
 const PIECE: u64 = 2048;
-/// No more bytes are copied than these, and what a record takes.
-const MOST_BYTES: usize = 64 << 10;
+const PIECE_LEN: usize = 2048;
+const _: () = assert!(PIECE == 2048);
+/// No more bytes are copied than these, and what a record takes: as long as one payload is held,
+/// all are.
+const MOST_BYTES: usize = 16 << 10;
 /// A longer body is not copied with others: it would keep their bytes, and they its.
 pub(crate) const LONGEST_BODY: u32 = 4096;
 
@@ -50,7 +53,8 @@ impl SideBySide {
             let len = usize::try_from(header.record_len()).unwrap_or(usize::MAX);
             if at == 0 {
                 // As if all were as long.
-                bytes.reserve_exact(most.saturating_mul(len).min(MOST_BYTES));
+                let expected = most.saturating_mul(len).min(MOST_BYTES);
+                bytes.reserve_exact(expected + PIECE_LEN);
             }
             let next = at + len;
             if !load_up_to(mapped, &mut bytes, next, offset, end) {
@@ -58,6 +62,12 @@ impl SideBySide {
             }
             starts.push(offset + to_u64(next));
             (index, at) = (index.next(), next);
+        }
+        bytes.truncate(at);
+        // Others were shorter, or are not among them.
+        if bytes.capacity() - at > at + PIECE_LEN {
+            bytes.shrink_to_fit();
+            starts.shrink_to_fit();
         }
         Self { first, bytes, starts }
     }

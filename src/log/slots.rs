@@ -1,7 +1,8 @@
 //! Slots of records side by side, loaded and stored at once.
 //!
-//! Promises: what was not set is stored as it was loaded. Relies on its caller that nobody else
-//! stores to these slots meanwhile.
+//! Promises: what was not set is stored as it was loaded. Should a store fail, those are stored
+//! that come before one of them: slots lie in the descending order of their records. Relies on its
+//! caller that nobody else stores to these slots meanwhile.
 
 use super::sealed::Mapped;
 use crate::format::address::Index;
@@ -69,7 +70,7 @@ impl<'a> Slots<'a> {
         slots.map(move |(words, index)| LoadedSlot { words, index, key })
     }
 
-    /// Stores the first `number` of them. If that fails, some may be stored.
+    /// Stores the first `number` of them. If that fails, some may be stored, from the first one on.
     #[inline]
     pub(crate) fn store(&self, number: usize) -> io::Result<()> {
         let words = &self.words[2 * (self.number - number)..2 * self.number];

@@ -71,7 +71,7 @@ impl Queue {
     /// early if it comes to a message that it has already, because the lease of that one has run
     /// out meanwhile.
     ///
-    /// Payloads up to 4 KiB that lie side by side share memory, up to 64 KiB: that is free once all
+    /// Payloads up to 4 KiB that lie side by side share memory, up to 20 KiB: that is free once all
     /// of their deliveries are gone.
     ///
     /// # Errors

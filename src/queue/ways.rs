@@ -329,6 +329,52 @@ fn a_store_that_fails_on_the_short_way_loses_no_message() {
     assert!(failures > 0);
 }
 
+/// The attempts of a batch are stored with one call. If that fails in the middle, those that have
+/// an attempt by then are handed out: it may have been their last.
+#[test]
+fn no_message_dies_of_an_attempt_that_nobody_has_got() {
+    let mut failures = 0;
+    for seed in seeds() {
+        let mut dice = Chance(seed);
+        let options = Options::default().background(false).max_attempts(1).dead_letters(false);
+        let side = Side::new(Arc::new(MemoryStorage::new()), &options, true);
+        let messages = 1 + dice.below(300);
+        let all = (0..messages).map(|nth| nth.to_le_bytes().to_vec());
+        let seqs = side.queue().push_batch(all).unwrap();
+        side.faults.stores_can_fail(true);
+        let mut taken = Vec::new();
+        while !side.queue().is_empty() {
+            let (at, error) = (dice.below(300), ErrorKind::TimedOut);
+            side.faults.plan(FaultPlan::FailAt { at, error, lasting: dice.one_in(4) });
+            let batch = side.queue().pop_batch(1 + dice.place(150));
+            side.faults.plan(FaultPlan::None);
+            failures += u32::from(batch.is_err());
+            let batch = batch.unwrap_or_default();
+            taken.extend(batch.iter().map(Delivery::seq));
+            side.queue().ack_batch(batch).unwrap();
+        }
+        assert_eq!(taken, seqs, "seed {seed}");
+    }
+    assert!(failures > 0);
+}
+
+/// A batch that was taken while its segment became full had what was pushed meanwhile.
+#[test]
+fn the_short_way_ends_at_the_last_message_that_is_to_be_seen() {
+    let (disk, options) = (MemoryStorage::new(), Options::default().background(false));
+    let side = Side::new(Arc::new(disk), &options, true);
+    let seqs: Vec<_> = (0..5000).map(|_| side.queue().push(&[7; 2000]).unwrap()).collect();
+    let published = side.queue().engine().published();
+    // In the middle of a segment that is full.
+    published.hold_back_from(seqs[100].0);
+    let before = side.queue().pop_batch(usize::MAX).unwrap();
+    assert_eq!(before.len(), 100);
+    assert!(side.queue().pop().unwrap().is_none() && side.queue().pop_batch(9).unwrap().is_empty());
+    published.hold_back_from(u64::MAX);
+    assert_eq!(side.queue().pop_batch(usize::MAX).unwrap().len(), 4900);
+    side.queue().ack_batch(before).unwrap();
+}
+
 fn options_of(disk: MemoryStorage) -> Options {
     Options::default().background(false).storage(Arc::new(disk))
 }

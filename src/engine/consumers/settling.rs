@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 
 impl Consumers {
     /// Settles deliveries. With `sync_acks`, returns once that is on the disk. `between`: called
-    /// after each step, to close files.
+    /// after each step and each sync, to close files.
     #[inline]
     pub(crate) fn ack(&self, deliveries: &[impl Answerable], between: impl Fn()) -> Result<()> {
         let (mut first_error, mut left, mut number) = (None, deliveries, 0);
@@ -28,7 +28,9 @@ impl Consumers {
         if first_error.is_none() && !self.context.options.sync_acks {
             return Ok(());
         }
-        self.end_answers(number, first_error)
+        let answered = self.end_answers(number, first_error);
+        between();
+        answered
     }
 
     /// Ends deliveries as their holder says. With `sync_acks`, a reject returns once it is on the
@@ -49,7 +51,11 @@ impl Consumers {
             between();
         }
         match answer {
-            Answer::Ack | Answer::Reject(_) => self.end_answers(number, first_error),
+            Answer::Ack | Answer::Reject(_) => {
+                let answered = self.end_answers(number, first_error);
+                between();
+                answered
+            }
             Answer::Nack | Answer::Drop | Answer::NackAfter(_) | Answer::Release => {
                 first_error.map_or(Ok(()), Err)
             }

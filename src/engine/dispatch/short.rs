@@ -5,7 +5,7 @@
 //! before its message is handed out. It takes messages only while nothing else comes first, and
 //! only those that nobody has touched; it acks only those whose slots say what their delivery
 //! stored. Of all else it does nothing, and the caller goes the long way: that alone knows what is
-//! special. A test compares the two over random histories (`engine/ways`).
+//! special. A test compares the two over random histories (`queue/ways`).
 //!
 //! What it saves is what the long way asks for each message: where its segment is, where its record
 //! lies, in which place it waits, and a lease, two calls of the storage and counters of its own
@@ -81,7 +81,10 @@ impl<'d> ShortWay<'d> {
         let is_counted = cursor.has_skipped() || !records.is_old();
         let mapped = records.mapped().filter(|_| is_counted && !records.has_gaps())?;
         let (seq, index, offset) = (cursor.seq(), cursor.index(), cursor.position().offset());
-        let most = records.end_index(visible).since(index);
+        // Of a full segment, the end is that of its records, whether they are to be seen or not.
+        let to_be_seen = visible.checked_sub(seq)?.saturating_add(1);
+        let there = records.end_index(visible).since(index);
+        let most = u32::try_from(to_be_seen).unwrap_or(u32::MAX).min(there);
         Some(AtCursor { at, mapped, seq, index, offset, most })
     }
 
@@ -247,6 +250,12 @@ fn delivered(offset: Offset) -> Slot {
     Slot { state: State::Delivered, attempts: 1, offset: Some(offset) }
 }
 
+/// What it says once the message is settled.
+#[inline]
+fn dead(offset: Offset) -> Slot {
+    Slot { state: State::Dead, ..delivered(offset) }
+}
+
 /// Stores an attempt for each of these messages, up to the first one that somebody has touched: the
 /// others are left out. Tells for how many.
 fn deliver(mapped: &Mapped, records: &mut SideBySide) -> u32 {
@@ -264,12 +273,10 @@ fn deliver(mapped: &Mapped, records: &mut SideBySide) -> u32 {
             slot.set(delivered(offset));
             untouched += 1;
         }
-        // If it fails, the long way tries it again, and tells of the error.
-        if untouched == 0 || slots.store(untouched).is_err() {
-            break;
-        }
-        stored += untouched;
-        if untouched < slots.number() {
+        let done = store(&mut slots, first, untouched, starts, delivered);
+        stored += done;
+        // For the others the long way tries it again, and tells of the error.
+        if done == 0 || done < slots.number() {
             break;
         }
     }
@@ -280,26 +287,38 @@ fn deliver(mapped: &Mapped, records: &mut SideBySide) -> u32 {
 /// Settles messages from record `first` on, whose records are between `starts`, as far as their
 /// slots say that they were handed out once; tells how many are settled.
 fn settle(mapped: &Mapped, first: Index, starts: &[Offset]) -> usize {
-    let dead = |offset| Slot { state: State::Dead, ..delivered(offset) };
     let mut slots = Slots::of(mapped);
     if slots.load(first, starts.len() - 1).is_err() {
         return 0;
     }
     let mut number = 0;
     for (mut slot, &offset) in slots.each().zip(starts) {
-        if !slot.says(delivered(offset)) {
+        // A store that failed may have settled it, as the caller was told of none.
+        if !slot.says(delivered(offset)) && !slot.says(dead(offset)) {
             break;
         }
         slot.set(dead(offset));
         number += 1;
     }
+    store(&mut slots, first, number, starts, dead)
+}
+
+/// Stores the first `number` of these slots; tells how many from the first one on are stored. If a
+/// write fails, some may be: what got an attempt has to be handed out, and what is settled has to
+/// be counted.
+#[inline]
+fn store(
+    slots: &mut Slots<'_>,
+    first: Index,
+    number: usize,
+    starts: &[Offset],
+    said: impl Fn(Offset) -> Slot,
+) -> usize {
     if number == 0 || slots.store(number).is_ok() {
         return number;
     }
-    // A write that failed may have stored some of them. Those are settled, and the long way tries
-    // the next one again.
     if slots.load(first, number).is_err() {
         return 0;
     }
-    slots.each().zip(starts).take_while(|(slot, offset)| slot.says(dead(**offset))).count()
+    slots.each().zip(starts).take_while(|(slot, offset)| slot.says(said(**offset))).count()
 }

@@ -11,6 +11,7 @@
 
 #![expect(clippy::disallowed_types, reason = "part of the door to the operating system")]
 
+use crate::format::bytes::to_u64;
 use crate::format::record::HEADER;
 use crate::io::directory::{Directory, Want};
 use crate::io::latch::SyncLatch;
@@ -21,6 +22,9 @@ use parking_lot::Mutex;
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Weak};
+
+/// Bytes of the smallest block of a file system.
+const BLOCK: u64 = 512;
 
 /// Bytes of a word.
 const WORD: usize = size_of::<u64>();
@@ -369,15 +373,21 @@ impl Region for UnmappedRegion {
     }
 }
 
-/// Stores words by one write.
+/// Stores words by one write for each block, the last one first: a write can be cut short between
+/// blocks only, where the file system has no room for one of them.
 fn write_words(file: &File, size: u64, offset: u64, words: &[u64]) -> io::Result<()> {
     // Or else a write would make the file longer.
     check_words(offset, words.len().saturating_mul(WORD), size)?;
-    if let [word] = words {
-        return os::write_all_at(file, offset, &word.to_le_bytes());
+    let mut left = words;
+    while !left.is_empty() {
+        let end = offset + to_u64(left.len().saturating_mul(WORD));
+        let in_block = usize::try_from((end - 1) % BLOCK + 1).unwrap_or(WORD);
+        let (before, last) = left.split_at(left.len().saturating_sub(in_block / WORD));
+        let bytes: Vec<u8> = last.iter().flat_map(|word| word.to_le_bytes()).collect();
+        os::write_all_at(file, offset + to_u64(before.len().saturating_mul(WORD)), &bytes)?;
+        left = before;
     }
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    os::write_all_at(file, offset, &bytes)
+    Ok(())
 }
 
 #[cfg(all(test, unix))]
