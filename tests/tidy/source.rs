@@ -74,7 +74,10 @@ pub(crate) fn texts(folder: &str, ending: &str) -> Vec<(String, String)> {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                walk(&path, ending, into);
+                // A package of its own has a `target` of its own.
+                if !path.ends_with("target") {
+                    walk(&path, ending, into);
+                }
             } else if path.to_str().unwrap().ends_with(ending) {
                 into.push(path);
             }
