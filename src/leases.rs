@@ -59,7 +59,7 @@ pub(crate) struct Leases {
     extended: BTreeSet<(Time, u32)>,
     /// Leases that ran out, by Seq, with the time before which the message is not handed out again.
     expired: BTreeMap<u64, (Ticket, Time)>,
-    /// The leases of messages that have parted from their runs, by Seq.
+    /// The leases of messages that have parted from their batches, by Seq.
     parted: BTreeMap<u64, Ticket>,
 }
 

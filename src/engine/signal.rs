@@ -123,12 +123,12 @@ impl Drop for DispatchGuard<'_> {
         let Context { waiters, worker, .. } = &*self.lock.context;
         let has_producers = !waiters.room.is_empty();
         let has_waiters = || waiters.consumers.has_waiters() || waiters.settled.has_waiters();
-        let watch = || match worker.is_running() {
+        let find_watcher = || match worker.is_running() {
             true => Watcher::Worker,
             false if has_producers || has_waiters() => Watcher::Waiters,
             false => Watcher::Nobody,
         };
-        if !dispatch.is_quiet(has_producers, watch) {
+        if !dispatch.is_quiet(has_producers, find_watcher) {
             self.lock.tell(dispatch);
         }
     }

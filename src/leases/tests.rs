@@ -116,7 +116,7 @@ fn what_ended_behind_one_that_holds_takes_no_memory_for_ever() {
 }
 
 proptest! {
-    /// Against a plain list: begin, end, extend, expire in any order, alone and in runs.
+    /// Against a plain list: begin, end, extend, expire in any order, alone and in batches.
     #[test]
     fn runs_out_in_the_order_of_deadlines(
         steps in prop::collection::vec((0u8..6, 0usize..9, 0u64..20), 0..60),

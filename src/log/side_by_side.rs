@@ -11,9 +11,7 @@ use crate::format::record::{HEADER, RecordHeader};
 
 /// Bytes that are copied at a time: so few are read that are not needed, and a copy of so many is
 /// as fast as one of more.
-const PIECE: u64 = 2048;
-const PIECE_LEN: usize = 2048;
-const _: () = assert!(PIECE == 2048);
+const PIECE: usize = 2048;
 /// No more bytes are copied than these, and what a record takes: as long as one payload is held,
 /// all are.
 const MOST_BYTES: usize = 16 << 10;
@@ -54,7 +52,7 @@ impl SideBySide {
             if at == 0 {
                 // As if all were as long.
                 let expected = most.saturating_mul(len).min(MOST_BYTES);
-                bytes.reserve_exact(expected + PIECE_LEN);
+                bytes.reserve_exact(expected + PIECE);
             }
             let next = at + len;
             if !load_up_to(mapped, &mut bytes, next, offset, end) {
@@ -65,7 +63,7 @@ impl SideBySide {
         }
         bytes.truncate(at);
         // Others were shorter, or are not among them.
-        if bytes.capacity() - at > at + PIECE_LEN {
+        if bytes.capacity() - at > at + PIECE {
             bytes.shrink_to_fit();
             starts.shrink_to_fit();
         }
@@ -123,7 +121,7 @@ fn load_up_to(
 ) -> bool {
     while bytes.len() < len {
         let from = offset + to_u64(bytes.len());
-        let piece = usize::try_from(PIECE.min(end.since(from))).unwrap_or(0);
+        let piece = usize::try_from(end.since(from)).map_or(PIECE, |left| left.min(PIECE));
         if piece == 0 || mapped.region.load_into(from.0, piece, bytes).is_err() {
             return false;
         }

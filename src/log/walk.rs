@@ -47,7 +47,7 @@ impl Position {
     }
 
     /// Steps behind so many records here that were found side by side. `end`: of the last one.
-    pub(crate) fn pass_run(&mut self, records: u32, end: Offset) {
+    pub(crate) fn pass_records(&mut self, records: u32, end: Offset) {
         *self = Self { index: self.index + records, offset: end, previous: None };
     }
 

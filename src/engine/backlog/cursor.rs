@@ -109,8 +109,8 @@ impl Cursor {
 
     /// Passes over so many messages that were met side by side. `end`: of the last record.
     #[inline]
-    pub(crate) fn pass_run(&mut self, messages: u32, end: Offset) {
-        self.position.pass_run(messages, end);
+    pub(crate) fn pass_messages(&mut self, messages: u32, end: Offset) {
+        self.position.pass_records(messages, end);
         self.seq += u64::from(messages);
     }
 

@@ -220,12 +220,12 @@ impl Dispatch {
     pub(super) fn is_quiet(
         &mut self,
         has_producers: bool,
-        watch: impl FnOnce() -> Watcher,
+        find_watcher: impl FnOnce() -> Watcher,
     ) -> bool {
         let is_quiet = self.ledger().news().is_quiet(has_producers)
             && !self.backlog().has_new_maps()
             && (self.has_asked_for_sync || !self.backlog().changes().has_unsynced())
-            && !self.has_time_to_tell(watch);
+            && !self.has_time_to_tell(find_watcher);
         if is_quiet {
             self.ledger_mut().news_mut().settled = false;
         }
@@ -234,13 +234,13 @@ impl Dispatch {
 
     /// Whether somebody has to be told of the next time.
     #[inline]
-    fn has_time_to_tell(&mut self, watch: impl FnOnce() -> Watcher) -> bool {
+    fn has_time_to_tell(&mut self, find_watcher: impl FnOnce() -> Watcher) -> bool {
         let has_times = self.ledger().places().has_times();
         if !has_times && self.watched.is_none() && self.ledger().expiry().next_look().is_none() {
             return false;
         }
         let (next, watched) = (self.next_time(), self.watched);
-        match watch() {
+        match find_watcher() {
             Watcher::Worker => next.is_some_and(|next| watched.is_none_or(|at| next < at)),
             Watcher::Waiters => next != watched,
             // Whoever waits from here on looks for itself.

@@ -135,7 +135,7 @@ impl<'d> ShortWay<'d> {
         let place = Place { seq, ordinal, index, offset, attempts, bytes, is_transient };
         let (popped_before, deadline) = self.deliveries.note_first_deliveries(seq, 1, now);
         let places = self.ledger_mut().places_mut();
-        places.cursor_mut().pass_run(1, offset + header.record_len());
+        places.cursor_mut().pass_messages(1, offset + header.record_len());
         let ticket = places.leases_mut().begin(place, deadline);
         self.ledger_mut().note_head_changed();
         let key = LeaseKey { ticket, is_sample: Measure::is_sample(popped_before + 1) };
@@ -169,7 +169,7 @@ impl<'d> ShortWay<'d> {
         let now = self.deliveries.coarse_time();
         let (popped_before, deadline) = self.deliveries.note_first_deliveries(seq, number, now);
         let places = self.ledger_mut().places_mut();
-        places.cursor_mut().pass_run(number, end);
+        places.cursor_mut().pass_messages(number, end);
         let first = places.leases_mut().begin_batch(batch, deadline);
         self.ledger_mut().note_head_changed();
         let messages = LeasedMessages::new(first, number, popped_before);

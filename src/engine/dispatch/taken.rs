@@ -54,7 +54,7 @@ impl Deref for TakenBody {
     fn deref(&self) -> &[u8] {
         match self {
             Self::Own(body) => body,
-            Self::OfBatch(bytes, part) => part.of_bytes(bytes).unwrap_or_default(),
+            Self::OfBatch(bytes, place) => place.of_bytes(bytes).unwrap_or_default(),
         }
     }
 }
