@@ -6,7 +6,7 @@
 use crate::support::agree::agree;
 use crate::support::cases;
 use crate::support::sparse::{ack_most, number, on, payload};
-use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage};
+use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage, Storage};
 use keepq::{Error, Options};
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -122,6 +122,43 @@ fn every_operation_can_be_the_last() {
             check(&Arc::new(disk.power_cut(CrashImage::Mixed(at))), &told, &context);
         }
     }
+}
+
+/// A process was killed right after it had named a copy, or CHECKPOINT. The next run took the name
+/// for durable, and let the sources go: a power cut took the copy away, and all messages with it.
+#[test]
+fn a_name_that_a_kill_left_is_made_durable_before_it_counts() {
+    let counting = Arc::new(FaultStorage::new(Arc::new(MemoryStorage::new())));
+    work(on(counting.clone()), &mut Told::default()).unwrap();
+    let names = |disk: &MemoryStorage| -> BTreeSet<String> {
+        let all = disk.list().unwrap().into_iter().map(|entry| entry.name);
+        all.filter(|name| !name.ends_with(".tmp")).collect()
+    };
+    let mut undurable = 0;
+    for at in 0..counting.operations() {
+        let memory = Arc::new(MemoryStorage::new());
+        let faults = Arc::new(FaultStorage::new(memory.clone()));
+        faults.plan(FaultPlan::CrashAt { at });
+        let mut told = Told::default();
+        work(on(faults), &mut told).ok();
+        let durable = names(&memory.power_cut(CrashImage::Oldest));
+        if names(&memory).is_subset(&durable) {
+            continue;
+        }
+        undurable += 1;
+        for then in 0..48 {
+            let disk = Arc::new(memory.killed());
+            let faults = Arc::new(FaultStorage::new(disk.clone()));
+            faults.plan(FaultPlan::CrashAt { at: then });
+            let recovered = on(faults).open("memory");
+            recovered.and_then(|queue| queue.compact().map(|_| queue)).map(drop).ok();
+            let context = format!("operation {at}, and {then} of the next run");
+            for image in [CrashImage::Oldest, CrashImage::Mixed(at), CrashImage::Mixed(then)] {
+                check(&Arc::new(disk.power_cut(image)), &told, &context);
+            }
+        }
+    }
+    assert!(undurable > 4, "{undurable}");
 }
 
 /// Errors in the middle of it: nothing is lost, nothing comes back, and it works once they are

@@ -231,9 +231,7 @@ impl Retirer {
         if last.is_empty() {
             return Ok(());
         }
-        let directory = self.context.directory();
-        let synced = self.context.storage.sync_directory();
-        if let Err(error) = self.context.health.believe("sync directory", &directory, synced) {
+        if let Err(error) = self.sync_directory() {
             upkeep.keep_on(last);
             return Err(error);
         }
@@ -247,6 +245,21 @@ impl Retirer {
             if track.is_done() {
                 self.context.worker.ask();
             }
+        }
+        Ok(())
+    }
+
+    fn sync_directory(&self) -> Result<()> {
+        let synced = self.context.storage.sync_directory();
+        self.context.health.believe("sync directory", &self.context.directory(), synced)
+    }
+
+    /// Makes sure that a power cut takes no file away that open has found: the last run may have
+    /// been killed right after it named a copy, or CHECKPOINT.
+    fn sync_found_names(&self, upkeep: &mut Upkeep) -> Result<()> {
+        if !upkeep.has_durable_names() {
+            self.sync_directory()?;
+            upkeep.note_durable_names();
         }
         Ok(())
     }
@@ -343,6 +356,7 @@ impl Retirer {
         // None says that something is durable that is not.
         self.appender.finish_old_tail()?;
         // No list goes without a segment whose states are not safe elsewhere.
+        self.sync_found_names(upkeep)?;
         self.sync_copies(upkeep)?;
         // While the supply is locked no ordinal is given out, and no segment becomes active.
         let checkpoint = self.appender.with_supply_state(|supply| self.checkpoint(&supply));

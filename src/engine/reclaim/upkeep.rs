@@ -39,6 +39,8 @@ pub(super) struct Upkeep {
     replaced: Vec<(Arc<Segment>, Vec<Retired>)>,
     /// Segments that stay while others may come back.
     kept: Vec<Kept>,
+    /// This run has synced the directory: names that a killed run gave last are durable.
+    has_durable_names: bool,
     /// When the list was written last, and the next ordinal then.
     listed: Option<(Instant, Ordinal)>,
     is_closed: bool,
@@ -62,6 +64,7 @@ impl Upkeep {
             unlisted: VecDeque::new(),
             replaced: replaced.collect(),
             kept,
+            has_durable_names: false,
             listed: None,
             is_closed: false,
         }
@@ -90,6 +93,16 @@ impl Upkeep {
         self.keep(copy.header.ordinal, files);
         let sources = sources.into_iter().map(|source| (source, None));
         self.replaced.push((copy, sources.collect()));
+    }
+
+    /// Whether all names that open found outlast a power cut.
+    pub(super) fn has_durable_names(&self) -> bool {
+        self.has_durable_names
+    }
+
+    /// The directory is synced.
+    pub(super) fn note_durable_names(&mut self) {
+        self.has_durable_names = true;
     }
 
     /// A copy that is not synced with the states that it was given last.
