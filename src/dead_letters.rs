@@ -13,7 +13,7 @@
 mod carried;
 mod redrive;
 
-use crate::engine::{Cause, DyingMessage, Engine, Identity, Need, RETRY_AFTER, Setting};
+use crate::engine::{Cause, DyingMessage, Engine, Identity, Need, Promise, RETRY_AFTER, Setting};
 use crate::error::{Error, Result};
 use crate::format::extension::{self, Notes, Origin, Verified};
 use crate::format::{name, record};
@@ -390,7 +390,10 @@ impl DeadLetters {
         let drafts = [draft];
         let need = Need::of(&drafts);
         need.check()?;
-        let append = || dead.producers().append(&drafts, need, None).map(Some);
+        let append = || {
+            let placed = dead.producers().append(&drafts, need, Promise::PLACED)?;
+            Ok(Some(placed.first_seq()))
+        };
         match self.with_room(append) {
             // Nobody can make room here but this. Once all messages of its segment are moved, that
             // gives back as much as they took.

@@ -8,6 +8,7 @@ use std::fmt::Display;
 use std::io;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The result of every operation of a queue.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -290,6 +291,14 @@ impl Error {
             | io::ErrorKind::FileTooLarge => Self::StorageFull { operation, path, offset, source },
             _ => Self::Io { operation, path, offset, source },
         }
+    }
+}
+
+/// The same error of the system once more, for another caller.
+pub(crate) fn again(source: &Arc<io::Error>) -> io::Error {
+    match source.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(source.kind(), Arc::clone(source)),
     }
 }
 

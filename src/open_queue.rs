@@ -5,8 +5,8 @@
 
 use crate::dead_letters::DeadLetters;
 use crate::engine::{
-    Answer, Answerable, DEAD_LETTERS_ROOM, Due, Engine, LeaseKey, Setting, Share, Space, WhenFull,
-    Worker,
+    Answer, Answerable, DEAD_LETTERS_ROOM, Due, Engine, LeaseKey, Placed, Promise, Setting, Share,
+    Space, WhenFull, Worker,
 };
 use crate::error::{Error, Result};
 use crate::io::Storage;
@@ -16,7 +16,6 @@ use crate::options::Options;
 use crate::report::Compacted;
 use crate::stats::Stats;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// An open queue.
 #[derive(Debug)]
@@ -141,16 +140,17 @@ impl OpenQueue {
     pub(crate) fn push(
         &self,
         drafts: &[Draft<'_>],
-        sync_within: Option<Duration>,
+        promise: Promise,
         when_full: WhenFull,
-    ) -> Result<u64> {
+    ) -> Result<Placed> {
         let letters = self.dead_letters.as_ref();
         let more_room = |full: &Error| letters.map_or(Ok(false), |letters| letters.make_room(full));
         loop {
-            match self.engine.producers().push(drafts, sync_within, when_full, &more_room) {
+            match self.engine.producers().push(drafts, promise, when_full, &more_room) {
+                Ok(placed) => return Ok(placed),
                 // There is no room in memory for another map, and nothing was placed.
                 Err(error @ Error::Io { .. }) => self.engine.consumers().clear_the_way(error)?,
-                pushed => return pushed,
+                Err(error) => return Err(error),
             }
         }
     }
@@ -289,6 +289,7 @@ mod tests {
     use crate::clock;
     use crate::io::memory::MemoryStorage;
     use std::thread;
+    use std::time::Duration;
 
     /// Nothing was due in an idle queue: a clock that was set was not noted, and if it was killed,
     /// what had a time to live behind others expired in the next run.

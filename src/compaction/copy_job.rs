@@ -272,7 +272,7 @@ mod tests {
     use crate::io::Access;
     use crate::io::memory::MemoryStorage;
     use crate::log::Segment;
-    use crate::log::active::{Active, Draft};
+    use crate::log::active::{Active, Draft, Placing, When};
     use crate::log::scan::scan;
     use crate::time::Time;
     use std::path::Path;
@@ -310,12 +310,13 @@ mod tests {
         let segment =
             Arc::new(Segment::create(&storage, header(Ordinal(1), 64 << 10), &Refused).unwrap());
         let region = segment.map(Access::Commits).unwrap();
-        let mut active = Active::start(Arc::clone(&segment), region, 7, Time(1000)).unwrap();
+        let mut active =
+            Active::start(Arc::clone(&segment), region, 7, Time(1000), Placing::Stored).unwrap();
         let drafts = [
             Draft::new(Vec::new(), b"known"[..].into()).unwrap(),
             Draft::new(MUST_BE_KNOWN.to_vec(), b"newer"[..].into()).unwrap(),
         ];
-        active.append(&drafts, 0, Time(1000)).unwrap();
+        active.append::<false>(&drafts, 0, Time(1000), When::Now).unwrap();
         let scanned = scan(&segment, Activation { first_seq: 7, base_time: Time(1000) }).unwrap();
         assert_eq!(
             (scanned.stretches.len(), scanned.stretches[0].end_index),

@@ -5,7 +5,7 @@
 //! closes the dead letters meanwhile.
 
 use super::carried::carried_over;
-use crate::engine::{Answer, Engine, LeaseKey, Taken, WhenFull};
+use crate::engine::{Answer, Engine, LeaseKey, Need, Promise, Taken};
 use crate::error::Result;
 use crate::format::bytes::to_u64;
 use crate::format::extension::Notes;
@@ -105,6 +105,9 @@ impl Redrive {
 
 fn push(queue: &Engine, letter: &Taken) -> Result<u64> {
     let (start, payload) = letter.body.split_at(letter.payload_start);
-    let draft = carried_over(start, &Notes::default(), payload)?;
-    queue.producers().push(&[draft], None, WhenFull::Fail, &|_| Ok(false))
+    let drafts = [carried_over(start, &Notes::default(), payload)?];
+    let need = Need::of(&drafts);
+    need.check()?;
+    let placed = queue.producers().append(&drafts, need, Promise::PLACED)?;
+    Ok(placed.first_seq())
 }

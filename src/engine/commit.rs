@@ -3,10 +3,11 @@
 //! A thread that waits for the disk is in one of three cases: another thread has synced for it,
 //! another thread is syncing, or it has to sync itself. Promises: when a wait returns `Ok`, what it
 //! waited for was stored before a sync that succeeded began; when a sync fails, every waiter hears
-//! it. Full segments are synced before the active one, oldest first, so that what survives a power
-//! cut is a prefix. Holds no lock while it syncs.
+//! it. Where records are written, a round begins with a write of all that is collected. Full
+//! segments are synced before the active one, oldest first, so that what survives a power cut is a
+//! prefix. Holds no lock while it syncs.
 
-use super::append::{Appender, Full};
+use super::append::{Appender, Full, Placed};
 use super::context::{Context, Padded};
 use super::signal::DispatchLock;
 use super::wait::{Look, Soon};
@@ -17,6 +18,9 @@ use crate::io::Access;
 use crate::log::Segment;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// In the place of the Seq that a thread waits for: it looks again after each round.
+const ANY_ROUND: u64 = u64::MAX;
 
 /// Who syncs, and what is durable.
 #[derive(Debug)]
@@ -41,7 +45,8 @@ struct Round {
     answers: Option<u64>,
 }
 
-/// The lead. Its drop gives the lead up, whatever happened, and wakes the threads that wait for it.
+/// The lead. Its drop gives the lead up, whatever happened, and wakes the threads that waited for
+/// this round, and one that leads the next.
 pub(crate) struct Lead<'a>(&'a Commit);
 
 impl Drop for Lead<'_> {
@@ -49,7 +54,10 @@ impl Drop for Lead<'_> {
         // SeqCst: pairs with the loads in `lead` and `wait_for_leader`. In the one order of such
         // operations, either a thread that is about to wait sees this, or `wake_all` sees it.
         self.0.leading.store(false, Ordering::SeqCst);
-        self.0.context.waiters.commit.wake_all();
+        let waiting = &self.0.context.waiters.commit;
+        waiting.wake_keys(0..=self.0.durable());
+        waiting.wake_keys(ANY_ROUND..=ANY_ROUND);
+        self.0.wake_next_leader();
     }
 }
 
@@ -89,16 +97,33 @@ impl Commit {
         self.durable() >= seq
     }
 
-    /// Returns when everything up to `seq` is on the disk.
+    /// Returns when this many messages that were placed, and all before them, are on the disk. If
+    /// they could not be written, they are not in the queue.
+    pub(crate) fn wait_placed(&self, placed: &Placed, records: u64) -> Result<()> {
+        let last_seq = placed.first_seq() + records - 1;
+        self.wait_for(Scope::Records, last_seq, || match placed.written() {
+            Some(Ok(())) => self.is_durable(last_seq).then_some(Ok(())),
+            written => written,
+        })
+    }
+
+    /// Wakes one of those whose messages are not durable. Each round ends with this. The one that
+    /// is woken leads, or its messages become durable by a later round, or it fails and passes this
+    /// on: so none of them sleeps while nobody leads.
+    fn wake_next_leader(&self) {
+        self.context.waiters.commit.wake_first(self.durable() + 1..=ANY_ROUND - 1);
+    }
+
+    /// Returns when everything up to `seq`, which is published, is on the disk.
     pub(crate) fn wait_durable(&self, seq: u64) -> Result<()> {
-        self.wait_for(Scope::Records, || self.is_durable(seq))
+        self.wait_for(Scope::Records, seq, || self.is_durable(seq).then_some(Ok(())))
     }
 
     /// Returns when answer number `count`, and all before it, are on the disk.
     pub(crate) fn wait_answers(&self, count: u64) -> Result<()> {
         // Acquire: pairs with the store in `finish_round`.
         let done = || self.durable_answers.load(Ordering::Acquire) >= count;
-        self.wait_for(Scope::Answers, done)
+        self.wait_for(Scope::Answers, ANY_ROUND, || done().then_some(Ok(())))
     }
 
     /// Syncs and seals the oldest segment that is no longer pushed to; false if there is none, or
@@ -110,7 +135,7 @@ impl Commit {
         while !is_done() {
             self.context.health.check(false)?;
             let Some(lead) = self.lead() else {
-                self.wait_for_leader(is_done);
+                self.wait_for_leader(ANY_ROUND, is_done);
                 continue;
             };
             self.lead_round(Scope::OldestFull)?;
@@ -120,10 +145,30 @@ impl Commit {
         Ok(true)
     }
 
-    fn wait_for(&self, scope: Scope, is_done: impl Fn() -> bool) -> Result<()> {
+    /// Waits until `look` finds something: syncs, or lets another thread sync. `seq`: the message
+    /// that is to be durable, or [`ANY_ROUND`].
+    fn wait_for(
+        &self,
+        scope: Scope,
+        seq: u64,
+        look: impl Fn() -> Option<Result<()>>,
+    ) -> Result<()> {
+        let waited = self.wait_or_lead(scope, seq, look);
+        if waited.is_err() {
+            self.wake_next_leader();
+        }
+        waited
+    }
+
+    fn wait_or_lead(
+        &self,
+        scope: Scope,
+        seq: u64,
+        look: impl Fn() -> Option<Result<()>>,
+    ) -> Result<()> {
         loop {
-            if is_done() {
-                return Ok(());
+            if let Some(found) = look() {
+                return found;
             }
             self.context.health.check(true)?;
             match self.lead() {
@@ -132,7 +177,7 @@ impl Commit {
                     drop(lead);
                     result.map_err(Error::after_the_change)?;
                 }
-                None => self.wait_for_leader(&is_done),
+                None => self.wait_for_leader(seq, || look().is_some()),
             }
         }
     }
@@ -142,17 +187,17 @@ impl Commit {
         loop {
             match self.lead() {
                 Some(lead) => return lead,
-                None => self.wait_for_leader(|| false),
+                None => self.wait_for_leader(ANY_ROUND, || false),
             }
         }
     }
 
-    /// Waits until `is_done` holds or no thread leads.
-    fn wait_for_leader(&self, is_done: impl Fn() -> bool) {
+    /// Waits until `is_done` holds or no thread leads. `seq`: as in `wait_for`.
+    fn wait_for_leader(&self, seq: u64, is_done: impl Fn() -> bool) {
         let is_worth_it = || is_done() || !self.leading.load(Ordering::SeqCst);
         // SeqCst: pairs with the store in `Lead::drop`. No lock is needed in between.
         let look = || if is_worth_it() { Look::Found(()) } else { Look::NotYet };
-        self.context.waiters.commit.wait_until(0, Soon::No, None, || (), look);
+        self.context.waiters.commit.wait_until(seq, Soon::No, None, || (), look);
     }
 
     fn lead_round(&self, scope: Scope) -> Result<()> {
@@ -186,6 +231,10 @@ impl Commit {
     }
 
     fn plan_round(&self, scope: Scope) -> Result<Round> {
+        if scope != Scope::OldestFull {
+            // Whoever has records in it hears of a failure: the others are synced all the same.
+            self.appender.write_staged().ok();
+        }
         let mut unsealed = self.appender.unsealed();
         if unsealed.is_over() {
             return Err(Error::Closed);
@@ -198,7 +247,7 @@ impl Commit {
             pushed.push(Arc::clone(&full.segment));
         }
         if scope != Scope::OldestFull {
-            published = unsealed.next_seq() - 1;
+            published = unsealed.written_end() - 1;
             unsealed.forget_interval();
             let unsynced = unsealed.active().filter(|_| !self.is_durable(published));
             pushed.extend(unsynced.map(|active| Arc::clone(active.segment())));

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 use super::wait::{Look, Registration};
-use super::{Engine, Need, Setting, Share, Space, Taken};
+use super::{Engine, Need, Promise, Setting, Share, Space, Taken};
 use crate::error::{Error, Result};
 use crate::io::memory::MemoryStorage;
 use crate::log::active::Draft;
@@ -135,7 +135,8 @@ pub(super) fn engine() -> Arc<Engine> {
 
 pub(super) fn push(engine: &Engine, payload: &[u8]) -> u64 {
     let drafts = [Draft::new(Vec::new(), payload.into()).unwrap()];
-    engine.producers().append(&drafts, Need::of(&drafts), None).unwrap()
+    let placed = engine.producers().append(&drafts, Need::of(&drafts), Promise::PLACED);
+    placed.unwrap().first_seq()
 }
 
 pub(super) fn ack(engine: &Engine, taken: &Taken) {

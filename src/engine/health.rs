@@ -6,7 +6,7 @@
 //! sync: that is an error of the moment, and the next sync covers it.
 
 use super::waiters::Waiters;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, again};
 use crate::io::Unopened;
 use crate::log::{OnFailure, Segment};
 use parking_lot::Mutex;
@@ -90,12 +90,7 @@ impl OnFailure for Health {
 
 impl FailedSync {
     fn error(&self, indeterminate: bool) -> Error {
-        // Each caller gets an error of its own, of the same kind.
-        let source = match self.source.raw_os_error() {
-            Some(code) => io::Error::from_raw_os_error(code),
-            None => io::Error::new(self.source.kind(), Arc::clone(&self.source)),
-        };
-        let path = self.path.clone();
+        let (path, source) = (self.path.clone(), again(&self.source));
         Error::Poisoned { operation: self.operation, path, indeterminate, source }
     }
 }

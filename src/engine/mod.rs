@@ -20,12 +20,12 @@
 //! | 0 | `compaction` | the copy that is made at the moment |
 //! | 1 | `upkeep` | the checkpoint file, what is to be removed |
 //! | 2 | `supply` | the ready segment, ordinals, the old tail; rotation |
-//! | 3 | `unsealed` | the active segment, the next Seq, full segments that are not synced |
+//! | 3 | `writing`, `unsealed` | what is being written; the active and the unsynced full segments |
 //! | 4 | dispatch | the backlog, the cursor, leases, what was returned, is delayed or dying |
 //! | 5 | leaves: agenda, wait lists, the line, `health` | themselves |
 //!
 //! The thread that leads a commit holds no lock while it syncs; `Commit::leading` makes it the only
-//! one. The lead is taken after `upkeep` and `supply` and before `unsealed`, if at all.
+//! one. The lead is taken after `upkeep` and `supply` and before `writing`, if at all.
 
 mod append;
 mod backlog;
@@ -52,7 +52,7 @@ mod wait;
 mod waiters;
 mod worker;
 
-pub(crate) use append::Need;
+pub(crate) use append::{Need, Placed, Promise};
 pub(crate) use commit::Commit;
 pub(crate) use consumers::Consumers;
 pub(crate) use context::{Context, RETRY_AFTER};

@@ -6,7 +6,7 @@
 //! in vain. Producers that wait for room are served in the order in which they came. An answer, a
 //! time, poison and `close` wake them.
 
-use super::append::{Appended, Appender, Need};
+use super::append::{Appender, Need, Placed, Promise};
 use super::commit::Commit;
 use super::consumers::Consumers;
 use super::context::{Context, RETRY_AFTER};
@@ -24,7 +24,6 @@ use crate::options::Overflow;
 use crate::time::Time;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Messages above the limit that are dropped under one lock.
 const MESSAGES_A_STEP: u64 = 256;
@@ -64,8 +63,8 @@ impl InVain {
     }
 }
 
-/// What messages need, how soon they are to be synced, and whom to ask for more room.
-type How<'a> = (Need, Option<Duration>, MoreRoom<'a>);
+/// What messages need, what is promised of them, and whom to ask for more room.
+type How<'a> = (Need, Promise, MoreRoom<'a>);
 
 /// Makes some room elsewhere for a push that was refused with this error. Returns true if there may
 /// be room now, and false once nothing is left to do. Fails if there will be no room in this run: a
@@ -79,8 +78,6 @@ pub(crate) enum WhenFull {
     AsOptions,
     /// The same, but it does not wait.
     NoWait,
-    /// It fails.
-    Fail,
 }
 
 impl Producers {
@@ -104,31 +101,31 @@ impl Producers {
         }
     }
 
-    /// Places and publishes `drafts` as one batch, within the limits; gives the Seq of the first, 0
+    /// Places and publishes `drafts` as one batch, within the limits; gives their numbers, none
     /// if they were dropped. `more_room`: asked before anything is refused, or dropped, for want of
     /// room, until it says false.
     #[inline]
     pub(crate) fn push(
         &self,
         drafts: &[Draft<'_>],
-        sync_within: Option<Duration>,
+        promise: Promise,
         when_full: WhenFull,
         more_room: MoreRoom<'_>,
-    ) -> Result<u64> {
+    ) -> Result<Placed> {
         let Context { options, waiters, health, .. } = &*self.context;
         // One that may wait does not overtake those that wait already.
         let must_wait = options.overflow == Overflow::Block && !waiters.room.is_empty();
         health.check(false)?;
         let need = Need::of(drafts);
         if !must_wait {
-            match self.appender.append(drafts, need, sync_within, self.commit.durable()) {
-                Ok(Appended::At(first_seq)) => return Ok(first_seq),
-                Ok(Appended::NeedsSegment) | Err(Error::Full { .. }) => {}
+            match self.appender.append(drafts, need, promise, self.commit.durable()) {
+                Ok(Some(placed)) => return Ok(placed),
+                Ok(None) | Err(Error::Full { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
         let must_wait = must_wait && when_full == WhenFull::AsOptions;
-        self.push_slowly(drafts, when_full, must_wait, (need, sync_within, more_room))
+        self.push_slowly(drafts, when_full, must_wait, (need, promise, more_room))
     }
 
     /// The same where there is no room, or there are producers that wait.
@@ -140,35 +137,35 @@ impl Producers {
         when_full: WhenFull,
         must_wait: bool,
         how: How<'_>,
-    ) -> Result<u64> {
-        let (need, sync_within, more_room) = how;
+    ) -> Result<Placed> {
+        let (need, promise, more_room) = how;
         need.check()?;
         let overflow = match (when_full, self.context.options.overflow) {
-            (WhenFull::Fail, _) | (WhenFull::NoWait, Overflow::Block) => Overflow::Reject,
+            (WhenFull::NoWait, Overflow::Block) => Overflow::Reject,
             (WhenFull::NoWait | WhenFull::AsOptions, overflow) => overflow,
         };
         let full = if must_wait {
             None
         } else {
-            match self.append_or_ask(drafts, need, sync_within, more_room) {
+            match self.append_or_ask(drafts, need, promise, more_room) {
                 Err(full @ Error::Full { .. }) => Some(full),
                 result => return result,
             }
         };
         match overflow {
             Overflow::Block if self.could_fit(need, overflow) => {
-                self.push_in_line(drafts, (need, sync_within, more_room), full)
+                self.push_in_line(drafts, (need, promise, more_room), full)
             }
             Overflow::DropOldest if self.could_fit(need, overflow) => {
-                self.push_over_oldest(drafts, need, sync_within)
+                self.push_over_oldest(drafts, need, promise)
             }
             Overflow::DropNewest => {
                 self.dispatch.lock().ledger_mut().counts_mut().dropped += need.records();
-                Ok(0)
+                Ok(Placed::NONE)
             }
             Overflow::Reject | Overflow::Block | Overflow::DropOldest => match full {
                 Some(full) => Err(full),
-                None => self.append(drafts, need, sync_within),
+                None => self.append(drafts, need, promise),
             },
         }
     }
@@ -190,12 +187,12 @@ impl Producers {
         &self,
         drafts: &[Draft<'_>],
         need: Need,
-        sync_within: Option<Duration>,
+        promise: Promise,
         more_room: MoreRoom<'_>,
-    ) -> Result<u64> {
+    ) -> Result<Placed> {
         let may_wait = self.context.options.overflow == Overflow::Block;
         loop {
-            match self.append(drafts, need, sync_within) {
+            match self.append(drafts, need, promise) {
                 Err(full @ (Error::Full { .. } | Error::StorageFull { .. })) => {
                     match more_room(&full) {
                         Ok(true) => {}
@@ -213,14 +210,14 @@ impl Producers {
         &self,
         drafts: &[Draft<'_>],
         need: Need,
-        sync_within: Option<Duration>,
-    ) -> Result<u64> {
+        promise: Promise,
+    ) -> Result<Placed> {
         self.context.health.check(false)?;
         let (mut may_count, mut may_make_room) = (true, true);
         loop {
-            match self.appender.append(drafts, need, sync_within, self.commit.durable()) {
-                Ok(Appended::At(first_seq)) => return Ok(first_seq),
-                Ok(Appended::NeedsSegment) => {}
+            match self.appender.append(drafts, need, promise, self.commit.durable()) {
+                Ok(Some(placed)) => return Ok(placed),
+                Ok(None) => {}
                 // There are too many messages, as far as is known.
                 Err(Error::Full { .. }) if may_count => {
                     may_count = false;
@@ -251,7 +248,7 @@ impl Producers {
     fn rotate(&self, need: Need) -> Result<()> {
         // Whatever fails here, nothing has been placed, and the push finds out if it matters.
         let health = &self.context.health;
-        if !self.appender.has_begun() {
+        if !self.appender.with_supply_state(|supply| supply.has_begun) {
             health.note_background(self.reclaim.tidy_small_segments());
         }
         if self.reclaim.is_behind() {
@@ -284,16 +281,16 @@ impl Producers {
     fn push_in_line(
         &self,
         drafts: &[Draft<'_>],
-        (need, sync_within, more_room): How<'_>,
+        (need, promise, more_room): How<'_>,
         full: Option<Error>,
-    ) -> Result<u64> {
+    ) -> Result<Placed> {
         let timeout = self.context.options.push_timeout;
         let deadline = timeout.and_then(|timeout| clock::now().checked_add(timeout));
         let mut last = full;
         let look = || {
             // A thread that settles asks for producers under this lock.
             drop(self.dispatch.lock());
-            match self.append_or_ask(drafts, need, sync_within, more_room) {
+            match self.append_or_ask(drafts, need, promise, more_room) {
                 Err(full @ Error::Full { .. }) => {
                     last = Some(full);
                     self.look_again_at()
@@ -307,7 +304,7 @@ impl Producers {
         match last {
             Some(full) => Err(full),
             // It was never the first in line.
-            None => self.append(drafts, need, sync_within),
+            None => self.append(drafts, need, promise),
         }
     }
 
@@ -330,13 +327,13 @@ impl Producers {
         &self,
         drafts: &[Draft<'_>],
         need: Need,
-        sync_within: Option<Duration>,
-    ) -> Result<u64> {
+        promise: Promise,
+    ) -> Result<Placed> {
         // One at a time: what another one has dropped may be room enough for this one, too.
         let mut in_vain = self.dropping.lock();
         let mut may_copy = self.context.options.compaction.is_on;
         loop {
-            let full = match self.append(drafts, need, sync_within) {
+            let full = match self.append(drafts, need, promise) {
                 Err(full @ Error::Full { .. }) => full,
                 result => return result,
             };

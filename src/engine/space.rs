@@ -123,6 +123,18 @@ impl Share {
         self.space.used.fetch_add(bytes, Ordering::SeqCst);
     }
 
+    /// Takes room for `size` bytes, or else for the smallest that does; returns which.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Full`] if there is none for that.
+    pub(super) fn take_at_least(&self, size: u64, smallest: u64) -> Result<u64> {
+        let smallest = smallest.min(size);
+        self.take(size).map(|()| size).or_else(|full| {
+            if smallest < size { self.take(smallest).map(|()| smallest) } else { Err(full) }
+        })
+    }
+
     /// Takes room for something new.
     ///
     /// # Errors

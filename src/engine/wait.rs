@@ -67,6 +67,22 @@ impl WaitList {
         }
     }
 
+    /// Wakes the first that waits for one of `keys`.
+    pub(super) fn wake_first(&self, keys: RangeInclusive<u64>) {
+        // SeqCst: as in `wake_one`.
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            let mut entries = self.entries.lock();
+            let concerned = (*keys.start(), 0)..=(*keys.end(), u64::MAX);
+            let place = entries.wakers.range(concerned).next().map(|(place, _)| *place);
+            let woken = place.and_then(|place| entries.wakers.remove(&place));
+            drop(entries);
+            if let Some(waker) = woken {
+                self.waiting.fetch_sub(1, Ordering::SeqCst);
+                waker.wake();
+            }
+        }
+    }
+
     /// Wakes all that wait for one of `keys`.
     pub(super) fn wake_keys(&self, keys: RangeInclusive<u64>) {
         // SeqCst: as in `wake_one`.

@@ -23,6 +23,21 @@ impl Waiters {
         Self { room: Arc::clone(room), ..Self::default() }
     }
 
+    /// Wakes this many consumers, those first that wait longest.
+    #[inline]
+    pub(super) fn wake_consumers(&self, consumers: u64) {
+        (0..consumers).for_each(|_| self.consumers.wake_one());
+    }
+
+    /// Wakes those who wait for a write that is over: this many consumers, and its producers if it
+    /// has failed.
+    pub(super) fn tell_written(&self, has_failed: bool, consumers: u64) {
+        self.wake_consumers(consumers);
+        if has_failed {
+            self.commit.wake_all();
+        }
+    }
+
     /// Makes all waiters look again: the queue is closed, or poisoned.
     pub(super) fn wake_all(&self) {
         self.consumers.wake_all();

@@ -22,6 +22,7 @@ pub(super) fn check(storage: &dyn Storage) {
     all_see_the_same_bytes(storage);
     words_are_little_endian_and_aligned(storage);
     a_record_is_stored_whole(storage);
+    pieces_are_written_side_by_side(storage);
     a_region_outlives_file_and_name(storage);
     a_released_file_is_opened_again(storage);
     a_file_is_made_longer_or_stays(storage);
@@ -227,6 +228,31 @@ fn a_record_is_stored_whole(storage: &dyn Storage) {
     assert_eq!(&content(&*file)[LEN - 6..], b"htwo-3");
     assert_eq!(content(&*file).len(), LEN, "no write made it longer");
     storage.remove("record").unwrap();
+}
+
+fn pieces_are_written_side_by_side(storage: &dyn Storage) {
+    let file = storage.create("pieces", SIZE).unwrap();
+    let region = file.map(Access::Commits).unwrap();
+    region.write(100, &[b"one piece"]).unwrap();
+    region.write(200, &[b"", b"three", b"", b" ", b"pieces"]).unwrap();
+    region.write(SIZE, &[]).unwrap();
+    region.write(SIZE, &[b""]).unwrap();
+    let bytes = content(&*file);
+    assert_eq!(
+        (&bytes[99..110], &bytes[199..213]),
+        (&b"\0one piece\0"[..], &b"\0three pieces\0"[..])
+    );
+    let many = [vec![1; 5000], vec![2; 3], vec![3; 4000]];
+    region.write(300, &many.each_ref().map(Vec::as_slice)).unwrap();
+    let mut loaded = vec![0; 9003];
+    region.load(300, &mut loaded).unwrap();
+    assert_eq!(loaded, many.concat());
+    let before = content(&*file);
+    for offset in [SIZE - 2999, SIZE - 2, SIZE, u64::MAX] {
+        assert!(region.write(offset, &[&[7; 2990], &[7; 10]]).is_err(), "at {offset}");
+    }
+    assert_eq!(content(&*file), before, "what reaches beyond the file changes nothing");
+    storage.remove("pieces").unwrap();
 }
 
 fn a_region_outlives_file_and_name(storage: &dyn Storage) {

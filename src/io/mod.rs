@@ -269,7 +269,7 @@ pub trait Region: Debug + Send + Sync {
     /// As [`Region::store`]; some of it may be stored if a write fails.
     fn store_record(&self, offset: u64, header: &[u8; HEADER], body: [&[u8]; 2]) -> io::Result<()> {
         if self.stores_are_writes() {
-            return self.store(offset, &[&header[..], body[0], body[1]].concat());
+            return self.write(offset, &[header, body[0], body[1]]);
         }
         // From the end, so that a record that reaches beyond the file changes nothing.
         let first = offset.saturating_add(to_u64(HEADER));
@@ -308,6 +308,31 @@ pub trait Region: Debug + Send + Sync {
         Ok(())
     }
 
+    /// Copies pieces in side by side, by one write also where stores are none. Should that be cut
+    /// short by a kill or a full disk, the start of it is stored, up to the end of a block.
+    ///
+    /// # Errors
+    ///
+    /// As [`Region::store`]; some of it may be stored if a write fails.
+    fn write(&self, offset: u64, pieces: &[&[u8]]) -> io::Result<()> {
+        // Block by block, so that a storage that fails or stops shows all that a write may leave.
+        let bytes = pieces.concat();
+        let end = offset.saturating_add(to_u64(bytes.len()));
+        if end > offset {
+            // One that reaches beyond the file changes nothing.
+            self.load(end - 1, &mut [0])?;
+        }
+        let mut left = &bytes[..];
+        while !left.is_empty() {
+            let place = end - to_u64(left.len());
+            let in_block = usize::try_from(BLOCK - place % BLOCK).unwrap_or(left.len());
+            let (block, rest) = left.split_at(in_block.min(left.len()));
+            self.store(place, block)?;
+            left = rest;
+        }
+        Ok(())
+    }
+
     /// Makes all pages resident and ready to be stored to. Changes no byte.
     fn populate(&self);
 
@@ -342,6 +367,9 @@ pub(crate) fn is_unreadable(error: &io::Error) -> bool {
     let code = if cfg!(windows) { 23 } else { 5 };
     error.raw_os_error() == Some(code) || error.kind() == io::ErrorKind::Other
 }
+
+/// Bytes of the smallest block of a file system.
+const BLOCK: u64 = 512;
 
 /// Fails if `len` bytes at `offset` do not lie in a file of this size.
 fn check_bounds(offset: u64, len: usize, size: u64) -> io::Result<()> {

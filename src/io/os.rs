@@ -119,6 +119,22 @@ pub(super) fn write_all_at(file: &File, offset: u64, bytes: &[u8]) -> io::Result
     std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
 }
 
+/// Writes pieces side by side, from the start on, by one call where the system takes all of them.
+pub(super) fn write_pieces_at(file: &File, offset: u64, pieces: &[&[u8]]) -> io::Result<()> {
+    match pieces {
+        [piece] => write_all_at(file, offset, piece),
+        #[cfg(target_os = "linux")]
+        pieces => {
+            let len = pieces.iter().map(|piece| piece.len()).sum::<usize>();
+            let len = u64::try_from(len).unwrap_or(u64::MAX);
+            check_file_size(offset.saturating_add(len))?;
+            linux::write_slices(file, offset, pieces)
+        }
+        #[cfg(not(target_os = "linux"))]
+        pieces => write_all_at(file, offset, &pieces.concat()),
+    }
+}
+
 /// Fails if the process may not make files of this size: a write behind that limit, also into a
 /// file that is there, is a signal (SIGXFSZ: setrlimit(2)) that ends the process.
 #[cfg(unix)]
@@ -303,6 +319,7 @@ mod linux {
     use rustix::fs::{FallocateFlags, IFlags, SeekFrom};
     use rustix::fs::{fstatfs, ioctl_ficlone, ioctl_getflags, ioctl_setflags, seek};
     use rustix::io::Errno;
+    use std::io::IoSlice;
     use std::os::unix::fs::MetadataExt;
 
     // Magic numbers: statfs(2).
@@ -386,6 +403,22 @@ mod linux {
             Err(Errno::INVAL) => Ok(offset),
             data => Ok(data?),
         }
+    }
+
+    pub(super) fn write_slices(file: &File, offset: u64, pieces: &[&[u8]]) -> io::Result<()> {
+        let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        let (mut offset, mut left) = (offset, &mut slices[..]);
+        // Pieces without a byte are passed over, here and below.
+        IoSlice::advance_slices(&mut left, 0);
+        while !left.is_empty() {
+            let written = rustix::io::retry_on_intr(|| rustix::io::pwritev(file, left, offset))?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            IoSlice::advance_slices(&mut left, written);
+            offset += u64::try_from(written).unwrap_or(0);
+        }
+        Ok(())
     }
 
     pub(super) fn fallocate(file: &File, size: u64) -> io::Result<()> {

@@ -1,15 +1,18 @@
 //! The segment that pushes go to.
 //!
-//! Promises: a batch is placed whole or not at all, and a batch for which `append` returned `Ok`
-//! survives the process. Relies on one caller at a time (`&mut`). Nothing is published or synced
-//! here.
+//! Promises: a batch is placed whole or not at all. A batch for which `append` returned `Ok`
+//! survives the process, unless it was to be written later: then it does from `end_write` on, or
+//! it is taken back there, with all behind it. Relies on one caller at a time (`&mut`). Nothing is
+//! published or synced here.
 
 use super::Segment;
 use super::shared_tail::SharedTail;
+use super::stage::{LARGE, Stage, Written};
 use super::waypoints::Waypoints;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, again};
 use crate::format::PAGE;
 use crate::format::address::{Index, Offset};
+use crate::format::bytes::to_u64;
 use crate::format::checksum::{crc32, crc32_of_both};
 use crate::format::record::{self, Flags, RecordHeader};
 use crate::format::segment::{ACTIVATION, Activation, RECORDS_START, Seal, capacity};
@@ -17,6 +20,8 @@ use crate::format::slot::{self, Delay, SLOT, Slot, State, StoredDelay};
 use crate::io::Region;
 use crate::time::Time;
 use std::borrow::Cow;
+use std::io;
+use std::mem;
 use std::sync::Arc;
 
 /// A message on its way into the log: its checksum is known, its place is not.
@@ -105,6 +110,12 @@ impl<'a> Draft<'a> {
         self.is_transient() || self.due().is_some()
     }
 
+    /// Whether it may be written some time after it was placed: nobody looks for it by a time or a
+    /// slot, and it is not so large that a copy of it takes longer than a write.
+    pub(crate) fn can_wait(&self) -> bool {
+        !self.has_slot() && self.expires().is_none() && u64::from(self.body_len) < to_u64(LARGE)
+    }
+
     /// Bytes that it takes in the log.
     #[inline]
     pub(crate) fn record_len(&self) -> u64 {
@@ -125,6 +136,25 @@ struct Remains {
     slot: Option<Offset>,
 }
 
+/// How records come into a segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Placing {
+    /// Each is stored by itself.
+    Stored,
+    /// They are collected, and written together.
+    Written,
+}
+
+/// When records are in the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum When {
+    /// At once. No others wait to be written.
+    Now,
+    /// With the next write; until then they can be taken back. None of them has a slot from the
+    /// start.
+    Later,
+}
+
 /// The segment that pushes go to.
 #[derive(Debug)]
 pub(crate) struct Active {
@@ -138,6 +168,10 @@ pub(crate) struct Active {
     count: u32,
     /// The first record that is a waypoint and was not noted as one.
     next_waypoint: Index,
+    /// Where records are collected; `None` where each is stored by itself.
+    stage: Option<Stage>,
+    /// How many of its records are not in the file yet: they are staged, or being written.
+    unwritten: u32,
     /// Bytes that failed batches left behind the tail, and that could not be erased yet.
     remains: Vec<Remains>,
 }
@@ -149,6 +183,7 @@ impl Active {
         region: Arc<dyn Region>,
         first_seq: u64,
         now: Time,
+        placing: Placing,
     ) -> Result<Self> {
         let activation = Activation { first_seq, base_time: now };
         segment.store_mark(&*region, ACTIVATION, &activation.encode(segment.key))?;
@@ -161,6 +196,8 @@ impl Active {
             shared_tail: Arc::new(SharedTail::new(RECORDS_START)),
             count: 0,
             next_waypoint: Index::FIRST,
+            stage: (placing == Placing::Written).then(Stage::default),
+            unwritten: 0,
             remains: Vec::new(),
         })
     }
@@ -220,10 +257,28 @@ impl Active {
             && record::encode_age(now, self.base_time).is_some()
     }
 
+    /// Where its records are collected, if they are.
+    pub(crate) fn stage(&self) -> Option<&Stage> {
+        self.stage.as_ref()
+    }
+
+    /// How many of its records are not in the file yet.
+    pub(crate) fn unwritten(&self) -> u32 {
+        self.unwritten
+    }
+
     /// Places `drafts`, which fit, as one batch. `unsynced`: how many Seqs before the first of them
-    /// are not known to be durable.
+    /// are not known to be durable. Gives what becomes of them, if they are written later.
+    /// `WRITTEN`: whether its records are written, known beforehand, so that a store through a map
+    /// pays nothing for the other way.
     #[inline]
-    pub(crate) fn append(&mut self, drafts: &[Draft<'_>], unsynced: u64, now: Time) -> Result<()> {
+    pub(crate) fn append<const WRITTEN: bool>(
+        &mut self,
+        drafts: &[Draft<'_>],
+        unsynced: u64,
+        now: Time,
+        when: When,
+    ) -> Result<Option<Arc<Written>>> {
         let age = record::encode_age(now, self.base_time).unwrap_or(u32::MAX);
         let (mut tail, mut index, mut unsynced) = (self.tail, Index(self.count), unsynced);
         let last = drafts.len().saturating_sub(1);
@@ -239,23 +294,93 @@ impl Active {
                 index,
                 age,
             };
-            if let Err(error) = self.place(&header, draft, tail) {
-                self.note_remains(&drafts[..=position]);
-                // The first error is the one to tell; the next push tries again.
-                self.erase_remains().ok();
-                return Err(Error::io("append", &self.segment.path, tail.0, error));
+            if let Err(error) = self.place::<WRITTEN>(&header, draft, tail, when) {
+                return Err(self.give_up(&drafts[..=position], tail, error));
             }
             tail = tail + header.record_len();
             index = index.next();
             unsynced += 1;
+        }
+        let mut written = None;
+        if WRITTEN {
+            written = self.end_batch(drafts, tail, when)?;
+        } else {
+            self.shared_tail.set(tail);
         }
         if index > self.next_waypoint {
             self.note_waypoints(drafts);
             self.next_waypoint = Waypoints::next_after(index);
         }
         (self.tail, self.count) = (tail, index.0);
+        Ok(written)
+    }
+
+    /// All records of a batch are staged, and end at this tail.
+    #[cold]
+    fn end_batch(
+        &mut self,
+        drafts: &[Draft<'_>],
+        tail: Offset,
+        when: When,
+    ) -> Result<Option<Arc<Written>>> {
+        let Some(stage) = &mut self.stage else { return Ok(None) };
+        if when == When::Later {
+            self.unwritten += u32::try_from(drafts.len()).unwrap_or(u32::MAX);
+            return Ok(Some(Arc::clone(stage.written())));
+        }
+        if let Err(error) = stage.write_to(&*self.region) {
+            return Err(self.give_up(drafts, tail, error));
+        }
         self.shared_tail.set(tail);
-        Ok(())
+        Ok(None)
+    }
+
+    /// A batch could not be placed, of which these drafts may be in the file.
+    #[cold]
+    fn give_up(&mut self, drafts: &[Draft<'_>], tail: Offset, error: io::Error) -> Error {
+        if let Some(stage) = &mut self.stage {
+            stage.clear();
+        }
+        let mut offset = self.tail;
+        for (index, draft) in (self.count..).map(Index).zip(drafts) {
+            let slot = slot::offset(self.segment.header.size, index);
+            self.remains.push(Remains { offset, slot: draft.has_slot().then_some(slot) });
+            offset = offset + draft.record_len();
+        }
+        // The first error is the one to tell; the next push tries again.
+        self.erase_remains().ok();
+        Error::io("append", &self.segment.path, tail.0, error)
+    }
+
+    /// Takes out what is staged, for one write, and puts `spare` there, which is empty; gives the
+    /// region to write it to. `None` if nothing is staged.
+    pub(crate) fn begin_write(&mut self, spare: &mut Stage) -> Option<Arc<dyn Region>> {
+        let stage = self.stage.as_mut().filter(|stage| stage.first().is_some())?;
+        mem::swap(stage, spare);
+        Some(Arc::clone(&self.region))
+    }
+
+    /// Ends what `begin_write` began, before another is begun. If it failed, all that is not in the
+    /// file is taken back: what was written then, and what was staged meanwhile.
+    pub(crate) fn end_write(&mut self, staged: &mut Stage, written: io::Result<()>) -> Result<()> {
+        let Err(source) = written else {
+            let (records, end) = staged.succeed();
+            self.unwritten -= u32::try_from(records).unwrap_or(self.unwritten);
+            self.shared_tail.set(end);
+            return Ok(());
+        };
+        let (path, offset) = (&self.segment.path, staged.first().unwrap_or(self.tail));
+        let source = Arc::new(source);
+        let error = Error::io("append", path, offset.0, again(&source));
+        let later = self.stage.as_mut().map(|stage| stage.fail(path, offset, &source));
+        let failed =
+            staged.fail(path, offset, &source).into_iter().chain(later.into_iter().flatten());
+        self.remains.extend(failed.map(|offset| Remains { offset, slot: None }));
+        (self.tail, self.count) = (offset, self.count - mem::take(&mut self.unwritten));
+        self.segment.waypoints().forget_from(Index(self.count));
+        self.next_waypoint = Waypoints::next_after(Index(self.count));
+        self.erase_remains().ok();
+        Err(error)
     }
 
     /// Notes where some records of a placed batch are.
@@ -266,15 +391,6 @@ impl Active {
             if Waypoints::is_one(index) {
                 self.segment.waypoints().note(index, offset);
             }
-            offset = offset + draft.record_len();
-        }
-    }
-
-    fn note_remains(&mut self, drafts: &[Draft<'_>]) {
-        let mut offset = self.tail;
-        for (index, draft) in (self.count..).map(Index).zip(drafts) {
-            let slot = slot::offset(self.segment.header.size, index);
-            self.remains.push(Remains { offset, slot: draft.has_slot().then_some(slot) });
             offset = offset + draft.record_len();
         }
     }
@@ -302,20 +418,31 @@ impl Active {
         Ok(())
     }
 
-    /// Stores a record, and first its slot, if that has something to say: the record exists once
-    /// its header is stored.
+    /// Stores or stages a record, and stores first its slot, if that has something to say: the
+    /// record exists once its header is in the file.
     #[inline]
-    fn place(
-        &self,
+    fn place<const WRITTEN: bool>(
+        &mut self,
         header: &RecordHeader,
         draft: &Draft<'_>,
         offset: Offset,
-    ) -> std::io::Result<()> {
+        when: When,
+    ) -> io::Result<()> {
         if draft.has_slot() {
             self.place_slot(draft, header.index, header.pushed_at(self.base_time), offset)?;
         }
         let encoded = header.encode(self.segment.key, offset);
-        self.region.store_record(offset.0, &encoded, [draft.extensions(), &*draft.payload])
+        let stage = if WRITTEN { self.stage.as_mut() } else { None };
+        let Some(stage) = stage else {
+            let body = [draft.extensions(), &*draft.payload];
+            return self.region.store_record(offset.0, &encoded, body);
+        };
+        let pieces = [&encoded[..], draft.extensions(), &*draft.payload];
+        match when {
+            When::Later => stage.add_for_later(offset, pieces),
+            When::Now => stage.add_or_write(offset, pieces, &*self.region)?,
+        }
+        Ok(())
     }
 
     /// The slot of a message that has one from the start.
@@ -326,7 +453,7 @@ impl Active {
         index: Index,
         now: Time,
         offset: Offset,
-    ) -> std::io::Result<()> {
+    ) -> io::Result<()> {
         let (segment, region) = (&self.segment, &self.region);
         if let Some(due) = draft.due() {
             let delay = Delay { due, given: due.since(now) };

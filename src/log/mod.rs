@@ -14,6 +14,7 @@ pub(crate) mod sealed;
 pub(crate) mod shared_tail;
 pub(crate) mod side_by_side;
 pub(crate) mod slots;
+pub(crate) mod stage;
 pub(crate) mod walk;
 pub(crate) mod waypoints;
 

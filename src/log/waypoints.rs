@@ -35,6 +35,12 @@ impl Waypoints {
         }
     }
 
+    /// Record `index`, and those behind it, are taken back.
+    pub(crate) fn forget_from(&self, index: Index) {
+        let left = usize::try_from(index.0.div_ceil(EVERY)).unwrap_or(usize::MAX);
+        self.0.lock().truncate(left);
+    }
+
     /// The last known waypoint up to record `index`: its index and offset.
     pub(crate) fn before(&self, index: Index) -> Option<(Index, Offset)> {
         let offsets = self.0.lock();
@@ -64,5 +70,11 @@ mod tests {
         assert_eq!(before(&waypoints, 1023), Some((0, 4096)));
         assert_eq!(before(&waypoints, 1024), Some((1024, 50_000)));
         assert_eq!(before(&waypoints, 9000), Some((2048, 90_000)));
+        waypoints.forget_from(Index(2049));
+        assert_eq!(before(&waypoints, 9000), Some((2048, 90_000)));
+        waypoints.forget_from(Index(2048));
+        assert_eq!(before(&waypoints, 9000), Some((1024, 50_000)));
+        waypoints.forget_from(Index(0));
+        assert_eq!(before(&waypoints, 9000), None);
     }
 }

@@ -3,7 +3,7 @@
 use super::Queue;
 use crate::clock::{Clock, MAX_DELAY};
 use crate::delivery::Receipt;
-use crate::engine::{Context, WhenFull, start_push};
+use crate::engine::{Context, Engine, Placed, Promise, WhenFull, start_push};
 use crate::error::{Error, Result};
 use crate::format::extension::Notes;
 use crate::format::{extension, record};
@@ -59,12 +59,13 @@ impl Queue {
         let message = message.into();
         let durability = durability_of(self.engine().options(), &message);
         let start = start_push(false);
-        let seq = self.noting_failure(1, || {
+        let placed = self.noting_failure(1, || {
             let draft = draft(self.engine().context(), message)?;
-            self.open_queue().push(&[draft], interval(durability), WhenFull::AsOptions)
+            let promise = Promise::Placed { sync_within: interval(durability) };
+            self.open_queue().push(&[draft], promise, WhenFull::AsOptions)
         })?;
         self.engine().end_push(start);
-        Ok(Receipt::new(Arc::clone(self.engine()), seq))
+        Ok(Receipt::new(Arc::clone(self.engine()), placed.first_seq()))
     }
 
     /// Puts messages at the end of the queue, all or none, side by side, with one sync. After a
@@ -118,12 +119,13 @@ impl Queue {
             return self.engine().check_open().map(|()| Vec::new());
         };
         let start = start_push(durability == Durability::Always);
-        let first = self.noting_failure(number, || {
-            self.open_queue().push(&drafts?, interval(durability), WhenFull::AsOptions)
+        let placed = self.noting_failure(number, || {
+            self.open_queue().push(&drafts?, promise_of(durability), WhenFull::AsOptions)
         })?;
+        let first = placed.first_seq();
         let seq_of = |nth| if first == 0 { Seq(0) } else { Seq(first + nth) };
         let seqs = (0..number).map(seq_of).collect();
-        let waited = if first == 0 { Ok(()) } else { self.wait(first + number - 1, durability) };
+        let waited = self.wait(&placed, number, durability);
         self.engine().end_push(start);
         waited.map(|()| seqs)
     }
@@ -131,31 +133,50 @@ impl Queue {
     fn push_one(&self, message: Message<'_>, when_full: WhenFull) -> Result<Seq> {
         let durability = durability_of(self.engine().options(), &message);
         let start = start_push(durability == Durability::Always);
-        let seq = self.noting_failure(1, || {
+        let placed = self.noting_failure(1, || {
             let draft = draft(self.engine().context(), message)?;
-            self.open_queue().push(&[draft], interval(durability), when_full)
+            self.open_queue().push(&[draft], promise_of(durability), when_full)
         })?;
-        let waited = if seq == 0 { Ok(()) } else { self.wait(seq, durability) };
+        let waited = self.wait(&placed, 1, durability);
         self.engine().end_push(start);
-        waited.map(|()| Seq(seq))
+        waited.map(|()| Seq(placed.first_seq()))
     }
 
     /// Counts messages that did not get into the queue.
     #[inline]
-    fn noting_failure(&self, messages: u64, push: impl FnOnce() -> Result<u64>) -> Result<u64> {
-        let pushed = push();
-        if !matches!(pushed, Ok(1..)) {
-            self.engine().note_failed_pushes(messages);
+    fn noting_failure(
+        &self,
+        messages: u64,
+        push: impl FnOnce() -> Result<Placed>,
+    ) -> Result<Placed> {
+        match push() {
+            Ok(placed) if !placed.is_none() => Ok(placed),
+            failed => {
+                self.engine().note_failed_pushes(messages);
+                failed
+            }
         }
-        pushed
     }
 
-    fn wait(&self, seq: u64, durability: Durability) -> Result<()> {
+    #[inline]
+    fn wait(&self, placed: &Placed, messages: u64, durability: Durability) -> Result<()> {
         match durability {
-            Durability::Always => self.engine().commit().wait_durable(seq),
-            Durability::Interval(_) | Durability::Os => Ok(()),
+            Durability::Always if !placed.is_none() => {
+                wait_for_sync(self.engine(), placed, messages)
+            }
+            Durability::Always | Durability::Interval(_) | Durability::Os => Ok(()),
         }
     }
+}
+
+/// Waits for messages that were placed; those that could not be written have failed after all.
+#[inline(never)]
+fn wait_for_sync(engine: &Engine, placed: &Placed, messages: u64) -> Result<()> {
+    let waited = engine.commit().wait_placed(placed, messages);
+    if placed.has_failed() {
+        engine.note_failed_pushes(messages);
+    }
+    waited
 }
 
 /// The message as it goes into the log.
@@ -217,6 +238,14 @@ fn durability_of(options: &Options, message: &Message<'_>) -> Durability {
         return Durability::Os;
     }
     message.durability.unwrap_or(options.durability)
+}
+
+/// What is promised when a push returns.
+fn promise_of(durability: Durability) -> Promise {
+    match durability {
+        Durability::Always => Promise::Durable,
+        durability => Promise::Placed { sync_within: interval(durability) },
+    }
 }
 
 fn interval(durability: Durability) -> Option<Duration> {

@@ -41,7 +41,8 @@ fn no_segment_begins_behind_what_a_failed_batch_left() {
         let pushing = call(move || pushing.push(&LARGE));
         until("it makes a segment", || gate.has_waiting());
         faults.plan(FaultPlan::FailAt { at: 2, error: ErrorKind::StorageFull, lasting: true });
-        assert!(queue.push_batch(["b1", "b2"]).is_err());
+        // Each takes some blocks.
+        assert!(queue.push_batch([&[b'1'; 900], &[b'2'; 900]]).is_err());
         faults.plan(FaultPlan::None);
         gate.open();
         let pushed = pushing.result("push").is_ok();

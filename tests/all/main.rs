@@ -27,6 +27,7 @@
 
 mod api;
 mod away_model;
+mod collected;
 mod compaction;
 mod compaction_crash;
 mod compaction_found;

@@ -5,13 +5,19 @@
 //! nothing but what it prepares. Refuses to make room: it says what is missing, and the engine
 //! decides. Segments come from `prepare`.
 
+mod by_write;
+mod full;
 mod leftovers;
+mod placed;
 mod prepare;
 pub(crate) mod shrink;
 mod supply;
+mod unsealed;
 
 use crate::time::{Millis, Shift, Time};
+pub(crate) use full::Full;
 pub(crate) use leftovers::MOST_LEFTOVERS;
+pub(crate) use placed::{Placed, Promise};
 pub(super) use supply::FIRST_SEGMENT;
 pub(crate) use supply::{Prepared, SupplyState};
 
@@ -20,13 +26,13 @@ use super::published::Published;
 use super::settled_total::SettledTotal;
 use super::signal::{DispatchGuard, DispatchLock};
 use super::space::SMALLEST_SEGMENT;
-use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::format::bytes::to_u64;
-use crate::format::segment::{Seal, size_for};
+use crate::format::segment::size_for;
 use crate::format::slot::MAX_SEGMENT;
-use crate::log::Segment;
-use crate::log::active::{Active, Draft};
+use crate::log::active::{Active, Draft, Placing, When};
+use crate::log::stage::Stage;
+use crate::options::Durability;
 use crate::recovery::Log;
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
@@ -48,6 +54,9 @@ pub(crate) struct Appender {
     dispatch: Arc<DispatchLock>,
     published: Arc<Published>,
     supply: Mutex<Supply>,
+    /// Taken by the thread that writes what is collected, before `unsealed`: an empty stage, which
+    /// changes places with the one that is written.
+    writing: Mutex<Stage>,
     unsealed: Padded<Mutex<Unsealed>>,
     /// How many records earlier runs left.
     records_before: u64,
@@ -80,29 +89,6 @@ pub(crate) struct Unsealed {
     look_at: Time,
     /// The worker knows that the active segment will be full soon.
     has_asked_for_supply: bool,
-}
-
-/// A segment that is no longer pushed to. Its map is not kept: with its pages unmapped, a sync
-/// need not write-protect each of them on all processors.
-#[derive(Clone, Debug)]
-pub(crate) struct Full {
-    pub(crate) segment: Arc<Segment>,
-    pub(crate) first_seq: u64,
-    pub(crate) seal: Seal,
-}
-
-impl Full {
-    /// Fails if what failed batches left behind its tail cannot be erased: that could be taken for
-    /// the end of the log, in front of what later segments hold.
-    fn of(active: &mut Active) -> Result<Self> {
-        active.erase_remains()?;
-        let segment = Arc::clone(active.segment());
-        Ok(Self { segment, first_seq: active.first_seq(), seal: active.seal(false) })
-    }
-
-    pub(crate) fn last_seq(&self) -> u64 {
-        self.first_seq + u64::from(self.seal.count) - 1
-    }
 }
 
 /// How much room messages need.
@@ -139,111 +125,6 @@ impl Need {
     }
 }
 
-/// What became of messages that were to be appended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Appended {
-    /// They are published, and this is the Seq of the first.
-    At(u64),
-    /// The active segment has no room for them.
-    NeedsSegment,
-}
-
-impl Unsealed {
-    fn new(log: &Log) -> Self {
-        Self {
-            active: None,
-            full: VecDeque::new(),
-            next_seq: log.next_seq,
-            first_seq: log.next_seq,
-            is_closed: false,
-            is_over: false,
-            sync_within: None,
-            last_of_earlier_runs: log.last_seq,
-            newest_time: log.newest_time,
-            look_at: Time::ZERO,
-            has_asked_for_supply: false,
-        }
-    }
-
-    pub(crate) fn full(&self) -> &VecDeque<Full> {
-        &self.full
-    }
-
-    pub(crate) fn active(&self) -> Option<&Active> {
-        self.active.as_ref()
-    }
-
-    /// The oldest full segment is sealed.
-    pub(super) fn pop_full(&mut self) {
-        self.full.pop_front();
-    }
-
-    /// A round of syncs begins: a later push with an interval asks again.
-    pub(super) fn forget_interval(&mut self) {
-        self.sync_within = None;
-    }
-
-    pub(crate) fn is_over(&self) -> bool {
-        self.is_over
-    }
-
-    pub(crate) fn next_seq(&self) -> u64 {
-        self.next_seq
-    }
-
-    /// Messages pushed since open.
-    pub(crate) fn pushed(&self) -> u64 {
-        self.next_seq - self.first_seq
-    }
-
-    /// The newest message, of this run or an earlier one.
-    pub(crate) fn last_seq(&self) -> Option<u64> {
-        if self.pushed() > 0 { Some(self.next_seq - 1) } else { self.last_of_earlier_runs }
-    }
-
-    pub(crate) fn newest_time(&self) -> Time {
-        self.newest_time
-    }
-
-    /// Bytes of the records in the active segment.
-    pub(crate) fn active_record_bytes(&self) -> u64 {
-        self.active.as_ref().map_or(0, Active::record_bytes)
-    }
-
-    /// The push time: never before that of an earlier message.
-    fn now(&mut self, clock: &Clock) -> Time {
-        self.newest_time = self.newest_time.max(clock.coarse());
-        self.newest_time
-    }
-
-    #[inline]
-    pub(crate) fn check_open(&self) -> Result<()> {
-        if self.is_closed { Err(Error::Closed) } else { Ok(()) }
-    }
-
-    /// Fails if the directory, or a file that holds what was pushed and is not sealed, was removed
-    /// by somebody else. Then nothing that is in them can be kept, so no sync is believed any more.
-    #[cold]
-    pub(crate) fn check_files(&self, context: &Context) -> Result<()> {
-        context.check_directory()?;
-        let full = self.full.iter().map(|full| &full.segment);
-        full.chain(self.active.as_ref().map(Active::segment))
-            .try_for_each(|segment| context.believe_name(segment))
-    }
-
-    /// Whether a next segment should be at hand: a quarter of the active one is used, or segments
-    /// fill faster than they are synced. Not sooner, so that one may be recycled instead.
-    fn wants_supply(&self) -> bool {
-        let used = |active: &Active| active.used_bytes() * 4 >= active.segment().header.size;
-        self.full.len() > 1 || self.active.as_ref().is_some_and(used)
-    }
-
-    /// Returns true if this segment is full, and has no seal yet.
-    pub(crate) fn is_full(&self, segment: &Arc<Segment>) -> bool {
-        self.full.iter().any(|full| Arc::ptr_eq(&full.segment, segment))
-    }
-}
-
 impl Appender {
     pub(super) fn new(
         context: &Arc<Context>,
@@ -257,6 +138,7 @@ impl Appender {
             dispatch: Arc::clone(dispatch),
             published: Arc::clone(published),
             supply: Mutex::new(Supply::new(log, &context.options)),
+            writing: Mutex::default(),
             unsealed: Padded(Mutex::new(Unsealed::new(log))),
             records_before: log.parts.iter().map(|part| u64::from(part.count)).sum(),
             settled_total: guard.ledger().settled_total().clone(),
@@ -276,22 +158,42 @@ impl Appender {
         self.taken_bytes.load(Ordering::Relaxed)
     }
 
-    /// Places and publishes `drafts` as one batch, if the active segment has room and no limit is
-    /// in the way. `sync_within`: how soon the background has to sync them; `durable`: the newest
-    /// Seq that a sync has covered.
+    /// Places `drafts` as one batch, if no limit is in the way; `None` if the active segment has no
+    /// room for them. They are published, unless the caller has to wait for the write of them.
+    /// `durable`: the newest Seq that a sync has covered.
     ///
     /// # Errors
     ///
     /// [`Error::Full`] if there were too many messages then; [`Error::Closed`]; [`Error::Io`] or
-    /// [`Error::StorageFull`] where stores are writes.
+    /// [`Error::StorageFull`] where records are written.
     pub(crate) fn append(
         &self,
         drafts: &[Draft<'_>],
         need: Need,
-        sync_within: Option<Duration>,
+        promise: Promise,
         durable: u64,
-    ) -> Result<Appended> {
+    ) -> Result<Option<Placed>> {
         let mut unsealed = self.unsealed.lock();
+        if unsealed.is_written() {
+            drop(unsealed);
+            return self.append_by_write(drafts, need, promise, durable);
+        }
+        let how = (need, When::Now);
+        let placed = self.place::<false>(&mut unsealed, drafts, how, durable)?;
+        let Some(Placed { first_seq, .. }) = placed else { return Ok(None) };
+        self.publish_placed(unsealed, (), drafts, promise);
+        Ok(Some(Placed::new(first_seq, None)))
+    }
+
+    /// Places `drafts` if the active segment has room for them.
+    #[inline]
+    fn place<const WRITTEN: bool>(
+        &self,
+        unsealed: &mut Unsealed,
+        drafts: &[Draft<'_>],
+        (need, when): (Need, When),
+        durable: u64,
+    ) -> Result<Option<Placed>> {
         unsealed.check_open()?;
         let now = unsealed.now(&self.context.clock);
         if now >= unsealed.look_at {
@@ -299,47 +201,64 @@ impl Appender {
             unsealed.look_at = now.saturating_add(LOOK_EVERY);
             unsealed.check_files(&self.context)?;
         }
-        self.check_count(unsealed.pushed(), need.records)?;
         let first_seq = unsealed.next_seq;
+        self.check_count(first_seq - unsealed.first_seq, need.records)?;
         let unsynced = (first_seq - 1).saturating_sub(durable);
-        let Some(active) = &mut unsealed.active else { return Ok(Appended::NeedsSegment) };
+        let Some(active) = &mut unsealed.active else { return Ok(None) };
         // What a failed write left behind the tail could be taken for the end of the log.
         active.erase_remains()?;
         if !can_go_to(active, need, now, self.context.clock.shift()) {
-            return Ok(Appended::NeedsSegment);
+            return Ok(None);
         }
-        active.append(drafts, unsynced, now)?;
+        let written = active.append::<WRITTEN>(drafts, unsynced, now, when)?;
         unsealed.next_seq += need.records;
-        let last_seq = unsealed.next_seq - 1;
+        Ok(Some(Placed::new(first_seq, written)))
+    }
+
+    /// Publishes what was placed last, gives up the locks (`turn`: that to write, if it is held),
+    /// and tells those whom it concerns.
+    #[inline]
+    fn publish_placed<T>(
+        &self,
+        mut unsealed: MutexGuard<'_, Unsealed>,
+        turn: T,
+        drafts: &[Draft<'_>],
+        promise: Promise,
+    ) {
+        let (end, records, now) = (unsealed.next_seq, to_u64(drafts.len()), unsealed.newest_time);
         let are_plain = drafts.iter().all(Draft::is_plain);
-        let guard = if are_plain { None } else { self.schedule(drafts, first_seq) };
-        self.published.publish(last_seq);
-        let consumers = &self.context.waiters.consumers;
-        // Asked under the lock, which each consumer takes between registering and looking.
-        let has_consumers = consumers.has_waiters();
-        let is_sooner = sync_within
+        let guard = if are_plain { None } else { self.schedule(drafts, end - records) };
+        let consumers = self.publish(end - 1, records);
+        let is_sooner = promise
+            .sync_within()
             .filter(|&within| unsealed.sync_within.is_none_or(|already| within < already));
         if is_sooner.is_some() {
             unsealed.sync_within = is_sooner;
         }
-        let asks = !unsealed.has_asked_for_supply && unsealed.wants_supply();
-        unsealed.has_asked_for_supply |= asks;
+        let asks = unsealed.takes_to_ask();
         // In this order, so that wakers are called outside of all locks.
         drop(unsealed);
+        drop(turn);
         drop(guard);
         if !are_plain || self.context.options.message_ttl.is_some() {
             self.watch_expiry(drafts, now);
         }
-        if has_consumers {
-            (0..need.records).for_each(|_| consumers.wake_one());
-        }
+        self.context.waiters.wake_consumers(consumers);
         if let Some(within) = is_sooner {
             self.context.worker.sync_within(within);
         }
         if asks {
             self.context.worker.ask();
         }
-        Ok(Appended::At(first_seq))
+    }
+
+    /// Publishes all up to this message. Gives how many consumers are to be woken for `records`
+    /// more. Called with the lock of the unsealed segments, which each consumer takes between
+    /// registering and looking.
+    #[inline]
+    fn publish(&self, last_seq: u64, records: u64) -> u64 {
+        self.published.publish(last_seq);
+        if self.context.waiters.consumers.has_waiters() { records } else { 0 }
     }
 
     /// Messages with a delay are known to have it before they can be seen. The guard is to be
@@ -378,16 +297,12 @@ impl Appender {
     /// is pushed meanwhile. `pushed`: in this run.
     fn check_count(&self, pushed: u64, records: u64) -> Result<()> {
         let Some(max) = self.context.options.max_messages else { return Ok(()) };
-        if self.unsettled(pushed) + records > max {
+        // Those that are not counted yet are taken for unsettled.
+        let unsettled = (self.records_before + pushed).saturating_sub(self.settled_total.get());
+        if unsettled + records > max {
             return Err(Error::Full { limit: "max_messages", max });
         }
         Ok(())
-    }
-
-    /// How many messages are unsettled, as far as is known. Messages that are not counted yet are
-    /// taken for unsettled.
-    fn unsettled(&self, pushed: u64) -> u64 {
-        (self.records_before + pushed).saturating_sub(self.settled_total.get())
     }
 
     /// Goes on to a segment that has room: the one that is ready, or one that is made now.
@@ -415,37 +330,52 @@ impl Appender {
 
     /// Goes on to a segment that was prepared.
     fn go_on_to(&self, mut supply: MutexGuard<'_, Supply>, prepared: Prepared) -> Result<()> {
+        let mut staged = self.writing.lock();
         let mut unsealed = self.unsealed.lock();
-        let started = self.start_active(&mut unsealed, prepared.clone());
-        let (full, active) = started.inspect_err(|_| supply.ready = Some(prepared))?;
+        let (written, consumers) = self.write_out(&mut unsealed, &mut staged);
+        let begun = match &written {
+            Ok(()) => self.begin_segment(&mut unsealed, prepared.clone()).map(Some),
+            Err(_) => Ok(None),
+        };
+        if !matches!(begun, Ok(Some(_))) {
+            supply.ready = Some(prepared);
+        }
+        // In this order, so that wakers are called outside of all locks.
+        drop((unsealed, staged, supply));
+        self.context.waiters.tell_written(written.is_err(), consumers);
+        drop(begun?);
+        self.context.worker.ask();
+        written
+    }
+
+    /// Starts to use a segment. The guard is to be dropped outside of the lock of the unsealed
+    /// segments.
+    fn begin_segment(
+        &self,
+        unsealed: &mut Unsealed,
+        prepared: Prepared,
+    ) -> Result<DispatchGuard<'_>> {
+        unsealed.check_open()?;
+        let full = unsealed.active.as_mut().map(Full::of).transpose()?;
+        let now = unsealed.now(&self.context.clock);
+        let Prepared { segment, region } = prepared;
+        let syncs_each_push = self.context.options.durability == Durability::Always;
+        let is_written = syncs_each_push || region.stores_are_writes();
+        let placing = if is_written { Placing::Written } else { Placing::Stored };
+        let active = Active::start(segment, region, unsealed.next_seq, now, placing)?;
         let mut dispatch = self.dispatch.lock();
         dispatch.backlog_mut().rotate(full.as_ref().map(|full| full.seal), &active);
         unsealed.full.extend(full);
         unsealed.active = Some(active);
         unsealed.has_asked_for_supply = false;
-        // In this order, so that wakers are called outside of all locks.
-        drop((unsealed, supply));
-        drop(dispatch);
-        self.context.worker.ask();
-        Ok(())
+        Ok(dispatch)
     }
 
-    /// Starts to use a segment; gives also the one that is active until then.
-    fn start_active(
-        &self,
-        unsealed: &mut Unsealed,
-        prepared: Prepared,
-    ) -> Result<(Option<Full>, Active)> {
-        unsealed.check_open()?;
-        let full = unsealed.active.as_mut().map(Full::of).transpose()?;
-        let now = unsealed.now(&self.context.clock);
-        let Prepared { segment, region } = prepared;
-        Ok((full, Active::start(segment, region, unsealed.next_seq, now)?))
-    }
-
-    /// From here on nothing is pushed.
+    /// From here on nothing is pushed; what is collected is written.
     pub(crate) fn close(&self) {
         self.unsealed.lock().is_closed = true;
+        // Those whose records they are hear of a failure.
+        self.write_staged().ok();
     }
 
     /// Gives up the maps: from here on the directory may belong to another handle.

@@ -56,7 +56,7 @@ impl Appender {
         let smallest = bytes.max(SMALLEST_SEGMENT);
         let mut wanted = supply.next_bytes.max(bytes);
         loop {
-            let size = self.take_space(wanted, bytes)?;
+            let size = self.context.space.take_at_least(wanted, smallest)?;
             match self.make(supply, size) {
                 // What is left, of the disk or of addresses for maps, may do for a smaller one.
                 Err(error) if error.may_fit_smaller() && size > smallest => {
@@ -88,7 +88,8 @@ impl Appender {
         let header = header.inspect_err(|_| self.context.space.undo(size))?;
         let ordinal = header.ordinal;
         let created = Segment::create(&*self.context.storage, header, &self.context.health);
-        let made = created.and_then(|segment| self.map_prepared(Arc::new(segment)));
+        let durability = self.context.options.durability;
+        let made = created.and_then(|segment| map_prepared(Arc::new(segment), durability));
         let prepared = made.or_else(|error| {
             // The first error is the one to tell.
             if supply.leftovers.clean_up(&self.context, new_names(ordinal), size) {
@@ -102,26 +103,6 @@ impl Appender {
         // Relaxed: a number by itself.
         self.taken_bytes.fetch_add(size, Ordering::Relaxed);
         Ok(prepared)
-    }
-
-    /// Takes room for a segment of `size` bytes, or else for one of at least `bytes`; returns the
-    /// size.
-    fn take_space(&self, size: u64, bytes: u64) -> Result<u64> {
-        let smallest = bytes.max(SMALLEST_SEGMENT).min(size);
-        let space = &self.context.space;
-        space.take(size).map(|()| size).or_else(|full| {
-            if smallest < size { space.take(smallest).map(|()| smallest) } else { Err(full) }
-        })
-    }
-
-    /// A segment that was just made, mapped.
-    fn map_prepared(&self, segment: Arc<Segment>) -> Result<Prepared> {
-        let access = match self.context.options.durability {
-            Durability::Os => Access::Streams,
-            Durability::Always | Durability::Interval(_) => Access::Commits,
-        };
-        let region = segment.map(access)?;
-        Ok(Prepared { segment, region })
     }
 
     /// The header of the next segment. Begins the epoch with the first one.
@@ -198,19 +179,9 @@ impl Appender {
         self.supply.lock().ready.as_ref().map_or(0, |ready| ready.segment.header.size)
     }
 
-    /// Whether this run has a segment.
-    pub(crate) fn has_begun(&self) -> bool {
-        self.supply.lock().has_begun
-    }
-
     /// Makes durable and seals what earlier runs left.
     pub(crate) fn finish_old_tail(&self) -> Result<()> {
         self.finish_tail(&mut self.supply.lock())
-    }
-
-    /// Whether all of earlier runs is durable and sealed.
-    pub(crate) fn is_old_tail_finished(&self) -> bool {
-        self.supply.lock().old_tail.is_empty()
     }
 
     fn finish_tail(&self, supply: &mut Supply) -> Result<()> {
@@ -303,7 +274,8 @@ impl Appender {
         let Ok(header) = self.next_header(&mut supply, size) else { return None };
         let names = [segment.name.clone()].into_iter().chain(new_names(header.ordinal));
         let recycled = segment.recycle(&*self.context.storage, header, count, &self.context.health);
-        let recycled = recycled.and_then(|recycled| self.map_prepared(Arc::new(recycled)));
+        let recycled = recycled
+            .and_then(|recycled| map_prepared(Arc::new(recycled), self.context.options.durability));
         let prepared = match recycled {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -370,7 +342,7 @@ impl Appender {
         self.supply.lock().compacting = None;
     }
 
-    /// Shows what CHECKPOINT tells of the supply, which is locked meanwhile.
+    /// Shows the state of the supply, which is locked meanwhile.
     pub(crate) fn with_supply_state<T>(&self, show: impl FnOnce(SupplyState) -> T) -> T {
         let supply = self.supply.lock();
         show(SupplyState {
@@ -380,6 +352,8 @@ impl Appender {
             next_ordinal: supply.next_ordinal,
             ready: supply.ready.as_ref().map(|ready| ready.segment.header.ordinal),
             compacting: supply.compacting,
+            has_begun: supply.has_begun,
+            is_old_tail_finished: supply.old_tail.is_empty(),
         })
     }
 }
@@ -387,6 +361,16 @@ impl Appender {
 /// The names that a segment has while it is made, and then.
 fn new_names(ordinal: Ordinal) -> [String; 2] {
     [name::temporary(ordinal), name::segment(ordinal)]
+}
+
+/// A segment that was just made, mapped.
+fn map_prepared(segment: Arc<Segment>, durability: Durability) -> Result<Prepared> {
+    let access = match durability {
+        Durability::Os => Access::Streams,
+        Durability::Always | Durability::Interval(_) => Access::Commits,
+    };
+    let region = segment.map(access)?;
+    Ok(Prepared { segment, region })
 }
 
 /// Makes stores into a prepared segment fast: pages resident, and, where the queue syncs, extents

@@ -98,7 +98,7 @@ impl Supply {
     }
 }
 
-/// What CHECKPOINT tells of the supply.
+/// What others ask of the supply; CHECKPOINT tells most of it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SupplyState {
     pub(crate) queue_id: [u8; 16],
@@ -109,4 +109,8 @@ pub(crate) struct SupplyState {
     /// Of the segment that is ready, and of the copy that is being made.
     pub(crate) ready: Option<Ordinal>,
     pub(crate) compacting: Option<Ordinal>,
+    /// This run has a segment.
+    pub(crate) has_begun: bool,
+    /// All of earlier runs is durable and sealed.
+    pub(crate) is_old_tail_finished: bool,
 }

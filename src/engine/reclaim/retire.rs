@@ -164,7 +164,7 @@ impl Retirer {
         self.context.health.check(false)?;
         self.release_kept(&mut upkeep)?;
         // What earlier runs left must be sealed before any of it is touched, or its end is lost.
-        if !self.appender.is_old_tail_finished() {
+        if !self.appender.with_supply_state(|supply| supply.is_old_tail_finished) {
             return Ok((LetGo::NOTHING, Ok(())));
         }
         let has_enough = listing == Listing::Now && upkeep.unlisted_count() >= limit;
@@ -279,10 +279,11 @@ impl Retirer {
     /// Writes the list of segments if that is due, and this run has made one: so the next open can
     /// tell which are gone. Does not wait for another thread that tidies.
     pub(super) fn list_if_due(&self) -> Result<()> {
-        let upkeep = if self.appender.has_begun() { self.upkeep.try_lock() } else { None };
+        let supply = self.appender.with_supply_state(|supply| supply);
+        let upkeep = if supply.has_begun { self.upkeep.try_lock() } else { None };
         let Some(mut upkeep) = upkeep else { return Ok(()) };
         let is_over = upkeep.is_closed() || self.context.health.check(false).is_err();
-        if is_over || !self.appender.is_old_tail_finished() || !self.is_list_due(&upkeep) {
+        if is_over || !supply.is_old_tail_finished || !self.is_list_due(&upkeep) {
             return Ok(());
         }
         self.write_checkpoint(&mut upkeep)

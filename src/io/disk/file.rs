@@ -17,14 +17,11 @@ use crate::io::directory::{Directory, Want};
 use crate::io::latch::SyncLatch;
 use crate::io::mmap::Map;
 use crate::io::os::{self, FileId};
-use crate::io::{Access, Region, StorageFile, check_bounds, check_words, outside};
+use crate::io::{Access, BLOCK, Region, StorageFile, check_bounds, check_words, outside};
 use parking_lot::Mutex;
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Weak};
-
-/// Bytes of the smallest block of a file system.
-const BLOCK: u64 = 512;
 
 /// Bytes of a word.
 const WORD: usize = size_of::<u64>();
@@ -235,7 +232,7 @@ struct MappedRegion {
 impl MappedRegion {
     // Apart, so that stores to a map do not pay for them.
     #[inline(never)]
-    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    fn write_bytes(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         // Or else a write would make the file longer.
         check_bounds(offset, bytes.len(), self.size)?;
         os::write_all_at(&self.file, offset, bytes)
@@ -248,14 +245,14 @@ impl MappedRegion {
 
     #[inline(never)]
     fn write_record(&self, offset: u64, header: &[u8; HEADER], body: [&[u8]; 2]) -> io::Result<()> {
-        self.write(offset, &[&header[..], body[0], body[1]].concat())
+        self.write(offset, &[header, body[0], body[1]])
     }
 }
 
 impl Region for MappedRegion {
     #[inline]
     fn store(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        if self.by_write { self.write(offset, bytes) } else { self.map.store(offset, bytes) }
+        if self.by_write { self.write_bytes(offset, bytes) } else { self.map.store(offset, bytes) }
     }
 
     #[inline]
@@ -303,6 +300,10 @@ impl Region for MappedRegion {
     #[inline]
     fn load_words(&self, offset: u64, into: &mut [u64]) -> io::Result<()> {
         self.map.load_words(offset, into)
+    }
+
+    fn write(&self, offset: u64, pieces: &[&[u8]]) -> io::Result<()> {
+        write_pieces(&self.file, self.size, offset, pieces)
     }
 
     fn populate(&self) {
@@ -366,11 +367,22 @@ impl Region for UnmappedRegion {
         Ok(())
     }
 
+    fn write(&self, offset: u64, pieces: &[&[u8]]) -> io::Result<()> {
+        write_pieces(&self.file, self.size, offset, pieces)
+    }
+
     fn populate(&self) {}
 
     fn stores_are_writes(&self) -> bool {
         true
     }
+}
+
+/// Writes pieces side by side.
+fn write_pieces(file: &File, size: u64, offset: u64, pieces: &[&[u8]]) -> io::Result<()> {
+    // Or else a write would make the file longer.
+    check_bounds(offset, pieces.iter().map(|piece| piece.len()).sum(), size)?;
+    os::write_pieces_at(file, offset, pieces)
 }
 
 /// Stores words by one write for each block, the last one first: a write can be cut short between

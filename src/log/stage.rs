@@ -1,0 +1,158 @@
+//! Records on their way into the file: those of many pushes are written by one call.
+//!
+//! Promises: what is staged lies side by side, so that one write stores it, and a write that is cut
+//! short stores a prefix of its records. Whoever staged something learns what became of it from the
+//! [`Written`] that it has a part in, also after others have got its numbers and its place. Decides
+//! nothing: the appender says when to write, and publishes.
+
+use crate::error::{Error, Result};
+use crate::format::address::Offset;
+use crate::format::bytes::to_u64;
+use crate::io::Region;
+use std::io;
+use std::mem;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+/// A body of this length is written from where it is: a copy takes longer than a call (about as
+/// long as half a call at 4 KiB, where 10 GB/s are copied and a call takes 700 ns).
+pub(super) const LARGE: usize = 16 << 10;
+
+/// Bytes that are collected at most, but for one message.
+pub(crate) const MOST_STAGED: usize = 1 << 20;
+
+/// What becomes of records that are written together.
+#[derive(Debug, Default)]
+pub(crate) struct Written(OnceLock<std::result::Result<(), Failure>>);
+
+/// Why records are not in the file.
+#[derive(Clone, Debug)]
+struct Failure {
+    path: PathBuf,
+    offset: Offset,
+    source: Arc<io::Error>,
+}
+
+impl Written {
+    /// Whether they are in the file, or why they will never be; `None` as long as neither is known.
+    pub(crate) fn outcome(&self) -> Option<Result<()>> {
+        let failure = match self.0.get()? {
+            Ok(()) => return Some(Ok(())),
+            Err(failure) => failure,
+        };
+        let source = crate::error::again(&failure.source);
+        Some(Err(Error::io("append", &failure.path, failure.offset.0, source)))
+    }
+}
+
+/// Records that are collected until somebody writes them.
+#[derive(Debug, Default)]
+pub(crate) struct Stage {
+    /// Where the bytes belong.
+    start: Offset,
+    bytes: Vec<u8>,
+    /// Where each of the records begins for whose write nobody waits now.
+    later: Vec<Offset>,
+    written: Arc<Written>,
+}
+
+impl Stage {
+    /// How many bytes are collected.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// What will become of the records in it.
+    pub(crate) fn written(&self) -> &Arc<Written> {
+        &self.written
+    }
+
+    /// Where the first of the records begins that are to be written later.
+    pub(super) fn first(&self) -> Option<Offset> {
+        self.later.first().copied()
+    }
+
+    /// Collects the pieces of a record, which belongs to where the last one ends.
+    fn add(&mut self, offset: Offset, pieces: [&[u8]; 3]) {
+        if self.bytes.is_empty() {
+            self.start = offset;
+        }
+        for piece in pieces {
+            self.bytes.extend_from_slice(piece);
+        }
+        // As `record::len` says.
+        let end = self.bytes.len().next_multiple_of(8);
+        self.bytes.resize(end, 0);
+    }
+
+    /// The same for a record that is to be written later.
+    pub(super) fn add_for_later(&mut self, offset: Offset, pieces: [&[u8]; 3]) {
+        self.add(offset, pieces);
+        self.later.push(offset);
+    }
+
+    /// The same for one that somebody is about to write: a large one is written at once, and so is
+    /// what has become much.
+    pub(super) fn add_or_write(
+        &mut self,
+        offset: Offset,
+        pieces: [&[u8]; 3],
+        region: &dyn Region,
+    ) -> io::Result<()> {
+        let [_, extensions, payload] = pieces;
+        if extensions.len() + payload.len() >= LARGE {
+            self.write_to(region)?;
+            return region.write(offset.0, &pieces);
+        }
+        self.add(offset, pieces);
+        if self.len() >= MOST_STAGED { self.write_to(region) } else { Ok(()) }
+    }
+
+    /// Writes what is collected to where it belongs, by one call.
+    pub(crate) fn write_to(&mut self, region: &dyn Region) -> io::Result<()> {
+        if !self.bytes.is_empty() {
+            region.write(self.start.0, &[&self.bytes])?;
+            self.start = self.start + to_u64(self.bytes.len());
+            self.bytes.clear();
+        }
+        Ok(())
+    }
+
+    /// What was collected is not written.
+    pub(super) fn clear(&mut self) {
+        self.bytes.clear();
+    }
+
+    /// All is written, and counts: whoever waits for that may go on. Gives the number of records,
+    /// and where they end.
+    pub(super) fn succeed(&mut self) -> (usize, Offset) {
+        let records = self.later.len();
+        self.later.clear();
+        self.end(Ok(()));
+        (records, self.start)
+    }
+
+    /// Nothing of it counts. Gives where the records begin, of which some may be in the file.
+    pub(super) fn fail(
+        &mut self,
+        path: &Path,
+        offset: Offset,
+        source: &Arc<io::Error>,
+    ) -> Vec<Offset> {
+        let (path, source) = (path.to_path_buf(), Arc::clone(source));
+        self.end(Err(Failure { path, offset, source }));
+        mem::take(&mut self.later)
+    }
+
+    fn end(&mut self, result: std::result::Result<(), Failure>) {
+        self.bytes.clear();
+        // What one large record took is given back.
+        self.bytes.shrink_to(MOST_STAGED);
+        // Where nobody has it, it serves again.
+        if Arc::get_mut(&mut self.written).is_none() {
+            let written = mem::take(&mut self.written);
+            // It has none before this.
+            written.0.set(result).ok();
+        }
+    }
+}

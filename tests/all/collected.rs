@@ -1,0 +1,273 @@
+//! Pushes that wait for a sync are collected, and one thread writes those of all. What fails there
+//! fails for each of them, and what is not written is not seen.
+
+use crate::found_hooks::{Gate, OpenAtEnd, is_segment, until};
+use crate::found_support::call;
+use crate::support::watched::{Op, Watched};
+use crate::support::{DEADLINE, Dice, cases};
+use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage, Storage};
+use keepq::{Durability, Error, Message, Options, Queue};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+fn options(storage: Arc<dyn Storage>) -> Options {
+    Queue::options().segment_bytes(65_536).storage(storage)
+}
+
+fn payloads(queue: &Queue) -> Vec<Vec<u8>> {
+    queue.pop_batch(usize::MAX).unwrap().iter().map(|job| job.to_vec()).collect()
+}
+
+/// A queue of which some calls wait at a gate.
+struct Held {
+    disk: Arc<MemoryStorage>,
+    faults: Arc<FaultStorage>,
+    queue: Queue,
+    gate: Arc<Gate>,
+    open: OpenAtEnd,
+}
+
+/// With calls of this kind held up, in the segment that is pushed to.
+fn held(op: Op) -> Held {
+    let disk = Arc::new(MemoryStorage::new());
+    let faults = Arc::new(FaultStorage::new(disk.clone()));
+    faults.stores_can_fail(true);
+    let storage = Watched::around(faults.clone());
+    let queue = options(storage.clone()).background(false).open("queue").unwrap();
+    queue.push("first").unwrap();
+    let gate = Gate::closed();
+    let here = gate.clone();
+    storage.rule(move |call| {
+        if call.op == op && is_segment(call.name) {
+            here.pass();
+        }
+        Ok(())
+    });
+    let open = OpenAtEnd(gate.clone());
+    Held { disk, faults, queue, gate, open }
+}
+
+#[test]
+fn what_is_not_written_is_not_seen() {
+    let Held { disk, queue, gate, open: _open, .. } = held(Op::Store);
+    let [one, two] = ["one", "two"].map(|payload| {
+        let queue = queue.clone();
+        let pushing = call(move || queue.push(payload));
+        until("one of them writes", || gate.has_waiting());
+        pushing.asleep();
+        pushing
+    });
+    let stats = queue.stats();
+    assert_eq!((stats.pushed(), stats.ready(), queue.last_seq()), (1, 1, Some(1.into())));
+    let first = queue.pop().unwrap().unwrap();
+    assert!(queue.pop().unwrap().is_none());
+    let found = payloads(&options(Arc::new(disk.killed())).open("queue").unwrap());
+    assert_eq!(found, [b"first"]);
+    gate.open();
+    let seqs = [one.result("push").unwrap(), two.result("push").unwrap()];
+    assert_eq!(seqs.into_iter().collect::<BTreeSet<_>>(), [2.into(), 3.into()].into());
+    assert_eq!(queue.pop_batch(9).unwrap().len(), 2);
+    first.ack().unwrap();
+}
+
+/// The write of one push fails while another one is collected behind it: both fail, and others get
+/// their numbers.
+#[test]
+fn a_write_that_fails_fails_for_all_that_was_collected() {
+    for (lasting, more) in [(false, false), (true, false), (true, true)] {
+        let Held { disk, faults, queue, gate, open: _open } = held(Op::Store);
+        let push = |payload: [u8; 900]| {
+            let queue = queue.clone();
+            call(move || queue.push(&payload))
+        };
+        let one = push([1; 900]);
+        until("it writes", || gate.has_waiting());
+        let two = push([2; 900]);
+        two.asleep();
+        // In the middle of the record.
+        faults.plan(FaultPlan::FailAt { at: 1, error: ErrorKind::StorageFull, lasting });
+        gate.open();
+        for failed in [one.result("push"), two.result("push")] {
+            let failed = failed.unwrap_err();
+            assert!(matches!(failed, Error::StorageFull { .. }), "{failed:?}");
+            assert!(!failed.is_indeterminate());
+        }
+        assert_eq!(queue.stats().failed_pushes(), 2);
+        if more {
+            assert!(queue.push("none").is_err(), "what the write left cannot be erased");
+        }
+        faults.plan(FaultPlan::None);
+        let stats = queue.stats();
+        assert_eq!((stats.pushed(), stats.ready(), queue.last_seq()), (1, 1, Some(1.into())));
+        let killed = options(Arc::new(disk.killed())).open("queue").unwrap();
+        assert_eq!(payloads(&killed), [b"first"]);
+        assert!(killed.damage().is_empty());
+        assert_eq!(u64::from(queue.push("two").unwrap()), 2, "no number is passed over");
+        for image in [CrashImage::Oldest, CrashImage::Newest] {
+            let found = options(Arc::new(disk.power_cut(image))).open("queue").unwrap();
+            assert_eq!(payloads(&found), [&b"first"[..], b"two"]);
+            assert!(found.damage().is_empty());
+        }
+        assert_eq!(payloads(&queue), [&b"first"[..], b"two"]);
+    }
+}
+
+/// While a thread syncs, others come and go that wait for no sync. They have written what others
+/// collected before them, so the order is kept.
+#[test]
+fn who_waits_for_no_sync_writes_what_was_collected_before() {
+    let Held { disk, queue, gate, open: _open, .. } = held(Op::Sync);
+    let pushing = queue.clone();
+    let one = call(move || pushing.push("one"));
+    until("it syncs", || gate.has_waiting());
+    let pushing = queue.clone();
+    let two = call(move || pushing.push("two"));
+    two.asleep();
+    let receipt = queue.submit("three").unwrap();
+    let seq = queue.push(Message::new("four").durability(Durability::Os)).unwrap();
+    queue.push(Message::new("five").transient()).unwrap();
+    queue
+        .push(Message::new("late").durability(Durability::Os).delay(Duration::MAX / 4))
+        .unwrap_err();
+    let hour = Duration::from_secs(3600);
+    queue.push(Message::new("six").durability(Durability::Os).delay(hour)).unwrap();
+    assert_eq!((u64::from(receipt.seq()), u64::from(seq), queue.delayed()), (4, 5, 1));
+    let all: [&[u8]; 5] = [b"first", b"one", b"two", b"three", b"four"];
+    let found = options(Arc::new(disk.killed())).open("queue").unwrap();
+    assert_eq!((payloads(&found), found.delayed()), (all.map(<[u8]>::to_vec).to_vec(), 1));
+    assert_eq!(queue.pop_batch(9).unwrap().len(), 6);
+    assert!(!receipt.is_durable());
+    gate.open();
+    assert_eq!(u64::from(one.result("push").unwrap()), 2);
+    assert_eq!(u64::from(two.result("push").unwrap()), 3);
+    receipt.wait().unwrap();
+    let found = options(Arc::new(disk.power_cut(CrashImage::Oldest))).open("queue").unwrap();
+    assert_eq!(payloads(&found), all);
+}
+
+/// A queue that is closed while a push waits for its sync: either it is confirmed and kept, or it
+/// fails.
+#[test]
+fn a_close_writes_what_is_collected() {
+    let Held { disk, queue, gate, open: _open, .. } = held(Op::Sync);
+    let pushing = queue.clone();
+    let one = call(move || pushing.push("one"));
+    until("it syncs", || gate.has_waiting());
+    let pushing = queue.clone();
+    let two = call(move || pushing.push("two"));
+    two.asleep();
+    let closing = call(move || queue.close());
+    closing.asleep();
+    gate.open();
+    one.result("push").unwrap();
+    two.result("push").unwrap();
+    closing.result("close").unwrap();
+    let found = options(Arc::new(disk.power_cut(CrashImage::Oldest))).open("queue").unwrap();
+    assert!(found.recovery().was_closed());
+    assert_eq!(payloads(&found), [&b"first"[..], b"one", b"two"]);
+}
+
+/// What many threads were told, where an operation fails, and after a kill.
+#[derive(Default)]
+struct Told {
+    kept: BTreeMap<u64, u64>,
+    refused: BTreeSet<u64>,
+    open: BTreeSet<u64>,
+}
+
+/// Each payload begins with its number.
+fn payload(number: u64, dice: &mut Dice) -> Vec<u8> {
+    let most = if dice.one_in(12) { 24_000 } else { 1200 };
+    let mut payload = number.to_le_bytes().to_vec();
+    payload.resize(8 + usize::try_from(dice.below(most)).unwrap(), 1);
+    payload
+}
+
+fn push_some(queue: &Queue, next: &AtomicU64, mut dice: Dice) -> Told {
+    let mut told = Told::default();
+    for _ in 0..24 {
+        let count = if dice.one_in(5) { 1 + dice.below(4) } else { 1 };
+        let first = next.fetch_add(count, Ordering::Relaxed);
+        let numbers = first..first + count;
+        let message = |number, dice: &mut Dice| {
+            let message = Message::new(payload(number, dice));
+            match dice.below(8) {
+                0 => message.durability(Durability::Os),
+                1 => message.header("a", b"b"),
+                2 => message.delay(Duration::from_nanos(1)),
+                3 => message.ttl(Duration::from_secs(3600)),
+                _ => message,
+            }
+        };
+        let pushed = if count == 1 && dice.one_in(6) {
+            queue.submit(message(first, &mut dice)).map(|receipt| vec![receipt.seq()])
+        } else {
+            let batch: Vec<_> = numbers.clone().map(|n| message(n, &mut dice)).collect();
+            queue.push_batch(batch)
+        };
+        match pushed {
+            Ok(seqs) => told.kept.extend(numbers.zip(seqs.into_iter().map(u64::from))),
+            Err(error) if error.is_indeterminate() => told.open.extend(numbers),
+            Err(_) => told.refused.extend(numbers),
+        }
+    }
+    told
+}
+
+/// `KEEPQ_COLLECTED_CASES` chooses how many cases.
+#[test]
+fn many_threads_are_told_the_truth_when_an_operation_fails() {
+    for seed in 0..cases("KEEPQ_COLLECTED_CASES", 60) {
+        let mut dice = Dice(seed);
+        let disk = Arc::new(MemoryStorage::new());
+        let faults = Arc::new(FaultStorage::new(disk.clone()));
+        faults.stores_can_fail(true);
+        let queue = options(faults.clone()).background(dice.one_in(2)).open("queue").unwrap();
+        queue.push(&u64::MAX.to_le_bytes()).unwrap();
+        let at = dice.below(400);
+        let is_crash = dice.one_in(3);
+        let fails = FaultPlan::FailAt { at, error: ErrorKind::StorageFull, lasting: false };
+        faults.plan(if is_crash { FaultPlan::CrashAt { at } } else { fails });
+        let next = AtomicU64::new(0);
+        let told: Vec<Told> = thread::scope(|scope| {
+            let threads: Vec<_> = (0..6)
+                .map(|_| {
+                    let dice = Dice(dice.next());
+                    let (queue, next) = (&queue, &next);
+                    scope.spawn(move || push_some(queue, next, dice))
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let mut seqs = BTreeMap::new();
+        for told in &told {
+            assert!(told.kept.values().is_sorted(), "seed {seed}: a thread's own order");
+            for (number, seq) in &told.kept {
+                assert_eq!(seqs.insert(*seq, *number), None, "seed {seed}: message {seq} is two");
+            }
+        }
+        let found = options(Arc::new(disk.killed())).open("queue").unwrap();
+        let mut jobs = found.pop_batch(usize::MAX).unwrap();
+        while found.len() + found.delayed() > 0 {
+            jobs.extend(found.pop_timeout(DEADLINE).unwrap());
+        }
+        let mut here: BTreeMap<u64, u64> = BTreeMap::new();
+        for job in &jobs {
+            let number = u64::from_le_bytes(job[..8].try_into().unwrap());
+            assert!(here.insert(job.seq().into(), number).is_none());
+        }
+        for (seq, number) in &seqs {
+            assert_eq!(here.get(seq), Some(number), "seed {seed}: message {seq} is lost");
+        }
+        for told in &told {
+            // What is said after a crash is heard by nobody.
+            let comes = here.values().find(|&number| !is_crash && told.refused.contains(number));
+            assert_eq!(comes, None, "seed {seed}: it was refused");
+        }
+        assert!(found.damage().is_empty(), "seed {seed}: {:?}", found.damage());
+    }
+}
