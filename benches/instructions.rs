@@ -52,7 +52,7 @@ struct Scenario {
 }
 
 const SCENARIOS: [Scenario; 6] = [
-    Scenario { noted: 694, ..scenario("push", 700, push) },
+    Scenario { noted: 703, ..scenario("push", 700, push) },
     Scenario { noted: 376, ..scenario("push, batches of 100", 400, push_batches) },
     filled(Scenario { noted: 1740, ..scenario("pop + ack", 1000, pop_ack) }, false),
     filled(

@@ -214,7 +214,8 @@ impl Options {
     }
 
     /// The largest size of a segment file: 64 KiB to 128 MiB, a multiple of 4,096; default 64 MiB.
-    /// The first file of a run has 1 MiB, and each next one is twice as large, up to this size. A
+    /// The first file of a run has 1 MiB. Each next one is twice as large, up to this size, as long
+    /// as they fill within two seconds, and smaller where that takes longer than thirty. A
     /// message or batch that needs more gets a file of its own.
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
         self.segment_bytes = bytes;

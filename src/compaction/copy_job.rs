@@ -271,9 +271,9 @@ mod tests {
     use crate::format::segment::{Activation, SegmentHeader, most_slots};
     use crate::io::Access;
     use crate::io::memory::MemoryStorage;
-    use crate::log::Segment;
     use crate::log::active::{Active, Draft, Placing, When};
     use crate::log::scan::scan;
+    use crate::log::unnamed::{Preparation, Unnamed};
     use crate::time::Time;
     use std::path::Path;
 
@@ -307,8 +307,9 @@ mod tests {
     #[test]
     fn what_must_be_known_is_copied_as_it_is() {
         let storage = MemoryStorage::new();
-        let segment =
-            Arc::new(Segment::create(&storage, header(Ordinal(1), 64 << 10), &Refused).unwrap());
+        let preparation = Preparation { piece: 0, is_synced: false };
+        let made = Unnamed::create(&storage, header(Ordinal(1), 64 << 10), preparation).unwrap();
+        let segment = Arc::new(made.finish(&storage, &Refused).unwrap());
         let region = segment.map(Access::Commits).unwrap();
         let mut active =
             Active::start(Arc::clone(&segment), region, 7, Time(1000), Placing::Stored).unwrap();

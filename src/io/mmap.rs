@@ -183,12 +183,16 @@ impl Map {
         self.raw.advise(memmap2::Advice::Random).ok();
     }
 
-    /// Faults every page in, writable: a store on the hot path then meets no page fault.
+    /// Faults the pages of a part in, writable: a store on the hot path then meets no page fault.
     #[cfg_attr(not(target_os = "linux"), expect(clippy::unused_self, reason = "nothing is stored"))]
-    pub(super) fn populate(&self) {
+    pub(super) fn populate(&self, offset: u64, len: u64) {
         // Kernels before 5.14 do not know this advice; then the stores fault the pages in.
         #[cfg(target_os = "linux")]
-        self.raw.advise(memmap2::Advice::PopulateWrite).ok();
+        if let (Ok(offset), Ok(len)) = (usize::try_from(offset), usize::try_from(len)) {
+            self.raw.advise_range(memmap2::Advice::PopulateWrite, offset, len).ok();
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = (offset, len);
     }
 }
 

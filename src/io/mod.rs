@@ -144,6 +144,18 @@ pub trait StorageFile: Debug + Send + Sync {
     /// If they cannot be written, or lie outside.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
+    /// Writes zeros from `start` to `end`, where only zeros are, `piece` bytes at a time. What is
+    /// written by one call stays together in the system's memory. Only the speed of what comes
+    /// later depends on it, so a storage may do nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`StorageFile::write_at`].
+    fn zero(&self, start: u64, end: u64, piece: u64) -> io::Result<()> {
+        let _ = (start, end, piece);
+        Ok(())
+    }
+
     /// Makes content and size durable, stores through a [`Region`] included.
     ///
     /// # Errors
@@ -335,6 +347,11 @@ pub trait Region: Debug + Send + Sync {
 
     /// Makes all pages resident and ready to be stored to. Changes no byte.
     fn populate(&self);
+
+    /// The same for the pages of `len` bytes, where that takes long for all of them.
+    fn populate_part(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
 
     /// Whether each store is a system call, so that few large ones are better than many small ones.
     fn stores_are_writes(&self) -> bool {

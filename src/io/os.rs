@@ -185,6 +185,9 @@ fn write_pieces(
     Ok(())
 }
 
+/// Bytes of zeros that are written by one call where room cannot be taken in another way.
+const PIECE: u64 = 4096;
+
 /// Gives a new, empty file `size` zero bytes with all their blocks allocated.
 pub(super) fn allocate(file: &File, size: u64) -> io::Result<()> {
     #[cfg(target_os = "linux")]
@@ -193,12 +196,14 @@ pub(super) fn allocate(file: &File, size: u64) -> io::Result<()> {
         check_file_size(size)?;
         linux::prepare(file)?;
         match linux::fallocate(file, size) {
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => write_zeros(file, size),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                write_zeros(file, 0, size, PIECE)
+            }
             result => result,
         }
     }
     #[cfg(not(target_os = "linux"))]
-    write_zeros(file, size)
+    write_zeros(file, 0, size, PIECE)
 }
 
 /// Makes a file longer, from its size to another one. It gets all of its blocks if there is room
@@ -302,12 +307,13 @@ pub(super) fn advise_random(file: &File) {
     let _ = file;
 }
 
-fn write_zeros(file: &File, size: u64) -> io::Result<()> {
-    const CHUNK: u64 = 4096;
-    let zeros = [0; 4096];
-    for offset in (0..size).step_by(4096) {
-        let len = usize::try_from(CHUNK.min(size - offset)).unwrap_or(0);
-        write_all_at(file, offset, &zeros[..len])?;
+/// Writes zeros, at most `piece` bytes by one call.
+pub(super) fn write_zeros(file: &File, start: u64, end: u64, piece: u64) -> io::Result<()> {
+    static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
+    let step = usize::try_from(piece).unwrap_or(ZEROS.len()).clamp(1, ZEROS.len());
+    for offset in (start..end).step_by(step) {
+        let len = usize::try_from(end - offset).unwrap_or(step).min(step);
+        write_all_at(file, offset, &ZEROS[..len])?;
     }
     Ok(())
 }

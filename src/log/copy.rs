@@ -5,6 +5,7 @@
 //! adds records in the order of their Seqs.
 
 use super::sealed::Mapped;
+use super::unnamed::Unnamed;
 use super::{OnFailure, Segment};
 use crate::error::{Error, Result};
 use crate::format::address::{Index, Offset, Ordinal};
@@ -57,7 +58,6 @@ pub(crate) struct Progress {
 pub(crate) struct CopyWriter {
     header: SegmentHeader,
     key: Key,
-    temporary: String,
     path: PathBuf,
     file: Arc<dyn StorageFile>,
     region: Arc<dyn Region>,
@@ -97,19 +97,7 @@ impl CopyWriter {
         let table = Offset((header.size - PAGE).saturating_sub(slots)).max(RECORDS_START);
         let progress = Progress { tail: RECORDS_START, count: 0, last_seq: 0 };
         let (key, first_seq) = (header.key(), 0);
-        Ok(Self {
-            header,
-            key,
-            temporary,
-            path,
-            file,
-            region,
-            base_time,
-            first_seq,
-            table,
-            most,
-            progress,
-        })
+        Ok(Self { header, key, path, file, region, base_time, first_seq, table, most, progress })
     }
 
     /// The size of a copy of these records.
@@ -236,11 +224,12 @@ impl CopyWriter {
         self.header.seq_limit = seq_limit;
         let sources = Sources { last_seq, table, ordinals };
         let marked = self.mark(&sources, Seal { tail, count, run_ended: false });
-        let Self { header, temporary, file, region, .. } = self;
+        let Self { header, file, region, .. } = self;
         // Some systems rename no file that is mapped.
         drop(region);
-        let made = marked.and_then(|()| Segment::finish(storage, &temporary, header, &*file, told));
-        let segment = Arc::new(made?.made_from(sources));
+        let made = marked.and_then(|()| Unnamed::of_copy(storage, header, file));
+        let segment = made?.finish(storage, told)?.made_from(sources);
+        let segment = Arc::new(segment);
         Ok(Finished { segment, first_seq, base_time, tail, count })
     }
 

@@ -1,9 +1,8 @@
 //! Segments: how one is made, used, sealed, recycled and let go.
 //!
-//! Promises: a segment gets its name only when its blocks and both headers are durable; a recycled
-//! file loses its old name, durably, before its old content is changed. Relies on its callers to
-//! store a seal only after they have synced the records that it counts. Refuses to decide when any
-//! of this happens.
+//! Promises: a segment gets its name only when its blocks and both headers are durable. Relies on
+//! its callers to store a seal only after they have synced the records that it counts. Refuses to
+//! decide when any of this happens.
 
 pub(crate) mod active;
 pub(crate) mod copy;
@@ -15,6 +14,7 @@ pub(crate) mod shared_tail;
 pub(crate) mod side_by_side;
 pub(crate) mod slots;
 pub(crate) mod stage;
+pub(crate) mod unnamed;
 pub(crate) mod walk;
 pub(crate) mod waypoints;
 
@@ -27,7 +27,7 @@ use crate::format::segment::{
     most_slots,
 };
 use crate::format::slot::{SLOT, Slot, StoredDelay};
-use crate::format::{PAGE, name, number, record, slot};
+use crate::format::{PAGE, number, record, slot};
 use crate::io::window::Window;
 use crate::io::{Access, Region, Storage, StorageFile, is_unreadable};
 use crate::time::{PushTime, Time};
@@ -140,44 +140,26 @@ impl Segment {
         Self { sources: Some(sources), ..self }
     }
 
-    /// Makes a segment: blocks, headers, sync, name, directory. `told` hears of a failed sync of
-    /// the directory. If it fails, the caller removes what may be there by one of the two names.
-    pub(crate) fn create(
-        storage: &dyn Storage,
+    /// One that was just made, and got this name. `slot_limit`: as many slots are zero.
+    fn named(
+        name: String,
+        path: PathBuf,
         header: SegmentHeader,
-        told: &dyn OnFailure,
-    ) -> Result<Self> {
-        let temporary = name::temporary(header.ordinal);
-        let path = storage.path(&temporary);
-        let file = storage
-            .create(&temporary, header.size)
-            .map_err(|error| Error::io("allocate segment", &path, 0, error))?;
-        Self::finish(storage, &temporary, header, &*file, told)
-    }
-
-    /// Makes a new segment from the file of this one. All messages of this one are settled, no
-    /// CHECKPOINT lists it any more, and nobody has it as memory. `count`: the number of slots that
-    /// its last use had. If it fails, the file may have its old name or one of the new ones.
-    pub(crate) fn recycle(
-        &self,
-        storage: &dyn Storage,
-        header: SegmentHeader,
-        count: u32,
-        told: &dyn OnFailure,
-    ) -> Result<Self> {
-        let temporary = name::temporary(header.ordinal);
-        let renamed = storage.rename(&self.name, &temporary);
-        renamed.map_err(|error| self.error("recycle segment", Offset::START, error))?;
-        // The file means nothing now. Until that is durable, its content must stay.
-        sync_directory(storage, told)?;
-        let most = most_slots(header.size);
-        let slot_limit = most.min(count.saturating_add(count / 4).saturating_add(SLOT_RESERVE));
-        // Opened again, because `self.file` knows only the old name.
-        let opened = storage.open(&temporary);
-        let file = opened.map_err(|error| self.error("recycle segment", Offset::START, error))?;
-        self.zero_marks_and_slots(&*file, slot_limit)?;
-        let recycled = Self::finish(storage, &temporary, header, &*file, told)?;
-        Ok(Self { slot_limit, ..recycled })
+        slot_limit: u32,
+        file: Arc<dyn StorageFile>,
+    ) -> Self {
+        Self {
+            key: header.key(),
+            header,
+            name,
+            path,
+            slot_limit,
+            sources: None,
+            first_page: Marks::default(),
+            file,
+            regions: Regions::default(),
+            waypoints: Waypoints::default(),
+        }
     }
 
     /// Zeroes through the map, page by page: big writes would leave large folios in the page cache.
@@ -192,42 +174,6 @@ impl Segment {
         zero(Offset::START)?;
         let lowest = slot::offset(self.header.size, Index(slot_limit - 1)).0 / PAGE * PAGE;
         (lowest..self.header.size).step_by(ZEROS.len()).map(Offset).try_for_each(zero)
-    }
-
-    fn finish(
-        storage: &dyn Storage,
-        temporary: &str,
-        header: SegmentHeader,
-        file: &dyn StorageFile,
-        told: &dyn OnFailure,
-    ) -> Result<Self> {
-        let name = name::segment(header.ordinal);
-        let path = storage.path(&name);
-        let bytes = header.encode();
-        let made = file
-            .write_at(0, &bytes)
-            .and_then(|()| file.write_at(header.twin_offset().0, &bytes))
-            .and_then(|()| file.sync())
-            .and_then(|()| storage.rename(temporary, &name));
-        made.map_err(|error| Error::io("prepare segment", &path, 0, error))?;
-        sync_directory(storage, told)?;
-        // Opened again, because `file` knows only the temporary name.
-        let opened = storage.open(&name);
-        let file = opened.map_err(|error| Error::io("open segment", &path, 0, error))?;
-        let slot_limit = most_slots(header.size);
-        let (key, first_page) = (header.key(), Marks::default());
-        Ok(Self {
-            key,
-            header,
-            name,
-            path,
-            slot_limit,
-            sources: None,
-            first_page,
-            file,
-            regions: Regions::default(),
-            waypoints: Waypoints::default(),
-        })
     }
 
     /// Where some of its records are.
@@ -288,11 +234,6 @@ impl Segment {
     pub(crate) fn sync(&self, told: &dyn OnFailure) -> Result<()> {
         let synced = self.file.sync();
         synced.map_err(|error| told.failed("sync segment", &self.path, error))
-    }
-
-    /// The same for a segment that holds no message yet: a failure costs the file and no trust.
-    pub(crate) fn sync_unused(&self) -> std::io::Result<()> {
-        self.file.sync()
     }
 
     /// The offset of the first byte from this one on that may be other than zero.

@@ -118,26 +118,27 @@ impl Queue {
         let Some(durability) = durability else {
             return self.engine().check_open().map(|()| Vec::new());
         };
-        let start = start_push(durability == Durability::Always);
+        let promise = promise_of(durability);
+        let start = start_push(promise == Promise::Durable);
         let placed = self.noting_failure(number, || {
-            self.open_queue().push(&drafts?, promise_of(durability), WhenFull::AsOptions)
+            self.open_queue().push(&drafts?, promise, WhenFull::AsOptions)
         })?;
         let first = placed.first_seq();
         let seq_of = |nth| if first == 0 { Seq(0) } else { Seq(first + nth) };
         let seqs = (0..number).map(seq_of).collect();
-        let waited = self.wait(&placed, number, durability);
+        let waited = self.wait(&placed, number, promise);
         self.engine().end_push(start);
         waited.map(|()| seqs)
     }
 
     fn push_one(&self, message: Message<'_>, when_full: WhenFull) -> Result<Seq> {
-        let durability = durability_of(self.engine().options(), &message);
-        let start = start_push(durability == Durability::Always);
+        let promise = promise_of(durability_of(self.engine().options(), &message));
+        let start = start_push(promise == Promise::Durable);
         let placed = self.noting_failure(1, || {
             let draft = draft(self.engine().context(), message)?;
-            self.open_queue().push(&[draft], promise_of(durability), when_full)
+            self.open_queue().push(&[draft], promise, when_full)
         })?;
-        let waited = self.wait(&placed, 1, durability);
+        let waited = self.wait(&placed, 1, promise);
         self.engine().end_push(start);
         waited.map(|()| Seq(placed.first_seq()))
     }
@@ -159,12 +160,10 @@ impl Queue {
     }
 
     #[inline]
-    fn wait(&self, placed: &Placed, messages: u64, durability: Durability) -> Result<()> {
-        match durability {
-            Durability::Always if !placed.is_none() => {
-                wait_for_sync(self.engine(), placed, messages)
-            }
-            Durability::Always | Durability::Interval(_) | Durability::Os => Ok(()),
+    fn wait(&self, placed: &Placed, messages: u64, promise: Promise) -> Result<()> {
+        match promise {
+            Promise::Durable if !placed.is_none() => wait_for_sync(self.engine(), placed, messages),
+            Promise::Durable | Promise::Placed { .. } => Ok(()),
         }
     }
 }

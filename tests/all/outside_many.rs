@@ -82,7 +82,7 @@ fn ran() -> Duration {
 fn cost(queue: &Queue) -> Duration {
     let once = || {
         let before = ran();
-        pass_on(queue, 100);
+        pass_on(queue, 400);
         ran().saturating_sub(before)
     };
     (0..5).map(|_| once()).min().unwrap()
@@ -96,7 +96,7 @@ fn a_segment_among_many_costs_no_more() {
     }
     let (few, many) = (filled(300, false).0, filled(3600, false).0);
     let costs = (cost(&few), cost(&many));
-    assert!(costs.1 < 2 * costs.0, "{costs:?} for a hundred, with 300 and 3,600 segments");
+    assert!(costs.1 < 2 * costs.0, "{costs:?} for 400, with 300 and 3,600 segments");
 }
 
 /// A power cut left segments without a record, in which there was nothing to count. They stayed

@@ -11,18 +11,21 @@ use crate::error::Result;
 use crate::format::bytes::to_u64;
 use crate::log::active::{Draft, When};
 use crate::log::stage::{MOST_STAGED, Stage};
+use parking_lot::MutexGuard;
 use std::io;
 
 impl Appender {
-    /// As [`Appender::append`], to a segment that is written.
+    /// As [`Appender::append`], to a segment that is written. Gives up the lock first.
     #[cold]
+    #[inline(never)]
     pub(super) fn append_by_write(
         &self,
+        unsealed: MutexGuard<'_, Unsealed>,
         drafts: &[Draft<'_>],
         need: Need,
-        promise: Promise,
-        durable: u64,
+        (promise, durable): (Promise, u64),
     ) -> Result<Option<Placed>> {
+        drop(unsealed);
         // What has a time or a slot is published at once: others look for it from then on.
         let is_for_later = promise == Promise::Durable
             && need.bytes <= to_u64(MOST_STAGED)

@@ -6,8 +6,10 @@
 //! decides. Segments come from `prepare`.
 
 mod by_write;
+mod files;
 mod full;
 mod leftovers;
+pub(crate) mod maker;
 mod placed;
 mod prepare;
 pub(crate) mod shrink;
@@ -34,7 +36,7 @@ use crate::log::active::{Active, Draft, Placing, When};
 use crate::log::stage::Stage;
 use crate::options::Durability;
 use crate::recovery::Log;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -54,6 +56,8 @@ pub(crate) struct Appender {
     dispatch: Arc<DispatchLock>,
     published: Arc<Published>,
     supply: Mutex<Supply>,
+    /// The step of a segment that is made ahead is over.
+    made: Condvar,
     /// Taken by the thread that writes what is collected, before `unsealed`: an empty stage, which
     /// changes places with the one that is written.
     writing: Mutex<Stage>,
@@ -75,6 +79,8 @@ pub(crate) struct Unsealed {
     active: Option<Active>,
     /// No longer pushed to; oldest first.
     full: VecDeque<Full>,
+    /// How long pushes went to the last one of those.
+    fill_time: Millis,
     next_seq: u64,
     /// The first Seq of this run.
     first_seq: u64,
@@ -138,6 +144,7 @@ impl Appender {
             dispatch: Arc::clone(dispatch),
             published: Arc::clone(published),
             supply: Mutex::new(Supply::new(log, &context.options)),
+            made: Condvar::new(),
             writing: Mutex::default(),
             unsealed: Padded(Mutex::new(Unsealed::new(log))),
             records_before: log.parts.iter().map(|part| u64::from(part.count)).sum(),
@@ -175,8 +182,7 @@ impl Appender {
     ) -> Result<Option<Placed>> {
         let mut unsealed = self.unsealed.lock();
         if unsealed.is_written() {
-            drop(unsealed);
-            return self.append_by_write(drafts, need, promise, durable);
+            return self.append_by_write(unsealed, drafts, need, (promise, durable));
         }
         let how = (need, When::Now);
         let placed = self.place::<false>(&mut unsealed, drafts, how, durable)?;
@@ -204,6 +210,10 @@ impl Appender {
         let first_seq = unsealed.next_seq;
         self.check_count(first_seq - unsealed.first_seq, need.records)?;
         let unsynced = (first_seq - 1).saturating_sub(durable);
+        if WRITTEN && !unsealed.is_written() {
+            // Another segment has come meanwhile; the caller finds that out, and comes again.
+            return Ok(None);
+        }
         let Some(active) = &mut unsealed.active else { return Ok(None) };
         // What a failed write left behind the tail could be taken for the end of the log.
         active.erase_remains()?;
@@ -308,6 +318,7 @@ impl Appender {
     /// Goes on to a segment that has room: the one that is ready, or one that is made now.
     pub(crate) fn rotate(&self, need: Need) -> Result<()> {
         let mut supply = self.supply.lock();
+        self.await_made(&mut supply);
         {
             let mut unsealed = self.unsealed.lock();
             unsealed.check_open()?;
@@ -358,6 +369,9 @@ impl Appender {
         unsealed.check_open()?;
         let full = unsealed.active.as_mut().map(Full::of).transpose()?;
         let now = unsealed.now(&self.context.clock);
+        if let Some(active) = &unsealed.active {
+            unsealed.fill_time = now.since(active.base_time());
+        }
         let Prepared { segment, region } = prepared;
         let syncs_each_push = self.context.options.durability == Durability::Always;
         let is_written = syncs_each_push || region.stores_are_writes();

@@ -4,22 +4,22 @@
 //! durable and sealed, so a dropped record can never come back behind a newer one. Relies on the
 //! `supply` lock for everything here.
 
-use super::supply::{FIRST_SEGMENT, Prepared, Spare, Supply, SupplyState};
+use super::files::{access, map_prepared, new_names, numbers_used_up, preparation, take_ordinal};
+use super::supply::{FIRST_SEGMENT, Making, Prepared, Spare, Supply, SupplyState, next_size};
 use super::{Appender, Need, SMALLEST_SEGMENT};
-use crate::engine::context::Context;
 use crate::error::{Error, Result};
 use crate::format::PAGE;
 use crate::format::address::{Offset, Ordinal};
 use crate::format::limits::{FIRST_SEQ_END, NUMBER_END};
-use crate::format::name;
 use crate::format::segment::{Seal, SegmentHeader, capacity};
 use crate::io::Access;
+use crate::log::Segment;
 use crate::log::active::Active;
-use crate::log::{OnFailure, Segment};
+use crate::log::unnamed::Unnamed;
 use crate::options::Durability;
 use crate::random;
 use crate::recovery::Part;
-use crate::time::Shift;
+use parking_lot::MutexGuard;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -38,34 +38,60 @@ impl Appender {
             // so nothing is lost with it.
             self.context.health.note_background(self.discard(supply, ready));
         }
-        let prepared = self.prepare(supply, bytes)?;
-        if prepared.segment.header.size <= FIRST_SEGMENT
-            && let Err(error) = warm_up(&prepared, self.context.options.durability)
-        {
-            let error = prepared.segment.error("prepare segment", Offset::START, error);
-            // The first error is the one to tell.
-            self.discard(supply, prepared).ok();
+        let mut unnamed = self.prepare(supply, bytes)?;
+        let is_small = unnamed.header().size <= FIRST_SEGMENT;
+        if is_small && let Err(error) = unnamed.prepare_all() {
+            self.give_up(supply, &unnamed);
             return Err(error);
+        }
+        let prepared = self.name(supply, unnamed)?;
+        if is_small {
+            prepared.region.populate();
         }
         Ok(prepared)
     }
 
+    /// Waits until no thread is at work on the segment that is made ahead; then it is ready, as far
+    /// as it is.
+    pub(super) fn await_made(&self, supply: &mut MutexGuard<'_, Supply>) {
+        while let Making::UnderWay(ordinal) | Making::Awaited(ordinal) = supply.making {
+            supply.making = Making::Awaited(ordinal);
+            self.made.wait(supply);
+        }
+        if let Making::Paused(unnamed) = std::mem::take(&mut supply.making) {
+            let named = self.name(supply, unnamed).map(|prepared| supply.ready = Some(prepared));
+            self.context.health.note_background(named);
+        }
+    }
+
     /// Makes a segment of at least `bytes`.
-    fn prepare(&self, supply: &mut Supply, bytes: u64) -> Result<Prepared> {
+    pub(super) fn prepare(&self, supply: &mut Supply, bytes: u64) -> Result<Unnamed> {
         self.begin_to_prepare(supply)?;
         let smallest = bytes.max(SMALLEST_SEGMENT);
-        let mut wanted = supply.next_bytes.max(bytes);
+        let mut next_bytes = self.wanted_bytes(supply);
+        let mut wanted = next_bytes.max(bytes);
         loop {
             let size = self.context.space.take_at_least(wanted, smallest)?;
             match self.make(supply, size) {
                 // What is left, of the disk or of addresses for maps, may do for a smaller one.
                 Err(error) if error.may_fit_smaller() && size > smallest => {
                     wanted = (size / 2 / PAGE * PAGE).max(smallest);
-                    supply.next_bytes = supply.next_bytes.min(wanted);
+                    next_bytes = next_bytes.min(wanted);
                 }
-                made => return made,
+                Ok(unnamed) => {
+                    supply.next_bytes = next_bytes;
+                    return Ok(unnamed);
+                }
+                Err(error) => return Err(error),
             }
         }
+    }
+
+    /// How large the next segment is to be, as fast as pushes come now.
+    pub(super) fn wanted_bytes(&self, supply: &Supply) -> u64 {
+        let (now, limit) = (self.context.clock.coarse(), self.context.options.segment_limit());
+        let fill_time = self.unsealed().expected_fill_time(now);
+        fill_time.map_or(supply.next_bytes, |time| next_size(supply.next_bytes, time, limit))
     }
 
     /// What has to be durable before a segment of this run is made.
@@ -80,29 +106,58 @@ impl Appender {
         Ok(())
     }
 
-    /// Makes a segment of this size, for which room is taken; it is given back if this fails. The
-    /// next one is to be twice as large as this one was to be.
-    pub(super) fn make(&self, supply: &mut Supply, size: u64) -> Result<Prepared> {
+    /// Makes a segment of this size, for which room is taken; it is given back if this fails.
+    pub(super) fn make(&self, supply: &mut Supply, size: u64) -> Result<Unnamed> {
         let has_room = supply.leftovers.check_room(&self.context);
         let header = has_room.and_then(|()| self.next_header(supply, size));
         let header = header.inspect_err(|_| self.context.space.undo(size))?;
         let ordinal = header.ordinal;
-        let created = Segment::create(&*self.context.storage, header, &self.context.health);
-        let durability = self.context.options.durability;
-        let made = created.and_then(|segment| map_prepared(Arc::new(segment), durability));
-        let prepared = made.or_else(|error| {
-            // The first error is the one to tell.
-            if supply.leftovers.clean_up(&self.context, new_names(ordinal), size) {
-                self.context.space.undo(size);
-            }
-            // If that is why, no sync is believed any more.
-            self.context.check_directory()?;
-            Err(error)
-        })?;
-        supply.next_bytes = (supply.next_bytes * 2).min(self.context.options.segment_limit());
+        let preparation = preparation(self.context.options.durability);
+        let made = Unnamed::create(&*self.context.storage, header, preparation);
+        let access = access(self.context.options.durability);
+        let made = made.and_then(|unnamed| unnamed.check_map(access).map(|()| unnamed));
+        let unnamed = made.or_else(|error| self.clean_up(supply, ordinal, size, error))?;
         // Relaxed: a number by itself.
         self.taken_bytes.fetch_add(size, Ordering::Relaxed);
-        Ok(prepared)
+        Ok(unnamed)
+    }
+
+    /// Gives it its name, and maps it.
+    pub(super) fn name(&self, supply: &mut Supply, unnamed: Unnamed) -> Result<Prepared> {
+        let SegmentHeader { ordinal, size, .. } = *unnamed.header();
+        let (storage, durability) = (&*self.context.storage, self.context.options.durability);
+        let named = unnamed.finish(storage, &self.context.health);
+        let named = named.and_then(|segment| map_prepared(Arc::new(segment), durability));
+        let named = named.or_else(|error| self.clean_up(supply, ordinal, size, error))?;
+        if durability != Durability::Always {
+            supply.warming = Some((named.clone(), 0));
+        }
+        Ok(named)
+    }
+
+    /// What was made of a new segment goes: this was the error.
+    fn clean_up<T>(
+        &self,
+        supply: &mut Supply,
+        ordinal: Ordinal,
+        size: u64,
+        error: Error,
+    ) -> Result<T> {
+        // The first error is the one to tell.
+        if supply.leftovers.clean_up(&self.context, new_names(ordinal), size) {
+            self.context.space.undo(size);
+        }
+        // If that is why, no sync is believed any more.
+        self.context.check_directory()?;
+        Err(error)
+    }
+
+    /// What has no name yet goes.
+    pub(super) fn give_up(&self, supply: &mut Supply, unnamed: &Unnamed) {
+        let SegmentHeader { ordinal, size, .. } = *unnamed.header();
+        if supply.leftovers.clean_up(&self.context, new_names(ordinal), size) {
+            self.context.space.give_back(size);
+        }
     }
 
     /// The header of the next segment. Begins the epoch with the first one.
@@ -110,7 +165,7 @@ impl Appender {
     /// # Errors
     ///
     /// [`Error::Corrupt`] if it would have a number that no segment can have: open would refuse it.
-    fn next_header(&self, supply: &mut Supply, size: u64) -> Result<SegmentHeader> {
+    pub(super) fn next_header(&self, supply: &mut Supply, size: u64) -> Result<SegmentHeader> {
         let unsealed = self.unsealed();
         let active = unsealed.active();
         let room = active.map_or(0, Active::room_in_records);
@@ -143,7 +198,9 @@ impl Appender {
     /// else is to be removed.
     pub(super) fn discard(&self, supply: &mut Supply, prepared: Prepared) -> Result<()> {
         let Prepared { segment, region } = prepared;
+        // Some systems remove no file that is mapped.
         drop(region);
+        supply.warming.take_if(|(warming, _)| Arc::ptr_eq(&warming.segment, &segment));
         let size = segment.header.size;
         match self.context.storage.remove(&segment.name) {
             Ok(()) => {
@@ -165,6 +222,7 @@ impl Appender {
     /// Removes the segment that is kept ready, for its room; false if that makes none.
     pub(crate) fn give_up_ready(&self) -> bool {
         let mut supply = self.supply.lock();
+        self.await_made(&mut supply);
         let Some(ready) = supply.ready.take() else { return false };
         // Or else it would be made again at once.
         supply.spare = Spare::NotKept;
@@ -216,6 +274,8 @@ impl Appender {
     pub(crate) fn finish_run(&self, is_synced: bool) -> Result<()> {
         let mut supply = self.supply.lock();
         supply.is_closed = true;
+        self.await_made(&mut supply);
+        supply.warming = None;
         supply.old_tail.clear();
         let unused = supply.ready.take();
         if !is_synced {
@@ -239,109 +299,6 @@ impl Appender {
         Ok(())
     }
 
-    /// Prepares the next segment if it will be needed soon. `something_goes`: a segment is about to
-    /// be let go, and can be used again.
-    pub(crate) fn prepare_ahead(&self, something_goes: impl Fn() -> bool) -> Result<()> {
-        let mut supply = self.supply.lock();
-        let is_wanted = self.unsealed().wants_supply();
-        let may_keep_one = supply.ready.is_none() && supply.spare == Spare::Kept;
-        if supply.is_closed || !may_keep_one || !is_wanted || something_goes() {
-            return Ok(());
-        }
-        let prepared = match self.prepare(&mut supply, 0) {
-            // What is left may do for a smaller one, when it is needed.
-            Err(Error::Full { .. }) => return Ok(()),
-            prepared => prepared?,
-        };
-        supply.ready = Some(prepared.clone());
-        drop(supply);
-        self.warm_up_ready(prepared)
-    }
-
-    /// Turns a segment that no CHECKPOINT lists, and that has left the log, into the ready one, if
-    /// there is none yet and the segment has the full size; `None` if it is of no use. If that
-    /// fails, its file goes. `count`: how many slots it had.
-    pub(crate) fn recycle(&self, segment: &Arc<Segment>, count: u32) -> Option<Result<()>> {
-        let mut supply = self.supply.lock();
-        let size = segment.header.size;
-        // A file that others know by another name, or still read from, is not used again.
-        let is_free = || !segment.is_mapped() && !segment.has_other_names();
-        let is_usable = size == self.context.options.segment_limit() && is_free();
-        let is_wanted = supply.ready.is_none() && supply.has_begun && supply.spare == Spare::Kept;
-        if !is_usable || !is_wanted || supply.is_closed {
-            return None;
-        }
-        let Ok(header) = self.next_header(&mut supply, size) else { return None };
-        let names = [segment.name.clone()].into_iter().chain(new_names(header.ordinal));
-        let recycled = segment.recycle(&*self.context.storage, header, count, &self.context.health);
-        let recycled = recycled
-            .and_then(|recycled| map_prepared(Arc::new(recycled), self.context.options.durability));
-        let prepared = match recycled {
-            Ok(prepared) => prepared,
-            Err(error) => {
-                if supply.leftovers.clean_up(&self.context, names, size) {
-                    self.context.space.give_back(size);
-                }
-                return Some(Err(error));
-            }
-        };
-        // Relaxed: a number by itself.
-        self.taken_bytes.fetch_add(size, Ordering::Relaxed);
-        supply.ready = Some(prepared.clone());
-        drop(supply);
-        Some(self.warm_up_ready(prepared))
-    }
-
-    /// Warms up a segment that a push may have taken meanwhile. While it holds no message, a failed
-    /// sync costs only the file; after that it poisons the queue.
-    fn warm_up_ready(&self, prepared: Prepared) -> Result<()> {
-        let Err(error) = warm_up(&prepared, self.context.options.durability) else { return Ok(()) };
-        let Prepared { segment, region } = prepared;
-        // Only the supply may keep it mapped: some systems remove no file that is.
-        drop(region);
-        let mut supply = self.supply.lock();
-        let is_this = |other: &Arc<Segment>| Arc::ptr_eq(other, &segment);
-        if let Some(unused) = supply.ready.take_if(|ready| is_this(&ready.segment)) {
-            // The first error is the one to tell.
-            self.discard(&mut supply, unused).ok();
-        } else {
-            let unsealed = self.unsealed();
-            let is_active = unsealed.active().is_some_and(|active| is_this(active.segment()));
-            if is_active || unsealed.is_full(&segment) {
-                drop((unsealed, supply));
-                return Err(self.context.health.failed("sync segment", &segment.path, error));
-            }
-        }
-        Err(segment.error("prepare segment", Offset::START, error))
-    }
-
-    /// The header of a copy of this size; every CHECKPOINT lists it from here on. `clock_shift`: of
-    /// its sources.
-    pub(crate) fn begin_copy(&self, size: u64, clock_shift: Shift) -> Result<SegmentHeader> {
-        let mut supply = self.supply.lock();
-        supply.check_open()?;
-        let generation = u64::from_le_bytes(random::bytes()?);
-        let ordinal = take_ordinal(&mut supply, &self.context)?;
-        supply.compacting = Some(ordinal);
-        // It belongs to no epoch of its own.
-        Ok(SegmentHeader {
-            queue_id: supply.queue_id,
-            ordinal,
-            predecessor: Ordinal::NONE,
-            generation,
-            epoch: supply.epoch,
-            size,
-            seq_limit: supply.seq_limit,
-            sources: 0,
-            clock_shift,
-        })
-    }
-
-    /// The copy counts, or is given up.
-    pub(crate) fn end_copy(&self) {
-        self.supply.lock().compacting = None;
-    }
-
     /// Shows the state of the supply, which is locked meanwhile.
     pub(crate) fn with_supply_state<T>(&self, show: impl FnOnce(SupplyState) -> T) -> T {
         let supply = self.supply.lock();
@@ -351,53 +308,10 @@ impl Appender {
             seq_limit: supply.seq_limit,
             next_ordinal: supply.next_ordinal,
             ready: supply.ready.as_ref().map(|ready| ready.segment.header.ordinal),
+            making: supply.making(),
             compacting: supply.compacting,
             has_begun: supply.has_begun,
             is_old_tail_finished: supply.old_tail.is_empty(),
         })
     }
-}
-
-/// The names that a segment has while it is made, and then.
-fn new_names(ordinal: Ordinal) -> [String; 2] {
-    [name::temporary(ordinal), name::segment(ordinal)]
-}
-
-/// A segment that was just made, mapped.
-fn map_prepared(segment: Arc<Segment>, durability: Durability) -> Result<Prepared> {
-    let access = match durability {
-        Durability::Os => Access::Streams,
-        Durability::Always | Durability::Interval(_) => Access::Commits,
-    };
-    let region = segment.map(access)?;
-    Ok(Prepared { segment, region })
-}
-
-/// Makes stores into a prepared segment fast: pages resident, and, where the queue syncs, extents
-/// written, so that a commit has no file system metadata to write.
-fn warm_up(prepared: &Prepared, durability: Durability) -> std::io::Result<()> {
-    prepared.region.populate();
-    if durability == Durability::Os { Ok(()) } else { prepared.segment.sync_unused() }
-}
-
-/// The ordinal of a new file.
-///
-/// # Errors
-///
-/// [`Error::Corrupt`] if no segment can have it.
-fn take_ordinal(supply: &mut Supply, context: &Context) -> Result<Ordinal> {
-    let ordinal = supply.next_ordinal;
-    if ordinal.0 >= NUMBER_END {
-        return Err(numbers_used_up(context));
-    }
-    supply.next_ordinal = ordinal.next();
-    Ok(ordinal)
-}
-
-/// No queue gets there by itself: something in the directory has such a number.
-fn numbers_used_up(context: &Context) -> Error {
-    let (operation, path) = ("prepare segment", context.directory());
-    let reason = "a file in it has a number so large that the format has none behind it, so \
-                  nothing more can be pushed here; move the messages to a new queue";
-    Error::Corrupt { operation, path, offset: 0, reason }
 }

@@ -37,6 +37,7 @@ impl<'a> Shrinker<'a> {
     pub(crate) fn shrink(&self) -> Result<bool> {
         let mut supply = self.0.supply.lock();
         supply.check_open()?;
+        self.0.await_made(&mut supply);
         let ready = supply.ready.take_if(|ready| ready.segment.header.size > LARGEST_IDLE);
         if let Some(ready) = ready {
             // Or else it would be made again at once.
@@ -60,6 +61,7 @@ impl<'a> Shrinker<'a> {
     pub(crate) fn give_up_newest(&self) -> Result<bool> {
         let mut supply = self.0.supply.lock();
         supply.check_open()?;
+        self.0.await_made(&mut supply);
         if !self.is_newest_empty_above(SMALLEST_SEGMENT) {
             return Ok(false);
         }
@@ -77,6 +79,7 @@ impl<'a> Shrinker<'a> {
         }
         let mut supply = self.0.supply.lock();
         supply.check_open()?;
+        self.0.await_made(&mut supply);
         // A push may have gone on to one meanwhile.
         if !self.is_behind_clock() || self.0.context.space.take(SMALLEST_SEGMENT).is_err() {
             return Ok(());
@@ -114,7 +117,8 @@ impl<'a> Shrinker<'a> {
             discarded.inspect_err(|_| self.0.context.space.undo(size))?;
         }
         supply.next_bytes = size;
-        let prepared = self.0.make(&mut supply, size)?;
+        let unnamed = self.0.make(&mut supply, size)?;
+        let prepared = self.0.name(&mut supply, unnamed)?;
         supply.spare = Spare::NotKept;
         self.0.go_on_to(supply, prepared)
     }

@@ -4,16 +4,37 @@
 
 use super::leftovers::Leftovers;
 use crate::error::{Error, Result};
+use crate::format::PAGE;
 use crate::format::address::Ordinal;
 use crate::io::Region;
 use crate::log::Segment;
 use crate::log::active::Active;
+use crate::log::unnamed::Unnamed;
 use crate::options::Options;
 use crate::recovery::{Log, Part};
+use crate::time::Millis;
 use std::sync::Arc;
 
-/// The first segment of a run; each next one is twice as large, up to `segment_bytes`.
+/// The first segment of a run. The next ones are larger, up to `segment_bytes`, where pushes come
+/// fast.
 pub(crate) const FIRST_SEGMENT: u64 = 1 << 20;
+
+/// A segment that is filled in less time is followed by one twice as large.
+const GROWS_BELOW: Millis = Millis(2_000);
+
+/// One that takes longer is followed by one half as large.
+const SHRINKS_ABOVE: Millis = Millis(30_000);
+
+/// How large the segment is to be that follows one of this size, which is filled in this time.
+pub(super) fn next_size(size: u64, fill_time: Millis, limit: u64) -> u64 {
+    if fill_time < GROWS_BELOW {
+        limit.min(size.saturating_mul(2))
+    } else if fill_time > SHRINKS_ABOVE {
+        (size / 2 / PAGE * PAGE).max(FIRST_SEGMENT).min(size)
+    } else {
+        size.min(limit)
+    }
+}
 
 /// A queue that is idle and empty keeps no segment that is larger.
 pub(super) const LARGEST_IDLE: u64 = 512 << 10;
@@ -38,6 +59,19 @@ pub(super) enum Spare {
     NotKept,
 }
 
+/// The segment that is made ahead of need, until it has its name.
+#[derive(Debug, Default)]
+pub(super) enum Making {
+    #[default]
+    Nothing,
+    /// A thread is at work on it, without the lock.
+    UnderWay(Ordinal),
+    /// The same, and another one waits for it.
+    Awaited(Ordinal),
+    /// Nobody is at work on it now. It can get its name at any time.
+    Paused(Unnamed),
+}
+
 /// What pushes will need.
 #[derive(Debug)]
 pub(super) struct Supply {
@@ -55,6 +89,9 @@ pub(super) struct Supply {
     pub(super) next_bytes: u64,
     pub(super) seq_limit: u64,
     pub(super) ready: Option<Prepared>,
+    pub(super) making: Making,
+    /// A segment that is not resident as a whole, and how far it is.
+    pub(super) warming: Option<(Prepared, u64)>,
     /// The ordinal of a compacted segment in the making: it may have its name before anybody reads
     /// it.
     pub(super) compacting: Option<Ordinal>,
@@ -79,6 +116,8 @@ impl Supply {
             next_bytes: FIRST_SEGMENT.min(options.segment_limit()),
             seq_limit: log.seq_limit,
             ready: None,
+            making: Making::Nothing,
+            warming: None,
             compacting: None,
             leftovers: Leftovers::default(),
             old_tail: unsealed.collect(),
@@ -88,6 +127,15 @@ impl Supply {
     /// The segment that the next one follows. `active`: the one that is pushed to.
     pub(super) fn predecessor(&self, active: Option<&Active>) -> Ordinal {
         active.map_or(self.last_of_earlier_runs, |active| active.segment().header.ordinal)
+    }
+
+    /// The segment that is made ahead, if it has no name yet.
+    pub(super) fn making(&self) -> Option<Ordinal> {
+        match &self.making {
+            Making::Nothing => None,
+            Making::UnderWay(ordinal) | Making::Awaited(ordinal) => Some(*ordinal),
+            Making::Paused(unnamed) => Some(unnamed.header().ordinal),
+        }
     }
 
     /// # Errors
@@ -106,8 +154,9 @@ pub(crate) struct SupplyState {
     pub(crate) seq_limit: u64,
     /// No ordinal from this one on was given out.
     pub(crate) next_ordinal: Ordinal,
-    /// Of the segment that is ready, and of the copy that is being made.
+    /// Of the segment that is ready, of that which is made ahead, and of the copy in the making.
     pub(crate) ready: Option<Ordinal>,
+    pub(crate) making: Option<Ordinal>,
     pub(crate) compacting: Option<Ordinal>,
     /// This run has a segment.
     pub(crate) has_begun: bool,

@@ -12,16 +12,20 @@ use crate::log::Segment;
 use crate::log::active::Active;
 use crate::log::stage::{MOST_STAGED, Stage};
 use crate::recovery::Log;
-use crate::time::Time;
+use crate::time::{Millis, Time};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+
+/// A segment that is filled in less is filled fast.
+const FAST: Millis = Millis(1000);
 
 impl Unsealed {
     pub(super) fn new(log: &Log) -> Self {
         Self {
             active: None,
             full: VecDeque::new(),
+            fill_time: Millis(u64::MAX),
             next_seq: log.next_seq,
             first_seq: log.next_seq,
             is_closed: false,
@@ -86,6 +90,7 @@ impl Unsealed {
     }
 
     /// The push time: never before that of an earlier message.
+    #[inline]
     pub(super) fn now(&mut self, clock: &Clock) -> Time {
         self.newest_time = self.newest_time.max(clock.coarse());
         self.newest_time
@@ -111,6 +116,24 @@ impl Unsealed {
     pub(super) fn wants_supply(&self) -> bool {
         let used = |active: &Active| active.used_bytes() * 4 >= active.segment().header.size;
         self.full.len() > 1 || self.active.as_ref().is_some_and(used)
+    }
+
+    /// How long pushes will have gone to the active segment when it is full, if they go on like
+    /// this.
+    pub(super) fn expected_fill_time(&self, now: Time) -> Option<Millis> {
+        let active = self.active.as_ref()?;
+        let (used, size) = (active.used_bytes().max(1), active.segment().header.size);
+        let elapsed = now.since(active.base_time());
+        Some(Millis(elapsed.0.saturating_mul(size) / used))
+    }
+
+    /// Whether a push may soon wait for the next segment: the active one is half full, or segments
+    /// fill fast, or faster than they are synced.
+    pub(super) fn is_pressed(&self) -> bool {
+        let is_half_full = |active: &Active| active.used_bytes() * 2 > active.segment().header.size;
+        !self.full.is_empty()
+            || self.fill_time < FAST
+            || self.active.as_ref().is_some_and(is_half_full)
     }
 
     /// Whether the worker is to be asked for a next segment, and has not been.

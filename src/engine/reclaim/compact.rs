@@ -26,6 +26,7 @@ use super::upkeep::Upkeep;
 use crate::clock;
 use crate::compaction::copy_job::{CopyJob, Step};
 use crate::compaction::plan::CopyPlan;
+use crate::engine::append::maker::Maker;
 use crate::engine::append::{Appender, MOST_LEFTOVERS};
 use crate::engine::context::{Context, SOON};
 use crate::engine::signal::DispatchLock;
@@ -326,7 +327,7 @@ impl Compactor {
         (base_time, clock_shift): (Time, Shift),
     ) -> Result<CopyWriter> {
         self.context.space.take_scratch(size)?;
-        let header = self.appender.begin_copy(size, clock_shift);
+        let header = Maker::new(&self.appender).begin_copy(size, clock_shift);
         let header = header.inspect_err(|_| self.context.space.undo(size))?;
         let ordinal = header.ordinal;
         let copy = CopyWriter::create(&*self.context.storage, header, most, base_time);
@@ -385,7 +386,7 @@ impl Compactor {
     fn remove_copy(&self, ordinal: Ordinal, size: u64, upkeep: Option<&mut Upkeep>) {
         let name = name::temporary(ordinal);
         let removed = self.context.remove(&name);
-        self.appender.end_copy();
+        Maker::new(&self.appender).end_copy();
         if removed.is_ok() {
             self.context.space.undo(size);
             return;
@@ -420,7 +421,7 @@ impl Compactor {
             self.take_back(&mut upkeep, (ordinal, size), &sources[..count]);
         }
         self.release_sources(&sources, switched.is_err());
-        self.appender.end_copy();
+        Maker::new(&self.appender).end_copy();
         let (made, messages) = switched?;
         // Relaxed: a number by itself.
         self.compacted_bytes.fetch_add(size, Ordering::Relaxed);

@@ -23,6 +23,7 @@ use super::commit::Commit;
 use super::context::{Context, SOON};
 use super::signal::DispatchLock;
 use crate::clock::{self, LONGEST_SLEEP};
+use crate::engine::append::maker::Maker;
 use crate::error::Result;
 use crate::format::bytes::to_u64;
 use crate::recovery::Log;
@@ -86,7 +87,7 @@ impl Reclaim {
     /// Prepares the next segment if it will be needed soon, unless a segment is about to be let go
     /// that can be used again.
     pub(crate) fn prepare_ahead(&self) -> Result<()> {
-        self.appender.prepare_ahead(|| {
+        Maker::new(&self.appender).prepare_ahead(|| {
             let done = self.retirer.done_segments();
             // As many as go together, where there are many.
             done > 0 && done >= self.retirer.many()

@@ -7,7 +7,7 @@
 use super::upkeep::Upkeep;
 use crate::checkpoint::SLOTS;
 use crate::clock;
-use crate::engine::append::{Appender, SupplyState};
+use crate::engine::append::{Appender, SupplyState, maker::Maker};
 use crate::engine::commit::Commit;
 use crate::engine::context::{Context, RETRY_AFTER};
 use crate::engine::signal::DispatchLock;
@@ -418,7 +418,7 @@ impl Retirer {
             span: track.count().map_or(0, |_| track.end_seq(0) - track.first_seq()),
         });
         let is_used = |ordinal: &Ordinal| backlog.tracks().position_of(*ordinal).is_some();
-        let others = supply.ready.into_iter().chain(supply.compacting);
+        let others = supply.ready.into_iter().chain(supply.making).chain(supply.compacting);
         let others = others.filter(|ordinal| !is_used(ordinal));
         let others = others.map(|ordinal| Listed { ordinal, first_seq: 0, span: 0 });
         let mut segments: Vec<Listed> = backlog.losses().segments().collect();
@@ -458,7 +458,8 @@ impl Retirer {
         count: Option<u32>,
     ) -> Result<()> {
         let size = segment.header.size;
-        if let Some(recycled) = count.and_then(|count| self.appender.recycle(segment, count)) {
+        let maker = Maker::new(&self.appender);
+        if let Some(recycled) = count.and_then(|count| maker.recycle(segment, count)) {
             return recycled;
         }
         match self.context.remove(&segment.name) {

@@ -155,6 +155,16 @@ impl StorageFile for DiskFile {
         os::write_all_at(&*self.open()?, offset, bytes)
     }
 
+    fn zero(&self, start: u64, end: u64, piece: u64) -> io::Result<()> {
+        check_bounds(end, 0, self.size)?;
+        let file = self.open()?;
+        // Elsewhere a file is made of zeros already, or each write takes a block of its own.
+        if cfg!(target_os = "linux") && self.way(&file)? == Way::Map {
+            os::write_zeros(&file, start, end, piece)?;
+        }
+        Ok(())
+    }
+
     fn sync(&self) -> io::Result<()> {
         // On Linux fdatasync covers stores through a map; elsewhere there are none. It also makes a
         // new size durable. On macOS the standard library asks the drive itself (F_FULLFSYNC).
@@ -307,8 +317,12 @@ impl Region for MappedRegion {
     }
 
     fn populate(&self) {
+        self.populate_part(0, self.size);
+    }
+
+    fn populate_part(&self, offset: u64, len: u64) {
         if !self.by_write {
-            self.map.populate();
+            self.map.populate(offset, len);
         }
     }
 

@@ -1,0 +1,67 @@
+//! What the files have in common that pushes need: names, numbers, preparation, maps.
+
+use super::supply::{Prepared, Supply};
+use crate::engine::context::Context;
+use crate::error::{Error, Result};
+use crate::format::address::Ordinal;
+use crate::format::limits::NUMBER_END;
+use crate::format::name;
+use crate::io::Access;
+use crate::log::Segment;
+use crate::log::unnamed::Preparation;
+use crate::options::Durability;
+use std::sync::Arc;
+
+/// The names that a segment has while it is made, and then.
+pub(super) fn new_names(ordinal: Ordinal) -> [String; 2] {
+    [name::temporary(ordinal), name::segment(ordinal)]
+}
+
+/// A segment that was just made, mapped.
+pub(super) fn map_prepared(segment: Arc<Segment>, durability: Durability) -> Result<Prepared> {
+    let region = segment.map(access(durability))?;
+    Ok(Prepared { segment, region })
+}
+
+/// How it is mapped.
+pub(super) fn access(durability: Durability) -> Access {
+    match durability {
+        Durability::Os => Access::Streams,
+        Durability::Always | Durability::Interval(_) => Access::Commits,
+    }
+}
+
+/// How a segment is prepared so that stores and writes to it are fast. The sizes of pieces are
+/// measured: docs/performance.md.
+pub(super) fn preparation(durability: Durability) -> Preparation {
+    match durability {
+        // Stored to through a map, from start to end.
+        Durability::Os => Preparation { piece: 256 << 10, is_synced: false },
+        // The same, and written back all the time; or written.
+        Durability::Interval(_) | Durability::Always => {
+            Preparation { piece: 64 << 10, is_synced: true }
+        }
+    }
+}
+
+/// The ordinal of a new file.
+///
+/// # Errors
+///
+/// [`Error::Corrupt`] if no segment can have it.
+pub(super) fn take_ordinal(supply: &mut Supply, context: &Context) -> Result<Ordinal> {
+    let ordinal = supply.next_ordinal;
+    if ordinal.0 >= NUMBER_END {
+        return Err(numbers_used_up(context));
+    }
+    supply.next_ordinal = ordinal.next();
+    Ok(ordinal)
+}
+
+/// No queue gets there by itself: something in the directory has such a number.
+pub(super) fn numbers_used_up(context: &Context) -> Error {
+    let (operation, path) = ("prepare segment", context.directory());
+    let reason = "a file in it has a number so large that the format has none behind it, so \
+                  nothing more can be pushed here; move the messages to a new queue";
+    Error::Corrupt { operation, path, offset: 0, reason }
+}

@@ -1,0 +1,201 @@
+//! Files that are made ahead of need: the next segment, out of nothing or out of one that went, and
+//! copies.
+//!
+//! Promises: a segment is made without the lock of the supply, in steps; whoever needs it waits for
+//! one step at most, and then has it as far as it is. Where a background thread does this and no
+//! push would wait for it soon, it rests between two steps: with few cores, each moment of it is
+//! one less for producers and consumers.
+
+use super::Appender;
+use super::files::{map_prepared, new_names, take_ordinal};
+use super::supply::{Making, Spare};
+use crate::error::{Error, Result};
+use crate::format::address::Ordinal;
+use crate::format::segment::SegmentHeader;
+use crate::log::Segment;
+use crate::log::unnamed::Unnamed;
+use crate::options::Durability;
+use crate::random;
+use crate::time::Shift;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// For so long the background rests between two steps.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Bytes that are made resident by one call.
+const WARM_STEP: u64 = 2 << 20;
+
+/// Makes files ahead of need.
+#[derive(Debug)]
+pub(crate) struct Maker<'a>(&'a Appender);
+
+impl<'a> Maker<'a> {
+    pub(crate) fn new(appender: &'a Appender) -> Self {
+        Self(appender)
+    }
+
+    /// Prepares the next segment if it will be needed soon. `something_goes`: a segment is about to
+    /// be let go, and can be used again. Where a background thread does it and nothing presses, it
+    /// does some of it, and asks to be called again.
+    pub(crate) fn prepare_ahead(&self, something_goes: impl Fn() -> bool) -> Result<()> {
+        if let Some(unnamed) = self.take_making(something_goes)? {
+            self.go_on_making(unnamed)?;
+        }
+        self.go_on_warming();
+        Ok(())
+    }
+
+    /// The segment to be worked at, which is begun if it will be needed soon.
+    fn take_making(&self, something_goes: impl Fn() -> bool) -> Result<Option<Unnamed>> {
+        let mut supply = self.0.supply.lock();
+        if supply.is_closed || matches!(supply.making, Making::UnderWay(_) | Making::Awaited(_)) {
+            return Ok(None);
+        }
+        let unnamed = if let Making::Paused(unnamed) = std::mem::take(&mut supply.making) {
+            unnamed
+        } else {
+            let is_wanted = self.0.unsealed().wants_supply();
+            let may_keep_one = supply.ready.is_none() && supply.spare == Spare::Kept;
+            if !may_keep_one || !is_wanted || something_goes() {
+                return Ok(None);
+            }
+            match self.0.prepare(&mut supply, 0) {
+                // What is left may do for a smaller one, when it is needed.
+                Err(Error::Full { .. }) => return Ok(None),
+                unnamed => unnamed?,
+            }
+        };
+        supply.making = Making::UnderWay(unnamed.header().ordinal);
+        Ok(Some(unnamed))
+    }
+
+    /// Works at a segment until it is ready, somebody waits for it, or there is time for a pause.
+    fn go_on_making(&self, mut unnamed: Unnamed) -> Result<()> {
+        let ordinal = unnamed.header().ordinal;
+        loop {
+            // Without the lock: whoever waits does so for one step at most.
+            let step = unnamed.prepare_some();
+            let mut supply = self.0.supply.lock();
+            let making = std::mem::take(&mut supply.making);
+            self.0.made.notify_all();
+            let has_more = match step {
+                Ok(has_more) => has_more && !matches!(making, Making::Awaited(_)),
+                Err(error) => {
+                    self.0.give_up(&mut supply, &unnamed);
+                    return Err(error);
+                }
+            };
+            if supply.is_closed {
+                self.0.give_up(&mut supply, &unnamed);
+                return Ok(());
+            }
+            if !has_more {
+                let prepared = self.0.name(&mut supply, unnamed)?;
+                supply.ready = Some(prepared);
+                return Ok(());
+            }
+            if self.may_pause() {
+                supply.making = Making::Paused(unnamed);
+                drop(supply);
+                self.0.context.worker.ask_within(PAUSE);
+                return Ok(());
+            }
+            supply.making = Making::UnderWay(ordinal);
+        }
+    }
+
+    /// Makes the pages of the newest segment resident, until that is done or there is time for a
+    /// pause.
+    fn go_on_warming(&self) {
+        loop {
+            let Some((prepared, offset)) = self.0.supply.lock().warming.take() else { return };
+            let size = prepared.segment.header.size;
+            prepared.region.populate_part(offset, WARM_STEP.min(size - offset));
+            let mut supply = self.0.supply.lock();
+            // Another one may be to be warmed by now.
+            let has_more = supply.warming.is_none() && offset + WARM_STEP < size;
+            if has_more {
+                supply.warming = Some((prepared, offset + WARM_STEP));
+            }
+            drop(supply);
+            if has_more && self.may_pause() {
+                self.0.context.worker.ask_within(PAUSE);
+                return;
+            }
+        }
+    }
+
+    /// Whether the background can rest for a moment: with few cores each moment of its work is one
+    /// less for producers and consumers. Not where pushes would wait for it soon.
+    fn may_pause(&self) -> bool {
+        self.0.context.worker.is_running() && !self.0.unsealed().is_pressed()
+    }
+
+    /// Turns a segment that no CHECKPOINT lists, and that has left the log, into the ready one, if
+    /// there is none yet and the segment has the full size; `None` if it is of no use. If that
+    /// fails, its file goes. `count`: how many slots it had.
+    pub(crate) fn recycle(&self, segment: &Arc<Segment>, count: u32) -> Option<Result<()>> {
+        let mut supply = self.0.supply.lock();
+        let size = segment.header.size;
+        // A file that others know by another name, or still read from, is not used again.
+        let is_free = || !segment.is_mapped() && !segment.has_other_names();
+        let is_usable = size == self.0.wanted_bytes(&supply) && is_free();
+        let has_none = supply.ready.is_none() && supply.making().is_none();
+        let is_wanted = has_none && supply.has_begun && supply.spare == Spare::Kept;
+        if !is_usable || !is_wanted || supply.is_closed {
+            return None;
+        }
+        let Ok(header) = self.0.next_header(&mut supply, size) else { return None };
+        let names = [segment.name.clone()].into_iter().chain(new_names(header.ordinal));
+        let (storage, durability) = (&*self.0.context.storage, self.0.context.options.durability);
+        let recycled = Unnamed::recycle(storage, segment, header, count, &self.0.context.health);
+        let recycled = recycled.and_then(|unnamed| unnamed.finish(storage, &self.0.context.health));
+        let recycled = recycled.and_then(|segment| map_prepared(Arc::new(segment), durability));
+        let prepared = match recycled {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                if supply.leftovers.clean_up(&self.0.context, names, size) {
+                    self.0.context.space.give_back(size);
+                }
+                return Some(Err(error));
+            }
+        };
+        // Relaxed: a number by itself.
+        self.0.taken_bytes.fetch_add(size, Ordering::Relaxed);
+        if durability != Durability::Always {
+            supply.warming = Some((prepared.clone(), 0));
+            self.0.context.worker.ask();
+        }
+        (supply.ready, supply.next_bytes) = (Some(prepared), size);
+        Some(Ok(()))
+    }
+
+    /// The header of a copy of this size; every CHECKPOINT lists it from here on. `clock_shift`: of
+    /// its sources.
+    pub(crate) fn begin_copy(&self, size: u64, clock_shift: Shift) -> Result<SegmentHeader> {
+        let mut supply = self.0.supply.lock();
+        supply.check_open()?;
+        let generation = u64::from_le_bytes(random::bytes()?);
+        let ordinal = take_ordinal(&mut supply, &self.0.context)?;
+        supply.compacting = Some(ordinal);
+        // It belongs to no epoch of its own.
+        Ok(SegmentHeader {
+            queue_id: supply.queue_id,
+            ordinal,
+            predecessor: Ordinal::NONE,
+            generation,
+            epoch: supply.epoch,
+            size,
+            seq_limit: supply.seq_limit,
+            sources: 0,
+            clock_shift,
+        })
+    }
+
+    /// The copy counts, or is given up.
+    pub(crate) fn end_copy(&self) {
+        self.0.supply.lock().compacting = None;
+    }
+}

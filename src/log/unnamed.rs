@@ -1,0 +1,175 @@
+//! A segment file in the making, which has not got its name yet, and means nothing so far.
+//!
+//! Promises: its blocks and both headers are durable before anything else is done with it, so it
+//! can get its name at any time. What is done before that only makes later stores and writes fast,
+//! in steps that take little time each. A recycled file loses its old name, durably, before its old
+//! content is changed.
+
+use super::{OnFailure, SLOT_RESERVE, Segment, sync_directory};
+use crate::error::{Error, Result};
+use crate::format::PAGE;
+use crate::format::address::Offset;
+use crate::format::name;
+use crate::format::segment::{SegmentHeader, most_slots};
+use crate::io::{Access, Storage, StorageFile};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Bytes that one step writes: less than a millisecond's work.
+const STEP: u64 = 1 << 20;
+
+/// One in this many bytes, at the end, are prepared for slots: those of messages of 56 bytes and
+/// more (a record of 80 bytes has a slot of 16).
+const SLOTS_PART: u64 = 6;
+
+/// How a segment is prepared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Preparation {
+    /// Bytes of zeros that are written by one call where records will be. The page cache keeps them
+    /// together: so a store through a map writes all of them at the next sync, and a write only
+    /// what it changes.
+    pub(crate) piece: u64,
+    /// Whether they are synced, so that a later sync has no blocks to note.
+    pub(crate) is_synced: bool,
+}
+
+/// For a file of which all blocks were written before.
+const NO_PREPARATION: Preparation = Preparation { piece: 0, is_synced: false };
+
+/// A segment file without its name.
+#[derive(Debug)]
+pub(crate) struct Unnamed {
+    header: SegmentHeader,
+    path: PathBuf,
+    file: Arc<dyn StorageFile>,
+    slot_limit: u32,
+    preparation: Preparation,
+    /// How far it is prepared; `None` once it is as a whole.
+    prepared: Option<u64>,
+}
+
+impl Unnamed {
+    /// Makes the file. If it fails, the caller removes what may be there by one of its names.
+    pub(crate) fn create(
+        storage: &dyn Storage,
+        header: SegmentHeader,
+        preparation: Preparation,
+    ) -> Result<Self> {
+        let temporary = name::temporary(header.ordinal);
+        let path = storage.path(&temporary);
+        let file = storage
+            .create(&temporary, header.size)
+            .map_err(|error| Error::io("allocate segment", &path, 0, error))?;
+        let slot_limit = most_slots(header.size);
+        let made = Self { header, path, file, slot_limit, preparation, prepared: Some(PAGE) };
+        made.with_headers()
+    }
+
+    /// Makes it from the file of a segment. All messages of that are settled, no CHECKPOINT lists
+    /// it any more, and nobody has it as memory. `count`: the number of slots that its last use
+    /// had. If it fails, the file may have its old name or one of the new ones.
+    pub(crate) fn recycle(
+        storage: &dyn Storage,
+        segment: &Segment,
+        header: SegmentHeader,
+        count: u32,
+        told: &dyn OnFailure,
+    ) -> Result<Self> {
+        let wrap = |error| segment.error("recycle segment", Offset::START, error);
+        let temporary = name::temporary(header.ordinal);
+        storage.rename(&segment.name, &temporary).map_err(wrap)?;
+        // The file means nothing now. Until that is durable, its content must stay.
+        sync_directory(storage, told)?;
+        let most = most_slots(header.size);
+        let slot_limit = most.min(count.saturating_add(count / 4).saturating_add(SLOT_RESERVE));
+        // Opened again, because the segment's file knows only the old name.
+        let file = storage.open(&temporary).map_err(wrap)?;
+        segment.zero_marks_and_slots(&*file, slot_limit)?;
+        let path = storage.path(&temporary);
+        let made =
+            Self { header, path, file, slot_limit, preparation: NO_PREPARATION, prepared: None };
+        made.with_headers()
+    }
+
+    /// Makes it from a file that has the temporary name of a segment with this header, and all of
+    /// its content but the headers.
+    pub(super) fn of_copy(
+        storage: &dyn Storage,
+        header: SegmentHeader,
+        file: Arc<dyn StorageFile>,
+    ) -> Result<Self> {
+        let path = storage.path(&name::temporary(header.ordinal));
+        let slot_limit = most_slots(header.size);
+        let made =
+            Self { header, path, file, slot_limit, preparation: NO_PREPARATION, prepared: None };
+        made.with_headers()
+    }
+
+    /// Makes its headers durable, with all that was stored.
+    fn with_headers(self) -> Result<Self> {
+        let bytes = self.header.encode();
+        let written = self
+            .file
+            .write_at(0, &bytes)
+            .and_then(|()| self.file.write_at(self.header.twin_offset().0, &bytes))
+            .and_then(|()| self.file.sync());
+        written.map_err(|error| self.error(0, error))?;
+        Ok(self)
+    }
+
+    pub(crate) fn header(&self) -> &SegmentHeader {
+        &self.header
+    }
+
+    /// Fails if there is no room for a map of it now.
+    pub(crate) fn check_map(&self, access: Access) -> Result<()> {
+        let mapped = self.file.map(access);
+        mapped.map(drop).map_err(|error| Error::io("map segment", &self.path, 0, error))
+    }
+
+    /// Does some more to make it ready; false once nothing is left to do.
+    pub(crate) fn prepare_some(&mut self) -> Result<bool> {
+        let Some(start) = self.prepared else { return Ok(false) };
+        let last = self.header.twin_offset().0;
+        if start >= last {
+            self.prepared = None;
+            return Ok(false);
+        }
+        let slots = (last - last / SLOTS_PART) / PAGE * PAGE;
+        // Slots are stored to through a map, here and there.
+        let (end, piece) =
+            if start < slots { (slots, self.preparation.piece) } else { (last, PAGE) };
+        let end = end.min(start + STEP);
+        let zeroed = self.file.zero(start, end, piece);
+        // Step by step, so that a commit waits for no more than one step is.
+        let is_synced = self.preparation.is_synced;
+        let synced = zeroed.and_then(|()| if is_synced { self.file.sync() } else { Ok(()) });
+        synced.map_err(|error| self.error(start, error))?;
+        self.prepared = Some(end);
+        Ok(true)
+    }
+
+    /// Does all that is left.
+    pub(crate) fn prepare_all(&mut self) -> Result<()> {
+        while self.prepare_some()? {}
+        Ok(())
+    }
+
+    /// Gives it its name. `told` hears of a failed sync of the directory. If it fails, the caller
+    /// removes what may be there by one of its names.
+    pub(crate) fn finish(self, storage: &dyn Storage, told: &dyn OnFailure) -> Result<Segment> {
+        let name = name::segment(self.header.ordinal);
+        let path = storage.path(&name);
+        let renamed = storage.rename(&name::temporary(self.header.ordinal), &name);
+        renamed.map_err(|error| Error::io("prepare segment", &path, 0, error))?;
+        sync_directory(storage, told)?;
+        // Opened again, because the file knows only the temporary name.
+        let opened = storage.open(&name);
+        let file = opened.map_err(|error| Error::io("open segment", &path, 0, error))?;
+        Ok(Segment::named(name, path, self.header, self.slot_limit, file))
+    }
+
+    fn error(&self, offset: u64, error: std::io::Error) -> Error {
+        Error::io("prepare segment", &self.path, offset, error)
+    }
+}
