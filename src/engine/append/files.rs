@@ -65,3 +65,9 @@ pub(super) fn numbers_used_up(context: &Context) -> Error {
                   nothing more can be pushed here; move the messages to a new queue";
     Error::Corrupt { operation, path, offset: 0, reason }
 }
+
+/// Whether its pages are made resident. Where they are synced that is not worth it: each sync
+/// protects them again, and what is made resident so counts as changed, and would be written.
+pub(super) fn is_warmed(durability: Durability) -> bool {
+    durability == Durability::Os
+}

@@ -7,14 +7,13 @@
 //! one less for producers and consumers.
 
 use super::Appender;
-use super::files::{map_prepared, new_names, take_ordinal};
+use super::files::{is_warmed, map_prepared, new_names, take_ordinal};
 use super::supply::{Making, Spare};
 use crate::error::{Error, Result};
 use crate::format::address::Ordinal;
 use crate::format::segment::SegmentHeader;
 use crate::log::Segment;
 use crate::log::unnamed::Unnamed;
-use crate::options::Durability;
 use crate::random;
 use crate::time::Shift;
 use std::sync::Arc;
@@ -26,6 +25,18 @@ const PAUSE: Duration = Duration::from_millis(2);
 
 /// Bytes that are made resident by one call.
 const WARM_STEP: u64 = 2 << 20;
+
+/// Nobody waits for a segment whose thread has panicked.
+struct EndIfPanicking<'a>(&'a Appender);
+
+impl Drop for EndIfPanicking<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.supply.lock().making = Making::Nothing;
+            self.0.made.notify_all();
+        }
+    }
+}
 
 /// Makes files ahead of need.
 #[derive(Debug)]
@@ -74,6 +85,7 @@ impl<'a> Maker<'a> {
     /// Works at a segment until it is ready, somebody waits for it, or there is time for a pause.
     fn go_on_making(&self, mut unnamed: Unnamed) -> Result<()> {
         let ordinal = unnamed.header().ordinal;
+        let _end = EndIfPanicking(self.0);
         loop {
             // Without the lock: whoever waits does so for one step at most.
             let step = unnamed.prepare_some();
@@ -83,12 +95,12 @@ impl<'a> Maker<'a> {
             let has_more = match step {
                 Ok(has_more) => has_more && !matches!(making, Making::Awaited(_)),
                 Err(error) => {
-                    self.0.give_up(&mut supply, &unnamed);
+                    self.0.give_up(&mut supply, unnamed);
                     return Err(error);
                 }
             };
             if supply.is_closed {
-                self.0.give_up(&mut supply, &unnamed);
+                self.0.give_up(&mut supply, unnamed);
                 return Ok(());
             }
             if !has_more {
@@ -106,8 +118,8 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// Makes the pages of the newest segment resident, until that is done or there is time for a
-    /// pause.
+    /// Makes the pages of the segment that was named last resident, until that is done or there is
+    /// time for a pause.
     fn go_on_warming(&self) {
         loop {
             let Some((prepared, offset)) = self.0.supply.lock().warming.take() else { return };
@@ -164,10 +176,8 @@ impl<'a> Maker<'a> {
         };
         // Relaxed: a number by itself.
         self.0.taken_bytes.fetch_add(size, Ordering::Relaxed);
-        if durability != Durability::Always {
-            supply.warming = Some((prepared.clone(), 0));
-            self.0.context.worker.ask();
-        }
+        supply.warming = is_warmed(durability).then(|| (prepared.clone(), 0));
+        self.0.context.worker.ask();
         (supply.ready, supply.next_bytes) = (Some(prepared), size);
         Some(Ok(()))
     }

@@ -4,7 +4,9 @@
 //! durable and sealed, so a dropped record can never come back behind a newer one. Relies on the
 //! `supply` lock for everything here.
 
-use super::files::{access, map_prepared, new_names, numbers_used_up, preparation, take_ordinal};
+use super::files::{
+    access, is_warmed, map_prepared, new_names, numbers_used_up, preparation, take_ordinal,
+};
 use super::supply::{FIRST_SEGMENT, Making, Prepared, Spare, Supply, SupplyState, next_size};
 use super::{Appender, Need, SMALLEST_SEGMENT};
 use crate::error::{Error, Result};
@@ -16,7 +18,6 @@ use crate::io::Access;
 use crate::log::Segment;
 use crate::log::active::Active;
 use crate::log::unnamed::Unnamed;
-use crate::options::Durability;
 use crate::random;
 use crate::recovery::Part;
 use parking_lot::MutexGuard;
@@ -41,11 +42,11 @@ impl Appender {
         let mut unnamed = self.prepare(supply, bytes)?;
         let is_small = unnamed.header().size <= FIRST_SEGMENT;
         if is_small && let Err(error) = unnamed.prepare_all() {
-            self.give_up(supply, &unnamed);
+            self.give_up(supply, unnamed);
             return Err(error);
         }
         let prepared = self.name(supply, unnamed)?;
-        if is_small {
+        if is_small && supply.warming.take().is_some() {
             prepared.region.populate();
         }
         Ok(prepared)
@@ -129,9 +130,7 @@ impl Appender {
         let named = unnamed.finish(storage, &self.context.health);
         let named = named.and_then(|segment| map_prepared(Arc::new(segment), durability));
         let named = named.or_else(|error| self.clean_up(supply, ordinal, size, error))?;
-        if durability != Durability::Always {
-            supply.warming = Some((named.clone(), 0));
-        }
+        supply.warming = is_warmed(durability).then(|| (named.clone(), 0));
         Ok(named)
     }
 
@@ -153,8 +152,10 @@ impl Appender {
     }
 
     /// What has no name yet goes.
-    pub(super) fn give_up(&self, supply: &mut Supply, unnamed: &Unnamed) {
+    pub(super) fn give_up(&self, supply: &mut Supply, unnamed: Unnamed) {
         let SegmentHeader { ordinal, size, .. } = *unnamed.header();
+        // Some systems remove no file that is open.
+        drop(unnamed);
         if supply.leftovers.clean_up(&self.context, new_names(ordinal), size) {
             self.context.space.give_back(size);
         }
