@@ -12,15 +12,21 @@ use super::context::{Context, Padded};
 use super::signal::DispatchLock;
 use super::wait::{Look, Soon};
 use super::worker::Scope;
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::segment::Seal;
 use crate::io::Access;
 use crate::log::Segment;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
 
 /// In the place of the Seq that a thread waits for: it looks again after each round.
 const ANY_ROUND: u64 = u64::MAX;
+
+/// A leader waits for others for this part of the time that a round takes, at most.
+const GATHER_PART: u32 = 4;
 
 /// Who syncs, and what is durable.
 #[derive(Debug)]
@@ -33,6 +39,10 @@ pub(crate) struct Commit {
     durable: Padded<AtomicU64>,
     /// The answer with this number, and all before it, are on the disk.
     durable_answers: AtomicU64,
+    /// How many records the next round is likely to have if it waits a little.
+    expected: AtomicU64,
+    /// How long the last round of syncs took, in nanoseconds.
+    round_time: AtomicU64,
 }
 
 /// What a round of syncs makes durable.
@@ -43,6 +53,8 @@ struct Round {
     answered: Vec<Arc<Segment>>,
     published: u64,
     answers: Option<u64>,
+    /// About how many records were written for it.
+    gathered: u64,
 }
 
 /// The lead. Its drop gives the lead up, whatever happened, and wakes the threads that waited for
@@ -75,6 +87,8 @@ impl Commit {
             leading: AtomicBool::new(false),
             durable: Padded(AtomicU64::new(durable)),
             durable_answers: AtomicU64::new(0),
+            expected: AtomicU64::new(0),
+            round_time: AtomicU64::new(0),
         }
     }
 
@@ -204,6 +218,7 @@ impl Commit {
         // Only now: the last leader may have failed since anybody looked.
         self.context.health.check(true)?;
         let round = self.plan_round(scope)?;
+        let began = clock::now();
         // Those that were pushed to are looked for below.
         let mut pushed = round.pushed.iter();
         let synced = pushed.try_for_each(|segment| self.context.health.sync(segment));
@@ -227,11 +242,40 @@ impl Commit {
             return self.context.health.check(true);
         }
         self.finish_round(&round);
+        if scope == Scope::Records {
+            let time = clock::now().saturating_duration_since(began);
+            let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+            self.round_time.store(time, Ordering::Relaxed);
+            let waiting = self.appender.collected();
+            self.expected.store(round.gathered + waiting, Ordering::Relaxed);
+        }
         Ok(())
     }
 
+    /// Waits for a moment for producers that are likely to come: those of the last round, who push
+    /// again as soon as they are told. Without that they would be half of the producers, and the
+    /// other half would have a round of their own. One that stays away costs a part of one round.
+    /// Gives how many records are collected then.
+    fn gather(&self) -> u64 {
+        // Relaxed: only the leader stores to these.
+        let expected = self.expected.load(Ordering::Relaxed);
+        let mut collected = self.appender.collected();
+        if collected == 0 || collected >= expected {
+            return collected;
+        }
+        let round = Duration::from_nanos(self.round_time.load(Ordering::Relaxed));
+        let end = clock::now() + round / GATHER_PART;
+        while collected < expected && clock::now() < end {
+            thread::yield_now();
+            collected = self.appender.collected();
+        }
+        collected
+    }
+
     fn plan_round(&self, scope: Scope) -> Result<Round> {
+        let mut gathered = 0;
         if scope != Scope::OldestFull {
+            gathered = self.gather();
             // Whoever has records in it hears of a failure: the others are synced all the same.
             self.appender.write_staged().ok();
         }
@@ -260,7 +304,7 @@ impl Commit {
             answers = Some(count);
             answered.retain(|segment| !pushed.iter().any(|other| Arc::ptr_eq(other, segment)));
         }
-        Ok(Round { pushed, answered, published, answers })
+        Ok(Round { pushed, answered, published, answers, gathered })
     }
 
     fn finish_round(&self, round: &Round) {

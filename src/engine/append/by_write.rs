@@ -13,6 +13,7 @@ use crate::log::active::{Draft, When};
 use crate::log::stage::{MOST_STAGED, Stage};
 use parking_lot::MutexGuard;
 use std::io;
+use std::sync::atomic::Ordering;
 
 impl Appender {
     /// As [`Appender::append`], to a segment that is written. Gives up the lock first.
@@ -32,7 +33,26 @@ impl Appender {
             && self.context.options.message_ttl.is_none()
             && drafts.iter().all(Draft::can_wait);
         if is_for_later {
-            return self.collect(drafts, need, durable);
+            loop {
+                let mut unsealed = self.unsealed.lock();
+                if unsealed.can_collect(need.bytes) {
+                    let how = (need, When::Later);
+                    let placed = self.place::<true>(&mut unsealed, drafts, how, durable);
+                    if let Ok(Some(_)) = placed {
+                        // Relaxed, here and below: a hint for `collected`.
+                        self.collected.fetch_add(need.records, Ordering::Relaxed);
+                    }
+                    let asks = unsealed.takes_to_ask();
+                    drop(unsealed);
+                    if asks {
+                        self.context.worker.ask();
+                    }
+                    return placed;
+                }
+                drop(unsealed);
+                // Those whose records they are hear of a failure.
+                self.write_staged().ok();
+            }
         }
         let mut staged = self.writing.lock();
         let mut unsealed = self.unsealed.lock();
@@ -48,24 +68,9 @@ impl Appender {
         placed
     }
 
-    /// Leaves records to the next write.
-    fn collect(&self, drafts: &[Draft<'_>], need: Need, durable: u64) -> Result<Option<Placed>> {
-        loop {
-            let mut unsealed = self.unsealed.lock();
-            if unsealed.can_collect(need.bytes) {
-                let how = (need, When::Later);
-                let placed = self.place::<true>(&mut unsealed, drafts, how, durable);
-                let asks = unsealed.takes_to_ask();
-                drop(unsealed);
-                if asks {
-                    self.context.worker.ask();
-                }
-                return placed;
-            }
-            drop(unsealed);
-            // Those whose records they are hear of a failure.
-            self.write_staged().ok();
-        }
+    /// About how many records wait to be written.
+    pub(crate) fn collected(&self) -> u64 {
+        self.collected.load(Ordering::Relaxed)
     }
 
     /// Writes what is collected, and publishes it.
@@ -76,6 +81,7 @@ impl Appender {
     pub(crate) fn write_staged(&self) -> Result<()> {
         let mut staged = self.writing.lock();
         let begun = self.unsealed.lock().begin_write(&mut staged);
+        self.collected.store(0, Ordering::Relaxed);
         let Some(region) = begun else { return Ok(()) };
         // Without the lock: others are collected meanwhile.
         let written = staged.write_to(&*region);
@@ -93,6 +99,7 @@ impl Appender {
         staged: &mut Stage,
     ) -> (Result<()>, u64) {
         let Some(region) = unsealed.begin_write(staged) else { return (Ok(()), 0) };
+        self.collected.store(0, Ordering::Relaxed);
         let written = staged.write_to(&*region);
         self.end_write(unsealed, staged, written)
     }

@@ -62,6 +62,8 @@ pub(crate) struct Appender {
     /// changes places with the one that is written.
     writing: Mutex<Stage>,
     unsealed: Padded<Mutex<Unsealed>>,
+    /// About how many records wait to be written.
+    collected: AtomicU64,
     /// How many records earlier runs left.
     records_before: u64,
     /// How many messages were found or made settled in this run.
@@ -147,6 +149,7 @@ impl Appender {
             made: Condvar::new(),
             writing: Mutex::default(),
             unsealed: Padded(Mutex::new(Unsealed::new(log))),
+            collected: AtomicU64::new(0),
             records_before: log.parts.iter().map(|part| u64::from(part.count)).sum(),
             settled_total: guard.ledger().settled_total().clone(),
             planned_look: Arc::clone(guard.ledger().expiry().planned()),
