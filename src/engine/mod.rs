@@ -148,7 +148,7 @@ impl Engine {
         let log = Reconciled::of(Found::read(&storage)?)?.into_log()?;
         let log = log.beginning_at(options.first_seq);
         let had_dead_letters = log.has_dead_letters && options.dead_letters;
-        merge_replaced(&log)?;
+        merge_replaced(&*storage, &log)?;
         setting.space.set(setting.bytes_of(&log, &options), log.unusable_bytes);
         let clock = Clock::start(options.clock.clone(), log.known_time, log.boot);
         let run = Run { start_time: clock.start_time(), first_seq: log.next_seq };

@@ -41,8 +41,14 @@ impl Setting {
     }
 }
 
-/// Gives messages in copies their latest states, where a crash left the sources of a copy.
-pub(super) fn merge_replaced(log: &Log) -> Result<()> {
+/// Gives messages in copies their latest states, where a crash left the sources of a copy. The
+/// copies count from then on, so their names have to outlast a power cut: a killed run may have left
+/// one that does not.
+pub(super) fn merge_replaced(storage: &dyn Storage, log: &Log) -> Result<()> {
+    if !log.replaced.is_empty() {
+        let synced = storage.sync_directory();
+        synced.map_err(|error| Error::io("sync directory", &storage.path(""), 0, error))?;
+    }
     for Replaced { copy, sources } in &log.replaced {
         let segment = Arc::clone(&copy.segment);
         let region = segment.map(Access::Commits)?;

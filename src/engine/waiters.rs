@@ -29,12 +29,14 @@ impl Waiters {
         (0..consumers).for_each(|_| self.consumers.wake_one());
     }
 
-    /// Wakes those who wait for a write that is over: this many consumers, and its producers if it
-    /// has failed.
+    /// Wakes those who wait for a write that is over: this many consumers; if it has failed, its
+    /// producers, and those who wait for room.
     pub(super) fn tell_written(&self, has_failed: bool, consumers: u64) {
         self.wake_consumers(consumers);
         if has_failed {
             self.commit.wake_all();
+            // What is taken back has left room.
+            self.room.wake_first();
         }
     }
 

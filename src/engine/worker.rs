@@ -112,6 +112,11 @@ impl Worker {
         self.is_running.load(Ordering::Relaxed)
     }
 
+    /// Whether it is to end.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.agenda.lock().stop
+    }
+
     /// Whether there was one, until it panicked.
     pub(super) fn has_panicked(&self) -> bool {
         self.agenda.lock().has_panicked

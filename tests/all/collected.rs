@@ -6,7 +6,7 @@ use crate::found_support::call;
 use crate::support::watched::{Op, Watched};
 use crate::support::{DEADLINE, Dice, cases};
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage, Storage};
-use keepq::{Durability, Error, Message, Options, Queue};
+use keepq::{Compaction, Durability, Error, Message, Options, Overflow, Queue};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -270,4 +270,65 @@ fn many_threads_are_told_the_truth_when_an_operation_fails() {
         }
         assert!(found.damage().is_empty(), "seed {seed}: {:?}", found.damage());
     }
+}
+
+/// A producer waited for room that a collected message had taken. The write of that failed: there
+/// was room again, and nobody woke the producer.
+#[test]
+fn room_that_a_failed_write_gives_back_wakes_a_producer() {
+    for background in [false, true] {
+        let faults = Arc::new(FaultStorage::new(Arc::new(MemoryStorage::new())));
+        faults.stores_can_fail(true);
+        let storage = Watched::around(faults.clone());
+        let options = options(storage.clone()).background(background).max_messages(2);
+        let queue = options.overflow(Overflow::Block).open("queue").unwrap();
+        queue.push("first").unwrap();
+        let gate = Gate::closed();
+        let here = gate.clone();
+        storage.rule(move |call| {
+            if call.op == Op::Store && is_segment(call.name) {
+                here.pass();
+            }
+            Ok(())
+        });
+        let _open = OpenAtEnd(gate.clone());
+        let push = |payload: [u8; 900]| {
+            let queue = queue.clone();
+            call(move || queue.push(&payload))
+        };
+        let one = push([1; 900]);
+        until("it writes", || gate.has_waiting());
+        let two = push([2; 900]);
+        two.asleep();
+        faults.plan(FaultPlan::FailAt { at: 1, error: ErrorKind::StorageFull, lasting: false });
+        gate.open();
+        one.result("push").unwrap_err();
+        assert_eq!(u64::from(two.result("push into the room").unwrap()), 2);
+    }
+}
+
+/// Collected messages count, and could not be dropped: a push dropped all others, and failed all
+/// the same.
+#[test]
+fn what_is_collected_can_be_dropped() {
+    let storage = Watched::around(Arc::new(MemoryStorage::new()));
+    let options = options(storage.clone()).max_messages(4).compaction(Compaction::off());
+    let queue = options.overflow(Overflow::DropOldest).open("queue").unwrap();
+    // So that others are collected meanwhile.
+    storage.rule(|call| {
+        if call.op == Op::Sync {
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    });
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    queue.push("x").unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(queue.len(), 4);
 }

@@ -124,16 +124,33 @@ fn every_operation_can_be_the_last() {
     }
 }
 
+fn names(disk: &MemoryStorage) -> BTreeSet<String> {
+    let all = disk.list().unwrap().into_iter().map(|entry| entry.name);
+    all.filter(|name| !name.contains(".tmp")).collect()
+}
+
+/// Acks that are synced before any CHECKPOINT is written, to a copy perhaps.
+fn durable_answers_stay(disk: &Arc<MemoryStorage>, context: &str) {
+    let queue = on(disk.clone()).sync_acks(true).open("memory").unwrap();
+    let jobs = queue.pop_batch(usize::MAX).unwrap();
+    let acked: BTreeSet<u64> = jobs.iter().map(|job| number(job)).collect();
+    for job in jobs {
+        job.ack().unwrap();
+    }
+    for image in [CrashImage::Oldest, CrashImage::Mixed(1), CrashImage::Mixed(2)] {
+        let found = on(Arc::new(disk.power_cut(image))).open("memory").unwrap();
+        let jobs = found.pop_batch(usize::MAX).unwrap();
+        let back: Vec<u64> = jobs.iter().map(|job| number(job)).collect();
+        assert!(back.iter().all(|n| !acked.contains(n)), "{context}: of {back:?} some were acked");
+    }
+}
+
 /// A process was killed right after it had named a copy, or CHECKPOINT. The next run took the name
 /// for durable, and let the sources go: a power cut took the copy away, and all messages with it.
 #[test]
 fn a_name_that_a_kill_left_is_made_durable_before_it_counts() {
     let counting = Arc::new(FaultStorage::new(Arc::new(MemoryStorage::new())));
     work(on(counting.clone()), &mut Told::default()).unwrap();
-    let names = |disk: &MemoryStorage| -> BTreeSet<String> {
-        let all = disk.list().unwrap().into_iter().map(|entry| entry.name);
-        all.filter(|name| !name.contains(".tmp")).collect()
-    };
     let mut undurable = 0;
     for at in 0..counting.operations() {
         let memory = Arc::new(MemoryStorage::new());
@@ -146,6 +163,7 @@ fn a_name_that_a_kill_left_is_made_durable_before_it_counts() {
             continue;
         }
         undurable += 1;
+        durable_answers_stay(&Arc::new(memory.killed()), &format!("operation {at}"));
         for then in 0..48 {
             let disk = Arc::new(memory.killed());
             let faults = Arc::new(FaultStorage::new(disk.clone()));

@@ -7,7 +7,7 @@
 //! push that is to return without one writes them itself, and first what others have collected.
 
 use super::{Appender, Need, Placed, Promise, Unsealed};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::bytes::to_u64;
 use crate::log::active::{Draft, When};
 use crate::log::stage::{MOST_STAGED, Stage};
@@ -38,6 +38,13 @@ impl Appender {
                 if unsealed.can_collect(need.bytes) {
                     let how = (need, When::Later);
                     let placed = self.place::<true>(&mut unsealed, drafts, how, durable);
+                    let has_unwritten = unsealed.next_seq() > unsealed.written_end();
+                    if has_unwritten && matches!(placed, Err(Error::Full { .. })) {
+                        // What is collected counts, and can be dropped only once it is published.
+                        drop(unsealed);
+                        self.write_staged().ok();
+                        continue;
+                    }
                     if let Ok(Some(_)) = placed {
                         // Relaxed, here and below: a hint for `collected`.
                         self.collected.fetch_add(need.records, Ordering::Relaxed);

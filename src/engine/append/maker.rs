@@ -99,7 +99,8 @@ impl<'a> Maker<'a> {
                     return Err(error);
                 }
             };
-            if supply.is_closed {
+            // Or else a close would wait for all of it.
+            if supply.is_closed || self.0.context.worker.is_stopping() {
                 self.0.give_up(&mut supply, unnamed);
                 return Ok(());
             }

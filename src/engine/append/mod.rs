@@ -356,8 +356,9 @@ impl Appender {
         }
         // In this order, so that wakers are called outside of all locks.
         drop((unsealed, staged, supply));
+        let begun = begun.map(drop);
         self.context.waiters.tell_written(written.is_err(), consumers);
-        drop(begun?);
+        begun?;
         self.context.worker.ask();
         written
     }

@@ -1,8 +1,8 @@
 //! The newest segment goes, too, where nothing in it is unsettled.
 //!
 //! Promises: a small segment takes its place before it is let go, so that there always is one that
-//! says how far the numbers went. From there on segments grow again, each twice as large as the one
-//! before. A small one also follows when the clock is set: its header tells how.
+//! says how far the numbers went. From there on segments grow again, if pushes fill them fast. A
+//! small one also follows when the clock is set: its header tells how.
 
 use super::supply::{IDLE_SEGMENT, LARGEST_IDLE, Spare, Supply};
 use super::{Appender, SMALLEST_SEGMENT};
