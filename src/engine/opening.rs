@@ -41,8 +41,8 @@ impl Setting {
     }
 }
 
-/// Gives messages in copies their latest states, where a crash left the sources of a copy. The
-/// copies count from then on, so their names have to outlast a power cut: a killed run may have left
+/// Gives messages in copies their latest states, where a crash left the sources of a copy. From
+/// then on the copies count, so their names have to outlast a power cut: a killed run may have left
 /// one that does not.
 pub(super) fn merge_replaced(storage: &dyn Storage, log: &Log) -> Result<()> {
     if !log.replaced.is_empty() {
