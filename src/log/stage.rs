@@ -14,8 +14,8 @@ use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-/// A body of this length is written from where it is: a copy takes longer than a call (about as
-/// long as half a call at 4 KiB, where 10 GB/s are copied and a call takes 700 ns).
+/// A body of this length is written from where it is, by a call of its own: to copy it would take
+/// longer than that call.
 pub(super) const LARGE: usize = 16 << 10;
 
 /// Bytes that are collected at most, but for one message.

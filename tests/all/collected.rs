@@ -2,7 +2,7 @@
 //! fails for each of them, and what is not written is not seen.
 
 use crate::found_hooks::{Gate, OpenAtEnd, is_segment, until};
-use crate::found_support::call;
+use crate::found_support::{Call, call};
 use crate::support::watched::{Op, Watched};
 use crate::support::{DEADLINE, Dice, cases};
 use keepq::fault::{CrashImage, FaultPlan, FaultStorage, MemoryStorage, Storage};
@@ -33,11 +33,15 @@ struct Held {
 
 /// With calls of this kind held up, in the segment that is pushed to.
 fn held(op: Op) -> Held {
+    held_with(op, |options| options.background(false))
+}
+
+fn held_with(op: Op, set: impl FnOnce(Options) -> Options) -> Held {
     let disk = Arc::new(MemoryStorage::new());
     let faults = Arc::new(FaultStorage::new(disk.clone()));
     faults.stores_can_fail(true);
     let storage = Watched::around(faults.clone());
-    let queue = options(storage.clone()).background(false).open("queue").unwrap();
+    let queue = set(options(storage.clone())).open("queue").unwrap();
     queue.push("first").unwrap();
     let gate = Gate::closed();
     let here = gate.clone();
@@ -49,6 +53,19 @@ fn held(op: Op) -> Held {
     });
     let open = OpenAtEnd(gate.clone());
     Held { disk, faults, queue, gate, open }
+}
+
+/// One push that syncs, held up, and one that is collected meanwhile.
+fn two_pushes(queue: &Queue, gate: &Gate) -> [Call<keepq::Result<keepq::Seq>>; 2] {
+    let push = |payload: &'static str| {
+        let queue = queue.clone();
+        call(move || queue.push(payload))
+    };
+    let one = push("one");
+    until("it syncs", || gate.has_waiting());
+    let two = push("two");
+    two.asleep();
+    [one, two]
 }
 
 #[test]
@@ -121,12 +138,7 @@ fn a_write_that_fails_fails_for_all_that_was_collected() {
 #[test]
 fn who_waits_for_no_sync_writes_what_was_collected_before() {
     let Held { disk, queue, gate, open: _open, .. } = held(Op::Sync);
-    let pushing = queue.clone();
-    let one = call(move || pushing.push("one"));
-    until("it syncs", || gate.has_waiting());
-    let pushing = queue.clone();
-    let two = call(move || pushing.push("two"));
-    two.asleep();
+    let [one, two] = two_pushes(&queue, &gate);
     let receipt = queue.submit("three").unwrap();
     let seq = queue.push(Message::new("four").durability(Durability::Os)).unwrap();
     queue.push(Message::new("five").transient()).unwrap();
@@ -154,12 +166,7 @@ fn who_waits_for_no_sync_writes_what_was_collected_before() {
 #[test]
 fn a_close_writes_what_is_collected() {
     let Held { disk, queue, gate, open: _open, .. } = held(Op::Sync);
-    let pushing = queue.clone();
-    let one = call(move || pushing.push("one"));
-    until("it syncs", || gate.has_waiting());
-    let pushing = queue.clone();
-    let two = call(move || pushing.push("two"));
-    two.asleep();
+    let [one, two] = two_pushes(&queue, &gate);
     let closing = call(move || queue.close());
     closing.asleep();
     gate.open();
@@ -277,21 +284,11 @@ fn many_threads_are_told_the_truth_when_an_operation_fails() {
 #[test]
 fn room_that_a_failed_write_gives_back_wakes_a_producer() {
     for background in [false, true] {
-        let faults = Arc::new(FaultStorage::new(Arc::new(MemoryStorage::new())));
-        faults.stores_can_fail(true);
-        let storage = Watched::around(faults.clone());
-        let options = options(storage.clone()).background(background).max_messages(2);
-        let queue = options.overflow(Overflow::Block).open("queue").unwrap();
-        queue.push("first").unwrap();
-        let gate = Gate::closed();
-        let here = gate.clone();
-        storage.rule(move |call| {
-            if call.op == Op::Store && is_segment(call.name) {
-                here.pass();
-            }
-            Ok(())
-        });
-        let _open = OpenAtEnd(gate.clone());
+        let set = |options: Options| {
+            let options = options.background(background).max_messages(2);
+            options.overflow(Overflow::Block)
+        };
+        let Held { faults, queue, gate, open: _open, .. } = held_with(Op::Store, set);
         let push = |payload: [u8; 900]| {
             let queue = queue.clone();
             call(move || queue.push(&payload))

@@ -87,8 +87,11 @@ impl Appender {
     /// If that fails: then all whose records it was hear of it.
     pub(crate) fn write_staged(&self) -> Result<()> {
         let mut staged = self.writing.lock();
-        let begun = self.unsealed.lock().begin_write(&mut staged);
-        self.collected.store(0, Ordering::Relaxed);
+        let begun = {
+            let mut unsealed = self.unsealed.lock();
+            self.collected.store(0, Ordering::Relaxed);
+            unsealed.begin_write(&mut staged)
+        };
         let Some(region) = begun else { return Ok(()) };
         // Without the lock: others are collected meanwhile.
         let written = staged.write_to(&*region);

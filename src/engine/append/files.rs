@@ -31,8 +31,8 @@ pub(super) fn access(durability: Durability) -> Access {
     }
 }
 
-/// How a segment is prepared so that stores and writes to it are fast. The sizes of pieces are
-/// measured: docs/performance.md.
+/// How a segment is prepared so that stores and writes to it are fast. `docs/design.md`, "Segments
+/// that are made ahead", says why the pieces are as large as that.
 pub(super) fn preparation(durability: Durability) -> Preparation {
     match durability {
         // Stored to through a map, from start to end.
