@@ -220,12 +220,17 @@ pub enum Error {
 /// What could not be done where a change stands in the log, and could not be made durable yet.
 const SYNC_OF_A_CHANGE: &str = "begin to sync what is stored";
 
+/// What could not be done where a write failed, of which the file may still hold something.
+const TAKE_BACK: &str = "take back what a failed write left";
+
 impl Error {
     /// Whether the operation that returned this may have taken effect all the same. If the sync of
     /// a push failed after its message was visible, the message may still be delivered. If the sync
     /// of an ack failed, the ack holds in this run, and perhaps beyond it. An [`Error::Io`] says so
-    /// if no file descriptor was left to begin that sync: it may be tried again by
-    /// [`Queue::sync`](crate::Queue::sync).
+    /// in two cases. No file descriptor was left to begin that sync: it may be tried again by
+    /// [`Queue::sync`](crate::Queue::sync). Or the write of a push failed, and what it left in the
+    /// file could not be erased, or not be known to be erased on the disk: the message is not in
+    /// the queue now, but may be when it is opened again.
     ///
     /// ```
     /// assert!(!keepq::Error::Closed.is_indeterminate());
@@ -234,7 +239,7 @@ impl Error {
     pub fn is_indeterminate(&self) -> bool {
         match self {
             Self::Poisoned { indeterminate, .. } => *indeterminate,
-            Self::Io { operation, .. } => *operation == SYNC_OF_A_CHANGE,
+            Self::Io { operation, .. } => [SYNC_OF_A_CHANGE, TAKE_BACK].contains(operation),
             _ => false,
         }
     }
@@ -245,6 +250,17 @@ impl Error {
             *operation = SYNC_OF_A_CHANGE;
         }
         self
+    }
+
+    /// The same error of a write of which something may still be in the file.
+    pub(crate) fn not_taken_back(self) -> Self {
+        match self {
+            Self::Io { path, offset, source, .. }
+            | Self::StorageFull { path, offset, source, .. } => {
+                Self::Io { operation: TAKE_BACK, path, offset, source }
+            }
+            other => other,
+        }
     }
 
     /// The same error, for an operation that has not changed anything yet.
@@ -323,5 +339,9 @@ mod tests {
         assert!(!error().is_indeterminate());
         assert!(error().after_the_change().is_indeterminate());
         assert!(!Error::Closed.after_the_change().is_indeterminate());
+        let full = || Error::io("append", Path::new("q"), 0, io::ErrorKind::StorageFull.into());
+        for error in [error(), full()] {
+            assert!(error.not_taken_back().is_indeterminate());
+        }
     }
 }

@@ -11,7 +11,7 @@ use crate::engine::{
 use crate::error::{Error, Result};
 use crate::io::Storage;
 use crate::io::process::ProcessId;
-use crate::log::active::Draft;
+use crate::log::draft::Draft;
 use crate::options::Options;
 use crate::report::Compacted;
 use crate::stats::Stats;

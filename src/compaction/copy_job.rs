@@ -271,7 +271,8 @@ mod tests {
     use crate::format::segment::{Activation, SegmentHeader, most_slots};
     use crate::io::Access;
     use crate::io::memory::MemoryStorage;
-    use crate::log::active::{Active, Draft, Placing, When};
+    use crate::log::active::{Active, Placing, When};
+    use crate::log::draft::Draft;
     use crate::log::scan::scan;
     use crate::log::unnamed::{Preparation, Unnamed};
     use crate::time::Time;

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::format::extension::{self, Notes};
 use crate::format::record;
-use crate::log::active::Draft;
+use crate::log::draft::Draft;
 
 /// The message for the other queue: with all that it had except its times and its origin, and with
 /// `notes`.

@@ -115,10 +115,14 @@ impl Commit {
     /// they could not be written, they are not in the queue.
     pub(crate) fn wait_placed(&self, placed: &Placed, records: u64) -> Result<()> {
         let last_seq = placed.first_seq() + records - 1;
-        self.wait_for(Scope::Records, last_seq, || match placed.written() {
-            Some(Ok(())) => self.is_durable(last_seq).then_some(Ok(())),
-            written => written,
-        })
+        let waited = self.wait_for(Scope::Records, last_seq, || match placed.outcome() {
+            Some(Ok(())) => self.is_durable(last_seq),
+            Some(Err(_)) => true,
+            None => false,
+        });
+        let Some(refused) = placed.refused() else { return waited };
+        self.wake_next_leader();
+        Err(self.context.health.refuse(refused))
     }
 
     /// Wakes one of those whose messages are not durable. Each round ends with this. The one that
@@ -130,14 +134,14 @@ impl Commit {
 
     /// Returns when everything up to `seq`, which is published, is on the disk.
     pub(crate) fn wait_durable(&self, seq: u64) -> Result<()> {
-        self.wait_for(Scope::Records, seq, || self.is_durable(seq).then_some(Ok(())))
+        self.wait_for(Scope::Records, seq, || self.is_durable(seq))
     }
 
     /// Returns when answer number `count`, and all before it, are on the disk.
     pub(crate) fn wait_answers(&self, count: u64) -> Result<()> {
         // Acquire: pairs with the store in `finish_round`.
         let done = || self.durable_answers.load(Ordering::Acquire) >= count;
-        self.wait_for(Scope::Answers, ANY_ROUND, || done().then_some(Ok(())))
+        self.wait_for(Scope::Answers, ANY_ROUND, done)
     }
 
     /// Syncs and seals the oldest segment that is no longer pushed to; false if there is none, or
@@ -159,31 +163,18 @@ impl Commit {
         Ok(true)
     }
 
-    /// Waits until `look` finds something: syncs, or lets another thread sync. `seq`: the message
-    /// that is to be durable, or [`ANY_ROUND`].
-    fn wait_for(
-        &self,
-        scope: Scope,
-        seq: u64,
-        look: impl Fn() -> Option<Result<()>>,
-    ) -> Result<()> {
-        let waited = self.wait_or_lead(scope, seq, look);
+    /// Waits until `is_done` holds: syncs, or lets another thread sync. `seq`: the message that is
+    /// to be durable, or [`ANY_ROUND`].
+    fn wait_for(&self, scope: Scope, seq: u64, is_done: impl Fn() -> bool) -> Result<()> {
+        let waited = self.wait_or_lead(scope, seq, is_done);
         if waited.is_err() {
             self.wake_next_leader();
         }
         waited
     }
 
-    fn wait_or_lead(
-        &self,
-        scope: Scope,
-        seq: u64,
-        look: impl Fn() -> Option<Result<()>>,
-    ) -> Result<()> {
-        loop {
-            if let Some(found) = look() {
-                return found;
-            }
+    fn wait_or_lead(&self, scope: Scope, seq: u64, is_done: impl Fn() -> bool) -> Result<()> {
+        while !is_done() {
             self.context.health.check(true)?;
             match self.lead() {
                 Some(lead) => {
@@ -191,9 +182,10 @@ impl Commit {
                     drop(lead);
                     result.map_err(Error::after_the_change)?;
                 }
-                None => self.wait_for_leader(seq, || look().is_some()),
+                None => self.wait_for_leader(seq, &is_done),
             }
         }
+        Ok(())
     }
 
     /// Waits until no thread leads, and takes the lead.

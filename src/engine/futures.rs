@@ -7,7 +7,7 @@ use super::wait::{Look, Registration};
 use super::{Engine, Need, Promise, Setting, Share, Space, Taken};
 use crate::error::{Error, Result};
 use crate::io::memory::MemoryStorage;
-use crate::log::active::Draft;
+use crate::log::draft::Draft;
 use crate::options::{Durability, Options};
 use crate::random;
 use std::collections::VecDeque;

@@ -8,6 +8,7 @@
 use super::waiters::Waiters;
 use crate::error::{Error, Result, again};
 use crate::io::Unopened;
+use crate::log::stage::Refused;
 use crate::log::{OnFailure, Segment};
 use parking_lot::Mutex;
 use std::io;
@@ -38,6 +39,11 @@ impl Health {
     /// Syncs a segment that holds messages or their states: a failed sync poisons the queue.
     pub(super) fn sync(&self, segment: &Segment) -> Result<()> {
         segment.sync(self)
+    }
+
+    /// The error for a push whose write failed. Syncs, if what that left was erased.
+    pub(super) fn refuse(&self, refused: &Refused) -> Error {
+        refused.error(|segment| self.check(true).and_then(|()| self.sync(segment)))
     }
 
     /// Takes the result of a sync of something that the queue relies on.

@@ -19,7 +19,7 @@ use super::space::{CHECKPOINT_ROOM, SMALLEST_SEGMENT};
 use super::wait::Look;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::log::active::Draft;
+use crate::log::draft::Draft;
 use crate::options::Overflow;
 use crate::time::Time;
 use parking_lot::Mutex;

@@ -6,128 +6,22 @@
 //! published or synced here.
 
 use super::Segment;
+use super::draft::Draft;
 use super::shared_tail::SharedTail;
-use super::stage::{LARGE, Stage, Written};
+use super::stage::{Left, Refused, Stage, Written};
 use super::waypoints::Waypoints;
-use crate::error::{Error, Result, again};
+use crate::error::Result;
 use crate::format::PAGE;
 use crate::format::address::{Index, Offset};
 use crate::format::bytes::to_u64;
-use crate::format::checksum::{crc32, crc32_of_both};
 use crate::format::record::{self, Flags, RecordHeader};
 use crate::format::segment::{ACTIVATION, Activation, RECORDS_START, Seal, capacity};
 use crate::format::slot::{self, Delay, SLOT, Slot, State, StoredDelay};
 use crate::io::Region;
 use crate::time::Time;
-use std::borrow::Cow;
 use std::io;
 use std::mem;
 use std::sync::Arc;
-
-/// A message on its way into the log: its checksum is known, its place is not.
-#[derive(Clone, Debug)]
-pub(crate) struct Draft<'a> {
-    payload: Cow<'a, [u8]>,
-    body_check: u32,
-    body_len: u32,
-    /// What most messages have not: so they need one look for all of it.
-    extras: Option<Box<DraftExtras>>,
-}
-
-/// What is special about a draft.
-#[derive(Clone, Debug, Default)]
-struct DraftExtras {
-    /// The start of the body, as `format::extension` encodes it.
-    extensions: Vec<u8>,
-    is_transient: bool,
-    /// It is not handed out before this time.
-    due: Option<Time>,
-    /// Not to be handed out from then on.
-    expires: Option<Time>,
-}
-
-impl<'a> Draft<'a> {
-    /// A payload and nothing else. `None` if no record can hold it.
-    #[inline]
-    pub(crate) fn plain(payload: Cow<'a, [u8]>) -> Option<Self> {
-        let body_len = body_len(payload.len())?;
-        Some(Self { body_check: crc32(&payload), payload, body_len, extras: None })
-    }
-
-    /// `None` if no record can hold it.
-    pub(crate) fn new(extensions: Vec<u8>, payload: Cow<'a, [u8]>) -> Option<Self> {
-        if extensions.is_empty() {
-            return Self::plain(payload);
-        }
-        let body_len = body_len(extensions.len() + payload.len())?;
-        let body_check = crc32_of_both(&extensions, &payload);
-        let extras = Some(Box::new(DraftExtras { extensions, ..DraftExtras::default() }));
-        Some(Self { payload, body_check, body_len, extras })
-    }
-
-    /// Says whether it is dropped at the next open, from when on it may be handed out, and until
-    /// when.
-    pub(crate) fn with(
-        mut self,
-        is_transient: bool,
-        due: Option<Time>,
-        expires: Option<Time>,
-    ) -> Self {
-        let extras = self.extras.get_or_insert_default();
-        (extras.is_transient, extras.due, extras.expires) = (is_transient, due, expires);
-        self
-    }
-
-    /// A payload and nothing else.
-    #[inline]
-    pub(crate) fn is_plain(&self) -> bool {
-        self.extras.is_none()
-    }
-
-    #[inline]
-    pub(crate) fn expires(&self) -> Option<Time> {
-        self.extras.as_ref().and_then(|extras| extras.expires)
-    }
-
-    #[inline]
-    pub(crate) fn due(&self) -> Option<Time> {
-        self.extras.as_ref().and_then(|extras| extras.due)
-    }
-
-    #[inline]
-    fn is_transient(&self) -> bool {
-        self.extras.as_ref().is_some_and(|extras| extras.is_transient)
-    }
-
-    #[inline]
-    fn extensions(&self) -> &[u8] {
-        self.extras.as_ref().map_or(&[], |extras| &extras.extensions)
-    }
-
-    /// Whether its slot is stored with it.
-    #[inline]
-    fn has_slot(&self) -> bool {
-        self.is_transient() || self.due().is_some()
-    }
-
-    /// Whether it may be written some time after it was placed: nobody looks for it by a time or a
-    /// slot, and it is not so large that a copy of it takes longer than a write.
-    pub(crate) fn can_wait(&self) -> bool {
-        !self.has_slot() && self.expires().is_none() && u64::from(self.body_len) < to_u64(LARGE)
-    }
-
-    /// Bytes that it takes in the log.
-    #[inline]
-    pub(crate) fn record_len(&self) -> u64 {
-        record::len(u64::from(self.body_len))
-    }
-}
-
-/// The length of a body in a header; `None` if no record can hold it.
-#[inline]
-fn body_len(len: usize) -> Option<u32> {
-    u32::try_from(len).ok().filter(|&len| u64::from(len) <= record::MAX_BODY)
-}
 
 /// The place of a record, and of its slot, that a failed batch may have stored.
 #[derive(Clone, Copy, Debug)]
@@ -268,9 +162,9 @@ impl Active {
     }
 
     /// Places `drafts`, which fit, as one batch. `unsynced`: how many Seqs before the first of them
-    /// are not known to be durable. Gives what becomes of them, if they are written later.
-    /// `WRITTEN`: whether its records are written, known beforehand, so that a store through a map
-    /// pays nothing for the other way.
+    /// are not known to be durable. Gives what becomes of them, if they are written later, or if a
+    /// write of them failed: then they are not placed. `WRITTEN`: whether its records are written,
+    /// known beforehand, so that a store through a map pays nothing for the other way.
     #[inline]
     pub(crate) fn append<const WRITTEN: bool>(
         &mut self,
@@ -295,7 +189,7 @@ impl Active {
                 age,
             };
             if let Err(error) = self.place::<WRITTEN>(&header, draft, tail, when) {
-                return Err(self.give_up(&drafts[..=position], tail, error));
+                return self.give_up::<WRITTEN>(&drafts[..=position], tail, error);
             }
             tail = tail + header.record_len();
             index = index.next();
@@ -304,6 +198,9 @@ impl Active {
         let mut written = None;
         if WRITTEN {
             written = self.end_batch(drafts, tail, when)?;
+            if matches!(written.as_ref().and_then(|written| written.outcome()), Some(Err(_))) {
+                return Ok(written);
+            }
         } else {
             self.shared_tail.set(tail);
         }
@@ -329,15 +226,22 @@ impl Active {
             return Ok(Some(Arc::clone(stage.written())));
         }
         if let Err(error) = stage.write_to(&*self.region) {
-            return Err(self.give_up(drafts, tail, error));
+            return self.give_up::<true>(drafts, tail, error);
         }
         self.shared_tail.set(tail);
         Ok(None)
     }
 
-    /// A batch could not be placed, of which these drafts may be in the file.
+    /// A batch could not be placed, of which these drafts may be in the file. Where they are stored
+    /// one by one, they are no batch without the last one, and that is none without its header,
+    /// which is stored last: so no later run finds them.
     #[cold]
-    fn give_up(&mut self, drafts: &[Draft<'_>], tail: Offset, error: io::Error) -> Error {
+    fn give_up<const WRITTEN: bool>(
+        &mut self,
+        drafts: &[Draft<'_>],
+        tail: Offset,
+        error: io::Error,
+    ) -> Result<Option<Arc<Written>>> {
         if let Some(stage) = &mut self.stage {
             stage.clear();
         }
@@ -347,9 +251,21 @@ impl Active {
             self.remains.push(Remains { offset, slot: draft.has_slot().then_some(slot) });
             offset = offset + draft.record_len();
         }
-        // The first error is the one to tell; the next push tries again.
-        self.erase_remains().ok();
-        Error::io("append", &self.segment.path, tail.0, error)
+        let refused = self.refuse(tail, error);
+        if WRITTEN { Ok(Some(Arc::new(Written::refused(refused)))) } else { Err(refused.cause()) }
+    }
+
+    /// Erases what a failed write left.
+    fn refuse(&mut self, offset: Offset, error: io::Error) -> Refused {
+        let has_records = self.remains.iter().any(|remains| self.may_have_record(remains.offset));
+        // The first error is the one to tell; the next push tries again to erase.
+        let erased = self.erase_all_remains();
+        let left = match (has_records, erased) {
+            (false, _) => Left::Nothing,
+            (true, Ok(())) => Left::Erased,
+            (true, Err(_)) => Left::Records,
+        };
+        Refused::new(&self.segment, offset, error, left)
     }
 
     /// Takes out what is staged, for one write, and puts `spare` there, which is empty; gives the
@@ -369,18 +285,17 @@ impl Active {
             self.shared_tail.set(end);
             return Ok(());
         };
-        let (path, offset) = (&self.segment.path, staged.first().unwrap_or(self.tail));
-        let source = Arc::new(source);
-        let error = Error::io("append", path, offset.0, again(&source));
-        let later = self.stage.as_mut().map(|stage| stage.fail(path, offset, &source));
-        let failed =
-            staged.fail(path, offset, &source).into_iter().chain(later.into_iter().flatten());
+        let offset = staged.first().unwrap_or(self.tail);
+        let later = self.stage.as_mut().map(Stage::take_later);
+        let failed = staged.take_later().into_iter().chain(later.into_iter().flatten());
         self.remains.extend(failed.map(|offset| Remains { offset, slot: None }));
         (self.tail, self.count) = (offset, self.count - mem::take(&mut self.unwritten));
         self.segment.waypoints().forget_from(Index(self.count));
         self.next_waypoint = Waypoints::next_after(Index(self.count));
-        self.erase_remains().ok();
-        Err(error)
+        let refused = Arc::new(self.refuse(offset, source));
+        staged.refuse(&refused);
+        self.stage.iter_mut().for_each(|stage| stage.refuse(&refused));
+        Err(refused.cause())
     }
 
     /// Notes where some records of a placed batch are.
@@ -412,10 +327,27 @@ impl Active {
                 self.region.store_word(delay.0, 0).and_then(|()| self.region.store_word(slot.0, 0))
             };
             let erased = header.and_then(|()| slot.map_or(Ok(()), clear));
-            erased.map_err(|error| Error::io("append", &self.segment.path, offset.0, error))?;
+            erased.map_err(|error| self.segment.error("append", offset, error))?;
             self.remains.pop();
         }
         Ok(())
+    }
+
+    /// Returns true if there is, or may be, a whole record at `offset`.
+    fn may_have_record(&self, offset: Offset) -> bool {
+        let whole = || {
+            let mut header = [0; record::HEADER];
+            self.region.load(offset.0, &mut header)?;
+            let Some(header) = RecordHeader::decode(&header, self.segment.key, offset) else {
+                return Ok(false);
+            };
+            let mut body = Vec::new();
+            let start = offset + to_u64(record::HEADER);
+            let len = usize::try_from(header.body_len).map_err(io::Error::other)?;
+            self.region.load_into(start.0, len, &mut body)?;
+            Ok::<_, io::Error>(header.is_of(&body))
+        };
+        whole().unwrap_or(true)
     }
 
     /// Stores or stages a record, and stores first its slot, if that has something to say: the

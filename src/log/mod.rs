@@ -6,6 +6,7 @@
 
 pub(crate) mod active;
 pub(crate) mod copy;
+pub(crate) mod draft;
 pub(crate) mod merge;
 mod regions;
 pub(crate) mod scan;

@@ -5,13 +5,13 @@
 //! [`Written`] that it has a part in, also after others have got its numbers and its place. Decides
 //! nothing: the appender says when to write, and publishes.
 
-use crate::error::{Error, Result};
+use super::Segment;
+use crate::error::{Error, Result, again};
 use crate::format::address::Offset;
 use crate::format::bytes::to_u64;
 use crate::io::Region;
 use std::io;
 use std::mem;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 /// A body of this length is written from where it is, by a call of its own: to copy it would take
@@ -23,25 +23,69 @@ pub(crate) const MOST_STAGED: usize = 1 << 20;
 
 /// What becomes of records that are written together.
 #[derive(Debug, Default)]
-pub(crate) struct Written(OnceLock<std::result::Result<(), Failure>>);
-
-/// Why records are not in the file.
-#[derive(Clone, Debug)]
-struct Failure {
-    path: PathBuf,
-    offset: Offset,
-    source: Arc<io::Error>,
-}
+pub(crate) struct Written(OnceLock<std::result::Result<(), Arc<Refused>>>);
 
 impl Written {
-    /// Whether they are in the file, or why they will never be; `None` as long as neither is known.
-    pub(crate) fn outcome(&self) -> Option<Result<()>> {
-        let failure = match self.0.get()? {
-            Ok(()) => return Some(Ok(())),
-            Err(failure) => failure,
-        };
-        let source = crate::error::again(&failure.source);
-        Some(Err(Error::io("append", &failure.path, failure.offset.0, source)))
+    /// Of records that were not written.
+    pub(super) fn refused(refused: Refused) -> Self {
+        Self(OnceLock::from(Err(Arc::new(refused))))
+    }
+
+    /// Whether they are in the file, or why they are not in the queue; `None` as long as neither is
+    /// known.
+    pub(crate) fn outcome(&self) -> Option<std::result::Result<(), &Refused>> {
+        self.0.get().map(|outcome| outcome.as_ref().map(|&()| ()).map_err(|refused| &**refused))
+    }
+}
+
+/// What a failed write left in the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Left {
+    /// No record that is whole: the next run finds none.
+    Nothing,
+    /// Whole records, which were erased; but the disk may still have them.
+    Erased,
+    /// Whole records. The next run finds them if it comes before they are erased.
+    Records,
+}
+
+/// Why records are not in the queue, and whether they may be in the next run.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    segment: Arc<Segment>,
+    offset: Offset,
+    source: Arc<io::Error>,
+    left: Left,
+    /// Whether no later run can find any of them.
+    are_gone: OnceLock<bool>,
+}
+
+impl Refused {
+    pub(super) fn new(
+        segment: &Arc<Segment>,
+        offset: Offset,
+        source: io::Error,
+        left: Left,
+    ) -> Self {
+        let (segment, source) = (Arc::clone(segment), Arc::new(source));
+        Self { segment, offset, source, left, are_gone: OnceLock::new() }
+    }
+
+    /// What went wrong, for one that placed nothing itself.
+    pub(super) fn cause(&self) -> Error {
+        Error::io("append", &self.segment.path, self.offset.0, again(&self.source))
+    }
+
+    /// The error for whoever pushed one of the records. What was erased is synced first, once for
+    /// all of them, so that the error can say that no later run finds them; if it cannot, it says
+    /// that they may come.
+    pub(crate) fn error(&self, sync: impl FnOnce(&Segment) -> Result<()>) -> Error {
+        let are_gone = self.are_gone.get_or_init(|| match self.left {
+            Left::Nothing => true,
+            Left::Erased => sync(&self.segment).is_ok(),
+            Left::Records => false,
+        });
+        if *are_gone { self.cause() } else { self.cause().not_taken_back() }
     }
 }
 
@@ -132,19 +176,17 @@ impl Stage {
         (records, self.start)
     }
 
-    /// Nothing of it counts. Gives where the records begin, of which some may be in the file.
-    pub(super) fn fail(
-        &mut self,
-        path: &Path,
-        offset: Offset,
-        source: &Arc<io::Error>,
-    ) -> Vec<Offset> {
-        let (path, source) = (path.to_path_buf(), Arc::clone(source));
-        self.end(Err(Failure { path, offset, source }));
+    /// Nothing of it counts: takes out where the records begin, of which some may be in the file.
+    pub(super) fn take_later(&mut self) -> Vec<Offset> {
         mem::take(&mut self.later)
     }
 
-    fn end(&mut self, result: std::result::Result<(), Failure>) {
+    /// Tells those whose records they were.
+    pub(super) fn refuse(&mut self, refused: &Arc<Refused>) {
+        self.end(Err(Arc::clone(refused)));
+    }
+
+    fn end(&mut self, result: std::result::Result<(), Arc<Refused>>) {
         self.bytes.clear();
         // What one large record took is given back.
         self.bytes.shrink_to(MOST_STAGED);

@@ -7,7 +7,7 @@ use crate::engine::{Context, Engine, Placed, Promise, WhenFull, start_push};
 use crate::error::{Error, Result};
 use crate::format::extension::Notes;
 use crate::format::{extension, record};
-use crate::log::active::Draft;
+use crate::log::draft::Draft;
 use crate::message::{Extras, Message, NotBefore};
 use crate::options::{Durability, Options};
 use crate::seq::Seq;
@@ -172,7 +172,7 @@ impl Queue {
 #[inline(never)]
 fn wait_for_sync(engine: &Engine, placed: &Placed, messages: u64) -> Result<()> {
     let waited = engine.commit().wait_placed(placed, messages);
-    if placed.has_failed() {
+    if placed.refused().is_some() {
         engine.note_failed_pushes(messages);
     }
     waited

@@ -133,6 +133,98 @@ fn a_write_that_fails_fails_for_all_that_was_collected() {
     }
 }
 
+/// Two pushes are collected while a third one syncs, and the write of both fails with this plan,
+/// counted from the end of that sync: the queue, and what the two were told.
+fn two_refused(plan: FaultPlan) -> (Held, [keepq::Result<keepq::Seq>; 2]) {
+    let held = held(Op::Sync);
+    let push = |payload: Vec<u8>| {
+        let queue = held.queue.clone();
+        call(move || queue.push(payload))
+    };
+    let one = push(vec![1; 9]);
+    until("it syncs", || held.gate.has_waiting());
+    let others = [2, 3].map(|number| push(vec![number; 900]));
+    others.iter().for_each(Call::asleep);
+    held.faults.plan(plan);
+    held.gate.open();
+    one.result("the push that syncs").ok();
+    let told = others.map(|call| call.result("push"));
+    held.faults.plan(FaultPlan::None);
+    (held, told)
+}
+
+/// The payloads of `two_refused` whose push has definitely failed, and those in this image.
+fn refused_and_found(
+    told: &[keepq::Result<keepq::Seq>; 2],
+    image: MemoryStorage,
+) -> [BTreeSet<u8>; 2] {
+    let refused = |told: &keepq::Result<keepq::Seq>| {
+        told.as_ref().is_err_and(|error| !error.is_indeterminate())
+    };
+    let refused = (2..).zip(told).filter(|(_, told)| refused(told)).map(|(number, _)| number);
+    let found = options(Arc::new(image)).background(false).open("queue").unwrap();
+    [refused.collect(), payloads(&found).iter().map(|payload| payload[0]).collect()]
+}
+
+/// Whole records are in the file when the write fails behind them. Where they cannot be erased, a
+/// kill leaves them: then no push may say that its message is not there.
+#[test]
+fn what_a_failed_write_leaves_is_not_called_refused() {
+    let (mut refusals, mut returned) = (0, 0);
+    for at in 0..16 {
+        let lasting = FaultPlan::FailAt { at, error: ErrorKind::StorageFull, lasting: true };
+        let (held, told) = two_refused(lasting);
+        let [refused, found] = refused_and_found(&told, held.disk.killed());
+        assert!(refused.is_disjoint(&found), "at {at}: refused {refused:?}, found {found:?}");
+        refusals += refused.len();
+        let is_open = |told: &&keepq::Result<_>| told.as_ref().is_err_and(Error::is_indeterminate);
+        returned += usize::from(told.iter().any(|told| is_open(&told)) && found.contains(&2));
+    }
+    assert!(refusals > 0 && returned > 0, "both come up: {refusals}, {returned}");
+}
+
+/// They are erased, and the disk may have them all the same, until that is synced.
+#[test]
+fn what_a_failed_write_left_is_erased_on_the_disk_before_it_is_refused() {
+    let mut refusals = 0;
+    for at in 0..16 {
+        let once = FaultPlan::FailAt { at, error: ErrorKind::StorageFull, lasting: false };
+        let (Held { disk, queue, open: _open, .. }, told) = two_refused(once);
+        for seed in 0..20 {
+            let image = disk.power_cut(CrashImage::Mixed(seed));
+            let [refused, found] = refused_and_found(&told, image);
+            assert!(refused.is_disjoint(&found), "at {at}, {seed}: {refused:?}, found {found:?}");
+            refusals += refused.len();
+        }
+        // Their numbers go to others, who are found in their place.
+        let Ok(seq) = queue.push("next") else { continue };
+        let found = options(Arc::new(disk.power_cut(CrashImage::Oldest))).open("queue").unwrap();
+        assert_eq!(found.get(seq).unwrap().map(|job| job.to_vec()), Some(b"next".to_vec()));
+    }
+    assert!(refusals > 0);
+}
+
+/// A body of zeros is whole as soon as its header is in the file.
+#[test]
+fn a_record_of_zeros_is_whole_when_its_header_is_written() {
+    for (len, lasting) in [(20_000, true), (20_000, false), (1200, true), (1200, false)] {
+        let Held { disk, faults, queue, gate, open: _open } = held(Op::Sync);
+        gate.open();
+        // A message with a time is written by its push.
+        let message = Message::new(vec![0; len]).ttl(Duration::from_secs(3600));
+        faults.plan(FaultPlan::FailAt { at: 1, error: ErrorKind::StorageFull, lasting });
+        let error = queue.push(message).unwrap_err();
+        faults.plan(FaultPlan::None);
+        assert_eq!(error.is_indeterminate(), lasting, "{error:?}");
+        let images = [disk.killed(), disk.power_cut(CrashImage::Newest)];
+        let oldest = (0..9).map(|seed| disk.power_cut(CrashImage::Mixed(seed)));
+        for image in images.into_iter().chain(oldest) {
+            let found = options(Arc::new(image)).open("queue").unwrap();
+            assert!(lasting || payloads(&found) == [b"first"], "{len} bytes");
+        }
+    }
+}
+
 /// While a thread syncs, others come and go that wait for no sync. They have written what others
 /// collected before them, so the order is kept.
 #[test]
@@ -237,7 +329,8 @@ fn many_threads_are_told_the_truth_when_an_operation_fails() {
         queue.push(&u64::MAX.to_le_bytes()).unwrap();
         let at = dice.below(400);
         let is_crash = dice.one_in(3);
-        let fails = FaultPlan::FailAt { at, error: ErrorKind::StorageFull, lasting: false };
+        let lasting = dice.one_in(4);
+        let fails = FaultPlan::FailAt { at, error: ErrorKind::StorageFull, lasting };
         faults.plan(if is_crash { FaultPlan::CrashAt { at } } else { fails });
         let next = AtomicU64::new(0);
         let told: Vec<Told> = thread::scope(|scope| {

@@ -9,7 +9,8 @@
 use super::{Appender, Need, Placed, Promise, Unsealed};
 use crate::error::{Error, Result};
 use crate::format::bytes::to_u64;
-use crate::log::active::{Draft, When};
+use crate::log::active::When;
+use crate::log::draft::Draft;
 use crate::log::stage::{MOST_STAGED, Stage};
 use parking_lot::MutexGuard;
 use std::io;
@@ -67,12 +68,18 @@ impl Appender {
         let has_failed = written.is_err();
         let how = (need, When::Now);
         let placed = written.and_then(|()| self.place::<true>(&mut unsealed, drafts, how, durable));
-        match placed {
-            Ok(Some(_)) => self.publish_placed(unsealed, staged, drafts, promise),
+        match &placed {
+            Ok(Some(placed)) if placed.refused().is_none() => {
+                self.publish_placed(unsealed, staged, drafts, promise);
+            }
             _ => drop((unsealed, staged)),
         }
         self.context.waiters.tell_written(has_failed, consumers);
-        placed
+        let placed = placed?;
+        match placed.as_ref().and_then(Placed::refused) {
+            Some(refused) => Err(self.context.health.refuse(refused)),
+            None => Ok(placed),
+        }
     }
 
     /// About how many records wait to be written.

@@ -32,7 +32,8 @@ use crate::error::{Error, Result};
 use crate::format::bytes::to_u64;
 use crate::format::segment::size_for;
 use crate::format::slot::MAX_SEGMENT;
-use crate::log::active::{Active, Draft, Placing, When};
+use crate::log::active::{Active, Placing, When};
+use crate::log::draft::Draft;
 use crate::log::stage::Stage;
 use crate::options::Durability;
 use crate::recovery::Log;
@@ -223,9 +224,11 @@ impl Appender {
         if !can_go_to(active, need, now, self.context.clock.shift()) {
             return Ok(None);
         }
-        let written = active.append::<WRITTEN>(drafts, unsynced, now, when)?;
-        unsealed.next_seq += need.records;
-        Ok(Some(Placed::new(first_seq, written)))
+        let placed = Placed::new(first_seq, active.append::<WRITTEN>(drafts, unsynced, now, when)?);
+        if !WRITTEN || placed.refused().is_none() {
+            unsealed.next_seq += need.records;
+        }
+        Ok(Some(placed))
     }
 
     /// Publishes what was placed last, gives up the locks (`turn`: that to write, if it is held),

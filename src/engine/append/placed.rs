@@ -1,7 +1,6 @@
 //! What a push has done, and what is left to wait for.
 
-use crate::error::Result;
-use crate::log::stage::Written;
+use crate::log::stage::{Refused, Written};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,13 +56,14 @@ impl Placed {
         self.first_seq
     }
 
-    /// Whether they are known never to be in the file.
-    pub(crate) fn has_failed(&self) -> bool {
-        matches!(self.written(), Some(Err(_)))
+    /// Whether they are in the file, or why they are not in the queue; `None` as long as neither is
+    /// known.
+    pub(crate) fn outcome(&self) -> Option<Result<(), &Refused>> {
+        self.written.as_ref().map_or(Some(Ok(())), |written| written.outcome())
     }
 
-    /// Whether they are in the file, or why they will never be; `None` as long as neither is known.
-    pub(crate) fn written(&self) -> Option<Result<()>> {
-        self.written.as_ref().map_or(Some(Ok(())), |written| written.outcome())
+    /// Why they are not in the queue, if a write of them failed.
+    pub(crate) fn refused(&self) -> Option<&Refused> {
+        self.outcome().and_then(Result::err)
     }
 }
