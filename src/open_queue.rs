@@ -6,7 +6,7 @@
 use crate::dead_letters::DeadLetters;
 use crate::engine::{
     Answer, Answerable, DEAD_LETTERS_ROOM, Due, Engine, LeaseKey, Placed, Promise, Setting, Share,
-    Space, WhenFull, Worker,
+    Space, Task, WhenFull, Worker,
 };
 use crate::error::{Error, Result};
 use crate::io::Storage;
@@ -88,7 +88,7 @@ impl OpenQueue {
     fn run_due(&self, due: &Due) {
         self.note(self.engine.run_due(due));
         let Some(letters) = &self.dead_letters else { return };
-        if due.upkeep || due.times {
+        if due.has(Task::Upkeep) || due.has(Task::Times) {
             self.note(letters.move_in_time());
         }
         if let Some(dead) = letters.open_engine() {

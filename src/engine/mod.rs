@@ -65,7 +65,7 @@ pub(crate) use producers::{Producers, WhenFull};
 pub(crate) use published::Published;
 pub(crate) use reclaim::Reclaim;
 pub(crate) use space::{DEAD_LETTERS_ROOM, Share, Space};
-pub(crate) use worker::{Due, Worker};
+pub(crate) use worker::{Due, Task, Worker};
 
 use crate::clock::{self, Clock};
 use crate::distribution::Histogram;
@@ -282,14 +282,14 @@ impl Engine {
         }
         let synced = match due.sync {
             Some(Scope::Answers) => self.sync().inspect_err(|_| self.sync_answers_again()),
-            Some(Scope::Records | Scope::OldestFull) => {
-                self.commit.wait_durable(self.published.newest())
-            }
+            Some(_) => self.commit.wait_durable(self.published.newest()),
             None => Ok(()),
         };
-        let tidied = if due.upkeep { self.run_upkeep() } else { Ok(()) };
+        // A failure is told if upkeep, which may make room, meets it again.
+        let has_failed = due.has(Task::Making) && self.reclaim.go_on_preparing().is_err();
+        let tidied = if due.has(Task::Upkeep) || has_failed { self.run_upkeep() } else { Ok(()) };
         // After everything that a push or an answer may wait for.
-        let compacted = if due.upkeep || due.compaction {
+        let compacted = if due.has(Task::Upkeep) || due.has(Task::Compaction) {
             self.reclaim.compactor().run_in_background()
         } else {
             Ok(())

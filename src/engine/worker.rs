@@ -38,6 +38,8 @@ struct Agenda {
     stop: bool,
     upkeep_now: bool,
     upkeep_at: Option<Instant>,
+    /// The rest of whoever makes a segment is over.
+    make_at: Option<Instant>,
     sync_records_at: Option<Instant>,
     sync_answers_at: Option<Instant>,
     /// Compaction may have something to do then.
@@ -49,15 +51,30 @@ struct Agenda {
     has_panicked: bool,
 }
 
-/// What is due.
-#[derive(Debug, Default)]
-pub(crate) struct Due {
-    pub(crate) upkeep: bool,
+/// A kind of work that may be due.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Task {
+    /// Something is to be prepared or tidied.
+    Upkeep,
+    /// A segment that is made ahead is to be gone on with.
+    Making,
     /// Compaction may have something to do.
-    pub(crate) compaction: bool,
+    Compaction,
     /// The time of a message has come.
-    pub(crate) times: bool,
+    Times,
+}
+
+/// What is due.
+#[derive(Debug)]
+pub(crate) struct Due {
+    tasks: Vec<Task>,
     pub(crate) sync: Option<Scope>,
+}
+
+impl Due {
+    pub(crate) fn has(&self, task: Task) -> bool {
+        self.tasks.contains(&task)
+    }
 }
 
 impl Worker {
@@ -69,6 +86,11 @@ impl Worker {
     /// The same in a while.
     pub(crate) fn ask_within(&self, within: Duration) {
         self.change(|agenda| sooner(&mut agenda.upkeep_at, within));
+    }
+
+    /// A segment that is made ahead is to be gone on with in a while.
+    pub(super) fn make_within(&self, within: Duration) {
+        self.change(|agenda| sooner(&mut agenda.make_at, within));
     }
 
     /// Compaction may have something to do in a while.
@@ -204,15 +226,22 @@ impl Agenda {
             (true, false) => Some(Scope::Records),
             (false, false) => None,
         };
-        let upkeep = take(&mut self.upkeep_at) || std::mem::take(&mut self.upkeep_now);
-        let (compaction, times) = (take(&mut self.compact_at), take(&mut self.watch_at));
-        let is_due = upkeep || compaction || times || sync.is_some();
-        is_due.then_some(Due { upkeep, compaction, times, sync })
+        let tasks = [
+            (Task::Upkeep, take(&mut self.upkeep_at) | std::mem::take(&mut self.upkeep_now)),
+            (Task::Making, take(&mut self.make_at)),
+            (Task::Compaction, take(&mut self.compact_at)),
+            (Task::Times, take(&mut self.watch_at)),
+        ];
+        let tasks: Vec<_> =
+            tasks.into_iter().filter(|&(_, is_due)| is_due).map(|(task, _)| task).collect();
+        let is_due = sync.is_some() || !tasks.is_empty();
+        is_due.then_some(Due { tasks, sync })
     }
 
     fn next_time(&self) -> Option<Instant> {
         let times = [
             self.upkeep_at,
+            self.make_at,
             self.sync_records_at,
             self.sync_answers_at,
             self.compact_at,

@@ -25,6 +25,7 @@
     reason = "a test may fail"
 )]
 
+mod ahead;
 mod api;
 mod away_model;
 mod collected;

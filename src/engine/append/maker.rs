@@ -8,7 +8,7 @@
 
 use super::Appender;
 use super::files::{is_warmed, map_prepared, new_names, take_ordinal};
-use super::supply::{Making, Spare};
+use super::supply::{Making, Spare, Supply};
 use crate::error::{Error, Result};
 use crate::format::address::Ordinal;
 use crate::format::segment::SegmentHeader;
@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// For so long the background rests between two steps.
-const PAUSE: Duration = Duration::from_millis(2);
+/// How long the background rests between two steps.
+const REST: Duration = Duration::from_millis(2);
 
 /// Bytes that are made resident by one call.
 const WARM_STEP: u64 = 2 << 20;
@@ -49,8 +49,11 @@ impl<'a> Maker<'a> {
 
     /// Prepares the next segment if it will be needed soon. `something_goes`: a segment is about to
     /// be let go, and can be used again. Where a background thread does it and nothing presses, it
-    /// does some of it, and asks to be called again.
+    /// does some of it, and has [`Maker::go_on`] called in a while; until then this does nothing.
     pub(crate) fn prepare_ahead(&self, something_goes: impl Fn() -> bool) -> Result<()> {
+        if self.rests() {
+            return Ok(());
+        }
         if let Some(unnamed) = self.take_making(something_goes)? {
             self.go_on_making(unnamed)?;
         }
@@ -58,31 +61,51 @@ impl<'a> Maker<'a> {
         Ok(())
     }
 
+    /// Goes on with the segment that is made, where there is one.
+    pub(crate) fn go_on(&self) -> Result<()> {
+        let paused = self.0.supply.lock().take_paused();
+        if let Some(unnamed) = paused {
+            self.go_on_making(unnamed)?;
+        }
+        self.go_on_warming();
+        Ok(())
+    }
+
+    /// Whether the background will go on in a while with what it has begun.
+    fn rests(&self) -> bool {
+        let supply = self.0.supply.lock();
+        let has_begun = matches!(supply.making, Making::Paused(_)) || supply.warming.is_some();
+        has_begun && self.0.context.worker.is_running()
+    }
+
     /// The segment to be worked at, which is begun if it will be needed soon.
     fn take_making(&self, something_goes: impl Fn() -> bool) -> Result<Option<Unnamed>> {
         let mut supply = self.0.supply.lock();
-        if supply.is_closed || matches!(supply.making, Making::UnderWay(_) | Making::Awaited(_)) {
+        let is_made = matches!(supply.making, Making::UnderWay(_) | Making::Awaited(_));
+        if is_made || self.is_over(&supply) {
             return Ok(None);
         }
-        let unnamed = if let Making::Paused(unnamed) = std::mem::take(&mut supply.making) {
-            unnamed
-        } else {
-            let is_wanted = self.0.unsealed().wants_supply();
-            let may_keep_one = supply.ready.is_none() && supply.spare == Spare::Kept;
-            if !may_keep_one || !is_wanted || something_goes() {
-                return Ok(None);
+        let paused = supply.take_paused();
+        if paused.is_some() {
+            return Ok(paused);
+        }
+        let is_wanted = self.0.unsealed().wants_supply();
+        let may_keep_one = supply.ready.is_none() && supply.spare == Spare::Kept;
+        if !may_keep_one || !is_wanted || something_goes() {
+            return Ok(None);
+        }
+        match self.0.prepare(&mut supply, 0) {
+            // What is left may do for a smaller one, when it is needed.
+            Err(Error::Full { .. }) => Ok(None),
+            unnamed => {
+                let unnamed = unnamed?;
+                supply.making = Making::UnderWay(unnamed.header().ordinal);
+                Ok(Some(unnamed))
             }
-            match self.0.prepare(&mut supply, 0) {
-                // What is left may do for a smaller one, when it is needed.
-                Err(Error::Full { .. }) => return Ok(None),
-                unnamed => unnamed?,
-            }
-        };
-        supply.making = Making::UnderWay(unnamed.header().ordinal);
-        Ok(Some(unnamed))
+        }
     }
 
-    /// Works at a segment until it is ready, somebody waits for it, or there is time for a pause.
+    /// Works at a segment until it is ready, somebody waits for it, or there is time for a rest.
     fn go_on_making(&self, mut unnamed: Unnamed) -> Result<()> {
         let ordinal = unnamed.header().ordinal;
         let _end = EndIfPanicking(self.0);
@@ -100,7 +123,7 @@ impl<'a> Maker<'a> {
                 }
             };
             // Or else a close would wait for all of it.
-            if supply.is_closed || self.0.context.worker.is_stopping() {
+            if self.is_over(&supply) {
                 self.0.give_up(&mut supply, unnamed);
                 return Ok(());
             }
@@ -109,10 +132,10 @@ impl<'a> Maker<'a> {
                 supply.ready = Some(prepared);
                 return Ok(());
             }
-            if self.may_pause() {
+            if self.may_rest() {
                 supply.making = Making::Paused(unnamed);
                 drop(supply);
-                self.0.context.worker.ask_within(PAUSE);
+                self.0.context.worker.make_within(REST);
                 return Ok(());
             }
             supply.making = Making::UnderWay(ordinal);
@@ -120,7 +143,7 @@ impl<'a> Maker<'a> {
     }
 
     /// Makes the pages of the segment that was named last resident, until that is done or there is
-    /// time for a pause.
+    /// time for a rest.
     fn go_on_warming(&self) {
         loop {
             let Some((prepared, offset)) = self.0.supply.lock().warming.take() else { return };
@@ -128,21 +151,27 @@ impl<'a> Maker<'a> {
             prepared.region.populate_part(offset, WARM_STEP.min(size - offset));
             let mut supply = self.0.supply.lock();
             // Another one may be to be warmed by now.
-            let has_more = supply.warming.is_none() && offset + WARM_STEP < size;
+            let is_last = offset + WARM_STEP >= size;
+            let has_more = supply.warming.is_none() && !self.is_over(&supply) && !is_last;
             if has_more {
                 supply.warming = Some((prepared, offset + WARM_STEP));
             }
             drop(supply);
-            if has_more && self.may_pause() {
-                self.0.context.worker.ask_within(PAUSE);
+            if has_more && self.may_rest() {
+                self.0.context.worker.make_within(REST);
                 return;
             }
         }
     }
 
+    /// Whether the queue is closed, or is being closed.
+    fn is_over(&self, supply: &Supply) -> bool {
+        supply.is_closed || self.0.context.worker.is_stopping()
+    }
+
     /// Whether the background can rest for a moment: with few cores each moment of its work is one
     /// less for producers and consumers. Not where pushes would wait for it soon.
-    fn may_pause(&self) -> bool {
+    fn may_rest(&self) -> bool {
         self.0.context.worker.is_running() && !self.0.unsealed().is_pressed()
     }
 

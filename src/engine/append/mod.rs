@@ -82,8 +82,8 @@ pub(crate) struct Unsealed {
     active: Option<Active>,
     /// No longer pushed to; oldest first.
     full: VecDeque<Full>,
-    /// How long pushes went to the last one of those.
-    fill_time: Millis,
+    /// How long pushes went to the last segment that was filled.
+    last_fill_time: Option<Millis>,
     next_seq: u64,
     /// The first Seq of this run.
     first_seq: u64,
@@ -377,7 +377,7 @@ impl Appender {
         let full = unsealed.active.as_mut().map(Full::of).transpose()?;
         let now = unsealed.now(&self.context.clock);
         if let Some(active) = &unsealed.active {
-            unsealed.fill_time = now.since(active.base_time());
+            unsealed.last_fill_time = Some(now.since(active.base_time()));
         }
         let Prepared { segment, region } = prepared;
         let syncs_each_push = self.context.options.durability == Durability::Always;

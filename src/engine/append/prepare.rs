@@ -92,7 +92,8 @@ impl Appender {
     pub(super) fn wanted_bytes(&self, supply: &Supply) -> u64 {
         let (now, limit) = (self.context.clock.coarse(), self.context.options.segment_limit());
         let fill_time = self.unsealed().expected_fill_time(now);
-        fill_time.map_or(supply.next_bytes, |time| next_size(supply.next_bytes, time, limit))
+        let segments = self.dispatch.lock().backlog().tracks().len();
+        next_size(supply.next_bytes, fill_time, segments, limit)
     }
 
     /// What has to be durable before a segment of this run is made.

@@ -103,9 +103,10 @@ impl<'a> Shrinker<'a> {
     }
 
     fn is_newest_empty_above(&self, size: u64) -> bool {
-        let published = self.0.published.newest();
+        // Of those that are collected, too.
+        let newest = self.0.unsealed().next_seq() - 1;
         let dispatch = self.0.dispatch.lock();
-        dispatch.backlog().tracks().is_newest_empty(published)
+        dispatch.backlog().tracks().is_newest_empty(newest)
             && dispatch.backlog().tracks().newest_size() > size
     }
 

@@ -13,6 +13,7 @@ use crate::log::unnamed::Unnamed;
 use crate::options::Options;
 use crate::recovery::{Log, Part};
 use crate::time::Millis;
+use std::mem;
 use std::sync::Arc;
 
 /// The first segment of a run. The next ones are larger, up to `segment_bytes`, where pushes come
@@ -25,11 +26,18 @@ const GROWS_BELOW: Millis = Millis(2_000);
 /// One that takes longer is followed by one half as large.
 const SHRINKS_ABOVE: Millis = Millis(30_000);
 
-/// How large the segment is to be that follows one of this size, which is filled in this time.
-pub(super) fn next_size(size: u64, fill_time: Millis, limit: u64) -> u64 {
-    if fill_time < GROWS_BELOW {
+/// Where there are more segments than this, the next ones are larger, however slowly pushes come:
+/// what is done for each at open, and in each CHECKPOINT, stays little.
+const MANY: usize = 256;
+
+/// How large the segment is to be that follows one of this size, which is filled in this time, if
+/// that is known.
+pub(super) fn next_size(size: u64, fill_time: Option<Millis>, segments: usize, limit: u64) -> u64 {
+    let is_fast = fill_time.is_some_and(|time| time < GROWS_BELOW);
+    let is_slow = fill_time.is_some_and(|time| time > SHRINKS_ABOVE);
+    if is_fast || segments > MANY {
         limit.min(size.saturating_mul(2))
-    } else if fill_time > SHRINKS_ABOVE {
+    } else if is_slow {
         (size / 2 / PAGE * PAGE).max(FIRST_SEGMENT).min(size)
     } else {
         size.min(limit)
@@ -138,6 +146,20 @@ impl Supply {
         }
     }
 
+    /// Takes the segment at which nobody is at work, to go on with it.
+    pub(super) fn take_paused(&mut self) -> Option<Unnamed> {
+        match mem::take(&mut self.making) {
+            Making::Paused(unnamed) => {
+                self.making = Making::UnderWay(unnamed.header().ordinal);
+                Some(unnamed)
+            }
+            other => {
+                self.making = other;
+                None
+            }
+        }
+    }
+
     /// # Errors
     ///
     /// [`Error::Closed`] once the queue is closed.
@@ -162,4 +184,26 @@ pub(crate) struct SupplyState {
     pub(crate) has_begun: bool,
     /// All of earlier runs is durable and sealed.
     pub(crate) is_old_tail_finished: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn segments_are_as_large_as_pushes_and_the_backlog_need() {
+        let size = |size, millis, segments| {
+            next_size(size, Some(Millis(millis)), segments, 100 * MIB) / MIB
+        };
+        assert_eq!([size(MIB, 0, 1), size(MIB, 1_999, 1), size(64 * MIB, 1_999, 1)], [2, 2, 100]);
+        assert_eq!([size(4 * MIB, 2_000, 1), size(4 * MIB, 30_000, 1)], [4, 4]);
+        assert_eq!([size(4 * MIB, 30_001, 1), size(MIB, 30_001, 1)], [2, 1]);
+        // A small one took the place of a large one that was idle.
+        assert_eq!(next_size(IDLE_SEGMENT, Some(Millis(99_999)), 1, MIB), IDLE_SEGMENT);
+        assert_eq!([size(MIB, 30_001, MANY), size(MIB, 30_001, MANY + 1)], [1, 2]);
+        assert_eq!(next_size(MIB, None, 1, 100 * MIB), MIB, "no segment was filled yet");
+        assert_eq!(next_size(MIB, None, 1, MIB / 2), MIB / 2);
+    }
 }

@@ -25,7 +25,7 @@ impl Unsealed {
         Self {
             active: None,
             full: VecDeque::new(),
-            fill_time: Millis(u64::MAX),
+            last_fill_time: None,
             next_seq: log.next_seq,
             first_seq: log.next_seq,
             is_closed: false,
@@ -119,12 +119,14 @@ impl Unsealed {
     }
 
     /// How long pushes will have gone to the active segment when it is full, if they go on like
-    /// this.
+    /// this; as long as it is too new to tell, how long they went to the one before.
     pub(super) fn expected_fill_time(&self, now: Time) -> Option<Millis> {
         let active = self.active.as_ref()?;
-        let (used, size) = (active.used_bytes().max(1), active.segment().header.size);
-        let elapsed = now.since(active.base_time());
-        Some(Millis(elapsed.0.saturating_mul(size) / used))
+        let (used, size) = (active.used_bytes(), active.segment().header.size);
+        if used * 4 < size {
+            return self.last_fill_time;
+        }
+        Some(Millis(now.since(active.base_time()).0.saturating_mul(size) / used))
     }
 
     /// Whether a push may soon wait for the next segment: the active one is half full, or segments
@@ -132,7 +134,7 @@ impl Unsealed {
     pub(super) fn is_pressed(&self) -> bool {
         let is_half_full = |active: &Active| active.used_bytes() * 2 > active.segment().header.size;
         !self.full.is_empty()
-            || self.fill_time < FAST
+            || self.last_fill_time.is_some_and(|time| time < FAST)
             || self.active.as_ref().is_some_and(is_half_full)
     }
 

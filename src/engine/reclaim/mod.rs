@@ -94,6 +94,11 @@ impl Reclaim {
         })
     }
 
+    /// Goes on with the segment that is made ahead, after a rest.
+    pub(crate) fn go_on_preparing(&self) -> Result<()> {
+        Maker::new(&self.appender).go_on()
+    }
+
     /// Returns true if the background does not keep up, or there is none: done segments fill the
     /// disk, unsynced ones would hold too many files open, or the list of segments is old.
     pub(crate) fn is_behind(&self) -> bool {
