@@ -63,8 +63,8 @@ impl<'a> Maker<'a> {
 
     /// Goes on with the segment that is made, where there is one.
     pub(crate) fn go_on(&self) -> Result<()> {
-        let paused = self.0.supply.lock().take_paused();
-        if let Some(unnamed) = paused {
+        let resting = self.0.supply.lock().take_resting();
+        if let Some(unnamed) = resting {
             self.go_on_making(unnamed)?;
         }
         self.go_on_warming();
@@ -74,7 +74,7 @@ impl<'a> Maker<'a> {
     /// Whether the background will go on in a while with what it has begun.
     fn rests(&self) -> bool {
         let supply = self.0.supply.lock();
-        let has_begun = matches!(supply.making, Making::Paused(_)) || supply.warming.is_some();
+        let has_begun = matches!(supply.making, Making::Resting(_)) || supply.warming.is_some();
         has_begun && self.0.context.worker.is_running()
     }
 
@@ -85,9 +85,9 @@ impl<'a> Maker<'a> {
         if is_made || self.is_over(&supply) {
             return Ok(None);
         }
-        let paused = supply.take_paused();
-        if paused.is_some() {
-            return Ok(paused);
+        let resting = supply.take_resting();
+        if resting.is_some() {
+            return Ok(resting);
         }
         let is_wanted = self.0.unsealed().wants_supply();
         let may_keep_one = supply.ready.is_none() && supply.spare == Spare::Kept;
@@ -133,7 +133,7 @@ impl<'a> Maker<'a> {
                 return Ok(());
             }
             if self.may_rest() {
-                supply.making = Making::Paused(unnamed);
+                supply.making = Making::Resting(unnamed);
                 drop(supply);
                 self.0.context.worker.make_within(REST);
                 return Ok(());

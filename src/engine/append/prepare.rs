@@ -59,7 +59,7 @@ impl Appender {
             supply.making = Making::Awaited(ordinal);
             self.made.wait(supply);
         }
-        if let Making::Paused(unnamed) = std::mem::take(&mut supply.making) {
+        if let Making::Resting(unnamed) = std::mem::take(&mut supply.making) {
             let named = self.name(supply, unnamed).map(|prepared| supply.ready = Some(prepared));
             self.context.health.note_background(named);
         }

@@ -77,7 +77,7 @@ pub(super) enum Making {
     /// The same, and another one waits for it.
     Awaited(Ordinal),
     /// Nobody is at work on it now. It can get its name at any time.
-    Paused(Unnamed),
+    Resting(Unnamed),
 }
 
 /// What pushes will need.
@@ -142,14 +142,14 @@ impl Supply {
         match &self.making {
             Making::Nothing => None,
             Making::UnderWay(ordinal) | Making::Awaited(ordinal) => Some(*ordinal),
-            Making::Paused(unnamed) => Some(unnamed.header().ordinal),
+            Making::Resting(unnamed) => Some(unnamed.header().ordinal),
         }
     }
 
     /// Takes the segment at which nobody is at work, to go on with it.
-    pub(super) fn take_paused(&mut self) -> Option<Unnamed> {
+    pub(super) fn take_resting(&mut self) -> Option<Unnamed> {
         match mem::take(&mut self.making) {
-            Making::Paused(unnamed) => {
+            Making::Resting(unnamed) => {
                 self.making = Making::UnderWay(unnamed.header().ordinal);
                 Some(unnamed)
             }
