@@ -2,13 +2,15 @@
 //! copies.
 //!
 //! Promises: a segment is made without the lock of the supply, in steps; whoever needs it waits for
-//! one step at most, and then has it as far as it is. Where a background thread does this and no
+//! one step at most, and then has it as far as it is. One that is recycled is one step: it is mostly
+//! written already. Where a background thread does this and no
 //! push would wait for it soon, it rests between two steps: with few cores, each moment of it is
 //! one less for producers and consumers.
 
 use super::Appender;
-use super::files::{is_warmed, map_prepared, new_names, take_ordinal};
+use super::files::{new_names, take_ordinal};
 use super::supply::{Making, Spare, Supply};
+use crate::engine::context::Context;
 use crate::error::{Error, Result};
 use crate::format::address::Ordinal;
 use crate::format::segment::SegmentHeader;
@@ -179,6 +181,34 @@ impl<'a> Maker<'a> {
     /// there is none yet and the segment has the full size; `None` if it is of no use. If that
     /// fails, its file goes. `count`: how many slots it had.
     pub(crate) fn recycle(&self, segment: &Arc<Segment>, count: u32) -> Option<Result<()>> {
+        let header = self.begin_to_recycle(segment)?;
+        let _end = EndIfPanicking(self.0);
+        let Context { storage, health, .. } = &*self.0.context;
+        // Without the lock, as in `go_on_making`; but whoever waits does so for all of it.
+        let recycled = Unnamed::recycle(&**storage, segment, header.clone(), count, health);
+        let mut supply = self.0.supply.lock();
+        supply.making = Making::Nothing;
+        self.0.made.notify_all();
+        let mapped = recycled.and_then(|unnamed| self.0.map_named(&mut supply, unnamed));
+        let prepared = match mapped {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                let names = [segment.name.clone()].into_iter().chain(new_names(header.ordinal));
+                if supply.leftovers.clean_up(&self.0.context, names, header.size) {
+                    self.0.context.space.give_back(header.size);
+                }
+                return Some(Err(error));
+            }
+        };
+        // Relaxed: a number by itself.
+        self.0.taken_bytes.fetch_add(header.size, Ordering::Relaxed);
+        (supply.ready, supply.next_bytes) = (Some(prepared), header.size);
+        self.0.context.worker.ask();
+        Some(Ok(()))
+    }
+
+    /// What the segment becomes that is made of this one, from here on; `None` if it is of no use.
+    fn begin_to_recycle(&self, segment: &Segment) -> Option<SegmentHeader> {
         let mut supply = self.0.supply.lock();
         let size = segment.header.size;
         // A file that others know by another name, or still read from, is not used again.
@@ -186,30 +216,12 @@ impl<'a> Maker<'a> {
         let is_usable = size == self.0.wanted_bytes(&supply) && is_free();
         let has_none = supply.ready.is_none() && supply.making().is_none();
         let is_wanted = has_none && supply.has_begun && supply.spare == Spare::Kept;
-        if !is_usable || !is_wanted || supply.is_closed {
+        if !is_usable || !is_wanted || self.is_over(&supply) {
             return None;
         }
-        let Ok(header) = self.0.next_header(&mut supply, size) else { return None };
-        let names = [segment.name.clone()].into_iter().chain(new_names(header.ordinal));
-        let (storage, durability) = (&*self.0.context.storage, self.0.context.options.durability);
-        let recycled = Unnamed::recycle(storage, segment, header, count, &self.0.context.health);
-        let recycled = recycled.and_then(|unnamed| unnamed.finish(storage, &self.0.context.health));
-        let recycled = recycled.and_then(|segment| map_prepared(Arc::new(segment), durability));
-        let prepared = match recycled {
-            Ok(prepared) => prepared,
-            Err(error) => {
-                if supply.leftovers.clean_up(&self.0.context, names, size) {
-                    self.0.context.space.give_back(size);
-                }
-                return Some(Err(error));
-            }
-        };
-        // Relaxed: a number by itself.
-        self.0.taken_bytes.fetch_add(size, Ordering::Relaxed);
-        supply.warming = is_warmed(durability).then(|| (prepared.clone(), 0));
-        self.0.context.worker.ask();
-        (supply.ready, supply.next_bytes) = (Some(prepared), size);
-        Some(Ok(()))
+        let header = self.0.next_header(&mut supply, size).ok()?;
+        supply.making = Making::UnderWay(header.ordinal);
+        Some(header)
     }
 
     /// The header of a copy of this size; every CHECKPOINT lists it from here on. `clock_shift`: of

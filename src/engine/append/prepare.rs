@@ -127,12 +127,17 @@ impl Appender {
     /// Gives it its name, and maps it.
     pub(super) fn name(&self, supply: &mut Supply, unnamed: Unnamed) -> Result<Prepared> {
         let SegmentHeader { ordinal, size, .. } = *unnamed.header();
+        let named = self.map_named(supply, unnamed);
+        named.or_else(|error| self.clean_up(supply, ordinal, size, error))
+    }
+
+    /// The same, but the caller removes what is left if it fails.
+    pub(super) fn map_named(&self, supply: &mut Supply, unnamed: Unnamed) -> Result<Prepared> {
         let (storage, durability) = (&*self.context.storage, self.context.options.durability);
-        let named = unnamed.finish(storage, &self.context.health);
-        let named = named.and_then(|segment| map_prepared(Arc::new(segment), durability));
-        let named = named.or_else(|error| self.clean_up(supply, ordinal, size, error))?;
-        supply.warming = is_warmed(durability).then(|| (named.clone(), 0));
-        Ok(named)
+        let segment = unnamed.finish(storage, &self.context.health)?;
+        let prepared = map_prepared(Arc::new(segment), durability)?;
+        supply.warming = is_warmed(durability).then(|| (prepared.clone(), 0));
+        Ok(prepared)
     }
 
     /// What was made of a new segment goes: this was the error.
