@@ -9,7 +9,7 @@
 
 use super::Appender;
 use super::files::{new_names, take_ordinal};
-use super::supply::{Making, Spare, Supply};
+use super::supply::{Making, Rest, Spare, Supply};
 use crate::engine::context::Context;
 use crate::error::{Error, Result};
 use crate::format::address::Ordinal;
@@ -65,7 +65,11 @@ impl<'a> Maker<'a> {
 
     /// Goes on with the segment that is made, where there is one.
     pub(crate) fn go_on(&self) -> Result<()> {
-        let resting = self.0.supply.lock().take_resting();
+        let resting = {
+            let mut supply = self.0.supply.lock();
+            supply.rest = Rest::Over;
+            supply.take_resting()
+        };
         if let Some(unnamed) = resting {
             self.go_on_making(unnamed)?;
         }
@@ -75,9 +79,13 @@ impl<'a> Maker<'a> {
 
     /// Whether the background will go on in a while with what it has begun.
     fn rests(&self) -> bool {
-        let supply = self.0.supply.lock();
-        let has_begun = matches!(supply.making, Making::Resting(_)) || supply.warming.is_some();
-        has_begun && self.0.context.worker.is_running()
+        self.0.supply.lock().rest == Rest::UnderWay && self.0.context.worker.is_running()
+    }
+
+    /// Has the background go on in a while.
+    fn rest(&self, supply: &mut Supply) {
+        supply.rest = Rest::UnderWay;
+        self.0.context.worker.make_within(REST);
     }
 
     /// The segment to be worked at, which is begun if it will be needed soon.
@@ -136,8 +144,7 @@ impl<'a> Maker<'a> {
             }
             if self.may_rest() {
                 supply.making = Making::Resting(unnamed);
-                drop(supply);
-                self.0.context.worker.make_within(REST);
+                self.rest(&mut supply);
                 return Ok(());
             }
             supply.making = Making::UnderWay(ordinal);
@@ -158,9 +165,8 @@ impl<'a> Maker<'a> {
             if has_more {
                 supply.warming = Some((prepared, offset + WARM_STEP));
             }
-            drop(supply);
             if has_more && self.may_rest() {
-                self.0.context.worker.make_within(REST);
+                self.rest(&mut supply);
                 return;
             }
         }

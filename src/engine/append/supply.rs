@@ -80,6 +80,13 @@ pub(super) enum Making {
     Resting(Unnamed),
 }
 
+/// Whether the background rests, and goes on in a while with the segment that it makes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Rest {
+    UnderWay,
+    Over,
+}
+
 /// What pushes will need.
 #[derive(Debug)]
 pub(super) struct Supply {
@@ -100,6 +107,7 @@ pub(super) struct Supply {
     pub(super) making: Making,
     /// A segment that is not resident as a whole, and how far it is.
     pub(super) warming: Option<(Prepared, u64)>,
+    pub(super) rest: Rest,
     /// The ordinal of a compacted segment in the making: it may have its name before anybody reads
     /// it.
     pub(super) compacting: Option<Ordinal>,
@@ -126,6 +134,7 @@ impl Supply {
             ready: None,
             making: Making::Nothing,
             warming: None,
+            rest: Rest::Over,
             compacting: None,
             leftovers: Leftovers::default(),
             old_tail: unsealed.collect(),
