@@ -6,8 +6,9 @@
 //! time, so that with two cores none is left for the background. "Waits" means that it sleeps until
 //! there is something.
 //!
-//! `cargo bench --bench stalls`; `KEEPQ_BENCH_DIR` chooses the disk. On a busy machine put `chrt -f 5`
-//! before the built program.
+//! `cargo bench --bench stalls`; `KEEPQ_BENCH_DIR` chooses the disk. On a busy machine put `nice -n
+//! -20` before it. Not `chrt -f`: the system stops threads of that kind that spin, for 50 ms in each
+//! second.
 
 #![allow(
     clippy::unwrap_used,
@@ -65,7 +66,7 @@ fn produce(start: Instant, rate: u64, mut push: impl FnMut(&[u8; PAYLOAD])) -> V
         payload[..8].copy_from_slice(&(due.as_nanos() as u64).to_le_bytes());
         push(&payload);
         if due >= WARM_UP {
-            took.push(start.elapsed() - due);
+            took.push(start.elapsed().saturating_sub(due));
         }
     }
     took
@@ -139,7 +140,11 @@ fn through(
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         let (receipts, waiting) = sync_channel::<keepq::Receipt>(1_000_000);
-        scope.spawn(move || waiting.into_iter().for_each(|receipt| drop(receipt.wait().unwrap())));
+        scope.spawn(move || {
+            for receipt in waiting {
+                receipt.wait().unwrap();
+            }
+        });
         let over = OverAtEnd(&is_over);
         let push = move |payload: &[u8; PAYLOAD]| {
             let _over = &over;
@@ -201,7 +206,7 @@ fn by_durability() {
 }
 
 /// Something that goes on in the same queue meanwhile.
-type Aside = (&'static str, fn(&Queue), fn(&Queue));
+type Aside = (&'static str, fn(&Queue), fn(&Queue) -> keepq::Result<()>);
 
 /// Messages that nobody takes now.
 fn fill_with_delayed(queue: &Queue) {
@@ -219,15 +224,11 @@ fn fill_sparsely(queue: &Queue) {
 
 fn with_asides() {
     let asides: [Aside; 5] = [
-        ("nothing", |_| (), |_| ()),
-        ("compact, 400,000 messages", fill_sparsely, |queue| drop(queue.compact().unwrap())),
-        ("purge, 400,000 messages", fill_with_delayed, |queue| drop(queue.purge().unwrap())),
-        (
-            "maintain, which syncs and writes a CHECKPOINT",
-            |_| (),
-            |queue| queue.maintain().unwrap(),
-        ),
-        ("sync", |_| (), |queue| queue.sync().unwrap()),
+        ("nothing", |_| (), |_| Ok(())),
+        ("compact, 400,000 messages", fill_sparsely, |queue| queue.compact().map(|_| ())),
+        ("purge, 400,000 messages", fill_with_delayed, |queue| queue.purge().map(|_| ())),
+        ("maintain, which syncs and writes a CHECKPOINT", |_| (), Queue::maintain),
+        ("sync", |_| (), Queue::sync),
     ];
     println!("\n| 10 k/s, spins, `Os`; meanwhile | {HEAD}");
     for (what, before, meanwhile) in asides {
@@ -241,7 +242,7 @@ fn with_asides() {
                 thread::sleep(WARM_UP);
                 let start = Instant::now();
                 while start.elapsed() < MEASURED {
-                    meanwhile(&queue);
+                    meanwhile(&queue).unwrap();
                     thread::sleep(Duration::from_millis(50));
                 }
             });
@@ -265,7 +266,9 @@ fn with_drain() {
             }
         });
         let _over = OverAtEnd(&is_over);
-        produce(Instant::now(), 10_000, |payload| drop(queue.push(payload).unwrap()))
+        produce(Instant::now(), 10_000, |payload| {
+            queue.push(payload).unwrap();
+        })
     });
     let [p99, p999, most] =
         [99.0, 99.9, 100.0].map(|at| percentile(&mut pushes, at).as_secs_f64() * 1e6);
@@ -276,11 +279,13 @@ fn with_drain() {
     queue.close().unwrap();
 }
 
+type Limit = fn(Options) -> Options;
+
 /// As fast as one thread can.
 fn dropping_oldest() {
     println!("\n| `DropOldest`, `Os`, at full speed | messages/s | push p99.9, us | most, us |");
     println!("| --- | --- | --- | --- |");
-    let limits: [(&str, fn(Options) -> Options); 2] = [
+    let limits: [(&str, Limit); 2] = [
         ("100,000 messages", |options| options.max_messages(100_000)),
         ("256 MiB", |options| options.max_bytes(256 << 20)),
     ];
@@ -295,7 +300,7 @@ fn dropping_oldest() {
             queue.push(&[7; PAYLOAD]).unwrap();
             let now = start.elapsed();
             if before > WARM_UP {
-                pushes.push(now - before);
+                pushes.push(now.saturating_sub(before));
             }
             before = now;
         }

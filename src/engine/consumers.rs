@@ -15,7 +15,9 @@ use super::append::Appender;
 use super::commit::Commit;
 use super::context::Context;
 use super::dispatch::front::{FrontLook, FrontMessage, FrontState, Unfit};
-use super::dispatch::{Answer, LeaseKey, Leased, LeasedOne, Leasing, Policy, Taken, TakenBody};
+use super::dispatch::{
+    Answer, Dispatch, LeaseKey, Leased, LeasedOne, Leasing, Policy, Taken, TakenBody,
+};
 use super::published::Published;
 use super::signal::{DispatchGuard, DispatchLock};
 use super::wait::{Look, Soon};
@@ -273,7 +275,7 @@ impl Consumers {
         self.dispatch.lock().count_again();
         let mut result = Ok(());
         loop {
-            let counted = self.dispatch.lock().count_some();
+            let counted = self.dispatch.step(Dispatch::count_some);
             match counted {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -285,7 +287,7 @@ impl Consumers {
 
     /// Ends leases and delays that are over, step by step.
     pub(crate) fn end_due(&self) {
-        while self.dispatch.lock().deliveries_mut().end_due() {}
+        while self.dispatch.step(|dispatch| dispatch.deliveries_mut().end_due()) {}
     }
 
     /// The same as [`Self::sweep_expired`], if it is time to look at the front.

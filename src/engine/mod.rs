@@ -312,7 +312,7 @@ impl Engine {
         self.reclaim.prepare_ahead().ok();
         let finished = self.appender.finish_old_tail();
         self.reclaim.release_idle_maps();
-        let has_unsealed = self.commit.sync_oldest_full();
+        let has_unsealed = self.reclaim.sync_oldest_full();
         let counted = self.dispatch.lock().count_some();
         let clear = |error| self.consumers.clear_the_way(error).map(|()| true);
         let can_count = counted.or_else(clear);

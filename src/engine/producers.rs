@@ -434,7 +434,7 @@ impl Producers {
             let dropping = Dropping::of_oldest(&dispatch, after);
             drop(dispatch);
             let Some(mut dropping) = dropping else { return Ok(false) };
-            while dropping.drop_some(&mut self.dispatch.lock())? {}
+            while self.dispatch.step(|dispatch| dropping.drop_some(dispatch))? {}
             if dropping.dropped() > 0 {
                 in_vain.drops += u32::from(dropping.is_whole());
                 return Ok(true);

@@ -35,6 +35,15 @@ impl DispatchLock {
         DispatchGuard { lock: self, guard: Some(self.dispatch.lock()) }
     }
 
+    /// Takes the lock for a step of work that takes long. A thread that waits for the lock gets it
+    /// before the next step: without that, who works would have it again before another one wakes.
+    pub(crate) fn step<T>(&self, work: impl FnOnce(&mut Dispatch) -> T) -> T {
+        let mut dispatch = self.lock();
+        let done = work(&mut dispatch);
+        dispatch.let_others_in();
+        done
+    }
+
     /// Gives the lock up, and tells others what changed under it.
     #[inline(never)]
     fn tell(&self, mut dispatch: MutexGuard<'_, Dispatch>) {

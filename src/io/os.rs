@@ -116,6 +116,12 @@ pub(super) fn read_exact_at(file: &File, offset: u64, into: &mut [u8]) -> io::Re
 pub(super) fn write_all_at(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
     let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
     check_file_size(offset.saturating_add(len))?;
+    write_within_limit(file, offset, bytes)
+}
+
+/// The same where the process's limit of file sizes was asked for.
+#[cfg(unix)]
+fn write_within_limit(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
     std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
 }
 
@@ -159,6 +165,9 @@ pub(super) fn read_exact_at(file: &File, mut offset: u64, mut into: &mut [u8]) -
     }
     Ok(())
 }
+
+#[cfg(windows)]
+use write_all_at as write_within_limit;
 
 #[cfg(windows)]
 pub(super) fn write_all_at(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -311,9 +320,11 @@ pub(super) fn advise_random(file: &File) {
 pub(super) fn write_zeros(file: &File, start: u64, end: u64, piece: u64) -> io::Result<()> {
     static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
     let step = usize::try_from(piece).unwrap_or(ZEROS.len()).clamp(1, ZEROS.len());
+    #[cfg(unix)]
+    check_file_size(end)?;
     for offset in (start..end).step_by(step) {
         let len = usize::try_from(end - offset).unwrap_or(step).min(step);
-        write_all_at(file, offset, &ZEROS[..len])?;
+        write_within_limit(file, offset, &ZEROS[..len])?;
     }
     Ok(())
 }

@@ -15,8 +15,11 @@ use crate::io::{Access, Storage, StorageFile};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Bytes that one step writes: less than a millisecond's work.
-const STEP: u64 = 1 << 20;
+/// Bytes that one step writes: less than a tenth of a millisecond's work.
+const STEP: u64 = 128 << 10;
+
+/// Bytes that are written for each sync: a commit waits for no more than that.
+const SYNC_STEP: u64 = 1 << 20;
 
 /// One in this many bytes, at the end, are prepared for slots: those of messages of 56 bytes and
 /// more (a record of 80 bytes has a slot of 16).
@@ -139,14 +142,19 @@ impl Unnamed {
         // Slots are stored to through a map, here and there.
         let (end, piece) =
             if start < slots { (slots, self.preparation.piece) } else { (last, PAGE) };
-        let end = end.min(start + STEP);
+        let end = end.min((start + 1).next_multiple_of(STEP));
         let zeroed = self.file.zero(start, end, piece);
-        // Step by step, so that a commit waits for no more than one step is.
-        let is_synced = self.preparation.is_synced;
-        let synced = zeroed.and_then(|()| if is_synced { self.file.sync() } else { Ok(()) });
+        let is_due = end.is_multiple_of(SYNC_STEP) || end == last;
+        let syncs = self.preparation.is_synced && is_due;
+        let synced = zeroed.and_then(|()| if syncs { self.file.sync() } else { Ok(()) });
         synced.map_err(|error| self.error(start, error))?;
         self.prepared = Some(end);
         Ok(true)
+    }
+
+    /// About how many steps are left.
+    pub(crate) fn steps_left(&self) -> u64 {
+        self.prepared.map_or(0, |prepared| (self.header.size - prepared) / STEP + 1)
     }
 
     /// Does all that is left.

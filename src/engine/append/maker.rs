@@ -22,11 +22,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// How long the background rests between two steps.
-const REST: Duration = Duration::from_millis(2);
+/// The background rests no longer than this between two steps; and not at all if it were for less
+/// than that, which is about what it takes to go to sleep and to wake.
+const LONGEST_REST: Duration = Duration::from_millis(2);
+const SHORTEST_REST: Duration = Duration::from_micros(50);
 
-/// Bytes that are made resident by one call.
-const WARM_STEP: u64 = 2 << 20;
+/// Bytes that are made resident by one call: less than a tenth of a millisecond's work.
+const WARM_STEP: u64 = 512 << 10;
 
 /// Nobody waits for a segment whose thread has panicked.
 struct EndIfPanicking<'a>(&'a Appender);
@@ -82,10 +84,20 @@ impl<'a> Maker<'a> {
         self.0.supply.lock().rest == Rest::UnderWay && self.0.context.worker.is_running()
     }
 
-    /// Has the background go on in a while.
-    fn rest(&self, supply: &mut Supply) {
-        supply.rest = Rest::UnderWay;
-        self.0.context.worker.make_within(REST);
+    /// Has the background go on in a while with so many steps, if there is time for a rest. Each
+    /// moment of its work is one less for producers and consumers, where there are few cores; so
+    /// its steps are spread over half of the time that is left until they are needed.
+    fn rest(&self, supply: &mut Supply, steps: u64) -> bool {
+        let Context { worker, clock, .. } = &*self.0.context;
+        let left = self.0.unsealed().time_left(clock.coarse()).map(|left| Duration::from(left) / 2);
+        let steps = u32::try_from(steps).unwrap_or(u32::MAX).max(1);
+        let rest = left.map_or(LONGEST_REST, |left| LONGEST_REST.min(left / steps));
+        let may_rest = worker.is_running() && rest >= SHORTEST_REST;
+        if may_rest {
+            supply.rest = Rest::UnderWay;
+            worker.make_within(rest);
+        }
+        may_rest
     }
 
     /// The segment to be worked at, which is begun if it will be needed soon.
@@ -142,9 +154,8 @@ impl<'a> Maker<'a> {
                 supply.ready = Some(prepared);
                 return Ok(());
             }
-            if self.may_rest() {
+            if self.rest(&mut supply, unnamed.steps_left()) {
                 supply.making = Making::Resting(unnamed);
-                self.rest(&mut supply);
                 return Ok(());
             }
             supply.making = Making::UnderWay(ordinal);
@@ -165,8 +176,7 @@ impl<'a> Maker<'a> {
             if has_more {
                 supply.warming = Some((prepared, offset + WARM_STEP));
             }
-            if has_more && self.may_rest() {
-                self.rest(&mut supply);
+            if has_more && self.rest(&mut supply, (size - offset) / WARM_STEP) {
                 return;
             }
         }
@@ -175,12 +185,6 @@ impl<'a> Maker<'a> {
     /// Whether the queue is closed, or is being closed.
     fn is_over(&self, supply: &Supply) -> bool {
         supply.is_closed || self.0.context.worker.is_stopping()
-    }
-
-    /// Whether the background can rest for a moment: with few cores each moment of its work is one
-    /// less for producers and consumers. Not where pushes would wait for it soon.
-    fn may_rest(&self) -> bool {
-        self.0.context.worker.is_running() && !self.0.unsealed().is_pressed()
     }
 
     /// Turns a segment that no CHECKPOINT lists, and that has left the log, into the ready one, if

@@ -17,8 +17,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-/// A segment that is filled in less is filled fast.
-const FAST: Millis = Millis(1000);
+/// A consumer that keeps up leaves a segment within this time after pushes did.
+const LEFT_WITHIN: Millis = Millis(100);
 
 impl Unsealed {
     pub(super) fn new(log: &Log) -> Self {
@@ -129,13 +129,23 @@ impl Unsealed {
         Some(Millis(now.since(active.base_time()).0.saturating_mul(size) / used))
     }
 
-    /// Whether a push may soon wait for the next segment: the active one is half full, or segments
-    /// fill fast, or faster than they are synced.
-    pub(super) fn is_pressed(&self) -> bool {
-        let is_half_full = |active: &Active| active.used_bytes() * 2 > active.segment().header.size;
-        !self.full.is_empty()
-            || self.last_fill_time.is_some_and(|time| time < FAST)
-            || self.active.as_ref().is_some_and(is_half_full)
+    /// How long it will be until a push needs the next segment; `None` if it is too early to tell.
+    pub(super) fn time_left(&self, now: Time) -> Option<Millis> {
+        if !self.full.is_empty() {
+            // Segments fill faster than they are synced.
+            return Some(Millis(0));
+        }
+        let (active, Millis(fill_time)) = (self.active.as_ref()?, self.expected_fill_time(now)?);
+        let (used, size) = (active.used_bytes(), active.segment().header.size);
+        Some(Millis(fill_time.saturating_mul(size.saturating_sub(used)) / size))
+    }
+
+    /// Whether the oldest full segment is still as memory in a consumer that is about to leave it.
+    /// The sync of pages that are mapped interrupts all processors for each of them.
+    pub(crate) fn is_oldest_about_to_be_left(&self, now: Time) -> bool {
+        let rotated = self.active.as_ref().map_or(Time::ZERO, Active::base_time);
+        let is_new = now.since(rotated) < LEFT_WITHIN;
+        is_new && matches!(self.full.as_slices(), ([full], []) if full.segment.is_mapped())
     }
 
     /// Whether the worker is to be asked for a next segment, and has not been.

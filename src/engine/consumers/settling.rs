@@ -77,7 +77,7 @@ impl Consumers {
         // What is over waits.
         self.end_due();
         let mut purge = Purge::up_to(self.published.visible());
-        while purge.settle_some(&mut self.dispatch.lock())? {
+        while self.dispatch.step(|dispatch| purge.settle_some(dispatch))? {
             between();
         }
         let number = self.dispatch.lock().backlog().changes().newest();

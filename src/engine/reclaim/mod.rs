@@ -32,10 +32,14 @@ use compact::Compactor;
 use job::Outcome;
 use retire::Retirer;
 use std::sync::Arc;
+use std::time::Duration;
 use trigger::Trigger;
 
 /// This many done segments may wait to be let go while another segment is ready.
 const MOST_DONE: u64 = 1;
+
+/// After this time the background looks again whether a consumer has left a segment.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Gives the disk back.
 #[derive(Debug)]
@@ -131,6 +135,17 @@ impl Reclaim {
         });
         drop(unsealed);
         has_any
+    }
+
+    /// Syncs and seals the oldest full segment, unless a consumer is about to leave it; tells
+    /// whether there may be more.
+    pub(crate) fn sync_oldest_full(&self) -> Result<bool> {
+        let now = self.context.clock.coarse();
+        if self.appender.unsealed().is_oldest_about_to_be_left(now) {
+            self.context.worker.ask_within(LOOK_AGAIN);
+            return Ok(false);
+        }
+        self.commit.sync_oldest_full()
     }
 
     /// Does the background's work for one file, so that a queue with fast producers takes no more
@@ -311,7 +326,7 @@ impl Reclaim {
             return Ok(());
         }
         for ordinal in small {
-            while self.dispatch.lock().count_segment(ordinal)? {}
+            while self.dispatch.step(|dispatch| dispatch.count_segment(ordinal))? {}
         }
         self.appender.finish_old_tail()?;
         // The producer waits for it: no more than keeps their number where it is.
