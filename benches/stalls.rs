@@ -6,8 +6,8 @@
 //! time, so that with two cores none is left for the background. "Waits" means that it sleeps until
 //! there is something.
 //!
-//! `cargo bench --bench stalls`; `KEEPQ_BENCH_DIR` chooses the disk. On a busy machine put `nice -n
-//! -20` before it. Not `chrt -f`: the system stops threads of that kind that spin, for 50 ms in each
+//! `cargo bench --bench stalls`; `KEEPQ_BENCH_DIR` chooses the disk. On a busy machine put
+//! `nice -n -20` before it. Not `chrt -f`: the system stops threads of that kind that spin, for 50 ms in each
 //! second.
 
 #![allow(

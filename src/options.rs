@@ -2,6 +2,7 @@
 
 mod compaction;
 mod disk;
+mod limits;
 
 pub use compaction::Compaction;
 
@@ -21,11 +22,6 @@ const MIB: u64 = 1 << 20;
 const SEGMENT_BYTES: RangeInclusive<u64> = 64 * KIB..=128 * MIB;
 /// Four segments of the smallest size would do. The rest is for the dead letters and CHECKPOINT.
 const MIN_MAX_BYTES: u64 = MIB;
-/// The least room that is kept for compaction.
-const SCRATCH: u64 = 64 * KIB;
-/// The largest segment that is dropped as a whole: to sync and to remove it takes 10 ms or so
-/// (`cargo bench --bench stalls`).
-const LARGEST_DROPPED: u64 = 8 * MIB;
 const PAYLOAD_BYTES: RangeInclusive<u64> = 1..=record::MAX_PAYLOAD;
 
 /// When `push` returns `Ok`, and so what that `Ok` promises. With each of the three, a message that
@@ -345,11 +341,12 @@ impl Options {
     /// by twice the bytes of a segment, until that is moved and gone.
     ///
     /// A segment is at most a quarter of this limit, and smaller when room gets scarce. With
-    /// [`Overflow::DropOldest`], which drops all of one for room, it is at most a part in 32, and 8
-    /// MiB, but at least 64 KiB. About 140 KiB are kept for CHECKPOINT and the dead letters, and a quarter of a segment (at least 64
-    /// KiB) for compaction. The newest segment stays until there is a newer one, and it is as large
-    /// as the largest message or batch in it. So after a message of about half of the limit (two
-    /// fifths of it at 1 MiB), another one as large may find no room, although the queue is empty.
+    /// [`Overflow::DropOldest`], which drops all of one for room, it is at most one 32nd of it, but
+    /// between 64 KiB and 8 MiB. About 140 KiB are kept for CHECKPOINT and the dead letters, and a
+    /// quarter of a segment (at least 64 KiB) for compaction. The newest segment stays until there
+    /// is a newer one, and it is as large as the largest message or batch in it. So after a message
+    /// of about half of the limit (two fifths of it at 1 MiB), another one as large may find no
+    /// room, although the queue is empty.
     ///
     /// A file counts until all its messages are settled, or copied by compaction. With delays, or
     /// with acks in any order, such files and the newest one hold much of a small limit. As advice,
@@ -439,25 +436,6 @@ impl Options {
             (AckSync::ByDurability, Durability::Os) => None,
             (AckSync::ByDurability, _) => Some(Duration::from_secs(1)),
         }
-    }
-
-    /// The largest segment. It is small enough for `max_bytes`, so that a queue that was full and
-    /// is empty now has room for another segment; and smaller where a push that finds no room drops
-    /// the messages of one, and waits for its sync and its removal.
-    pub(crate) fn segment_limit(&self) -> u64 {
-        let Some(max) = self.max_bytes else { return self.segment_bytes };
-        let part = match self.overflow {
-            Overflow::DropOldest => (max / 32).clamp(64 * KIB, LARGEST_DROPPED),
-            Overflow::Reject | Overflow::Block | Overflow::DropNewest => max / 4,
-        };
-        self.segment_bytes.min(part / PAGE * PAGE)
-    }
-
-    /// The part of `max_bytes` that is kept for files that compaction makes before it removes
-    /// others.
-    pub(crate) fn scratch(&self) -> u64 {
-        let has_any = self.max_bytes.is_some() && self.compaction.is_on;
-        if has_any { (self.segment_limit() / 4 / PAGE * PAGE).max(SCRATCH) } else { 0 }
     }
 
     /// # Errors

@@ -24,8 +24,8 @@
 //! | 4 | dispatch | the backlog, the cursor, leases, what was returned, is delayed or dying |
 //! | 5 | leaves: agenda, wait lists, the line, `health` | themselves |
 //!
-//! The thread that leads a commit holds no lock while it syncs; `Commit::leading` makes it the only
-//! one. The lead is taken after `upkeep` and `supply` and before `writing`, if at all.
+//! The thread that leads a commit holds no lock while it syncs. No other one syncs then but a push
+//! whose write failed (`Health::refuse`); `SyncLatch` has both hear of a failure. The lead is taken after `upkeep` and `supply` and before `writing`, if at all.
 
 mod append;
 mod backlog;
@@ -275,12 +275,12 @@ impl Engine {
         self.dispatch.lock().forget_watch();
         let noted = self.reclaim.note_clock();
         let timed = self.look_at_times().and(noted);
-        if due.sync.is_some() {
+        if due.sync().is_some() {
             // The time that the worker watched is over: a push from here on asks again, also if
             // all is durable by now, and no round of syncs begins.
             self.appender.unsealed().forget_interval();
         }
-        let synced = match due.sync {
+        let synced = match due.sync() {
             Some(Scope::Answers) => self.sync().inspect_err(|_| self.sync_answers_again()),
             Some(_) => self.commit.wait_durable(self.published.newest()),
             None => Ok(()),

@@ -68,10 +68,15 @@ pub(crate) enum Task {
 #[derive(Debug)]
 pub(crate) struct Due {
     tasks: Vec<Task>,
-    pub(crate) sync: Option<Scope>,
+    sync: Option<Scope>,
 }
 
 impl Due {
+    /// What is to be synced.
+    pub(crate) fn sync(&self) -> Option<Scope> {
+        self.sync
+    }
+
     pub(crate) fn has(&self, task: Task) -> bool {
         self.tasks.contains(&task)
     }

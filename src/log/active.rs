@@ -68,6 +68,8 @@ pub(crate) struct Active {
     unwritten: u32,
     /// Bytes that failed batches left behind the tail, and that could not be erased yet.
     remains: Vec<Remains>,
+    /// A write has failed: the disk may have other bytes behind the tail than the file has now.
+    has_failed: bool,
 }
 
 impl Active {
@@ -93,6 +95,7 @@ impl Active {
             stage: (placing == Placing::Written).then(Stage::default),
             unwritten: 0,
             remains: Vec::new(),
+            has_failed: false,
         })
     }
 
@@ -258,6 +261,7 @@ impl Active {
     /// Erases what a failed write left.
     fn refuse(&mut self, offset: Offset, error: io::Error) -> Refused {
         let has_records = self.remains.iter().any(|remains| self.may_have_record(remains.offset));
+        self.has_failed = true;
         // The first error is the one to tell; the next push tries again to erase.
         let erased = self.erase_all_remains();
         let left = match (has_records, erased) {
@@ -333,7 +337,9 @@ impl Active {
         Ok(())
     }
 
-    /// Returns true if there is, or may be, a whole record at `offset`.
+    /// Returns true if there is, or may be, a whole record at `offset`, in the file or on the disk. A
+    /// write that fails leaves less of it there than in the file. But a later one may leave a header
+    /// whose body is on the disk as it was before all of them.
     fn may_have_record(&self, offset: Offset) -> bool {
         let whole = || {
             let mut header = [0; record::HEADER];
@@ -341,6 +347,9 @@ impl Active {
             let Some(header) = RecordHeader::decode(&header, self.segment.key, offset) else {
                 return Ok(false);
             };
+            if self.has_failed {
+                return Ok(true);
+            }
             let mut body = Vec::new();
             let start = offset + to_u64(record::HEADER);
             let len = usize::try_from(header.body_len).map_err(io::Error::other)?;

@@ -15,9 +15,6 @@ use crate::io::{Access, Storage, StorageFile};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Bytes that one step writes: less than a tenth of a millisecond's work.
-const STEP: u64 = 128 << 10;
-
 /// Bytes that are written for each sync: a commit waits for no more than that.
 const SYNC_STEP: u64 = 1 << 20;
 
@@ -130,8 +127,9 @@ impl Unnamed {
         mapped.map(drop).map_err(|error| Error::io("map segment", &self.path, 0, error))
     }
 
-    /// Does some more to make it ready; false once nothing is left to do.
-    pub(crate) fn prepare_some(&mut self) -> Result<bool> {
+    /// Does some more to make it ready, up to a multiple of `step` bytes; false once nothing is left
+    /// to do.
+    pub(crate) fn prepare_some(&mut self, step: u64) -> Result<bool> {
         let Some(start) = self.prepared else { return Ok(false) };
         let last = self.header.twin_offset().0;
         if start >= last {
@@ -142,7 +140,7 @@ impl Unnamed {
         // Slots are stored to through a map, here and there.
         let (end, piece) =
             if start < slots { (slots, self.preparation.piece) } else { (last, PAGE) };
-        let end = end.min((start + 1).next_multiple_of(STEP));
+        let end = end.min((start + 1).next_multiple_of(step));
         let zeroed = self.file.zero(start, end, piece);
         let is_due = end.is_multiple_of(SYNC_STEP) || end == last;
         let syncs = self.preparation.is_synced && is_due;
@@ -152,14 +150,14 @@ impl Unnamed {
         Ok(true)
     }
 
-    /// About how many steps are left.
-    pub(crate) fn steps_left(&self) -> u64 {
-        self.prepared.map_or(0, |prepared| (self.header.size - prepared) / STEP + 1)
+    /// How many bytes are not prepared yet.
+    pub(crate) fn bytes_left(&self) -> u64 {
+        self.prepared.map_or(0, |prepared| self.header.size - prepared)
     }
 
     /// Does all that is left.
     pub(crate) fn prepare_all(&mut self) -> Result<()> {
-        while self.prepare_some()? {}
+        while self.prepare_some(SYNC_STEP)? {}
         Ok(())
     }
 

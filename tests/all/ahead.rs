@@ -3,10 +3,11 @@
 use crate::found_hooks::{Gate, OpenAtEnd, until};
 use crate::found_support::call;
 use crate::support::watched::{Op, Watched};
-use keepq::Queue;
 use keepq::fault::{ManualClock, MemoryStorage};
-use std::sync::Arc;
+use keepq::{Options, Queue};
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 const KIB: usize = 1 << 10;
@@ -14,9 +15,13 @@ const KIB: usize = 1 << 10;
 /// A queue whose first segment fills so fast that the next one has 2 MiB, and so slowly that the
 /// background rests between two steps. A quarter of it is used with the next push.
 fn filling(storage: &Arc<Watched>) -> Queue {
+    filling_with(storage, |options| options)
+}
+
+fn filling_with(storage: &Arc<Watched>, set: impl FnOnce(Options) -> Options) -> Queue {
     let clock = Arc::new(ManualClock::new(UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
     let options = Queue::options().storage(storage.clone()).clock(clock.clone());
-    let queue = options.open("queue").unwrap();
+    let queue = set(options).open("queue").unwrap();
     queue.push(vec![0; 240 * KIB]).unwrap();
     clock.advance(Duration::from_millis(450));
     queue
@@ -51,4 +56,51 @@ fn a_close_waits_for_one_step() {
     gate.open();
     closing.result("close").unwrap();
     assert_eq!(syncs.load(Ordering::SeqCst), 2, "no step follows");
+}
+
+/// A push asked for the next segment while the background rested between two steps. Nobody asked
+/// again.
+#[test]
+fn what_is_asked_for_during_a_rest_is_made_after_it() {
+    for _ in 0..12 {
+        let storage = Watched::around(Arc::new(MemoryStorage::new()));
+        let queue = filling(&storage);
+        let made = Arc::new(AtomicU64::new(0));
+        let counted = made.clone();
+        storage.rule(move |call| {
+            let is_it = call.op == Op::Create && is_made(call.name);
+            counted.fetch_add(u64::from(is_it), Ordering::SeqCst);
+            Ok(())
+        });
+        queue.push(vec![0; 20 * KIB]).unwrap();
+        until("the next one is begun", || made.load(Ordering::SeqCst) == 1);
+        // On to it, and past a quarter of it.
+        (0..90).for_each(|_| assert!(queue.submit(vec![0; 16 * KIB]).is_ok()));
+        until("the one behind it is begun", || made.load(Ordering::SeqCst) >= 2);
+    }
+}
+
+/// A segment that could not be prepared was to be twice as large the next time.
+#[test]
+fn what_fails_is_not_made_larger_the_next_time() {
+    let storage = Watched::around(Arc::new(MemoryStorage::new()));
+    let queue = filling_with(&storage, |options| options.background(false));
+    queue.push(vec![0; 20 * KIB]).unwrap();
+    let (sizes, syncs) = (Arc::new(Mutex::new(Vec::new())), AtomicU64::new(0));
+    let seen = sizes.clone();
+    storage.rule(move |call| {
+        if is_made(call.name) && call.op == Op::Create {
+            seen.lock().unwrap().push(call.len >> 20);
+        }
+        // Not the sync of the headers, but that of the first step.
+        let is_sync = is_made(call.name) && call.op == Op::Sync;
+        if is_sync && syncs.fetch_add(1, Ordering::SeqCst) % 2 == 1 {
+            return Err(ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    });
+    for _ in 0..4 {
+        queue.maintain().unwrap_err();
+    }
+    assert_eq!(*sizes.lock().unwrap(), [2; 4]);
 }

@@ -225,6 +225,35 @@ fn a_record_of_zeros_is_whole_when_its_header_is_written() {
     }
 }
 
+/// After one write that failed, the disk may have other bytes behind the tail than the file: what is
+/// no record in the file may be one there, with the header of a second write that failed.
+#[test]
+fn what_a_second_failed_write_leaves_is_not_judged_by_the_file() {
+    for (first, second) in [(3, 1), (2, 1), (5, 2), (4, 1)] {
+        for is_collected in [true, false] {
+            let Held { disk, faults, queue, gate, open: _open } = held(Op::Sync);
+            gate.open();
+            let ttl = (!is_collected).then_some(Duration::from_secs(3600));
+            for (at, byte) in [(first, 1), (second, 0)] {
+                faults.plan(FaultPlan::FailAt {
+                    at,
+                    error: ErrorKind::StorageFull,
+                    lasting: false,
+                });
+                let message = Message::new(vec![byte; 15_000]);
+                let message = ttl.map_or(message.clone(), |ttl| message.ttl(ttl));
+                assert!(!queue.push(message).unwrap_err().is_indeterminate());
+                faults.plan(FaultPlan::None);
+            }
+            for seed in 0..200 {
+                let image = Arc::new(disk.power_cut(CrashImage::Mixed(seed)));
+                let found = options(image).background(false).open("queue").unwrap();
+                assert!(payloads(&found).iter().all(|payload| payload == b"first"), "seed {seed}");
+            }
+        }
+    }
+}
+
 /// While a thread syncs, others come and go that wait for no sync. They have written what others
 /// collected before them, so the order is kept.
 #[test]

@@ -7,8 +7,7 @@ use crate::format::address::Ordinal;
 use crate::format::limits::NUMBER_END;
 use crate::format::name;
 use crate::io::Access;
-use crate::log::Segment;
-use crate::log::unnamed::Preparation;
+use crate::log::unnamed::{Preparation, Unnamed};
 use crate::options::Durability;
 use std::sync::Arc;
 
@@ -17,10 +16,18 @@ pub(super) fn new_names(ordinal: Ordinal) -> [String; 2] {
     [name::temporary(ordinal), name::segment(ordinal)]
 }
 
-/// A segment that was just made, mapped.
-pub(super) fn map_prepared(segment: Arc<Segment>, durability: Durability) -> Result<Prepared> {
+/// Gives a segment its name, and maps it. If that fails, the caller removes what is left.
+pub(super) fn name_and_map(
+    context: &Context,
+    supply: &mut Supply,
+    unnamed: Unnamed,
+) -> Result<Prepared> {
+    let durability = context.options.durability;
+    let segment = Arc::new(unnamed.finish(&*context.storage, &context.health)?);
     let region = segment.map(access(durability))?;
-    Ok(Prepared { segment, region })
+    let prepared = Prepared { segment, region };
+    supply.warming = is_warmed(durability).then(|| (prepared.clone(), 0));
+    Ok(prepared)
 }
 
 /// How it is mapped.
@@ -68,6 +75,6 @@ pub(super) fn numbers_used_up(context: &Context) -> Error {
 
 /// Whether its pages are made resident. Where they are synced that is not worth it: each sync
 /// protects them again, and what is made resident so counts as changed, and would be written.
-pub(super) fn is_warmed(durability: Durability) -> bool {
+fn is_warmed(durability: Durability) -> bool {
     durability == Durability::Os
 }

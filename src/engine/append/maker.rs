@@ -2,13 +2,13 @@
 //! copies.
 //!
 //! Promises: a segment is made without the lock of the supply, in steps; whoever needs it waits for
-//! one step at most, and then has it as far as it is. One that is recycled is one step: it is mostly
-//! written already. Where a background thread does this and no
+//! one step at most, and then has it as far as it is. One that is recycled is one step: most of it
+//! is written already. Where a background thread does this and no
 //! push would wait for it soon, it rests between two steps: with few cores, each moment of it is
 //! one less for producers and consumers.
 
 use super::Appender;
-use super::files::{new_names, take_ordinal};
+use super::files::{name_and_map, new_names, take_ordinal};
 use super::supply::{Making, Rest, Spare, Supply};
 use crate::engine::context::Context;
 use crate::error::{Error, Result};
@@ -27,8 +27,16 @@ use std::time::Duration;
 const LONGEST_REST: Duration = Duration::from_millis(2);
 const SHORTEST_REST: Duration = Duration::from_micros(50);
 
-/// Bytes that are made resident by one call: less than a tenth of a millisecond's work.
-const WARM_STEP: u64 = 512 << 10;
+/// Bytes that are written, or made resident, in one step, so that it takes less than a tenth of a
+/// millisecond; and where there is no time for rests.
+#[derive(Clone, Copy)]
+struct Step {
+    calm: u64,
+    hurried: u64,
+}
+
+const ZEROS: Step = Step { calm: 128 << 10, hurried: 1 << 20 };
+const WARM: Step = Step { calm: 512 << 10, hurried: 2 << 20 };
 
 /// Nobody waits for a segment whose thread has panicked.
 struct EndIfPanicking<'a>(&'a Appender);
@@ -70,7 +78,7 @@ impl<'a> Maker<'a> {
         let resting = {
             let mut supply = self.0.supply.lock();
             supply.rest = Rest::Over;
-            supply.take_resting()
+            supply.making.take_resting()
         };
         if let Some(unnamed) = resting {
             self.go_on_making(unnamed)?;
@@ -107,7 +115,7 @@ impl<'a> Maker<'a> {
         if is_made || self.is_over(&supply) {
             return Ok(None);
         }
-        let resting = supply.take_resting();
+        let resting = supply.making.take_resting();
         if resting.is_some() {
             return Ok(resting);
         }
@@ -131,9 +139,10 @@ impl<'a> Maker<'a> {
     fn go_on_making(&self, mut unnamed: Unnamed) -> Result<()> {
         let ordinal = unnamed.header().ordinal;
         let _end = EndIfPanicking(self.0);
+        let mut bytes = ZEROS.calm;
         loop {
             // Without the lock: whoever waits does so for one step at most.
-            let step = unnamed.prepare_some();
+            let step = unnamed.prepare_some(bytes);
             let mut supply = self.0.supply.lock();
             let making = std::mem::take(&mut supply.making);
             self.0.made.notify_all();
@@ -154,31 +163,33 @@ impl<'a> Maker<'a> {
                 supply.ready = Some(prepared);
                 return Ok(());
             }
-            if self.rest(&mut supply, unnamed.steps_left()) {
+            if self.rest(&mut supply, unnamed.bytes_left() / ZEROS.calm) {
                 supply.making = Making::Resting(unnamed);
                 return Ok(());
             }
             supply.making = Making::UnderWay(ordinal);
+            bytes = ZEROS.hurried;
         }
     }
 
     /// Makes the pages of the segment that was named last resident, until that is done or there is
     /// time for a rest.
     fn go_on_warming(&self) {
+        let mut bytes = WARM.calm;
         loop {
             let Some((prepared, offset)) = self.0.supply.lock().warming.take() else { return };
-            let size = prepared.segment.header.size;
-            prepared.region.populate_part(offset, WARM_STEP.min(size - offset));
+            let (size, end) = (prepared.segment.header.size, offset + bytes);
+            prepared.region.populate_part(offset, bytes.min(size - offset));
             let mut supply = self.0.supply.lock();
             // Another one may be to be warmed by now.
-            let is_last = offset + WARM_STEP >= size;
-            let has_more = supply.warming.is_none() && !self.is_over(&supply) && !is_last;
+            let has_more = supply.warming.is_none() && !self.is_over(&supply) && end < size;
             if has_more {
-                supply.warming = Some((prepared, offset + WARM_STEP));
+                supply.warming = Some((prepared, end));
             }
-            if has_more && self.rest(&mut supply, (size - offset) / WARM_STEP) {
+            if has_more && self.rest(&mut supply, (size - offset) / WARM.calm) {
                 return;
             }
+            bytes = WARM.hurried;
         }
     }
 
@@ -199,7 +210,8 @@ impl<'a> Maker<'a> {
         let mut supply = self.0.supply.lock();
         supply.making = Making::Nothing;
         self.0.made.notify_all();
-        let mapped = recycled.and_then(|unnamed| self.0.map_named(&mut supply, unnamed));
+        let mapped =
+            recycled.and_then(|unnamed| name_and_map(&self.0.context, &mut supply, unnamed));
         let prepared = match mapped {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -212,7 +224,7 @@ impl<'a> Maker<'a> {
         };
         // Relaxed: a number by itself.
         self.0.taken_bytes.fetch_add(header.size, Ordering::Relaxed);
-        (supply.ready, supply.next_bytes) = (Some(prepared), header.size);
+        (supply.ready, supply.prepared_bytes) = (Some(prepared), header.size);
         self.0.context.worker.ask();
         Some(Ok(()))
     }

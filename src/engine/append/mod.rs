@@ -28,6 +28,7 @@ use super::published::Published;
 use super::settled_total::SettledTotal;
 use super::signal::{DispatchGuard, DispatchLock};
 use super::space::SMALLEST_SEGMENT;
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::format::bytes::to_u64;
 use crate::format::segment::size_for;
@@ -41,7 +42,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use supply::{IDLE_SEGMENT, Spare, Supply};
 
 /// Messages of a batch that are scheduled before other threads have their turn.
@@ -82,8 +83,9 @@ pub(crate) struct Unsealed {
     active: Option<Active>,
     /// No longer pushed to; oldest first.
     full: VecDeque<Full>,
-    /// How long pushes went to the last segment that was filled.
+    /// How long pushes went to the last segment that was filled, and when they left it.
     last_fill_time: Option<Millis>,
+    left_last_at: Option<Instant>,
     next_seq: u64,
     /// The first Seq of this run.
     first_seq: u64,
@@ -337,7 +339,7 @@ impl Appender {
             // A step of the clock, not a segment that is full: there may be many of them.
             let is_step = |active: &Active| active.segment().header.clock_shift != shift;
             if unsealed.active.as_ref().is_some_and(is_step) {
-                supply.next_bytes = supply.next_bytes.min(IDLE_SEGMENT);
+                supply.base_bytes = supply.base_bytes.min(IDLE_SEGMENT);
             }
         }
         supply.spare = Spare::Kept;
@@ -354,7 +356,9 @@ impl Appender {
             Ok(()) => self.begin_segment(&mut unsealed, prepared.clone()).map(Some),
             Err(_) => Ok(None),
         };
-        if !matches!(begun, Ok(Some(_))) {
+        if matches!(begun, Ok(Some(_))) {
+            supply.base_bytes = supply.prepared_bytes;
+        } else {
             supply.ready = Some(prepared);
         }
         // In this order, so that wakers are called outside of all locks.
@@ -378,6 +382,7 @@ impl Appender {
         let now = unsealed.now(&self.context.clock);
         if let Some(active) = &unsealed.active {
             unsealed.last_fill_time = Some(now.since(active.base_time()));
+            unsealed.left_last_at = Some(clock::now());
         }
         let Prepared { segment, region } = prepared;
         let syncs_each_push = self.context.options.durability == Durability::Always;

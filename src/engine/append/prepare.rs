@@ -4,10 +4,8 @@
 //! durable and sealed, so a dropped record can never come back behind a newer one. Relies on the
 //! `supply` lock for everything here.
 
-use super::files::{
-    access, is_warmed, map_prepared, new_names, numbers_used_up, preparation, take_ordinal,
-};
-use super::supply::{FIRST_SEGMENT, Making, Prepared, Spare, Supply, SupplyState, next_size};
+use super::files::{access, name_and_map, new_names, numbers_used_up, preparation, take_ordinal};
+use super::supply::{FIRST_SEGMENT, Making, Prepared, Rest, Spare, Supply, SupplyState, next_size};
 use super::{Appender, Need, SMALLEST_SEGMENT};
 use crate::error::{Error, Result};
 use crate::format::PAGE;
@@ -59,6 +57,7 @@ impl Appender {
             supply.making = Making::Awaited(ordinal);
             self.made.wait(supply);
         }
+        supply.rest = Rest::Over;
         if let Making::Resting(unnamed) = std::mem::take(&mut supply.making) {
             let named = self.name(supply, unnamed).map(|prepared| supply.ready = Some(prepared));
             self.context.health.note_background(named);
@@ -80,7 +79,7 @@ impl Appender {
                     next_bytes = next_bytes.min(wanted);
                 }
                 Ok(unnamed) => {
-                    supply.next_bytes = next_bytes;
+                    supply.prepared_bytes = next_bytes;
                     return Ok(unnamed);
                 }
                 Err(error) => return Err(error),
@@ -93,7 +92,7 @@ impl Appender {
         let (now, limit) = (self.context.clock.coarse(), self.context.options.segment_limit());
         let fill_time = self.unsealed().expected_fill_time(now);
         let segments = self.dispatch.lock().backlog().tracks().len();
-        next_size(supply.next_bytes, fill_time, segments, limit)
+        next_size(supply.base_bytes, fill_time, segments, limit)
     }
 
     /// What has to be durable before a segment of this run is made.
@@ -127,17 +126,8 @@ impl Appender {
     /// Gives it its name, and maps it.
     pub(super) fn name(&self, supply: &mut Supply, unnamed: Unnamed) -> Result<Prepared> {
         let SegmentHeader { ordinal, size, .. } = *unnamed.header();
-        let named = self.map_named(supply, unnamed);
+        let named = name_and_map(&self.context, supply, unnamed);
         named.or_else(|error| self.clean_up(supply, ordinal, size, error))
-    }
-
-    /// The same, but the caller removes what is left if it fails.
-    pub(super) fn map_named(&self, supply: &mut Supply, unnamed: Unnamed) -> Result<Prepared> {
-        let (storage, durability) = (&*self.context.storage, self.context.options.durability);
-        let segment = unnamed.finish(storage, &self.context.health)?;
-        let prepared = map_prepared(Arc::new(segment), durability)?;
-        supply.warming = is_warmed(durability).then(|| (prepared.clone(), 0));
-        Ok(prepared)
     }
 
     /// What was made of a new segment goes: this was the error.

@@ -117,7 +117,7 @@ impl<'a> Shrinker<'a> {
             let discarded = self.0.discard(&mut supply, ready);
             discarded.inspect_err(|_| self.0.context.space.undo(size))?;
         }
-        supply.next_bytes = size;
+        supply.prepared_bytes = size;
         let unnamed = self.0.make(&mut supply, size)?;
         let prepared = self.0.name(&mut supply, unnamed)?;
         supply.spare = Spare::NotKept;

@@ -80,6 +80,22 @@ pub(super) enum Making {
     Resting(Unnamed),
 }
 
+impl Making {
+    /// Takes the segment at which nobody is at work, to go on with it.
+    pub(super) fn take_resting(&mut self) -> Option<Unnamed> {
+        match mem::take(self) {
+            Self::Resting(unnamed) => {
+                *self = Self::UnderWay(unnamed.header().ordinal);
+                Some(unnamed)
+            }
+            other => {
+                *self = other;
+                None
+            }
+        }
+    }
+}
+
 /// Whether the background rests, and goes on in a while with the segment that it makes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Rest {
@@ -101,7 +117,11 @@ pub(super) struct Supply {
     pub(super) next_ordinal: Ordinal,
     /// The newest segment that was there at open.
     pub(super) last_of_earlier_runs: Ordinal,
-    pub(super) next_bytes: u64,
+    /// How large the active segment is, were it not for a large message; or how large the first
+    /// one is to be.
+    pub(super) base_bytes: u64,
+    /// The same of the one that was prepared last.
+    pub(super) prepared_bytes: u64,
     pub(super) seq_limit: u64,
     pub(super) ready: Option<Prepared>,
     pub(super) making: Making,
@@ -129,7 +149,8 @@ impl Supply {
             spare: Spare::Kept,
             next_ordinal: log.next_ordinal,
             last_of_earlier_runs: newest.unwrap_or(Ordinal::NONE),
-            next_bytes: FIRST_SEGMENT.min(options.segment_limit()),
+            base_bytes: FIRST_SEGMENT.min(options.segment_limit()),
+            prepared_bytes: FIRST_SEGMENT.min(options.segment_limit()),
             seq_limit: log.seq_limit,
             ready: None,
             making: Making::Nothing,
@@ -152,20 +173,6 @@ impl Supply {
             Making::Nothing => None,
             Making::UnderWay(ordinal) | Making::Awaited(ordinal) => Some(*ordinal),
             Making::Resting(unnamed) => Some(unnamed.header().ordinal),
-        }
-    }
-
-    /// Takes the segment at which nobody is at work, to go on with it.
-    pub(super) fn take_resting(&mut self) -> Option<Unnamed> {
-        match mem::take(&mut self.making) {
-            Making::Resting(unnamed) => {
-                self.making = Making::UnderWay(unnamed.header().ordinal);
-                Some(unnamed)
-            }
-            other => {
-                self.making = other;
-                None
-            }
         }
     }
 

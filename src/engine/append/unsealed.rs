@@ -3,7 +3,7 @@
 
 use super::Unsealed;
 use super::full::Full;
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::engine::context::Context;
 use crate::error::{Error, Result};
 use crate::format::bytes::to_u64;
@@ -16,9 +16,10 @@ use crate::time::{Millis, Time};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A consumer that keeps up leaves a segment within this time after pushes did.
-const LEFT_WITHIN: Millis = Millis(100);
+const LEFT_WITHIN: Duration = Duration::from_millis(100);
 
 impl Unsealed {
     pub(super) fn new(log: &Log) -> Self {
@@ -26,6 +27,7 @@ impl Unsealed {
             active: None,
             full: VecDeque::new(),
             last_fill_time: None,
+            left_last_at: None,
             next_seq: log.next_seq,
             first_seq: log.next_seq,
             is_closed: false,
@@ -142,9 +144,9 @@ impl Unsealed {
 
     /// Whether the oldest full segment is still as memory in a consumer that is about to leave it.
     /// The sync of pages that are mapped interrupts all processors for each of them.
-    pub(crate) fn is_oldest_about_to_be_left(&self, now: Time) -> bool {
-        let rotated = self.active.as_ref().map_or(Time::ZERO, Active::base_time);
-        let is_new = now.since(rotated) < LEFT_WITHIN;
+    pub(crate) fn is_oldest_about_to_be_left(&self) -> bool {
+        let since = |at| clock::now().saturating_duration_since(at);
+        let is_new = self.left_last_at.is_some_and(|at| since(at) < LEFT_WITHIN);
         is_new && matches!(self.full.as_slices(), ([full], []) if full.segment.is_mapped())
     }
 

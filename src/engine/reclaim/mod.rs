@@ -98,9 +98,11 @@ impl Reclaim {
         })
     }
 
-    /// Goes on with the segment that is made ahead, after a rest.
+    /// Goes on with the segment that is made ahead, after a rest; then prepares the next one, which
+    /// may have been asked for meanwhile.
     pub(crate) fn go_on_preparing(&self) -> Result<()> {
-        Maker::new(&self.appender).go_on()
+        Maker::new(&self.appender).go_on()?;
+        self.prepare_ahead()
     }
 
     /// Returns true if the background does not keep up, or there is none: done segments fill the
@@ -140,8 +142,7 @@ impl Reclaim {
     /// Syncs and seals the oldest full segment, unless a consumer is about to leave it; tells
     /// whether there may be more.
     pub(crate) fn sync_oldest_full(&self) -> Result<bool> {
-        let now = self.context.clock.coarse();
-        if self.appender.unsealed().is_oldest_about_to_be_left(now) {
+        if self.appender.unsealed().is_oldest_about_to_be_left() {
             self.context.worker.ask_within(LOOK_AGAIN);
             return Ok(false);
         }
