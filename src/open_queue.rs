@@ -184,17 +184,9 @@ impl OpenQueue {
         answered
     }
 
-    /// Does the work of the background, if there is any, and no background. To be called after
-    /// messages were taken.
+    /// Does the work of the background, if there is none. To be called after messages were taken.
     #[inline]
     pub(crate) fn work_without_background(&self) {
-        if self.engine.context().has_chores() {
-            self.do_chores();
-        }
-    }
-
-    #[cold]
-    fn do_chores(&self) {
         self.engine.sync_surplus();
         self.engine.reclaim().note_clock_without_background();
         let context = self.engine.context();

@@ -107,12 +107,6 @@ impl TimeHint {
 }
 
 impl Context {
-    /// Whether there may be something that a caller does where there is no background.
-    #[inline]
-    pub(crate) fn has_chores(&self) -> bool {
-        self.surplus.is_noted() || self.died.is_noted() || !self.clock.is_noted()
-    }
-
     pub(crate) fn directory(&self) -> PathBuf {
         self.storage.path("")
     }

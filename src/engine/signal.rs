@@ -5,10 +5,7 @@
 //! maps above the limit outside of the lock. So no caller has to remember any of that.
 
 use super::context::{Context, Padded};
-use super::dispatch::news::News;
 use super::dispatch::{Dispatch, Watcher};
-use crate::log::sealed::Mapped;
-use crate::time::Time;
 use parking_lot::{Mutex, MutexGuard};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -23,28 +20,9 @@ pub(crate) struct DispatchLock {
 /// The dispatch while it is locked.
 #[derive(Debug)]
 pub(crate) struct DispatchGuard<'a> {
-    context: &'a Context,
-    guard: MutexGuard<'a, Dispatch>,
-    /// Dropped after the lock is given up, which tells it.
-    told: Option<Box<Told<'a>>>,
-}
-
-/// What changed under the lock. Its drop tells others, outside of the lock.
-#[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts")]
-struct Told<'a> {
-    context: &'a Context,
-    /// Maps above the limit.
-    maps: Vec<Arc<Mapped>>,
-    news: News,
-    holds_too_many: bool,
-    asks_for_sync: bool,
-    /// There is no background, so that a thread that waits moves messages that died, and watches
-    /// the next time.
-    asks_waiters: bool,
-    has_consumers: bool,
-    /// The next time to watch, if it is a new one.
-    watch: Option<Time>,
+    lock: &'a DispatchLock,
+    /// `None` only while it is dropped.
+    guard: Option<MutexGuard<'a, Dispatch>>,
 }
 
 impl DispatchLock {
@@ -54,7 +32,7 @@ impl DispatchLock {
 
     #[inline]
     pub(crate) fn lock(&self) -> DispatchGuard<'_> {
-        DispatchGuard { context: &self.context, guard: self.dispatch.lock(), told: None }
+        DispatchGuard { lock: self, guard: Some(self.dispatch.lock()) }
     }
 
     /// Takes the lock for a step of work that takes long. A thread that waits for the lock gets it
@@ -65,73 +43,56 @@ impl DispatchLock {
         dispatch.let_others_in();
         done
     }
-}
 
-impl<'a> Told<'a> {
-    /// Asked under the lock.
+    /// Gives the lock up, and tells others what changed under it.
     #[inline(never)]
-    fn of(dispatch: &mut Dispatch, context: &'a Context) -> Self {
-        let Context { waiters, worker, died, .. } = context;
+    fn tell(&self, mut dispatch: MutexGuard<'_, Dispatch>) {
+        let Context { waiters, worker, clock, surplus, died, .. } = &*self.context;
         let (maps, holds_too_many) = dispatch.take_surplus_maps();
         let (news, asks_for_sync) = dispatch.take_news();
         let has_worker = worker.is_running();
         let watch = dispatch.take_watch(has_worker);
+        // Without a background, a thread that waits moves messages that died, and watches the next
+        // time.
         let asks_waiters = !has_worker && (news.died || watch.is_some());
-        // Each consumer takes the lock between registering and looking.
+        // Asked under the lock, which each consumer takes between registering and looking.
         let tells_consumers = news.returned || asks_waiters || watch.is_some();
         let has_consumers = tells_consumers && waiters.consumers.has_waiters();
         // Under the lock, so that a thread that looks after this sees it.
         if news.died {
             died.note();
         }
-        Self {
-            context,
-            maps,
-            news,
-            holds_too_many,
-            asks_for_sync,
-            asks_waiters,
-            has_consumers,
-            watch,
-        }
-    }
-}
-
-impl Drop for Told<'_> {
-    fn drop(&mut self) {
-        let Context { waiters, worker, clock, surplus, .. } = self.context;
-        let News { settled, settled_unknown, upkeep, died, reclaims, .. } = self.news;
-        self.maps.clear();
-        if self.holds_too_many {
+        drop(dispatch);
+        drop(maps);
+        if holds_too_many {
             surplus.note();
             worker.ask();
         }
-        if self.has_consumers {
+        if has_consumers {
             waiters.consumers.wake_one();
         }
         // Where nothing can be moved to the dead letters, a producer waits in vain for what died.
-        if settled || died || self.asks_waiters {
+        if news.settled || news.died || asks_waiters {
             waiters.room.wake_first();
         }
-        if self.asks_waiters && self.watch.is_some() {
+        if asks_waiters && watch.is_some() {
             waiters.settled.wake_all();
         }
-        for &seq in &self.news.settled_seqs {
+        for seq in news.settled_seqs {
             waiters.settled.wake_keys(seq..=seq);
         }
-        if settled_unknown {
+        if news.settled_unknown {
             waiters.settled.wake_all();
         }
-        if self.asks_for_sync {
+        if asks_for_sync {
             worker.sync_answers();
         }
-        if upkeep || died {
+        if news.upkeep || news.died {
             worker.ask();
-        } else if reclaims {
+        } else if news.reclaims {
             worker.compact_within(self.context.look_interval());
         }
-        let watch = self.watch.filter(|_| !self.asks_waiters);
-        if let Some(at) = watch.and_then(|time| clock.instant(time)) {
+        if let Some(at) = watch.filter(|_| has_worker).and_then(|time| clock.instant(time)) {
             worker.watch(at);
         }
     }
@@ -141,7 +102,9 @@ impl DispatchGuard<'_> {
     /// Lets a thread in that waits for the lock, in the middle of long work, and takes it again.
     /// What changed is told when the guard is dropped.
     pub(super) fn let_others_in(&mut self) {
-        MutexGuard::bump(&mut self.guard);
+        if let Some(guard) = &mut self.guard {
+            MutexGuard::bump(guard);
+        }
     }
 }
 
@@ -150,22 +113,23 @@ impl Deref for DispatchGuard<'_> {
 
     #[inline]
     fn deref(&self) -> &Dispatch {
-        &self.guard
+        self.guard.as_ref().expect("it is there until the guard is dropped")
     }
 }
 
 impl DerefMut for DispatchGuard<'_> {
     #[inline]
     fn deref_mut(&mut self) -> &mut Dispatch {
-        &mut self.guard
+        self.guard.as_mut().expect("it is there until the guard is dropped")
     }
 }
 
 impl Drop for DispatchGuard<'_> {
     #[inline]
     fn drop(&mut self) {
+        let Some(mut dispatch) = self.guard.take() else { return };
         // Asked under the lock, which a producer takes between its place in line and its look.
-        let Context { waiters, worker, .. } = self.context;
+        let Context { waiters, worker, .. } = &*self.lock.context;
         let has_producers = !waiters.room.is_empty();
         let has_waiters = || waiters.consumers.has_waiters() || waiters.settled.has_waiters();
         let find_watcher = || match worker.is_running() {
@@ -173,8 +137,8 @@ impl Drop for DispatchGuard<'_> {
             false if has_producers || has_waiters() => Watcher::Waiters,
             false => Watcher::Nobody,
         };
-        if !self.guard.is_quiet(has_producers, find_watcher) {
-            self.told = Some(Box::new(Told::of(&mut self.guard, self.context)));
+        if !dispatch.is_quiet(has_producers, find_watcher) {
+            self.lock.tell(dispatch);
         }
     }
 }

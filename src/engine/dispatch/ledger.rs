@@ -83,11 +83,6 @@ impl Ledger {
         self.places = Places::new(Cursor::START);
     }
 
-    #[inline]
-    pub(super) fn is_open(&self) -> bool {
-        !self.is_closed
-    }
-
     /// # Errors
     ///
     /// [`Error::Closed`] once the queue is closed.

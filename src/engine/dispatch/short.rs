@@ -98,7 +98,7 @@ impl<'d> ShortWay<'d> {
             return false;
         }
         let (places, policy) = (self.ledger().places(), self.ledger().policy());
-        self.ledger().is_open()
+        self.ledger().check_open().is_ok()
             && !places.has_front()
             && policy.message_ttl.is_none()
             && !now.is_some_and(|now| places.has_due_at(now.saturating_add(TICK)))
@@ -185,7 +185,7 @@ impl<'d> ShortWay<'d> {
             return 0;
         }
         let was_full = self.deliveries.is_full();
-        if !self.ledger().is_open() {
+        if self.ledger().check_open().is_err() {
             return 0;
         }
         let number = self.try_ack(deliveries).unwrap_or(0);
