@@ -1,8 +1,8 @@
 //! Guards the speed of keepq on any machine: its rate divided by that of the physical limit beside
 //! it, both in turns. It knows no times. Fails if a ratio is below two thirds of the noted one.
 //!
-//! `cargo bench --bench ratios`, half a minute; `KEEPQ_BENCH_DIR` chooses the disk. On a busy machine
-//! put `nice -n -20` before it.
+//! `cargo bench --bench ratios`, a quarter of a minute; `KEEPQ_BENCH_DIR` chooses the disk. On a
+//! busy machine put `nice -n -20` before it.
 
 #![allow(
     clippy::unwrap_used,
@@ -33,12 +33,12 @@ type Both = fn(&Path) -> [Duration; 2];
 
 /// Each with the ratio that was noted: the limit's time divided by keepq's.
 const GUARDED: [(&str, f64, Both); 6] = [
-    ("push 64 B, `Os`, beside a copy into a fresh file", 0.48, push_small),
-    ("push 1 KiB, `Os`, beside the same", 0.61, push_kib),
-    ("pop + ack 64 B, beside a copy with its checksum", 0.16, pop_one_by_one),
-    ("the same in batches of 100", 0.33, pop_in_batches),
-    ("push 1 KiB, `Always`, beside one write and one sync", 0.89, push_synced),
-    ("8 threads do the same, beside 8 writes and syncs", 2.9, push_synced_together),
+    ("push 64 B, `Os`, beside a copy into a fresh file", 0.69, push_small),
+    ("push 1 KiB, `Os`, beside the same", 0.76, push_kib),
+    ("pop + ack 64 B, beside a copy with its checksum", 0.11, pop_one_by_one),
+    ("the same in batches of 100", 0.23, pop_in_batches),
+    ("push 1 KiB, `Always`, beside one write and one sync", 0.93, push_synced),
+    ("8 threads do the same, beside 8 writes and syncs", 3.6, push_synced_together),
 ];
 
 fn open(directory: &Path, durability: Durability) -> Queue {

@@ -7,8 +7,8 @@
 //! there is something.
 //!
 //! `cargo bench --bench stalls`; `KEEPQ_BENCH_DIR` chooses the disk. On a busy machine put
-//! `nice -n -20` before it. Not `chrt -f`: the system stops threads of that kind that spin, for 50 ms in each
-//! second.
+//! `nice -n -20` before it. Not `chrt -f`: the system stops threads of that kind that spin, for 50
+//! ms in each second.
 
 #![allow(
     clippy::unwrap_used,

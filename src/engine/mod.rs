@@ -24,8 +24,8 @@
 //! | 4 | dispatch | the backlog, the cursor, leases, what was returned, is delayed or dying |
 //! | 5 | leaves: agenda, wait lists, the line, `health` | themselves |
 //!
-//! The thread that leads a commit holds no lock while it syncs. No other one syncs then but a push
-//! whose write failed (`Health::refuse`); `SyncLatch` has both hear of a failure. The lead is taken after `upkeep` and `supply` and before `writing`, if at all.
+//! The thread that leads a commit holds no lock while it syncs, and takes the lead after `upkeep`
+//! and `supply` and before `writing`, if at all. A push whose write failed syncs without it.
 
 mod append;
 mod backlog;

@@ -337,9 +337,9 @@ impl Active {
         Ok(())
     }
 
-    /// Returns true if there is, or may be, a whole record at `offset`, in the file or on the disk. A
-    /// write that fails leaves less of it there than in the file. But a later one may leave a header
-    /// whose body is on the disk as it was before all of them.
+    /// Returns true if there is, or may be, a whole record at `offset`, in the file or on the disk.
+    /// A write that fails leaves no more of it there than in the file. But a later one may leave a
+    /// header whose body is on the disk as it was before all of them.
     fn may_have_record(&self, offset: Offset) -> bool {
         let whole = || {
             let mut header = [0; record::HEADER];

@@ -127,8 +127,8 @@ impl Unnamed {
         mapped.map(drop).map_err(|error| Error::io("map segment", &self.path, 0, error))
     }
 
-    /// Does some more to make it ready, up to a multiple of `step` bytes; false once nothing is left
-    /// to do.
+    /// Does some more to make it ready, up to a multiple of `step` bytes; false once nothing is
+    /// left.
     pub(crate) fn prepare_some(&mut self, step: u64) -> Result<bool> {
         let Some(start) = self.prepared else { return Ok(false) };
         let last = self.header.twin_offset().0;

@@ -225,8 +225,8 @@ fn a_record_of_zeros_is_whole_when_its_header_is_written() {
     }
 }
 
-/// After one write that failed, the disk may have other bytes behind the tail than the file: what is
-/// no record in the file may be one there, with the header of a second write that failed.
+/// After one write that failed, the disk may have other bytes behind the tail than the file: what
+/// is no record in the file may be one there, with the header of a second write that failed.
 #[test]
 fn what_a_second_failed_write_leaves_is_not_judged_by_the_file() {
     for (first, second) in [(3, 1), (2, 1), (5, 2), (4, 1)] {

@@ -30,13 +30,13 @@ const SHORTEST_REST: Duration = Duration::from_micros(50);
 /// Bytes that are written, or made resident, in one step, so that it takes less than a tenth of a
 /// millisecond; and where there is no time for rests.
 #[derive(Clone, Copy)]
-struct Step {
+struct Pace {
     calm: u64,
     hurried: u64,
 }
 
-const ZEROS: Step = Step { calm: 128 << 10, hurried: 1 << 20 };
-const WARM: Step = Step { calm: 512 << 10, hurried: 2 << 20 };
+const ZEROS: Pace = Pace { calm: 128 << 10, hurried: 1 << 20 };
+const WARM: Pace = Pace { calm: 512 << 10, hurried: 2 << 20 };
 
 /// Nobody waits for a segment whose thread has panicked.
 struct EndIfPanicking<'a>(&'a Appender);
