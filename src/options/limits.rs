@@ -5,8 +5,8 @@ use crate::format::PAGE;
 
 /// The least room that is kept for compaction.
 const SCRATCH: u64 = 64 * KIB;
-/// The largest segment that is dropped as a whole: to sync and to remove it takes 10 ms or so
-/// (`cargo bench --bench stalls`).
+/// The largest segment that is dropped as a whole: to sync and to remove it takes 12 to 25
+/// ms (`cargo bench --bench stalls`).
 const LARGEST_DROPPED: u64 = 8 * MIB;
 
 impl Options {
