@@ -5,7 +5,7 @@ use crate::format::PAGE;
 
 /// The least room that is kept for compaction.
 const SCRATCH: u64 = 64 * KIB;
-/// The largest segment that is dropped as a whole: to sync and to remove it takes 12 to 25
+/// The largest segment that is dropped as a whole: to sync and to remove it takes some 20
 /// ms (`cargo bench --bench stalls`).
 const LARGEST_DROPPED: u64 = 8 * MIB;
 

@@ -1,10 +1,10 @@
 //! Segments that are made ahead of need, by the background, in steps with rests between them.
 
-use crate::found_hooks::{Gate, OpenAtEnd, until};
+use crate::found_hooks::{Gate, OpenAtEnd, is_segment, until};
 use crate::found_support::call;
 use crate::support::watched::{Op, Watched};
 use keepq::fault::{ManualClock, MemoryStorage};
-use keepq::{Options, Queue};
+use keepq::{Durability, Options, Queue};
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -62,20 +62,29 @@ fn a_close_waits_for_one_step() {
 /// again.
 #[test]
 fn what_is_asked_for_during_a_rest_is_made_after_it() {
-    for _ in 0..12 {
+    for round in 0..48 {
         let storage = Watched::around(Arc::new(MemoryStorage::new()));
-        let queue = filling(&storage);
-        let made = Arc::new(AtomicU64::new(0));
-        let counted = made.clone();
+        let queue = filling_with(&storage, |options| {
+            // Or else it asks when the queue has been idle.
+            options.durability(Durability::Os).shrink_after(None)
+        });
+        let (made, named) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let counted = [made.clone(), named.clone()];
         storage.rule(move |call| {
             let is_it = call.op == Op::Create && is_made(call.name);
-            counted.fetch_add(u64::from(is_it), Ordering::SeqCst);
+            counted[0].fetch_add(u64::from(is_it), Ordering::SeqCst);
+            let is_it = call.op == Op::Rename && is_segment(call.name);
+            counted[1].fetch_add(u64::from(is_it), Ordering::SeqCst);
             Ok(())
         });
         queue.push(vec![0; 20 * KIB]).unwrap();
         until("the next one is begun", || made.load(Ordering::SeqCst) == 1);
+        if round % 2 == 1 {
+            // Now its pages are made resident, with rests, too.
+            until("it has its name", || named.load(Ordering::SeqCst) == 1);
+        }
         // On to it, and past a quarter of it.
-        (0..90).for_each(|_| assert!(queue.submit(vec![0; 16 * KIB]).is_ok()));
+        (0..90).for_each(|_| assert!(queue.push(vec![0; 16 * KIB]).is_ok()));
         until("the one behind it is begun", || made.load(Ordering::SeqCst) >= 2);
     }
 }

@@ -55,15 +55,19 @@ fn held_with(op: Op, set: impl FnOnce(Options) -> Options) -> Held {
     Held { disk, faults, queue, gate, open }
 }
 
-/// One push that syncs, held up, and one that is collected meanwhile.
-fn two_pushes(queue: &Queue, gate: &Gate) -> [Call<keepq::Result<keepq::Seq>>; 2] {
-    let push = |payload: &'static str| {
-        let queue = queue.clone();
-        call(move || queue.push(payload))
-    };
-    let one = push("one");
-    until("it syncs", || gate.has_waiting());
-    let two = push("two");
+/// One push that syncs or writes, held up, and one that is collected meanwhile.
+fn two_pushes(
+    queue: &Queue,
+    gate: &Gate,
+    payloads: [&[u8]; 2],
+) -> [Call<keepq::Result<keepq::Seq>>; 2] {
+    let [one, two] = payloads.map(|payload| {
+        let (queue, payload) = (queue.clone(), payload.to_vec());
+        move || queue.push(payload)
+    });
+    let one = call(one);
+    until("it is held up", || gate.has_waiting());
+    let two = call(two);
     two.asleep();
     [one, two]
 }
@@ -97,14 +101,7 @@ fn what_is_not_written_is_not_seen() {
 fn a_write_that_fails_fails_for_all_that_was_collected() {
     for (lasting, more) in [(false, false), (true, false), (true, true)] {
         let Held { disk, faults, queue, gate, open: _open } = held(Op::Store);
-        let push = |payload: [u8; 900]| {
-            let queue = queue.clone();
-            call(move || queue.push(&payload))
-        };
-        let one = push([1; 900]);
-        until("it writes", || gate.has_waiting());
-        let two = push([2; 900]);
-        two.asleep();
+        let [one, two] = two_pushes(&queue, &gate, [&[1; 900], &[2; 900]]);
         // In the middle of the record.
         faults.plan(FaultPlan::FailAt { at: 1, error: ErrorKind::StorageFull, lasting });
         gate.open();
@@ -259,7 +256,7 @@ fn what_a_second_failed_write_leaves_is_not_judged_by_the_file() {
 #[test]
 fn who_waits_for_no_sync_writes_what_was_collected_before() {
     let Held { disk, queue, gate, open: _open, .. } = held(Op::Sync);
-    let [one, two] = two_pushes(&queue, &gate);
+    let [one, two] = two_pushes(&queue, &gate, [b"one", b"two"]);
     let receipt = queue.submit("three").unwrap();
     let seq = queue.push(Message::new("four").durability(Durability::Os)).unwrap();
     queue.push(Message::new("five").transient()).unwrap();
@@ -287,7 +284,7 @@ fn who_waits_for_no_sync_writes_what_was_collected_before() {
 #[test]
 fn a_close_writes_what_is_collected() {
     let Held { disk, queue, gate, open: _open, .. } = held(Op::Sync);
-    let [one, two] = two_pushes(&queue, &gate);
+    let [one, two] = two_pushes(&queue, &gate, [b"one", b"two"]);
     let closing = call(move || queue.close());
     closing.asleep();
     gate.open();
@@ -411,14 +408,7 @@ fn room_that_a_failed_write_gives_back_wakes_a_producer() {
             options.overflow(Overflow::Block)
         };
         let Held { faults, queue, gate, open: _open, .. } = held_with(Op::Store, set);
-        let push = |payload: [u8; 900]| {
-            let queue = queue.clone();
-            call(move || queue.push(&payload))
-        };
-        let one = push([1; 900]);
-        until("it writes", || gate.has_waiting());
-        let two = push([2; 900]);
-        two.asleep();
+        let [one, two] = two_pushes(&queue, &gate, [&[1; 900], &[2; 900]]);
         faults.plan(FaultPlan::FailAt { at: 1, error: ErrorKind::StorageFull, lasting: false });
         gate.open();
         one.result("push").unwrap_err();
