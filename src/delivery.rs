@@ -90,7 +90,7 @@ impl Delivery {
     }
 
     fn start(&self) -> &[u8] {
-        self.taken.body.get(..self.taken.payload_start).unwrap_or_default()
+        self.taken.start()
     }
 
     /// Settles the message: it never comes back. The ack survives a kill of the process at once,
@@ -110,7 +110,7 @@ impl Delivery {
     ///   to map its file): the message comes back.
     pub fn ack(mut self) -> Result<()> {
         self.is_answered = true;
-        self.open.ack(&[self.taken.key])
+        self.open.ack_one(&self.taken.key)
     }
 
     /// Says that the work failed, and gives the message back. It is handed out again before all
@@ -257,7 +257,7 @@ impl Deref for Delivery {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.taken.body.get(self.taken.payload_start..).unwrap_or_default()
+        self.taken.payload()
     }
 }
 

@@ -126,7 +126,7 @@ impl Leases {
     }
 
     /// Begins a lease. `deadline` is never before that of an earlier call.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn begin(&mut self, place: Place, deadline: Option<Time>) -> Ticket {
         self.count += 1;
         let ticket = self.put(place, deadline);
@@ -146,7 +146,7 @@ impl Leases {
     }
 
     /// A new entry of the slab.
-    #[inline]
+    #[inline(always)]
     fn put(&mut self, place: Place, deadline: Option<Time>) -> Ticket {
         let number = match self.free.pop() {
             Some(number) => number,
@@ -192,7 +192,7 @@ impl Leases {
 
     /// Ends the leases of messages side by side, all of which are in flight, by the ticket of the
     /// first one; `number` is at least 1.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn end_held(&mut self, first: Ticket, number: usize) {
         self.count -= number;
         let entry = self.entry(first.entry);
@@ -269,12 +269,11 @@ impl Leases {
     /// The earliest deadline.
     #[inline]
     pub(crate) fn next_deadline(&self) -> Option<Time> {
-        let first = self.extended.first().map(|&(deadline, _)| deadline);
-        // No iterator, because this is called so often.
-        match (first, self.timed.first().map(|(deadline, _)| deadline)) {
-            (Some(first), Some(deadline)) => Some(first.min(deadline)),
-            (first, deadline) => first.or(deadline),
+        let timed = self.timed.first().map(|(deadline, _)| deadline);
+        if self.extended.is_empty() {
+            return timed;
         }
+        Time::earlier(timed, self.extended.first().map(|&(deadline, _)| deadline))
     }
 
     /// A lease whose deadline has come. The caller then calls [`Leases::expire`] for it.
@@ -367,7 +366,7 @@ impl Leases {
     }
 
     /// From here on the tickets of an entry name nothing.
-    #[inline]
+    #[inline(always)]
     fn free(&mut self, number: u32) {
         let entry = self.entry(number);
         entry.generation = entry.generation.wrapping_add(1);
@@ -378,6 +377,7 @@ impl Leases {
         }
     }
 
+    #[inline]
     fn entry(&mut self, number: u32) -> &mut Lease {
         &mut self.entries[widen(number)]
     }

@@ -5,8 +5,8 @@
 
 use crate::dead_letters::DeadLetters;
 use crate::engine::{
-    Answer, Answerable, DEAD_LETTERS_ROOM, Due, Engine, LeaseKey, Placed, Promise, Setting, Share,
-    Space, Task, WhenFull, Worker,
+    Answer, Answerable, Context, DEAD_LETTERS_ROOM, Due, Engine, LeaseKey, Placed, Promise,
+    Setting, Share, Space, Task, WhenFull, Worker,
 };
 use crate::error::{Error, Result};
 use crate::io::Storage;
@@ -161,6 +161,12 @@ impl OpenQueue {
         self.engine.consumers().ack(deliveries, || self.engine.sync_surplus())
     }
 
+    /// Settles a delivery.
+    #[inline]
+    pub(crate) fn ack_one(&self, delivery: &LeaseKey) -> Result<()> {
+        self.engine.consumers().ack_one(delivery, || self.engine.sync_surplus())
+    }
+
     /// Ends a delivery as its holder says.
     pub(crate) fn answer(&self, delivery: LeaseKey, answer: &Answer) -> Result<()> {
         // In a forked child a delivery is dropped, too, but it is the parent's.
@@ -188,8 +194,15 @@ impl OpenQueue {
     #[inline]
     pub(crate) fn work_without_background(&self) {
         self.engine.sync_surplus();
-        self.engine.reclaim().note_clock_without_background();
         let context = self.engine.context();
+        if !context.clock.is_noted() || context.died.is_noted() {
+            self.do_work_without_background(context);
+        }
+    }
+
+    #[cold]
+    fn do_work_without_background(&self, context: &Context) {
+        self.engine.reclaim().note_clock_without_background();
         if let Some(letters) = &self.dead_letters
             && !context.worker.is_running()
             && context.died.take()

@@ -104,7 +104,7 @@ impl Redrive {
 }
 
 fn push(queue: &Engine, letter: &Taken) -> Result<u64> {
-    let (start, payload) = letter.body.split_at(letter.payload_start);
+    let (start, payload) = (letter.start(), letter.payload());
     let drafts = [carried_over(start, &Notes::default(), payload)?];
     let need = Need::of(&drafts);
     need.check()?;

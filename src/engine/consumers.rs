@@ -27,6 +27,7 @@ use crate::format::checksum::crc32;
 use crate::format::extension::{self, Verified};
 use crate::leases::Ticket;
 use crate::time::{Millis, PushTime, Time};
+use std::result::Result as StdResult;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -69,47 +70,74 @@ impl Consumers {
         }
     }
 
-    /// The next message, if there is one, as `hand_out` makes it.
+    /// The next message, if there is one, as `hand_out` makes it. `between`: called before this
+    /// returns, without a lock.
     #[inline]
-    pub(crate) fn pop<T>(&self, hand_out: impl FnOnce(Taken) -> T) -> Result<Option<T>> {
-        Ok(match self.try_pop()? {
-            Popped::Taken(taken) => Some(hand_out(taken)),
-            Popped::Nothing(_) => None,
-        })
+    pub(crate) fn pop<T>(
+        &self,
+        hand_out: impl Fn(Taken) -> T,
+        between: impl FnOnce(),
+    ) -> Result<Option<T>> {
+        match self.lease_read_ahead(&hand_out) {
+            Ok(popped) => {
+                between();
+                Ok(Some(popped))
+            }
+            Err(dispatch) => {
+                let popped = self.pop_unread(dispatch);
+                between();
+                Ok(match popped? {
+                    Popped::Taken(taken) => Some(hand_out(taken)),
+                    Popped::Nothing(_) => None,
+                })
+            }
+        }
     }
 
-    #[inline]
     fn try_pop(&self) -> Result<Popped> {
+        let leased = self.lease_read_ahead(Popped::Taken);
+        leased.or_else(|dispatch| self.pop_unread(dispatch))
+    }
+
+    /// The next message, if its record was read ahead; else the lock.
+    #[inline(always)]
+    fn lease_read_ahead<T>(
+        &self,
+        hand_out: impl Fn(Taken) -> T,
+    ) -> StdResult<T, DispatchGuard<'_>> {
+        let visible = || self.published.visible();
+        self.dispatch.go_short(|way| way.lease_read_ahead(visible()).map(hand_out))
+    }
+
+    /// The next message, if its record was not read ahead.
+    #[inline(never)]
+    fn pop_unread<'c>(&'c self, mut dispatch: DispatchGuard<'c>) -> Result<Popped> {
         loop {
-            let mut dispatch = self.dispatch.lock();
-            let visible = self.published.visible();
-            let Some(leased) = dispatch.short_way().lease_one(visible) else {
-                match self.try_pop_the_long_way(dispatch, visible)? {
-                    Some(popped) => return Ok(popped),
-                    None => continue,
+            match dispatch.short_way().lease_one(self.published.visible()) {
+                Some(LeasedOne { taken, check, pushed_at }) => {
+                    drop(dispatch);
+                    if crc32(&taken.body) == check {
+                        if taken.key.is_sample {
+                            self.measure(taken.key.ticket, pushed_at);
+                        }
+                        return Ok(Popped::Taken(taken));
+                    }
+                    lose(&self.dispatch, taken.key.ticket, 1)?;
                 }
-            };
-            drop(dispatch);
-            let LeasedOne { taken, check, pushed_at } = leased;
-            if crc32(&taken.body) != check {
-                lose(&self.dispatch, taken.key.ticket, 1)?;
-                continue;
+                None => {
+                    if let Some(popped) = self.try_pop_the_long_way(dispatch)? {
+                        return Ok(popped);
+                    }
+                }
             }
-            if taken.key.is_sample {
-                self.measure(taken.key.ticket, pushed_at);
-            }
-            return Ok(Popped::Taken(taken));
+            dispatch = self.dispatch.lock();
         }
     }
 
     /// `None` if it has to be tried again.
     #[inline(never)]
-    fn try_pop_the_long_way(
-        &self,
-        mut dispatch: DispatchGuard<'_>,
-        visible: u64,
-    ) -> Result<Option<Popped>> {
-        match dispatch.lease_next(visible) {
+    fn try_pop_the_long_way(&self, mut dispatch: DispatchGuard<'_>) -> Result<Option<Popped>> {
+        match dispatch.lease_next(self.published.visible()) {
             Ok(Leasing::Leased(leased)) => {
                 drop(dispatch);
                 self.copy_out(leased).map(|taken| taken.map(Popped::Taken))
@@ -205,7 +233,7 @@ impl Consumers {
     fn copy_out(&self, mut leased: Leased) -> Result<Option<Taken>> {
         let body = leased.body.take(&leased.header, leased.offset);
         let payload_start = match leased.header.verify(&body) {
-            Verified::Payload(start) => start,
+            Verified::Payload(start) => u32::try_from(start).unwrap_or(u32::MAX),
             unusable => return self.pass_over(&leased, unusable).map(|()| None),
         };
         let has_extensions = leased.header.flags.has_extensions();
@@ -224,9 +252,7 @@ impl Consumers {
 
     #[cold]
     fn measure(&self, ticket: Ticket, pushed_at: Time) {
-        let waited = self.context.clock.coarse().since(pushed_at);
-        let mut dispatch = self.dispatch.lock();
-        dispatch.deliveries_mut().measure_mut().handed_out(ticket, waited.into());
+        self.dispatch.lock().deliveries_mut().measure_waiting(ticket, pushed_at);
     }
 
     /// Passes over a message whose payload is damaged, or can be read only by a newer keepq.

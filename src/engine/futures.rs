@@ -211,7 +211,7 @@ fn futures_hear_of_acks_and_of_the_close() {
     };
     let acked = thread::scope(|scope| {
         scope.spawn(when_waited_for(|engine| {
-            ack(engine, &engine.consumers().pop(|taken| taken).unwrap().unwrap());
+            ack(engine, &engine.consumers().pop(|taken| taken, || {}).unwrap().unwrap());
         }));
         run_all([settled(one), settled(one)])
     });

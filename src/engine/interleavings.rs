@@ -17,7 +17,7 @@ fn a_drop_that_a_consumer_interrupts_is_not_whole() {
     let dropping = || Dropping::of_oldest(&dispatch(), None).unwrap();
     let mut interrupted = dropping();
     assert!(interrupted.drop_some(&mut dispatch()).unwrap(), "it takes more than one step");
-    let taken = engine.consumers().pop(|taken| taken).unwrap().unwrap();
+    let taken = engine.consumers().pop(|taken| taken, || {}).unwrap().unwrap();
     assert!(!interrupted.drop_some(&mut dispatch()).unwrap());
     assert!(interrupted.dropped() > 0);
     assert!(!interrupted.is_whole());

@@ -5,7 +5,8 @@
 //! maps above the limit outside of the lock. So no caller has to remember any of that.
 
 use super::context::{Context, Padded};
-use super::dispatch::{Dispatch, Watcher};
+use super::dispatch::news::Event;
+use super::dispatch::{Dispatch, ShortWay, Watcher};
 use parking_lot::{Mutex, MutexGuard};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -35,6 +36,23 @@ impl DispatchLock {
         DispatchGuard { lock: self, guard: Some(self.dispatch.lock()) }
     }
 
+    /// Takes the lock to go the short way. Where that does not lead, gives the lock, to go the long
+    /// way instead.
+    #[inline(always)]
+    pub(crate) fn go_short<T>(
+        &self,
+        go: impl FnOnce(&mut ShortWay<'_>) -> Option<T>,
+    ) -> Result<T, DispatchGuard<'_>> {
+        let mut dispatch = self.dispatch.lock();
+        let Some(done) = go(&mut dispatch.short_way()) else {
+            return Err(DispatchGuard { lock: self, guard: Some(dispatch) });
+        };
+        if !dispatch.is_quiet_on_short_way(|| self.find_watcher()) {
+            self.tell(dispatch);
+        }
+        Ok(done)
+    }
+
     /// Takes the lock for a step of work that takes long. A thread that waits for the lock gets it
     /// before the next step: without that, who works would have it again before another one wakes.
     pub(crate) fn step<T>(&self, work: impl FnOnce(&mut Dispatch) -> T) -> T {
@@ -42,6 +60,18 @@ impl DispatchLock {
         let done = work(&mut dispatch);
         dispatch.let_others_in();
         done
+    }
+
+    /// To be asked under the lock, which a thread takes between its place in line and its look.
+    #[inline(always)]
+    fn find_watcher(&self) -> Watcher {
+        let Context { waiters, worker, .. } = &*self.context;
+        let has_waiters = || waiters.consumers.has_waiters() || waiters.settled.has_waiters();
+        match worker.is_running() {
+            true => Watcher::Worker,
+            false if !waiters.room.is_empty() || has_waiters() => Watcher::Waiters,
+            false => Watcher::Nobody,
+        }
     }
 
     /// Gives the lock up, and tells others what changed under it.
@@ -54,12 +84,12 @@ impl DispatchLock {
         let watch = dispatch.take_watch(has_worker);
         // Without a background, a thread that waits moves messages that died, and watches the next
         // time.
-        let asks_waiters = !has_worker && (news.died || watch.is_some());
+        let asks_waiters = !has_worker && (news.has(Event::Died) || watch.is_some());
         // Asked under the lock, which each consumer takes between registering and looking.
-        let tells_consumers = news.returned || asks_waiters || watch.is_some();
+        let tells_consumers = news.has(Event::Returned) || asks_waiters || watch.is_some();
         let has_consumers = tells_consumers && waiters.consumers.has_waiters();
         // Under the lock, so that a thread that looks after this sees it.
-        if news.died {
+        if news.has(Event::Died) {
             died.note();
         }
         drop(dispatch);
@@ -72,25 +102,25 @@ impl DispatchLock {
             waiters.consumers.wake_one();
         }
         // Where nothing can be moved to the dead letters, a producer waits in vain for what died.
-        if news.settled || news.died || asks_waiters {
+        if news.has(Event::Room) || news.has(Event::Died) || asks_waiters {
             waiters.room.wake_first();
         }
         if asks_waiters && watch.is_some() {
             waiters.settled.wake_all();
         }
-        for seq in news.settled_seqs {
-            waiters.settled.wake_keys(seq..=seq);
-        }
-        if news.settled_unknown {
+        if news.has(Event::SettledUnknown) {
             waiters.settled.wake_all();
         }
         if asks_for_sync {
             worker.sync_answers();
         }
-        if news.upkeep || news.died {
+        if news.has(Event::Upkeep) || news.has(Event::Died) {
             worker.ask();
-        } else if news.reclaims {
+        } else if news.has(Event::Reclaims) {
             worker.compact_within(self.context.look_interval());
+        }
+        for seq in news.into_settled_seqs() {
+            waiters.settled.wake_keys(seq..=seq);
         }
         if let Some(at) = watch.filter(|_| has_worker).and_then(|time| clock.instant(time)) {
             worker.watch(at);
@@ -127,17 +157,8 @@ impl DerefMut for DispatchGuard<'_> {
 impl Drop for DispatchGuard<'_> {
     #[inline]
     fn drop(&mut self) {
-        let Some(mut dispatch) = self.guard.take() else { return };
-        // Asked under the lock, which a producer takes between its place in line and its look.
-        let Context { waiters, worker, .. } = &*self.lock.context;
-        let has_producers = !waiters.room.is_empty();
-        let has_waiters = || waiters.consumers.has_waiters() || waiters.settled.has_waiters();
-        let find_watcher = || match worker.is_running() {
-            true => Watcher::Worker,
-            false if has_producers || has_waiters() => Watcher::Waiters,
-            false => Watcher::Nobody,
-        };
-        if !dispatch.is_quiet(has_producers, find_watcher) {
+        let Some(dispatch) = self.guard.take() else { return };
+        if !dispatch.is_quiet(|| self.lock.find_watcher()) {
             self.lock.tell(dispatch);
         }
     }

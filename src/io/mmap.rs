@@ -59,12 +59,19 @@ impl Map {
         Ok(())
     }
 
+    #[inline]
     pub(super) fn load(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         let from = self.at(offset, into.len())?;
         // SAFETY: `at` proved that `from..from + len` lies in the live map; `into` is a Rust slice
         // and so not part of it. No other thread stores to these bytes meanwhile: see Races.
         unsafe { ptr::copy_nonoverlapping(from.cast_const(), into.as_mut_ptr(), into.len()) };
         Ok(())
+    }
+
+    #[inline]
+    pub(super) fn load_header(&self, offset: u64) -> io::Result<[u8; HEADER]> {
+        let mut header = [0; HEADER];
+        self.load(offset, &mut header).map(|()| header)
     }
 
     pub(super) fn load_into(&self, offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
@@ -140,6 +147,18 @@ impl Map {
         Ok(())
     }
 
+    /// Stores a word where another one is; false if that is not there. The map must be writable.
+    #[inline]
+    pub(super) fn replace_word(&self, offset: u64, said: u64, word: u64) -> bool {
+        let Some([place]) = self.find_words(offset, 1) else { return false };
+        // Relaxed, and in two steps: nobody else stores there meanwhile.
+        let is_there = place.load(Ordering::Relaxed) == said.to_le();
+        if is_there {
+            place.store(word.to_le(), Ordering::Relaxed);
+        }
+        is_there
+    }
+
     /// The same of one word.
     #[inline]
     pub(super) fn load_word(&self, offset: u64) -> io::Result<u64> {
@@ -150,29 +169,38 @@ impl Map {
     /// Words side by side, each at a multiple of 8.
     #[inline]
     fn words(&self, offset: u64, number: usize) -> io::Result<&[AtomicU64]> {
+        let len = || number.saturating_mul(size_of::<u64>());
+        self.find_words(offset, number).ok_or_else(|| outside(offset, len(), self.size))
+    }
+
+    /// The same; `None` if they do not lie in the map.
+    #[inline]
+    fn find_words(&self, offset: u64, number: usize) -> Option<&[AtomicU64]> {
         let len = number.saturating_mul(size_of::<u64>());
         #[expect(clippy::cast_ptr_alignment, reason = "checked in the next line")]
-        let first = self.at(offset, len)?.cast::<AtomicU64>();
+        let first = self.find(offset, len)?.cast::<AtomicU64>();
         // As atomics they have to be: a plain `u64` may have half of that on 32 bits.
         if !first.is_aligned() {
-            return Err(outside(offset, len, self.size));
+            return None;
         }
-        // SAFETY: `at` proved that all of the words lie in the map, which lives as long as `self`;
+        // SAFETY: `find` proved that all of the words lie in the map, which lives as long as `self`;
         // they are aligned. Threads that reach them at the same time do so through here; all other
         // accesses to them are ordered with these: see Races.
-        Ok(unsafe { slice::from_raw_parts(first, number) })
+        Some(unsafe { slice::from_raw_parts(first, number) })
     }
 
     /// Where `len` bytes at `offset` lie, if they lie in the map.
     #[inline]
     fn at(&self, offset: u64, len: usize) -> io::Result<*mut u8> {
-        let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
-        match (end, usize::try_from(offset)) {
-            (Some(end), Ok(start)) if end <= self.size => {
-                Ok(self.raw.as_mut_ptr().wrapping_add(start))
-            }
-            _ => Err(outside(offset, len, self.size)),
-        }
+        self.find(offset, len).ok_or_else(|| outside(offset, len, self.size))
+    }
+
+    /// The same; `None` if they do not.
+    #[inline]
+    fn find(&self, offset: u64, len: usize) -> Option<*mut u8> {
+        let end = offset.checked_add(u64::try_from(len).ok()?)?;
+        let start = usize::try_from(offset).ok()?;
+        (end <= self.size).then(|| self.raw.as_mut_ptr().wrapping_add(start))
     }
 
     /// One page at a time: no read-ahead, and no large folios that one store would dirty whole.

@@ -320,6 +320,23 @@ pub trait Region: Debug + Send + Sync {
         Ok(())
     }
 
+    /// Stores `word` where the word `said` is; false if another one is there, or either call fails.
+    /// Nobody else may store there meanwhile.
+    fn replace_word(&self, offset: u64, said: u64, word: u64) -> bool {
+        self.load_word(offset).is_ok_and(|there| there == said)
+            && self.store_word(offset, word).is_ok()
+    }
+
+    /// Copies the header of a record out.
+    ///
+    /// # Errors
+    ///
+    /// As [`Region::load`].
+    fn load_header(&self, offset: u64) -> io::Result<[u8; HEADER]> {
+        let mut header = [0; HEADER];
+        self.load(offset, &mut header).map(|()| header)
+    }
+
     /// Copies pieces in side by side, by one write also where stores are none. Should that be cut
     /// short by a kill or a full disk, the start of it is stored, up to the end of a block.
     ///

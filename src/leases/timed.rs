@@ -10,39 +10,48 @@ use std::collections::VecDeque;
 /// As many that have ended are kept, however few hold.
 const ENDED_AT_LEAST: usize = 64;
 
-/// Leases by their deadlines: each with its entry in the slab, and the generation of that.
+/// A lease: its deadline, its entry in the slab, and the generation of that.
+type TimedLease = (Time, u32, u32);
+
+/// Leases by their deadlines.
 #[derive(Debug, Default)]
 pub(super) struct Timed {
-    leases: VecDeque<(Time, u32, u32)>,
+    /// Apart, because most of the time there is one at most.
+    first: Option<TimedLease>,
+    behind: VecDeque<TimedLease>,
     /// How many of them have ended.
     ended: usize,
 }
 
 impl Timed {
     /// A lease begins. `deadline` is never before that of an earlier call.
-    #[inline]
+    #[inline(always)]
     pub(super) fn begin(&mut self, deadline: Time, entry: u32, generation: u32) {
-        self.leases.push_back((deadline, entry, generation));
+        let lease = (deadline, entry, generation);
+        match self.first {
+            None => self.first = Some(lease),
+            Some(_) => self.behind.push_back(lease),
+        }
     }
 
     /// The first deadline, and the entry of its lease.
     #[inline]
     pub(super) fn first(&self) -> Option<(Time, u32)> {
-        self.leases.front().map(|&(deadline, entry, _)| (deadline, entry))
+        self.first.map(|(deadline, entry, _)| (deadline, entry))
     }
 
     /// One of them has ended. `holds`: whether an entry of this generation still does.
-    #[inline]
+    #[inline(always)]
     pub(super) fn end_one(&mut self, holds: impl Fn(u32, u32) -> bool) {
         self.ended += 1;
-        while let Some(&(_, entry, generation)) = self.leases.front()
+        while let Some((_, entry, generation)) = self.first
             && !holds(entry, generation)
         {
-            self.leases.pop_front();
+            self.first = self.behind.pop_front();
             self.ended -= 1;
         }
-        if self.ended > ENDED_AT_LEAST.max(self.leases.len() / 2) {
-            self.leases.retain(|&(_, entry, generation)| holds(entry, generation));
+        if self.ended > ENDED_AT_LEAST && self.ended > self.behind.len() / 2 {
+            self.behind.retain(|&(_, entry, generation)| holds(entry, generation));
             self.ended = 0;
         }
     }
@@ -50,6 +59,6 @@ impl Timed {
     /// How many are kept, those that have ended included.
     #[cfg(test)]
     pub(super) fn kept(&self) -> usize {
-        self.leases.len()
+        self.behind.len() + usize::from(self.first.is_some())
     }
 }

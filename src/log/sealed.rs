@@ -182,8 +182,7 @@ impl Mapped {
         if self.growing.as_ref().is_some_and(|tail| !tail.is_behind(offset + to_u64(HEADER))) {
             return None;
         }
-        let mut bytes = [0; HEADER];
-        self.region.load(offset.0, &mut bytes).ok()?;
+        let bytes = self.region.load_header(offset.0).ok()?;
         let header = self.decode(&bytes, offset, index);
         header.filter(|header| self.bound.allows(index, offset + header.record_len()))
     }
@@ -202,6 +201,7 @@ impl Mapped {
     }
 
     /// A copy of the body behind `header`, not yet verified.
+    #[inline]
     pub(crate) fn body(&self, header: &RecordHeader, offset: Offset) -> Vec<u8> {
         let len = usize::try_from(header.body_len).unwrap_or(0);
         let mut body = Vec::with_capacity(len);
@@ -356,14 +356,6 @@ impl Mapped {
         Ok(Slot::decode(word, self.key, index))
     }
 
-    /// Whether nothing was ever stored to the slot of record `index`.
-    #[inline]
-    pub(crate) fn is_untouched(&self, index: Index) -> bool {
-        let mut words = [0; 2];
-        let place = self.slot_place(index);
-        self.region.load_words(place.0, &mut words).is_ok() && words == [0; 2]
-    }
-
     /// What is said of message `index` besides its record.
     pub(crate) fn status(&self, index: Index, numbering: Numbering, run: Run) -> Result<Status> {
         let seq = self.seq(index, numbering.first_seq)?;
@@ -414,21 +406,12 @@ impl Mapped {
         stored.map_err(|error| self.segment.error("store slot", place, error))
     }
 
-    /// Stores the state of record `index`, if its slot says just that; false if it does not, or
+    /// Stores the state of record `index`, if its slot says just `said`; false if it does not, or
     /// cannot be stored to.
     #[inline]
     pub(crate) fn replace_slot(&self, index: Index, said: Slot, slot: Slot) -> bool {
-        let says_it = self.region.load_word(self.slot_place(index).0);
-        says_it.is_ok_and(|word| word == said.encode(self.key, index))
-            && self.try_store_slot(index, slot)
-    }
-
-    /// Stores the state of record `index`; false if that fails. As [`Mapped::store_slot`], which
-    /// tells the error.
-    #[inline]
-    pub(crate) fn try_store_slot(&self, index: Index, slot: Slot) -> bool {
-        let word = slot.encode(self.key, index);
-        self.region.store_word(self.slot_place(index).0, word).is_ok()
+        let (said, word) = (said.encode(self.key, index), slot.encode(self.key, index));
+        self.region.replace_word(self.slot_place(index).0, said, word)
     }
 
     /// Stores the state of record `index`. A kill of the process does not undo it.

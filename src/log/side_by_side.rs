@@ -12,9 +12,6 @@ use crate::format::record::{HEADER, RecordHeader};
 /// Bytes that are copied at a time: so few are read that are not needed, and a copy of so many is
 /// as fast as one of more.
 const PIECE: usize = 2048;
-/// No more bytes are copied than these, and what a record takes: as long as one payload is held,
-/// all are.
-const MOST_BYTES: usize = 16 << 10;
 /// A longer body is not copied with others: it would keep their bytes, and they its.
 pub(crate) const LONGEST_BODY: u32 = 4096;
 
@@ -29,15 +26,22 @@ pub(crate) struct SideBySide {
 }
 
 impl SideBySide {
-    /// Copies up to `most` records, from record `first` on, which is sought at `offset`. Ends
-    /// before one that is not there, is not plain, or is long.
-    pub(crate) fn copy(mapped: &Mapped, first: Index, offset: Offset, most: usize) -> Self {
+    /// Copies up to `most` records, from record `first` on, which is sought at `offset`, and no more
+    /// than `most_bytes` and what a record takes. Ends before one that is not there, is not plain,
+    /// or is long.
+    pub(crate) fn copy(
+        mapped: &Mapped,
+        first: Index,
+        offset: Offset,
+        most: usize,
+        most_bytes: usize,
+    ) -> Self {
         let end = mapped.records_end();
         let mut bytes = Vec::new();
         let mut starts = Vec::with_capacity(most + 1);
         starts.push(offset);
         let (mut index, mut at) = (first, 0);
-        while starts.len() <= most && at < MOST_BYTES {
+        while starts.len() <= most && at < most_bytes {
             if !load_up_to(mapped, &mut bytes, at + HEADER, offset, end) {
                 break;
             }
@@ -51,7 +55,7 @@ impl SideBySide {
             let len = usize::try_from(header.record_len()).unwrap_or(usize::MAX);
             if at == 0 {
                 // As if all were as long.
-                let expected = most.saturating_mul(len).min(MOST_BYTES);
+                let expected = most.saturating_mul(len).min(most_bytes);
                 bytes.reserve_exact(expected + PIECE);
             }
             let next = at + len;
@@ -95,6 +99,32 @@ impl SideBySide {
     pub(crate) fn into_parts(self) -> (Vec<u8>, Vec<Offset>) {
         (self.bytes, self.starts)
     }
+}
+
+/// A copy of plain records, from record `first` on, which is sought at `offset`: of those that lie
+/// in `len` bytes, up to one that is damaged. Their bodies are verified.
+pub(crate) fn whole_side_by_side(
+    mapped: &Mapped,
+    first: Index,
+    offset: Offset,
+    len: u64,
+) -> Vec<u8> {
+    let len = usize::try_from(len.min(mapped.records_end().since(offset))).unwrap_or(0);
+    let mut bytes = Vec::with_capacity(len);
+    mapped.region.load_into(offset.0, len, &mut bytes).ok();
+    let (mut index, mut at) = (first, 0);
+    while let Some((header, rest)) = bytes.get(at..).and_then(<[u8]>::split_first_chunk)
+        && let Some(header) = mapped.decode(header, offset + to_u64(at), index)
+        && let Ok(body_len) = usize::try_from(header.body_len)
+        && let Some(body) = rest.get(..body_len)
+        && header.flags.is_plain()
+        && header.is_of(body)
+    {
+        let len = usize::try_from(header.record_len()).unwrap_or(usize::MAX);
+        (index, at) = (index.next(), at.saturating_add(len).min(bytes.len()));
+    }
+    bytes.truncate(at);
+    bytes
 }
 
 /// Of each of the records whose `bytes` were copied, its header, and where its body starts.

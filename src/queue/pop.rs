@@ -20,15 +20,17 @@ impl Queue {
     /// message that kills its consumer uses up its attempts. At
     /// [`Options::max_in_flight`](crate::Options::max_in_flight) this returns `None`.
     ///
+    /// Payloads below 1 KiB that lie side by side share memory, up to 4 KiB: that is free once all
+    /// of their deliveries are gone.
+    ///
     /// # Errors
     ///
     /// [`Error::Closed`](crate::Error::Closed). [`Error::Io`](crate::Error::Io) or
     /// [`Error::StorageFull`](crate::Error::StorageFull) if the operating system refuses to map a
     /// file or, where files are copy-on-write, to store the attempt: nothing was handed out.
     pub fn pop(&self) -> Result<Option<Delivery>> {
-        let popped = self.engine().consumers().pop(|taken| self.delivery(taken));
-        self.open_queue().work_without_background();
-        popped
+        let work = || self.open_queue().work_without_background();
+        self.engine().consumers().pop(|taken| self.delivery(taken), work)
     }
 
     /// Hands out the next message, and waits for one as long as it takes.

@@ -99,26 +99,29 @@ impl LogOrder {
         Some(track)
     }
 
-    /// Where the track of the segment `ordinal` is that has message `seq`.
+    /// The track of the segment `ordinal`, which has message `seq`, and where it is.
     #[inline]
-    pub(crate) fn position(&self, ordinal: Ordinal, seq: u64) -> Option<usize> {
+    pub(crate) fn track_of(&self, ordinal: Ordinal, seq: u64) -> Option<(usize, &Track)> {
         let last = self.last_found.get();
-        if self.is_at(last, ordinal) { Some(last) } else { self.position_anew(ordinal, seq) }
+        match self.track_if_at(last, ordinal) {
+            Some(track) => Some((last, track)),
+            None => self.track_anew(ordinal, seq),
+        }
     }
 
     #[inline(never)]
-    fn position_anew(&self, ordinal: Ordinal, seq: u64) -> Option<usize> {
+    fn track_anew(&self, ordinal: Ordinal, seq: u64) -> Option<(usize, &Track)> {
         // A cursor behind the last message of a segment has the number of the next one's first.
         let ends = [0, self.tracks.len().saturating_sub(1)];
         let mut places = ends.into_iter().chain(self.position_of_seq(seq));
-        let at = places.find(|&at| self.is_at(at, ordinal))?;
-        self.last_found.set(at);
-        Some(at)
+        let found = places.find_map(|at| Some((at, self.track_if_at(at, ordinal)?)))?;
+        self.last_found.set(found.0);
+        Some(found)
     }
 
     #[inline]
-    fn is_at(&self, at: usize, ordinal: Ordinal) -> bool {
-        self.tracks.get(at).is_some_and(|track| track.ordinal() == ordinal)
+    fn track_if_at(&self, at: usize, ordinal: Ordinal) -> Option<&Track> {
+        self.tracks.get(at).filter(|track| track.ordinal() == ordinal)
     }
 
     /// Where the track is that has this message.

@@ -150,8 +150,8 @@ impl Backlog {
     /// segment has it any more.
     #[inline]
     pub(super) fn find_place(&self, place: Place) -> Result<Option<(Spot, Place)>> {
-        match self.tracks.position(place.ordinal, place.seq) {
-            Some(at) => Ok(Some((Spot { at, index: place.index }, place))),
+        match self.tracks.track_of(place.ordinal, place.seq) {
+            Some((at, _)) => Ok(Some((Spot { at, index: place.index }, place))),
             None => self.find_moved(place),
         }
     }
@@ -284,8 +284,8 @@ impl Backlog {
     /// The track at which a cursor goes on; looks for its place anew if its segment is no more.
     #[inline]
     pub(crate) fn resume(&self, cursor: &mut Cursor) -> Result<Option<usize>> {
-        match self.tracks.position(cursor.ordinal(), cursor.seq()) {
-            Some(at) => Ok(Some(at)),
+        match self.tracks.track_of(cursor.ordinal(), cursor.seq()) {
+            Some((at, _)) => Ok(Some(at)),
             None => self.resume_anew(cursor),
         }
     }
@@ -324,7 +324,7 @@ impl Backlog {
     }
 
     /// The slots of messages side by side were stored to. Gives their track.
-    #[inline]
+    #[inline(always)]
     pub(super) fn note_changes(&mut self, at: usize, indexes: Range<Index>) -> &mut Track {
         self.changes.note(indexes.end - indexes.start);
         let track = &mut self.tracks[at];

@@ -266,7 +266,7 @@ impl Track {
 
     /// Messages side by side, whose records take this many bytes, have become settled. Returns true
     /// if one of them is the first one since compaction looked.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn note_settled(&mut self, indexes: Range<Index>, bytes: u64) -> bool {
         let before = self.settled_count.messages();
         self.settled_count.settle(indexes, bytes);
@@ -319,7 +319,7 @@ impl Track {
     }
 
     /// Slots side by side were stored to, which the next sync of answers has to cover.
-    #[inline]
+    #[inline(always)]
     pub(super) fn note_changes(&mut self, indexes: Range<Index>) {
         self.answers.note();
         self.settled_count.touch();

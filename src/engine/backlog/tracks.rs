@@ -355,7 +355,7 @@ impl Index<usize> for Tracks {
 }
 
 impl IndexMut<usize> for Tracks {
-    #[inline]
+    #[inline(always)]
     fn index_mut(&mut self, at: usize) -> &mut Track {
         let track = &mut self.in_order[at];
         track.records().note_busy();

@@ -134,7 +134,7 @@ impl<T, F: Fn(Taken) -> T> TakeBatch<'_, T, F> {
             if key.is_sample {
                 self.consumers.measure(key.ticket, header.pushed_at(base_time));
             }
-            let body = TakenBody::OfBatch(Arc::clone(&bytes), place);
+            let body = TakenBody::Shared(Arc::clone(&bytes), place);
             let pushed_at = header.pushed_at(base_in_utc);
             let taken = Taken { key, attempts: 1, pushed_at, body, payload_start: 0 };
             self.taken.push((self.hand_out)(taken));

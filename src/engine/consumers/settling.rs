@@ -9,6 +9,18 @@ use crate::engine::dispatch::{Answerable, Dispatch, LeaseKey};
 use crate::error::{Error, Result};
 
 impl Consumers {
+    /// Settles a delivery, as [`Self::ack`].
+    #[inline]
+    pub(crate) fn ack_one(&self, delivery: &LeaseKey, between: impl Fn()) -> Result<()> {
+        if self.context.options.sync_acks
+            || self.dispatch.go_short(|way| way.ack_one(delivery).then_some(())).is_err()
+        {
+            return self.ack(&[*delivery], between);
+        }
+        between();
+        Ok(())
+    }
+
     /// Settles deliveries. With `sync_acks`, returns once that is on the disk. `between`: called
     /// after each step and each sync, to close files.
     #[inline]

@@ -10,6 +10,7 @@ use super::dying::{Cause, Death};
 use super::exchange::{Answer, Leased, Next, WaitsAt, unsettled_state};
 use super::ledger::Ledger;
 use super::measure::Measure;
+use super::news::Event;
 use super::policy::Policy;
 use super::repair::lose_unnumbered;
 use crate::clock::Clock;
@@ -62,6 +63,13 @@ impl Deliveries {
         &mut self.ledger
     }
 
+    /// A message that was pushed then is handed out, and measured.
+    #[cold]
+    pub(crate) fn measure_waiting(&mut self, ticket: Ticket, pushed_at: Time) {
+        let waited = self.clock.coarse().since(pushed_at);
+        self.measure.handed_out(ticket, waited.into());
+    }
+
     pub(crate) fn measure(&self) -> &Measure {
         &self.measure
     }
@@ -100,10 +108,10 @@ impl Deliveries {
     }
 
     /// The coarse clock, if anything here has a time.
-    #[inline]
+    #[inline(always)]
     pub(super) fn coarse_time(&self) -> Option<Time> {
         let (places, policy) = (self.ledger.places(), self.ledger.policy());
-        (places.has_times() || policy.has_times).then(|| self.clock.coarse())
+        (policy.has_times || places.has_times()).then(|| self.clock.coarse())
     }
 
     /// Stores the attempt and begins the lease.
@@ -131,7 +139,7 @@ impl Deliveries {
 
     /// Counts messages side by side at the cursor that are handed out for the first time. Tells how
     /// many were handed out before them, and the deadline of their lease.
-    #[inline]
+    #[inline(always)]
     pub(super) fn note_first_deliveries(
         &mut self,
         first_seq: u64,
@@ -159,7 +167,7 @@ impl Deliveries {
         let was_full = self.is_full();
         let ended = self.end_lease(ticket);
         // Room for one more in flight, also if the message is gone.
-        self.ledger.news_mut().returned |= was_full;
+        self.ledger.news_mut().note_if(was_full, Event::Returned);
         let expired = || Error::LeaseExpired { seq: Seq(ticket.seq()) };
         let (spot, place) = ended?.ok_or_else(expired)?;
         let in_time = |is_new| if is_new { Ok(()) } else { Err(expired()) };
@@ -332,7 +340,7 @@ impl Deliveries {
         let now = self.clock.now();
         let advanced = self.ledger.places_mut().schedule_mut().advance(now, DELAYS_A_STEP);
         if advanced.has_due {
-            self.ledger.news_mut().returned = true;
+            self.ledger.news_mut().note(Event::Returned);
             self.ledger.note_head_changed();
         }
         advanced.has_more
@@ -344,7 +352,7 @@ impl Deliveries {
         let now = self.clock.now();
         for _ in 0..LEASES_A_STEP {
             let Some((ticket, place)) = self.leases().overdue(now) else { return false };
-            self.ledger.news_mut().returned = true;
+            self.ledger.news_mut().note(Event::Returned);
             self.ledger.counts_mut().lease_expired += 1;
             let Ok(found) = self.ledger.backlog().find_place(place) else {
                 // To be looked up again.
@@ -490,7 +498,7 @@ impl Deliveries {
         let Some(found) = self.end_lease(ticket)? else { return Ok(None) };
         self.ledger.counts_mut().popped -= 1;
         self.ledger.counts_mut().redelivered -= u64::from(attempts > 1);
-        self.ledger.news_mut().returned = true;
+        self.ledger.news_mut().note(Event::Returned);
         Ok(Some(found))
     }
 }

@@ -65,7 +65,7 @@ impl Expiry {
     }
 
     /// Another message is at the front now.
-    #[inline]
+    #[inline(always)]
     pub(super) fn note_head_changed(&mut self, clock: &Clock) {
         if self.may_expire && !self.is_soon {
             self.is_soon = true;

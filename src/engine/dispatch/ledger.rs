@@ -8,9 +8,10 @@
 use super::dying::Death;
 use super::exchange::unsettled_state;
 use super::expiry::Expiry;
-use super::news::News;
+use super::news::{Event, News};
 use super::places::{Places, TakenOut, Whereabouts};
 use super::policy::Policy;
+use super::read_ahead::ReadAhead;
 use crate::clock::Clock;
 use crate::engine::backlog::cursor::Cursor;
 use crate::engine::backlog::settled_count::Recount;
@@ -39,6 +40,8 @@ use std::sync::Arc;
 pub(crate) struct Ledger {
     backlog: Backlog,
     places: Places,
+    /// Records behind the cursor that are copied already.
+    read_ahead: ReadAhead,
     expiry: Expiry,
     counts: Counts,
     policy: Policy,
@@ -60,6 +63,7 @@ impl Ledger {
         Self {
             places: Places::new(Cursor::hinted(backlog.tracks(), log.offset)),
             backlog,
+            read_ahead: ReadAhead::default(),
             expiry: Expiry::new(options, !log.parts.is_empty()),
             counts: Counts::default(),
             policy: Policy::of(options),
@@ -80,7 +84,13 @@ impl Ledger {
     /// Gives up maps and all that is known of messages.
     pub(super) fn clear(&mut self) {
         self.backlog.clear();
+        self.read_ahead = ReadAhead::default();
         self.places = Places::new(Cursor::START);
+    }
+
+    #[inline]
+    pub(super) fn is_open(&self) -> bool {
+        !self.is_closed
     }
 
     /// # Errors
@@ -114,6 +124,16 @@ impl Ledger {
     #[inline]
     pub(crate) fn places_mut(&mut self) -> &mut Places {
         &mut self.places
+    }
+
+    #[inline]
+    pub(super) fn read_ahead(&self) -> &ReadAhead {
+        &self.read_ahead
+    }
+
+    #[inline]
+    pub(super) fn read_ahead_mut(&mut self) -> &mut ReadAhead {
+        &mut self.read_ahead
     }
 
     pub(crate) fn expiry(&self) -> &Expiry {
@@ -221,6 +241,7 @@ impl Ledger {
 
     /// Messages side by side, up to the end of whose records it is so many bytes, were settled by
     /// their holders, in their time: counts them, and has others told.
+    #[inline(always)]
     pub(super) fn note_acked(
         &mut self,
         at: usize,
@@ -231,13 +252,14 @@ impl Ledger {
         let number = indexes.end - indexes.start;
         let track = self.backlog.note_changes(at, indexes.clone());
         track.note_answered(number);
-        self.news.reclaims |= track.note_settled(indexes, bytes);
-        self.news.upkeep |= track.is_done();
-        self.news.settled = true;
-        self.settled_total.add(number.into());
-        self.counts.acked += u64::from(number);
+        self.news.note_if(track.note_settled(indexes, bytes), Event::Reclaims);
+        self.news.note_if(track.is_done(), Event::Upkeep);
+        let number = u64::from(number);
+        self.settled_total.add(number);
+        self.counts.acked += number;
+        self.note_room();
         if self.waiters.settled.has_waiters() {
-            self.news.settled_seqs.extend(first_seq..first_seq + u64::from(number));
+            self.news.note_settled(first_seq..first_seq + number);
         }
     }
 
@@ -245,17 +267,25 @@ impl Ledger {
     #[inline]
     fn note_settled(&mut self, spot: Spot, seq: Option<u64>, stored: Stored) -> bool {
         let Stored::Settled { wakes_compaction } = stored else { return false };
-        self.news.reclaims |= wakes_compaction;
+        self.news.note_if(wakes_compaction, Event::Reclaims);
         self.settled_total.add(1);
-        self.news.settled = true;
-        self.news.upkeep |= self.backlog.track_at(spot.at).is_done();
+        self.note_room();
+        self.news.note_if(self.backlog.track_at(spot.at).is_done(), Event::Upkeep);
         if self.waiters.settled.has_waiters() {
             match seq {
-                Some(seq) => self.news.settled_seqs.push(seq),
-                None => self.news.settled_unknown = true,
+                Some(seq) => self.news.note_settled(seq..seq + 1),
+                None => self.news.note(Event::SettledUnknown),
             }
         }
         true
+    }
+
+    /// Messages were settled: producers hear of it that wait for room.
+    #[inline]
+    pub(super) fn note_room(&mut self) {
+        // A producer takes this lock between its place in line and its look: one that is not in
+        // line yet sees what was settled.
+        self.news.note_if(!self.waiters.room.is_empty(), Event::Room);
     }
 
     /// Counts all slots of a segment again that were counted, because some went bad.
@@ -268,8 +298,10 @@ impl Ledger {
     /// This many slots of a segment were found settled.
     pub(super) fn note_found_settled(&mut self, at: usize, slots: u32) {
         self.settled_total.add(slots.into());
-        self.news.settled |= slots > 0;
-        self.news.upkeep |= self.backlog.tracks()[at].is_done();
+        if slots > 0 {
+            self.note_room();
+        }
+        self.news.note_if(self.backlog.tracks()[at].is_done(), Event::Upkeep);
     }
 
     /// Takes a message out of wherever it is: perhaps from the front.
@@ -355,11 +387,11 @@ impl Ledger {
     pub(super) fn give_back(&mut self, place: Place) {
         self.places.put_back(place);
         self.note_head_changed();
-        self.news.returned = true;
+        self.news.note(Event::Returned);
     }
 
     /// Another message is at the front now, or may be: it is looked at soon.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn note_head_changed(&mut self) {
         self.expiry.note_head_changed(&self.clock);
     }
@@ -384,7 +416,7 @@ impl Ledger {
     /// Its slot says that it is dying.
     pub(super) fn note_dying(&mut self, seq: u64, death: Death) {
         self.places.dying_mut().insert(seq, death);
-        self.news.died = true;
+        self.news.note(Event::Died);
     }
 
     /// Takes a message out of wherever it is whose record only a newer version of keepq can read:

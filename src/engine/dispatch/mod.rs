@@ -20,6 +20,7 @@ pub(super) mod news;
 mod places;
 mod policy;
 pub(super) mod purge;
+mod read_ahead;
 pub(super) mod repair;
 mod short;
 mod taken;
@@ -215,39 +216,34 @@ impl Dispatch {
     }
 
     /// Whether there is nothing to tell, and nothing to do outside of the lock: the common case.
-    /// `has_producers`: some wait for room.
     #[inline]
-    pub(super) fn is_quiet(
-        &mut self,
-        has_producers: bool,
-        find_watcher: impl FnOnce() -> Watcher,
-    ) -> bool {
-        let is_quiet = self.ledger().news().is_quiet(has_producers)
-            && !self.backlog().has_new_maps()
+    pub(super) fn is_quiet(&self, find_watcher: impl FnOnce() -> Watcher) -> bool {
+        !self.backlog().has_new_maps() && self.is_quiet_on_short_way(find_watcher)
+    }
+
+    /// The same, where nothing can have been mapped.
+    #[inline]
+    pub(super) fn is_quiet_on_short_way(&self, find_watcher: impl FnOnce() -> Watcher) -> bool {
+        self.ledger().news().is_empty()
             && (self.has_asked_for_sync || !self.backlog().changes().has_unsynced())
-            && !self.has_time_to_tell(find_watcher);
-        if is_quiet {
-            self.ledger_mut().news_mut().settled = false;
-        }
-        is_quiet
+            && !self.has_time_to_tell(find_watcher)
     }
 
     /// Whether somebody has to be told of the next time.
     #[inline]
-    fn has_time_to_tell(&mut self, find_watcher: impl FnOnce() -> Watcher) -> bool {
+    fn has_time_to_tell(&self, find_watcher: impl FnOnce() -> Watcher) -> bool {
         let has_times = self.ledger().places().has_times();
         if !has_times && self.watched.is_none() && self.ledger().expiry().next_look().is_none() {
             return false;
         }
-        let (next, watched) = (self.next_time(), self.watched);
         match find_watcher() {
-            Watcher::Worker => next.is_some_and(|next| watched.is_none_or(|at| next < at)),
-            Watcher::Waiters => next != watched,
-            // Whoever waits from here on looks for itself.
-            Watcher::Nobody => {
-                self.watched = next;
-                false
+            Watcher::Worker => {
+                self.next_time().is_some_and(|next| self.watched.is_none_or(|at| next < at))
             }
+            Watcher::Waiters => self.next_time() != self.watched,
+            // Whoever waits from here on looks for itself, and is a waiter then: when the guard of
+            // that look is dropped, the time is told.
+            Watcher::Nobody => false,
         }
     }
 

@@ -1,32 +1,80 @@
 //! What changed under the dispatch lock that others have to be told of: the guard does that.
 
-/// What changed since the lock was taken.
+use std::ops::Range;
+
+/// What changed since the lock was taken. Whether anything did is one word, which [`News::note`]
+/// keeps.
 #[derive(Debug, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts")]
 pub(crate) struct News {
-    /// Messages were settled: there is room for others.
-    pub(crate) settled: bool,
-    /// Their Seqs, as far as threads wait for any.
-    pub(crate) settled_seqs: Vec<u64>,
-    /// Messages were settled whose Seqs are not known.
-    pub(crate) settled_unknown: bool,
+    /// A bit for each event.
+    events: u8,
+    /// The Seqs of settled messages, as far as threads wait for any.
+    settled_seqs: Vec<u64>,
+}
+
+/// What others may have to be told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Event {
+    /// Messages were settled, and producers wait for room.
+    Room,
+    /// Messages were settled whose Seqs threads wait for.
+    Settled,
+    /// The same, but their Seqs are not known.
+    SettledUnknown,
     /// Segments may have become free: there is upkeep.
-    pub(crate) upkeep: bool,
+    Upkeep,
     /// Messages are on their way to the dead letters.
-    pub(crate) died: bool,
+    Died,
     /// There may be something to compact.
-    pub(crate) reclaims: bool,
+    Reclaims,
     /// There may be something to hand out that was not, or room for one more in flight.
-    pub(crate) returned: bool,
+    Returned,
+}
+
+impl Event {
+    fn bit(self) -> u8 {
+        match self {
+            Self::Room => 1,
+            Self::Settled => 1 << 1,
+            Self::SettledUnknown => 1 << 2,
+            Self::Upkeep => 1 << 3,
+            Self::Died => 1 << 4,
+            Self::Reclaims => 1 << 5,
+            Self::Returned => 1 << 6,
+        }
+    }
 }
 
 impl News {
-    /// Whether nobody has to be told: messages may have been settled, if no producer waits.
     #[inline]
-    pub(super) fn is_quiet(&self, has_producers: bool) -> bool {
-        let tells = self.upkeep || self.died || self.reclaims || self.returned;
-        let tells_waiters = self.settled_unknown || !self.settled_seqs.is_empty();
-        let tells_producers = self.settled && has_producers;
-        !(tells || tells_waiters || tells_producers)
+    pub(super) fn note(&mut self, event: Event) {
+        self.events |= event.bit();
+    }
+
+    #[inline]
+    pub(super) fn note_if(&mut self, is_so: bool, event: Event) {
+        self.events |= event.bit() * u8::from(is_so);
+    }
+
+    /// These messages were settled, and threads wait for some.
+    #[cold]
+    pub(super) fn note_settled(&mut self, seqs: Range<u64>) {
+        self.settled_seqs.extend(seqs);
+        self.note(Event::Settled);
+    }
+
+    #[inline]
+    pub(in crate::engine) fn has(&self, event: Event) -> bool {
+        self.events & event.bit() != 0
+    }
+
+    /// Whether nobody has to be told of anything.
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.events == 0
+    }
+
+    pub(in crate::engine) fn into_settled_seqs(self) -> Vec<u64> {
+        self.settled_seqs
     }
 }

@@ -206,7 +206,7 @@ impl Places {
     }
 
     /// Whether a lease or a delay is over by this time.
-    #[inline]
+    #[inline(always)]
     pub(super) fn has_due_at(&self, time: Time) -> bool {
         let is_due = |due: Option<Time>| due.is_some_and(|due| due <= time);
         is_due(self.schedule.first_time()) || is_due(self.leases.next_deadline())

@@ -16,11 +16,14 @@ use super::exchange::{Answerable, LeaseKey};
 use super::leased::{LeasedBatch, LeasedMessages, LeasedOne};
 use super::ledger::Ledger;
 use super::measure::Measure;
+use super::news::Event;
+use super::read_ahead::ReadAhead;
 use super::taken::{Taken, TakenBody};
 #[cfg(test)]
 use super::watched::Watched;
 use crate::clock::TICK;
 use crate::format::address::{Index, Offset, Ordinal};
+use crate::format::record::RecordHeader;
 use crate::format::slot::{Slot, State};
 use crate::leases::{Batch, Holding, Place};
 use crate::log::sealed::Mapped;
@@ -28,6 +31,10 @@ use crate::log::side_by_side::{LONGEST_BODY, SideBySide};
 use crate::log::slots::Slots;
 use crate::time::Time;
 use std::sync::Arc;
+
+/// No more bytes are copied for a batch than these, and what a record takes: as long as one payload
+/// is held, all are.
+const MOST_BYTES: usize = 16 << 10;
 
 /// The messages that are next at the cursor, if they lie where a short way leads.
 #[derive(Debug)]
@@ -75,8 +82,9 @@ impl<'d> ShortWay<'d> {
     #[inline]
     fn ahead(&self, visible: u64) -> Option<AtCursor<'_>> {
         let cursor = self.ledger().places().cursor();
-        let at = self.ledger().backlog().tracks().position(cursor.ordinal(), cursor.seq())?;
-        let records = self.ledger().backlog().track_at(at).records();
+        let tracks = self.ledger().backlog().tracks();
+        let (at, track) = tracks.track_of(cursor.ordinal(), cursor.seq())?;
+        let records = track.records();
         // The slots of an earlier run have to be counted before.
         let is_counted = cursor.has_skipped() || !records.is_old();
         let mapped = records.mapped().filter(|_| is_counted && !records.has_gaps())?;
@@ -91,40 +99,78 @@ impl<'d> ShortWay<'d> {
     /// Whether a message behind the cursor is the next one, and may be handed out: nothing else
     /// comes first, and none of what is in flight is due. `now`: the coarse clock, if anything has
     /// a time.
-    #[inline]
+    #[inline(always)]
     fn is_cursor_next(&mut self, now: Option<Time>) -> bool {
         #[cfg(test)]
         if self.watched().is_closed {
             return false;
         }
         let (places, policy) = (self.ledger().places(), self.ledger().policy());
-        self.ledger().check_open().is_ok()
+        self.ledger().is_open()
             && !places.has_front()
             && policy.message_ttl.is_none()
             && !now.is_some_and(|now| places.has_due_at(now.saturating_add(TICK)))
     }
 
+    /// Leases the message behind the cursor, up to message `visible`, if its record was read ahead:
+    /// it is whole.
+    #[inline(always)]
+    pub(crate) fn lease_read_ahead(&mut self, visible: u64) -> Option<Taken> {
+        let now = self.deliveries.coarse_time();
+        if !self.is_cursor_next(now) || self.deliveries.is_full() {
+            return None;
+        }
+        // What else has to be so of its segment was so when it was read ahead, and stays so.
+        let cursor = self.ledger().places().cursor();
+        let (seq, ordinal, index) = (cursor.seq(), cursor.ordinal(), cursor.index());
+        let (header, offset) = self.ledger().read_ahead().next(ordinal, index)?;
+        let (at, track) = self.ledger().backlog().tracks().track_of(ordinal, seq)?;
+        let mapped = track.records().mapped().filter(|_| seq <= visible)?;
+        if !mapped.replace_slot(index, Slot::UNTOUCHED, delivered(offset)) {
+            return None;
+        }
+        let body = self.ledger_mut().read_ahead_mut().take_body(&header);
+        let LeasedOne { taken, pushed_at, .. } =
+            self.begin_lease(at, (seq, index, offset), &header, body, now);
+        if taken.key.is_sample {
+            self.deliveries.measure_waiting(taken.key.ticket, pushed_at);
+        }
+        Some(taken)
+    }
+
     /// Leases the message behind the cursor, up to message `visible`; `None` if the next message
-    /// has to go the long way.
-    #[inline]
+    /// has to go the long way. Reads ahead those behind it.
     pub(crate) fn lease_one(&mut self, visible: u64) -> Option<LeasedOne> {
         let now = self.deliveries.coarse_time();
         if !self.is_cursor_next(now) || self.deliveries.is_full() {
             return None;
         }
         let AtCursor { at, mapped, seq, index, offset, most } = self.ahead(visible)?;
-        if most == 0 || !mapped.is_untouched(index) {
-            return None;
-        }
-        let header = mapped.header(offset, index)?;
+        let header = mapped.header(offset, index).filter(|_| most > 0)?;
         // The body is copied under the lock.
         if !header.flags.is_plain() || header.body_len > LONGEST_BODY {
             return None;
         }
-        if !mapped.try_store_slot(index, delivered(offset)) {
+        // A slot that was never stored to has no delay, whatever its second word is.
+        if !mapped.replace_slot(index, Slot::UNTOUCHED, delivered(offset)) {
             return None;
         }
         let body = TakenBody::Own(mapped.body(&header, offset));
+        let read_ahead = ReadAhead::behind(mapped, index, offset, &header, most - 1);
+        *self.ledger_mut().read_ahead_mut() = read_ahead;
+        Some(self.begin_lease(at, (seq, index, offset), &header, body, now))
+    }
+
+    /// Begins the lease of a message whose attempt is stored.
+    #[inline(always)]
+    fn begin_lease(
+        &mut self,
+        at: usize,
+        (seq, index, offset): (u64, Index, Offset),
+        header: &RecordHeader,
+        body: TakenBody,
+        now: Option<Time>,
+    ) -> LeasedOne {
         #[cfg(test)]
         (self.watched().taken += 1);
         let track = self.ledger_mut().backlog_mut().note_changes(at, index..index.next());
@@ -140,7 +186,7 @@ impl<'d> ShortWay<'d> {
         self.ledger_mut().note_head_changed();
         let key = LeaseKey { ticket, is_sample: Measure::is_sample(popped_before + 1) };
         let taken = Taken { key, attempts, pushed_at: pushed_at_utc, body, payload_start: 0 };
-        Some(LeasedOne { taken, check: header.body_check, pushed_at })
+        LeasedOne { taken, check: header.body_check, pushed_at }
     }
 
     /// Leases up to `most` messages up to `visible` that lie side by side behind the cursor; `None`
@@ -153,7 +199,7 @@ impl<'d> ShortWay<'d> {
         let most = most.min(Batch::MOST).min(self.deliveries.room_in_flight());
         let AtCursor { at, mapped, seq, index, offset, most: there } = self.ahead(visible)?;
         let most = most.min(usize::try_from(there).unwrap_or(usize::MAX));
-        let mut records = SideBySide::copy(mapped, index, offset, most);
+        let mut records = SideBySide::copy(mapped, index, offset, most, MOST_BYTES);
         let number = deliver(mapped, &mut records);
         if number == 0 {
             return None;
@@ -176,6 +222,40 @@ impl<'d> ShortWay<'d> {
         Some(LeasedBatch { bytes, messages, base_time, base_in_utc })
     }
 
+    /// Settles a delivery; false if it has to go the long way.
+    #[inline(always)]
+    pub(crate) fn ack_one(&mut self, delivery: &LeaseKey) -> bool {
+        #[cfg(test)]
+        if self.watched().is_closed {
+            return false;
+        }
+        let was_full = self.deliveries.is_full();
+        if !self.ledger().is_open() {
+            return false;
+        }
+        let LeaseKey { ticket, is_sample } = *delivery;
+        let place = match self.ledger().places().leases().held(ticket) {
+            Some(Holding::One(&place)) if place.seq == ticket.seq() && !place.is_transient => place,
+            Some(Holding::Batch(_)) => return self.ack_side_by_side(&[*delivery]) > 0,
+            _ => return false,
+        };
+        let Some((at, mapped)) = self.map_of(place.ordinal, place.seq) else { return false };
+        let (attempts, offset) = (place.attempts, Some(place.offset));
+        let said = |state| Slot { state, attempts, offset };
+        if !mapped.replace_slot(place.index, said(State::Delivered), said(State::Dead)) {
+            return false;
+        }
+        self.ledger_mut().places_mut().leases_mut().end_held(ticket, 1);
+        let indexes = place.index..place.index.next();
+        self.ledger_mut().note_acked(at, indexes, place.seq, place.bytes.into());
+        if is_sample {
+            self.deliveries.measure_mut().answered(ticket, 1);
+        }
+        // Room for more in flight.
+        self.ledger_mut().news_mut().note_if(was_full, Event::Returned);
+        true
+    }
+
     /// Settles the first of these deliveries, and those behind it that lie side by side with it.
     /// Tells how many; 0 if the first one has to go the long way.
     #[inline]
@@ -185,7 +265,7 @@ impl<'d> ShortWay<'d> {
             return 0;
         }
         let was_full = self.deliveries.is_full();
-        if self.ledger().check_open().is_err() {
+        if !self.ledger().is_open() {
             return 0;
         }
         let number = self.try_ack(deliveries).unwrap_or(0);
@@ -194,7 +274,7 @@ impl<'d> ShortWay<'d> {
             self.deliveries.measure_mut().answered(first.key().ticket, number);
         }
         // Room for more in flight.
-        self.ledger_mut().news_mut().returned |= was_full && number > 0;
+        self.ledger_mut().news_mut().note_if(was_full && number > 0, Event::Returned);
         number
     }
 
@@ -237,9 +317,7 @@ impl<'d> ShortWay<'d> {
     /// are counted.
     #[inline]
     fn map_of(&self, ordinal: Ordinal, seq: u64) -> Option<(usize, &Arc<Mapped>)> {
-        let tracks = self.ledger().backlog().tracks();
-        let at = tracks.position(ordinal, seq)?;
-        let track = &tracks[at];
+        let (at, track) = self.ledger().backlog().tracks().track_of(ordinal, seq)?;
         track.records().mapped().filter(|_| track.is_counted()).map(|mapped| (at, mapped))
     }
 }

@@ -14,18 +14,30 @@ pub(crate) struct Taken {
     /// In UTC.
     pub(crate) pushed_at: Time,
     pub(crate) body: TakenBody,
-    pub(crate) payload_start: usize,
+    /// Where the payload starts in the body.
+    pub(crate) payload_start: u32,
+}
+
+impl Taken {
+    /// What comes before the payload.
+    pub(crate) fn start(&self) -> &[u8] {
+        self.body.get(..widen(self.payload_start)).unwrap_or_default()
+    }
+
+    pub(crate) fn payload(&self) -> &[u8] {
+        self.body.get(widen(self.payload_start)..).unwrap_or_default()
+    }
 }
 
 /// The bytes of a message.
 #[derive(Debug)]
 pub(crate) enum TakenBody {
     Own(Vec<u8>),
-    /// Among the bytes of a batch.
-    OfBatch(Arc<Vec<u8>>, BodyPlace),
+    /// Among the bytes of several.
+    Shared(Arc<Vec<u8>>, BodyPlace),
 }
 
-/// Where the bytes of a message are among those of a batch.
+/// Where the bytes of a message are among those of several.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BodyPlace {
     start: u32,
@@ -41,10 +53,13 @@ impl BodyPlace {
 
     #[inline]
     pub(crate) fn of_bytes(self, bytes: &[u8]) -> Option<&[u8]> {
-        let widen = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
         let start = widen(self.start);
         bytes.get(start..start.saturating_add(widen(self.len)))
     }
+}
+
+fn widen(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 impl Deref for TakenBody {
@@ -54,7 +69,7 @@ impl Deref for TakenBody {
     fn deref(&self) -> &[u8] {
         match self {
             Self::Own(body) => body,
-            Self::OfBatch(bytes, place) => place.of_bytes(bytes).unwrap_or_default(),
+            Self::Shared(bytes, place) => place.of_bytes(bytes).unwrap_or_default(),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! caller to know that the directory itself is there.
 
 use super::ledger::Ledger;
+use super::news::Event;
 use crate::format::address::Ordinal;
 use crate::report::{Damage, DamageKind};
 
@@ -20,8 +21,8 @@ pub(crate) fn give_up_vanished(ledger: &mut Ledger, ordinal: Ordinal) -> u64 {
         ledger.places_mut().forget(&seqs);
         ledger.settled_total().add(unsettled);
         // Who waits for room, or for one of them, looks again.
-        let news = ledger.news_mut();
-        (news.settled, news.settled_unknown) = (true, true);
+        ledger.note_room();
+        ledger.news_mut().note(Event::SettledUnknown);
         ledger.note_head_changed();
     }
     track.size()

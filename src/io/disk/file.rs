@@ -254,6 +254,12 @@ impl MappedRegion {
     }
 
     #[inline(never)]
+    fn replace_by_write(&self, offset: u64, said: u64, word: u64) -> bool {
+        self.map.load_word(offset).is_ok_and(|there| there == said)
+            && self.write_words(offset, &[word]).is_ok()
+    }
+
+    #[inline(never)]
     fn write_record(&self, offset: u64, header: &[u8; HEADER], body: [&[u8]; 2]) -> io::Result<()> {
         self.write(offset, &[header, body[0], body[1]])
     }
@@ -296,6 +302,20 @@ impl Region for MappedRegion {
     #[inline]
     fn load_word(&self, offset: u64) -> io::Result<u64> {
         self.map.load_word(offset)
+    }
+
+    #[inline]
+    fn replace_word(&self, offset: u64, said: u64, word: u64) -> bool {
+        if self.by_write {
+            self.replace_by_write(offset, said, word)
+        } else {
+            self.map.replace_word(offset, said, word)
+        }
+    }
+
+    #[inline]
+    fn load_header(&self, offset: u64) -> io::Result<[u8; HEADER]> {
+        self.map.load_header(offset)
     }
 
     #[inline]

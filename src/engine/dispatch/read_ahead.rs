@@ -1,0 +1,73 @@
+//! Records behind the cursor that were copied before their messages are handed out.
+//!
+//! Promises: each of them was found at its own place, as its header's check says, and the copy of
+//! its body is verified. Relies on records to stay as they are while their segment is in the log:
+//! what may change is in slots, and those are looked at when a message is handed out.
+
+use super::taken::{BodyPlace, TakenBody};
+use crate::format::address::{Index, Offset, Ordinal};
+use crate::format::record::{HEADER, RecordHeader};
+use crate::log::sealed::Mapped;
+use crate::log::side_by_side::whole_side_by_side;
+use std::sync::Arc;
+
+/// No more bytes are copied than these: as long as one payload is held, all are.
+const MOST_BYTES: u64 = 4096;
+/// Behind a longer record none are copied: there would be too few in a copy.
+const LONGEST: u64 = 1024;
+
+/// Records side by side, of which the first few may be handed out already.
+#[derive(Debug, Default)]
+pub(super) struct ReadAhead {
+    /// `None` once all are handed out: the memory is that of their holders.
+    bytes: Option<Arc<Vec<u8>>>,
+    /// Where the next one starts among them.
+    start: usize,
+    /// Where it lies in the log.
+    ordinal: Ordinal,
+    index: Index,
+    offset: Offset,
+}
+
+impl ReadAhead {
+    /// Copies records behind record `index`, which is this one, at `offset`: those that are plain
+    /// and whole in the bytes of `most` records as long as this one.
+    pub(super) fn behind(
+        mapped: &Mapped,
+        index: Index,
+        offset: Offset,
+        this: &RecordHeader,
+        most: u32,
+    ) -> Self {
+        let len = this.record_len();
+        if most == 0 || len > LONGEST {
+            return Self::default();
+        }
+        let (ordinal, index, offset) = (mapped.segment.header.ordinal, index.next(), offset + len);
+        let most_bytes = MOST_BYTES.min(len.saturating_mul(most.into()));
+        let bytes = whole_side_by_side(mapped, index, offset, most_bytes);
+        let bytes = Some(bytes).filter(|bytes| !bytes.is_empty()).map(Arc::new);
+        Self { bytes, start: 0, ordinal, index, offset }
+    }
+
+    /// The header of record `index`, and where it lies, if it is the next one.
+    #[inline]
+    pub(super) fn next(&self, ordinal: Ordinal, index: Index) -> Option<(RecordHeader, Offset)> {
+        if index != self.index || ordinal != self.ordinal {
+            return None;
+        }
+        let header = self.bytes.as_ref()?.get(self.start..)?.first_chunk()?;
+        Some((RecordHeader::of_checked(header), self.offset))
+    }
+
+    /// Takes the body of the next one, whose header this is.
+    #[inline]
+    pub(super) fn take_body(&mut self, header: &RecordHeader) -> TakenBody {
+        let (start, len) = (self.start, header.record_len());
+        self.start += usize::try_from(len).unwrap_or(usize::MAX);
+        (self.index, self.offset) = (self.index.next(), self.offset + len);
+        let is_last = self.bytes.as_ref().is_none_or(|bytes| bytes.len() <= self.start);
+        let bytes = if is_last { self.bytes.take() } else { self.bytes.clone() };
+        TakenBody::Shared(bytes.unwrap_or_default(), BodyPlace::of(start + HEADER, header))
+    }
+}
