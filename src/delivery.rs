@@ -90,7 +90,7 @@ impl Delivery {
     }
 
     fn start(&self) -> &[u8] {
-        self.taken.start()
+        self.taken.body.before(self.taken.payload_start)
     }
 
     /// Settles the message: it never comes back. The ack survives a kill of the process at once,
@@ -257,7 +257,7 @@ impl Deref for Delivery {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.taken.payload()
+        self.taken.body.payload(self.taken.payload_start)
     }
 }
 

@@ -74,17 +74,15 @@ impl OpenQueue {
     }
 
     fn start(self: &Arc<Self>, worker: &Arc<Worker>) -> Result<()> {
-        let directory = self.engine.context().directory();
-        let name = directory.file_name().map(|name| name.to_string_lossy().into_owned());
-        let name = format!("keepq-{}", name.unwrap_or_default());
         let (open, others) = (Arc::clone(self), Arc::clone(self));
         let within = self.engine.options().ack_interval();
         let run = move |due: &Due| open.run_due(due);
-        let started = worker.start(name, within, run, move || others.wake_all());
+        let started = worker.start(within, run, move || others.wake_all());
+        let directory = self.engine.context().directory();
         started.map_err(|error| Error::io("start thread", &directory, 0, error))
     }
 
-    /// What the background thread does.
+    /// What the background does.
     fn run_due(&self, due: &Due) {
         self.note(self.engine.run_due(due));
         let Some(letters) = &self.dead_letters else { return };

@@ -104,7 +104,8 @@ impl Redrive {
 }
 
 fn push(queue: &Engine, letter: &Taken) -> Result<u64> {
-    let (start, payload) = (letter.start(), letter.payload());
+    let Taken { body, payload_start, .. } = letter;
+    let (start, payload) = (body.before(*payload_start), body.payload(*payload_start));
     let drafts = [carried_over(start, &Notes::default(), payload)?];
     let need = Need::of(&drafts);
     need.check()?;

@@ -27,7 +27,6 @@ use crate::format::checksum::crc32;
 use crate::format::extension::{self, Verified};
 use crate::leases::Ticket;
 use crate::time::{Millis, PushTime, Time};
-use std::result::Result as StdResult;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -78,7 +77,9 @@ impl Consumers {
         hand_out: impl Fn(Taken) -> T,
         between: impl FnOnce(),
     ) -> Result<Option<T>> {
-        match self.lease_read_ahead(&hand_out) {
+        let visible = || self.published.visible();
+        let popped = self.dispatch.go_short(|way| way.lease_read_ahead(visible()).map(&hand_out));
+        match popped {
             Ok(popped) => {
                 between();
                 Ok(Some(popped))
@@ -95,59 +96,46 @@ impl Consumers {
     }
 
     fn try_pop(&self) -> Result<Popped> {
-        let leased = self.lease_read_ahead(Popped::Taken);
-        leased.or_else(|dispatch| self.pop_unread(dispatch))
-    }
-
-    /// The next message, if its record was read ahead; else the lock.
-    #[inline(always)]
-    fn lease_read_ahead<T>(
-        &self,
-        hand_out: impl Fn(Taken) -> T,
-    ) -> StdResult<T, DispatchGuard<'_>> {
         let visible = || self.published.visible();
-        self.dispatch.go_short(|way| way.lease_read_ahead(visible()).map(hand_out))
+        let leased = self.dispatch.go_short(|way| way.lease_read_ahead(visible()));
+        leased.map_or_else(|dispatch| self.pop_unread(dispatch), |taken| Ok(Popped::Taken(taken)))
     }
 
     /// The next message, if its record was not read ahead.
     #[inline(never)]
     fn pop_unread<'c>(&'c self, mut dispatch: DispatchGuard<'c>) -> Result<Popped> {
         loop {
-            match dispatch.short_way().lease_one(self.published.visible()) {
-                Some(LeasedOne { taken, check, pushed_at }) => {
-                    drop(dispatch);
-                    if crc32(&taken.body) == check {
-                        if taken.key.is_sample {
-                            self.measure(taken.key.ticket, pushed_at);
-                        }
-                        return Ok(Popped::Taken(taken));
+            let visible = self.published.visible();
+            if let Some(leased) = dispatch.short_way().lease_one(visible) {
+                drop(dispatch);
+                let LeasedOne { taken, check, pushed_at } = leased;
+                if crc32(&taken.body) == check {
+                    if taken.key.is_sample {
+                        self.measure(taken.key.ticket, pushed_at);
                     }
-                    lose(&self.dispatch, taken.key.ticket, 1)?;
+                    return Ok(Popped::Taken(taken));
                 }
-                None => {
-                    if let Some(popped) = self.try_pop_the_long_way(dispatch)? {
-                        return Ok(popped);
+                lose(&self.dispatch, taken.key.ticket, 1)?;
+            } else {
+                match dispatch.lease_next(visible) {
+                    Ok(Leasing::Leased(leased)) => {
+                        drop(dispatch);
+                        if let Some(taken) = self.copy_out(leased)? {
+                            return Ok(Popped::Taken(taken));
+                        }
+                    }
+                    Ok(Leasing::Nothing) => {
+                        return Ok(Popped::Nothing(dispatch.next_delivery_time()));
+                    }
+                    // Others have their turn.
+                    Ok(Leasing::Again) => drop(dispatch),
+                    Err(error) => {
+                        drop(dispatch);
+                        self.clear_the_way(error)?;
                     }
                 }
             }
             dispatch = self.dispatch.lock();
-        }
-    }
-
-    /// `None` if it has to be tried again.
-    #[inline(never)]
-    fn try_pop_the_long_way(&self, mut dispatch: DispatchGuard<'_>) -> Result<Option<Popped>> {
-        match dispatch.lease_next(self.published.visible()) {
-            Ok(Leasing::Leased(leased)) => {
-                drop(dispatch);
-                self.copy_out(leased).map(|taken| taken.map(Popped::Taken))
-            }
-            Ok(Leasing::Nothing) => Ok(Some(Popped::Nothing(dispatch.next_delivery_time()))),
-            Ok(Leasing::Again) => Ok(None),
-            Err(error) => {
-                drop(dispatch);
-                self.clear_the_way(error).map(|()| None)
-            }
         }
     }
 
@@ -252,7 +240,7 @@ impl Consumers {
 
     #[cold]
     fn measure(&self, ticket: Ticket, pushed_at: Time) {
-        self.dispatch.lock().deliveries_mut().measure_waiting(ticket, pushed_at);
+        self.dispatch.lock().deliveries_mut().measure_mut().handed_out(ticket, pushed_at);
     }
 
     /// Passes over a message whose payload is damaged, or can be read only by a newer keepq.

@@ -22,7 +22,7 @@
 //! | 2 | `supply` | the ready segment, ordinals, the old tail; rotation |
 //! | 3 | `writing`, `unsealed` | what is being written; the active and the unsynced full segments |
 //! | 4 | dispatch | the backlog, the cursor, leases, what was returned, is delayed or dying |
-//! | 5 | leaves: agenda, wait lists, the line, `health` | themselves |
+//! | 5 | the crew; leaves: agenda, wait lists, the line, `health` | themselves |
 //!
 //! The thread that leads a commit holds no lock while it syncs, and takes the lead after `upkeep`
 //! and `supply` and before `writing`, if at all. A push whose write failed syncs without it.
@@ -32,6 +32,7 @@ mod backlog;
 mod commit;
 mod consumers;
 mod context;
+mod crew;
 mod dispatch;
 #[cfg(all(test, feature = "fault-injection"))]
 mod futures;
@@ -380,8 +381,7 @@ impl Engine {
         self.context.waiters.wake_all();
     }
 
-    /// Syncs segments that unsynced answers hold open, if there are too many, and no background
-    /// keeps up. To be called by threads that may wait for a disk.
+    /// Syncs segments that unsynced answers hold open, if no background keeps up. May wait.
     #[inline]
     pub(crate) fn sync_surplus(&self) {
         if self.context.surplus.take() {

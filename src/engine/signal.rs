@@ -47,7 +47,8 @@ impl DispatchLock {
         let Some(done) = go(&mut dispatch.short_way()) else {
             return Err(DispatchGuard { lock: self, guard: Some(dispatch) });
         };
-        if !dispatch.is_quiet_on_short_way(|| self.find_watcher()) {
+        // Nothing is mapped on it.
+        if !dispatch.is_quiet(|| self.find_watcher()) {
             self.tell(dispatch);
         }
         Ok(done)
@@ -158,7 +159,7 @@ impl Drop for DispatchGuard<'_> {
     #[inline]
     fn drop(&mut self) {
         let Some(dispatch) = self.guard.take() else { return };
-        if !dispatch.is_quiet(|| self.lock.find_watcher()) {
+        if dispatch.backlog().has_new_maps() || !dispatch.is_quiet(|| self.lock.find_watcher()) {
             self.lock.tell(dispatch);
         }
     }

@@ -1,16 +1,18 @@
-//! The background thread: does ahead of need what a push or an ack would otherwise wait for.
+//! The background of a queue: does ahead of need what a push or an ack would otherwise wait for.
 //!
-//! Promises: it sleeps until asked or due, and ends with the queue. It holds no handle, so it does
-//! not keep the queue open. A thread that panicked is not taken for running, and `stats` says so.
-//! Does not know what the work is: the caller that starts it says that.
+//! Promises: it does nothing until asked or due, and ends with the queue. It holds no handle, so it
+//! does not keep the queue open. One that panicked is not taken for running, and `stats` says so.
+//! Does not know what the work is: the caller that starts it says that. Its threads are those of
+//! the [`Crew`].
 
+use super::crew::{Client, ClientId, Crew};
 use crate::clock;
-use parking_lot::{Condvar, Mutex};
-use std::io;
-use std::sync::Arc;
+use parking_lot::Mutex;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 /// What a round of syncs covers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,14 +25,14 @@ pub(crate) enum Scope {
     Answers,
 }
 
-/// The thread of a queue, and what it is to do next.
+/// The background of a queue, and what it is to do next.
 #[derive(Debug, Default)]
 pub(crate) struct Worker {
     agenda: Mutex<Agenda>,
-    /// The same as in the agenda; kept here because it is asked all the time.
+    /// Somebody does what is in the agenda; kept here because it is asked all the time.
     is_running: AtomicBool,
-    wake: Condvar,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    /// Who does it.
+    crew: OnceLock<(Arc<Crew>, ClientId)>,
 }
 
 #[derive(Debug, Default)]
@@ -46,7 +48,7 @@ struct Agenda {
     compact_at: Option<Instant>,
     /// The next time of a message: of a lease, a delay, or an expiry.
     watch_at: Option<Instant>,
-    /// How long answers may wait; `None` without a thread, or if they are not synced.
+    /// How long answers may wait; `None` without a background, or if they are not synced.
     answers_within: Option<Duration>,
     has_panicked: bool,
 }
@@ -132,10 +134,10 @@ impl Worker {
         });
     }
 
-    /// Whether there is a thread.
+    /// Whether there is a background.
     #[inline]
     pub(crate) fn is_running(&self) -> bool {
-        // Relaxed: a hint; what is asked of a thread that has ended is not done.
+        // Relaxed: a hint; what is asked of one that has ended is not done.
         self.is_running.load(Ordering::Relaxed)
     }
 
@@ -150,70 +152,85 @@ impl Worker {
     }
 
     fn change(&self, change: impl FnOnce(&mut Agenda)) {
-        if self.is_running() {
-            change(&mut self.agenda.lock());
-            self.wake.notify_one();
+        if !self.is_running() {
+            return;
+        }
+        let is_sooner = {
+            let mut agenda = self.agenda.lock();
+            let before = agenda.next_time();
+            change(&mut agenda);
+            let after = agenda.next_time();
+            after.is_some_and(|after| before.is_none_or(|before| after < before))
+        };
+        // Without the lock of the agenda, which the crew takes under its own.
+        if is_sooner && let Some((crew, id)) = self.crew.get() {
+            crew.hurry(*id);
         }
     }
 
-    /// Starts the thread, which does `work` whenever something is due; upkeep is due at once.
+    /// Starts the background, which does `work` whenever something is due; upkeep is due at once.
     /// `answers_within`: how long answers may wait for a sync. `when_panicked` is called if the
-    /// thread ends by a panic, once it no longer counts as running.
+    /// work panics, once the background no longer counts as running.
     pub(crate) fn start(
         self: &Arc<Self>,
-        name: String,
         answers_within: Option<Duration>,
-        work: impl Fn(&Due) + Send + 'static,
-        when_panicked: impl Fn() + Send + 'static,
+        work: impl Fn(&Due) + Send + Sync + 'static,
+        when_panicked: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<()> {
-        let when_panicked = Box::new(when_panicked);
-        let running = Running { worker: Arc::clone(self), when_panicked };
         {
             let mut agenda = self.agenda.lock();
-            self.is_running.store(true, Ordering::Relaxed);
             // What open found is counted and sealed first.
             agenda.upkeep_now = true;
             agenda.answers_within = answers_within;
         }
-        let run = move || {
-            while let Some(due) = running.worker.next() {
-                work(&due);
-            }
-        };
-        *self.thread.lock() = Some(thread::Builder::new().name(name).spawn(run)?);
+        self.is_running.store(true, Ordering::Relaxed);
+        let (work, when_panicked) = (Box::new(work), Box::new(when_panicked));
+        let background = Background { worker: Arc::clone(self), work, when_panicked };
+        let crew = Crew::of_process();
+        let enrolled = crew.enroll(Arc::new(background));
+        let id = enrolled.inspect_err(|_| self.is_running.store(false, Ordering::Relaxed))?;
+        let (crew, id) = self.crew.get_or_init(|| (crew, id));
+        // For what was asked before the crew was known here.
+        crew.hurry(*id);
         Ok(())
     }
 
-    /// Ends the thread and waits for it.
+    /// Ends the background, and waits until its work has ended.
     pub(crate) fn stop(&self) {
-        {
-            let mut agenda = self.agenda.lock();
-            agenda.stop = true;
-            self.is_running.store(false, Ordering::Relaxed);
-            self.wake.notify_one();
-        }
-        if let Some(thread) = self.thread.lock().take() {
-            // A panic of the thread has been printed; the queue can be closed all the same.
-            thread.join().ok();
+        self.agenda.lock().stop = true;
+        self.is_running.store(false, Ordering::Relaxed);
+        if let Some((crew, id)) = self.crew.get() {
+            crew.dismiss(*id);
         }
     }
+}
 
-    /// Sleeps until something is due; `None` at the end.
-    fn next(&self) -> Option<Due> {
-        let mut agenda = self.agenda.lock();
-        loop {
-            if agenda.stop {
-                return None;
-            }
-            if let Some(due) = agenda.take_due(clock::now()) {
-                return Some(due);
-            }
-            match agenda.next_time() {
-                Some(at) => {
-                    self.wake.wait_until(&mut agenda, at);
-                }
-                None => self.wake.wait(&mut agenda),
-            }
+/// What the crew knows of a queue.
+struct Background {
+    worker: Arc<Worker>,
+    work: Box<dyn Fn(&Due) + Send + Sync>,
+    when_panicked: Box<dyn Fn() + Send + Sync>,
+}
+
+impl fmt::Debug for Background {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Background").field("worker", &self.worker).finish_non_exhaustive()
+    }
+}
+
+impl Client for Background {
+    fn next_time(&self) -> Option<Instant> {
+        // One that panicked, or is to end, has none.
+        self.worker.is_running().then(|| self.worker.agenda.lock().next_time()).flatten()
+    }
+
+    fn work(&self) {
+        let Some(due) = self.worker.agenda.lock().take_due(clock::now()) else { return };
+        // What it was at work on is as whole as after any panic of a user's thread.
+        if catch_unwind(AssertUnwindSafe(|| (self.work)(&due))).is_err() {
+            self.worker.agenda.lock().has_panicked = true;
+            self.worker.is_running.store(false, Ordering::Relaxed);
+            (self.when_panicked)();
         }
     }
 }
@@ -245,6 +262,7 @@ impl Agenda {
 
     fn next_time(&self) -> Option<Instant> {
         let times = [
+            self.upkeep_now.then(clock::now),
             self.upkeep_at,
             self.make_at,
             self.sync_records_at,
@@ -259,23 +277,4 @@ impl Agenda {
 fn sooner(at: &mut Option<Instant>, within: Duration) {
     let new = clock::now().checked_add(within);
     *at = [*at, new].into_iter().flatten().min();
-}
-
-/// As long as the thread runs.
-struct Running {
-    worker: Arc<Worker>,
-    when_panicked: Box<dyn Fn() + Send>,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let has_panicked = thread::panicking();
-        let mut agenda = self.worker.agenda.lock();
-        agenda.has_panicked = has_panicked;
-        self.worker.is_running.store(false, Ordering::Relaxed);
-        drop(agenda);
-        if has_panicked {
-            (self.when_panicked)();
-        }
-    }
 }

@@ -183,8 +183,8 @@ impl Map {
         if !first.is_aligned() {
             return None;
         }
-        // SAFETY: `find` proved that all of the words lie in the map, which lives as long as `self`;
-        // they are aligned. Threads that reach them at the same time do so through here; all other
+        // SAFETY: `find` proved that all of the words lie in the map, which lives as long as
+        // `self`; they are aligned. Threads that reach them at the same time do so through here; all other
         // accesses to them are ordered with these: see Races.
         Some(unsafe { slice::from_raw_parts(first, number) })
     }

@@ -26,8 +26,8 @@ pub(crate) struct SideBySide {
 }
 
 impl SideBySide {
-    /// Copies up to `most` records, from record `first` on, which is sought at `offset`, and no more
-    /// than `most_bytes` and what a record takes. Ends before one that is not there, is not plain,
+    /// Copies up to `most` records, from record `first` on, which is sought at `offset`, and no
+    /// more than `most_bytes` and what a record takes. Ends before one that is not there, is not plain,
     /// or is long.
     pub(crate) fn copy(
         mapped: &Mapped,

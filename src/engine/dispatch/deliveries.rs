@@ -48,7 +48,7 @@ impl Deliveries {
         Self {
             ledger: Ledger::new(log, context, published),
             clock: Arc::clone(&context.clock),
-            measure: Measure::default(),
+            measure: Measure::new(Arc::clone(&context.clock)),
             newest_first: 0,
         }
     }
@@ -61,13 +61,6 @@ impl Deliveries {
     #[inline]
     pub(super) fn ledger_mut(&mut self) -> &mut Ledger {
         &mut self.ledger
-    }
-
-    /// A message that was pushed then is handed out, and measured.
-    #[cold]
-    pub(crate) fn measure_waiting(&mut self, ticket: Ticket, pushed_at: Time) {
-        let waited = self.clock.coarse().since(pushed_at);
-        self.measure.handed_out(ticket, waited.into());
     }
 
     pub(crate) fn measure(&self) -> &Measure {

@@ -11,7 +11,6 @@ use super::expiry::Expiry;
 use super::news::{Event, News};
 use super::places::{Places, TakenOut, Whereabouts};
 use super::policy::Policy;
-use super::read_ahead::ReadAhead;
 use crate::clock::Clock;
 use crate::engine::backlog::cursor::Cursor;
 use crate::engine::backlog::settled_count::Recount;
@@ -25,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::format::address::{Index, Offset};
 use crate::format::extension::Verified;
 use crate::format::slot::{Delay, Slot, State};
-use crate::format::standing::Standing;
+use crate::format::standing::{Run, Standing};
 use crate::leases::Place;
 use crate::log::sealed::Status;
 use crate::recovery::Log;
@@ -40,8 +39,6 @@ use std::sync::Arc;
 pub(crate) struct Ledger {
     backlog: Backlog,
     places: Places,
-    /// Records behind the cursor that are copied already.
-    read_ahead: ReadAhead,
     expiry: Expiry,
     counts: Counts,
     policy: Policy,
@@ -63,7 +60,6 @@ impl Ledger {
         Self {
             places: Places::new(Cursor::hinted(backlog.tracks(), log.offset)),
             backlog,
-            read_ahead: ReadAhead::default(),
             expiry: Expiry::new(options, !log.parts.is_empty()),
             counts: Counts::default(),
             policy: Policy::of(options),
@@ -84,7 +80,6 @@ impl Ledger {
     /// Gives up maps and all that is known of messages.
     pub(super) fn clear(&mut self) {
         self.backlog.clear();
-        self.read_ahead = ReadAhead::default();
         self.places = Places::new(Cursor::START);
     }
 
@@ -124,16 +119,6 @@ impl Ledger {
     #[inline]
     pub(crate) fn places_mut(&mut self) -> &mut Places {
         &mut self.places
-    }
-
-    #[inline]
-    pub(super) fn read_ahead(&self) -> &ReadAhead {
-        &self.read_ahead
-    }
-
-    #[inline]
-    pub(super) fn read_ahead_mut(&mut self) -> &mut ReadAhead {
-        &mut self.read_ahead
     }
 
     pub(crate) fn expiry(&self) -> &Expiry {
@@ -257,7 +242,7 @@ impl Ledger {
         let number = u64::from(number);
         self.settled_total.add(number);
         self.counts.acked += number;
-        self.note_room();
+        self.news.note_room(&self.waiters);
         if self.waiters.settled.has_waiters() {
             self.news.note_settled(first_seq..first_seq + number);
         }
@@ -269,7 +254,7 @@ impl Ledger {
         let Stored::Settled { wakes_compaction } = stored else { return false };
         self.news.note_if(wakes_compaction, Event::Reclaims);
         self.settled_total.add(1);
-        self.note_room();
+        self.news.note_room(&self.waiters);
         self.news.note_if(self.backlog.track_at(spot.at).is_done(), Event::Upkeep);
         if self.waiters.settled.has_waiters() {
             match seq {
@@ -278,14 +263,6 @@ impl Ledger {
             }
         }
         true
-    }
-
-    /// Messages were settled: producers hear of it that wait for room.
-    #[inline]
-    pub(super) fn note_room(&mut self) {
-        // A producer takes this lock between its place in line and its look: one that is not in
-        // line yet sees what was settled.
-        self.news.note_if(!self.waiters.room.is_empty(), Event::Room);
     }
 
     /// Counts all slots of a segment again that were counted, because some went bad.
@@ -299,7 +276,7 @@ impl Ledger {
     pub(super) fn note_found_settled(&mut self, at: usize, slots: u32) {
         self.settled_total.add(slots.into());
         if slots > 0 {
-            self.note_room();
+            self.news.note_room(&self.waiters);
         }
         self.news.note_if(self.backlog.tracks()[at].is_done(), Event::Upkeep);
     }
@@ -311,7 +288,8 @@ impl Ledger {
             return;
         }
         let status = self.status(spot);
-        let times = status.as_ref().map_or([None; 2], |status| self.times_of(seq, status));
+        let times =
+            status.as_ref().map_or([None; 2], |status| times_of(self.backlog.run(), seq, status));
         // A time that cannot be read is sought by the number; that is slow, and damage is rare.
         if !self.places.unschedule(seq, times) && self.backlog.has_unreadable_delay(spot) {
             self.places.schedule_mut().remove_seq(seq);
@@ -324,23 +302,12 @@ impl Ledger {
         self.backlog.track_at(spot.at).status(spot.index, run)
     }
 
-    /// The times for which a message may be in the schedule, as its slot says.
-    fn times_of(&self, seq: u64, status: &Status) -> [Option<Time>; 2] {
-        let run = self.backlog.run();
-        let as_if_ready = Some(Slot::UNTOUCHED);
-        let first = match Standing::of(as_if_ready, status.delay, run.is_old(seq), run) {
-            Standing::Scheduled(due) => Some(due),
-            _ => None,
-        };
-        [status.delay.map(|delay| delay.due), first]
-    }
-
     /// Where message `seq` is, as far as memory knows: its slot, or the delay in it, is damaged.
     #[cold]
     pub(super) fn find_in_places(&self, spot: Spot, seq: u64) -> Option<Whereabouts> {
         let status =
             if self.backlog.has_unreadable_delay(spot) { None } else { self.status(spot).ok() };
-        let times = status.map(|status| self.times_of(seq, &status));
+        let times = status.map(|status| times_of(self.backlog.run(), seq, &status));
         self.places.find(seq, times, self.backlog.track_at(spot.at).leased() > 0)
     }
 
@@ -355,7 +322,7 @@ impl Ledger {
             }
         }
         let is_counted = self.backlog.track_at(spot.at).is_counted_at(spot.index);
-        let times = self.times_of(seq, status);
+        let times = times_of(self.backlog.run(), seq, status);
         match self.places.of(seq, status.standing, times, is_counted) {
             Whereabouts::Delayed(due) if self.clock.is_past(due) => Whereabouts::Ready,
             whereabouts => whereabouts,
@@ -443,6 +410,16 @@ impl Ledger {
         let stored = self.backlog.store(spot, (state, attempts), record)?;
         Ok(stored != Stored::WasSettled)
     }
+}
+
+/// The times for which a message may be in the schedule, as its slot says.
+fn times_of(run: Run, seq: u64, status: &Status) -> [Option<Time>; 2] {
+    let as_if_ready = Some(Slot::UNTOUCHED);
+    let first = match Standing::of(as_if_ready, status.delay, run.is_old(seq), run) {
+        Standing::Scheduled(due) => Some(due),
+        _ => None,
+    };
+    [status.delay.map(|delay| delay.due), first]
 }
 
 /// The bytes that the maps of a queue, and those of its dead letters, may take each: 512 MiB where

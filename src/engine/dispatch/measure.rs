@@ -5,13 +5,15 @@
 
 #[cfg(test)]
 use super::watched::Watched;
-use crate::clock;
+use crate::clock::{self, Clock};
 use crate::distribution::{Distribution, Histogram};
 use crate::format::bytes::to_u64;
 use crate::leases::Ticket;
+use crate::time::Time;
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 /// One of this many is measured.
 const ONE_IN: u64 = 64;
@@ -19,8 +21,9 @@ const ONE_IN: u64 = 64;
 const MOST_OUT: usize = 256;
 
 /// What is measured under the dispatch lock.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Measure {
+    clock: Arc<Clock>,
     /// From push to hand-out.
     waiting: Histogram,
     /// From hand-out to answer.
@@ -32,6 +35,17 @@ pub(crate) struct Measure {
 }
 
 impl Measure {
+    pub(super) fn new(clock: Arc<Clock>) -> Self {
+        Self {
+            clock,
+            waiting: Histogram::default(),
+            processing: Histogram::default(),
+            out: VecDeque::new(),
+            #[cfg(test)]
+            short_way: Watched::default(),
+        }
+    }
+
     /// Whether number `count` is one of those that are measured.
     pub(super) fn is_sample(count: u64) -> bool {
         count % ONE_IN == 1
@@ -43,9 +57,10 @@ impl Measure {
         &mut self.short_way
     }
 
-    /// A message that waited so long is handed out.
-    pub(crate) fn handed_out(&mut self, ticket: Ticket, waited: Duration) {
-        self.waiting.record(waited);
+    /// A message is handed out that was pushed then.
+    #[cold]
+    pub(crate) fn handed_out(&mut self, ticket: Ticket, pushed_at: Time) {
+        self.waiting.record(self.clock.coarse().since(pushed_at).into());
         // Deliveries that are never answered must not fill the memory.
         if self.out.len() == MOST_OUT {
             self.out.pop_front();

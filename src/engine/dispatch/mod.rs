@@ -58,6 +58,7 @@ use crate::recovery::Log;
 use crate::stats::Counts;
 use counting::Counting;
 use news::News;
+use read_ahead::ReadAhead;
 use std::sync::Arc;
 
 /// What comes next, and what others have to be told.
@@ -65,6 +66,8 @@ use std::sync::Arc;
 pub(crate) struct Dispatch {
     deliveries: Deliveries,
     counting: Counting,
+    /// Records behind the cursor that are copied already.
+    read_ahead: ReadAhead,
     /// The time that the background watches.
     watched: Option<Time>,
     /// The worker knows that there are changes to sync.
@@ -87,6 +90,7 @@ impl Dispatch {
         Self {
             deliveries: Deliveries::new(log, context, published),
             counting: Counting::default(),
+            read_ahead: ReadAhead::default(),
             watched: None,
             has_asked_for_sync: false,
         }
@@ -95,7 +99,7 @@ impl Dispatch {
     /// For plain messages, while nothing else comes first.
     #[inline]
     pub(crate) fn short_way(&mut self) -> ShortWay<'_> {
-        ShortWay::of(&mut self.deliveries)
+        ShortWay::of(&mut self.deliveries, &mut self.read_ahead)
     }
 
     /// From here on no message is handed out or answered.
@@ -106,6 +110,7 @@ impl Dispatch {
     /// Gives up maps and all that is known of messages.
     pub(crate) fn clear(&mut self) {
         self.counting.clear();
+        self.read_ahead = ReadAhead::default();
         self.ledger_mut().clear();
     }
 
@@ -215,15 +220,10 @@ impl Dispatch {
         Ok(true)
     }
 
-    /// Whether there is nothing to tell, and nothing to do outside of the lock: the common case.
+    /// Whether there is nothing to tell, and, if nothing was mapped, nothing to do outside of the
+    /// lock: the common case.
     #[inline]
     pub(super) fn is_quiet(&self, find_watcher: impl FnOnce() -> Watcher) -> bool {
-        !self.backlog().has_new_maps() && self.is_quiet_on_short_way(find_watcher)
-    }
-
-    /// The same, where nothing can have been mapped.
-    #[inline]
-    pub(super) fn is_quiet_on_short_way(&self, find_watcher: impl FnOnce() -> Watcher) -> bool {
         self.ledger().news().is_empty()
             && (self.has_asked_for_sync || !self.backlog().changes().has_unsynced())
             && !self.has_time_to_tell(find_watcher)

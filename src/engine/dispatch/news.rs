@@ -1,5 +1,6 @@
 //! What changed under the dispatch lock that others have to be told of: the guard does that.
 
+use crate::engine::waiters::Waiters;
 use std::ops::Range;
 
 /// What changed since the lock was taken. Whether anything did is one word, which [`News::note`]
@@ -54,6 +55,14 @@ impl News {
     #[inline]
     pub(super) fn note_if(&mut self, is_so: bool, event: Event) {
         self.events |= event.bit() * u8::from(is_so);
+    }
+
+    /// Messages were settled: producers hear of it that wait for room.
+    #[inline]
+    pub(super) fn note_room(&mut self, waiters: &Waiters) {
+        // A producer takes the lock between its place in line and its look: one that is not in line
+        // yet sees what was settled.
+        self.note_if(!waiters.room.is_empty(), Event::Room);
     }
 
     /// These messages were settled, and threads wait for some.

@@ -54,12 +54,13 @@ struct AtCursor<'a> {
 #[derive(Debug)]
 pub(crate) struct ShortWay<'d> {
     deliveries: &'d mut Deliveries,
+    read_ahead: &'d mut ReadAhead,
 }
 
 impl<'d> ShortWay<'d> {
     #[inline]
-    pub(super) fn of(deliveries: &'d mut Deliveries) -> Self {
-        Self { deliveries }
+    pub(super) fn of(deliveries: &'d mut Deliveries, read_ahead: &'d mut ReadAhead) -> Self {
+        Self { deliveries, read_ahead }
     }
 
     #[inline]
@@ -123,17 +124,17 @@ impl<'d> ShortWay<'d> {
         // What else has to be so of its segment was so when it was read ahead, and stays so.
         let cursor = self.ledger().places().cursor();
         let (seq, ordinal, index) = (cursor.seq(), cursor.ordinal(), cursor.index());
-        let (header, offset) = self.ledger().read_ahead().next(ordinal, index)?;
+        let (header, offset) = self.read_ahead.next(ordinal, index)?;
         let (at, track) = self.ledger().backlog().tracks().track_of(ordinal, seq)?;
         let mapped = track.records().mapped().filter(|_| seq <= visible)?;
         if !mapped.replace_slot(index, Slot::UNTOUCHED, delivered(offset)) {
             return None;
         }
-        let body = self.ledger_mut().read_ahead_mut().take_body(&header);
+        let body = self.read_ahead.take_body(&header);
         let LeasedOne { taken, pushed_at, .. } =
             self.begin_lease(at, (seq, index, offset), &header, body, now);
         if taken.key.is_sample {
-            self.deliveries.measure_waiting(taken.key.ticket, pushed_at);
+            self.deliveries.measure_mut().handed_out(taken.key.ticket, pushed_at);
         }
         Some(taken)
     }
@@ -156,8 +157,7 @@ impl<'d> ShortWay<'d> {
             return None;
         }
         let body = TakenBody::Own(mapped.body(&header, offset));
-        let read_ahead = ReadAhead::behind(mapped, index, offset, &header, most - 1);
-        *self.ledger_mut().read_ahead_mut() = read_ahead;
+        *self.read_ahead = ReadAhead::behind(mapped, index, offset, &header, most - 1);
         Some(self.begin_lease(at, (seq, index, offset), &header, body, now))
     }
 

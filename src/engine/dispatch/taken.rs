@@ -18,17 +18,6 @@ pub(crate) struct Taken {
     pub(crate) payload_start: u32,
 }
 
-impl Taken {
-    /// What comes before the payload.
-    pub(crate) fn start(&self) -> &[u8] {
-        self.body.get(..widen(self.payload_start)).unwrap_or_default()
-    }
-
-    pub(crate) fn payload(&self) -> &[u8] {
-        self.body.get(widen(self.payload_start)..).unwrap_or_default()
-    }
-}
-
 /// The bytes of a message.
 #[derive(Debug)]
 pub(crate) enum TakenBody {
@@ -55,6 +44,18 @@ impl BodyPlace {
     pub(crate) fn of_bytes(self, bytes: &[u8]) -> Option<&[u8]> {
         let start = widen(self.start);
         bytes.get(start..start.saturating_add(widen(self.len)))
+    }
+}
+
+impl TakenBody {
+    /// What comes before the payload, which starts here.
+    pub(crate) fn before(&self, payload_start: u32) -> &[u8] {
+        self.get(..widen(payload_start)).unwrap_or_default()
+    }
+
+    /// The payload, which starts here.
+    pub(crate) fn payload(&self, payload_start: u32) -> &[u8] {
+        self.get(widen(payload_start)..).unwrap_or_default()
     }
 }
 

@@ -21,7 +21,7 @@ pub(crate) fn give_up_vanished(ledger: &mut Ledger, ordinal: Ordinal) -> u64 {
         ledger.places_mut().forget(&seqs);
         ledger.settled_total().add(unsettled);
         // Who waits for room, or for one of them, looks again.
-        ledger.note_room();
+        ledger.news_mut().note(Event::Room);
         ledger.news_mut().note(Event::SettledUnknown);
         ledger.note_head_changed();
     }
