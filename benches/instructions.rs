@@ -54,12 +54,12 @@ struct Scenario {
 const SCENARIOS: [Scenario; 6] = [
     Scenario { noted: 703, ..scenario("push", 700, push) },
     Scenario { noted: 376, ..scenario("push, batches of 100", 400, push_batches) },
-    filled(Scenario { noted: 1740, ..scenario("pop + ack", 1000, pop_ack) }, false),
+    filled(Scenario { noted: 980, ..scenario("pop + ack", 1000, pop_ack) }, false),
     filled(
         Scenario { noted: 495, ..scenario("pop + ack, batches of 100", 500, pop_batches) },
         false,
     ),
-    filled(Scenario { noted: 2005, ..scenario("pop + ack, timeout", 1100, pop_ack) }, true),
+    filled(Scenario { noted: 1096, ..scenario("pop + ack, timeout", 1100, pop_ack) }, true),
     filled(
         Scenario { noted: 495, ..scenario("pop + ack, batches, timeout", 550, pop_batches) },
         true,

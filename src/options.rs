@@ -234,8 +234,9 @@ impl Options {
         self
     }
 
-    /// Whether the queue has a thread of its own, which prepares and syncs files ahead of need,
-    /// gives back those that are no longer needed, and moves dying messages to the dead letters.
+    /// Whether threads in the background, which all queues of a process share, prepare and sync
+    /// files ahead of need, give back those that are no longer needed, and move dying messages to
+    /// the dead letters.
     /// Default: `true`. Without it, call [`Queue::maintain`](crate::Queue::maintain) now and then.
     /// That call then moves dying messages, and so does `pop` of this queue, but not `pop` of its
     /// dead letters.

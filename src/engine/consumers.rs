@@ -1,7 +1,7 @@
 //! The side of consumers: taking messages, waiting for them, answering.
 //!
-//! Promises: payloads are copied and verified outside of the dispatch lock; an answer with
-//! `sync_acks` returns after its sync; a consumer that waits is woken by what it waits for and
+//! Promises: payloads above 4 KiB are copied and verified outside of the dispatch lock; an answer
+//! with `sync_acks` returns after its sync; a consumer that waits is woken by what it waits for and
 //! polls nothing. Work that takes long is done in steps, between which other threads have their
 //! turn.
 

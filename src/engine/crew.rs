@@ -1,10 +1,10 @@
 //! The background threads of this process: as few as do the work of all its queues.
 //!
 //! Promises: the work of one client is done by one thread at a time, and no client waits for the
-//! work of another one, as long as the system gives threads. One that waits for its time is watched
-//! by a thread. While nothing is due there is one thread, however many clients there are; without
-//! clients there is none. If a thread cannot be started, those that are there do its work later.
-//! Does not know what the work is.
+//! work of another one, up to [`MOST_THREADS`], and as long as the system gives threads. One that
+//! waits for its time is watched by a thread. While nothing is due there is one thread, however
+//! many clients there are; without clients there is none. If a thread cannot be started, those that
+//! are there do its work later. Does not know what the work is.
 
 use crate::clock;
 use crate::io::process::ProcessId;
@@ -16,8 +16,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// More work at a time waits for its turn: so many disks there are hardly, and each thread takes
+/// memory, and one of the threads that a process may have.
+const MOST_THREADS: usize = 32;
 /// How long a thread that is not needed stays.
-const REST: Duration = Duration::from_secs(5);
+const REST: Duration = Duration::from_secs(1);
 
 /// One for whom the crew works.
 pub(super) trait Client: Debug + Send + Sync {
@@ -55,8 +58,8 @@ struct Roster {
     threads: usize,
     /// A thread waits for the first of `times`.
     is_watched: bool,
-    /// A thread is on its way to look at the time.
-    is_called: bool,
+    /// Threads that are on their way to look at the time: they were started, or woken.
+    coming: usize,
     /// Threads that are not needed.
     spare: usize,
 }
@@ -67,6 +70,25 @@ struct Enrolled {
     /// Its entry in `times`.
     planned: Option<Instant>,
     is_working: bool,
+}
+
+impl Roster {
+    /// Notes the next time of a client, unless its work is being done: that notes it anew. Tells
+    /// whether it is the first of all.
+    fn plan(&mut self, id: ClientId) -> bool {
+        let Some(enrolled) = self.clients.get_mut(&id).filter(|enrolled| !enrolled.is_working)
+        else {
+            return false;
+        };
+        let next = enrolled.client.next_time();
+        if let Some(before) = std::mem::replace(&mut enrolled.planned, next) {
+            self.times.remove(&(before, id));
+        }
+        next.is_some_and(|next| {
+            self.times.insert((next, id));
+            self.times.first() == Some(&(next, id))
+        })
+    }
 }
 
 impl Crew {
@@ -100,13 +122,14 @@ impl Crew {
         let mut roster = self.roster.lock();
         if roster.threads == 0 {
             self.start_thread(&mut roster)?;
-            roster.is_called = true;
         }
         let id = roster.next_id;
         roster.next_id += 1;
         let enrolled = Enrolled { client, planned: None, is_working: false };
         roster.clients.insert(id, enrolled);
-        self.plan(&mut roster, id);
+        if roster.plan(id) {
+            self.call_watcher(&mut roster);
+        }
         Ok(id)
     }
 
@@ -132,23 +155,9 @@ impl Crew {
 
     /// A client has work sooner than it had.
     pub(super) fn hurry(self: &Arc<Self>, id: ClientId) {
-        self.plan(&mut self.roster.lock(), id);
-    }
-
-    /// Has the next time of a client watched, unless its work is being done: that plans it anew.
-    fn plan(self: &Arc<Self>, roster: &mut Roster, id: ClientId) {
-        let Some(enrolled) = roster.clients.get_mut(&id).filter(|enrolled| !enrolled.is_working)
-        else {
-            return;
-        };
-        let next = enrolled.client.next_time();
-        if let Some(before) = std::mem::replace(&mut enrolled.planned, next) {
-            roster.times.remove(&(before, id));
-        }
-        let Some(next) = next else { return };
-        roster.times.insert((next, id));
-        if roster.times.first() == Some(&(next, id)) {
-            self.call_watcher(roster);
+        let mut roster = self.roster.lock();
+        if roster.plan(id) {
+            self.call_watcher(&mut roster);
         }
     }
 
@@ -156,25 +165,28 @@ impl Crew {
     fn call_watcher(self: &Arc<Self>, roster: &mut Roster) {
         if roster.is_watched {
             self.watcher.notify_one();
-        } else if !roster.is_called {
-            let has_spare = roster.spare > 0 && self.spare.notify_one();
-            // If there is none, whoever ends its work next looks.
-            roster.is_called = has_spare || self.start_thread(roster).is_ok();
+        } else if roster.coming == 0 {
+            if roster.spare > 0 && self.spare.notify_one() {
+                roster.coming += 1;
+            } else if roster.threads < MOST_THREADS {
+                // If that fails, whoever ends its work next looks.
+                self.start_thread(roster).ok();
+            }
         }
     }
 
     fn start_thread(self: &Arc<Self>, roster: &mut Roster) -> io::Result<()> {
         let crew = Arc::clone(self);
         thread::Builder::new().name("keepq".into()).spawn(move || crew.run())?;
-        roster.threads += 1;
+        (roster.threads, roster.coming) = (roster.threads + 1, roster.coming + 1);
         Ok(())
     }
 
     /// What a thread does.
     fn run(self: Arc<Self>) {
         let mut roster = self.roster.lock();
+        roster.coming = roster.coming.saturating_sub(1);
         loop {
-            roster.is_called = false;
             let now = clock::now();
             match roster.times.first().copied() {
                 Some((at, id)) if at <= now => self.work(&mut roster, id),
@@ -193,8 +205,10 @@ impl Crew {
                     roster.spare += 1;
                     let is_over = self.spare.wait_for(&mut roster, self.rest).timed_out();
                     roster.spare -= 1;
-                    // One that was called just now is needed.
-                    if is_over && roster.is_watched {
+                    if !is_over {
+                        // It was called, or all are to end.
+                        roster.coming = roster.coming.saturating_sub(1);
+                    } else if roster.is_watched {
                         break;
                     }
                 }
@@ -221,7 +235,10 @@ impl Crew {
             enrolled.is_working = false;
         }
         self.ended.notify_all();
-        self.plan(roster, id);
+        // This thread looks at the time next; but another one may be waiting for a later time.
+        if roster.plan(id) && roster.is_watched {
+            self.watcher.notify_one();
+        }
     }
 }
 
@@ -234,7 +251,7 @@ mod tests {
     /// One that has work once it is asked, and whose work takes until it is told to end.
     #[derive(Debug, Default)]
     struct Asked {
-        is_asked: AtomicBool,
+        has_work: AtomicBool,
         worked: AtomicUsize,
         /// Its work waits here, if it is locked.
         gate: Mutex<()>,
@@ -242,11 +259,11 @@ mod tests {
 
     impl Client for Asked {
         fn next_time(&self) -> Option<Instant> {
-            self.is_asked.load(Ordering::SeqCst).then(clock::now)
+            self.has_work.load(Ordering::SeqCst).then(clock::now)
         }
 
         fn work(&self) {
-            self.is_asked.store(false, Ordering::SeqCst);
+            self.has_work.store(false, Ordering::SeqCst);
             drop(self.gate.lock());
             self.worked.fetch_add(1, Ordering::SeqCst);
         }
@@ -254,7 +271,7 @@ mod tests {
 
     impl Asked {
         fn ask(&self, crew: &Arc<Crew>, id: ClientId) {
-            self.is_asked.store(true, Ordering::SeqCst);
+            self.has_work.store(true, Ordering::SeqCst);
             crew.hurry(id);
         }
     }
@@ -285,9 +302,12 @@ mod tests {
             clients.iter().zip(&ids).for_each(|(client, id)| client.ask(&crew, *id));
             let is_done = |client: &Arc<Asked>| client.worked.load(Ordering::SeqCst) == round;
             until(|| clients.iter().all(is_done));
+            assert!(threads(&crew) <= MOST_THREADS);
         }
         until(|| threads(&crew) == 1);
-        ids.into_iter().for_each(|id| crew.dismiss(id));
+        for id in ids {
+            crew.dismiss(id);
+        }
         until(|| threads(&crew) == 0);
         let roster = crew.roster.lock();
         assert!(roster.clients.is_empty() && roster.times.is_empty() && !roster.is_watched);
@@ -301,7 +321,7 @@ mod tests {
         let quick_id = crew.enroll(Arc::<Asked>::clone(&quick)).unwrap();
         let gate = slow.gate.lock();
         slow.ask(&crew, slow_id);
-        until(|| !slow.is_asked.load(Ordering::SeqCst));
+        until(|| !slow.has_work.load(Ordering::SeqCst));
         for round in 1..=100 {
             quick.ask(&crew, quick_id);
             until(|| quick.worked.load(Ordering::SeqCst) == round);
@@ -322,7 +342,7 @@ mod tests {
         let id = crew.enroll(Arc::<Asked>::clone(&client)).unwrap();
         let gate = client.gate.lock();
         client.ask(&crew, id);
-        until(|| !client.is_asked.load(Ordering::SeqCst));
+        until(|| !client.has_work.load(Ordering::SeqCst));
         let (dismissed, is_dismissed) = mpsc::channel();
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -339,29 +359,61 @@ mod tests {
         assert_eq!((client.worked.load(Ordering::SeqCst), Arc::strong_count(&client)), (1, 1));
     }
 
+    /// One that has work at some times, a while after each other.
+    #[derive(Debug)]
+    struct Timed {
+        next: Mutex<Option<Instant>>,
+        left: AtomicUsize,
+    }
+
+    impl Timed {
+        fn new(within: Duration, times: usize) -> Arc<Self> {
+            let next = Mutex::new(Some(clock::now() + within));
+            Arc::new(Self { next, left: AtomicUsize::new(times) })
+        }
+    }
+
+    impl Client for Timed {
+        fn next_time(&self) -> Option<Instant> {
+            *self.next.lock()
+        }
+
+        fn work(&self) {
+            let is_last = self.left.fetch_sub(1, Ordering::SeqCst) == 1;
+            let again = clock::now() + Duration::from_millis(2);
+            *self.next.lock() = (!is_last).then_some(again);
+        }
+    }
+
+    /// The thread that watched the time waited for that of another client, and was not told.
+    #[test]
+    fn a_time_that_follows_work_is_watched() {
+        let crew = crew(Duration::from_secs(120));
+        let later = Timed::new(Duration::from_secs(3600), 1);
+        let later_id = crew.enroll(Arc::<Timed>::clone(&later)).unwrap();
+        let often = Timed::new(Duration::ZERO, 50);
+        let often_id = crew.enroll(Arc::<Timed>::clone(&often)).unwrap();
+        until(|| often.next.lock().is_none());
+        for id in [later_id, often_id] {
+            crew.dismiss(id);
+        }
+    }
+
     #[test]
     fn what_has_a_time_is_done_then_also_while_others_work() {
-        #[derive(Debug)]
-        struct Timed(Mutex<Option<Instant>>);
-        impl Client for Timed {
-            fn next_time(&self) -> Option<Instant> {
-                *self.0.lock()
-            }
-            fn work(&self) {
-                self.0.lock().take_if(|at| *at <= clock::now());
-            }
-        }
         let crew = crew(Duration::from_secs(5));
         let busy = Arc::new(Asked::default());
         let busy_id = crew.enroll(Arc::<Asked>::clone(&busy)).unwrap();
         let due = clock::now() + Duration::from_millis(50);
-        let timed = Arc::new(Timed(Mutex::new(Some(due))));
+        let timed = Timed::new(Duration::from_millis(50), 1);
         let timed_id = crew.enroll(Arc::<Timed>::clone(&timed)).unwrap();
         let gate = busy.gate.lock();
         busy.ask(&crew, busy_id);
-        until(|| timed.0.lock().is_none());
+        until(|| timed.next.lock().is_none());
         assert!(clock::now() >= due);
         drop(gate);
-        [busy_id, timed_id].into_iter().for_each(|id| crew.dismiss(id));
+        for id in [busy_id, timed_id] {
+            crew.dismiss(id);
+        }
     }
 }

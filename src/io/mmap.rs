@@ -170,7 +170,7 @@ impl Map {
     #[inline]
     fn words(&self, offset: u64, number: usize) -> io::Result<&[AtomicU64]> {
         let len = || number.saturating_mul(size_of::<u64>());
-        self.find_words(offset, number).ok_or_else(|| outside(offset, len(), self.size))
+        self.find_words(offset, number).ok_or_else(|| self.outside(offset, len()))
     }
 
     /// The same; `None` if they do not lie in the map.
@@ -184,23 +184,37 @@ impl Map {
             return None;
         }
         // SAFETY: `find` proved that all of the words lie in the map, which lives as long as
-        // `self`; they are aligned. Threads that reach them at the same time do so through here; all other
-        // accesses to them are ordered with these: see Races.
+        // `self`; they are aligned. Threads that reach them at the same time do so through here;
+        // all other accesses to them are ordered with these: see Races.
         Some(unsafe { slice::from_raw_parts(first, number) })
     }
 
     /// Where `len` bytes at `offset` lie, if they lie in the map.
     #[inline]
     fn at(&self, offset: u64, len: usize) -> io::Result<*mut u8> {
-        self.find(offset, len).ok_or_else(|| outside(offset, len, self.size))
+        match self.find(offset, len) {
+            Some(place) => Ok(place),
+            None => Err(self.outside(offset, len)),
+        }
+    }
+
+    // Apart, so that those who find their place need no room on the stack for an error.
+    #[cold]
+    #[inline(never)]
+    fn outside(&self, offset: u64, len: usize) -> io::Error {
+        outside(offset, len, self.size)
     }
 
     /// The same; `None` if they do not.
     #[inline]
     fn find(&self, offset: u64, len: usize) -> Option<*mut u8> {
-        let end = offset.checked_add(u64::try_from(len).ok()?)?;
-        let start = usize::try_from(offset).ok()?;
-        (end <= self.size).then(|| self.raw.as_mut_ptr().wrapping_add(start))
+        let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
+        match (end, usize::try_from(offset)) {
+            (Some(end), Ok(start)) if end <= self.size => {
+                Some(self.raw.as_mut_ptr().wrapping_add(start))
+            }
+            _ => None,
+        }
     }
 
     /// One page at a time: no read-ahead, and no large folios that one store would dirty whole.

@@ -27,8 +27,8 @@ pub(crate) struct SideBySide {
 
 impl SideBySide {
     /// Copies up to `most` records, from record `first` on, which is sought at `offset`, and no
-    /// more than `most_bytes` and what a record takes. Ends before one that is not there, is not plain,
-    /// or is long.
+    /// more than `most_bytes` and what a record takes. Ends before one that is not there, is not
+    /// plain, or is long.
     pub(crate) fn copy(
         mapped: &Mapped,
         first: Index,
@@ -124,6 +124,9 @@ pub(crate) fn whole_side_by_side(
         (index, at) = (index.next(), at.saturating_add(len).min(bytes.len()));
     }
     bytes.truncate(at);
+    if bytes.capacity() > 2 * at {
+        bytes.shrink_to_fit();
+    }
     bytes
 }
 

@@ -20,8 +20,8 @@ impl Queue {
     /// message that kills its consumer uses up its attempts. At
     /// [`Options::max_in_flight`](crate::Options::max_in_flight) this returns `None`.
     ///
-    /// Payloads below 1 KiB that lie side by side share memory, up to 4 KiB: that is free once all
-    /// of their deliveries are gone.
+    /// Payloads that lie side by side may share memory, up to 4 KiB: that is free once all of their
+    /// deliveries are gone.
     ///
     /// # Errors
     ///

@@ -142,7 +142,9 @@ impl Side {
         match dice.below(20) {
             0..5 => self.push(dice),
             5..8 => {
-                let taken = self.queue().pop().map(|taken| taken.into_iter().collect());
+                // As many that follow each other: all but the first may be read ahead.
+                let pops = 1 + dice.below(6);
+                let taken = (0..pops).filter_map(|_| self.queue().pop().transpose()).collect();
                 self.take(taken)
             }
             8..12 => {
@@ -253,7 +255,7 @@ fn seeds() -> std::ops::Range<u64> {
 
 #[test]
 fn both_ways_do_the_same_message_by_message() {
-    let mut taken = [0, 0];
+    let (mut taken, mut read_ahead) = ([0, 0], 0);
     for seed in seeds() {
         let mut dice = Chance(seed);
         let mut sides = both(&mut dice);
@@ -271,9 +273,13 @@ fn both_ways_do_the_same_message_by_message() {
         for (taken, side) in taken.iter_mut().zip(&sides) {
             *taken += side.queue().engine().consumers().watch(|short_way| short_way.taken);
         }
+        let consumers = sides[0].queue().engine().consumers();
+        read_ahead += consumers.watch(|short_way| short_way.read_ahead);
     }
     // It is the short way that most messages go, and the other side never goes it.
-    assert!(taken[0] > 10 * (seeds().end - seeds().start) && taken[1] == 0, "{taken:?}");
+    let histories = seeds().end - seeds().start;
+    assert!(taken[0] > 10 * histories && taken[1] == 0, "{taken:?}");
+    assert!(read_ahead > histories, "{read_ahead} were read ahead");
 }
 
 /// Where stores are writes they can fail, in the middle of those of a batch, too. Whatever was
@@ -373,6 +379,34 @@ fn the_short_way_ends_at_the_last_message_that_is_to_be_seen() {
     published.hold_back_from(u64::MAX);
     assert_eq!(side.queue().pop_batch(usize::MAX).unwrap().len(), 4900);
     side.queue().ack_batch(before).unwrap();
+}
+
+/// Records that are read ahead may be more than are to be seen: how many are copied is known by
+/// their bytes.
+#[test]
+fn what_is_read_ahead_is_handed_out_once_it_is_to_be_seen() {
+    let (disk, options) = (MemoryStorage::new(), Options::default().background(false));
+    let side = Side::new(Arc::new(disk), &options, true);
+    let first = side.queue().push(&[7; 500]).unwrap();
+    let seqs = side.queue().push_batch((0..100u8).map(|nth| vec![nth])).unwrap();
+    let published = side.queue().engine().published();
+    published.hold_back_from(seqs[1].0);
+    let pop = || side.queue().pop().unwrap();
+    let held = [pop(), pop()].map(Option::unwrap);
+    assert_eq!(held.each_ref().map(Delivery::seq), [first, seqs[0]]);
+    assert!(pop().is_none(), "a message that is held back");
+    published.hold_back_from(u64::MAX);
+    // One that another way takes is not handed out again.
+    let batch = side.queue().pop_batch(3).unwrap();
+    assert_eq!(batch.iter().map(Delivery::seq).collect::<Vec<_>>(), seqs[1..4]);
+    for (nth, seq) in (4..).zip(&seqs[4..]) {
+        let taken = pop().unwrap();
+        assert_eq!((taken.seq(), &taken[..]), (*seq, &[nth][..]));
+        taken.ack().unwrap();
+    }
+    assert!(pop().is_none());
+    let ahead = side.queue().engine().consumers().watch(|short_way| short_way.read_ahead);
+    assert!((80..96).contains(&ahead), "{ahead} were read ahead");
 }
 
 fn options_of(disk: MemoryStorage) -> Options {

@@ -68,7 +68,7 @@ pub(crate) struct Dispatch {
     counting: Counting,
     /// Records behind the cursor that are copied already.
     read_ahead: ReadAhead,
-    /// The time that the background watches.
+    /// The time that the background, or who waits, was last told to watch.
     watched: Option<Time>,
     /// The worker knows that there are changes to sync.
     has_asked_for_sync: bool,
@@ -241,8 +241,9 @@ impl Dispatch {
                 self.next_time().is_some_and(|next| self.watched.is_none_or(|at| next < at))
             }
             Watcher::Waiters => self.next_time() != self.watched,
-            // Whoever waits from here on looks for itself, and is a waiter then: when the guard of
-            // that look is dropped, the time is told.
+            // So `watched` may be out of date. Whoever waits from here on looks for itself, and is
+            // a waiter then: when the guard of that look is dropped, the time is told, once too
+            // often perhaps.
             Watcher::Nobody => false,
         }
     }

@@ -6,6 +6,7 @@
 
 use super::taken::{BodyPlace, TakenBody};
 use crate::format::address::{Index, Offset, Ordinal};
+use crate::format::bytes::to_u64;
 use crate::format::record::{HEADER, RecordHeader};
 use crate::log::sealed::Mapped;
 use crate::log::side_by_side::whole_side_by_side;
@@ -13,6 +14,8 @@ use std::sync::Arc;
 
 /// No more bytes are copied than these: as long as one payload is held, all are.
 const MOST_BYTES: u64 = 4096;
+/// So many at first: a consumer may take only one message here and there.
+const FEWEST_BYTES: u64 = 512;
 /// Behind a longer record none are copied: there would be too few in a copy.
 const LONGEST: u64 = 1024;
 
@@ -27,27 +30,36 @@ pub(super) struct ReadAhead {
     ordinal: Ordinal,
     index: Index,
     offset: Offset,
+    /// How many bytes to copy next, if all of these are used up then.
+    next_bytes: u64,
 }
 
 impl ReadAhead {
-    /// Copies records behind record `index`, which is this one, at `offset`: those that are plain
-    /// and whole in the bytes of `most` records as long as this one.
+    /// Record `index`, which is this one, at `offset`, is handed out by itself: a copy of records
+    /// behind it, up to one that is not plain, in the bytes of `most` records as long as this one.
+    /// Shorter ones among them may be more, and not to be seen yet: they are placed for good, and
+    /// whoever takes one asks that again. Each time that consumers have used up a copy and go on
+    /// behind it, the next one takes twice as many bytes.
     pub(super) fn behind(
+        &self,
         mapped: &Mapped,
         index: Index,
         offset: Offset,
         this: &RecordHeader,
         most: u32,
     ) -> Self {
+        let ordinal = mapped.segment.header.ordinal;
+        let is_used_up = self.bytes.is_none() && (self.ordinal, self.index) == (ordinal, index);
+        let most_bytes = if is_used_up { self.next_bytes } else { FEWEST_BYTES };
         let len = this.record_len();
-        if most == 0 || len > LONGEST {
-            return Self::default();
-        }
-        let (ordinal, index, offset) = (mapped.segment.header.ordinal, index.next(), offset + len);
-        let most_bytes = MOST_BYTES.min(len.saturating_mul(most.into()));
-        let bytes = whole_side_by_side(mapped, index, offset, most_bytes);
+        let (index, offset) = (index.next(), offset + len);
+        let wanted =
+            if len > LONGEST { 0 } else { most_bytes.min(len.saturating_mul(most.into())) };
+        let bytes = whole_side_by_side(mapped, index, offset, wanted);
+        let is_worth_it = 2 * to_u64(bytes.len()) >= most_bytes;
+        let next_bytes = if is_worth_it { MOST_BYTES.min(2 * most_bytes) } else { FEWEST_BYTES };
         let bytes = Some(bytes).filter(|bytes| !bytes.is_empty()).map(Arc::new);
-        Self { bytes, start: 0, ordinal, index, offset }
+        Self { bytes, start: 0, ordinal, index, offset, next_bytes }
     }
 
     /// The header of record `index`, and where it lies, if it is the next one.

@@ -121,7 +121,8 @@ impl<'d> ShortWay<'d> {
         if !self.is_cursor_next(now) || self.deliveries.is_full() {
             return None;
         }
-        // What else has to be so of its segment was so when it was read ahead, and stays so.
+        // That its segment is counted and has no gaps, and that the record is plain and placed for
+        // good, was so when it was read ahead, and stays so.
         let cursor = self.ledger().places().cursor();
         let (seq, ordinal, index) = (cursor.seq(), cursor.ordinal(), cursor.index());
         let (header, offset) = self.read_ahead.next(ordinal, index)?;
@@ -130,6 +131,8 @@ impl<'d> ShortWay<'d> {
         if !mapped.replace_slot(index, Slot::UNTOUCHED, delivered(offset)) {
             return None;
         }
+        #[cfg(test)]
+        (self.watched().read_ahead += 1);
         let body = self.read_ahead.take_body(&header);
         let LeasedOne { taken, pushed_at, .. } =
             self.begin_lease(at, (seq, index, offset), &header, body, now);
@@ -157,7 +160,7 @@ impl<'d> ShortWay<'d> {
             return None;
         }
         let body = TakenBody::Own(mapped.body(&header, offset));
-        *self.read_ahead = ReadAhead::behind(mapped, index, offset, &header, most - 1);
+        *self.read_ahead = self.read_ahead.behind(mapped, index, offset, &header, most - 1);
         Some(self.begin_lease(at, (seq, index, offset), &header, body, now))
     }
 

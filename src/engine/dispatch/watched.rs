@@ -6,4 +6,6 @@ pub(crate) struct Watched {
     pub(crate) is_closed: bool,
     /// How many messages were taken on it.
     pub(crate) taken: u64,
+    /// How many of them were read ahead.
+    pub(crate) read_ahead: u64,
 }
