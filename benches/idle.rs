@@ -1,8 +1,8 @@
 //! Idle queues: what a thousand of them take of a process, and how soon one that was idle is as
 //! fast as before.
 //!
-//! `cargo bench --bench idle` takes half a minute; `KEEPQ_BENCH_DIR` chooses the disk. A thousand queues
-//! need some 4,000 descriptors: there are fewer queues where the limit (`ulimit -n`) is lower.
+//! `cargo bench --bench idle` takes half a minute; `KEEPQ_BENCH_DIR` chooses the disk. A thousand
+//! queues need some 4,000 descriptors: there are fewer where the limit (`ulimit -n`) is lower.
 //! Linux only: the figures of a process come from `/proc`.
 
 #![allow(
