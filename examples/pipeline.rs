@@ -133,10 +133,17 @@ impl Pipeline {
             let latency = self.latency.lock().unwrap();
             let [p50, p99] = [50.0, 99.0].map(|at| latency.value_at_percentile(at));
             drop(latency);
-            let backlog = self.queue.len() + self.queue.in_flight();
+            let backlog = unsettled(&self.queue);
             println!("{rate:9.0} messages/s  backlog {backlog:6}  p50 {p50:7} us  p99 {p99:7} us");
         }
     }
+}
+
+/// Messages that are not settled. Both counts are of one moment: a message that goes from one to the
+/// other between two questions would be counted twice or not at all.
+fn unsettled(queue: &Queue) -> u64 {
+    let stats = queue.stats();
+    stats.ready() + stats.in_flight()
 }
 
 /// The work: reads all of the message. Returns when it was made.
@@ -183,7 +190,7 @@ fn main() -> Result<()> {
         scope.spawn(|| pipeline.show());
         // The queue is closed before a panic is reported: workers wait for that.
         let produced: Vec<_> = producers.into_iter().map(ScopedJoinHandle::join).collect();
-        while queue.len() + queue.in_flight() > 0 && !pipeline.has_failed.load(Relaxed) {
+        while unsettled(&queue) > 0 && !pipeline.has_failed.load(Relaxed) {
             std::thread::sleep(Duration::from_millis(1));
         }
         pipeline.is_over.store(true, Relaxed);

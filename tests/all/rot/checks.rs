@@ -40,7 +40,7 @@ impl Case {
         self.within("delayed", stats.delayed(), self.count_sound(|known| known.is_delayed(now)));
         // The letters of the others are made already.
         self.within("dying", stats.dying(), dying.min(stats.dying()));
-        let total = queue.len() + queue.in_flight() + queue.delayed() + stats.dying();
+        let total = stats.ready() + stats.in_flight() + stats.delayed() + stats.dying();
         let unsettled = self.count_sound(|known| known.is_held(now) || known.waits(now));
         self.within("in all", total, unsettled + dying.min(stats.dying()));
         let ready = queue.len();
