@@ -66,8 +66,10 @@ pub(crate) struct Active {
     stage: Option<Stage>,
     /// How many of its records are not in the file yet: they are staged, or being written.
     unwritten: u32,
-    /// Bytes that failed batches left behind the tail, and that could not be erased yet.
+    /// What failed batches left behind the tail, and what could not be erased yet.
     remains: Vec<Remains>,
+    /// Where the last of it ends.
+    remains_end: Offset,
     /// A write has failed: the disk may have other bytes behind the tail than the file has now.
     has_failed: bool,
 }
@@ -95,6 +97,7 @@ impl Active {
             stage: (placing == Placing::Written).then(Stage::default),
             unwritten: 0,
             remains: Vec::new(),
+            remains_end: RECORDS_START,
             has_failed: false,
         })
     }
@@ -254,12 +257,13 @@ impl Active {
             self.remains.push(Remains { offset, slot: draft.has_slot().then_some(slot) });
             offset = offset + draft.record_len();
         }
-        let refused = self.refuse(tail, error);
+        let refused = self.refuse(offset, tail, error);
         if WRITTEN { Ok(Some(Arc::new(Written::refused(refused)))) } else { Err(refused.cause()) }
     }
 
-    /// Erases what a failed write left.
-    fn refuse(&mut self, offset: Offset, error: io::Error) -> Refused {
+    /// Erases what a failed write left before `end`. `offset`: what the error tells.
+    fn refuse(&mut self, end: Offset, offset: Offset, error: io::Error) -> Refused {
+        self.remains_end = self.remains_end.max(end);
         let has_records = self.remains.iter().any(|remains| self.may_have_record(remains.offset));
         self.has_failed = true;
         // The first error is the one to tell; the next push tries again to erase.
@@ -293,10 +297,11 @@ impl Active {
         let later = self.stage.as_mut().map(Stage::take_later);
         let failed = staged.take_later().into_iter().chain(later.into_iter().flatten());
         self.remains.extend(failed.map(|offset| Remains { offset, slot: None }));
-        (self.tail, self.count) = (offset, self.count - mem::take(&mut self.unwritten));
+        let end = mem::replace(&mut self.tail, offset);
+        self.count -= mem::take(&mut self.unwritten);
         self.segment.waypoints().forget_from(Index(self.count));
         self.next_waypoint = Waypoints::next_after(Index(self.count));
-        let refused = Arc::new(self.refuse(offset, source));
+        let refused = Arc::new(self.refuse(end, offset, source));
         staged.refuse(&refused);
         self.stage.iter_mut().for_each(|stage| stage.refuse(&refused));
         Err(refused.cause())
@@ -324,7 +329,7 @@ impl Active {
 
     #[cold]
     fn erase_all_remains(&mut self) -> Result<()> {
-        while let Some(&Remains { offset, slot }) = self.remains.last() {
+        for &Remains { offset, slot } in self.remains.iter().rev() {
             let header = self.region.store(offset.0, &[0; record::HEADER]);
             let clear = |slot: Offset| {
                 let delay = slot + SLOT / 2;
@@ -332,7 +337,34 @@ impl Active {
             };
             let erased = header.and_then(|()| slot.map_or(Ok(()), clear));
             erased.map_err(|error| self.segment.error("append", offset, error))?;
-            self.remains.pop();
+        }
+        self.erase_where_slots_come()?;
+        self.remains.clear();
+        self.remains_end = RECORDS_START;
+        Ok(())
+    }
+
+    /// A slot that nobody has stored to says so by zeros: bodies of failed batches are erased as far
+    /// as they reach to where later records may have their slots.
+    fn erase_where_slots_come(&self) -> Result<()> {
+        let Segment { header, slot_limit, .. } = &*self.segment;
+        let lowest = slot::offset(header.size, Index(slot_limit.saturating_sub(1)));
+        let mut place = self.tail.max(lowest);
+        let mut bytes = [0; 4096];
+        while place < self.remains_end {
+            let piece =
+                bytes.len().min(usize::try_from(self.remains_end - place).unwrap_or(usize::MAX));
+            let piece = &mut bytes[..piece];
+            let erased = self.region.load(place.0, piece).and_then(|()| {
+                // Where nothing came, a full disk may have no room for zeros.
+                if piece.iter().all(|&byte| byte == 0) {
+                    return Ok(());
+                }
+                piece.fill(0);
+                self.region.store(place.0, piece)
+            });
+            erased.map_err(|error| self.segment.error("append", place, error))?;
+            place = place + to_u64(piece.len());
         }
         Ok(())
     }
