@@ -7,15 +7,20 @@ use super::{Answer, Consumers, MESSAGES_A_STEP};
 use crate::engine::dispatch::purge::Purge;
 use crate::engine::dispatch::{Answerable, Dispatch, LeaseKey};
 use crate::error::{Error, Result};
+use std::slice;
 
 impl Consumers {
     /// Settles a delivery, as [`Self::ack`].
     #[inline]
     pub(crate) fn ack_one(&self, delivery: &LeaseKey, between: impl Fn()) -> Result<()> {
+        let deliveries = slice::from_ref(delivery);
         if self.context.options.sync_acks
-            || self.dispatch.go_short(|way| way.ack_one(delivery).then_some(())).is_err()
+            || self
+                .dispatch
+                .go_short(|way| (way.ack_side_by_side(deliveries) > 0).then_some(()))
+                .is_err()
         {
-            return self.ack(&[*delivery], between);
+            return self.ack(deliveries, between);
         }
         between();
         Ok(())

@@ -98,7 +98,7 @@ impl<'d> ShortWay<'d> {
     }
 
     /// Whether a message behind the cursor is the next one, and may be handed out: nothing else
-    /// comes first, and none of what is in flight is due. `now`: the coarse clock, if anything has
+    /// comes first, there is room in flight, and none of what is in flight is due. `now`: the coarse clock, if anything has
     /// a time.
     #[inline(always)]
     fn is_cursor_next(&mut self, now: Option<Time>) -> bool {
@@ -109,6 +109,7 @@ impl<'d> ShortWay<'d> {
         let (places, policy) = (self.ledger().places(), self.ledger().policy());
         self.ledger().is_open()
             && !places.has_front()
+            && !self.deliveries.is_full()
             && policy.message_ttl.is_none()
             && !now.is_some_and(|now| places.has_due_at(now.saturating_add(TICK)))
     }
@@ -118,7 +119,7 @@ impl<'d> ShortWay<'d> {
     #[inline(always)]
     pub(crate) fn lease_read_ahead(&mut self, visible: u64) -> Option<Taken> {
         let now = self.deliveries.coarse_time();
-        if !self.is_cursor_next(now) || self.deliveries.is_full() {
+        if !self.is_cursor_next(now) {
             return None;
         }
         // That its segment is counted and has no gaps, and that the record is plain and placed for
@@ -146,7 +147,7 @@ impl<'d> ShortWay<'d> {
     /// has to go the long way. Reads ahead those behind it.
     pub(crate) fn lease_one(&mut self, visible: u64) -> Option<LeasedOne> {
         let now = self.deliveries.coarse_time();
-        if !self.is_cursor_next(now) || self.deliveries.is_full() {
+        if !self.is_cursor_next(now) {
             return None;
         }
         let AtCursor { at, mapped, seq, index, offset, most } = self.ahead(visible)?;
@@ -225,95 +226,76 @@ impl<'d> ShortWay<'d> {
         Some(LeasedBatch { bytes, messages, base_time, base_in_utc })
     }
 
-    /// Settles a delivery; false if it has to go the long way.
-    #[inline(always)]
-    pub(crate) fn ack_one(&mut self, delivery: &LeaseKey) -> bool {
-        #[cfg(test)]
-        if self.watched().is_closed {
-            return false;
-        }
-        let was_full = self.deliveries.is_full();
-        if !self.ledger().is_open() {
-            return false;
-        }
-        let LeaseKey { ticket, is_sample } = *delivery;
-        let place = match self.ledger().places().leases().held(ticket) {
-            Some(Holding::One(&place)) if place.seq == ticket.seq() && !place.is_transient => place,
-            Some(Holding::Batch(_)) => return self.ack_side_by_side(&[*delivery]) > 0,
-            _ => return false,
-        };
-        let Some((at, mapped)) = self.map_of(place.ordinal, place.seq) else { return false };
-        let (attempts, offset) = (place.attempts, Some(place.offset));
-        let said = |state| Slot { state, attempts, offset };
-        if !mapped.replace_slot(place.index, said(State::Delivered), said(State::Dead)) {
-            return false;
-        }
-        self.ledger_mut().places_mut().leases_mut().end_held(ticket, 1);
-        let indexes = place.index..place.index.next();
-        self.ledger_mut().note_acked(at, indexes, place.seq, place.bytes.into());
-        if is_sample {
-            self.deliveries.measure_mut().answered(ticket, 1);
-        }
-        // Room for more in flight.
-        self.ledger_mut().news_mut().note_if(was_full, Event::Returned);
-        true
-    }
-
     /// Settles the first of these deliveries, and those behind it that lie side by side with it.
     /// Tells how many; 0 if the first one has to go the long way.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn ack_side_by_side(&mut self, deliveries: &[impl Answerable]) -> usize {
         #[cfg(test)]
         if self.watched().is_closed {
             return 0;
         }
         let was_full = self.deliveries.is_full();
-        if !self.ledger().is_open() {
-            return 0;
-        }
-        let number = self.try_ack(deliveries).unwrap_or(0);
-        if let Some(first) = deliveries.first().filter(|first| number > 1 || first.key().is_sample)
-        {
-            self.deliveries.measure_mut().answered(first.key().ticket, number);
-        }
+        let Some(first) = deliveries.first().filter(|_| self.ledger().is_open()) else { return 0 };
+        let number = match self.ledger().places().leases().held(first.key().ticket) {
+            Some(Holding::One(&place)) => self.ack_one(first.key(), &place),
+            Some(Holding::Batch(_)) => self.ack_of_batch(deliveries).unwrap_or(0),
+            None => 0,
+        };
         // Room for more in flight.
         self.ledger_mut().news_mut().note_if(was_full && number > 0, Event::Returned);
         number
     }
 
-    #[inline]
-    fn try_ack(&mut self, deliveries: &[impl Answerable]) -> Option<usize> {
-        let first = deliveries.first()?.key().ticket;
-        let (at, index, settled, bytes);
-        match self.ledger().places().leases().held(first)? {
-            Holding::One(place) => {
-                if place.seq != first.seq() || place.is_transient {
-                    return None;
-                }
-                let mapped;
-                (at, mapped) = self.map_of(place.ordinal, place.seq)?;
-                let (attempts, offset) = (place.attempts, Some(place.offset));
-                let said = |state| Slot { state, attempts, offset };
-                if !mapped.replace_slot(place.index, said(State::Delivered), said(State::Dead)) {
-                    return None;
-                }
-                (index, settled, bytes) = (place.index, 1, place.bytes.into());
-            }
-            Holding::Batch(batch) => {
-                let tickets = deliveries.iter().map(|delivery| delivery.key().ticket);
-                let tickets = tickets.zip(first.seq()..).take(Slots::MOST);
-                let most = tickets.take_while(|(ticket, seq)| *ticket == first.of(*seq)).count();
-                let (mapped, starts);
-                (index, starts) = batch.side_by_side(first.seq(), most)?;
-                (at, mapped) = self.map_of(batch.ordinal(), first.seq())?;
-                settled = settle(mapped, index, starts);
-                bytes = starts.get(settled)?.since(*starts.first()?);
-            }
+    #[inline(always)]
+    fn ack_one(&mut self, delivery: &LeaseKey, place: &Place) -> usize {
+        if place.seq != delivery.ticket.seq() || place.is_transient {
+            return 0;
         }
+        let Some((at, mapped)) = self.map_of(place.ordinal, place.seq) else { return 0 };
+        let (attempts, offset) = (place.attempts, Some(place.offset));
+        let said = |state| Slot { state, attempts, offset };
+        if !mapped.replace_slot(place.index, said(State::Delivered), said(State::Dead)) {
+            return 0;
+        }
+        self.note_acked(delivery, (at, place.index, 1), place.bytes.into())
+    }
+
+    /// The first of these deliveries is of a batch.
+    #[inline]
+    fn ack_of_batch(&mut self, deliveries: &[impl Answerable]) -> Option<usize> {
+        let delivery = deliveries.first()?.key();
+        let first = delivery.ticket;
+        let Holding::Batch(batch) = self.ledger().places().leases().held(first)? else {
+            return None;
+        };
+        let tickets = deliveries.iter().map(|delivery| delivery.key().ticket);
+        let tickets = tickets.zip(first.seq()..).take(Slots::MOST);
+        let most = tickets.take_while(|(ticket, seq)| *ticket == first.of(*seq)).count();
+        let (index, starts) = batch.side_by_side(first.seq(), most)?;
+        let (at, mapped) = self.map_of(batch.ordinal(), first.seq())?;
+        let settled = settle(mapped, index, starts);
+        let bytes = starts.get(settled)?.since(*starts.first()?);
         let number = u32::try_from(settled).ok().filter(|&number| number > 0)?;
-        self.ledger_mut().places_mut().leases_mut().end_held(first, settled);
-        self.ledger_mut().note_acked(at, index..index + number, first.seq(), bytes);
-        Some(settled)
+        Some(self.note_acked(delivery, (at, index, number), bytes))
+    }
+
+    /// Their slots say that they are settled. `at`: the position of their segment; `bytes`: what
+    /// their records take. Tells how many they are.
+    #[inline(always)]
+    fn note_acked(
+        &mut self,
+        first: &LeaseKey,
+        (at, index, number): (usize, Index, u32),
+        bytes: u64,
+    ) -> usize {
+        let LeaseKey { ticket, is_sample } = *first;
+        let settled = usize::try_from(number).unwrap_or(usize::MAX);
+        self.ledger_mut().places_mut().leases_mut().end_held(ticket, settled);
+        self.ledger_mut().note_acked(at, index..index + number, ticket.seq(), bytes);
+        if settled > 1 || is_sample {
+            self.deliveries.measure_mut().answered(ticket, settled);
+        }
+        settled
     }
 
     /// The segment of a message, with its position, if it is where it was, mapped, and its slots
