@@ -344,8 +344,8 @@ impl Active {
         Ok(())
     }
 
-    /// A slot that nobody has stored to says so by zeros: bodies of failed batches are erased as far
-    /// as they reach to where later records may have their slots.
+    /// A slot that nobody has stored to says so by zeros: bodies of failed batches are erased as
+    /// far as they reach to where later records may have their slots.
     fn erase_where_slots_come(&self) -> Result<()> {
         let Segment { header, slot_limit, .. } = &*self.segment;
         let lowest = slot::offset(header.size, Index(slot_limit.saturating_sub(1)));

@@ -12,9 +12,9 @@ impl Queue {
     /// their way to the dead letters. This includes messages that have expired behind one
     /// that has not: they are not handed out, but that is noticed only when they come up.
     ///
-    /// To know whether anything is left, ask [`Queue::stats`], whose counts are of one moment: between
-    /// two calls of `len`, [`Queue::in_flight`] or [`Queue::delayed`] a message can go from one count
-    /// to the other, and be in neither.
+    /// To know whether anything is left, ask [`Queue::stats`], whose counts are of one moment:
+    /// between two calls of `len`, [`Queue::in_flight`] or [`Queue::delayed`] a message can go from
+    /// one count to the other, and be in neither.
     ///
     /// The first call after open may take as long as reading 16 bytes for each message of earlier
     /// runs, unless the background was faster. A state that cannot be read counts as ready; a later
