@@ -21,6 +21,7 @@ use super::dispatch::{
 use super::published::Published;
 use super::signal::{DispatchGuard, DispatchLock};
 use super::wait::{Look, Soon};
+use crate::clock;
 use crate::error::Result;
 use crate::format::address::Ordinal;
 use crate::format::checksum::crc32;
@@ -45,6 +46,8 @@ enum Popped {
     Taken(Taken),
     /// Nothing is ready; something will be at this time, if there is one.
     Nothing(Option<Time>),
+    /// The time was over before it was known what is ready.
+    Late,
 }
 
 /// Messages that are taken, or answered, under one lock.
@@ -85,26 +88,37 @@ impl Consumers {
                 Ok(Some(popped))
             }
             Err(dispatch) => {
-                let popped = self.pop_unread(dispatch);
+                let popped = self.pop_unread(dispatch, None);
                 between();
                 Ok(match popped? {
                     Popped::Taken(taken) => Some(hand_out(taken)),
-                    Popped::Nothing(_) => None,
+                    Popped::Nothing(_) | Popped::Late => None,
                 })
             }
         }
     }
 
-    fn try_pop(&self) -> Result<Popped> {
+    /// The next message, or what there is instead.
+    fn try_pop(&self, deadline: Option<Instant>) -> Result<Popped> {
         let visible = || self.published.visible();
         let leased = self.dispatch.go_short(|way| way.lease_read_ahead(visible()));
-        leased.map_or_else(|dispatch| self.pop_unread(dispatch), |taken| Ok(Popped::Taken(taken)))
+        leased.map_or_else(
+            |dispatch| self.pop_unread(dispatch, deadline),
+            |taken| Ok(Popped::Taken(taken)),
+        )
     }
 
-    /// The next message, if its record was not read ahead.
+    /// The next message, if its record was not read ahead. What is in its way may be millions that
+    /// have expired: each call passes over some, and looks at the time then.
     #[inline(never)]
-    fn pop_unread<'c>(&'c self, mut dispatch: DispatchGuard<'c>) -> Result<Popped> {
+    fn pop_unread<'c>(
+        &'c self,
+        mut dispatch: DispatchGuard<'c>,
+        deadline: Option<Instant>,
+    ) -> Result<Popped> {
+        let mut passed_over = 0;
         loop {
+            passed_over += 1;
             let visible = self.published.visible();
             if let Some(leased) = dispatch.short_way().lease_one(visible) {
                 drop(dispatch);
@@ -128,12 +142,19 @@ impl Consumers {
                         return Ok(Popped::Nothing(dispatch.next_delivery_time()));
                     }
                     // Others have their turn.
-                    Ok(Leasing::Again) => drop(dispatch),
+                    Ok(Leasing::Again) => {
+                        drop(dispatch);
+                        passed_over += MESSAGES_A_STEP;
+                    }
                     Err(error) => {
                         drop(dispatch);
                         self.clear_the_way(error)?;
                     }
                 }
+            }
+            let is_over = || deadline.is_some_and(|end| end <= clock::now());
+            if passed_over >= MESSAGES_A_STEP && is_over() {
+                return Ok(Popped::Late);
             }
             dispatch = self.dispatch.lock();
         }
@@ -143,7 +164,7 @@ impl Consumers {
     /// background and the caller has to do its work.
     pub(crate) fn pop_until(&self, deadline: Option<Instant>) -> Result<Option<Taken>> {
         let registered = || self.registered();
-        let look = || self.look_for_message();
+        let look = || self.look_for_message(deadline);
         let consumers = &self.context.waiters.consumers;
         let found = consumers.wait_until(0, Soon::Perhaps, deadline, registered, look);
         self.pass_on();
@@ -156,15 +177,20 @@ impl Consumers {
         drop(self.appender.unsealed());
     }
 
-    pub(super) fn look_for_message(&self) -> Look<Result<Option<Taken>>> {
+    /// Looks for a message until `deadline`, but not in vain.
+    pub(super) fn look_for_message(
+        &self,
+        deadline: Option<Instant>,
+    ) -> Look<Result<Option<Taken>>> {
         let Context { clock, died, move_again, worker, .. } = &*self.context;
         // Messages have died, and there is no background to move them.
         let has_work = || {
             let is_time = |at| clock.is_past(at);
             died.is_noted() && !worker.is_running() && move_again.get().is_none_or(is_time)
         };
-        match self.try_pop() {
+        match self.try_pop(deadline) {
             Ok(Popped::Taken(taken)) => Look::Found(Ok(Some(taken))),
+            Ok(Popped::Late) => Look::Found(Ok(None)),
             Ok(Popped::Nothing(_)) if has_work() => Look::Found(Ok(None)),
             Ok(Popped::Nothing(next)) => {
                 let next = Time::earlier(next, self.next_move());

@@ -40,7 +40,7 @@ impl Future for NextMessage<'_> {
         let registration =
             self.engine.context().waiters.consumers.register(0, context.waker().clone());
         self.engine.consumers().registered();
-        match self.engine.consumers().look_for_message() {
+        match self.engine.consumers().look_for_message(None) {
             Look::Found(found) => {
                 registration.end();
                 self.engine.consumers().pass_on();

@@ -20,6 +20,9 @@ impl Queue {
     /// message that kills its consumer uses up its attempts. At
     /// [`Options::max_in_flight`](crate::Options::max_in_flight) this returns `None`.
     ///
+    /// What has expired in front of the next message, or died with the last run, is settled first,
+    /// which takes a microsecond or two for each. [`Queue::pop_timeout`] ends at its time.
+    ///
     /// Payloads that lie side by side may share memory, up to 4 KiB: that is free once all of their
     /// deliveries are gone.
     ///
@@ -49,7 +52,9 @@ impl Queue {
         }
     }
 
-    /// Hands out the next message, and waits for one up to `timeout`.
+    /// Hands out the next message, and waits for one up to `timeout`. Should many have expired in
+    /// front of it, or died with the last run, it may take several calls to come by them: none goes
+    /// on with that once its time is over.
     ///
     /// # Errors
     ///

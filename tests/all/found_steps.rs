@@ -3,7 +3,7 @@
 use crate::found_support::{Watch, alone, call, ms, on, watched};
 use crate::support::watched::Op;
 use keepq::fault::{ManualClock, MemoryStorage, Storage};
-use keepq::{Backoff, Compaction, Error, Options, Overflow, Queue, Seq};
+use keepq::{Backoff, Compaction, Error, Expired, Message, Options, Overflow, Queue, Seq};
 use std::mem::forget;
 use std::sync::Arc;
 use std::time::{Instant, UNIX_EPOCH};
@@ -312,4 +312,44 @@ fn no_more_is_dropped_of_a_segment_once_a_consumer_is_at_it() {
     assert!(queue.stats().dropped() > before);
     let next = Seq::from(u64::from(job.seq()) + 1);
     assert!(!queue.is_acked(next).unwrap(), "{:?}", queue.stats());
+}
+
+/// A pop with a timeout of some milliseconds took seconds where millions of messages had expired in
+/// front of the next one, or were delayed, or died with the last run.
+#[test]
+fn a_pop_ends_at_its_time_whatever_is_in_the_way() {
+    type InTheWay = fn(Message<'_>) -> Message<'_>;
+    let ways: [(Expired, InTheWay); 4] = [
+        (Expired::Drop, |message| message.ttl(ms(1))),
+        (Expired::DeadLetter, |message| message.ttl(ms(1))),
+        (Expired::Drop, |message| message.delay(ms(100_000))),
+        // Handed out for the last time.
+        (Expired::Drop, |message| message),
+    ];
+    for (way, (expired, in_the_way)) in ways.into_iter().enumerate() {
+        let (disk, is_handed_out) = (Arc::new(MemoryStorage::new()), way == 3);
+        let clock = Arc::new(ManualClock::new(UNIX_EPOCH + ms(1_700_000_000_000)));
+        let options = || {
+            let options = on(disk.clone()).clock(clock.clone()).background(false);
+            options.segment_bytes(16 << 20).max_attempts(1).expired(expired)
+        };
+        let queue = options().open("queue").unwrap();
+        queue.push_batch((0..COUNT).map(|_| in_the_way(Message::new("job")))).unwrap();
+        if is_handed_out {
+            queue.pop_batch(usize::MAX).unwrap().into_iter().for_each(forget);
+        }
+        queue.push("last").unwrap();
+        drop(queue.close());
+        clock.advance(ms(10));
+        let queue = options().open("queue").unwrap();
+        let mut calls = 1;
+        let last = loop {
+            if let Some(job) = queue.pop_timeout(ms(0)).unwrap() {
+                break job;
+            }
+            calls += 1;
+        };
+        assert_eq!(&*last, b"last");
+        assert!((COUNT / 4096..COUNT / 128).contains(&calls), "{way}: {calls} calls");
+    }
 }
