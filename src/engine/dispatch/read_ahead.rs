@@ -83,3 +83,47 @@ impl ReadAhead {
         TakenBody::Shared(bytes.unwrap_or_default(), BodyPlace::of(start + HEADER, header))
     }
 }
+
+#[cfg(all(test, feature = "fault-injection"))]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may fail")]
+
+    use super::*;
+    use crate::engine::futures::{ack, engine, push};
+    use crate::engine::{Engine, Need, Promise};
+    use crate::log::draft::Draft;
+
+    /// With its header a plain record takes 64 bytes.
+    const PAYLOAD: [u8; 40] = [7; 40];
+
+    /// Pops all that is there. Tells of each copy how many bytes it has, and has memory for.
+    fn copies(engine: &Engine) -> (Vec<usize>, Vec<usize>) {
+        let mut copies = Vec::new();
+        while let Some(taken) = engine.consumers().pop(|taken| taken, || {}).unwrap() {
+            let dispatch = engine.dispatch.lock();
+            let ReadAhead { bytes, start, .. } = &dispatch.read_ahead;
+            copies.extend(bytes.iter().filter(|_| *start == 0).map(|b| (b.len(), b.capacity())));
+            drop(dispatch);
+            ack(engine, &taken);
+        }
+        copies.into_iter().unzip()
+    }
+
+    /// A payload keeps the memory of all that were copied with it.
+    #[test]
+    fn a_copy_has_memory_for_little_more_than_it_holds_and_grows_by_use() {
+        let engine = engine();
+        let push_plain = |number| (0..number).for_each(|_| assert!(push(&engine, &PAYLOAD) > 0));
+        // Behind the first one, whose file has to be mapped, copies of 8, 16, 32, 64 and 1, each
+        // behind one that is handed out by itself.
+        push_plain(1 + 9 + 17 + 33 + 65 + 2);
+        assert_eq!(copies(&engine).0, [512, 1024, 2048, 4096, 64]);
+        push_plain(9 + 17 + 33 + 65 + 2);
+        let draft = [Draft::plain((&PAYLOAD[..]).into()).unwrap().with(true, None, None)];
+        engine.producers().append(&draft, Need::of(&draft), Promise::PLACED).unwrap();
+        push_plain(9 + 17 + 33 + 9);
+        let (bytes, memory) = copies(&engine);
+        assert_eq!(bytes, [512, 1024, 2048, 4096, 64, 512, 1024, 2048, 512]);
+        assert!(memory.iter().zip(bytes).all(|(&memory, bytes)| memory <= 2 * bytes), "{memory:?}");
+    }
+}
