@@ -29,3 +29,24 @@ impl Options {
         if has_any { (self.segment_limit() / 4 / PAGE * PAGE).max(SCRATCH) } else { 0 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_that_may_be_dropped_is_a_32nd_of_the_limit_within_bounds() {
+        let of = |max, overflow| Options::default().max_bytes(max).overflow(overflow);
+        let dropped = |max| of(max, Overflow::DropOldest).segment_limit();
+        assert_eq!([dropped(MIB), dropped(2 * MIB)], [64 * KIB; 2], "no smaller");
+        assert_eq!(dropped(2 * MIB + 32 * PAGE), 64 * KIB + PAGE);
+        assert_eq!(dropped(2 * MIB + 32 * PAGE - 1), 64 * KIB, "of whole pages");
+        assert_eq!(dropped(256 * MIB - 32 * PAGE), 8 * MIB - PAGE);
+        assert_eq!([dropped(256 * MIB), dropped(u64::MAX / 2)], [8 * MIB; 2], "no larger");
+        let smaller = of(256 * MIB, Overflow::DropOldest).segment_bytes(MIB);
+        assert_eq!(smaller.segment_limit(), MIB);
+        for overflow in [Overflow::Reject, Overflow::Block, Overflow::DropNewest] {
+            assert_eq!(of(64 * MIB, overflow).segment_limit(), 16 * MIB, "a quarter");
+        }
+    }
+}
