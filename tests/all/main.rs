@@ -78,6 +78,7 @@ mod found_watching;
 mod found_work;
 #[cfg(target_os = "linux")]
 mod full_disk;
+mod full_segments;
 mod golden;
 mod golden_apart;
 mod golden_times;
