@@ -1,6 +1,6 @@
 //! Segments that are made ahead of need, by the background, in steps with rests between them.
 
-use crate::found_hooks::{Gate, OpenAtEnd, is_segment, until};
+use crate::found_hooks::{Gate, OpenAtEnd, by_hand, is_segment, large, until};
 use crate::found_support::call;
 use crate::support::watched::{Op, Watched};
 use keepq::fault::{ManualClock, MemoryStorage};
@@ -112,4 +112,33 @@ fn what_fails_is_not_made_larger_the_next_time() {
         queue.maintain().unwrap_err();
     }
     assert_eq!(*sizes.lock().unwrap(), [2; 4]);
+}
+
+/// A recycled file is zeroed and synced without the lock of the supply. A sync takes that lock, and
+/// needs no segment.
+#[test]
+fn a_sync_does_not_wait_for_a_file_that_is_recycled() {
+    let storage = Watched::around(Arc::new(MemoryStorage::new()));
+    let queue = by_hand(storage.clone()).durability(Durability::Os).open("queue").unwrap();
+    // In two segments, of which the first one is not needed any more.
+    (0..9).for_each(|number| assert!(queue.push(large(number)).is_ok()));
+    queue.ack_batch(queue.pop_batch(9).unwrap()).unwrap();
+    let (gate, created) = (Gate::closed(), Arc::new(AtomicU64::new(0)));
+    let (here, counted) = (gate.clone(), created.clone());
+    storage.rule(move |call| {
+        if is_made(call.name) && call.op == Op::Sync {
+            here.pass();
+        }
+        counted.fetch_add(u64::from(call.op == Op::Create && is_made(call.name)), Ordering::SeqCst);
+        Ok(())
+    });
+    let _open = OpenAtEnd(gate.clone());
+    let [maintaining, syncing] = [queue.clone(), queue.clone()];
+    let maintained = call(move || maintaining.maintain());
+    until("a file is synced before it gets its name", || gate.has_waiting());
+    assert_eq!(created.load(Ordering::SeqCst), 0, "it was there before");
+    call(move || syncing.sync()).result("sync").unwrap();
+    assert!(!maintained.is_over());
+    gate.open();
+    maintained.result("maintain").unwrap();
 }
