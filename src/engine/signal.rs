@@ -164,3 +164,62 @@ impl Drop for DispatchGuard<'_> {
         }
     }
 }
+
+#[cfg(all(test, feature = "fault-injection", target_os = "linux"))]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may fail")]
+
+    use crate::engine::futures::engine;
+    use std::path::{Path, PathBuf};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::sync::mpsc;
+    use std::{fs, hint, thread};
+
+    /// An unlock passes the lock on by itself only if it has not done so for up to a millisecond.
+    const STEPS: usize = 50;
+    /// A thread may sleep for a moment in front of the lock's queue.
+    const MOST_MISSED: usize = 2;
+
+    /// Where Linux tells the state of this thread: "id (name) state ...".
+    fn stat() -> PathBuf {
+        Path::new("/proc").join(fs::read_link("/proc/thread-self").unwrap()).join("stat")
+    }
+
+    fn is_asleep(stat: &Path) -> bool {
+        let stat = fs::read_to_string(stat).unwrap();
+        stat.rsplit(')').next().is_some_and(|state| state.trim_start().starts_with('S'))
+    }
+
+    #[test]
+    fn a_thread_that_waits_for_the_lock_gets_it_after_each_step() {
+        let engine = engine();
+        let (is_over, is_waiting) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (turns, (tell, told)) = (AtomicU64::new(0), mpsc::channel());
+        let other = || {
+            tell.send(stat()).unwrap();
+            while !is_over.load(Ordering::SeqCst) {
+                is_waiting.store(true, Ordering::SeqCst);
+                let guard = engine.dispatch.lock();
+                is_waiting.store(false, Ordering::SeqCst);
+                turns.fetch_add(1, Ordering::SeqCst);
+                drop(guard);
+            }
+        };
+        let missed = thread::scope(|scope| {
+            scope.spawn(other);
+            let stat = told.recv().unwrap();
+            let step = || {
+                engine.dispatch.step(|_| {
+                    while !is_waiting.load(Ordering::SeqCst) || !is_asleep(&stat) {
+                        hint::spin_loop();
+                    }
+                    turns.load(Ordering::SeqCst)
+                })
+            };
+            let turns: Vec<_> = (0..=STEPS).map(|_| step()).collect();
+            is_over.store(true, Ordering::SeqCst);
+            turns.windows(2).filter(|turns| turns[0] == turns[1]).count()
+        });
+        assert!(missed <= MOST_MISSED, "{missed} of {STEPS} steps let no other thread in");
+    }
+}
