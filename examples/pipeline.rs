@@ -139,8 +139,8 @@ impl Pipeline {
     }
 }
 
-/// Messages that are not settled. Both counts are of one moment: a message that goes from one to the
-/// other between two questions would be counted twice or not at all.
+/// Messages that are not settled. Both counts are of one moment: a message that goes from one to
+/// the other between two questions would be counted twice or not at all.
 fn unsettled(queue: &Queue) -> u64 {
     let stats = queue.stats();
     stats.ready() + stats.in_flight()

@@ -410,7 +410,9 @@ impl Options {
     /// 64. With a background, twice as many may be open, until it has synced their answers. The
     /// newest file, the one that is kept ready, the one that is read, and those of the dead
     /// letters (the same number again) come on top. A call that takes or answers messages in more
-    /// files than this at a time waits until some of the files are synced and closed.
+    /// files than this at a time waits until some of the files are synced and closed. A process
+    /// that may open fewer files needs a lower number: pops and pushes fail while none can be
+    /// opened, and go on after that.
     pub fn open_segments(mut self, segments: u64) -> Self {
         self.open_segments = segments;
         self

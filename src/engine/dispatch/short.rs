@@ -98,8 +98,8 @@ impl<'d> ShortWay<'d> {
     }
 
     /// Whether a message behind the cursor is the next one, and may be handed out: nothing else
-    /// comes first, there is room in flight, and none of what is in flight is due. `now`: the coarse clock, if anything has
-    /// a time.
+    /// comes first, there is room in flight, and none of what is in flight is due. `now`: the
+    /// coarse clock, if anything has a time.
     #[inline(always)]
     fn is_cursor_next(&mut self, now: Option<Time>) -> bool {
         #[cfg(test)]
