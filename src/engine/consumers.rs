@@ -52,6 +52,11 @@ enum Popped {
 
 /// Messages that are taken, or answered, under one lock.
 const MESSAGES_A_STEP: usize = 256;
+/// Messages that a pop passes over at most before it looks at the time. A step may be one message
+/// or thousands; a body is verified before it is known what becomes of its message.
+const MOST_PASSED_OVER: u32 = 256;
+const A_STEP_AS_MESSAGES: u32 = 64;
+const BYTES_AS_A_MESSAGE: u32 = 4096;
 /// Messages that a look at the front settles at most.
 const MESSAGES_A_SWEEP: usize = 1024;
 
@@ -109,7 +114,7 @@ impl Consumers {
     }
 
     /// The next message, if its record was not read ahead. What is in its way may be millions that
-    /// have expired: each call passes over some, and looks at the time then.
+    /// have expired: each call passes over some, and then looks at the time.
     #[inline(never)]
     fn pop_unread<'c>(
         &'c self,
@@ -134,6 +139,7 @@ impl Consumers {
                 match dispatch.lease_next(visible) {
                     Ok(Leasing::Leased(leased)) => {
                         drop(dispatch);
+                        passed_over += leased.header.body_len / BYTES_AS_A_MESSAGE;
                         if let Some(taken) = self.copy_out(leased)? {
                             return Ok(Popped::Taken(taken));
                         }
@@ -144,7 +150,7 @@ impl Consumers {
                     // Others have their turn.
                     Ok(Leasing::Again) => {
                         drop(dispatch);
-                        passed_over += MESSAGES_A_STEP;
+                        passed_over += A_STEP_AS_MESSAGES;
                     }
                     Err(error) => {
                         drop(dispatch);
@@ -153,7 +159,7 @@ impl Consumers {
                 }
             }
             let is_over = || deadline.is_some_and(|end| end <= clock::now());
-            if passed_over >= MESSAGES_A_STEP && is_over() {
+            if passed_over >= MOST_PASSED_OVER && is_over() {
                 return Ok(Popped::Late);
             }
             dispatch = self.dispatch.lock();
@@ -177,7 +183,8 @@ impl Consumers {
         drop(self.appender.unsealed());
     }
 
-    /// Looks for a message until `deadline`, but not in vain.
+    /// Looks for a message until `deadline`. It passes over some in any case, so that calls come to
+    /// an end.
     pub(super) fn look_for_message(
         &self,
         deadline: Option<Instant>,

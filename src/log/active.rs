@@ -66,9 +66,9 @@ pub(crate) struct Active {
     stage: Option<Stage>,
     /// How many of its records are not in the file yet: they are staged, or being written.
     unwritten: u32,
-    /// What failed batches left behind the tail, and what could not be erased yet.
+    /// Records that failed batches left behind the tail, and that could not be erased yet.
     remains: Vec<Remains>,
-    /// Where the last of it ends.
+    /// Where what failed batches left ends; at the start as long as nothing has to be erased.
     remains_end: Offset,
     /// A write has failed: the disk may have other bytes behind the tail than the file has now.
     has_failed: bool,
@@ -324,12 +324,12 @@ impl Active {
     /// segment or a later one.
     #[inline]
     pub(crate) fn erase_remains(&mut self) -> Result<()> {
-        if self.remains.is_empty() { Ok(()) } else { self.erase_all_remains() }
+        if self.remains_end == RECORDS_START { Ok(()) } else { self.erase_all_remains() }
     }
 
     #[cold]
     fn erase_all_remains(&mut self) -> Result<()> {
-        for &Remains { offset, slot } in self.remains.iter().rev() {
+        while let Some(&Remains { offset, slot }) = self.remains.last() {
             let header = self.region.store(offset.0, &[0; record::HEADER]);
             let clear = |slot: Offset| {
                 let delay = slot + SLOT / 2;
@@ -337,9 +337,9 @@ impl Active {
             };
             let erased = header.and_then(|()| slot.map_or(Ok(()), clear));
             erased.map_err(|error| self.segment.error("append", offset, error))?;
+            self.remains.pop();
         }
         self.erase_where_slots_come()?;
-        self.remains.clear();
         self.remains_end = RECORDS_START;
         Ok(())
     }

@@ -20,8 +20,8 @@ impl Queue {
     /// message that kills its consumer uses up its attempts. At
     /// [`Options::max_in_flight`](crate::Options::max_in_flight) this returns `None`.
     ///
-    /// What has expired in front of the next message, or died with the last run, is settled first,
-    /// which takes a microsecond or two for each. [`Queue::pop_timeout`] ends at its time.
+    /// It first gets past what has expired in front of the next message, or died with the last run.
+    /// That takes a microsecond or two for each small one. [`Queue::pop_timeout`] ends at its time.
     ///
     /// Payloads that lie side by side may share memory, up to 4 KiB: that is free once all of their
     /// deliveries are gone.
@@ -53,8 +53,8 @@ impl Queue {
     }
 
     /// Hands out the next message, and waits for one up to `timeout`. Should many have expired in
-    /// front of it, or died with the last run, it may take several calls to come by them: none goes
-    /// on with that once its time is over.
+    /// front of it, or died with the last run, it may take several calls to get past them: each
+    /// gets past some, and goes on only while it has time.
     ///
     /// # Errors
     ///

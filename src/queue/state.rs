@@ -70,8 +70,9 @@ impl Queue {
         self.engine().context().id
     }
 
-    /// Numbers about the queue, all of one moment. The first call after open may take as long as
-    /// that of [`Queue::len`], and is as exact.
+    /// Numbers about the queue. Those of messages that are ready, in flight, delayed, dying or set
+    /// aside are of one moment. The first call after open may take as long as that of
+    /// [`Queue::len`], and is as exact.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.open_queue().stats()

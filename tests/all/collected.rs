@@ -14,25 +14,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-fn options(storage: Arc<dyn Storage>) -> Options {
+pub(crate) fn options(storage: Arc<dyn Storage>) -> Options {
     Queue::options().segment_bytes(65_536).storage(storage)
 }
 
-fn payloads(queue: &Queue) -> Vec<Vec<u8>> {
+pub(crate) fn payloads(queue: &Queue) -> Vec<Vec<u8>> {
     queue.pop_batch(usize::MAX).unwrap().iter().map(|job| job.to_vec()).collect()
 }
 
 /// A queue of which some calls wait at a gate.
-struct Held {
-    disk: Arc<MemoryStorage>,
-    faults: Arc<FaultStorage>,
-    queue: Queue,
-    gate: Arc<Gate>,
-    open: OpenAtEnd,
+pub(crate) struct Held {
+    pub(crate) disk: Arc<MemoryStorage>,
+    pub(crate) faults: Arc<FaultStorage>,
+    pub(crate) queue: Queue,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) open: OpenAtEnd,
 }
 
 /// With calls of this kind held up, in the segment that is pushed to.
-fn held(op: Op) -> Held {
+pub(crate) fn held(op: Op) -> Held {
     held_with(op, |options| options.background(false))
 }
 
@@ -249,49 +249,6 @@ fn what_a_second_failed_write_leaves_is_not_judged_by_the_file() {
             }
         }
     }
-}
-
-/// The body of a refused message stayed in the file, where the slots of later messages came, and
-/// was read as their state.
-#[test]
-fn what_a_failed_write_left_is_not_taken_for_a_slot() {
-    let refused = [
-        Message::new(vec![1; 24_000]),
-        Message::new(vec![1; 15_000]).header("a", [1; 8000]).ttl(Duration::from_secs(3600)),
-        Message::new(vec![1; 24_000]).durability(Durability::Os),
-    ];
-    for message in refused {
-        let sync = (0..200).find(|&at| !refuse_and_fill(&message, at));
-        assert!(sync.is_some_and(|at| at > 0), "the writes end, and there are some");
-    }
-}
-
-/// Fills a segment with small messages after operation `at` of this push has failed. False if no
-/// write failed.
-fn refuse_and_fill(message: &Message<'_>, at: u64) -> bool {
-    let disk = Arc::new(MemoryStorage::new());
-    let faults = Arc::new(FaultStorage::new(disk.clone()));
-    faults.stores_can_fail(true);
-    let queue = options(faults.clone()).background(false).open("queue").unwrap();
-    queue.push_batch(vec![vec![2; 15_000]; 2]).unwrap();
-    faults.plan(FaultPlan::FailAt { at, error: ErrorKind::StorageFull, lasting: false });
-    match queue.push(message.clone()) {
-        Err(error) if !error.is_indeterminate() => {}
-        // The sync, or nothing.
-        _ => return false,
-    }
-    faults.plan(FaultPlan::None);
-    let small = Message::new("small").durability(Durability::Os);
-    queue.push_batch(vec![small; 400]).unwrap();
-    assert_eq!(queue.stats().segments(), 1);
-    for image in [disk.killed(), disk.power_cut(CrashImage::Newest)] {
-        let found = options(Arc::new(image)).background(false).open("queue").unwrap();
-        assert_eq!(payloads(&found).len(), 402, "{at}");
-        assert!(found.damage().is_empty(), "{at}: {:?}", found.damage());
-    }
-    assert_eq!(payloads(&queue).len(), 402, "{at}");
-    assert!(queue.damage().is_empty(), "{at}: {:?}", queue.damage());
-    true
 }
 
 /// While a thread syncs, others come and go that wait for no sync. They have written what others

@@ -106,6 +106,7 @@ mod outside_steps;
 mod outside_variants;
 mod page;
 mod poison;
+mod refused_bodies;
 mod rot;
 mod space;
 mod steps_model;
