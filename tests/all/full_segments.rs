@@ -41,13 +41,16 @@ fn filled() -> Filled {
     Filled { queue, first, left_after, synced }
 }
 
+/// Answers are synced once a second. On a busy machine that may come in between: then once more.
 #[test]
 fn a_full_segment_in_which_a_consumer_stays_is_synced_after_a_while() {
-    let Filled { queue, first, left_after, synced } = filled();
-    let after = synced.recv_timeout(LIMIT).unwrap() - left_after;
-    assert!(after >= PUT_OFF, "synced after {after:?}");
-    first.ack().unwrap();
-    queue.close().unwrap();
+    until("its sync is put off", || {
+        let Filled { queue, first, left_after, synced } = filled();
+        let after = synced.recv_timeout(LIMIT).unwrap() - left_after;
+        first.ack().unwrap();
+        queue.close().unwrap();
+        after >= PUT_OFF
+    });
 }
 
 /// On a busy machine the sync may come late: then once more.
