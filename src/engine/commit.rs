@@ -7,7 +7,7 @@
 //! segments are synced before the active one, oldest first, so that what survives a power cut is a
 //! prefix. Holds no lock while it syncs.
 
-use super::append::{Appender, Full, Placed};
+use super::append::{Appender, Full, Part, Placed};
 use super::context::{Context, Padded};
 use super::signal::DispatchLock;
 use super::wait::{Look, Soon};
@@ -51,6 +51,8 @@ struct Round {
     pushed: Vec<Arc<Segment>>,
     /// The older ones with answers.
     answered: Vec<Arc<Segment>>,
+    /// What nobody stores to any more.
+    left: Option<Part>,
     published: u64,
     answers: Option<u64>,
     /// About how many records were written for it.
@@ -211,6 +213,7 @@ impl Commit {
         self.context.health.check(true)?;
         let round = self.plan_round(scope)?;
         let began = clock::now();
+        round.left.iter().for_each(Part::give_back);
         // Those that were pushed to are looked for below.
         let mut pushed = round.pushed.iter();
         let synced = pushed.try_for_each(|segment| self.context.health.sync(segment));
@@ -277,7 +280,7 @@ impl Commit {
         }
         let at_most = if scope == Scope::OldestFull { 1 } else { usize::MAX };
         let mut published = 0;
-        let (mut pushed, mut answered) = (Vec::new(), Vec::new());
+        let (mut pushed, mut answered, mut left) = (Vec::new(), Vec::new(), None);
         for full in unsealed.full().iter().take(at_most) {
             published = full.last_seq();
             pushed.push(Arc::clone(&full.segment));
@@ -285,6 +288,7 @@ impl Commit {
         if scope != Scope::OldestFull {
             published = unsealed.written_end() - 1;
             unsealed.forget_interval();
+            left = unsealed.take_unsynced_part();
             let unsynced = unsealed.active().filter(|_| !self.is_durable(published));
             pushed.extend(unsynced.map(|active| Arc::clone(active.segment())));
         }
@@ -296,7 +300,7 @@ impl Commit {
             answers = Some(count);
             answered.retain(|segment| !pushed.iter().any(|other| Arc::ptr_eq(other, segment)));
         }
-        Ok(Round { pushed, answered, published, answers, gathered })
+        Ok(Round { pushed, answered, left, published, answers, gathered })
     }
 
     fn finish_round(&self, round: &Round) {

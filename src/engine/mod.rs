@@ -272,6 +272,12 @@ impl Engine {
         if self.check_open().is_err() {
             return Ok(());
         }
+        if due.has(Task::Steps) {
+            self.reclaim.go_on();
+        }
+        if due.is_only(Task::Steps) {
+            return Ok(());
+        }
         // What the next look has to be for is told again.
         self.dispatch.lock().forget_watch();
         let noted = self.reclaim.note_clock();
@@ -286,15 +292,11 @@ impl Engine {
             Some(_) => self.commit.wait_durable(self.published.newest()),
             None => Ok(()),
         };
-        // A failure is told if upkeep, which may make room, meets it again.
-        let has_failed = due.has(Task::Making) && self.reclaim.go_on_preparing().is_err();
-        let tidied = if due.has(Task::Upkeep) || has_failed { self.run_upkeep() } else { Ok(()) };
+        let tidied = if due.has(Task::Upkeep) { self.run_upkeep() } else { Ok(()) };
         // After everything that a push or an answer may wait for.
-        let compacted = if due.has(Task::Upkeep) || due.has(Task::Compaction) {
-            self.reclaim.compactor().run_in_background()
-        } else {
-            Ok(())
-        };
+        let compacts = due.has(Task::Upkeep) || due.has(Task::Compaction);
+        let compactor = self.reclaim.compactor();
+        let compacted = if compacts { compactor.run_in_background() } else { Ok(()) };
         timed.and(synced).and(tidied).and(compacted)
     }
 
@@ -307,13 +309,11 @@ impl Engine {
     }
 
     fn run_upkeep(&self) -> Result<()> {
-        // First the segment that a push may soon wait for. An error is told only if it is met again
-        // at the end, because the work in between may make room, or let go of a segment that
-        // serves.
+        // First the segment that a push may soon wait for. An error is told if it is met again at
+        // the end: the work in between may make room, or let go of a segment that serves.
         self.reclaim.prepare_ahead().ok();
         let finished = self.appender.finish_old_tail();
-        self.reclaim.release_idle_maps();
-        let has_unsealed = self.reclaim.sync_oldest_full();
+        let has_unsealed = self.reclaim.unmap_and_sync();
         let counted = self.dispatch.lock().count_some();
         let clear = |error| self.consumers.clear_the_way(error).map(|()| true);
         let can_count = counted.or_else(clear);

@@ -40,8 +40,8 @@ struct Agenda {
     stop: bool,
     upkeep_now: bool,
     upkeep_at: Option<Instant>,
-    /// The rest of whoever makes a segment is over.
-    make_at: Option<Instant>,
+    /// A rest between two steps is over.
+    step_at: Option<Instant>,
     sync_records_at: Option<Instant>,
     sync_answers_at: Option<Instant>,
     /// Compaction may have something to do then.
@@ -58,8 +58,8 @@ struct Agenda {
 pub(crate) enum Task {
     /// Something is to be prepared or tidied.
     Upkeep,
-    /// A segment that is made ahead is to be gone on with.
-    Making,
+    /// What is done in steps is to be gone on with.
+    Steps,
     /// Compaction may have something to do.
     Compaction,
     /// The time of a message has come.
@@ -82,6 +82,11 @@ impl Due {
     pub(crate) fn has(&self, task: Task) -> bool {
         self.tasks.contains(&task)
     }
+
+    /// Whether nothing else is due.
+    pub(crate) fn is_only(&self, task: Task) -> bool {
+        self.sync.is_none() && self.tasks == [task]
+    }
 }
 
 impl Worker {
@@ -95,9 +100,9 @@ impl Worker {
         self.change(|agenda| sooner(&mut agenda.upkeep_at, within));
     }
 
-    /// A segment that is made ahead is to be gone on with in a while.
-    pub(super) fn make_within(&self, within: Duration) {
-        self.change(|agenda| sooner(&mut agenda.make_at, within));
+    /// What is done in steps is to be gone on with in a while.
+    pub(super) fn step_within(&self, within: Duration) {
+        self.change(|agenda| sooner(&mut agenda.step_at, within));
     }
 
     /// Compaction may have something to do in a while.
@@ -250,7 +255,7 @@ impl Agenda {
         };
         let tasks = [
             (Task::Upkeep, take(&mut self.upkeep_at) | std::mem::take(&mut self.upkeep_now)),
-            (Task::Making, take(&mut self.make_at)),
+            (Task::Steps, take(&mut self.step_at)),
             (Task::Compaction, take(&mut self.compact_at)),
             (Task::Times, take(&mut self.watch_at)),
         ];
@@ -264,7 +269,7 @@ impl Agenda {
         let times = [
             self.upkeep_now.then(clock::now),
             self.upkeep_at,
-            self.make_at,
+            self.step_at,
             self.sync_records_at,
             self.sync_answers_at,
             self.compact_at,

@@ -287,6 +287,10 @@ impl Region for FaultRegion {
         self.inner.populate();
     }
 
+    fn give_back(&self, offset: u64, len: u64) {
+        self.inner.give_back(offset, len);
+    }
+
     fn stores_are_writes(&self) -> bool {
         self.inner.stores_are_writes()
     }

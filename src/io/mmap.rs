@@ -1,4 +1,4 @@
-//! A mapped file: the only `unsafe` code in keepq.
+//! A mapped file, and the writing of its pages: the only `unsafe` code in keepq.
 //!
 //! Relies on: the file's size never changes and its blocks are allocated (`io/disk.rs` sees to both
 //! before it maps, and the directory's lock keeps other processes away). Refuses to hand out
@@ -225,6 +225,24 @@ impl Map {
         self.raw.advise(memmap2::Advice::Random).ok();
     }
 
+    /// Takes the pages of a part out of this process: they are faulted in again when they are
+    /// needed. `offset`: a multiple of the size of a page.
+    #[cfg_attr(not(target_os = "linux"), expect(clippy::unused_self, reason = "nothing is done"))]
+    pub(super) fn give_up(&self, offset: u64, len: u64) {
+        #[cfg(target_os = "linux")]
+        if let Ok(len) = usize::try_from(len)
+            && let Some(start) = self.find(offset, len)
+        {
+            let advice = rustix::mm::Advice::LinuxDontNeed;
+            // SAFETY: `find` proved that all of it lies in the live map, which is shared with its
+            // file: the bytes are those of the file before and after, whoever loads or stores them.
+            // Advice that is refused changes nothing but speed.
+            unsafe { rustix::mm::madvise(start.cast(), len, advice) }.ok();
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = (offset, len);
+    }
+
     /// Faults the pages of a part in, writable: a store on the hot path then meets no page fault.
     #[cfg_attr(not(target_os = "linux"), expect(clippy::unused_self, reason = "nothing is stored"))]
     pub(super) fn populate(&self, offset: u64, len: u64) {
@@ -236,6 +254,22 @@ impl Map {
         #[cfg(not(target_os = "linux"))]
         let _ = (offset, len);
     }
+}
+
+/// Has the system begin to write what was stored to a part of a file, which makes nothing durable:
+/// a sync has less to write then.
+#[expect(clippy::disallowed_types, reason = "writing needs the file")]
+pub(super) fn begin_to_write(file: &std::fs::File, offset: u64, len: u64) {
+    #[cfg(all(target_os = "linux", not(miri)))]
+    if let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) {
+        let descriptor = std::os::fd::AsRawFd::as_raw_fd(file);
+        // SAFETY: the descriptor is open for as long as `file` is there, and the call is given no
+        // memory of this process. It takes no error of writing away from a later sync; its own are
+        // of no use: that tells.
+        unsafe { libc::sync_file_range(descriptor, offset, len, libc::SYNC_FILE_RANGE_WRITE) };
+    }
+    #[cfg(not(all(target_os = "linux", not(miri))))]
+    let _ = (file, offset, len);
 }
 
 /// A word in a page that a forked child finds empty.

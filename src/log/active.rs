@@ -139,6 +139,11 @@ impl Active {
         self.tail.0 + u64::from(self.count) * SLOT
     }
 
+    /// Where its records end.
+    pub(crate) fn tail(&self) -> Offset {
+        self.tail
+    }
+
     /// Bytes that records take in it.
     pub(crate) fn record_bytes(&self) -> u64 {
         self.tail - RECORDS_START

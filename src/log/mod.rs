@@ -163,20 +163,6 @@ impl Segment {
         }
     }
 
-    /// Zeroes through the map, page by page: big writes would leave large folios in the page cache.
-    fn zero_marks_and_slots(&self, file: &dyn StorageFile, slot_limit: u32) -> Result<()> {
-        const ZEROS: [u8; 4096] = [0; 4096];
-        let region = file.map(Access::Commits);
-        let region = region.map_err(|error| self.error("recycle segment", Offset::START, error))?;
-        let zero = |offset: Offset| {
-            let stored = region.store(offset.0, &ZEROS);
-            stored.map_err(|error| self.error("recycle segment", offset, error))
-        };
-        zero(Offset::START)?;
-        let lowest = slot::offset(self.header.size, Index(slot_limit - 1)).0 / PAGE * PAGE;
-        (lowest..self.header.size).step_by(ZEROS.len()).map(Offset).try_for_each(zero)
-    }
-
     /// Where some of its records are.
     pub(crate) fn waypoints(&self) -> &Waypoints {
         &self.waypoints

@@ -3,14 +3,14 @@
 //! Promises: its blocks and both headers are durable before anything else is done with it, so it
 //! can get its name at any time. What is done before that only makes later stores and writes fast,
 //! in steps that take little time each. A recycled file loses its old name, durably, before its old
-//! content is changed.
+//! content is changed; it has no new one before all of that is zero, durably, that could be taken
+//! for its new content: in steps, too, or all that is left when it is to get its name.
 
-use super::{OnFailure, SLOT_RESERVE, Segment, sync_directory};
+use super::{OnFailure, PAGE_LEN, SLOT_RESERVE, Segment, sync_directory};
 use crate::error::{Error, Result};
-use crate::format::PAGE;
-use crate::format::address::Offset;
-use crate::format::name;
+use crate::format::address::{Index, Offset};
 use crate::format::segment::{SegmentHeader, most_slots};
+use crate::format::{PAGE, name, slot};
 use crate::io::{Access, Storage, StorageFile};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,9 +33,6 @@ pub(crate) struct Preparation {
     pub(crate) is_synced: bool,
 }
 
-/// For a file of which all blocks were written before.
-const NO_PREPARATION: Preparation = Preparation { piece: 0, is_synced: false };
-
 /// A segment file without its name.
 #[derive(Debug)]
 pub(crate) struct Unnamed {
@@ -43,9 +40,17 @@ pub(crate) struct Unnamed {
     path: PathBuf,
     file: Arc<dyn StorageFile>,
     slot_limit: u32,
-    preparation: Preparation,
-    /// How far it is prepared; `None` once it is as a whole.
-    prepared: Option<u64>,
+    work: Work,
+}
+
+/// What is to be done with the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Work {
+    /// From this offset on it has slots of its last use. Its headers come after that.
+    Clear(u64),
+    /// It is new, and prepared up to this offset.
+    Prepare(Preparation, u64),
+    Nothing,
 }
 
 impl Unnamed {
@@ -61,8 +66,10 @@ impl Unnamed {
             .create(&temporary, header.size)
             .map_err(|error| Error::io("allocate segment", &path, 0, error))?;
         let slot_limit = most_slots(header.size);
-        let made = Self { header, path, file, slot_limit, preparation, prepared: Some(PAGE) };
-        made.with_headers()
+        let work = Work::Prepare(preparation, PAGE);
+        let made = Self { header, path, file, slot_limit, work };
+        made.store_headers()?;
+        Ok(made)
     }
 
     /// Makes it from the file of a segment. All messages of that are settled, no CHECKPOINT lists
@@ -84,11 +91,11 @@ impl Unnamed {
         let slot_limit = most.min(count.saturating_add(count / 4).saturating_add(SLOT_RESERVE));
         // Opened again, because the segment's file knows only the old name.
         let file = storage.open(&temporary).map_err(wrap)?;
-        segment.zero_marks_and_slots(&*file, slot_limit)?;
         let path = storage.path(&temporary);
-        let made =
-            Self { header, path, file, slot_limit, preparation: NO_PREPARATION, prepared: None };
-        made.with_headers()
+        let lowest = slot::offset(header.size, Index(slot_limit - 1)).0 / PAGE * PAGE;
+        let made = Self { header, path, file, slot_limit, work: Work::Clear(lowest) };
+        made.zero(0, PAGE)?;
+        Ok(made)
     }
 
     /// Makes it from a file that has the temporary name of a segment with this header, and all of
@@ -100,21 +107,20 @@ impl Unnamed {
     ) -> Result<Self> {
         let path = storage.path(&name::temporary(header.ordinal));
         let slot_limit = most_slots(header.size);
-        let made =
-            Self { header, path, file, slot_limit, preparation: NO_PREPARATION, prepared: None };
-        made.with_headers()
+        let made = Self { header, path, file, slot_limit, work: Work::Nothing };
+        made.store_headers()?;
+        Ok(made)
     }
 
     /// Makes its headers durable, with all that was stored.
-    fn with_headers(self) -> Result<Self> {
+    fn store_headers(&self) -> Result<()> {
         let bytes = self.header.encode();
         let written = self
             .file
             .write_at(0, &bytes)
             .and_then(|()| self.file.write_at(self.header.twin_offset().0, &bytes))
             .and_then(|()| self.file.sync());
-        written.map_err(|error| self.error(0, error))?;
-        Ok(self)
+        written.map_err(|error| self.error(0, error))
     }
 
     pub(crate) fn header(&self) -> &SegmentHeader {
@@ -130,29 +136,58 @@ impl Unnamed {
     /// Does some more to make it ready, up to a multiple of `step` bytes; false once nothing is
     /// left.
     pub(crate) fn prepare_some(&mut self, step: u64) -> Result<bool> {
-        let Some(start) = self.prepared else { return Ok(false) };
-        let last = self.header.twin_offset().0;
-        if start >= last {
-            self.prepared = None;
-            return Ok(false);
-        }
-        let slots = (last - last / SLOTS_PART) / PAGE * PAGE;
-        // Slots are stored to through a map, here and there.
-        let (end, piece) =
-            if start < slots { (slots, self.preparation.piece) } else { (last, PAGE) };
-        let end = end.min((start + 1).next_multiple_of(step));
-        let zeroed = self.file.zero(start, end, piece);
-        let is_due = end.is_multiple_of(SYNC_STEP) || end == last;
-        let syncs = self.preparation.is_synced && is_due;
-        let synced = zeroed.and_then(|()| if syncs { self.file.sync() } else { Ok(()) });
-        synced.map_err(|error| self.error(start, error))?;
-        self.prepared = Some(end);
-        Ok(true)
+        let up_to = |start: u64| (start + 1).next_multiple_of(step);
+        self.work = match self.work {
+            Work::Clear(start) => self.clear(start, up_to(start).min(self.header.size))?,
+            Work::Prepare(preparation, start) if start < self.header.twin_offset().0 => {
+                self.prepare(preparation, start, up_to(start))?
+            }
+            Work::Prepare(..) | Work::Nothing => Work::Nothing,
+        };
+        Ok(self.work != Work::Nothing)
     }
 
-    /// How many bytes are not prepared yet.
+    /// Zeroes the slots of its last use, up to `end`; the headers come last.
+    fn clear(&self, start: u64, end: u64) -> Result<Work> {
+        self.zero(start, end)?;
+        if end == self.header.size {
+            return self.store_headers().map(|()| Work::Nothing);
+        }
+        if end.is_multiple_of(SYNC_STEP) {
+            self.file.sync().map_err(|error| self.error(start, error))?;
+        }
+        Ok(Work::Clear(end))
+    }
+
+    /// Zeroes through a map, page by page: slots are stored to here and there, and big writes would
+    /// leave large folios in the page cache. Nothing is mapped when it is synced.
+    fn zero(&self, start: u64, end: u64) -> Result<()> {
+        const ZEROS: &[u8] = &[0; PAGE_LEN];
+        let region = self.file.map(Access::Commits).map_err(|error| self.error(start, error))?;
+        let zero = |at| region.store(at, ZEROS).map_err(|error| self.error(at, error));
+        (start..end).step_by(PAGE_LEN).try_for_each(zero)
+    }
+
+    /// Writes zeros where only zeros are, up to `end` at most.
+    fn prepare(&self, preparation: Preparation, start: u64, end: u64) -> Result<Work> {
+        let last = self.header.twin_offset().0;
+        let slots = (last - last / SLOTS_PART) / PAGE * PAGE;
+        let (end, piece) =
+            if start < slots { (end.min(slots), preparation.piece) } else { (end.min(last), PAGE) };
+        let zeroed = self.file.zero(start, end, piece);
+        let is_due = end.is_multiple_of(SYNC_STEP) || end == last;
+        let syncs = preparation.is_synced && is_due;
+        let synced = zeroed.and_then(|()| if syncs { self.file.sync() } else { Ok(()) });
+        synced.map_err(|error| self.error(start, error))?;
+        Ok(Work::Prepare(preparation, end))
+    }
+
+    /// How many bytes are left to be prepared.
     pub(crate) fn bytes_left(&self) -> u64 {
-        self.prepared.map_or(0, |prepared| self.header.size - prepared)
+        match self.work {
+            Work::Clear(start) | Work::Prepare(_, start) => self.header.size - start,
+            Work::Nothing => 0,
+        }
     }
 
     /// Does all that is left.
@@ -164,6 +199,9 @@ impl Unnamed {
     /// Gives it its name. `told` hears of a failed sync of the directory. If it fails, the caller
     /// removes what may be there by one of its names.
     pub(crate) fn finish(self, storage: &dyn Storage, told: &dyn OnFailure) -> Result<Segment> {
+        if let Work::Clear(start) = self.work {
+            self.clear(start, self.header.size)?;
+        }
         let name = name::segment(self.header.ordinal);
         let path = storage.path(&name);
         let renamed = storage.rename(&name::temporary(self.header.ordinal), &name);

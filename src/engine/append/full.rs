@@ -1,6 +1,7 @@
 //! A segment of this run that was pushed to, and has no seal yet.
 
 use crate::error::Result;
+use crate::format::address::Ordinal;
 use crate::format::segment::Seal;
 use crate::log::Segment;
 use crate::log::active::Active;
@@ -22,6 +23,10 @@ impl Full {
         active.erase_remains()?;
         let segment = Arc::clone(active.segment());
         Ok(Self { segment, first_seq: active.first_seq(), seal: active.seal(false) })
+    }
+
+    pub(crate) fn ordinal(&self) -> Ordinal {
+        self.segment.header.ordinal
     }
 
     pub(crate) fn last_seq(&self) -> u64 {

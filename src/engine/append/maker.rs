@@ -2,13 +2,13 @@
 //! copies.
 //!
 //! Promises: a segment is made without the lock of the supply, in steps; whoever needs it waits for
-//! one step at most, and then has it as far as it is. One that is recycled is one step: most of it
-//! is written already. Where a background thread does this and no
-//! push would wait for it soon, it rests between two steps: with few cores, each moment of it is
-//! one less for producers and consumers.
+//! one step at most, and then has it as far as it is; of one that is recycled, what is left of its
+//! old slots is cleared first. Where a background thread does this and no push would wait for it
+//! soon, it rests between two steps (`pace`).
 
 use super::Appender;
-use super::files::{name_and_map, new_names, take_ordinal};
+use super::files::{new_names, take_ordinal};
+use super::pace;
 use super::supply::{Making, Rest, Spare, Supply};
 use crate::engine::context::Context;
 use crate::error::{Error, Result};
@@ -18,14 +18,9 @@ use crate::log::Segment;
 use crate::log::unnamed::Unnamed;
 use crate::random;
 use crate::time::Shift;
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
-
-/// The background rests no longer than this between two steps; and not at all if it were for less
-/// than that, which is about what it takes to go to sleep and to wake.
-const LONGEST_REST: Duration = Duration::from_millis(2);
-const SHORTEST_REST: Duration = Duration::from_micros(50);
 
 /// Bytes that are written, or made resident, in one step, so that it takes less than a tenth of a
 /// millisecond; and where there is no time for rests.
@@ -67,24 +62,24 @@ impl<'a> Maker<'a> {
             return Ok(());
         }
         if let Some(unnamed) = self.take_making(something_goes)? {
-            self.go_on_making(unnamed)?;
+            self.go_on_making(unnamed, true)?;
         }
         self.go_on_warming();
         Ok(())
     }
 
-    /// Goes on with the segment that is made, where there is one.
-    pub(crate) fn go_on(&self) -> Result<()> {
-        let resting = {
+    /// A rest is over: goes on with the segment that is made, if there was one; true if that is
+    /// done now.
+    pub(crate) fn go_on(&self) -> Result<bool> {
+        let (rest, resting) = {
             let mut supply = self.0.supply.lock();
-            supply.rest = Rest::Over;
-            supply.making.take_resting()
+            (mem::replace(&mut supply.rest, Rest::Over), supply.making.take_resting())
         };
         if let Some(unnamed) = resting {
-            self.go_on_making(unnamed)?;
+            self.go_on_making(unnamed, true)?;
         }
         self.go_on_warming();
-        Ok(())
+        Ok(rest == Rest::UnderWay && !self.rests())
     }
 
     /// Whether the background will go on in a while with what it has begun.
@@ -92,20 +87,15 @@ impl<'a> Maker<'a> {
         self.0.supply.lock().rest == Rest::UnderWay && self.0.context.worker.is_running()
     }
 
-    /// Has the background go on in a while with so many steps, if there is time for a rest. Each
-    /// moment of its work is one less for producers and consumers, where there are few cores; so
-    /// its steps are spread over half of the time that is left until they are needed.
+    /// Has the background go on in a while with so many steps, if there is time for a rest.
     fn rest(&self, supply: &mut Supply, steps: u64) -> bool {
-        let Context { worker, clock, .. } = &*self.0.context;
-        let left = self.0.unsealed().time_left(clock.coarse()).map(|left| Duration::from(left) / 2);
-        let steps = u32::try_from(steps).unwrap_or(u32::MAX).max(1);
-        let rest = left.map_or(LONGEST_REST, |left| LONGEST_REST.min(left / steps));
-        let may_rest = worker.is_running() && rest >= SHORTEST_REST;
-        if may_rest {
+        let worker = &self.0.context.worker;
+        let rest = pace::rest(self.0, steps).filter(|_| worker.is_running());
+        if let Some(rest) = rest {
             supply.rest = Rest::UnderWay;
-            worker.make_within(rest);
+            worker.step_within(rest);
         }
-        may_rest
+        rest.is_some()
     }
 
     /// The segment to be worked at, which is begun if it will be needed soon.
@@ -136,7 +126,7 @@ impl<'a> Maker<'a> {
     }
 
     /// Works at a segment until it is ready, somebody waits for it, or there is time for a rest.
-    fn go_on_making(&self, mut unnamed: Unnamed) -> Result<()> {
+    fn go_on_making(&self, mut unnamed: Unnamed, may_rest: bool) -> Result<()> {
         let ordinal = unnamed.header().ordinal;
         let _end = EndIfPanicking(self.0);
         let mut bytes = ZEROS.calm;
@@ -144,7 +134,7 @@ impl<'a> Maker<'a> {
             // Without the lock: whoever waits does so for one step at most.
             let step = unnamed.prepare_some(bytes);
             let mut supply = self.0.supply.lock();
-            let making = std::mem::take(&mut supply.making);
+            let making = mem::take(&mut supply.making);
             self.0.made.notify_all();
             let has_more = match step {
                 Ok(has_more) => has_more && !matches!(making, Making::Awaited(_)),
@@ -163,7 +153,7 @@ impl<'a> Maker<'a> {
                 supply.ready = Some(prepared);
                 return Ok(());
             }
-            if self.rest(&mut supply, unnamed.bytes_left() / ZEROS.calm) {
+            if may_rest && self.rest(&mut supply, unnamed.bytes_left() / ZEROS.calm) {
                 supply.making = Making::Resting(unnamed);
                 return Ok(());
             }
@@ -198,23 +188,26 @@ impl<'a> Maker<'a> {
         supply.is_closed || self.0.context.worker.is_stopping()
     }
 
-    /// Turns a segment that no CHECKPOINT lists, and that has left the log, into the ready one, if
+    /// Makes the next segment out of one that no CHECKPOINT lists, and that has left the log, if
     /// there is none yet and the segment has the full size; `None` if it is of no use. If that
-    /// fails, its file goes. `count`: how many slots it had.
-    pub(crate) fn recycle(&self, segment: &Arc<Segment>, count: u32) -> Option<Result<()>> {
+    /// fails, its file goes. `count`: how many slots it had. `may_rest`: as [`Maker::prepare_ahead`].
+    pub(crate) fn recycle(
+        &self,
+        segment: &Arc<Segment>,
+        count: u32,
+        may_rest: bool,
+    ) -> Option<Result<()>> {
         let header = self.begin_to_recycle(segment)?;
         let _end = EndIfPanicking(self.0);
         let Context { storage, health, .. } = &*self.0.context;
-        // Without the lock, as in `go_on_making`; but whoever waits does so for all of it.
+        // Without the lock, as in `go_on_making`.
         let recycled = Unnamed::recycle(&**storage, segment, header.clone(), count, health);
-        let mut supply = self.0.supply.lock();
-        supply.making = Making::Nothing;
-        self.0.made.notify_all();
-        let mapped =
-            recycled.and_then(|unnamed| name_and_map(&self.0.context, &mut supply, unnamed));
-        let prepared = match mapped {
-            Ok(prepared) => prepared,
+        let unnamed = match recycled {
+            Ok(unnamed) => unnamed,
             Err(error) => {
+                let mut supply = self.0.supply.lock();
+                supply.making = Making::Nothing;
+                self.0.made.notify_all();
                 let names = [segment.name.clone()].into_iter().chain(new_names(header.ordinal));
                 if supply.leftovers.clean_up(&self.0.context, names, header.size) {
                     self.0.context.space.give_back(header.size);
@@ -224,9 +217,10 @@ impl<'a> Maker<'a> {
         };
         // Relaxed: a number by itself.
         self.0.taken_bytes.fetch_add(header.size, Ordering::Relaxed);
-        (supply.ready, supply.prepared_bytes) = (Some(prepared), header.size);
+        self.0.supply.lock().prepared_bytes = header.size;
+        let made = self.go_on_making(unnamed, may_rest);
         self.0.context.worker.ask();
-        Some(Ok(()))
+        Some(made)
     }
 
     /// What the segment becomes that is made of this one, from here on; `None` if it is of no use.

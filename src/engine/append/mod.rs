@@ -10,6 +10,7 @@ mod files;
 mod full;
 mod leftovers;
 pub(crate) mod maker;
+pub(crate) mod pace;
 mod placed;
 mod prepare;
 pub(crate) mod shrink;
@@ -19,9 +20,11 @@ mod unsealed;
 use crate::time::{Millis, Shift, Time};
 pub(crate) use full::Full;
 pub(crate) use leftovers::MOST_LEFTOVERS;
+use pace::Pace;
 pub(crate) use placed::{Placed, Promise};
 pub(super) use supply::FIRST_SEGMENT;
 pub(crate) use supply::{Prepared, SupplyState};
+pub(crate) use unsealed::Part;
 
 use super::context::{Context, Padded};
 use super::published::Published;
@@ -74,6 +77,7 @@ pub(crate) struct Appender {
     planned_look: Arc<AtomicU64>,
     /// Bytes of files that pushes took.
     taken_bytes: AtomicU64,
+    pace: Pace,
 }
 
 /// The segments of this run that have no seal: the active one, and those before it that are not
@@ -83,6 +87,8 @@ pub(crate) struct Unsealed {
     active: Option<Active>,
     /// No longer pushed to; oldest first.
     full: VecDeque<Full>,
+    /// Records of the active segment before this offset were given back.
+    given_back: u64,
     /// How long pushes went to the last segment that was filled, and when they left it.
     last_fill_time: Option<Millis>,
     left_last_at: Option<Instant>,
@@ -157,6 +163,7 @@ impl Appender {
             settled_total: guard.ledger().settled_total().clone(),
             planned_look: Arc::clone(guard.ledger().expiry().planned()),
             taken_bytes: AtomicU64::new(0),
+            pace: Pace::default(),
         }
     }
 
@@ -393,7 +400,7 @@ impl Appender {
         dispatch.backlog_mut().rotate(full.as_ref().map(|full| full.seal), &active);
         unsealed.full.extend(full);
         unsealed.active = Some(active);
-        unsealed.has_asked_for_supply = false;
+        (unsealed.given_back, unsealed.has_asked_for_supply) = (0, false);
         Ok(dispatch)
     }
 

@@ -18,6 +18,23 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Some of a segment as memory.
+#[derive(Debug)]
+pub(crate) struct Part {
+    region: Arc<dyn Region>,
+    start: u64,
+    end: u64,
+}
+
+impl Part {
+    /// What is given back begins and ends at a multiple of this.
+    const UNIT: u64 = 64 << 10;
+
+    pub(crate) fn give_back(&self) {
+        self.region.give_back(self.start, self.end - self.start);
+    }
+}
+
 /// A consumer that keeps up leaves a segment within this time after pushes did.
 const LEFT_WITHIN: Duration = Duration::from_millis(100);
 
@@ -26,6 +43,7 @@ impl Unsealed {
         Self {
             active: None,
             full: VecDeque::new(),
+            given_back: 0,
             last_fill_time: None,
             left_last_at: None,
             next_seq: log.next_seq,
@@ -133,7 +151,7 @@ impl Unsealed {
 
     /// How long it will be until a push needs the next segment; `None` if it is too early to tell.
     pub(super) fn time_left(&self, now: Time) -> Option<Millis> {
-        if !self.full.is_empty() {
+        if self.full.len() > 1 {
             // Segments fill faster than they are synced.
             return Some(Millis(0));
         }
@@ -142,12 +160,13 @@ impl Unsealed {
         Some(Millis(fill_time.saturating_mul(size.saturating_sub(used)) / size))
     }
 
-    /// Whether the oldest full segment is still as memory in a consumer that is about to leave it.
-    /// The sync of pages that are mapped interrupts all processors for each of them.
-    pub(crate) fn is_oldest_about_to_be_left(&self) -> bool {
+    /// The oldest full segment, unless a consumer still reads it and may be about to leave it. The
+    /// sync of pages that are mapped interrupts all processors for each of them.
+    pub(crate) fn oldest_left(&self) -> Option<&Full> {
         let since = |at| clock::now().saturating_duration_since(at);
         let is_new = self.left_last_at.is_some_and(|at| since(at) < LEFT_WITHIN);
-        is_new && matches!(self.full.as_slices(), ([full], []) if full.segment.is_mapped())
+        let may_be_left = is_new && self.full.len() == 1;
+        self.full.front().filter(|full| !may_be_left || !full.segment.is_mapped())
     }
 
     /// Whether the worker is to be asked for a next segment, and has not been.
@@ -173,6 +192,15 @@ impl Unsealed {
     pub(super) fn can_collect(&self, bytes: u64) -> bool {
         let staged = self.active.as_ref().and_then(Active::stage).map_or(0, Stage::len);
         to_u64(staged) + bytes <= to_u64(MOST_STAGED)
+    }
+
+    /// The records that were stored since the last round of syncs, up to where pushes go on: the
+    /// next one gives them back first, so that it need not protect each page of them.
+    pub(crate) fn take_unsynced_part(&mut self) -> Option<Part> {
+        let active = self.active.as_ref().filter(|active| active.stage().is_none())?;
+        let end = active.tail().0 / Part::UNIT * Part::UNIT;
+        let start = std::mem::replace(&mut self.given_back, end);
+        (end > start).then(|| Part { region: Arc::clone(active.region()), start, end })
     }
 
     /// Takes out what is collected, to be written to this region.

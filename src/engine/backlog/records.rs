@@ -298,6 +298,11 @@ impl Records {
         self.mapped.get().is_some()
     }
 
+    /// Whether it is mapped, and that map was not given back as a whole.
+    pub(crate) fn is_to_give_back(&self) -> bool {
+        self.mapped.get().is_some_and(|mapped| mapped.left_to_give_back() > 0)
+    }
+
     /// The number of its newest map: larger is later.
     pub(super) fn map_number(&self) -> u64 {
         self.map_number.get()

@@ -168,33 +168,28 @@ impl Tracks {
         to_u64(self.done.len() - usize::from(newest) + busy.count())
     }
 
-    /// Takes out a segment in which nothing is unsettled and nothing unsynced.
-    pub(crate) fn take_done(
-        &mut self,
-        is_synced: impl Fn(&Arc<Segment>) -> bool,
-    ) -> Option<(Arc<Segment>, u32)> {
-        let can_go = |track: &Track| {
-            is_free(track) && track.answers().are_durable() && is_synced(track.segment())
-        };
+    /// Takes out a segment in which nothing is unsettled and nothing unsynced. The caller drops it
+    /// outside of the lock: it may be mapped.
+    pub(crate) fn take_done(&mut self, is_synced: impl Fn(&Track) -> bool) -> Option<Track> {
+        let can_go =
+            |track: &Track| is_free(track) && track.answers().are_durable() && is_synced(track);
         let mut done = self.tracks_of(self.done.synced());
         let ordinal = done
             .find(|track| can_go(track))
             .or_else(|| self.iter_busy_older().find(|track| can_go(track)))
             .map(Track::ordinal)?;
         drop(done);
-        let track = self.remove(ordinal)?;
-        Some((Arc::clone(track.segment()), track.count().unwrap_or(0)))
+        self.remove(ordinal)
     }
 
-    /// The first segment without an unsettled message whose slots are not synced yet, and that is
-    /// not `full`: sealed, that is.
+    /// The first segment without an unsettled message whose slots are not synced yet, among those
+    /// that can go then.
     pub(crate) fn first_done_and_unsynced(
         &self,
-        is_full: impl Fn(&Arc<Segment>) -> bool,
+        can_go: impl Fn(&Track) -> bool,
     ) -> Option<&Arc<Segment>> {
-        let is_unsynced = |track: &&Track| {
-            is_free(track) && track.answers().are_unsynced() && !is_full(track.segment())
-        };
+        let is_unsynced =
+            |track: &&Track| is_free(track) && track.answers().are_unsynced() && can_go(track);
         let mut done = self.tracks_of(self.done.unsynced());
         let first = done.find(is_unsynced).or_else(|| self.iter_busy_older().find(is_unsynced));
         first.map(Track::segment)
@@ -265,17 +260,34 @@ impl Tracks {
         to_u64(self.iter_busy().filter(|track| track.records().is_mapped()).count())
     }
 
-    /// Maps that no delivery needs. The caller drops them outside of the lock. `reading`: the
-    /// ordinal of the segment that is read.
-    pub(crate) fn take_idle_maps(&mut self, reading: Ordinal) -> Vec<Arc<Mapped>> {
+    /// Maps that no delivery needs: all, or those that were given back as a whole. The caller drops
+    /// them outside of the lock. `reading`: the ordinal of the segment that is read.
+    pub(crate) fn take_idle_maps(&mut self, reading: Ordinal, all: bool) -> Vec<Arc<Mapped>> {
         let newest = self.in_order.back().map_or(Ordinal::NONE, Track::ordinal);
         let mut idle = Vec::new();
         self.for_each_busy_mut(|track| {
-            if track.leased() == 0 && ![reading, newest].contains(&track.ordinal()) {
+            let is_idle = track.leased() == 0 && ![reading, newest].contains(&track.ordinal());
+            if is_idle && (all || !track.records().is_to_give_back()) {
                 idle.extend(track.records_mut().take_map());
             }
         });
         idle
+    }
+
+    /// The first map that is to be given back, and how many there are: those that no delivery needs
+    /// and no cursor reads, those without an unsettled message, and that of segment `also`.
+    pub(crate) fn to_give_back(
+        &self,
+        reading: Ordinal,
+        also: Option<Ordinal>,
+    ) -> Option<(Arc<Mapped>, usize)> {
+        let is_left = |track: &&Track| {
+            let is_idle = track.leased() == 0 && (track.ordinal() != reading || track.is_done());
+            track.records().is_to_give_back() && (is_idle || Some(track.ordinal()) == also)
+        };
+        let mut left = self.iter_busy_older().filter(is_left);
+        let first = Arc::clone(left.next()?.records().mapped()?);
+        Some((first, 1 + left.count()))
     }
 
     /// A sync of answers begins. Gives the segments that have some that no sync has covered.

@@ -9,11 +9,13 @@
 mod candidates;
 mod compact;
 mod job;
+mod let_go;
 mod planned;
 mod planner;
 mod retire;
 mod switch;
 mod trigger;
+mod unmapper;
 mod upkeep;
 
 use super::append::shrink::Shrinker;
@@ -34,6 +36,7 @@ use retire::Retirer;
 use std::sync::Arc;
 use std::time::Duration;
 use trigger::Trigger;
+use unmapper::Unmapper;
 
 /// This many done segments may wait to be let go while another segment is ready.
 const MOST_DONE: u64 = 1;
@@ -50,6 +53,7 @@ pub(crate) struct Reclaim {
     commit: Arc<Commit>,
     retirer: Arc<Retirer>,
     compactor: Compactor,
+    unmapper: Unmapper,
 }
 
 impl Reclaim {
@@ -75,6 +79,7 @@ impl Reclaim {
             commit: Arc::clone(commit),
             retirer,
             compactor,
+            unmapper: Unmapper::new(context, dispatch, appender),
         }
     }
 
@@ -98,11 +103,15 @@ impl Reclaim {
         })
     }
 
-    /// Goes on with the segment that is made ahead, after a rest; then prepares the next one, which
-    /// may have been asked for meanwhile.
-    pub(crate) fn go_on_preparing(&self) -> Result<()> {
-        Maker::new(&self.appender).go_on()?;
-        self.prepare_ahead()
+    /// Goes on with what is done in steps, after a rest.
+    pub(crate) fn go_on(&self) {
+        let is_unmapped = self.unmapper.go_on();
+        let is_made = Maker::new(&self.appender).go_on();
+        // What is unmapped can be synced, and let go; another segment may have been asked for
+        // meanwhile. A failure is told if upkeep, which may make room, meets it again.
+        if is_unmapped || is_made.unwrap_or(true) {
+            self.context.worker.ask();
+        }
     }
 
     /// Returns true if the background does not keep up, or there is none: done segments fill the
@@ -139,12 +148,21 @@ impl Reclaim {
         has_any
     }
 
-    /// Syncs and seals the oldest full segment, unless a consumer is about to leave it; tells
-    /// whether there may be more.
-    pub(crate) fn sync_oldest_full(&self) -> Result<bool> {
-        if self.appender.unsealed().is_oldest_about_to_be_left() {
-            self.context.worker.ask_within(LOOK_AGAIN);
+    /// In the background: unmaps what nobody needs, closes unmapped segments that are synced, and
+    /// syncs and seals the oldest full one, unless a consumer is about to leave it; tells whether
+    /// there may be more.
+    pub(crate) fn unmap_and_sync(&self) -> Result<bool> {
+        let is_unmapped = self.unmapper.unmap();
+        self.release_unmapped();
+        if !is_unmapped {
             return Ok(false);
+        }
+        {
+            let unsealed = self.appender.unsealed();
+            if !unsealed.full().is_empty() && unsealed.oldest_left().is_none() {
+                self.context.worker.ask_within(LOOK_AGAIN);
+                return Ok(false);
+            }
         }
         self.commit.sync_oldest_full()
     }
@@ -279,9 +297,14 @@ impl Reclaim {
         })
     }
 
-    /// Unmaps segments that no delivery needs, and closes unmapped segments that are synced.
+    /// Unmaps segments that no delivery needs, at once, and closes unmapped segments that are
+    /// synced.
     pub(crate) fn release_idle_maps(&self) {
         self.context.unmapping.give_up(|| self.dispatch.lock().take_idle_maps());
+        self.release_unmapped();
+    }
+
+    fn release_unmapped(&self) {
         // It is poisoned, if that fails, which the next sync says.
         if self.sync_held_open().is_ok() {
             self.release_clean();

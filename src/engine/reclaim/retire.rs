@@ -4,10 +4,12 @@
 //! so a listed file that is absent is a loss; no segment is let go before every one of its slots
 //! was seen settled. Relies on the `upkeep` lock; may be called at any time, by any thread.
 
+use super::let_go::{LetGo, Who};
 use super::upkeep::Upkeep;
 use crate::checkpoint::SLOTS;
 use crate::clock;
-use crate::engine::append::{Appender, SupplyState, maker::Maker};
+use crate::engine::append::{Appender, SupplyState, Unsealed, maker::Maker};
+use crate::engine::backlog::track::Track;
 use crate::engine::commit::Commit;
 use crate::engine::context::{Context, RETRY_AFTER};
 use crate::engine::signal::DispatchLock;
@@ -40,27 +42,6 @@ pub(crate) struct Retirer {
 /// The list in CHECKPOINT is written for one part in this many of the segments that are in it: so a
 /// segment that comes or goes costs this many entries.
 const LIST_PART: u64 = 64;
-
-/// When CHECKPOINT is written.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Listing {
-    Now,
-    /// Once enough has changed.
-    IfDue,
-}
-
-/// What letting go did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct LetGo {
-    /// Segments that were removed, or will be used again.
-    pub(crate) segments: usize,
-    /// There may be more.
-    pub(crate) has_more: bool,
-}
-
-impl LetGo {
-    const NOTHING: Self = Self { segments: 0, has_more: false };
-}
 
 impl Retirer {
     pub(super) fn new(
@@ -111,19 +92,19 @@ impl Retirer {
     pub(crate) fn let_go_for(&self, time: Duration) -> Result<LetGo> {
         let end = clock::now().checked_add(time);
         let is_over = || end.is_some_and(|end| clock::now() >= end);
-        let gone = self.let_go_until(usize::MAX, Listing::IfDue, is_over);
+        let gone = self.let_go_until(usize::MAX, Who::Background, is_over);
         gone.map(|(gone, removed)| self.with_noted(gone, removed))
     }
 
     /// The same for one such file, for a producer that is faster than the background.
     pub(crate) fn let_go_of_one(&self) -> Result<LetGo> {
-        let gone = self.let_go_until(1, Listing::IfDue, || false);
+        let gone = self.let_go_until(1, Who::Producer, || false);
         gone.map(|(gone, removed)| self.with_noted(gone, removed))
     }
 
     /// The same for up to `limit` of such files, at once.
     pub(crate) fn let_go(&self, limit: usize) -> Result<LetGo> {
-        let gone = self.let_go_until(limit, Listing::Now, || false);
+        let gone = self.let_go_until(limit, Who::Caller, || false);
         gone.map(|(gone, removed)| self.with_noted(gone, removed))
     }
 
@@ -134,17 +115,17 @@ impl Retirer {
 
     /// The same for all of them, for a caller that wants to hear of a file that cannot be removed.
     pub(crate) fn let_go_of_all(&self) -> Result<()> {
-        self.let_go_until(usize::MAX, Listing::Now, || false).and_then(|(_, removed)| removed)
+        self.let_go_until(usize::MAX, Who::Caller, || false).and_then(|(_, removed)| removed)
     }
 
     /// Also tells whether all files could be removed that were tried. What failed is tried again.
     fn let_go_until(
         &self,
         limit: usize,
-        listing: Listing,
+        who: Who,
         is_over: impl Fn() -> bool,
     ) -> Result<(LetGo, Result<()>)> {
-        let gone = self.try_to_let_go(limit, listing, is_over);
+        let gone = self.try_to_let_go(limit, who, is_over);
         if !matches!(gone, Ok((_, Ok(())))) {
             self.context.retry_upkeep();
         }
@@ -154,7 +135,7 @@ impl Retirer {
     fn try_to_let_go(
         &self,
         limit: usize,
-        listing: Listing,
+        who: Who,
         is_over: impl Fn() -> bool,
     ) -> Result<(LetGo, Result<()>)> {
         let mut upkeep = self.upkeep.lock();
@@ -167,9 +148,9 @@ impl Retirer {
         if !self.appender.with_supply_state(|supply| supply.is_old_tail_finished) {
             return Ok((LetGo::NOTHING, Ok(())));
         }
-        let has_enough = listing == Listing::Now && upkeep.unlisted_count() >= limit;
-        let is_cut = !has_enough && self.retire(&mut upkeep, limit, is_over)?;
-        let lists = listing == Listing::Now || self.is_list_due(&upkeep);
+        let has_enough = who == Who::Caller && upkeep.unlisted_count() >= limit;
+        let is_cut = !has_enough && self.retire(&mut upkeep, limit, who, is_over)?;
+        let lists = who == Who::Caller || self.is_list_due(&upkeep);
         // For its hints alone, a caller that waits writes none.
         if lists && (limit == usize::MAX || upkeep.has_listed_files() && !has_enough) {
             self.write_checkpoint(&mut upkeep)?;
@@ -181,7 +162,7 @@ impl Retirer {
         let done = upkeep.take_unlisted(limit);
         let segments = done.len();
         for (segment, count) in done {
-            let reused = self.reuse_or_remove(&mut upkeep, &segment, count);
+            let reused = self.reuse_or_remove(&mut upkeep, &segment, count, who);
             // Relaxed: a thread that waits for it waits for the lock that is held here.
             let going = self.letting_go.load(Ordering::Relaxed);
             self.letting_go.store(going.saturating_sub(1), Ordering::Relaxed);
@@ -309,6 +290,7 @@ impl Retirer {
         &self,
         upkeep: &mut Upkeep,
         limit: usize,
+        who: Who,
         is_over: impl Fn() -> bool,
     ) -> Result<bool> {
         let (had, many) = (upkeep.done_count(), usize::try_from(self.many()).unwrap_or(limit));
@@ -318,7 +300,7 @@ impl Retirer {
                 return Ok(true);
             }
             if upkeep.done_count() < to_sync
-                && let Some(segment) = self.first_done_and_unsynced()
+                && let Some(segment) = self.first_done_and_unsynced(who)
             {
                 self.context.sync(&segment)?;
                 // A done segment has no more stores.
@@ -328,15 +310,17 @@ impl Retirer {
             // While this leads, no round has one of them in its plan.
             let lead = self.commit.lead_when_free();
             let unsealed = self.appender.unsealed();
-            let is_synced = |segment: &Arc<Segment>| !unsealed.is_full(segment);
+            let can_go = |track: &Track| can_go(track, &unsealed, who);
             let mut dispatch = self.dispatch.lock();
-            let done = dispatch.backlog_mut().tracks_mut().take_done(is_synced);
+            let done = dispatch.backlog_mut().tracks_mut().take_done(can_go);
             // Relaxed: the lock of the unsealed segments orders it.
             self.letting_go.fetch_add(u64::from(done.is_some()), Ordering::Relaxed);
             drop(unsealed);
             drop(dispatch);
             drop(lead);
-            let Some((segment, count)) = done else { return Ok(false) };
+            let Some(done) = done else { return Ok(false) };
+            let (segment, count) = (Arc::clone(done.segment()), done.count().unwrap_or(0));
+            drop(done);
             // There may be many until the list is written, which needs a descriptor itself.
             segment.release();
             upkeep.add_done(segment, count);
@@ -345,11 +329,11 @@ impl Retirer {
     }
 
     /// The first sealed segment without an unsettled message whose slots are not synced yet.
-    fn first_done_and_unsynced(&self) -> Option<Arc<Segment>> {
+    fn first_done_and_unsynced(&self, who: Who) -> Option<Arc<Segment>> {
         let unsealed = self.appender.unsealed();
         let dispatch = self.dispatch.lock();
         let tracks = dispatch.backlog().tracks();
-        tracks.first_done_and_unsynced(|segment| unsealed.is_full(segment)).cloned()
+        tracks.first_done_and_unsynced(|track| can_go(track, &unsealed, who)).cloned()
     }
 
     /// Writes the hints for the next open, if they have changed.
@@ -456,10 +440,12 @@ impl Retirer {
         upkeep: &mut Upkeep,
         segment: &Arc<Segment>,
         count: Option<u32>,
+        who: Who,
     ) -> Result<()> {
         let size = segment.header.size;
         let maker = Maker::new(&self.appender);
-        if let Some(recycled) = count.and_then(|count| maker.recycle(segment, count)) {
+        let recycle = |count| maker.recycle(segment, count, who == Who::Background);
+        if let Some(recycled) = count.and_then(recycle) {
             return recycled;
         }
         match self.context.remove(&segment.name) {
@@ -497,4 +483,10 @@ impl Retirer {
         upkeep.checkpoint_file().close();
         finished
     }
+}
+
+/// Whether a segment that is done is sealed, and whether whoever lets go waits for nothing else.
+fn can_go(track: &Track, unsealed: &Unsealed, who: Who) -> bool {
+    let waits = who == Who::Background && track.records().is_to_give_back();
+    !waits && !unsealed.is_full(track.segment())
 }

@@ -15,7 +15,7 @@ use crate::format::bytes::to_u64;
 use crate::format::record::HEADER;
 use crate::io::directory::{Directory, Want};
 use crate::io::latch::SyncLatch;
-use crate::io::mmap::Map;
+use crate::io::mmap::{self, Map};
 use crate::io::os::{self, FileId};
 use crate::io::{Access, BLOCK, Region, StorageFile, check_bounds, check_words, outside};
 use parking_lot::Mutex;
@@ -346,6 +346,12 @@ impl Region for MappedRegion {
         }
     }
 
+    fn give_back(&self, offset: u64, len: u64) {
+        // First, so that the system need not protect each page of it.
+        self.map.give_up(offset, len);
+        mmap::begin_to_write(&self.file, offset, len);
+    }
+
     #[inline]
     fn stores_are_writes(&self) -> bool {
         self.by_write
@@ -406,6 +412,10 @@ impl Region for UnmappedRegion {
     }
 
     fn populate(&self) {}
+
+    fn give_back(&self, offset: u64, len: u64) {
+        mmap::begin_to_write(&self.file, offset, len);
+    }
 
     fn stores_are_writes(&self) -> bool {
         true

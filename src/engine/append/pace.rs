@@ -1,0 +1,32 @@
+//! How the background spreads what will be needed once the active segment is full.
+//!
+//! With few cores, each moment of its work is one less for producers and consumers, and the kernel
+//! takes no core away from a thread inside a call. So it works in steps of less than a tenth of a
+//! millisecond, and rests in between, as long as no push would wait for the end of it. Nor does a
+//! step make anybody wait for a lock: who waits may give its core away, and gets it back late.
+
+use super::Appender;
+use crate::time::Millis;
+use parking_lot::Mutex;
+use std::time::Duration;
+
+/// It rests no longer than this between two steps; and not at all if it were for less than that,
+/// which is about what it takes to go to sleep and to wake.
+const LONGEST_REST: Duration = Duration::from_millis(2);
+const SHORTEST_REST: Duration = Duration::from_micros(50);
+
+/// How long it was until a push needs the next segment at the last look, if that could be told.
+#[derive(Debug, Default)]
+pub(crate) struct Pace(Mutex<Option<Millis>>);
+
+/// The rest after a step of which so many are left: all of them take half of the time until a push
+/// needs the next segment. `None` if there is no time for rests.
+pub(crate) fn rest(appender: &Appender, steps: u64) -> Option<Duration> {
+    let mut left = appender.pace.0.lock();
+    if let Some(unsealed) = appender.unsealed.try_lock() {
+        *left = unsealed.time_left(appender.context.clock.coarse());
+    }
+    let steps = u32::try_from(steps).unwrap_or(u32::MAX).max(1);
+    let rest = left.map_or(LONGEST_REST, |left| Duration::from(left) / 2 / steps);
+    Some(rest.min(LONGEST_REST)).filter(|&rest| rest >= SHORTEST_REST)
+}
