@@ -79,6 +79,7 @@ mod found_work;
 #[cfg(target_os = "linux")]
 mod full_disk;
 mod full_segments;
+mod given_back;
 mod golden;
 mod golden_apart;
 mod golden_times;
