@@ -7,7 +7,7 @@
 //! segments are synced before the active one, oldest first, so that what survives a power cut is a
 //! prefix. Holds no lock while it syncs.
 
-use super::append::{Appender, Full, Part, Placed};
+use super::append::{Appender, Full, Placed, UnsyncedPart};
 use super::context::{Context, Padded};
 use super::signal::DispatchLock;
 use super::wait::{Look, Soon};
@@ -52,7 +52,7 @@ struct Round {
     /// The older ones with answers.
     answered: Vec<Arc<Segment>>,
     /// What nobody stores to any more.
-    left: Option<Part>,
+    left: Option<UnsyncedPart>,
     published: u64,
     answers: Option<u64>,
     /// About how many records were written for it.
@@ -213,7 +213,7 @@ impl Commit {
         self.context.health.check(true)?;
         let round = self.plan_round(scope)?;
         let began = clock::now();
-        round.left.iter().for_each(Part::give_back);
+        round.left.iter().for_each(UnsyncedPart::give_back);
         // Those that were pushed to are looked for below.
         let mut pushed = round.pushed.iter();
         let synced = pushed.try_for_each(|segment| self.context.health.sync(segment));

@@ -20,7 +20,6 @@ use crate::format::standing::{Run, Standing};
 use crate::io::Region;
 use crate::time::Time;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes that a search reads at once.
 const BYTES_A_STEP: usize = 4096;
@@ -36,8 +35,6 @@ pub(crate) struct Mapped {
     bound: Bound,
     /// Where its records end by now, if it is pushed to.
     growing: Option<SeenTail>,
-    /// All before this offset was given back.
-    given_back: AtomicU64,
 }
 
 /// How far records may reach.
@@ -126,25 +123,7 @@ impl Mapped {
     ) -> Self {
         let (key, bound) = (segment.key, Bound::of(&segment, tail));
         let first_slot = slot::offset(segment.header.size, Index::FIRST);
-        let given_back = AtomicU64::new(0);
-        Self { segment, region, key, first_slot, bound, growing: None, given_back }
-    }
-
-    /// Gives the next part of it back, of this many bytes: nobody is likely to need it.
-    pub(crate) fn give_back(&self, bytes: u64) {
-        let (offset, bytes) = (self.given_back(), bytes.min(self.left_to_give_back()));
-        self.region.give_back(offset, bytes);
-        // Relaxed: a hint.
-        self.given_back.store(offset + bytes, Ordering::Relaxed);
-    }
-
-    fn given_back(&self) -> u64 {
-        self.given_back.load(Ordering::Relaxed)
-    }
-
-    /// Bytes that were not given back yet.
-    pub(crate) fn left_to_give_back(&self) -> u64 {
-        self.segment.header.size.saturating_sub(self.given_back())
+        Self { segment, region, key, first_slot, bound, growing: None }
     }
 
     /// The same of the segment that is pushed to.

@@ -8,7 +8,6 @@
 
 use super::Appender;
 use super::files::{new_names, take_ordinal};
-use super::pace;
 use super::supply::{Making, Rest, Spare, Supply};
 use crate::engine::context::Context;
 use crate::error::{Error, Result};
@@ -21,17 +20,18 @@ use crate::time::Shift;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// Bytes that are written, or made resident, in one step, so that it takes less than a tenth of a
 /// millisecond; and where there is no time for rests.
 #[derive(Clone, Copy)]
-struct Pace {
+struct StepBytes {
     calm: u64,
     hurried: u64,
 }
 
-const ZEROS: Pace = Pace { calm: 128 << 10, hurried: 1 << 20 };
-const WARM: Pace = Pace { calm: 512 << 10, hurried: 2 << 20 };
+const ZEROS: StepBytes = StepBytes { calm: 128 << 10, hurried: 1 << 20 };
+const WARM: StepBytes = StepBytes { calm: 512 << 10, hurried: 2 << 20 };
 
 /// Nobody waits for a segment whose thread has panicked.
 struct EndIfPanicking<'a>(&'a Appender);
@@ -87,10 +87,19 @@ impl<'a> Maker<'a> {
         self.0.supply.lock().rest == Rest::UnderWay && self.0.context.worker.is_running()
     }
 
+    /// How long the background rests after a step of which so many are left; `None` if there is no
+    /// time for that.
+    pub(crate) fn rest_after(&self, steps: u64) -> Option<Duration> {
+        if let Some(unsealed) = self.0.unsealed.try_lock() {
+            self.0.pace.note(unsealed.time_left(self.0.context.clock.coarse()));
+        }
+        self.0.pace.rest(steps)
+    }
+
     /// Has the background go on in a while with so many steps, if there is time for a rest.
     fn rest(&self, supply: &mut Supply, steps: u64) -> bool {
         let worker = &self.0.context.worker;
-        let rest = pace::rest(self.0, steps).filter(|_| worker.is_running());
+        let rest = self.rest_after(steps).filter(|_| worker.is_running());
         if let Some(rest) = rest {
             supply.rest = Rest::UnderWay;
             worker.step_within(rest);
@@ -190,7 +199,8 @@ impl<'a> Maker<'a> {
 
     /// Makes the next segment out of one that no CHECKPOINT lists, and that has left the log, if
     /// there is none yet and the segment has the full size; `None` if it is of no use. If that
-    /// fails, its file goes. `count`: how many slots it had. `may_rest`: as [`Maker::prepare_ahead`].
+    /// fails, its file goes. `count`: how many slots it had. `may_rest`: as in
+    /// [`Maker::prepare_ahead`].
     pub(crate) fn recycle(
         &self,
         segment: &Arc<Segment>,

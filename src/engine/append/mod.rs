@@ -10,12 +10,13 @@ mod files;
 mod full;
 mod leftovers;
 pub(crate) mod maker;
-pub(crate) mod pace;
+mod pace;
 mod placed;
 mod prepare;
 pub(crate) mod shrink;
 mod supply;
 mod unsealed;
+mod unsynced_part;
 
 use crate::time::{Millis, Shift, Time};
 pub(crate) use full::Full;
@@ -24,7 +25,7 @@ use pace::Pace;
 pub(crate) use placed::{Placed, Promise};
 pub(super) use supply::FIRST_SEGMENT;
 pub(crate) use supply::{Prepared, SupplyState};
-pub(crate) use unsealed::Part;
+pub(crate) use unsynced_part::UnsyncedPart;
 
 use super::context::{Context, Padded};
 use super::published::Published;

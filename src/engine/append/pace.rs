@@ -5,7 +5,6 @@
 //! millisecond, and rests in between, as long as no push would wait for the end of it. Nor does a
 //! step make anybody wait for a lock: who waits may give its core away, and gets it back late.
 
-use super::Appender;
 use crate::time::Millis;
 use parking_lot::Mutex;
 use std::time::Duration;
@@ -17,16 +16,20 @@ const SHORTEST_REST: Duration = Duration::from_micros(50);
 
 /// How long it was until a push needs the next segment at the last look, if that could be told.
 #[derive(Debug, Default)]
-pub(crate) struct Pace(Mutex<Option<Millis>>);
+pub(super) struct Pace(Mutex<Option<Millis>>);
 
-/// The rest after a step of which so many are left: all of them take half of the time until a push
-/// needs the next segment. `None` if there is no time for rests.
-pub(crate) fn rest(appender: &Appender, steps: u64) -> Option<Duration> {
-    let mut left = appender.pace.0.lock();
-    if let Some(unsealed) = appender.unsealed.try_lock() {
-        *left = unsealed.time_left(appender.context.clock.coarse());
+impl Pace {
+    /// Now it is so long.
+    pub(super) fn note(&self, left: Option<Millis>) {
+        *self.0.lock() = left;
     }
-    let steps = u32::try_from(steps).unwrap_or(u32::MAX).max(1);
-    let rest = left.map_or(LONGEST_REST, |left| Duration::from(left) / 2 / steps);
-    Some(rest.min(LONGEST_REST)).filter(|&rest| rest >= SHORTEST_REST)
+
+    /// The rest after a step of which so many are left: all of them take half of that time. `None`
+    /// if there is no time for rests.
+    pub(super) fn rest(&self, steps: u64) -> Option<Duration> {
+        let steps = u32::try_from(steps).unwrap_or(u32::MAX).max(1);
+        let left = *self.0.lock();
+        let rest = left.map_or(LONGEST_REST, |left| Duration::from(left) / 2 / steps);
+        Some(rest.min(LONGEST_REST)).filter(|&rest| rest >= SHORTEST_REST)
+    }
 }

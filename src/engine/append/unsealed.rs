@@ -3,6 +3,7 @@
 
 use super::Unsealed;
 use super::full::Full;
+use super::unsynced_part::UnsyncedPart;
 use crate::clock::{self, Clock};
 use crate::engine::context::Context;
 use crate::error::{Error, Result};
@@ -17,23 +18,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Some of a segment as memory.
-#[derive(Debug)]
-pub(crate) struct Part {
-    region: Arc<dyn Region>,
-    start: u64,
-    end: u64,
-}
-
-impl Part {
-    /// What is given back begins and ends at a multiple of this.
-    const UNIT: u64 = 64 << 10;
-
-    pub(crate) fn give_back(&self) {
-        self.region.give_back(self.start, self.end - self.start);
-    }
-}
 
 /// A consumer that keeps up leaves a segment within this time after pushes did.
 const LEFT_WITHIN: Duration = Duration::from_millis(100);
@@ -196,11 +180,9 @@ impl Unsealed {
 
     /// The records that were stored since the last round of syncs, up to where pushes go on: the
     /// next one gives them back first, so that it need not protect each page of them.
-    pub(crate) fn take_unsynced_part(&mut self) -> Option<Part> {
+    pub(crate) fn take_unsynced_part(&mut self) -> Option<UnsyncedPart> {
         let active = self.active.as_ref().filter(|active| active.stage().is_none())?;
-        let end = active.tail().0 / Part::UNIT * Part::UNIT;
-        let start = std::mem::replace(&mut self.given_back, end);
-        (end > start).then(|| Part { region: Arc::clone(active.region()), start, end })
+        UnsyncedPart::between(&mut self.given_back, active.tail(), active.region())
     }
 
     /// Takes out what is collected, to be written to this region.

@@ -274,6 +274,13 @@ impl Tracks {
         idle
     }
 
+    /// This map was given back as a whole.
+    pub(crate) fn note_given_back(&self, map: &Arc<Mapped>) {
+        if let Some(at) = self.position_of(map.segment.header.ordinal) {
+            self.in_order[at].records().note_given_back(map);
+        }
+    }
+
     /// The first map that is to be given back, and how many there are: those that no delivery needs
     /// and no cursor reads, those without an unsettled message, and that of segment `also`.
     pub(crate) fn to_give_back(

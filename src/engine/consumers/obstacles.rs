@@ -26,7 +26,7 @@ impl Consumers {
 
     /// Gives up maps that no delivery needs; false if there are none.
     pub(crate) fn make_room_for_map(&self) -> bool {
-        self.context.unmapping.make_room(|| self.dispatch.lock().take_idle_maps())
+        self.context.unmapping.make_room(|| self.dispatch.lock().take_idle_maps(true))
     }
 
     /// Passes over segments whose files somebody removed; false if there are none.

@@ -132,21 +132,11 @@ impl Dispatch {
         &mut self.deliveries
     }
 
-    /// Maps that no delivery needs. The caller drops them outside of the lock.
-    pub(crate) fn take_idle_maps(&mut self) -> Vec<Arc<Mapped>> {
-        let reading = self.reading();
-        self.backlog_mut().tracks_mut().take_idle_maps(reading, true)
-    }
-
-    /// Those of them that were given back as a whole.
-    pub(crate) fn take_given_back_maps(&mut self) -> Vec<Arc<Mapped>> {
-        let reading = self.reading();
-        self.backlog_mut().tracks_mut().take_idle_maps(reading, false)
-    }
-
-    /// The segment that is read.
-    pub(crate) fn reading(&self) -> Ordinal {
-        self.ledger().places().cursor().ordinal()
+    /// Maps that no delivery needs: all, or those that were given back as a whole. The caller drops
+    /// them outside of the lock.
+    pub(crate) fn take_idle_maps(&mut self, all: bool) -> Vec<Arc<Mapped>> {
+        let reading = self.ledger().places().cursor().ordinal();
+        self.backlog_mut().tracks_mut().take_idle_maps(reading, all)
     }
 
     #[inline]
@@ -269,7 +259,7 @@ impl Dispatch {
     /// Maps above the limit, to be dropped outside of the lock. Also tells whether a map was made
     /// since the last call, and more files are open now than the limit says.
     pub(super) fn take_surplus_maps(&mut self) -> (Vec<Arc<Mapped>>, bool) {
-        let reading = self.reading();
+        let reading = self.ledger().places().cursor().ordinal();
         self.backlog_mut().take_surplus_maps(reading)
     }
 

@@ -6,7 +6,7 @@
 //! before. Only the background does this; whoever needs the room takes the maps as they are.
 
 use crate::clock;
-use crate::engine::append::{Appender, Full, pace};
+use crate::engine::append::{Appender, Full, maker::Maker};
 use crate::engine::context::Context;
 use crate::engine::signal::DispatchLock;
 use crate::log::sealed::Mapped;
@@ -30,8 +30,14 @@ pub(super) struct Unmapper {
     context: Arc<Context>,
     dispatch: Arc<DispatchLock>,
     appender: Arc<Appender>,
-    /// The map of which some is given back, while the background rests.
-    resting: Mutex<Option<Weak<Mapped>>>,
+    resting: Mutex<Option<Resting>>,
+}
+
+/// While the background rests: the map of which some is given back, and how far.
+#[derive(Debug)]
+struct Resting {
+    map: Weak<Mapped>,
+    offset: u64,
 }
 
 impl Unmapper {
@@ -54,14 +60,11 @@ impl Unmapper {
     pub(super) fn unmap(&self) -> bool {
         let mut resting = self.resting.lock();
         while resting.is_none() && !self.context.worker.is_stopping() {
-            let Some((mapped, waiting)) = self.next() else {
-                self.context.unmapping.give_up(|| self.dispatch.lock().take_given_back_maps());
+            let Some((map, waiting)) = self.next() else {
+                self.context.unmapping.give_up(|| self.dispatch.lock().take_idle_maps(false));
                 return true;
             };
-            let may_rest = waiting <= MOST_WAITING;
-            if self.give_back(&mapped, may_rest) {
-                *resting = Some(Arc::downgrade(&mapped));
-            }
+            *resting = self.give_back(&map, 0, waiting <= MOST_WAITING);
         }
         false
     }
@@ -69,9 +72,9 @@ impl Unmapper {
     /// A rest is over: goes on if there was one; true if nothing is left.
     pub(super) fn go_on(&self) -> bool {
         let mut resting = self.resting.lock();
-        let Some(map) = resting.take() else { return false };
+        let Some(Resting { map, offset }) = resting.take() else { return false };
         // Somebody else may have given it up meanwhile.
-        *resting = map.upgrade().filter(|mapped| self.give_back(mapped, true)).map(|_| map);
+        *resting = map.upgrade().and_then(|map| self.give_back(&map, offset, true));
         drop(resting);
         self.unmap()
     }
@@ -80,26 +83,34 @@ impl Unmapper {
     fn next(&self) -> Option<(Arc<Mapped>, usize)> {
         let full = self.appender.unsealed().oldest_left().map(Full::ordinal);
         let dispatch = self.dispatch.lock();
-        dispatch.backlog().tracks().to_give_back(dispatch.reading(), full)
+        let reading = dispatch.ledger().places().cursor().ordinal();
+        dispatch.backlog().tracks().to_give_back(reading, full)
     }
 
-    /// Gives a map back, until that is done or there is time for a rest: true if it rests.
-    fn give_back(&self, mapped: &Mapped, may_rest: bool) -> bool {
-        while mapped.left_to_give_back() > 0 && !self.context.worker.is_stopping() {
-            let (left, end) = (mapped.left_to_give_back(), clock::now() + STEP);
+    /// Gives a map back from this offset on, until that is done or there is time for a rest: then
+    /// tells how far it is.
+    fn give_back(&self, map: &Arc<Mapped>, mut offset: u64, may_rest: bool) -> Option<Resting> {
+        let size = map.segment.header.size;
+        while !self.context.worker.is_stopping() {
+            let (start, end) = (offset, clock::now() + STEP);
             loop {
-                mapped.give_back(PIECE);
-                if mapped.left_to_give_back() == 0 || clock::now() >= end {
+                let bytes = PIECE.min(size - offset);
+                map.region.give_back(offset, bytes);
+                offset += bytes;
+                if offset == size {
+                    self.dispatch.lock().backlog().tracks().note_given_back(map);
+                    return None;
+                }
+                if clock::now() >= end {
                     break;
                 }
             }
-            let steps = mapped.left_to_give_back() / (left - mapped.left_to_give_back());
-            let rest = if may_rest { pace::rest(&self.appender, steps) } else { None };
-            if let Some(rest) = rest {
+            let rest = Maker::new(&self.appender).rest_after((size - offset) / (offset - start));
+            if let Some(rest) = rest.filter(|_| may_rest) {
                 self.context.worker.step_within(rest);
-                return true;
+                return Some(Resting { map: Arc::downgrade(map), offset });
             }
         }
-        false
+        None
     }
 }
