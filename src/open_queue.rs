@@ -84,13 +84,24 @@ impl OpenQueue {
 
     /// What the background does.
     fn run_due(&self, due: &Due) {
-        self.note(self.engine.run_due(due));
-        let Some(letters) = &self.dead_letters else { return };
-        if due.has(Task::Upkeep) || due.has(Task::Times) {
-            self.note(letters.move_in_time());
+        let dead = || self.dead_letters.as_ref().and_then(DeadLetters::open_engine);
+        if !due.is_only(Task::Steps) {
+            self.note(self.engine.run_due(due));
+            if let Some(letters) = &self.dead_letters
+                && (due.has(Task::Upkeep) || due.has(Task::Times))
+            {
+                self.note(letters.move_in_time());
+            }
+            if let Some(dead) = dead() {
+                dead.context().health.note_background(dead.run_due(due));
+            }
         }
-        if let Some(dead) = letters.open_engine() {
-            dead.context().health.note_background(dead.run_due(due));
+        // After all that a deadline waits for.
+        if due.has(Task::Steps) {
+            self.engine.go_on();
+            if let Some(dead) = dead() {
+                dead.go_on();
+            }
         }
     }
 

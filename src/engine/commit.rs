@@ -51,8 +51,8 @@ struct Round {
     pushed: Vec<Arc<Segment>>,
     /// The older ones with answers.
     answered: Vec<Arc<Segment>>,
-    /// What nobody stores to any more.
-    left: Option<UnsyncedPart>,
+    /// Records before the place where pushes go on.
+    unsynced: Option<UnsyncedPart>,
     published: u64,
     answers: Option<u64>,
     /// About how many records were written for it.
@@ -213,7 +213,7 @@ impl Commit {
         self.context.health.check(true)?;
         let round = self.plan_round(scope)?;
         let began = clock::now();
-        round.left.iter().for_each(UnsyncedPart::give_back);
+        round.unsynced.iter().for_each(UnsyncedPart::evict);
         // Those that were pushed to are looked for below.
         let mut pushed = round.pushed.iter();
         let synced = pushed.try_for_each(|segment| self.context.health.sync(segment));
@@ -280,7 +280,7 @@ impl Commit {
         }
         let at_most = if scope == Scope::OldestFull { 1 } else { usize::MAX };
         let mut published = 0;
-        let (mut pushed, mut answered, mut left) = (Vec::new(), Vec::new(), None);
+        let (mut pushed, mut answered, mut unsynced_part) = (Vec::new(), Vec::new(), None);
         for full in unsealed.full().iter().take(at_most) {
             published = full.last_seq();
             pushed.push(Arc::clone(&full.segment));
@@ -288,7 +288,7 @@ impl Commit {
         if scope != Scope::OldestFull {
             published = unsealed.written_end() - 1;
             unsealed.forget_interval();
-            left = unsealed.take_unsynced_part();
+            unsynced_part = unsealed.take_unsynced_part();
             let unsynced = unsealed.active().filter(|_| !self.is_durable(published));
             pushed.extend(unsynced.map(|active| Arc::clone(active.segment())));
         }
@@ -300,7 +300,7 @@ impl Commit {
             answers = Some(count);
             answered.retain(|segment| !pushed.iter().any(|other| Arc::ptr_eq(other, segment)));
         }
-        Ok(Round { pushed, answered, left, published, answers, gathered })
+        Ok(Round { pushed, answered, unsynced: unsynced_part, published, answers, gathered })
     }
 
     fn finish_round(&self, round: &Round) {

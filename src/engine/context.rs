@@ -13,11 +13,11 @@ use crate::log::Segment;
 use crate::options::Options;
 use crate::seq::QueueId;
 use crate::time::Time;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use std::io::ErrorKind;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// After this time what failed for a moment is tried again.
@@ -62,7 +62,20 @@ impl Unmapping {
         drop(idle);
     }
 
-    /// The same for somebody who found no room; false if none was given up since the last time.
+    /// Works with a map that others may give up meanwhile; `None` if they did before. If they do,
+    /// it is given up here.
+    pub(crate) fn with<T, R>(&self, map: &Weak<T>, work: impl FnOnce(&Arc<T>) -> R) -> Option<R> {
+        let mut has_room = self.has_room.lock();
+        let map = map.upgrade()?;
+        let done = work(&map);
+        *has_room |= Arc::into_inner(map).is_some();
+        // Whoever waits for the map has it next.
+        MutexGuard::unlock_fair(has_room);
+        Some(done)
+    }
+
+    /// As `give_up`, for somebody who found no room; false if none was given up since the last
+    /// time.
     pub(crate) fn make_room<T>(&self, take: impl FnOnce() -> Vec<T>) -> bool {
         self.give_up(take);
         std::mem::take(&mut *self.has_room.lock())

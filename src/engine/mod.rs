@@ -266,16 +266,15 @@ impl Engine {
         self.reclaim.compact_all()
     }
 
+    /// A rest of the background between two steps is over. Takes no lock of pushes and deliveries.
+    pub(crate) fn go_on(&self) {
+        self.reclaim.go_on();
+    }
+
     /// Does what is due, one step of each kind; asks again for what is left, so that a deadline
     /// waits for a step at most. Once the queue is closed, nothing is due.
     pub(crate) fn run_due(&self, due: &Due) -> Result<()> {
         if self.check_open().is_err() {
-            return Ok(());
-        }
-        if due.has(Task::Steps) {
-            self.reclaim.go_on();
-        }
-        if due.is_only(Task::Steps) {
             return Ok(());
         }
         // What the next look has to be for is told again.

@@ -18,6 +18,7 @@ use super::signal::DispatchLock;
 use super::space::{CHECKPOINT_ROOM, SMALLEST_SEGMENT};
 use super::wait::Look;
 use crate::clock;
+use crate::engine::append::maker::Maker;
 use crate::error::{Error, Result};
 use crate::log::draft::Draft;
 use crate::options::Overflow;
@@ -260,7 +261,7 @@ impl Producers {
     /// For another queue on the same disk: gives back files that are no longer needed, or else the
     /// segment that is kept ready; false if there was neither.
     pub(crate) fn make_room_for_others(&self) -> Result<bool> {
-        Ok(self.make_room()? || self.appender.give_up_ready())
+        Ok(self.make_room()? || Maker::new(&self.appender).give_up_ready())
     }
 
     /// Gives back files that are no longer needed; false if there were none.

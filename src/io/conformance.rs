@@ -158,8 +158,8 @@ fn all_see_the_same_bytes(storage: &dyn Storage) {
         one.load(10, &mut loaded).unwrap();
         assert_eq!(&loaded, b"written");
         one.store(SIZE - 6, b"stored").unwrap();
-        one.give_back(0, SIZE);
-        one.give_back(0, u64::MAX);
+        one.evict(0, SIZE);
+        one.evict(0, u64::MAX);
         let mut appended = b"what was ".to_vec();
         other.load_into(SIZE - 6, 6, &mut appended).unwrap();
         assert_eq!(appended, b"what was stored");

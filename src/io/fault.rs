@@ -287,8 +287,8 @@ impl Region for FaultRegion {
         self.inner.populate();
     }
 
-    fn give_back(&self, offset: u64, len: u64) {
-        self.inner.give_back(offset, len);
+    fn evict(&self, offset: u64, len: u64) {
+        self.inner.evict(offset, len);
     }
 
     fn stores_are_writes(&self) -> bool {

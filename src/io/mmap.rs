@@ -15,7 +15,7 @@
 //! * A copy is stored to before it is in the log, so before anybody looks for a record in it.
 //! * Header pages are loaded by reads of the file, not through a map.
 //! * A file is used again, and so stored to from its start, only once nobody has it mapped any more
-//!   (`Appender::recycle`).
+//!   (`Maker::recycle`).
 //!
 //! Stores that are writes are no accesses of this program's memory: the system copies the bytes,
 //! and a load may see some of the old ones and some of the new ones. So may a load beside another
@@ -228,7 +228,7 @@ impl Map {
     /// Takes the pages of a part out of this process: they are faulted in again when they are
     /// needed. `offset`: a multiple of the size of a page.
     #[cfg_attr(not(target_os = "linux"), expect(clippy::unused_self, reason = "nothing is done"))]
-    pub(super) fn give_up(&self, offset: u64, len: u64) {
+    pub(super) fn evict(&self, offset: u64, len: u64) {
         #[cfg(target_os = "linux")]
         if let Ok(len) = usize::try_from(len)
             && let Some(start) = self.find(offset, len)

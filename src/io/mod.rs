@@ -373,7 +373,7 @@ pub trait Region: Debug + Send + Sync {
     /// Says that `len` bytes, from a multiple of 64 KiB on, are hardly needed as memory any more,
     /// and will be synced: the system begins to write them, and takes its pages back until they
     /// are needed. Changes no byte, makes none durable, and may do nothing.
-    fn give_back(&self, offset: u64, len: u64) {
+    fn evict(&self, offset: u64, len: u64) {
         let _ = (offset, len);
     }
 

@@ -1,10 +1,10 @@
 //! A segment file in the making, which has not got its name yet, and means nothing so far.
 //!
-//! Promises: its blocks and both headers are durable before anything else is done with it, so it
-//! can get its name at any time. What is done before that only makes later stores and writes fast,
-//! in steps that take little time each. A recycled file loses its old name, durably, before its old
-//! content is changed; it has no new one before all of that is zero, durably, that could be taken
-//! for its new content: in steps, too, or all that is left when it is to get its name.
+//! Promises: it can get its name at any time. The blocks and both headers of a new one are durable
+//! before anything else is done with it; what comes after that only makes later stores and writes
+//! fast, in steps that take little time each. A recycled file loses its old name, durably, before
+//! its old content is changed. It has no new name before its headers are durable, and all is zero
+//! that could be taken for its new content: in steps, too, or all that is left when it gets that.
 
 use super::{OnFailure, PAGE_LEN, SLOT_RESERVE, Segment, sync_directory};
 use crate::error::{Error, Result};
@@ -40,6 +40,8 @@ pub(crate) struct Unnamed {
     path: PathBuf,
     file: Arc<dyn StorageFile>,
     slot_limit: u32,
+    /// It was a segment before.
+    is_recycled: bool,
     work: Work,
 }
 
@@ -67,7 +69,7 @@ impl Unnamed {
             .map_err(|error| Error::io("allocate segment", &path, 0, error))?;
         let slot_limit = most_slots(header.size);
         let work = Work::Prepare(preparation, PAGE);
-        let made = Self { header, path, file, slot_limit, work };
+        let made = Self { header, path, file, slot_limit, is_recycled: false, work };
         made.store_headers()?;
         Ok(made)
     }
@@ -93,7 +95,8 @@ impl Unnamed {
         let file = storage.open(&temporary).map_err(wrap)?;
         let path = storage.path(&temporary);
         let lowest = slot::offset(header.size, Index(slot_limit - 1)).0 / PAGE * PAGE;
-        let made = Self { header, path, file, slot_limit, work: Work::Clear(lowest) };
+        let work = Work::Clear(lowest);
+        let made = Self { header, path, file, slot_limit, is_recycled: true, work };
         made.zero(0, PAGE)?;
         Ok(made)
     }
@@ -107,7 +110,8 @@ impl Unnamed {
     ) -> Result<Self> {
         let path = storage.path(&name::temporary(header.ordinal));
         let slot_limit = most_slots(header.size);
-        let made = Self { header, path, file, slot_limit, work: Work::Nothing };
+        let work = Work::Nothing;
+        let made = Self { header, path, file, slot_limit, is_recycled: false, work };
         made.store_headers()?;
         Ok(made)
     }
@@ -125,6 +129,11 @@ impl Unnamed {
 
     pub(crate) fn header(&self) -> &SegmentHeader {
         &self.header
+    }
+
+    /// Whether it was a segment before.
+    pub(crate) fn is_recycled(&self) -> bool {
+        self.is_recycled
     }
 
     /// Fails if there is no room for a map of it now.

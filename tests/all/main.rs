@@ -43,6 +43,7 @@ mod delivery;
 mod delivery_found;
 mod delivery_model;
 mod errors;
+mod evicted;
 mod examples;
 mod faults;
 mod found_between;
@@ -79,7 +80,6 @@ mod found_work;
 #[cfg(target_os = "linux")]
 mod full_disk;
 mod full_segments;
-mod given_back;
 mod golden;
 mod golden_apart;
 mod golden_times;

@@ -76,7 +76,15 @@ impl<'a> Maker<'a> {
             (mem::replace(&mut supply.rest, Rest::Over), supply.making.take_resting())
         };
         if let Some(unnamed) = resting {
-            self.go_on_making(unnamed, true)?;
+            let is_recycled = unnamed.is_recycled();
+            let made = self.go_on_making(unnamed, true);
+            if is_recycled && made.is_err() {
+                // Its file is gone, so nobody meets this error again.
+                self.0.context.retry_upkeep();
+                self.0.context.health.note_background(made);
+                return Ok(true);
+            }
+            made?;
         }
         self.go_on_warming();
         Ok(rest == Rest::UnderWay && !self.rests())
@@ -208,10 +216,11 @@ impl<'a> Maker<'a> {
         may_rest: bool,
     ) -> Option<Result<()>> {
         let header = self.begin_to_recycle(segment)?;
-        let _end = EndIfPanicking(self.0);
+        let end = EndIfPanicking(self.0);
         let Context { storage, health, .. } = &*self.0.context;
         // Without the lock, as in `go_on_making`.
         let recycled = Unnamed::recycle(&**storage, segment, header.clone(), count, health);
+        drop(end);
         let unnamed = match recycled {
             Ok(unnamed) => unnamed,
             Err(error) => {
@@ -231,6 +240,24 @@ impl<'a> Maker<'a> {
         let made = self.go_on_making(unnamed, may_rest);
         self.0.context.worker.ask();
         Some(made)
+    }
+
+    /// Removes the segment that is kept ready, or made ahead, for its room; false if that makes
+    /// none.
+    pub(crate) fn give_up_ready(&self) -> bool {
+        let mut supply = self.0.supply.lock();
+        let unnamed = self.0.stop_making(&mut supply);
+        let ready = supply.ready.take();
+        if unnamed.is_some() || ready.is_some() {
+            // Or else it would be made again at once.
+            supply.spare = Spare::NotKept;
+        }
+        let is_made_gone = unnamed.is_some_and(|unnamed| self.0.give_up(&mut supply, unnamed));
+        let Some(ready) = ready else { return is_made_gone };
+        let discarded = self.0.discard(&mut supply, ready);
+        let is_gone = discarded.is_ok();
+        self.0.context.health.note_background(discarded);
+        is_gone
     }
 
     /// What the segment becomes that is made of this one, from here on; `None` if it is of no use.

@@ -88,8 +88,8 @@ pub(crate) struct Unsealed {
     active: Option<Active>,
     /// No longer pushed to; oldest first.
     full: VecDeque<Full>,
-    /// Records of the active segment before this offset were given back.
-    given_back: u64,
+    /// Records of the active segment before this offset were evicted.
+    evicted: u64,
     /// How long pushes went to the last segment that was filled, and when they left it.
     last_fill_time: Option<Millis>,
     left_last_at: Option<Instant>,
@@ -401,7 +401,7 @@ impl Appender {
         dispatch.backlog_mut().rotate(full.as_ref().map(|full| full.seal), &active);
         unsealed.full.extend(full);
         unsealed.active = Some(active);
-        (unsealed.given_back, unsealed.has_asked_for_supply) = (0, false);
+        (unsealed.evicted, unsealed.has_asked_for_supply) = (0, false);
         Ok(dispatch)
     }
 

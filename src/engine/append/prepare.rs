@@ -5,7 +5,7 @@
 //! `supply` lock for everything here.
 
 use super::files::{access, name_and_map, new_names, numbers_used_up, preparation, take_ordinal};
-use super::supply::{FIRST_SEGMENT, Making, Prepared, Rest, Spare, Supply, SupplyState, next_size};
+use super::supply::{FIRST_SEGMENT, Making, Prepared, Rest, Supply, SupplyState, next_size};
 use super::{Appender, Need, SMALLEST_SEGMENT};
 use crate::error::{Error, Result};
 use crate::format::PAGE;
@@ -53,14 +53,23 @@ impl Appender {
     /// Waits until no thread is at work on the segment that is made ahead; then it is ready, as far
     /// as it is.
     pub(super) fn await_made(&self, supply: &mut MutexGuard<'_, Supply>) {
+        if let Some(unnamed) = self.stop_making(supply) {
+            let named = self.name(supply, unnamed).map(|prepared| supply.ready = Some(prepared));
+            self.context.health.note_background(named);
+        }
+    }
+
+    /// Waits until no thread is at work on the segment that is made ahead, and takes it, if it has
+    /// no name yet.
+    pub(super) fn stop_making(&self, supply: &mut MutexGuard<'_, Supply>) -> Option<Unnamed> {
         while let Making::UnderWay(ordinal) | Making::Awaited(ordinal) = supply.making {
             supply.making = Making::Awaited(ordinal);
             self.made.wait(supply);
         }
         supply.rest = Rest::Over;
-        if let Making::Resting(unnamed) = std::mem::take(&mut supply.making) {
-            let named = self.name(supply, unnamed).map(|prepared| supply.ready = Some(prepared));
-            self.context.health.note_background(named);
+        match std::mem::take(&mut supply.making) {
+            Making::Resting(unnamed) => Some(unnamed),
+            _ => None,
         }
     }
 
@@ -117,7 +126,7 @@ impl Appender {
         let made = Unnamed::create(&*self.context.storage, header, preparation);
         let access = access(self.context.options.durability);
         let made = made.and_then(|unnamed| unnamed.check_map(access).map(|()| unnamed));
-        let unnamed = made.or_else(|error| self.clean_up(supply, ordinal, size, error))?;
+        let unnamed = made.or_else(|error| self.clean_up(supply, (ordinal, size, false), error))?;
         // Relaxed: a number by itself.
         self.taken_bytes.fetch_add(size, Ordering::Relaxed);
         Ok(unnamed)
@@ -126,35 +135,41 @@ impl Appender {
     /// Gives it its name, and maps it.
     pub(super) fn name(&self, supply: &mut Supply, unnamed: Unnamed) -> Result<Prepared> {
         let SegmentHeader { ordinal, size, .. } = *unnamed.header();
+        let is_recycled = unnamed.is_recycled();
         let named = name_and_map(&self.context, supply, unnamed);
-        named.or_else(|error| self.clean_up(supply, ordinal, size, error))
+        named.or_else(|error| self.clean_up(supply, (ordinal, size, is_recycled), error))
     }
 
     /// What was made of a new segment goes: this was the error.
     fn clean_up<T>(
         &self,
         supply: &mut Supply,
-        ordinal: Ordinal,
-        size: u64,
+        (ordinal, size, is_recycled): (Ordinal, u64, bool),
         error: Error,
     ) -> Result<T> {
         // The first error is the one to tell.
-        if supply.leftovers.clean_up(&self.context, new_names(ordinal), size) {
-            self.context.space.undo(size);
+        let is_gone = supply.leftovers.clean_up(&self.context, new_names(ordinal), size);
+        match is_gone {
+            // Its room was that of a segment.
+            true if is_recycled => self.context.space.give_back(size),
+            true => self.context.space.undo(size),
+            false => {}
         }
         // If that is why, no sync is believed any more.
         self.context.check_directory()?;
         Err(error)
     }
 
-    /// What has no name yet goes.
-    pub(super) fn give_up(&self, supply: &mut Supply, unnamed: Unnamed) {
+    /// What has no name yet goes; false if it could not be removed now.
+    pub(super) fn give_up(&self, supply: &mut Supply, unnamed: Unnamed) -> bool {
         let SegmentHeader { ordinal, size, .. } = *unnamed.header();
         // Some systems remove no file that is open.
         drop(unnamed);
-        if supply.leftovers.clean_up(&self.context, new_names(ordinal), size) {
+        let is_gone = supply.leftovers.clean_up(&self.context, new_names(ordinal), size);
+        if is_gone {
             self.context.space.give_back(size);
         }
+        is_gone
     }
 
     /// The header of the next segment. Begins the epoch with the first one.
@@ -216,22 +231,14 @@ impl Appender {
         self.supply.lock().leftovers.remove(&self.context)
     }
 
-    /// Removes the segment that is kept ready, for its room; false if that makes none.
-    pub(crate) fn give_up_ready(&self) -> bool {
-        let mut supply = self.supply.lock();
-        self.await_made(&mut supply);
-        let Some(ready) = supply.ready.take() else { return false };
-        // Or else it would be made again at once.
-        supply.spare = Spare::NotKept;
-        let discarded = self.discard(&mut supply, ready);
-        let is_gone = discarded.is_ok();
-        self.context.health.note_background(discarded);
-        is_gone
-    }
-
-    /// Bytes of the segment that is kept ready.
+    /// Bytes of the segment that is kept ready, or made ahead.
     pub(crate) fn ready_bytes(&self) -> u64 {
-        self.supply.lock().ready.as_ref().map_or(0, |ready| ready.segment.header.size)
+        let supply = self.supply.lock();
+        match (&supply.ready, supply.making()) {
+            (Some(ready), _) => ready.segment.header.size,
+            (None, Some(_)) => supply.prepared_bytes,
+            (None, None) => 0,
+        }
     }
 
     /// Makes durable and seals what earlier runs left.
@@ -271,7 +278,9 @@ impl Appender {
     pub(crate) fn finish_run(&self, is_synced: bool) -> Result<()> {
         let mut supply = self.supply.lock();
         supply.is_closed = true;
-        self.await_made(&mut supply);
+        if let Some(unnamed) = self.stop_making(&mut supply) {
+            self.give_up(&mut supply, unnamed);
+        }
         supply.warming = None;
         supply.old_tail.clear();
         let unused = supply.ready.take();

@@ -76,7 +76,7 @@ pub(super) enum Making {
     UnderWay(Ordinal),
     /// The same, and another one waits for it.
     Awaited(Ordinal),
-    /// Nobody is at work on it now. It can get its name at any time.
+    /// Nobody is at work on it now. It can get its name at any time, as far as it is.
     Resting(Unnamed),
 }
 

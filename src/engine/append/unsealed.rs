@@ -27,7 +27,7 @@ impl Unsealed {
         Self {
             active: None,
             full: VecDeque::new(),
-            given_back: 0,
+            evicted: 0,
             last_fill_time: None,
             left_last_at: None,
             next_seq: log.next_seq,
@@ -179,10 +179,10 @@ impl Unsealed {
     }
 
     /// The records that were stored since the last round of syncs, up to where pushes go on: the
-    /// next one gives them back first, so that it need not protect each page of them.
+    /// next one evicts them first, so that it need not protect each page of them.
     pub(crate) fn take_unsynced_part(&mut self) -> Option<UnsyncedPart> {
         let active = self.active.as_ref().filter(|active| active.stage().is_none())?;
-        UnsyncedPart::between(&mut self.given_back, active.tail(), active.region())
+        UnsyncedPart::between(&mut self.evicted, active.tail(), active.region())
     }
 
     /// Takes out what is collected, to be written to this region.

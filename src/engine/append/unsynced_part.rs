@@ -4,7 +4,7 @@ use crate::format::address::Offset;
 use crate::io::Region;
 use std::sync::Arc;
 
-/// What is given back begins and ends at a multiple of this.
+/// What is evicted begins and ends at a multiple of this.
 const UNIT: u64 = 64 << 10;
 
 /// Some of a segment as memory, to which nobody stores any more.
@@ -23,7 +23,7 @@ impl UnsyncedPart {
         (end > start).then(|| Self { region: Arc::clone(region), start, end })
     }
 
-    pub(crate) fn give_back(&self) {
-        self.region.give_back(self.start, self.end - self.start);
+    pub(crate) fn evict(&self) {
+        self.region.evict(self.start, self.end - self.start);
     }
 }

@@ -33,6 +33,7 @@ pub(crate) mod walk;
 
 pub(crate) use body::Body;
 pub(crate) use found::{FoundMessage, Lookup, LostRecords, Met, Spot};
+pub(crate) use tracks::IdleMaps;
 
 use crate::error::Result;
 use crate::format::address::{Index, Offset, Ordinal};

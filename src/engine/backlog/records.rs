@@ -36,8 +36,8 @@ pub(crate) struct Records {
     mapped: OnceCell<Arc<Mapped>>,
     /// The number of its newest map: larger is later.
     map_number: Cell<u64>,
-    /// That one was given back to the system as a whole.
-    is_given_back: Cell<bool>,
+    /// That one was evicted as a whole.
+    is_evicted: Cell<bool>,
     activity: Activity,
     /// Whether that lists this segment.
     is_busy: Cell<bool>,
@@ -93,7 +93,7 @@ impl Records {
             segment: Arc::clone(&mapped.segment),
             mapped: OnceCell::from(mapped),
             map_number: Cell::new(activity.next_map()),
-            is_given_back: Cell::new(false),
+            is_evicted: Cell::new(false),
             activity: activity.clone(),
             is_busy: Cell::new(false),
             numbering,
@@ -113,7 +113,7 @@ impl Records {
             segment: Arc::clone(&part.segment),
             mapped: OnceCell::new(),
             map_number: Cell::new(activity.next_map()),
-            is_given_back: Cell::new(false),
+            is_evicted: Cell::new(false),
             activity: activity.clone(),
             is_busy: Cell::new(false),
             numbering,
@@ -268,7 +268,7 @@ impl Records {
     fn map_anew(&self) -> Result<&Arc<Mapped>> {
         let (segment, region) = (Arc::clone(&self.segment), self.segment.map(Access::Commits)?);
         self.map_number.set(self.activity.next_map());
-        self.is_given_back.set(false);
+        self.is_evicted.set(false);
         self.note_busy();
         let mapped = Mapped::new(segment, region, self.tail());
         Ok(self.mapped.get_or_init(|| Arc::new(mapped)))
@@ -303,15 +303,15 @@ impl Records {
         self.mapped.get().is_some()
     }
 
-    /// Whether it is mapped, and that map was not given back as a whole.
-    pub(crate) fn is_to_give_back(&self) -> bool {
-        self.is_mapped() && !self.is_given_back.get()
+    /// Whether it is mapped, and that map was not evicted as a whole.
+    pub(crate) fn is_to_evict(&self) -> bool {
+        self.is_mapped() && !self.is_evicted.get()
     }
 
-    /// This map of it was given back as a whole.
-    pub(crate) fn note_given_back(&self, map: &Arc<Mapped>) {
+    /// This map of it was evicted as a whole.
+    pub(crate) fn note_evicted(&self, map: &Arc<Mapped>) {
         if self.mapped.get().is_some_and(|mapped| Arc::ptr_eq(mapped, map)) {
-            self.is_given_back.set(true);
+            self.is_evicted.set(true);
         }
     }
 

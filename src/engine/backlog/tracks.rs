@@ -26,6 +26,14 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ops::{Deref, Index, IndexMut, Range};
 use std::sync::Arc;
 
+/// Which of the maps that no delivery needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum IdleMaps {
+    All,
+    /// Those that were evicted as a whole.
+    Evicted,
+}
+
 /// The tracks.
 #[derive(Debug)]
 pub(crate) struct Tracks {
@@ -260,41 +268,47 @@ impl Tracks {
         to_u64(self.iter_busy().filter(|track| track.records().is_mapped()).count())
     }
 
-    /// Maps that no delivery needs: all, or those that were given back as a whole. The caller drops
-    /// them outside of the lock. `reading`: the ordinal of the segment that is read.
-    pub(crate) fn take_idle_maps(&mut self, reading: Ordinal, all: bool) -> Vec<Arc<Mapped>> {
+    /// Maps that no delivery needs. The caller drops them outside of the lock. `reading`: the
+    /// ordinal of the segment that is read.
+    pub(crate) fn take_idle_maps(&mut self, reading: Ordinal, which: IdleMaps) -> Vec<Arc<Mapped>> {
         let newest = self.in_order.back().map_or(Ordinal::NONE, Track::ordinal);
         let mut idle = Vec::new();
         self.for_each_busy_mut(|track| {
             let is_idle = track.leased() == 0 && ![reading, newest].contains(&track.ordinal());
-            if is_idle && (all || !track.records().is_to_give_back()) {
+            if is_idle && (which == IdleMaps::All || !track.records().is_to_evict()) {
                 idle.extend(track.records_mut().take_map());
             }
         });
         idle
     }
 
-    /// This map was given back as a whole.
-    pub(crate) fn note_given_back(&self, map: &Arc<Mapped>) {
+    /// Whether this segment is mapped, and not evicted as a whole.
+    pub(crate) fn is_to_evict(&self, ordinal: Ordinal) -> bool {
+        self.position_of(ordinal).is_some_and(|at| self.in_order[at].records().is_to_evict())
+    }
+
+    /// This map was evicted as a whole.
+    pub(crate) fn note_evicted(&self, map: &Arc<Mapped>) {
         if let Some(at) = self.position_of(map.segment.header.ordinal) {
-            self.in_order[at].records().note_given_back(map);
+            self.in_order[at].records().note_evicted(map);
         }
     }
 
-    /// The first map that is to be given back, and how many there are: those that no delivery needs
-    /// and no cursor reads, those without an unsettled message, and that of segment `also`.
-    pub(crate) fn to_give_back(
+    /// The first map that is to be evicted, and how many there are: that of segment `also`, those
+    /// that no delivery needs and no cursor reads, and those without an unsettled message.
+    pub(crate) fn to_evict(
         &self,
         reading: Ordinal,
         also: Option<Ordinal>,
-    ) -> Option<(Arc<Mapped>, usize)> {
+    ) -> Option<(Arc<Mapped>, u64)> {
         let is_left = |track: &&Track| {
             let is_idle = track.leased() == 0 && (track.ordinal() != reading || track.is_done());
-            track.records().is_to_give_back() && (is_idle || Some(track.ordinal()) == also)
+            track.records().is_to_evict() && (is_idle || Some(track.ordinal()) == also)
         };
-        let mut left = self.iter_busy_older().filter(is_left);
-        let first = Arc::clone(left.next()?.records().mapped()?);
-        Some((first, 1 + left.count()))
+        let left = || self.iter_busy_older().filter(is_left);
+        let of_also = left().find(|track| Some(track.ordinal()) == also);
+        let first = of_also.or_else(|| left().next())?;
+        Some((Arc::clone(first.records().mapped()?), to_u64(left().count())))
     }
 
     /// A sync of answers begins. Gives the segments that have some that no sync has covered.
@@ -387,9 +401,10 @@ fn whole_unsettled(track: &Track) -> u32 {
     track.count().unwrap_or(0).saturating_sub(track.settled_count().messages())
 }
 
-/// Whether a segment is not mapped, and no answer in it has to be synced through its descriptor.
+/// Whether nobody has a segment mapped, or else its file stays open, and no answer in it has to be
+/// synced through its descriptor.
 fn is_clean(track: &Track) -> bool {
-    !track.records().is_mapped() && !track.answers().hold_open()
+    !track.segment().is_mapped() && !track.answers().hold_open()
 }
 
 /// Whether nothing in a segment is unsettled, and nothing else keeps it.

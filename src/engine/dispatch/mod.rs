@@ -44,6 +44,7 @@ pub(crate) use vanished::give_up_vanished;
 #[cfg(test)]
 pub(crate) use watched::Watched;
 
+use super::backlog::IdleMaps;
 use super::backlog::cursor::Cursor;
 use super::backlog::{Backlog, FoundMessage, Met};
 use super::context::Context;
@@ -132,11 +133,10 @@ impl Dispatch {
         &mut self.deliveries
     }
 
-    /// Maps that no delivery needs: all, or those that were given back as a whole. The caller drops
-    /// them outside of the lock.
-    pub(crate) fn take_idle_maps(&mut self, all: bool) -> Vec<Arc<Mapped>> {
+    /// Maps that no delivery needs. The caller drops them outside of the lock.
+    pub(crate) fn take_idle_maps(&mut self, which: IdleMaps) -> Vec<Arc<Mapped>> {
         let reading = self.ledger().places().cursor().ordinal();
-        self.backlog_mut().tracks_mut().take_idle_maps(reading, all)
+        self.backlog_mut().tracks_mut().take_idle_maps(reading, which)
     }
 
     #[inline]

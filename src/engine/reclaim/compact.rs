@@ -308,7 +308,7 @@ impl Compactor {
         let copy = match self.create_copy(size, most, times) {
             // Here is what the segment that is kept ready can be given up for.
             Err(Error::Full { .. } | Error::StorageFull { .. })
-                if self.appender.give_up_ready() =>
+                if Maker::new(&self.appender).give_up_ready() =>
             {
                 self.create_copy(size, most, times)
             }

@@ -1,13 +1,13 @@
-//! Who lets segments go, and what became of it.
+//! Letting segments go: for whom it is done, and how far it came.
 
 /// Who lets go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Who {
-    /// CHECKPOINT is written once enough has changed; what is to be given back first, waits.
+    /// It leaves what is to be evicted first, and writes CHECKPOINT once enough has changed.
     Background,
-    /// The first holds for it, too.
+    /// It takes a map as it is, and writes CHECKPOINT once enough has changed.
     Producer,
-    /// Whoever wants it now.
+    /// It takes a map as it is, and writes CHECKPOINT at once.
     Caller,
 }
 

@@ -20,6 +20,7 @@ mod upkeep;
 
 use super::append::shrink::Shrinker;
 use super::append::{Appender, FIRST_SEGMENT};
+use super::backlog::IdleMaps;
 use super::backlog::track::Track;
 use super::commit::Commit;
 use super::context::{Context, SOON};
@@ -103,13 +104,12 @@ impl Reclaim {
         })
     }
 
-    /// Goes on with what is done in steps, after a rest.
+    /// Does a step of all that is done in steps, after a rest.
     pub(crate) fn go_on(&self) {
-        let is_unmapped = self.unmapper.go_on();
-        let is_made = Maker::new(&self.appender).go_on();
-        // What is unmapped can be synced, and let go; another segment may have been asked for
-        // meanwhile. A failure is told if upkeep, which may make room, meets it again.
-        if is_unmapped || is_made.unwrap_or(true) {
+        self.unmapper.go_on();
+        // Another segment may have been asked for meanwhile. A failure is told if upkeep, which may
+        // make room, meets it again.
+        if Maker::new(&self.appender).go_on().unwrap_or(true) {
             self.context.worker.ask();
         }
     }
@@ -149,19 +149,20 @@ impl Reclaim {
     }
 
     /// In the background: unmaps what nobody needs, closes unmapped segments that are synced, and
-    /// syncs and seals the oldest full one, unless a consumer is about to leave it; tells whether
-    /// there may be more.
+    /// syncs and seals the oldest full one, unless that is to be evicted first, or a consumer is
+    /// about to leave it. Tells whether there may be more to do at once; else it is asked for.
     pub(crate) fn unmap_and_sync(&self) -> Result<bool> {
-        let is_unmapped = self.unmapper.unmap();
+        self.unmapper.unmap();
         self.release_unmapped();
-        if !is_unmapped {
-            return Ok(false);
-        }
         {
             let unsealed = self.appender.unsealed();
-            if !unsealed.full().is_empty() && unsealed.oldest_left().is_none() {
-                self.context.worker.ask_within(LOOK_AGAIN);
-                return Ok(false);
+            match unsealed.oldest_left() {
+                Some(full) if self.unmapper.comes_first(full) => return Ok(false),
+                None if !unsealed.full().is_empty() => {
+                    self.context.worker.ask_within(LOOK_AGAIN);
+                    return Ok(false);
+                }
+                _ => {}
             }
         }
         self.commit.sync_oldest_full()
@@ -300,7 +301,7 @@ impl Reclaim {
     /// Unmaps segments that no delivery needs, at once, and closes unmapped segments that are
     /// synced.
     pub(crate) fn release_idle_maps(&self) {
-        self.context.unmapping.give_up(|| self.dispatch.lock().take_idle_maps(true));
+        self.context.unmapping.give_up(|| self.dispatch.lock().take_idle_maps(IdleMaps::All));
         self.release_unmapped();
     }
 

@@ -487,6 +487,6 @@ impl Retirer {
 
 /// Whether a segment that is done is sealed, and whether whoever lets go waits for nothing else.
 fn can_go(track: &Track, unsealed: &Unsealed, who: Who) -> bool {
-    let waits = who == Who::Background && track.records().is_to_give_back();
+    let waits = who == Who::Background && track.records().is_to_evict();
     !waits && !unsealed.is_full(track.segment())
 }

@@ -1,28 +1,32 @@
 //! Segments that nobody needs as memory go out of it bit by bit.
 //!
-//! Promises: a map that is given up here was given back before, and what was stored to a full
-//! segment began to be written before it is synced, in steps with rests in between, unless pushes
-//! would wait for the end of it, or maps pile up. A map that is needed again meanwhile serves as
-//! before. Only the background does this; whoever needs the room takes the maps as they are.
+//! Promises: a map that is given up here was evicted before, and what was stored to a full segment
+//! began to be written before it is synced, in steps with rests in between, unless pushes would
+//! wait for the end of it, or maps pile up. A map that is needed again meanwhile serves as before.
+//! Only the background does this; whoever needs the room takes the maps as they are, and waits for
+//! one step at most. A call works at one map, however many there are.
 
 use crate::clock;
 use crate::engine::append::{Appender, Full, maker::Maker};
+use crate::engine::backlog::IdleMaps;
 use crate::engine::context::Context;
 use crate::engine::signal::DispatchLock;
 use crate::log::sealed::Mapped;
 use parking_lot::Mutex;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A step takes about this long.
 const STEP: Duration = Duration::from_micros(80);
 
-/// Bytes that are given back by one call, and as many as fit into a step by as many calls: how long
-/// one takes depends on how much of it is resident, and was stored to.
+/// Bytes that are evicted by the first call, and the next ones: how long one takes depends on how
+/// much of it is resident, and was stored to. As long as calls are quick, each is for twice as many
+/// as the last one.
 const PIECE: u64 = 256 << 10;
+const QUICK: Duration = Duration::from_micros(8);
 
 /// Where more maps wait than this, there is no time for rests.
-const MOST_WAITING: usize = 2;
+const MOST_WAITING: u64 = 2;
 
 /// Gives maps up.
 #[derive(Debug)]
@@ -30,14 +34,17 @@ pub(super) struct Unmapper {
     context: Arc<Context>,
     dispatch: Arc<DispatchLock>,
     appender: Arc<Appender>,
-    resting: Mutex<Option<Resting>>,
+    /// While the background rests.
+    resting: Mutex<Option<Eviction>>,
 }
 
-/// While the background rests: the map of which some is given back, and how far.
+/// How far a map is evicted.
 #[derive(Debug)]
-struct Resting {
+struct Eviction {
     map: Weak<Mapped>,
     offset: u64,
+    /// How many bytes the next call is for.
+    piece: u64,
 }
 
 impl Unmapper {
@@ -54,63 +61,82 @@ impl Unmapper {
         }
     }
 
-    /// Gives up maps that nobody needs, until that is done or there is time for a rest; then has
-    /// [`Unmapper::go_on`] called in a while, until which this does nothing. True if nothing is
-    /// left.
-    pub(super) fn unmap(&self) -> bool {
+    /// Gives up the maps that are evicted, and evicts the next one that nobody needs, until that is
+    /// done or there is time for a rest; then has [`Unmapper::go_on`] called in a while, until
+    /// which this does nothing more. Asks for upkeep whenever a map is evicted.
+    pub(super) fn unmap(&self) {
+        self.context.unmapping.give_up(|| self.dispatch.lock().take_idle_maps(IdleMaps::Evicted));
+        let Some((map, waiting)) = self.next() else { return };
+        let may_rest = waiting <= MOST_WAITING.min(self.context.options.open_segments);
         let mut resting = self.resting.lock();
-        while resting.is_none() && !self.context.worker.is_stopping() {
-            let Some((map, waiting)) = self.next() else {
-                self.context.unmapping.give_up(|| self.dispatch.lock().take_idle_maps(false));
-                return true;
-            };
-            *resting = self.give_back(&map, 0, waiting <= MOST_WAITING);
+        // One at which it rests is finished first, if it may not rest any more.
+        if resting.is_some() && may_rest {
+            return;
         }
-        false
+        let new = || Eviction { map: Arc::downgrade(&map), offset: 0, piece: PIECE };
+        let eviction = resting.take().unwrap_or_else(new);
+        // Or else the map could not go while this waits for its step.
+        drop(map);
+        *resting = self.evict(eviction, may_rest);
     }
 
-    /// A rest is over: goes on if there was one; true if nothing is left.
-    pub(super) fn go_on(&self) -> bool {
+    /// A rest is over: goes on if there was one.
+    pub(super) fn go_on(&self) {
         let mut resting = self.resting.lock();
-        let Some(Resting { map, offset }) = resting.take() else { return false };
-        // Somebody else may have given it up meanwhile.
-        *resting = map.upgrade().and_then(|map| self.give_back(&map, offset, true));
-        drop(resting);
-        self.unmap()
+        *resting = resting.take().and_then(|eviction| self.evict(eviction, true));
     }
 
-    /// The next map to be given back, and how many there are.
-    fn next(&self) -> Option<(Arc<Mapped>, usize)> {
+    /// Whether this segment is to be evicted before it is synced.
+    pub(super) fn comes_first(&self, full: &Full) -> bool {
+        self.dispatch.lock().backlog().tracks().is_to_evict(full.ordinal())
+    }
+
+    /// The next map to be evicted, and how many there are.
+    fn next(&self) -> Option<(Arc<Mapped>, u64)> {
         let full = self.appender.unsealed().oldest_left().map(Full::ordinal);
         let dispatch = self.dispatch.lock();
         let reading = dispatch.ledger().places().cursor().ordinal();
-        dispatch.backlog().tracks().to_give_back(reading, full)
+        dispatch.backlog().tracks().to_evict(reading, full)
     }
 
-    /// Gives a map back from this offset on, until that is done or there is time for a rest: then
-    /// tells how far it is.
-    fn give_back(&self, map: &Arc<Mapped>, mut offset: u64, may_rest: bool) -> Option<Resting> {
-        let size = map.segment.header.size;
-        while !self.context.worker.is_stopping() {
-            let (start, end) = (offset, clock::now() + STEP);
-            loop {
-                let bytes = PIECE.min(size - offset);
-                map.region.give_back(offset, bytes);
-                offset += bytes;
-                if offset == size {
-                    self.dispatch.lock().backlog().tracks().note_given_back(map);
-                    return None;
-                }
-                if clock::now() >= end {
-                    break;
-                }
-            }
-            let rest = Maker::new(&self.appender).rest_after((size - offset) / (offset - start));
-            if let Some(rest) = rest.filter(|_| may_rest) {
-                self.context.worker.step_within(rest);
-                return Some(Resting { map: Arc::downgrade(map), offset });
+    /// Evicts more of a map, until that is done or there is time for a rest: then tells how far it
+    /// is.
+    fn evict(&self, mut eviction: Eviction, may_rest: bool) -> Option<Eviction> {
+        let worker = &self.context.worker;
+        while !worker.is_stopping() {
+            let Some(steps) = self.step(&mut eviction) else {
+                worker.ask();
+                return None;
+            };
+            let rest = Maker::new(&self.appender).rest_after(steps).filter(|_| may_rest);
+            if let Some(rest) = rest {
+                worker.step_within(rest);
+                return Some(eviction);
             }
         }
         None
+    }
+
+    /// Tells how many such steps are left; `None` if all of the map is evicted, or somebody else
+    /// has given it up.
+    fn step(&self, eviction: &mut Eviction) -> Option<u64> {
+        let Eviction { map, offset, piece } = eviction;
+        let step = self.context.unmapping.with(map, |map| {
+            let (size, start, end) = (map.segment.header.size, *offset, clock::now() + STEP);
+            let mut now = clock::now();
+            while *offset < size && now < end || *offset == start {
+                let bytes = (*piece).min(size - *offset);
+                map.region.evict(*offset, bytes);
+                *offset += bytes;
+                let began: Instant = std::mem::replace(&mut now, clock::now());
+                *piece = if now - began < QUICK { *piece * 2 } else { PIECE };
+            }
+            if *offset < size {
+                return Some((size - *offset) / (*offset - start));
+            }
+            self.dispatch.lock().backlog().tracks().note_evicted(map);
+            None
+        });
+        step.flatten()
     }
 }

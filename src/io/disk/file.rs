@@ -346,9 +346,9 @@ impl Region for MappedRegion {
         }
     }
 
-    fn give_back(&self, offset: u64, len: u64) {
+    fn evict(&self, offset: u64, len: u64) {
         // First, so that the system need not protect each page of it.
-        self.map.give_up(offset, len);
+        self.map.evict(offset, len);
         mmap::begin_to_write(&self.file, offset, len);
     }
 
@@ -413,7 +413,7 @@ impl Region for UnmappedRegion {
 
     fn populate(&self) {}
 
-    fn give_back(&self, offset: u64, len: u64) {
+    fn evict(&self, offset: u64, len: u64) {
         mmap::begin_to_write(&self.file, offset, len);
     }
 

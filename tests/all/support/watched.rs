@@ -27,8 +27,8 @@ pub(crate) enum Op {
     Map,
     /// A map is given up: a rule can only count it.
     Unmap,
-    /// A part of a map is given back: a rule can count it and hold it up, but not make it fail.
-    GiveBack,
+    /// A part of a map is evicted: a rule can count it and hold it up, but not make it fail.
+    Evict,
     /// Bytes or a word of a mapped file.
     Load,
     /// The body of a record in a mapped file.
@@ -271,9 +271,9 @@ impl Region for WatchedRegion {
         self.0.inner.populate();
     }
 
-    fn give_back(&self, offset: u64, len: u64) {
-        self.0.pass(Op::GiveBack, offset, usize::try_from(len).unwrap()).ok();
-        self.0.inner.give_back(offset, len);
+    fn evict(&self, offset: u64, len: u64) {
+        self.0.pass(Op::Evict, offset, usize::try_from(len).unwrap()).ok();
+        self.0.inner.evict(offset, len);
     }
 
     fn stores_are_writes(&self) -> bool {
