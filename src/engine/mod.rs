@@ -266,7 +266,7 @@ impl Engine {
         self.reclaim.compact_all()
     }
 
-    /// A rest of the background between two steps is over. Takes no lock of pushes and deliveries.
+    /// A rest of the background between two steps is over.
     pub(crate) fn go_on(&self) {
         self.reclaim.go_on();
     }
@@ -329,6 +329,7 @@ impl Engine {
         if can_count.is_err() || has_more.iter().any(|more| matches!(more, Ok(true))) {
             self.context.worker.ask();
         }
+        self.reclaim.look_again();
         let prepared = self.reclaim.prepare_ahead().and(self.reclaim.shrink_if_idle());
         let done = [has_unsealed, can_count, can_let_go].into_iter().map(|done| done.map(|_| ()));
         done.fold(finished, Result::and).and(prepared)

@@ -213,7 +213,16 @@ fn a_recycled_segment_that_is_needed_at_once_has_no_old_slots() {
     let storage = Watched::around(disk.clone());
     let queue = options(&storage).open("queue").unwrap();
     let small = |queue: &Queue| queue.push_batch((0..1000).map(|_| "small")).unwrap();
-    while segments(&disk).len() < 2 {
+    small(&queue);
+    let first = segments(&disk)[0].clone();
+    let has_gone_on = Arc::new(AtomicBool::new(false));
+    let goes_on = has_gone_on.clone();
+    storage.rule(move |call| {
+        let is_push = call.op == Op::Store && is_segment(call.name) && call.name != first;
+        goes_on.fetch_or(is_push, SeqCst);
+        Ok(())
+    });
+    while !has_gone_on.load(SeqCst) {
         small(&queue);
     }
     let gate = Gate::closed();

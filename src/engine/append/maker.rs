@@ -8,7 +8,7 @@
 
 use super::Appender;
 use super::files::{new_names, take_ordinal};
-use super::supply::{Making, Rest, Spare, Supply};
+use super::supply::{Made, Making, Rest, Spare, Supply};
 use crate::engine::context::Context;
 use crate::error::{Error, Result};
 use crate::format::address::Ordinal;
@@ -70,24 +70,21 @@ impl<'a> Maker<'a> {
 
     /// A rest is over: goes on with the segment that is made, if there was one; true if that is
     /// done now.
-    pub(crate) fn go_on(&self) -> Result<bool> {
+    pub(crate) fn go_on(&self) -> bool {
         let (rest, resting) = {
             let mut supply = self.0.supply.lock();
             (mem::replace(&mut supply.rest, Rest::Over), supply.making.take_resting())
         };
-        if let Some(unnamed) = resting {
-            let is_recycled = unnamed.is_recycled();
-            let made = self.go_on_making(unnamed, true);
-            if is_recycled && made.is_err() {
-                // Its file is gone, so nobody meets this error again.
-                self.0.context.retry_upkeep();
-                self.0.context.health.note_background(made);
-                return Ok(true);
-            }
-            made?;
+        if let Some(unnamed) = resting
+            && let Err(error) = self.go_on_making(unnamed, true)
+        {
+            // Its file is gone, so that nobody may meet this error again.
+            self.0.context.retry_upkeep();
+            self.0.context.health.note_background(Err(error));
+            return false;
         }
         self.go_on_warming();
-        Ok(rest == Rest::UnderWay && !self.rests())
+        rest == Rest::UnderWay && !self.rests()
     }
 
     /// Whether the background will go on in a while with what it has begun.
@@ -136,7 +133,7 @@ impl<'a> Maker<'a> {
             Err(Error::Full { .. }) => Ok(None),
             unnamed => {
                 let unnamed = unnamed?;
-                supply.making = Making::UnderWay(unnamed.header().ordinal);
+                supply.making = Making::UnderWay(Made::of(unnamed.header()));
                 Ok(Some(unnamed))
             }
         }
@@ -144,7 +141,7 @@ impl<'a> Maker<'a> {
 
     /// Works at a segment until it is ready, somebody waits for it, or there is time for a rest.
     fn go_on_making(&self, mut unnamed: Unnamed, may_rest: bool) -> Result<()> {
-        let ordinal = unnamed.header().ordinal;
+        let made = Made::of(unnamed.header());
         let _end = EndIfPanicking(self.0);
         let mut bytes = ZEROS.calm;
         loop {
@@ -174,7 +171,7 @@ impl<'a> Maker<'a> {
                 supply.making = Making::Resting(unnamed);
                 return Ok(());
             }
-            supply.making = Making::UnderWay(ordinal);
+            supply.making = Making::UnderWay(made);
             bytes = ZEROS.hurried;
         }
     }
@@ -273,7 +270,7 @@ impl<'a> Maker<'a> {
             return None;
         }
         let header = self.0.next_header(&mut supply, size).ok()?;
-        supply.making = Making::UnderWay(header.ordinal);
+        supply.making = Making::UnderWay(Made::of(&header));
         Some(header)
     }
 

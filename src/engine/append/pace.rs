@@ -1,9 +1,8 @@
 //! How the background spreads what will be needed once the active segment is full.
 //!
 //! With few cores, each moment of its work is one less for producers and consumers, and the kernel
-//! takes no core away from a thread inside a call. So it works in steps of less than a tenth of a
-//! millisecond, and rests in between, as long as no push would wait for the end of it. Nor does a
-//! step make anybody wait for a lock: who waits may give its core away, and gets it back late.
+//! takes no core away from a thread inside a call. So it works in steps of about a tenth of a
+//! millisecond, and rests in between, as long as no push would wait for the end of it.
 
 use crate::time::Millis;
 use parking_lot::Mutex;

@@ -62,8 +62,8 @@ impl Appender {
     /// Waits until no thread is at work on the segment that is made ahead, and takes it, if it has
     /// no name yet.
     pub(super) fn stop_making(&self, supply: &mut MutexGuard<'_, Supply>) -> Option<Unnamed> {
-        while let Making::UnderWay(ordinal) | Making::Awaited(ordinal) = supply.making {
-            supply.making = Making::Awaited(ordinal);
+        while let Making::UnderWay(made) | Making::Awaited(made) = supply.making {
+            supply.making = Making::Awaited(made);
             self.made.wait(supply);
         }
         supply.rest = Rest::Over;
@@ -234,10 +234,9 @@ impl Appender {
     /// Bytes of the segment that is kept ready, or made ahead.
     pub(crate) fn ready_bytes(&self) -> u64 {
         let supply = self.supply.lock();
-        match (&supply.ready, supply.making()) {
-            (Some(ready), _) => ready.segment.header.size,
-            (None, Some(_)) => supply.prepared_bytes,
-            (None, None) => 0,
+        match &supply.ready {
+            Some(ready) => ready.segment.header.size,
+            None => supply.made().map_or(0, |made| made.size),
         }
     }
 

@@ -6,6 +6,7 @@ use super::leftovers::Leftovers;
 use crate::error::{Error, Result};
 use crate::format::PAGE;
 use crate::format::address::Ordinal;
+use crate::format::segment::SegmentHeader;
 use crate::io::Region;
 use crate::log::Segment;
 use crate::log::active::Active;
@@ -67,15 +68,28 @@ pub(super) enum Spare {
     NotKept,
 }
 
+/// A segment that has no name yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Made {
+    pub(super) ordinal: Ordinal,
+    pub(super) size: u64,
+}
+
+impl Made {
+    pub(super) fn of(header: &SegmentHeader) -> Self {
+        Self { ordinal: header.ordinal, size: header.size }
+    }
+}
+
 /// The segment that is made ahead of need, until it has its name.
 #[derive(Debug, Default)]
 pub(super) enum Making {
     #[default]
     Nothing,
     /// A thread is at work on it, without the lock.
-    UnderWay(Ordinal),
+    UnderWay(Made),
     /// The same, and another one waits for it.
-    Awaited(Ordinal),
+    Awaited(Made),
     /// Nobody is at work on it now. It can get its name at any time, as far as it is.
     Resting(Unnamed),
 }
@@ -85,7 +99,7 @@ impl Making {
     pub(super) fn take_resting(&mut self) -> Option<Unnamed> {
         match mem::take(self) {
             Self::Resting(unnamed) => {
-                *self = Self::UnderWay(unnamed.header().ordinal);
+                *self = Self::UnderWay(Made::of(unnamed.header()));
                 Some(unnamed)
             }
             other => {
@@ -168,12 +182,17 @@ impl Supply {
     }
 
     /// The segment that is made ahead, if it has no name yet.
-    pub(super) fn making(&self) -> Option<Ordinal> {
+    pub(super) fn made(&self) -> Option<Made> {
         match &self.making {
             Making::Nothing => None,
-            Making::UnderWay(ordinal) | Making::Awaited(ordinal) => Some(*ordinal),
-            Making::Resting(unnamed) => Some(unnamed.header().ordinal),
+            Making::UnderWay(made) | Making::Awaited(made) => Some(*made),
+            Making::Resting(unnamed) => Some(Made::of(unnamed.header())),
         }
+    }
+
+    /// Its ordinal.
+    pub(super) fn making(&self) -> Option<Ordinal> {
+        self.made().map(|made| made.ordinal)
     }
 
     /// # Errors

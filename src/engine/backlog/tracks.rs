@@ -24,7 +24,7 @@ use crate::recovery::Log;
 use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::{Deref, Index, IndexMut, Range};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// Which of the maps that no delivery needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -300,7 +300,7 @@ impl Tracks {
         &self,
         reading: Ordinal,
         also: Option<Ordinal>,
-    ) -> Option<(Arc<Mapped>, u64)> {
+    ) -> Option<(Weak<Mapped>, u64)> {
         let is_left = |track: &&Track| {
             let is_idle = track.leased() == 0 && (track.ordinal() != reading || track.is_done());
             track.records().is_to_evict() && (is_idle || Some(track.ordinal()) == also)
@@ -308,7 +308,7 @@ impl Tracks {
         let left = || self.iter_busy_older().filter(is_left);
         let of_also = left().find(|track| Some(track.ordinal()) == also);
         let first = of_also.or_else(|| left().next())?;
-        Some((Arc::clone(first.records().mapped()?), to_u64(left().count())))
+        Some((Arc::downgrade(first.records().mapped()?), to_u64(left().count())))
     }
 
     /// A sync of answers begins. Gives the segments that have some that no sync has covered.

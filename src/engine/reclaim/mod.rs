@@ -107,10 +107,16 @@ impl Reclaim {
     /// Does a step of all that is done in steps, after a rest.
     pub(crate) fn go_on(&self) {
         self.unmapper.go_on();
-        // Another segment may have been asked for meanwhile. A failure is told if upkeep, which may
-        // make room, meets it again.
-        if Maker::new(&self.appender).go_on().unwrap_or(true) {
+        if Maker::new(&self.appender).go_on() {
+            // Another segment may have been asked for meanwhile.
             self.context.worker.ask();
+        }
+    }
+
+    /// At the end of upkeep: what was left because a map is to be evicted first is looked at again.
+    pub(crate) fn look_again(&self) {
+        if self.unmapper.has_left_one() {
+            self.context.worker.ask_within(LOOK_AGAIN);
         }
     }
 
@@ -150,7 +156,7 @@ impl Reclaim {
 
     /// In the background: unmaps what nobody needs, closes unmapped segments that are synced, and
     /// syncs and seals the oldest full one, unless that is to be evicted first, or a consumer is
-    /// about to leave it. Tells whether there may be more to do at once; else it is asked for.
+    /// about to leave it. Tells whether there may be more to do at once.
     pub(crate) fn unmap_and_sync(&self) -> Result<bool> {
         self.unmapper.unmap();
         self.release_unmapped();

@@ -320,7 +320,7 @@ impl Retirer {
             drop(lead);
             let Some(done) = done else { return Ok(false) };
             let (segment, count) = (Arc::clone(done.segment()), done.count().unwrap_or(0));
-            drop(done);
+            self.context.unmapping.give_up(|| vec![done]);
             // There may be many until the list is written, which needs a descriptor itself.
             segment.release();
             upkeep.add_done(segment, count);

@@ -1,10 +1,10 @@
 //! Segments that nobody needs as memory go out of it bit by bit.
 //!
 //! Promises: a map that is given up here was evicted before, and what was stored to a full segment
-//! began to be written before it is synced, in steps with rests in between, unless pushes would
-//! wait for the end of it, or maps pile up. A map that is needed again meanwhile serves as before.
-//! Only the background does this; whoever needs the room takes the maps as they are, and waits for
-//! one step at most. A call works at one map, however many there are.
+//! began to be written before the background syncs it, in steps with rests in between, unless
+//! pushes would wait for the end of it, or maps pile up. A map that is needed again meanwhile
+//! serves as before. Only the background does this; whoever needs the room takes the maps as they
+//! are, and waits for one step at most. A call works at one map, however many there are.
 
 use crate::clock;
 use crate::engine::append::{Appender, Full, maker::Maker};
@@ -63,7 +63,8 @@ impl Unmapper {
 
     /// Gives up the maps that are evicted, and evicts the next one that nobody needs, until that is
     /// done or there is time for a rest; then has [`Unmapper::go_on`] called in a while, until
-    /// which this does nothing more. Asks for upkeep whenever a map is evicted.
+    /// which this evicts no more, as long as there is time. Asks for upkeep whenever a map is
+    /// evicted.
     pub(super) fn unmap(&self) {
         self.context.unmapping.give_up(|| self.dispatch.lock().take_idle_maps(IdleMaps::Evicted));
         let Some((map, waiting)) = self.next() else { return };
@@ -73,10 +74,8 @@ impl Unmapper {
         if resting.is_some() && may_rest {
             return;
         }
-        let new = || Eviction { map: Arc::downgrade(&map), offset: 0, piece: PIECE };
+        let new = || Eviction { map, offset: 0, piece: PIECE };
         let eviction = resting.take().unwrap_or_else(new);
-        // Or else the map could not go while this waits for its step.
-        drop(map);
         *resting = self.evict(eviction, may_rest);
     }
 
@@ -86,13 +85,19 @@ impl Unmapper {
         *resting = resting.take().and_then(|eviction| self.evict(eviction, true));
     }
 
+    /// Whether a map is to be evicted, and nothing leads to that: it came after the last look.
+    pub(super) fn has_left_one(&self) -> bool {
+        let rests = self.resting.lock().is_some();
+        !rests && self.next().is_some()
+    }
+
     /// Whether this segment is to be evicted before it is synced.
     pub(super) fn comes_first(&self, full: &Full) -> bool {
         self.dispatch.lock().backlog().tracks().is_to_evict(full.ordinal())
     }
 
     /// The next map to be evicted, and how many there are.
-    fn next(&self) -> Option<(Arc<Mapped>, u64)> {
+    fn next(&self) -> Option<(Weak<Mapped>, u64)> {
         let full = self.appender.unsealed().oldest_left().map(Full::ordinal);
         let dispatch = self.dispatch.lock();
         let reading = dispatch.ledger().places().cursor().ordinal();
