@@ -110,6 +110,7 @@ impl Unmapper {
         let worker = &self.context.worker;
         while !worker.is_stopping() {
             let Some(steps) = self.step(&mut eviction) else {
+                // From here on it can be given up, synced and let go.
                 worker.ask();
                 return None;
             };
