@@ -83,6 +83,8 @@ const STEP: Millis = Millis(500);
 #[derive(Debug)]
 pub(crate) struct Clock {
     source: Source,
+    /// The most by which its coarse clock is behind.
+    tick: Millis,
     /// The boot whose clock it reads, if that is known.
     boot_id: Option<BootId>,
     /// The queue's time at open.
@@ -153,6 +155,7 @@ impl Clock {
             anchor.is_some_and(|anchor| anchor.boot == id && anchor.has(start, zero))
         });
         Self {
+            tick: if source.is_manual() { Millis(0) } else { TICK },
             source,
             boot_id,
             start,
@@ -310,8 +313,7 @@ impl Clock {
     /// A time that is at least `span` after the moment of a reading of the coarse clock, and up to
     /// 2 [`TICK`]s more.
     pub(crate) fn after(&self, coarse: Time, span: Millis) -> Time {
-        let tick = if matches!(self.source, Source::System) { TICK } else { Millis(0) };
-        coarse.saturating_add(tick).saturating_add(span)
+        coarse.saturating_add(self.tick).saturating_add(span)
     }
 
     /// Whether `time` has come.

@@ -320,9 +320,9 @@ impl Consumers {
     /// the first error.
     pub(crate) fn count_all(&self) -> Result<()> {
         self.dispatch.lock().count_again();
-        let mut result = Ok(());
+        let (mut steps, mut result) = (self.dispatch.steps(), Ok(()));
         loop {
-            let counted = self.dispatch.step(Dispatch::count_some);
+            let counted = steps.next(Dispatch::count_some);
             match counted {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -334,7 +334,8 @@ impl Consumers {
 
     /// Ends leases and delays that are over, step by step.
     pub(crate) fn end_due(&self) {
-        while self.dispatch.step(|dispatch| dispatch.deliveries_mut().end_due()) {}
+        let mut steps = self.dispatch.steps();
+        while steps.next(|dispatch| dispatch.deliveries_mut().end_due()) {}
     }
 
     /// The same as [`Self::sweep_expired`], if it is time to look at the front.

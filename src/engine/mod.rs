@@ -21,7 +21,7 @@
 //! | 1 | `upkeep` | the checkpoint file, what is to be removed |
 //! | 2 | `supply` | the ready segment, ordinals, the old tail; rotation |
 //! | 3 | `writing`, `unsealed` | what is being written; the active and the unsynced full segments |
-//! | 4 | dispatch | the backlog, the cursor, leases, what was returned, is delayed or dying |
+//! | 4 | gate, dispatch | the backlog, the cursor, leases, what came back, is delayed or dying |
 //! | 5 | the crew; leaves: agenda, wait lists, the line, `health` | themselves |
 //!
 //! The thread that leads a commit holds no lock while it syncs, and takes the lead after `upkeep`
@@ -36,6 +36,7 @@ mod crew;
 mod dispatch;
 #[cfg(all(test, feature = "fault-injection"))]
 mod futures;
+mod gate;
 mod health;
 mod inspect;
 #[cfg(all(test, feature = "fault-injection"))]
@@ -57,8 +58,7 @@ pub(crate) use append::{Need, Placed, Promise};
 pub(crate) use commit::Commit;
 pub(crate) use consumers::Consumers;
 pub(crate) use context::{Context, RETRY_AFTER};
-pub(crate) use dispatch::DyingMessage;
-pub(crate) use dispatch::{Answer, Answerable, Cause, LeaseKey, Taken, start_push};
+pub(crate) use dispatch::{Answer, Answerable, Cause, DyingMessage, LeaseKey, Taken, start_push};
 pub(crate) use inspect::{Front, Inspect, Viewed, Walk};
 pub(crate) use letters::{DyingMessages, Identity};
 pub(crate) use opening::Setting;

@@ -435,7 +435,8 @@ impl Producers {
             let dropping = Dropping::of_oldest(&dispatch, after);
             drop(dispatch);
             let Some(mut dropping) = dropping else { return Ok(false) };
-            while self.dispatch.step(|dispatch| dropping.drop_some(dispatch))? {}
+            let mut steps = self.dispatch.steps();
+            while steps.next(|dispatch| dropping.drop_some(dispatch))? {}
             if dropping.dropped() > 0 {
                 in_vain.drops += u32::from(dropping.is_whole());
                 return Ok(true);

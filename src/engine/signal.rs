@@ -2,20 +2,26 @@
 //!
 //! Promises: when the guard is dropped, it wakes the threads that wait for what was done under the
 //! lock, asks the background for the work that follows, tells it the next time to watch, and drops
-//! maps above the limit outside of the lock. So no caller has to remember any of that.
+//! maps above the limit outside of the lock. So no caller has to remember any of that. Work that
+//! takes long is done in steps; beside a consumer it has the lock for half of the time at most.
 
 use super::context::{Context, Padded};
 use super::dispatch::news::Event;
 use super::dispatch::{Dispatch, ShortWay, Watcher};
+use super::gate::{ClosedGate, Gate};
+use crate::clock;
 use parking_lot::{Mutex, MutexGuard};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::Duration;
+use std::{hint, thread};
 
 /// The dispatch, and the lock that guards it.
 #[derive(Debug)]
 pub(crate) struct DispatchLock {
     context: Arc<Context>,
     dispatch: Padded<Mutex<Dispatch>>,
+    gate: Gate,
 }
 
 /// The dispatch while it is locked.
@@ -26,14 +32,35 @@ pub(crate) struct DispatchGuard<'a> {
     guard: Option<MutexGuard<'a, Dispatch>>,
 }
 
+/// Work that takes long, in steps under the lock.
+///
+/// A consumer takes the lock twice for each message. If it got it between two steps only, it could
+/// not keep up with producers: so beside one, there is a rest as long as the step.
+#[derive(Debug)]
+pub(crate) struct Steps<'a> {
+    lock: &'a DispatchLock,
+    /// The newest change at the end of the last step, if there was one.
+    newest_change: Option<u64>,
+    /// To be taken before the next step.
+    rest: Option<Duration>,
+}
+
+/// Others have the lock for less than a microsecond, unless they lose their core: a step looks for
+/// it so often, which takes some microseconds; then again so often, with a pause before each time.
+const LOOKS: usize = 200;
+const PATIENCE: usize = 100;
+
+/// About what it takes a thread to wake.
+const PAUSE: Duration = Duration::from_micros(50);
+
 impl DispatchLock {
     pub(super) fn new(context: Arc<Context>, dispatch: Dispatch) -> Self {
-        Self { context, dispatch: Padded(Mutex::new(dispatch)) }
+        Self { context, dispatch: Padded(Mutex::new(dispatch)), gate: Gate::default() }
     }
 
     #[inline]
     pub(crate) fn lock(&self) -> DispatchGuard<'_> {
-        DispatchGuard { lock: self, guard: Some(self.dispatch.lock()) }
+        DispatchGuard { lock: self, guard: Some(self.lock_mutex()) }
     }
 
     /// Takes the lock to go the short way. Where that does not lead, gives the lock, to go the long
@@ -43,7 +70,7 @@ impl DispatchLock {
         &self,
         go: impl FnOnce(&mut ShortWay<'_>) -> Option<T>,
     ) -> Result<T, DispatchGuard<'_>> {
-        let mut dispatch = self.dispatch.lock();
+        let mut dispatch = self.lock_mutex();
         let Some(done) = go(&mut dispatch.short_way()) else {
             return Err(DispatchGuard { lock: self, guard: Some(dispatch) });
         };
@@ -54,13 +81,33 @@ impl DispatchLock {
         Ok(done)
     }
 
-    /// Takes the lock for a step of work that takes long. A thread that waits for the lock gets it
-    /// before the next step: without that, who works would have it again before another one wakes.
-    pub(crate) fn step<T>(&self, work: impl FnOnce(&mut Dispatch) -> T) -> T {
-        let mut dispatch = self.lock();
-        let done = work(&mut dispatch);
-        dispatch.let_others_in();
-        done
+    #[inline(always)]
+    fn lock_mutex(&self) -> MutexGuard<'_, Dispatch> {
+        self.dispatch.try_lock().unwrap_or_else(|| self.gate.wait(|| self.dispatch.lock()))
+    }
+
+    /// Takes the lock as soon as nobody has it for a moment. If who has it has lost its core, the
+    /// gate is open meanwhile.
+    fn close_gate(&self) -> (ClosedGate<'_>, DispatchGuard<'_>) {
+        let Self { gate, dispatch, .. } = self;
+        let guard = |guard| DispatchGuard { lock: self, guard: Some(guard) };
+        for _ in 0..PATIENCE {
+            let closed = gate.close();
+            for _ in 0..LOOKS {
+                if let Some(dispatch) = dispatch.try_lock() {
+                    return (closed, guard(dispatch));
+                }
+                hint::spin_loop();
+            }
+            drop(closed);
+            thread::sleep(PAUSE);
+        }
+        (gate.close(), guard(dispatch.lock()))
+    }
+
+    /// Begins work that takes long.
+    pub(crate) fn steps(&self) -> Steps<'_> {
+        Steps { lock: self, newest_change: None, rest: None }
     }
 
     /// To be asked under the lock, which a thread takes between its place in line and its look.
@@ -129,6 +176,39 @@ impl DispatchLock {
     }
 }
 
+impl Steps<'_> {
+    /// Does the next step, after a rest if there are others: they changed slots since the last
+    /// step, or wait.
+    pub(crate) fn next<T>(&mut self, work: impl FnOnce(&mut Dispatch) -> T) -> T {
+        let Some(before) = self.newest_change else { return self.first(work) };
+        if let Some(rest) = self.rest.take() {
+            thread::sleep(rest);
+        }
+        let (gate, mut dispatch) = self.lock.close_gate();
+        let began = clock::now();
+        let has_changes = newest_change(&dispatch) != before;
+        let done = work(&mut dispatch);
+        self.newest_change = Some(newest_change(&dispatch));
+        let has_others = has_changes || self.lock.gate.has_waiting();
+        self.rest = has_others.then(|| (clock::now() - began).max(PAUSE));
+        drop(gate);
+        done
+    }
+
+    /// Most work is over after one step: that costs the lock, and no more.
+    fn first<T>(&mut self, work: impl FnOnce(&mut Dispatch) -> T) -> T {
+        let mut dispatch = self.lock.lock();
+        let done = work(&mut dispatch);
+        self.newest_change = Some(newest_change(&dispatch));
+        self.rest = self.lock.gate.has_waiting().then_some(PAUSE);
+        done
+    }
+}
+
+fn newest_change(dispatch: &Dispatch) -> u64 {
+    dispatch.backlog().changes().newest()
+}
+
 impl DispatchGuard<'_> {
     /// Lets a thread in that waits for the lock, in the middle of long work, and takes it again.
     /// What changed is told when the guard is dropped.
@@ -169,10 +249,12 @@ impl Drop for DispatchGuard<'_> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
-    use crate::engine::futures::engine;
+    use crate::clock;
+    use crate::engine::futures::{self, engine};
     use std::path::{Path, PathBuf};
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     use std::sync::mpsc;
+    use std::time::Duration;
     use std::{fs, hint, thread};
 
     /// An unlock passes the lock on by itself only if it has not done so for up to a millisecond.
@@ -208,8 +290,9 @@ mod tests {
         let missed = thread::scope(|scope| {
             scope.spawn(other);
             let stat = told.recv().unwrap();
-            let step = || {
-                engine.dispatch.step(|_| {
+            let mut steps = engine.dispatch.steps();
+            let mut step = || {
+                steps.next(|_| {
                     while !is_waiting.load(Ordering::SeqCst) || !is_asleep(&stat) {
                         hint::spin_loop();
                     }
@@ -221,5 +304,40 @@ mod tests {
             turns.windows(2).filter(|turns| turns[0] == turns[1]).count()
         });
         assert!(missed <= MOST_MISSED, "{missed} of {STEPS} steps let no other thread in");
+    }
+
+    #[test]
+    fn steps_have_rests_beside_other_threads_only() {
+        const WORK: Duration = Duration::from_millis(1);
+        let engine = engine();
+        let mut steps = engine.dispatch.steps();
+        let mut step = |work: &dyn Fn()| {
+            let (began, rest) = (clock::now(), steps.rest.unwrap_or_default());
+            steps.next(|_| {
+                assert!(clock::now() - began >= rest, "the rest is taken");
+                thread::sleep(WORK);
+                work();
+            });
+            steps.rest
+        };
+        let nothing = || ();
+        assert_eq!(step(&nothing), None, "the first one");
+        assert_eq!(step(&nothing), None, "nobody else is there");
+        futures::push(&engine, b"message");
+        assert_eq!(step(&nothing), None, "producers do not need the lock");
+        let taken = engine.consumers().pop_until(Some(clock::now())).unwrap();
+        futures::ack(&engine, &taken.unwrap());
+        assert!(step(&nothing) >= Some(WORK), "a consumer is there");
+        assert_eq!(step(&nothing), None, "it is gone");
+        thread::scope(|scope| {
+            let waits = || {
+                scope.spawn(|| drop(engine.dispatch.lock()));
+                while !engine.dispatch.gate.has_waiting() {
+                    thread::yield_now();
+                }
+            };
+            assert!(step(&waits) >= Some(WORK), "a thread waits");
+        });
+        assert_eq!(step(&nothing), None, "it waits no more");
     }
 }

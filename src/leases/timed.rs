@@ -27,10 +27,10 @@ impl Timed {
     /// A lease begins. `deadline` is never before that of an earlier call.
     #[inline(always)]
     pub(super) fn begin(&mut self, deadline: Time, entry: u32, generation: u32) {
-        let lease = (deadline, entry, generation);
-        match self.first {
-            None => self.first = Some(lease),
-            Some(_) => self.behind.push_back(lease),
+        if self.first.is_none() {
+            self.first = Some((deadline, entry, generation));
+        } else {
+            self.behind.push_back((deadline, entry, generation));
         }
     }
 

@@ -1,14 +1,14 @@
 //! Maps that nobody needs go out of memory in steps, and recycled segments are cleared in steps.
 
 use crate::found_hooks::{Gate, OpenAtEnd, files, is_segment, is_temporary, until};
-use crate::found_support::call;
+use crate::found_support::{Call, call};
 use crate::support::watched::{Op, Watched};
-use keepq::fault::MemoryStorage;
-use keepq::{Compaction, Durability, Options, Queue};
+use keepq::fault::{CrashImage, MemoryStorage};
+use keepq::{Compaction, Delivery, Durability, Options, Queue};
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::thread::{scope, sleep};
+use std::thread::{current, scope, sleep};
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
@@ -210,15 +210,25 @@ fn a_round_of_syncs_evicts_what_it_covers() {
     }
 }
 
-/// A recycled segment that is needed before all old slots are cleared has none of them.
-#[test]
-fn a_recycled_segment_that_is_needed_at_once_has_no_old_slots() {
-    let disk = Arc::new(MemoryStorage::new());
-    let storage = Watched::around(disk.clone());
-    let queue = options(&storage).open("queue").unwrap();
-    let small = |queue: &Queue| queue.push_batch((0..1000).map(|_| "small")).unwrap();
-    small(&queue);
-    let first = segments(&disk)[0].clone();
+/// A thousand small messages for each of these numbers, which they hold.
+fn push_small(queue: &Queue, numbers: std::ops::Range<u64>) {
+    let numbered = numbers.flat_map(|number| (0..1000).map(move |_| number.to_le_bytes()));
+    queue.push_batch(numbered.map(Vec::from)).unwrap();
+}
+
+fn number_of(job: &Delivery) -> u64 {
+    u64::from_le_bytes(job[..8].try_into().unwrap())
+}
+
+/// Fills two segments with small messages, settles them, and returns once the first one is being
+/// cleared, in the second step; the stores so far; and how many numbers the messages have.
+fn in_the_middle_of_clearing(
+    disk: &MemoryStorage,
+    storage: &Watched,
+    queue: &Queue,
+) -> (Arc<Gate>, Arc<AtomicU64>, u64) {
+    push_small(queue, 0..1);
+    let first = segments(disk)[0].clone();
     let has_gone_on = Arc::new(AtomicBool::new(false));
     let goes_on = has_gone_on.clone();
     storage.rule(move |call| {
@@ -226,39 +236,167 @@ fn a_recycled_segment_that_is_needed_at_once_has_no_old_slots() {
         goes_on.fetch_or(is_push, SeqCst);
         Ok(())
     });
+    let mut numbers = 1;
     while !has_gone_on.load(SeqCst) {
-        small(&queue);
+        push_small(queue, numbers..numbers + 1);
+        numbers += 1;
     }
     let gate = Gate::closed();
-    let (here, stores) = (gate.clone(), Arc::new(Mutex::new(0)));
+    let (here, stores) = (gate.clone(), Arc::new(AtomicU64::new(0)));
     let counted = stores.clone();
     storage.rule(move |call| {
-        if is_temporary(call.name) && call.op == Op::Store && call.offset > 0 {
-            let mut stores = counted.lock().unwrap();
-            *stores += 1;
-            // In the second step.
-            if *stores == 50 {
-                drop(stores);
-                here.pass();
-            }
+        let clears = is_temporary(call.name) && call.op == Op::Store && call.offset > 0;
+        if clears && counted.fetch_add(1, SeqCst) == IN_SECOND_STEP {
+            here.pass();
         }
         Ok(())
     });
-    let _open = OpenAtEnd(gate.clone());
-    settle_all(&queue);
+    settle_all(queue);
     until("a segment is cleared", || gate.has_waiting());
-    let pushing = queue.clone();
-    // The third one finds no room in the active segment.
-    let pushed = call(move || (0..3).try_for_each(|_| pushing.push(vec![7; 400 << 10]).map(drop)));
+    (gate, stores, numbers)
+}
+
+/// A step clears 32 pages.
+const IN_SECOND_STEP: u64 = 50;
+
+/// The third one finds no room in the active segment.
+fn push_three_large(queue: &Queue) -> Call<()> {
+    let queue = queue.clone();
+    call(move || (0..3).for_each(|_| assert!(queue.push(vec![255; 400 << 10]).is_ok())))
+}
+
+/// A recycled segment that is needed before all old slots are cleared has none of them.
+#[test]
+fn a_recycled_segment_that_is_needed_at_once_has_no_old_slots() {
+    let disk = Arc::new(MemoryStorage::new());
+    let storage = Watched::around(disk.clone());
+    let queue = options(&storage).open("queue").unwrap();
+    let (gate, stores, _) = in_the_middle_of_clearing(&disk, &storage, &queue);
+    let _open = OpenAtEnd(gate.clone());
+    let pushed = push_three_large(&queue);
     pushed.asleep();
-    let cleared = *stores.lock().unwrap();
+    let cleared = stores.load(SeqCst);
     gate.open();
-    pushed.result("push").unwrap();
-    assert!(*stores.lock().unwrap() > cleared + 50, "the push cleared the rest");
-    (0..8).for_each(|_| drop(small(&queue)));
+    pushed.result("push");
+    assert!(stores.load(SeqCst) > cleared + 50, "the push cleared the rest");
+    push_small(&queue, 0..8);
     queue.close().unwrap();
     let queue = options(&storage).open("queue").unwrap();
     let jobs = queue.pop_batch(10_000).unwrap();
     assert!(jobs.iter().all(|job| job.attempts() == 1));
     assert_eq!((jobs.len(), queue.stats().lost()), (8003, 0));
+}
+
+/// The power is cut while that happens, at each call but most of the stores: nothing that was
+/// settled durably in its last use comes back, and nothing else is lost.
+#[test]
+fn a_power_cut_while_a_recycled_segment_is_cleared_brings_nothing_back() {
+    const KEPT: u64 = u64::MAX - 1;
+    let disk = Arc::new(MemoryStorage::new());
+    let storage = Watched::around(disk.clone());
+    let queue = options(&storage).open("queue").unwrap();
+    let (gate, _, numbers) = in_the_middle_of_clearing(&disk, &storage, &queue);
+    let _open = OpenAtEnd(gate.clone());
+    queue.push(KEPT.to_le_bytes().to_vec()).unwrap();
+    queue.sync().unwrap();
+    let (found, calls) = (Arc::new(Mutex::new(Vec::new())), AtomicU64::new(0));
+    let (cut_disk, finds) = (disk.clone(), found.clone());
+    storage.rule(move |call| {
+        let call_number = calls.fetch_add(u64::from(call.op.is_change()), SeqCst);
+        if !call.op.is_change() || call.op.is_store() && call_number % 16 != 0 {
+            return Ok(());
+        }
+        for image in [CrashImage::Oldest, CrashImage::Newest, CrashImage::Mixed(call_number)] {
+            let image = Arc::new(cut_disk.power_cut(image));
+            let found = Queue::options().storage(image).background(false).open("queue").unwrap();
+            let jobs = found.pop_batch(10_000).unwrap();
+            let of_kept = jobs.iter().filter(|job| number_of(job) == KEPT).count();
+            let of_first = jobs.iter().filter(|job| number_of(job) < numbers - 1).count();
+            let (lost, damage) = (found.stats().lost(), found.damage().len());
+            finds.lock().unwrap().push((of_kept, of_first, lost, damage));
+        }
+        Ok(())
+    });
+    let pushed = push_three_large(&queue);
+    pushed.asleep();
+    gate.open();
+    pushed.result("push");
+    storage.no_rule();
+    let found = found.lock().unwrap().clone();
+    assert!(found.len() > 20, "{} power cuts", found.len());
+    assert!(found.iter().all(|found| *found == (1, 0, 0, 0)), "{found:?}");
+}
+
+/// The last step of a recycled segment fails: that is told, its file goes, and pushes go on.
+#[test]
+fn a_late_failure_of_a_recycled_segment_is_told_and_costs_its_file() {
+    let disk = Arc::new(MemoryStorage::new());
+    let storage = Watched::around(disk.clone());
+    let queue = options(&storage).open("queue").unwrap();
+    let (gate, ..) = in_the_middle_of_clearing(&disk, &storage, &queue);
+    let _open = OpenAtEnd(gate.clone());
+    let has_failed = AtomicBool::new(false);
+    let [cleared] = &temporaries(&disk)[..] else { panic!("there is one") };
+    let cleared = cleared.clone();
+    let failing = cleared.clone();
+    storage.rule(move |call| {
+        let fails = call.op == Op::Write && call.name == failing;
+        if fails && !has_failed.swap(true, SeqCst) {
+            return Err(ErrorKind::BrokenPipe.into());
+        }
+        Ok(())
+    });
+    gate.open();
+    let told = || queue.stats().last_background_error().map(ToString::to_string);
+    until("that is told", || told().is_some_and(|told| told.contains(&cleared)));
+    until("its file goes", || !temporaries(&disk).contains(&cleared));
+    push_some(&queue, 200);
+    settle_all(&queue);
+    queue.maintain().unwrap();
+    let bytes: u64 = files(&disk).iter().filter(|name| is_segment(name)).map(|_| MIB).sum();
+    assert!(queue.stats().disk_bytes() <= bytes + MIB, "{} bytes", queue.stats().disk_bytes());
+}
+
+fn temporaries(disk: &MemoryStorage) -> Vec<String> {
+    files(disk).into_iter().filter(|name| is_temporary(name)).collect()
+}
+
+/// While a step of the background is under way, whatever it is, nobody waits for it.
+#[test]
+fn a_step_holds_no_lock_of_pushes_and_pops() {
+    type Named = fn(&str) -> bool;
+    for (op, is_named) in [
+        (Op::Evict, is_segment as Named),
+        (Op::Store, is_temporary as Named),
+        (Op::Write, is_temporary as Named),
+    ] {
+        let storage = Watched::around(Arc::new(MemoryStorage::new()));
+        let queue = options(&storage).open("queue").unwrap();
+        let gate = Gate::closed();
+        let here = gate.clone();
+        storage.rule(move |call| {
+            let is_background = current().name().is_some_and(|name| name.starts_with("keepq"));
+            if is_background && call.op == op && is_named(call.name) && call.offset > 0 {
+                here.pass();
+            }
+            Ok(())
+        });
+        let _open = OpenAtEnd(gate.clone());
+        until("a step is under way", || {
+            push_some(&queue, 1);
+            settle_all(&queue);
+            gate.has_waiting()
+        });
+        let working = queue.clone();
+        let worked = call(move || {
+            push_some(&working, 5);
+            let job = working.pop_timeout(Duration::from_secs(1)).unwrap().unwrap();
+            job.nack().unwrap();
+            let seq = working.push("looked at").unwrap();
+            working.get(seq).unwrap().unwrap();
+            settle_all(&working);
+            (working.stats().in_flight(), working.len())
+        });
+        assert_eq!(worked.result("the work meanwhile"), (0, 0), "{op:?}");
+    }
 }

@@ -36,7 +36,7 @@ pub(crate) const ROOMS: &[&str] = &[
     "engine/backlog",
     "engine/context engine/published engine/settled_total engine/opening",
     "engine/health engine/worker engine/waiters",
-    "engine/space engine/line engine/wait engine/crew",
+    "engine/space engine/line engine/gate engine/wait engine/crew",
     "recovery compaction",
     "log checkpoint leases schedule",
     "options message backoff stats stuck report",

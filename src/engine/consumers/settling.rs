@@ -94,7 +94,8 @@ impl Consumers {
         // What is over waits.
         self.end_due();
         let mut purge = Purge::up_to(self.published.visible());
-        while self.dispatch.step(|dispatch| purge.settle_some(dispatch))? {
+        let mut steps = self.dispatch.steps();
+        while steps.next(|dispatch| purge.settle_some(dispatch))? {
             between();
         }
         let number = self.dispatch.lock().backlog().changes().newest();

@@ -356,8 +356,9 @@ impl Reclaim {
         if small.len() < MANY {
             return Ok(());
         }
+        let mut steps = self.dispatch.steps();
         for ordinal in small {
-            while self.dispatch.step(|dispatch| dispatch.count_segment(ordinal))? {}
+            while steps.next(|dispatch| dispatch.count_segment(ordinal))? {}
         }
         self.appender.finish_old_tail()?;
         // The producer waits for it: no more than keeps their number where it is.
