@@ -301,19 +301,23 @@ fn a_power_cut_while_a_recycled_segment_is_cleared_brings_nothing_back() {
     queue.sync().unwrap();
     let (found, calls) = (Arc::new(Mutex::new(Vec::new())), AtomicU64::new(0));
     let (cut_disk, finds) = (disk.clone(), found.clone());
+    let look = move |image| {
+        let image = Arc::new(cut_disk.power_cut(image));
+        let found = Queue::options().storage(image).background(false).open("queue").unwrap();
+        let jobs = found.pop_batch(10_000).unwrap();
+        let of_kept = jobs.iter().filter(|job| number_of(job) == KEPT).count();
+        let of_first = jobs.iter().filter(|job| number_of(job) < numbers - 1).count();
+        let large = jobs.iter().filter(|job| number_of(job) == u64::MAX).count();
+        (large, (of_kept, of_first, found.stats().lost(), found.damage().len()))
+    };
+    let cut = look.clone();
     storage.rule(move |call| {
         let call_number = calls.fetch_add(u64::from(call.op.is_change()), SeqCst);
         if !call.op.is_change() || call.op.is_store() && call_number % 16 != 0 {
             return Ok(());
         }
         for image in [CrashImage::Oldest, CrashImage::Newest, CrashImage::Mixed(call_number)] {
-            let image = Arc::new(cut_disk.power_cut(image));
-            let found = Queue::options().storage(image).background(false).open("queue").unwrap();
-            let jobs = found.pop_batch(10_000).unwrap();
-            let of_kept = jobs.iter().filter(|job| number_of(job) == KEPT).count();
-            let of_first = jobs.iter().filter(|job| number_of(job) < numbers - 1).count();
-            let (lost, damage) = (found.stats().lost(), found.damage().len());
-            finds.lock().unwrap().push((of_kept, of_first, lost, damage));
+            finds.lock().unwrap().push(cut(image).1);
         }
         Ok(())
     });
@@ -325,6 +329,10 @@ fn a_power_cut_while_a_recycled_segment_is_cleared_brings_nothing_back() {
     let found = found.lock().unwrap().clone();
     assert!(found.len() > 20, "{} power cuts", found.len());
     assert!(found.iter().all(|found| *found == (1, 0, 0, 0)), "{found:?}");
+    queue.sync().unwrap();
+    for image in [CrashImage::Oldest, CrashImage::Newest, CrashImage::Mixed(1)] {
+        assert_eq!(look(image), (3, (1, 0, 0, 0)), "{image:?}");
+    }
 }
 
 /// The last step of a recycled segment fails: that is told, its file goes, and pushes go on.
