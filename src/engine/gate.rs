@@ -5,7 +5,7 @@
 //! each time for a whole slice of the scheduler.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// The gate of a lock.
 #[derive(Debug, Default)]
@@ -27,7 +27,11 @@ pub(super) struct ClosedGate<'a> {
 impl Gate {
     /// Closes it; waits while another thread has it closed.
     pub(super) fn close(&self) -> ClosedGate<'_> {
-        let closed = self.pass();
+        let closed = match self.closed.try_lock() {
+            Ok(closed) => closed,
+            Err(TryLockError::Poisoned(closed)) => closed.into_inner(),
+            Err(TryLockError::WouldBlock) => self.counted(|| self.pass()),
+        };
         self.is_closed.store(true, Ordering::Relaxed);
         ClosedGate { gate: self, _closed: closed }
     }
@@ -36,17 +40,25 @@ impl Gate {
         self.closed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits, and is seen to: the mutex is not fair, so that a thread that has the gate closed
+    /// again and again has to leave others the time to close it.
+    fn counted<T>(&self, wait: impl FnOnce() -> T) -> T {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let waited = wait();
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        waited
+    }
+
     /// Waits until it is open, and then for the lock.
     #[cold]
     pub(super) fn wait<T>(&self, lock: impl FnOnce() -> T) -> T {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        // Relaxed: who misses that it was just closed waits for the lock alone.
-        if self.is_closed.load(Ordering::Relaxed) {
-            drop(self.pass());
-        }
-        let guard = lock();
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
-        guard
+        self.counted(|| {
+            // Relaxed: who misses that it was just closed waits for the lock alone.
+            if self.is_closed.load(Ordering::Relaxed) {
+                drop(self.pass());
+            }
+            lock()
+        })
     }
 
     /// Whether a thread waits.

@@ -50,6 +50,9 @@ pub(crate) struct Steps<'a> {
 const LOOKS: usize = 200;
 const PATIENCE: usize = 100;
 
+/// A step that took longer was held up: by a disk, or with the whole process.
+const LONGEST_REST: Duration = Duration::from_millis(1);
+
 /// About what it takes a thread to wake.
 const PAUSE: Duration = Duration::from_micros(50);
 
@@ -88,21 +91,22 @@ impl DispatchLock {
 
     /// Takes the lock as soon as nobody has it for a moment. If who has it has lost its core, the
     /// gate is open meanwhile.
-    fn close_gate(&self) -> (ClosedGate<'_>, DispatchGuard<'_>) {
+    fn close_gate(&self) -> (DispatchGuard<'_>, ClosedGate<'_>) {
         let Self { gate, dispatch, .. } = self;
         let guard = |guard| DispatchGuard { lock: self, guard: Some(guard) };
         for _ in 0..PATIENCE {
             let closed = gate.close();
             for _ in 0..LOOKS {
                 if let Some(dispatch) = dispatch.try_lock() {
-                    return (closed, guard(dispatch));
+                    return (guard(dispatch), closed);
                 }
                 hint::spin_loop();
             }
             drop(closed);
             thread::sleep(PAUSE);
         }
-        (gate.close(), guard(dispatch.lock()))
+        let closed = gate.close();
+        (guard(dispatch.lock()), closed)
     }
 
     /// Begins work that takes long.
@@ -184,13 +188,13 @@ impl Steps<'_> {
         if let Some(rest) = self.rest.take() {
             thread::sleep(rest);
         }
-        let (gate, mut dispatch) = self.lock.close_gate();
+        let (mut dispatch, gate) = self.lock.close_gate();
         let began = clock::now();
         let has_changes = newest_change(&dispatch) != before;
         let done = work(&mut dispatch);
         self.newest_change = Some(newest_change(&dispatch));
         let has_others = has_changes || self.lock.gate.has_waiting();
-        self.rest = has_others.then(|| (clock::now() - began).max(PAUSE));
+        self.rest = has_others.then(|| (clock::now() - began).clamp(PAUSE, LONGEST_REST));
         drop(gate);
         done
     }
@@ -249,6 +253,7 @@ impl Drop for DispatchGuard<'_> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
+    use super::LONGEST_REST;
     use crate::clock;
     use crate::engine::futures::{self, engine};
     use std::path::{Path, PathBuf};
@@ -339,5 +344,31 @@ mod tests {
             assert!(step(&waits) >= Some(WORK), "a thread waits");
         });
         assert_eq!(step(&nothing), None, "it waits no more");
+        thread::scope(|scope| {
+            let waits = || {
+                scope.spawn(|| {
+                    let mut steps = engine.dispatch.steps();
+                    (0..2).for_each(|_| steps.next(|_| ()));
+                });
+                while !engine.dispatch.gate.has_waiting() {
+                    thread::yield_now();
+                }
+            };
+            assert!(step(&waits) >= Some(WORK), "another one works in steps");
+            // Whichever of its steps it waits for.
+            while step(&nothing).is_some() {}
+        });
+    }
+
+    #[test]
+    fn a_step_that_was_held_up_is_followed_by_a_short_rest() {
+        let engine = engine();
+        let mut steps = engine.dispatch.steps();
+        steps.next(|_| ());
+        futures::push(&engine, b"message");
+        let taken = engine.consumers().pop_until(Some(clock::now())).unwrap();
+        futures::ack(&engine, &taken.unwrap());
+        steps.next(|_| thread::sleep(3 * LONGEST_REST));
+        assert_eq!(steps.rest, Some(LONGEST_REST));
     }
 }
