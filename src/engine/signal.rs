@@ -3,7 +3,7 @@
 //! Promises: when the guard is dropped, it wakes the threads that wait for what was done under the
 //! lock, asks the background for the work that follows, tells it the next time to watch, and drops
 //! maps above the limit outside of the lock. So no caller has to remember any of that. Work that
-//! takes long is done in steps; beside a consumer it has the lock for half of the time at most.
+//! takes long is done in steps; beside a consumer it has the lock for about half of the time.
 
 use super::context::{Context, Padded};
 use super::dispatch::news::Event;

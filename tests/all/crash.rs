@@ -4,7 +4,7 @@
 //! and every name has any version that it had since its last sync; the queue is opened on it and
 //! compared with a model of the promise; the workload goes on, and crashes again.
 //!
-//! `KEEPQ_CRASH_CASES` sets the number of chains (default 1000); the long run is
+//! `KEEPQ_CRASH_CASES` sets the number of chains (default 1500); the long run is
 //! `KEEPQ_CRASH_CASES=200000 cargo test --release --test all crash::`.
 
 use crate::support::agree::agree;
@@ -348,7 +348,7 @@ fn drain(disk: &Arc<MemoryStorage>, model: &mut Model, end: End) {
 #[test]
 fn every_crash_keeps_the_promise() {
     let first = cases("KEEPQ_CRASH_SEED", 1);
-    let count = cases("KEEPQ_CRASH_CASES", 1000);
+    let count = cases("KEEPQ_CRASH_CASES", 1500);
     for seed in first..first + count {
         let outcome = std::panic::catch_unwind(|| chain(seed));
         assert!(outcome.is_ok(), "KEEPQ_CRASH_SEED={seed} KEEPQ_CRASH_CASES=1 shows it");

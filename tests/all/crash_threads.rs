@@ -1,7 +1,7 @@
 //! Crashes while several threads and the background thread are at work.
 //!
 //! Unlike `crash.rs` no run repeats another, but here acks, syncs, rotation and letting go really
-//! happen at the same time. `KEEPQ_CRASH_THREADS_CASES` sets the number of crashes (default 200).
+//! happen at the same time. `KEEPQ_CRASH_THREADS_CASES` sets the number of crashes (default 300).
 
 use crate::support::agree::agree;
 use crate::support::{Dice, cases};
@@ -126,7 +126,7 @@ fn check(disk: MemoryStorage, told: &Told, is_power_cut: bool, sync_acks: bool) 
 #[test]
 fn crashes_under_load_keep_the_promise() {
     let first = cases("KEEPQ_CRASH_SEED", 1);
-    for seed in first..first + cases("KEEPQ_CRASH_THREADS_CASES", 200) {
+    for seed in first..first + cases("KEEPQ_CRASH_THREADS_CASES", 300) {
         let mut dice = Dice(seed);
         let sync_acks = dice.one_in(2);
         let memory = Arc::new(MemoryStorage::new());

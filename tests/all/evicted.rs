@@ -3,7 +3,7 @@
 use crate::found_hooks::{Gate, OpenAtEnd, files, is_segment, is_temporary, until};
 use crate::found_support::{Call, call};
 use crate::support::watched::{Op, Watched};
-use keepq::fault::{CrashImage, MemoryStorage};
+use keepq::fault::{CrashImage, MemoryStorage, Storage};
 use keepq::{Compaction, Delivery, Durability, Options, Queue};
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -361,8 +361,15 @@ fn a_late_failure_of_a_recycled_segment_is_told_and_costs_its_file() {
     push_some(&queue, 200);
     settle_all(&queue);
     queue.maintain().unwrap();
-    let bytes: u64 = files(&disk).iter().filter(|name| is_segment(name)).map(|_| MIB).sum();
-    assert!(queue.stats().disk_bytes() <= bytes + MIB, "{} bytes", queue.stats().disk_bytes());
+    // The background may still make a file, or let one go; room is kept for a next CHECKPOINT.
+    until("what is counted is what there is", || {
+        let there: u64 = files(&disk).iter().map(|name| bytes_of(&disk, name)).sum();
+        queue.stats().disk_bytes().abs_diff(there) < 64 << 10
+    });
+}
+
+fn bytes_of(disk: &MemoryStorage, name: &str) -> u64 {
+    disk.open(name).map_or(0, |file| file.size())
 }
 
 fn temporaries(disk: &MemoryStorage) -> Vec<String> {
