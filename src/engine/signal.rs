@@ -1,15 +1,17 @@
 //! The dispatch lock, and its guard, which tells others what changed when it is dropped.
 //!
 //! Promises: when the guard is dropped, it wakes the threads that wait for what was done under the
-//! lock, asks the background for the work that follows, tells it the next time to watch, and drops
-//! maps above the limit outside of the lock. So no caller has to remember any of that. Work that
-//! takes long is done in steps; beside a consumer it has the lock for about half of the time.
+//! lock, asks the background for the work that follows, tells it the next time to watch, and sees
+//! to it that maps above the limit are given up. So no caller has to remember any of that. Work
+//! that takes long is done in steps; beside a consumer it has the lock for about half of the time.
 
+use super::backlog::IdleMaps;
 use super::context::{Context, Padded};
 use super::dispatch::news::Event;
 use super::dispatch::{Dispatch, ShortWay, Watcher};
 use super::gate::{ClosedGate, Gate};
 use crate::clock;
+use crate::log::sealed::Mapped;
 use parking_lot::{Mutex, MutexGuard};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -49,6 +51,10 @@ pub(crate) struct Steps<'a> {
 /// it so often, which takes some microseconds; then again so often, with a pause before each time.
 const LOOKS: usize = 200;
 const PATIENCE: usize = 100;
+
+/// Maps above the limit that wait for the background to give them up, which takes a millisecond
+/// each. Who makes more gives them up itself.
+const MOST_LEFT: usize = 2;
 
 /// A step that took longer was held up: by a disk, or with the whole process.
 const LONGEST_REST: Duration = Duration::from_millis(1);
@@ -126,11 +132,28 @@ impl DispatchLock {
         }
     }
 
+    /// Gives these maps up, outside of the lock.
+    pub(crate) fn give_up_maps(&self, which: IdleMaps) {
+        self.context.unmapping.give_up(|| self.take_maps(which));
+    }
+
+    /// Gives up maps that no delivery needs; false if there are none, and nobody gave one up since
+    /// the last time.
+    pub(crate) fn make_room_for_map(&self) -> bool {
+        self.context.unmapping.make_room(|| self.take_maps(IdleMaps::All))
+    }
+
+    /// Changes nothing that others have to be told, and tells them nothing: whoever does may have
+    /// to give maps up, too.
+    fn take_maps(&self, which: IdleMaps) -> Vec<Arc<Mapped>> {
+        self.lock_mutex().take_idle_maps(which)
+    }
+
     /// Gives the lock up, and tells others what changed under it.
     #[inline(never)]
     fn tell(&self, mut dispatch: MutexGuard<'_, Dispatch>) {
         let Context { waiters, worker, clock, surplus, died, .. } = &*self.context;
-        let (maps, holds_too_many) = dispatch.take_surplus_maps();
+        let (holds_too_many, left_maps) = dispatch.unmap_surplus().unwrap_or_default();
         let (news, asks_for_sync) = dispatch.take_news();
         let has_worker = worker.is_running();
         let watch = dispatch.take_watch(has_worker);
@@ -145,7 +168,11 @@ impl DispatchLock {
             died.note();
         }
         drop(dispatch);
-        drop(maps);
+        if left_maps > MOST_LEFT || left_maps > 0 && !has_worker {
+            self.give_up_maps(IdleMaps::Left);
+        } else if left_maps > 0 {
+            worker.ask();
+        }
         if holds_too_many {
             surplus.note();
             worker.ask();
@@ -358,6 +385,28 @@ mod tests {
             // Whichever of its steps it waits for.
             while step(&nothing).is_some() {}
         });
+    }
+
+    /// Between a segment's leaving the log and its unmapping, a pop that found no room for a map
+    /// heard of it.
+    #[test]
+    fn a_map_that_left_the_log_makes_room() {
+        let engine = engine();
+        let count = || engine.dispatch.lock().backlog().tracks().len();
+        while count() < 2 {
+            futures::push(&engine, &vec![0; 1 << 20]);
+        }
+        while let Some(taken) = engine.consumers().pop_until(Some(clock::now())).unwrap() {
+            futures::ack(&engine, &taken);
+        }
+        let mut dispatch = engine.dispatch.lock();
+        let tracks = dispatch.backlog_mut().tracks_mut();
+        let oldest = tracks.iter().next().unwrap().ordinal();
+        tracks.note_done_synced(oldest);
+        assert!(tracks.take_done(|_| true).is_some());
+        drop(dispatch);
+        assert!(engine.consumers().make_room_for_map());
+        assert!(!engine.consumers().make_room_for_map(), "it is given up once");
     }
 
     #[test]

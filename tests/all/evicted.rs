@@ -190,6 +190,54 @@ fn who_finds_no_room_for_a_map_waits_for_one_that_is_evicted() {
     popped.result("pop").unwrap();
 }
 
+/// A consumer unmapped each segment above the limit itself, while the background had time for it.
+#[test]
+fn a_consumer_unmaps_nothing_unless_the_background_does_not_keep_up() {
+    const LIMIT: u64 = 4;
+    /// The segment that is read, and two that wait for the background.
+    const MORE: u64 = 3;
+    let disk = Arc::new(MemoryStorage::new());
+    let storage = Watched::around(disk.clone());
+    let options = || options(&storage).compaction(Compaction::off()).open_segments(LIMIT);
+    let queue = options().open("queue").unwrap();
+    let seqs: Vec<_> = (0..1200).map(|_| queue.push(vec![7; 16 << 10]).unwrap()).collect();
+    queue.close().unwrap();
+    let (gate, is_held) = (Gate::closed(), Arc::new(AtomicBool::new(false)));
+    let (here, holds, consumer) = (gate.clone(), is_held.clone(), current().id());
+    let (maps, unmaps) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (mapped, unmapped) = (maps.clone(), unmaps.clone());
+    storage.rule(move |call| {
+        match call.op {
+            Op::Map => _ = mapped.fetch_add(1, SeqCst),
+            Op::Unmap => {
+                mapped.fetch_sub(1, SeqCst);
+                unmapped.fetch_add(u64::from(current().id() == consumer), SeqCst);
+            }
+            // The background syncs the segment that is settled before it lets it go.
+            Op::Sync if holds.load(SeqCst) => here.pass(),
+            _ => {}
+        }
+        Ok(())
+    });
+    let queue = options().open("queue").unwrap();
+    let _open = OpenAtEnd(gate.clone());
+    is_held.store(true, SeqCst);
+    queue.ack_batch(queue.pop_batch(100).unwrap()).unwrap();
+    until("the background is held up", || gate.has_waiting());
+    unmaps.store(0, SeqCst);
+    // Not in the newest one, which may be mapped besides.
+    let mut looked = seqs[100..1100].iter().step_by(60);
+    while maps.load(SeqCst) < LIMIT + MORE {
+        queue.get(*looked.next().unwrap()).unwrap().unwrap();
+        assert_eq!(unmaps.load(SeqCst), 0, "with {} maps", maps.load(SeqCst));
+    }
+    for seq in looked {
+        assert!(queue.get(*seq).unwrap().is_some());
+        assert!(maps.load(SeqCst) <= LIMIT + MORE, "{} maps", maps.load(SeqCst));
+    }
+    assert!(unmaps.load(SeqCst) > 0);
+}
+
 /// What was stored since the last round, up to where pushes go on.
 #[test]
 fn a_round_of_syncs_evicts_what_it_covers() {

@@ -1,17 +1,16 @@
 //! How many segments of the log are mapped, and held open, at a time.
 //!
 //! Promises: no more segments are mapped than the options allow, but for the newest one, the one
-//! that is read, and for as long as a payload is being copied. Does no I/O: maps above the limit
-//! are handed out, to be dropped outside of the dispatch lock; what was stored through them is
-//! synced by a later round, until which their descriptors stay open. The segment that was mapped
-//! first goes first; no clock is asked.
+//! that is read, a few that the background gives up, and for as long as a payload is being copied.
+//! Does no I/O: maps above the limit leave their tracks, to be given up outside of the dispatch
+//! lock; what was stored through them is synced by a later round, until which their descriptors
+//! stay open. The segment that was mapped first goes first; no clock is asked.
 
 use super::activity::Activity;
 use super::track::Track;
 use super::tracks::Tracks;
 use crate::format::address::Ordinal;
 use crate::log::Segment;
-use crate::log::sealed::Mapped;
 use std::sync::Arc;
 
 /// What is known of the maps.
@@ -39,13 +38,10 @@ impl Maps {
         self.activity.maps_made() != self.seen
     }
 
-    /// The maps above the limit. `reading`: the ordinal of the segment that is read.
+    /// Takes the maps above the limit from their tracks. `reading`: the ordinal of the segment that
+    /// is read.
     #[cold]
-    pub(super) fn take_surplus(
-        &mut self,
-        tracks: &mut Tracks,
-        reading: Ordinal,
-    ) -> Vec<Arc<Mapped>> {
+    pub(super) fn unmap_surplus(&mut self, tracks: &mut Tracks, reading: Ordinal) {
         self.seen = self.activity.maps_made();
         let newest = tracks.back().map(Track::ordinal);
         let is_free = |track: &&Track| {
@@ -54,10 +50,7 @@ impl Maps {
         };
         let mapped = numbered(tracks.iter_busy().filter(is_free));
         let too_many = mapped.len().saturating_sub(self.most);
-        let surplus = mapped.into_iter().take(too_many);
-        surplus
-            .filter_map(|(_, ordinal)| tracks.of_segment(ordinal)?.records_mut().take_map())
-            .collect()
+        mapped.into_iter().take(too_many).for_each(|(_, ordinal)| tracks.unmap(ordinal));
     }
 
     /// A sync begins of the segments above the limit whose descriptors are open only because of

@@ -43,7 +43,7 @@ use crate::format::slot::{self, Delay, Slot, State};
 use crate::format::standing::{Run, Standing};
 use crate::leases::Place;
 use crate::log::active::Active;
-use crate::log::sealed::{Mapped, Status};
+use crate::log::sealed::Status;
 use crate::log::{Segment, merge::CopySource};
 use crate::recovery::Log;
 use crate::report::{Damage, DamageKind};
@@ -345,14 +345,15 @@ impl Backlog {
         self.maps.has_new()
     }
 
-    /// Maps above the limit. Also tells whether a map was made since the last call, and more files
-    /// are open now than the limit says.
-    pub(super) fn take_surplus_maps(&mut self, reading: Ordinal) -> (Vec<Arc<Mapped>>, bool) {
+    /// If a map was made since the last call: takes those above the limit from their tracks, and
+    /// tells whether more files are open than the limit says, and how many maps are to be given up.
+    pub(super) fn unmap_surplus(&mut self, reading: Ordinal) -> Option<(bool, usize)> {
         if !self.maps.has_new() {
-            return (Vec::new(), false);
+            return None;
         }
         let holds_too_many = self.holds_too_many(1);
-        (self.maps.take_surplus(&mut self.tracks, reading), holds_too_many)
+        self.maps.unmap_surplus(&mut self.tracks, reading);
+        Some((holds_too_many, self.tracks.left_maps()))
     }
 
     /// A sync begins of those segments above the limit of open files that only unsynced answers

@@ -23,7 +23,7 @@ use crate::log::sealed::{Mapped, Numbering, Status};
 use crate::recovery::Part;
 use crate::time::Time;
 use std::cell::{Cell, OnceCell};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// Slots passed over under one lock.
 const SLOTS_A_STEP: u32 = 4096;
@@ -308,9 +308,9 @@ impl Records {
         self.is_mapped() && !self.is_evicted.get()
     }
 
-    /// This map of it was evicted as a whole.
-    pub(crate) fn note_evicted(&self, map: &Arc<Mapped>) {
-        if self.mapped.get().is_some_and(|mapped| Arc::ptr_eq(mapped, map)) {
+    /// This map, which may be one of this segment, was evicted as a whole.
+    pub(crate) fn note_evicted(&self, map: &Weak<Mapped>) {
+        if self.mapped.get().is_some_and(|mapped| Arc::as_ptr(mapped) == map.as_ptr()) {
             self.is_evicted.set(true);
         }
     }

@@ -26,12 +26,15 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ops::{Deref, Index, IndexMut, Range};
 use std::sync::{Arc, Weak};
 
-/// Which of the maps that no delivery needs.
+/// Which maps are to be given up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum IdleMaps {
-    All,
-    /// Those that were evicted as a whole.
+    /// Those that no track has any more.
+    Left,
+    /// Those too that no delivery needs, and that were evicted as a whole.
     Evicted,
+    /// All that no delivery needs.
+    All,
 }
 
 /// The tracks.
@@ -39,6 +42,8 @@ pub(crate) enum IdleMaps {
 pub(crate) struct Tracks {
     in_order: LogOrder,
     activity: Activity,
+    /// Maps that no track has any more, until somebody gives them up.
+    left: Vec<Arc<Mapped>>,
     done: DoneSegments,
     /// Whether some may have answers of an earlier run that no sync has covered.
     have_inherited: bool,
@@ -66,6 +71,7 @@ impl Tracks {
             have_inherited: !tracks.is_empty(),
             in_order: LogOrder::new(tracks),
             activity: activity.clone(),
+            left: Vec::new(),
             done,
             uncounted_from: Cell::default(),
             has_unreadable: false,
@@ -74,6 +80,7 @@ impl Tracks {
 
     pub(super) fn clear(&mut self) {
         self.in_order.clear();
+        self.left.clear();
         self.done = DoneSegments::default();
     }
 
@@ -127,9 +134,10 @@ impl Tracks {
         self.position_of(ordinal).map(|at| &mut self[at])
     }
 
-    /// Takes one out of the log.
+    /// Takes one out of the log, without its map.
     fn take_out(&mut self, at: usize) -> Option<Track> {
-        let track = self.in_order.remove(at)?;
+        let mut track = self.in_order.remove(at)?;
+        self.left.extend(track.records_mut().take_map());
         self.activity.retain(|busy| busy.ordinal != track.ordinal());
         self.done.remove(&track);
         Some(track)
@@ -176,8 +184,8 @@ impl Tracks {
         to_u64(self.done.len() - usize::from(newest) + busy.count())
     }
 
-    /// Takes out a segment in which nothing is unsettled and nothing unsynced. The caller drops it
-    /// outside of the lock: it may be mapped.
+    /// Takes out a segment in which nothing is unsettled and nothing unsynced. The caller gives its
+    /// map up.
     pub(crate) fn take_done(&mut self, is_synced: impl Fn(&Track) -> bool) -> Option<Track> {
         let can_go =
             |track: &Track| is_free(track) && track.answers().are_durable() && is_synced(track);
@@ -265,14 +273,29 @@ impl Tracks {
 
     /// How many segments are mapped.
     pub(crate) fn mapped_segments(&self) -> u64 {
-        to_u64(self.iter_busy().filter(|track| track.records().is_mapped()).count())
+        let mapped = self.iter_busy().filter(|track| track.records().is_mapped());
+        to_u64(mapped.count() + self.left.len())
     }
 
-    /// Maps that no delivery needs. The caller drops them outside of the lock. `reading`: the
-    /// ordinal of the segment that is read.
+    /// This segment is not mapped any more, for now. The caller sees to its map being given up.
+    pub(super) fn unmap(&mut self, ordinal: Ordinal) {
+        let map = self.of_segment(ordinal).and_then(|track| track.records_mut().take_map());
+        self.left.extend(map);
+    }
+
+    /// Maps that no track has any more, and that nobody has given up.
+    pub(super) fn left_maps(&self) -> usize {
+        self.left.len()
+    }
+
+    /// Maps that are to be given up, outside of the lock. `reading`: the ordinal of the segment
+    /// that is read.
     pub(crate) fn take_idle_maps(&mut self, reading: Ordinal, which: IdleMaps) -> Vec<Arc<Mapped>> {
         let newest = self.in_order.back().map_or(Ordinal::NONE, Track::ordinal);
-        let mut idle = Vec::new();
+        let mut idle = std::mem::take(&mut self.left);
+        if which == IdleMaps::Left {
+            return idle;
+        }
         self.for_each_busy_mut(|track| {
             let is_idle = track.leased() == 0 && ![reading, newest].contains(&track.ordinal());
             if is_idle && (which == IdleMaps::All || !track.records().is_to_evict()) {
@@ -288,10 +311,8 @@ impl Tracks {
     }
 
     /// This map was evicted as a whole.
-    pub(crate) fn note_evicted(&self, map: &Arc<Mapped>) {
-        if let Some(at) = self.position_of(map.segment.header.ordinal) {
-            self.in_order[at].records().note_evicted(map);
-        }
+    pub(crate) fn note_evicted(&self, map: &Weak<Mapped>) {
+        self.iter_busy().for_each(|track| track.records().note_evicted(map));
     }
 
     /// The first map that is to be evicted, and how many there are: that of segment `also`, those

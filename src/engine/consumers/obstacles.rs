@@ -1,7 +1,6 @@
 //! What keeps a segment from being read, and can be taken out of the way.
 
 use super::Consumers;
-use crate::engine::backlog::IdleMaps;
 use crate::engine::dispatch::give_up_vanished;
 use crate::error::{Error, Result};
 use std::io::ErrorKind;
@@ -27,7 +26,7 @@ impl Consumers {
 
     /// Gives up maps that no delivery needs; false if there are none.
     pub(crate) fn make_room_for_map(&self) -> bool {
-        self.context.unmapping.make_room(|| self.dispatch.lock().take_idle_maps(IdleMaps::All))
+        self.dispatch.make_room_for_map()
     }
 
     /// Passes over segments whose files somebody removed; false if there are none.

@@ -133,7 +133,7 @@ impl Dispatch {
         &mut self.deliveries
     }
 
-    /// Maps that no delivery needs. The caller drops them outside of the lock.
+    /// Maps that are to be given up. The caller drops them outside of the lock.
     pub(crate) fn take_idle_maps(&mut self, which: IdleMaps) -> Vec<Arc<Mapped>> {
         let reading = self.ledger().places().cursor().ordinal();
         self.backlog_mut().tracks_mut().take_idle_maps(reading, which)
@@ -256,11 +256,11 @@ impl Dispatch {
         (std::mem::take(self.ledger_mut().news_mut()), asks)
     }
 
-    /// Maps above the limit, to be dropped outside of the lock. Also tells whether a map was made
-    /// since the last call, and more files are open now than the limit says.
-    pub(super) fn take_surplus_maps(&mut self) -> (Vec<Arc<Mapped>>, bool) {
+    /// If a map was made since the last call: takes those above the limit from the log, and tells
+    /// whether more files are open than the limit says, and how many maps are to be given up.
+    pub(super) fn unmap_surplus(&mut self) -> Option<(bool, usize)> {
         let reading = self.ledger().places().cursor().ordinal();
-        self.backlog_mut().take_surplus_maps(reading)
+        self.backlog_mut().unmap_surplus(reading)
     }
 
     /// A time that somebody has to watch, and nobody does: earlier than the one that is watched.

@@ -307,7 +307,7 @@ impl Reclaim {
     /// Unmaps segments that no delivery needs, at once, and closes unmapped segments that are
     /// synced.
     pub(crate) fn release_idle_maps(&self) {
-        self.context.unmapping.give_up(|| self.dispatch.lock().take_idle_maps(IdleMaps::All));
+        self.dispatch.give_up_maps(IdleMaps::All);
         self.release_unmapped();
     }
 

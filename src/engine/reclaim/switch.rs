@@ -6,8 +6,8 @@
 //! that takes time.
 
 use crate::compaction::copy_job::{CopyJob, Finding};
-use crate::engine::backlog::Spot;
 use crate::engine::backlog::track::Track;
+use crate::engine::backlog::{IdleMaps, Spot};
 use crate::engine::dispatch::repair::{lose, rebuild_if_bad, repair_delay};
 use crate::engine::dispatch::{Dispatch, Ledger};
 use crate::engine::signal::DispatchLock;
@@ -90,18 +90,17 @@ pub(super) fn replace_sources(
             break;
         }
     }
-    let mut dispatch = dispatch.lock();
-    let changes = take_changes(&mut dispatch, sources)?;
+    let mut locked = dispatch.lock();
+    let changes = take_changes(&mut locked, sources)?;
     changes.iter().try_for_each(|change| update(run, &mut copy, change))?;
-    if !dispatch.backlog().tracks().can_replace(sources, &copy) {
+    if !locked.backlog().tracks().can_replace(sources, &copy) {
         let path = made.segment.path.clone();
         let reason = "a slot went bad while its segment was copied, which is tried again";
         return Err(Error::Corrupt { operation: "compact", path, offset: 0, reason });
     }
-    let replaced = dispatch.backlog_mut().replace(sources, copy);
-    drop(dispatch);
-    // Unmapped outside of the lock.
-    drop(replaced);
+    let replaced = locked.backlog_mut().replace(sources, copy);
+    drop((locked, changes, replaced));
+    dispatch.give_up_maps(IdleMaps::Left);
     Ok(u64::from(made.count))
 }
 

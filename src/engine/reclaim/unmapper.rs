@@ -66,7 +66,7 @@ impl Unmapper {
     /// which this evicts no more, as long as there is time. Asks for upkeep whenever a map is
     /// evicted.
     pub(super) fn unmap(&self) {
-        self.context.unmapping.give_up(|| self.dispatch.lock().take_idle_maps(IdleMaps::Evicted));
+        self.dispatch.give_up_maps(IdleMaps::Evicted);
         let Some((map, waiting)) = self.next() else { return };
         let may_rest = waiting <= MOST_WAITING.min(self.context.options.open_segments);
         let mut resting = self.resting.lock();
@@ -137,12 +137,11 @@ impl Unmapper {
                 let began: Instant = std::mem::replace(&mut now, clock::now());
                 *piece = if now - began < QUICK { *piece * 2 } else { PIECE };
             }
-            if *offset < size {
-                return Some((size - *offset) / (*offset - start));
-            }
-            self.dispatch.lock().backlog().tracks().note_evicted(map);
-            None
+            (size - *offset).div_ceil(*offset - start)
         });
-        step.flatten()
+        if step == Some(0) {
+            self.dispatch.lock().backlog().tracks().note_evicted(&eviction.map);
+        }
+        step.filter(|&steps| steps > 0)
     }
 }
