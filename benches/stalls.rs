@@ -237,20 +237,40 @@ fn with_asides() {
         let options = Queue::options().durability(Durability::Os).compaction(Compaction::off());
         let queue = options.open(dir.path().join("q")).unwrap();
         before(&queue);
-        let times = thread::scope(|scope| {
-            scope.spawn(|| {
-                thread::sleep(WARM_UP);
-                let start = Instant::now();
-                while start.elapsed() < MEASURED {
-                    meanwhile(&queue).unwrap();
-                    thread::sleep(Duration::from_millis(50));
-                }
-            });
-            through(&queue, Durability::Os, 10_000, Consumer::Spins)
+        let (times, took) = thread::scope(|scope| {
+            let aside = scope.spawn(|| again_and_again(|_| meanwhile(&queue).unwrap()));
+            let times = through(&queue, Durability::Os, 10_000, Consumer::Spins);
+            (times, aside.join().unwrap())
         });
         print(what, times);
         queue.close().unwrap();
+        let compute = |time| {
+            let start = Instant::now();
+            while start.elapsed() < time {
+                spin_loop();
+            }
+        };
+        let times = thread::scope(|scope| {
+            scope.spawn(|| {
+                again_and_again(|at| took.get(at).copied().into_iter().for_each(compute))
+            });
+            channel(10_000, Consumer::Spins)
+        });
+        print("a channel, and a thread that computes as long", times);
     }
+}
+
+/// While it is measured; with how often it was called before. Gives how long each call took.
+fn again_and_again(mut call: impl FnMut(usize)) -> Vec<Duration> {
+    thread::sleep(WARM_UP);
+    let (start, mut took) = (Instant::now(), Vec::new());
+    while start.elapsed() < MEASURED {
+        let began = Instant::now();
+        call(took.len());
+        took.push(began.elapsed());
+        thread::sleep(Duration::from_millis(50));
+    }
+    took
 }
 
 /// Pushes while two threads drain a million messages.

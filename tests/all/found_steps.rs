@@ -1,5 +1,6 @@
 //! Found faults: long work under the dispatch lock, which has to be done in steps.
 
+use crate::found_hooks::is_segment;
 use crate::found_support::{Watch, alone, call, ms, on, watched};
 use crate::support::watched::Op;
 use keepq::fault::{ManualClock, MemoryStorage, Storage};
@@ -352,4 +353,36 @@ fn a_pop_ends_at_its_time_whatever_is_in_the_way() {
         assert_eq!(&*last, b"last");
         assert!((COUNT / 20_000..COUNT / 128).contains(&calls), "{way}: {calls} calls");
     }
+}
+
+/// Large messages that are damaged, each of which is verified first, count by their size.
+#[test]
+fn a_pop_ends_at_its_time_in_front_of_large_messages_that_are_damaged() {
+    const LARGE: u8 = 200;
+    let disk = Arc::new(MemoryStorage::new());
+    let options = || on(disk.clone()).background(false).segment_bytes(16 << 20);
+    let queue = options().open("queue").unwrap();
+    queue.push_batch((1..=LARGE).map(|number| vec![number; 64 << 10])).unwrap();
+    queue.push("last").unwrap();
+    queue.close().unwrap();
+    let mut names = disk.list().unwrap().into_iter().map(|entry| entry.name);
+    let file = disk.open(&names.find(|name| is_segment(name)).unwrap()).unwrap();
+    let mut bytes = vec![0; file.size().try_into().unwrap()];
+    file.read_at(0, &mut bytes).unwrap();
+    let mut at = 0;
+    for number in 1..=LARGE {
+        at += bytes[at..].windows(64).position(|window| window == [number; 64]).unwrap();
+        file.write_at(at as u64, &[0]).unwrap();
+    }
+    let queue = options().open("queue").unwrap();
+    let mut calls = 1;
+    let last = loop {
+        if let Some(job) = queue.pop_timeout(ms(0)).unwrap() {
+            break job;
+        }
+        calls += 1;
+    };
+    assert_eq!(&*last, b"last");
+    assert_eq!(queue.stats().lost(), u64::from(LARGE));
+    assert!((LARGE / 20..LARGE / 10).contains(&calls), "{calls} calls");
 }

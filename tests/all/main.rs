@@ -115,5 +115,6 @@ mod support;
 mod surface;
 mod threads;
 mod typed;
+mod unasked;
 #[cfg(target_os = "linux")]
 mod written;
