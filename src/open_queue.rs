@@ -154,11 +154,14 @@ impl OpenQueue {
     ) -> Result<Placed> {
         let letters = self.dead_letters.as_ref();
         let more_room = |full: &Error| letters.map_or(Ok(false), |letters| letters.make_room(full));
+        let mut maps_gone = 0;
         loop {
             match self.engine.producers().push(drafts, promise, when_full, &more_room) {
                 Ok(placed) => return Ok(placed),
                 // There is no room in memory for another map, and nothing was placed.
-                Err(error @ Error::Io { .. }) => self.engine.consumers().clear_the_way(error)?,
+                Err(error @ Error::Io { .. }) => {
+                    self.engine.consumers().clear_the_way(error, &mut maps_gone)?;
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -121,7 +121,7 @@ impl Consumers {
         mut dispatch: DispatchGuard<'c>,
         deadline: Option<Instant>,
     ) -> Result<Popped> {
-        let mut passed_over = 0;
+        let (mut passed_over, mut maps_gone) = (0, 0);
         loop {
             passed_over += 1;
             let visible = self.published.visible();
@@ -154,7 +154,7 @@ impl Consumers {
                     }
                     Err(error) => {
                         drop(dispatch);
-                        self.clear_the_way(error)?;
+                        self.clear_the_way(error, &mut maps_gone)?;
                     }
                 }
             }
@@ -320,13 +320,13 @@ impl Consumers {
     /// the first error.
     pub(crate) fn count_all(&self) -> Result<()> {
         self.dispatch.lock().count_again();
-        let (mut steps, mut result) = (self.dispatch.steps(), Ok(()));
+        let (mut steps, mut result, mut maps_gone) = (self.dispatch.steps(), Ok(()), 0);
         loop {
             let counted = steps.next(Dispatch::count_some);
             match counted {
                 Ok(true) => {}
                 Ok(false) => break,
-                Err(error) => result = result.and(self.clear_the_way(error)),
+                Err(error) => result = result.and(self.clear_the_way(error, &mut maps_gone)),
             }
         }
         result.inspect_err(|_| self.context.retry_upkeep())

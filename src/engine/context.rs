@@ -13,7 +13,7 @@ use crate::log::Segment;
 use crate::options::Options;
 use crate::seq::QueueId;
 use crate::time::Time;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -45,40 +45,98 @@ pub(crate) struct Context {
     pub(crate) unmapping: Unmapping,
 }
 
-/// Where maps are given up, by whatever thread. Whoever finds no room for a map waits here until
-/// those that another thread gives up are gone.
+/// Where maps are given up, by whatever thread. Whoever finds no room for a map waits here for those
+/// that others are giving up.
 #[derive(Debug, Default)]
 pub(crate) struct Unmapping {
-    /// Some were, since somebody last made room.
-    has_room: Mutex<bool>,
+    gone: AtomicU64,
+    turns: Mutex<Turns>,
+    ended: Condvar,
+}
+
+/// The threads that may give maps up now, by number.
+#[derive(Debug, Default)]
+struct Turns {
+    under_way: Vec<u64>,
+    next: u64,
+}
+
+/// A thread may give maps up. What it takes out is seen as gone, or as under way.
+#[derive(Debug)]
+struct Turn<'a> {
+    unmapping: &'a Unmapping,
+    number: u64,
 }
 
 impl Unmapping {
-    /// Gives up the maps that `take` takes out.
-    pub(crate) fn give_up<T>(&self, take: impl FnOnce() -> Vec<T>) {
-        let mut has_room = self.has_room.lock();
-        let idle = take();
-        *has_room |= !idle.is_empty();
-        drop(idle);
+    /// How many maps are gone.
+    pub(crate) fn gone(&self) -> u64 {
+        // Acquire: there is room for as many.
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// Gives up the maps that `take` takes out, and waits for nobody.
+    pub(crate) fn give_up<T>(&self, take: impl FnOnce() -> Vec<Arc<T>>) {
+        let turn = self.begin();
+        for map in take() {
+            turn.drop_map(map);
+        }
     }
 
     /// Works with a map that others may give up meanwhile; `None` if they did before. If they do,
-    /// it is given up here.
+    /// it goes here.
     pub(crate) fn with<T, R>(&self, map: &Weak<T>, work: impl FnOnce(&Arc<T>) -> R) -> Option<R> {
-        let mut has_room = self.has_room.lock();
+        let turn = self.begin();
         let map = map.upgrade()?;
         let done = work(&map);
-        *has_room |= Arc::into_inner(map).is_some();
-        // Whoever waits for the map has it next.
-        MutexGuard::unlock_fair(has_room);
+        turn.drop_map(map);
         Some(done)
     }
 
-    /// As `give_up`, for somebody who found no room; false if none was given up since the last
-    /// time.
-    pub(crate) fn make_room<T>(&self, take: impl FnOnce() -> Vec<T>) -> bool {
+    /// As `give_up`, for somebody who found no room; waits for others if nothing is gone by that.
+    /// False if as many are gone now as `seen`, which is brought up to date.
+    pub(crate) fn make_room<T>(&self, seen: &mut u64, take: impl FnOnce() -> Vec<Arc<T>>) -> bool {
+        let before = self.gone();
         self.give_up(take);
-        std::mem::take(&mut *self.has_room.lock())
+        if self.gone() == before {
+            self.wait_for_others();
+        }
+        let gone = self.gone();
+        std::mem::replace(seen, gone) != gone
+    }
+
+    /// Waits until those who may give up maps now have done so: for a step of each at most.
+    pub(crate) fn wait_for_others(&self) {
+        let mut turns = self.turns.lock();
+        let next = turns.next;
+        while turns.under_way.iter().any(|&number| number < next) {
+            self.ended.wait(&mut turns);
+        }
+    }
+
+    fn begin(&self) -> Turn<'_> {
+        let mut turns = self.turns.lock();
+        let number = turns.next;
+        turns.next += 1;
+        turns.under_way.push(number);
+        Turn { unmapping: self, number }
+    }
+}
+
+impl Turn<'_> {
+    /// If somebody else has this map, too, it stays until they give it up.
+    fn drop_map<T>(&self, map: Arc<T>) {
+        if let Some(map) = Arc::into_inner(map) {
+            drop(map);
+            self.unmapping.gone.fetch_add(1, Ordering::Release);
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.unmapping.turns.lock().under_way.retain(|&number| number != self.number);
+        self.unmapping.ended.notify_all();
     }
 }
 
@@ -202,5 +260,55 @@ impl<T> std::ops::Deref for Padded<T> {
 
     fn deref(&self) -> &T {
         &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may fail")]
+
+    use super::Unmapping;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, mpsc};
+    use std::thread;
+
+    /// Of two threads that found no room, the one that gave a map up took all the room that there
+    /// was, and the other one was refused.
+    #[test]
+    fn room_that_one_made_is_there_for_all() {
+        let unmapping = Unmapping::default();
+        let (mut mine, mut yours) = (unmapping.gone(), unmapping.gone());
+        assert!(unmapping.make_room(&mut mine, || vec![Arc::new(())]));
+        assert!(unmapping.make_room(&mut yours, Vec::<Arc<()>>::new));
+        assert!(!unmapping.make_room(&mut mine, Vec::<Arc<()>>::new));
+        assert!(!unmapping.make_room(&mut yours, Vec::<Arc<()>>::new));
+    }
+
+    #[test]
+    fn who_finds_nothing_waits_for_those_that_give_maps_up_and_for_no_other() {
+        let (unmapping, has_worked) = (&Unmapping::default(), &AtomicBool::new(false));
+        let map = Arc::new(());
+        let weak = Arc::downgrade(&map);
+        let (tell_begin, begins) = mpsc::channel();
+        let (tell_end, ends) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                unmapping.with(&weak, |_| {
+                    tell_begin.send(()).unwrap();
+                    ends.recv().unwrap();
+                    has_worked.store(true, Ordering::SeqCst);
+                })
+            });
+            begins.recv().unwrap();
+            // That waits for nobody, and is not the last one to have the map.
+            unmapping.give_up(|| vec![map]);
+            assert_eq!(unmapping.gone(), 0);
+            let waiting = scope.spawn(move || {
+                let has_room = unmapping.make_room(&mut 0, Vec::<Arc<()>>::new);
+                (has_room, has_worked.load(Ordering::SeqCst))
+            });
+            tell_end.send(()).unwrap();
+            assert_eq!(waiting.join().unwrap(), (true, true), "once it is gone");
+        });
     }
 }

@@ -1,7 +1,6 @@
 //! The engine: one for each open queue, shared by all its handles.
 //!
-//! It owns the rooms, opens and closes them, and delegates. A room uses those below it only:
-//! `docs/design.md` draws them.
+//! It owns the rooms that `docs/design.md` draws, and delegates. A room uses those below it only.
 //!
 //! "Durable, then visible, then tidy" is not the order here: a message is **published** (visible to
 //! `pop`) when it is placed, and **durable** when a sync has covered it; the two are separate words
@@ -22,7 +21,7 @@
 //! | 2 | `supply` | the ready segment, ordinals, the old tail; rotation |
 //! | 3 | `writing`, `unsealed` | what is being written; the active and the unsynced full segments |
 //! | 4 | gate, dispatch | the backlog, the cursor, leases, what came back, is delayed or dying |
-//! | 5 | the crew; leaves: agenda, wait lists, the line, `health` | themselves |
+//! | 5 | the crew; leaves: agenda, turns, wait lists, the line, `health` | themselves |
 //!
 //! The thread that leads a commit holds no lock while it syncs, and takes the lead after `upkeep`
 //! and `supply` and before `writing`, if at all. A push whose write failed syncs without it.
@@ -313,8 +312,9 @@ impl Engine {
         self.reclaim.prepare_ahead().ok();
         let finished = self.appender.finish_old_tail();
         let has_unsealed = self.reclaim.unmap_and_sync();
+        let mut maps_gone = self.context.unmapping.gone();
         let counted = self.dispatch.lock().count_some();
-        let clear = |error| self.consumers.clear_the_way(error).map(|()| true);
+        let clear = |error| self.consumers.clear_the_way(error, &mut maps_gone).map(|()| true);
         let can_count = counted.or_else(clear);
         if matches!(can_count, Ok(false)) {
             // What could not be read or stored is tried again the next time.

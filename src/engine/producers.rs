@@ -214,7 +214,7 @@ impl Producers {
         promise: Promise,
     ) -> Result<Placed> {
         self.context.health.check(false)?;
-        let (mut may_count, mut may_make_room) = (true, true);
+        let (mut may_count, mut may_make_room, mut maps_gone) = (true, true, 0);
         loop {
             match self.appender.append(drafts, need, promise, self.commit.durable()) {
                 Ok(Some(placed)) => return Ok(placed),
@@ -235,7 +235,7 @@ impl Producers {
                     may_make_room = self.make_room().map_err(Error::before_anything)?;
                 }
                 Err(error) if error.lacks_room_for_map() => {
-                    if !self.make_room_for_map().map_err(Error::before_anything)? {
+                    if !self.make_room_for_map(&mut maps_gone).map_err(Error::before_anything)? {
                         return Err(error);
                     }
                 }
@@ -274,8 +274,8 @@ impl Producers {
 
     /// Unmaps other segments, or seals one that is full, which then need not stay mapped; false if
     /// there was none.
-    fn make_room_for_map(&self) -> Result<bool> {
-        Ok(self.consumers.make_room_for_map() || self.commit.sync_oldest_full()?)
+    fn make_room_for_map(&self, maps_gone: &mut u64) -> Result<bool> {
+        Ok(self.dispatch.make_room_for_map(maps_gone) || self.commit.sync_oldest_full()?)
     }
 
     /// Waits for room behind those that wait already.

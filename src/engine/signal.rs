@@ -3,7 +3,8 @@
 //! Promises: when the guard is dropped, it wakes the threads that wait for what was done under the
 //! lock, asks the background for the work that follows, tells it the next time to watch, and sees
 //! to it that maps above the limit are given up. So no caller has to remember any of that. Work
-//! that takes long is done in steps; beside a consumer it has the lock for about half of the time.
+//! that takes long is done in steps of less than a millisecond; beside a consumer it has the lock
+//! for about half of the time.
 
 use super::backlog::IdleMaps;
 use super::context::{Context, Padded};
@@ -11,7 +12,6 @@ use super::dispatch::news::Event;
 use super::dispatch::{Dispatch, ShortWay, Watcher};
 use super::gate::{ClosedGate, Gate};
 use crate::clock;
-use crate::log::sealed::Mapped;
 use parking_lot::{Mutex, MutexGuard};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -51,10 +51,6 @@ pub(crate) struct Steps<'a> {
 /// it so often, which takes some microseconds; then again so often, with a pause before each time.
 const LOOKS: usize = 200;
 const PATIENCE: usize = 100;
-
-/// Maps above the limit that wait for the background to give them up, which takes a millisecond
-/// each. Who makes more gives them up itself.
-const MOST_LEFT: usize = 2;
 
 /// A step that took longer was held up: by a disk, or with the whole process.
 const LONGEST_REST: Duration = Duration::from_millis(1);
@@ -96,7 +92,7 @@ impl DispatchLock {
     }
 
     /// Takes the lock as soon as nobody has it for a moment. If who has it has lost its core, the
-    /// gate is open meanwhile.
+    /// gate is open meanwhile, a hundred times.
     fn close_gate(&self) -> (DispatchGuard<'_>, ClosedGate<'_>) {
         let Self { gate, dispatch, .. } = self;
         let guard = |guard| DispatchGuard { lock: self, guard: Some(guard) };
@@ -132,30 +128,41 @@ impl DispatchLock {
         }
     }
 
-    /// Gives these maps up, outside of the lock.
+    /// Gives up maps that no delivery needs, and those that left the log, outside of the lock. Waits
+    /// for others who give maps up: for a step at most.
     pub(crate) fn give_up_maps(&self, which: IdleMaps) {
-        self.context.unmapping.give_up(|| self.take_maps(which));
+        self.context.unmapping.give_up(|| self.lock_mutex().take_idle_maps(which));
+        self.context.unmapping.wait_for_others();
     }
 
-    /// Gives up maps that no delivery needs; false if there are none, and nobody gave one up since
-    /// the last time.
-    pub(crate) fn make_room_for_map(&self) -> bool {
-        self.context.unmapping.make_room(|| self.take_maps(IdleMaps::All))
+    /// The same with those that left the log.
+    pub(crate) fn give_up_left_maps(&self) {
+        self.give_up_some(usize::MAX);
+        self.context.unmapping.wait_for_others();
     }
 
-    /// Changes nothing that others have to be told, and tells them nothing: whoever does may have
-    /// to give maps up, too.
-    fn take_maps(&self, which: IdleMaps) -> Vec<Arc<Mapped>> {
-        self.lock_mutex().take_idle_maps(which)
+    /// For somebody who found no room for a map: gives up those that no delivery needs, or else
+    /// waits for others that give some up. `maps_gone`: how many were gone when the map was tried,
+    /// or less, 0 for instance; is brought up to date. False if no other one is gone since.
+    pub(crate) fn make_room_for_map(&self, maps_gone: &mut u64) -> bool {
+        let take = || self.lock_mutex().take_idle_maps(IdleMaps::All);
+        self.context.unmapping.make_room(maps_gone, take)
+    }
+
+    /// Takes the mutex alone, here and above: nothing changes that others have to be told, and who
+    /// tells them may give maps up.
+    fn give_up_some(&self, most: usize) {
+        let take = || self.lock_mutex().backlog_mut().tracks_mut().take_left_maps(most);
+        self.context.unmapping.give_up(take);
     }
 
     /// Gives the lock up, and tells others what changed under it.
     #[inline(never)]
     fn tell(&self, mut dispatch: MutexGuard<'_, Dispatch>) {
         let Context { waiters, worker, clock, surplus, died, .. } = &*self.context;
-        let (holds_too_many, left_maps) = dispatch.unmap_surplus().unwrap_or_default();
-        let (news, asks_for_sync) = dispatch.take_news();
         let has_worker = worker.is_running();
+        let maps = dispatch.unmap_surplus(has_worker);
+        let (news, asks_for_sync) = dispatch.take_news();
         let watch = dispatch.take_watch(has_worker);
         // Without a background, a thread that waits moves messages that died, and watches the next
         // time.
@@ -168,13 +175,13 @@ impl DispatchLock {
             died.note();
         }
         drop(dispatch);
-        if left_maps > MOST_LEFT || left_maps > 0 && !has_worker {
-            self.give_up_maps(IdleMaps::Left);
-        } else if left_maps > 0 {
-            worker.ask();
+        if maps.too_many > 0 {
+            self.give_up_some(maps.too_many);
         }
-        if holds_too_many {
+        if maps.holds_too_many {
             surplus.note();
+        }
+        if maps.holds_too_many || maps.left > maps.too_many {
             worker.ask();
         }
         if has_consumers {
@@ -341,6 +348,7 @@ mod tests {
     #[test]
     fn steps_have_rests_beside_other_threads_only() {
         const WORK: Duration = Duration::from_millis(1);
+        const LIMIT: Duration = Duration::from_secs(10);
         let engine = engine();
         let mut steps = engine.dispatch.steps();
         let mut step = |work: &dyn Fn()| {
@@ -372,18 +380,25 @@ mod tests {
         });
         assert_eq!(step(&nothing), None, "it waits no more");
         thread::scope(|scope| {
+            let (go, goes) = mpsc::channel();
+            let (is_first, had_first) = mpsc::channel();
+            let engine = &engine;
+            scope.spawn(move || {
+                let mut steps = engine.dispatch.steps();
+                steps.next(|_| is_first.send(()).unwrap());
+                goes.recv().unwrap();
+                steps.next(|_| ());
+            });
+            // The first step of a thread waits for the lock, the next ones wait at the gate.
+            had_first.recv().unwrap();
             let waits = || {
-                scope.spawn(|| {
-                    let mut steps = engine.dispatch.steps();
-                    (0..2).for_each(|_| steps.next(|_| ()));
-                });
-                while !engine.dispatch.gate.has_waiting() {
+                go.send(()).unwrap();
+                let end = clock::now() + LIMIT;
+                while !engine.dispatch.gate.has_waiting() && clock::now() < end {
                     thread::yield_now();
                 }
             };
             assert!(step(&waits) >= Some(WORK), "another one works in steps");
-            // Whichever of its steps it waits for.
-            while step(&nothing).is_some() {}
         });
     }
 
@@ -405,8 +420,11 @@ mod tests {
         tracks.note_done_synced(oldest);
         assert!(tracks.take_done(|_| true).is_some());
         drop(dispatch);
-        assert!(engine.consumers().make_room_for_map());
-        assert!(!engine.consumers().make_room_for_map(), "it is given up once");
+        let mut before = engine.context().unmapping.gone();
+        assert!(engine.dispatch.make_room_for_map(&mut before));
+        assert!(!engine.dispatch.make_room_for_map(&mut before), "it is given up once");
+        let mut earlier = 0;
+        assert!(engine.dispatch.make_room_for_map(&mut earlier), "somebody else made room");
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! How many segments of the log are mapped, and held open, at a time.
 //!
 //! Promises: no more segments are mapped than the options allow, but for the newest one, the one
-//! that is read, a few that the background gives up, and for as long as a payload is being copied.
-//! Does no I/O: maps above the limit leave their tracks, to be given up outside of the dispatch
-//! lock; what was stored through them is synced by a later round, until which their descriptors
-//! stay open. The segment that was mapped first goes first; no clock is asked.
+//! that is read, and for as long as a payload is being copied. Does no I/O: maps above the limit
+//! leave their tracks, to be given up outside of the dispatch lock; what was stored through them is
+//! synced by a later round, until which their descriptors stay open. The segment that was mapped
+//! first goes first; no clock is asked.
 
 use super::activity::Activity;
 use super::track::Track;
@@ -12,6 +12,10 @@ use super::tracks::Tracks;
 use crate::format::address::Ordinal;
 use crate::log::Segment;
 use std::sync::Arc;
+
+/// Maps that the background gives up ahead of need: so many, and one in so many of the limit.
+const MOST_AHEAD: usize = 2;
+const PART_AHEAD: usize = 8;
 
 /// What is known of the maps.
 #[derive(Debug)]
@@ -38,10 +42,16 @@ impl Maps {
         self.activity.maps_made() != self.seen
     }
 
-    /// Takes the maps above the limit from their tracks. `reading`: the ordinal of the segment that
-    /// is read.
+    /// Takes maps from their tracks: those above the limit; if there is a background, a few more,
+    /// so that it has given them up when the next ones are made. Tells how many of those that left
+    /// are above the limit. `reading`: the ordinal of the segment that is read.
     #[cold]
-    pub(super) fn unmap_surplus(&mut self, tracks: &mut Tracks, reading: Ordinal) {
+    pub(super) fn unmap_surplus(
+        &mut self,
+        tracks: &mut Tracks,
+        reading: Ordinal,
+        has_worker: bool,
+    ) -> usize {
         self.seen = self.activity.maps_made();
         let newest = tracks.back().map(Track::ordinal);
         let is_free = |track: &&Track| {
@@ -49,8 +59,10 @@ impl Maps {
             track.records().is_mapped() && ordinal != reading && Some(ordinal) != newest
         };
         let mapped = numbered(tracks.iter_busy().filter(is_free));
-        let too_many = mapped.len().saturating_sub(self.most);
-        mapped.into_iter().take(too_many).for_each(|(_, ordinal)| tracks.unmap(ordinal));
+        let ahead = if has_worker { MOST_AHEAD.min(self.most / PART_AHEAD) } else { 0 };
+        let kept = mapped.len().min(self.most - ahead);
+        mapped[..mapped.len() - kept].iter().for_each(|&(_, ordinal)| tracks.unmap(ordinal));
+        (kept + tracks.left_maps()).saturating_sub(self.most)
     }
 
     /// A sync begins of the segments above the limit whose descriptors are open only because of

@@ -59,6 +59,17 @@ use std::sync::Arc;
 use track::{Stored, Track};
 use tracks::Tracks;
 
+/// What is above the limits of maps and of open files, if a map was made.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Surplus {
+    /// More files are open than the limit says.
+    pub(crate) holds_too_many: bool,
+    /// Maps that left their tracks, and are to be given up.
+    pub(crate) left: usize,
+    /// So many of them at once.
+    pub(crate) too_many: usize,
+}
+
 /// The stored messages.
 #[derive(Debug)]
 pub(crate) struct Backlog {
@@ -345,15 +356,14 @@ impl Backlog {
         self.maps.has_new()
     }
 
-    /// If a map was made since the last call: takes those above the limit from their tracks, and
-    /// tells whether more files are open than the limit says, and how many maps are to be given up.
-    pub(super) fn unmap_surplus(&mut self, reading: Ordinal) -> Option<(bool, usize)> {
+    /// If a map was made since the last call: takes those above the limit from their tracks.
+    pub(super) fn unmap_surplus(&mut self, reading: Ordinal, has_worker: bool) -> Surplus {
         if !self.maps.has_new() {
-            return None;
+            return Surplus::default();
         }
         let holds_too_many = self.holds_too_many(1);
-        self.maps.unmap_surplus(&mut self.tracks, reading);
-        Some((holds_too_many, self.tracks.left_maps()))
+        let too_many = self.maps.unmap_surplus(&mut self.tracks, reading, has_worker);
+        Surplus { holds_too_many, too_many, left: self.tracks.left_maps() }
     }
 
     /// A sync begins of those segments above the limit of open files that only unsynced answers

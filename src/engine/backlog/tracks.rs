@@ -26,15 +26,12 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ops::{Deref, Index, IndexMut, Range};
 use std::sync::{Arc, Weak};
 
-/// Which maps are to be given up.
+/// Which of the maps that no delivery needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum IdleMaps {
-    /// Those that no track has any more.
-    Left,
-    /// Those too that no delivery needs, and that were evicted as a whole.
-    Evicted,
-    /// All that no delivery needs.
     All,
+    /// Those that were evicted as a whole.
+    Evicted,
 }
 
 /// The tracks.
@@ -277,7 +274,7 @@ impl Tracks {
         to_u64(mapped.count() + self.left.len())
     }
 
-    /// This segment is not mapped any more, for now. The caller sees to its map being given up.
+    /// Takes the map of this segment. The caller sees to its being given up.
     pub(super) fn unmap(&mut self, ordinal: Ordinal) {
         let map = self.of_segment(ordinal).and_then(|track| track.records_mut().take_map());
         self.left.extend(map);
@@ -288,14 +285,16 @@ impl Tracks {
         self.left.len()
     }
 
-    /// Maps that are to be given up, outside of the lock. `reading`: the ordinal of the segment
-    /// that is read.
+    /// Up to `most` of them, to be given up outside of the lock. Those that left first go first.
+    pub(crate) fn take_left_maps(&mut self, most: usize) -> Vec<Arc<Mapped>> {
+        self.left.drain(..most.min(self.left.len())).collect()
+    }
+
+    /// Those, and maps that no delivery needs, to be given up outside of the lock. `reading`: the
+    /// ordinal of the segment that is read.
     pub(crate) fn take_idle_maps(&mut self, reading: Ordinal, which: IdleMaps) -> Vec<Arc<Mapped>> {
         let newest = self.in_order.back().map_or(Ordinal::NONE, Track::ordinal);
         let mut idle = std::mem::take(&mut self.left);
-        if which == IdleMaps::Left {
-            return idle;
-        }
         self.for_each_busy_mut(|track| {
             let is_idle = track.leased() == 0 && ![reading, newest].contains(&track.ordinal());
             if is_idle && (which == IdleMaps::All || !track.records().is_to_evict()) {

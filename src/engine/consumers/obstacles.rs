@@ -7,26 +7,23 @@ use std::io::ErrorKind;
 
 impl Consumers {
     /// Takes out of the way what kept a segment from being read, if that can be done: then the
-    /// caller tries again.
+    /// caller tries again. `maps_gone`: as in [`DispatchLock::make_room_for_map`].
+    ///
+    /// [`DispatchLock::make_room_for_map`]: crate::engine::signal::DispatchLock::make_room_for_map
     ///
     /// # Errors
     ///
     /// The same, if nothing can be done.
     #[cold]
-    pub(crate) fn clear_the_way(&self, error: Error) -> Result<()> {
+    pub(crate) fn clear_the_way(&self, error: Error, maps_gone: &mut u64) -> Result<()> {
         let Error::Io { source, .. } = &error else { return Err(error) };
         let is_cleared = match source.kind() {
             // There are too many maps, for this system or for the limits of this process.
-            ErrorKind::OutOfMemory => self.make_room_for_map(),
+            ErrorKind::OutOfMemory => self.dispatch.make_room_for_map(maps_gone),
             ErrorKind::NotFound => self.give_up_vanished(),
             _ => false,
         };
         if is_cleared { Ok(()) } else { Err(error) }
-    }
-
-    /// Gives up maps that no delivery needs; false if there are none.
-    pub(crate) fn make_room_for_map(&self) -> bool {
-        self.dispatch.make_room_for_map()
     }
 
     /// Passes over segments whose files somebody removed; false if there are none.

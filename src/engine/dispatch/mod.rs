@@ -44,9 +44,9 @@ pub(crate) use vanished::give_up_vanished;
 #[cfg(test)]
 pub(crate) use watched::Watched;
 
-use super::backlog::IdleMaps;
 use super::backlog::cursor::Cursor;
 use super::backlog::{Backlog, FoundMessage, Met};
+use super::backlog::{IdleMaps, Surplus};
 use super::context::Context;
 use super::published::Published;
 use crate::error::Result;
@@ -133,7 +133,7 @@ impl Dispatch {
         &mut self.deliveries
     }
 
-    /// Maps that are to be given up. The caller drops them outside of the lock.
+    /// Maps that left the log, or that no delivery needs. The caller drops them outside of the lock.
     pub(crate) fn take_idle_maps(&mut self, which: IdleMaps) -> Vec<Arc<Mapped>> {
         let reading = self.ledger().places().cursor().ordinal();
         self.backlog_mut().tracks_mut().take_idle_maps(reading, which)
@@ -256,11 +256,10 @@ impl Dispatch {
         (std::mem::take(self.ledger_mut().news_mut()), asks)
     }
 
-    /// If a map was made since the last call: takes those above the limit from the log, and tells
-    /// whether more files are open than the limit says, and how many maps are to be given up.
-    pub(super) fn unmap_surplus(&mut self) -> Option<(bool, usize)> {
+    /// If a map was made since the last call: takes those above the limit from the log.
+    pub(super) fn unmap_surplus(&mut self, has_worker: bool) -> Surplus {
         let reading = self.ledger().places().cursor().ordinal();
-        self.backlog_mut().unmap_surplus(reading)
+        self.backlog_mut().unmap_surplus(reading, has_worker)
     }
 
     /// A time that somebody has to watch, and nobody does: earlier than the one that is watched.

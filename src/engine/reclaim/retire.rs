@@ -9,7 +9,7 @@ use super::upkeep::Upkeep;
 use crate::checkpoint::SLOTS;
 use crate::clock;
 use crate::engine::append::{Appender, SupplyState, Unsealed, maker::Maker};
-use crate::engine::backlog::{IdleMaps, track::Track};
+use crate::engine::backlog::track::Track;
 use crate::engine::commit::Commit;
 use crate::engine::context::{Context, RETRY_AFTER};
 use crate::engine::signal::DispatchLock;
@@ -320,7 +320,7 @@ impl Retirer {
             drop(lead);
             let Some(done) = done else { return Ok(false) };
             let (segment, count) = (Arc::clone(done.segment()), done.count().unwrap_or(0));
-            self.dispatch.give_up_maps(IdleMaps::Left);
+            self.dispatch.give_up_left_maps();
             // There may be many until the list is written, which needs a descriptor itself.
             segment.release();
             upkeep.add_done(segment, count);

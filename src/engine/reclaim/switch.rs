@@ -6,8 +6,8 @@
 //! that takes time.
 
 use crate::compaction::copy_job::{CopyJob, Finding};
+use crate::engine::backlog::Spot;
 use crate::engine::backlog::track::Track;
-use crate::engine::backlog::{IdleMaps, Spot};
 use crate::engine::dispatch::repair::{lose, rebuild_if_bad, repair_delay};
 use crate::engine::dispatch::{Dispatch, Ledger};
 use crate::engine::signal::DispatchLock;
@@ -99,8 +99,10 @@ pub(super) fn replace_sources(
         return Err(Error::Corrupt { operation: "compact", path, offset: 0, reason });
     }
     let replaced = locked.backlog_mut().replace(sources, copy);
-    drop((locked, changes, replaced));
-    dispatch.give_up_maps(IdleMaps::Left);
+    // Their maps are in the log's list, so that nothing is unmapped under the lock.
+    drop((changes, replaced));
+    drop(locked);
+    dispatch.give_up_left_maps();
     Ok(u64::from(made.count))
 }
 
