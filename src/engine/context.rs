@@ -45,25 +45,25 @@ pub(crate) struct Context {
     pub(crate) unmapping: Unmapping,
 }
 
-/// Where maps are given up, by whatever thread. Whoever finds no room for a map waits here for those
-/// that others are giving up.
+/// Where maps are given up, by whatever thread. Whoever finds no room for a map waits here for
+/// those that others are giving up.
 #[derive(Debug, Default)]
 pub(crate) struct Unmapping {
     gone: AtomicU64,
-    turns: Mutex<Turns>,
+    turns: Mutex<UnmapTurns>,
     ended: Condvar,
 }
 
 /// The threads that may give maps up now, by number.
 #[derive(Debug, Default)]
-struct Turns {
+struct UnmapTurns {
     under_way: Vec<u64>,
     next: u64,
 }
 
 /// A thread may give maps up. What it takes out is seen as gone, or as under way.
 #[derive(Debug)]
-struct Turn<'a> {
+struct UnmapTurn<'a> {
     unmapping: &'a Unmapping,
     number: u64,
 }
@@ -114,16 +114,16 @@ impl Unmapping {
         }
     }
 
-    fn begin(&self) -> Turn<'_> {
+    fn begin(&self) -> UnmapTurn<'_> {
         let mut turns = self.turns.lock();
         let number = turns.next;
         turns.next += 1;
         turns.under_way.push(number);
-        Turn { unmapping: self, number }
+        UnmapTurn { unmapping: self, number }
     }
 }
 
-impl Turn<'_> {
+impl UnmapTurn<'_> {
     /// If somebody else has this map, too, it stays until they give it up.
     fn drop_map<T>(&self, map: Arc<T>) {
         if let Some(map) = Arc::into_inner(map) {
@@ -133,7 +133,7 @@ impl Turn<'_> {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for UnmapTurn<'_> {
     fn drop(&mut self) {
         self.unmapping.turns.lock().under_way.retain(|&number| number != self.number);
         self.unmapping.ended.notify_all();

@@ -128,8 +128,8 @@ impl DispatchLock {
         }
     }
 
-    /// Gives up maps that no delivery needs, and those that left the log, outside of the lock. Waits
-    /// for others who give maps up: for a step at most.
+    /// Gives up maps that no delivery needs, and those that left the log, outside of the lock.
+    /// Waits for others who give maps up: for a step at most.
     pub(crate) fn give_up_maps(&self, which: IdleMaps) {
         self.context.unmapping.give_up(|| self.lock_mutex().take_idle_maps(which));
         self.context.unmapping.wait_for_others();

@@ -133,7 +133,7 @@ impl Dispatch {
         &mut self.deliveries
     }
 
-    /// Maps that left the log, or that no delivery needs. The caller drops them outside of the lock.
+    /// Maps that left the log, or that no delivery needs, to be given up outside of the lock.
     pub(crate) fn take_idle_maps(&mut self, which: IdleMaps) -> Vec<Arc<Mapped>> {
         let reading = self.ledger().places().cursor().ordinal();
         self.backlog_mut().tracks_mut().take_idle_maps(reading, which)
