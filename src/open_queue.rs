@@ -154,7 +154,7 @@ impl OpenQueue {
     ) -> Result<Placed> {
         let letters = self.dead_letters.as_ref();
         let more_room = |full: &Error| letters.map_or(Ok(false), |letters| letters.make_room(full));
-        let mut maps_gone = 0;
+        let mut maps_gone = self.engine.context().unmapping.gone();
         loop {
             match self.engine.producers().push(drafts, promise, when_full, &more_room) {
                 Ok(placed) => return Ok(placed),

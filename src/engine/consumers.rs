@@ -121,7 +121,7 @@ impl Consumers {
         mut dispatch: DispatchGuard<'c>,
         deadline: Option<Instant>,
     ) -> Result<Popped> {
-        let (mut passed_over, mut maps_gone) = (0, 0);
+        let (mut passed_over, mut maps_gone) = (0, self.context.unmapping.gone());
         loop {
             passed_over += 1;
             let visible = self.published.visible();
@@ -155,6 +155,7 @@ impl Consumers {
                     Err(error) => {
                         drop(dispatch);
                         self.clear_the_way(error, &mut maps_gone)?;
+                        passed_over = MOST_PASSED_OVER;
                     }
                 }
             }
@@ -320,7 +321,8 @@ impl Consumers {
     /// the first error.
     pub(crate) fn count_all(&self) -> Result<()> {
         self.dispatch.lock().count_again();
-        let (mut steps, mut result, mut maps_gone) = (self.dispatch.steps(), Ok(()), 0);
+        let (mut steps, mut result) = (self.dispatch.steps(), Ok(()));
+        let mut maps_gone = self.context.unmapping.gone();
         loop {
             let counted = steps.next(Dispatch::count_some);
             match counted {

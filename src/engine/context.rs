@@ -7,6 +7,7 @@ use super::waiters::Waiters;
 use super::worker::Worker;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
+use crate::format::bytes::to_u64;
 use crate::format::standing::Run;
 use crate::io::Storage;
 use crate::log::Segment;
@@ -75,12 +76,14 @@ impl Unmapping {
         self.gone.load(Ordering::Acquire)
     }
 
-    /// Gives up the maps that `take` takes out, and waits for nobody.
-    pub(crate) fn give_up<T>(&self, take: impl FnOnce() -> Vec<Arc<T>>) {
+    /// Gives up the maps that `take` takes out, and waits for nobody. What is being copied from one
+    /// of them keeps it for a moment.
+    pub(crate) fn give_up<T>(&self, take: impl FnOnce() -> Vec<T>) {
         let turn = self.begin();
-        for map in take() {
-            turn.drop_map(map);
-        }
+        let maps = take();
+        let count = to_u64(maps.len());
+        drop(maps);
+        turn.note_gone(count);
     }
 
     /// Works with a map that others may give up meanwhile; `None` if they did before. If they do,
@@ -89,13 +92,13 @@ impl Unmapping {
         let turn = self.begin();
         let map = map.upgrade()?;
         let done = work(&map);
-        turn.drop_map(map);
+        turn.note_gone(u64::from(Arc::into_inner(map).is_some()));
         Some(done)
     }
 
     /// As `give_up`, for somebody who found no room; waits for others if nothing is gone by that.
     /// False if as many are gone now as `seen`, which is brought up to date.
-    pub(crate) fn make_room<T>(&self, seen: &mut u64, take: impl FnOnce() -> Vec<Arc<T>>) -> bool {
+    pub(crate) fn make_room<T>(&self, seen: &mut u64, take: impl FnOnce() -> Vec<T>) -> bool {
         let before = self.gone();
         self.give_up(take);
         if self.gone() == before {
@@ -124,12 +127,8 @@ impl Unmapping {
 }
 
 impl UnmapTurn<'_> {
-    /// If somebody else has this map, too, it stays until they give it up.
-    fn drop_map<T>(&self, map: Arc<T>) {
-        if let Some(map) = Arc::into_inner(map) {
-            drop(map);
-            self.unmapping.gone.fetch_add(1, Ordering::Release);
-        }
+    fn note_gone(&self, maps: u64) {
+        self.unmapping.gone.fetch_add(maps, Ordering::Release);
     }
 }
 
@@ -271,6 +270,9 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{Arc, mpsc};
     use std::thread;
+    use std::time::Duration;
+
+    const A_MOMENT: Duration = Duration::from_millis(50);
 
     /// Of two threads that found no room, the one that gave a map up took all the room that there
     /// was, and the other one was refused.
@@ -300,15 +302,16 @@ mod tests {
                 })
             });
             begins.recv().unwrap();
-            // That waits for nobody, and is not the last one to have the map.
-            unmapping.give_up(|| vec![map]);
-            assert_eq!(unmapping.gone(), 0);
-            let waiting = scope.spawn(move || {
+            // The other thread is the last one to have it.
+            drop(map);
+            let (tell_room, told) = mpsc::channel();
+            scope.spawn(move || {
                 let has_room = unmapping.make_room(&mut 0, Vec::<Arc<()>>::new);
-                (has_room, has_worked.load(Ordering::SeqCst))
+                tell_room.send((has_room, has_worked.load(Ordering::SeqCst))).unwrap();
             });
+            assert!(told.recv_timeout(A_MOMENT).is_err(), "it waits");
             tell_end.send(()).unwrap();
-            assert_eq!(waiting.join().unwrap(), (true, true), "once it is gone");
+            assert_eq!(told.recv(), Ok((true, true)), "once it is gone");
         });
     }
 }

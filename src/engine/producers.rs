@@ -214,7 +214,8 @@ impl Producers {
         promise: Promise,
     ) -> Result<Placed> {
         self.context.health.check(false)?;
-        let (mut may_count, mut may_make_room, mut maps_gone) = (true, true, 0);
+        let (mut may_count, mut may_make_room) = (true, true);
+        let mut maps_gone = self.context.unmapping.gone();
         loop {
             match self.appender.append(drafts, need, promise, self.commit.durable()) {
                 Ok(Some(placed)) => return Ok(placed),

@@ -128,22 +128,22 @@ impl DispatchLock {
         }
     }
 
-    /// Gives up maps that no delivery needs, and those that left the log, outside of the lock.
-    /// Waits for others who give maps up: for a step at most.
+    /// Gives up maps that no delivery needs, and those that left their tracks, outside of the
+    /// lock. Waits for others who give maps up: for a step at most.
     pub(crate) fn give_up_maps(&self, which: IdleMaps) {
         self.context.unmapping.give_up(|| self.lock_mutex().take_idle_maps(which));
         self.context.unmapping.wait_for_others();
     }
 
-    /// The same with those that left the log.
+    /// The same with those that left their tracks.
     pub(crate) fn give_up_left_maps(&self) {
         self.give_up_some(usize::MAX);
         self.context.unmapping.wait_for_others();
     }
 
     /// For somebody who found no room for a map: gives up those that no delivery needs, or else
-    /// waits for others that give some up. `maps_gone`: how many were gone when the map was tried,
-    /// or less, 0 for instance; is brought up to date. False if no other one is gone since.
+    /// waits for others that give some up. `maps_gone`: how many were gone before the map was
+    /// tried; is brought up to date. False if no other one is gone since.
     pub(crate) fn make_room_for_map(&self, maps_gone: &mut u64) -> bool {
         let take = || self.lock_mutex().take_idle_maps(IdleMaps::All);
         self.context.unmapping.make_room(maps_gone, take)
@@ -178,10 +178,8 @@ impl DispatchLock {
         if maps.too_many > 0 {
             self.give_up_some(maps.too_many);
         }
-        if maps.holds_too_many {
+        if maps.is_any {
             surplus.note();
-        }
-        if maps.holds_too_many || maps.left > maps.too_many {
             worker.ask();
         }
         if has_consumers {

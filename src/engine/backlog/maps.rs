@@ -44,7 +44,8 @@ impl Maps {
 
     /// Takes maps from their tracks: those above the limit; if there is a background, a few more,
     /// so that it has given them up when the next ones are made. Tells how many of those that left
-    /// are above the limit. `reading`: the ordinal of the segment that is read.
+    /// are above the limit, also of those that are about to go. `reading`: the ordinal of the
+    /// segment that is read.
     #[cold]
     pub(super) fn unmap_surplus(
         &mut self,
@@ -62,7 +63,7 @@ impl Maps {
         let ahead = if has_worker { MOST_AHEAD.min(self.most / PART_AHEAD) } else { 0 };
         let kept = mapped.len().min(self.most - ahead);
         mapped[..mapped.len() - kept].iter().for_each(|&(_, ordinal)| tracks.unmap(ordinal));
-        (kept + tracks.left_maps()).saturating_sub(self.most)
+        (kept + tracks.left_maps().0).saturating_sub(self.most)
     }
 
     /// A sync begins of the segments above the limit whose descriptors are open only because of

@@ -33,7 +33,7 @@ pub(crate) mod walk;
 
 pub(crate) use body::Body;
 pub(crate) use found::{FoundMessage, Lookup, LostRecords, Met, Spot};
-pub(crate) use tracks::IdleMaps;
+pub(crate) use tracks::{IdleMaps, LeftMap};
 
 use crate::error::Result;
 use crate::format::address::{Index, Offset, Ordinal};
@@ -62,11 +62,9 @@ use tracks::Tracks;
 /// What is above the limits of maps and of open files, if a map was made.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Surplus {
-    /// More files are open than the limit says.
-    pub(crate) holds_too_many: bool,
-    /// Maps that left their tracks, and are to be given up.
-    pub(crate) left: usize,
-    /// So many of them at once.
+    /// More files are open than the limit says, or maps are to be given up and then files closed.
+    pub(crate) is_any: bool,
+    /// So many of those maps are to be given up at once.
     pub(crate) too_many: usize,
 }
 
@@ -363,7 +361,8 @@ impl Backlog {
         }
         let holds_too_many = self.holds_too_many(1);
         let too_many = self.maps.unmap_surplus(&mut self.tracks, reading, has_worker);
-        Surplus { holds_too_many, too_many, left: self.tracks.left_maps() }
+        let (_, left) = self.tracks.left_maps();
+        Surplus { is_any: holds_too_many || left > 0, too_many }
     }
 
     /// A sync begins of those segments above the limit of open files that only unsynced answers

@@ -34,13 +34,22 @@ pub(crate) enum IdleMaps {
     Evicted,
 }
 
+/// A map that no track has any more. It goes first, and is no longer counted after that.
+#[derive(Debug)]
+pub(crate) struct LeftMap {
+    _map: Arc<Mapped>,
+    _counted: Arc<()>,
+}
+
 /// The tracks.
 #[derive(Debug)]
 pub(crate) struct Tracks {
     in_order: LogOrder,
     activity: Activity,
-    /// Maps that no track has any more, until somebody gives them up.
-    left: Vec<Arc<Mapped>>,
+    /// Maps that no track has any more, until somebody takes them out to give them up.
+    left: Vec<LeftMap>,
+    /// How many of those there are, also of those that were taken out.
+    left_count: Arc<()>,
     done: DoneSegments,
     /// Whether some may have answers of an earlier run that no sync has covered.
     have_inherited: bool,
@@ -69,6 +78,7 @@ impl Tracks {
             in_order: LogOrder::new(tracks),
             activity: activity.clone(),
             left: Vec::new(),
+            left_count: Arc::default(),
             done,
             uncounted_from: Cell::default(),
             has_unreadable: false,
@@ -134,7 +144,8 @@ impl Tracks {
     /// Takes one out of the log, without its map.
     fn take_out(&mut self, at: usize) -> Option<Track> {
         let mut track = self.in_order.remove(at)?;
-        self.left.extend(track.records_mut().take_map());
+        let map = track.records_mut().take_map();
+        self.leave(map);
         self.activity.retain(|busy| busy.ordinal != track.ordinal());
         self.done.remove(&track);
         Some(track)
@@ -268,40 +279,48 @@ impl Tracks {
         removed
     }
 
-    /// How many segments are mapped.
+    /// How many segments are mapped, but for the maps that left their tracks.
     pub(crate) fn mapped_segments(&self) -> u64 {
-        let mapped = self.iter_busy().filter(|track| track.records().is_mapped());
-        to_u64(mapped.count() + self.left.len())
+        to_u64(self.iter_busy().filter(|track| track.records().is_mapped()).count())
     }
 
     /// Takes the map of this segment. The caller sees to its being given up.
     pub(super) fn unmap(&mut self, ordinal: Ordinal) {
         let map = self.of_segment(ordinal).and_then(|track| track.records_mut().take_map());
-        self.left.extend(map);
+        self.leave(map);
     }
 
-    /// Maps that no track has any more, and that nobody has given up.
-    pub(super) fn left_maps(&self) -> usize {
-        self.left.len()
+    fn leave(&mut self, map: Option<Arc<Mapped>>) {
+        let count = &self.left_count;
+        self.left.extend(map.map(|map| LeftMap { _map: map, _counted: Arc::clone(count) }));
+    }
+
+    /// Maps that no track has any more, and that are not gone: all, and those that nobody has taken
+    /// out.
+    pub(super) fn left_maps(&self) -> (usize, usize) {
+        (Arc::strong_count(&self.left_count) - 1, self.left.len())
     }
 
     /// Up to `most` of them, to be given up outside of the lock. Those that left first go first.
-    pub(crate) fn take_left_maps(&mut self, most: usize) -> Vec<Arc<Mapped>> {
+    pub(crate) fn take_left_maps(&mut self, most: usize) -> Vec<LeftMap> {
         self.left.drain(..most.min(self.left.len())).collect()
     }
 
     /// Those, and maps that no delivery needs, to be given up outside of the lock. `reading`: the
     /// ordinal of the segment that is read.
-    pub(crate) fn take_idle_maps(&mut self, reading: Ordinal, which: IdleMaps) -> Vec<Arc<Mapped>> {
+    pub(crate) fn take_idle_maps(&mut self, reading: Ordinal, which: IdleMaps) -> Vec<LeftMap> {
         let newest = self.in_order.back().map_or(Ordinal::NONE, Track::ordinal);
-        let mut idle = std::mem::take(&mut self.left);
+        let mut idle = Vec::new();
         self.for_each_busy_mut(|track| {
             let is_idle = track.leased() == 0 && ![reading, newest].contains(&track.ordinal());
             if is_idle && (which == IdleMaps::All || !track.records().is_to_evict()) {
                 idle.extend(track.records_mut().take_map());
             }
         });
-        idle
+        for map in idle {
+            self.leave(Some(map));
+        }
+        std::mem::take(&mut self.left)
     }
 
     /// Whether this segment is mapped, and not evicted as a whole.

@@ -43,7 +43,7 @@ impl Consumers {
         limit: usize,
         hand_out: impl Fn(Taken) -> T,
     ) -> Result<Vec<T>> {
-        let mut maps_gone = 0;
+        let mut maps_gone = self.context.unmapping.gone();
         loop {
             // What is pushed meanwhile, or comes back, is for another batch: or else this one might
             // never end.

@@ -23,7 +23,12 @@ impl Consumers {
             ErrorKind::NotFound => self.give_up_vanished(),
             _ => false,
         };
-        if is_cleared { Ok(()) } else { Err(error) }
+        if !is_cleared {
+            return Err(error);
+        }
+        // What could not be read for it may be readable now.
+        self.dispatch.lock().count_again();
+        Ok(())
     }
 
     /// Passes over segments whose files somebody removed; false if there are none.

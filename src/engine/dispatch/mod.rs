@@ -46,7 +46,7 @@ pub(crate) use watched::Watched;
 
 use super::backlog::cursor::Cursor;
 use super::backlog::{Backlog, FoundMessage, Met};
-use super::backlog::{IdleMaps, Surplus};
+use super::backlog::{IdleMaps, LeftMap, Surplus};
 use super::context::Context;
 use super::published::Published;
 use crate::error::Result;
@@ -54,7 +54,6 @@ use crate::format::address::Ordinal;
 use crate::format::slot::State;
 use crate::format::standing::Standing;
 use crate::log::Segment;
-use crate::log::sealed::Mapped;
 use crate::recovery::Log;
 use crate::stats::Counts;
 use counting::Counting;
@@ -133,8 +132,8 @@ impl Dispatch {
         &mut self.deliveries
     }
 
-    /// Maps that left the log, or that no delivery needs, to be given up outside of the lock.
-    pub(crate) fn take_idle_maps(&mut self, which: IdleMaps) -> Vec<Arc<Mapped>> {
+    /// Maps that left their tracks, or that no delivery needs, to be given up outside of the lock.
+    pub(crate) fn take_idle_maps(&mut self, which: IdleMaps) -> Vec<LeftMap> {
         let reading = self.ledger().places().cursor().ordinal();
         self.backlog_mut().tracks_mut().take_idle_maps(reading, which)
     }
@@ -256,7 +255,7 @@ impl Dispatch {
         (std::mem::take(self.ledger_mut().news_mut()), asks)
     }
 
-    /// If a map was made since the last call: takes those above the limit from the log.
+    /// If a map was made since the last call: takes those above the limit from their tracks.
     pub(super) fn unmap_surplus(&mut self, has_worker: bool) -> Surplus {
         let reading = self.ledger().places().cursor().ordinal();
         self.backlog_mut().unmap_surplus(reading, has_worker)

@@ -99,7 +99,7 @@ pub(super) fn replace_sources(
         return Err(Error::Corrupt { operation: "compact", path, offset: 0, reason });
     }
     let replaced = locked.backlog_mut().replace(sources, copy);
-    // Their maps are in the log's list, so that nothing is unmapped under the lock.
+    // Their maps have left their tracks, so that nothing is unmapped under the lock.
     drop((changes, replaced));
     drop(locked);
     dispatch.give_up_left_maps();

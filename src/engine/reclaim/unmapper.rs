@@ -2,8 +2,8 @@
 //!
 //! Promises: an idle map that is given up here was evicted before, and what was stored to a full
 //! segment began to be written before the background syncs it, in steps with rests in between,
-//! unless pushes would wait for the end of it, or maps pile up. Maps that left the log go as they
-//! are. A map that is needed again meanwhile serves as before. Only the background does this;
+//! unless pushes would wait for the end of it, or maps pile up. Maps that left their tracks go as
+//! they are. A map that is needed again meanwhile serves as before. Only the background does this;
 //! whoever needs the room takes the maps as they are, and waits for one step at most. A call works
 //! at one map, however many there are.
 
