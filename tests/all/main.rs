@@ -115,6 +115,5 @@ mod support;
 mod surface;
 mod threads;
 mod typed;
-mod unasked;
 #[cfg(target_os = "linux")]
 mod written;
