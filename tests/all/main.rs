@@ -83,6 +83,7 @@ mod full_segments;
 mod golden;
 mod golden_apart;
 mod golden_times;
+mod held_open;
 mod history;
 mod kill;
 mod lost_numbers;

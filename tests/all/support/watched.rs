@@ -40,6 +40,8 @@ pub(crate) enum Op {
     /// Whether a file still has its name: a rule can count it, and say by `NotFound` that it has
     /// none.
     HasName,
+    /// A file may be closed until it is used again: a rule can only count it.
+    Release,
 }
 
 impl Op {
@@ -208,6 +210,7 @@ impl StorageFile for Watched<dyn StorageFile> {
     }
 
     fn release(&self) {
+        self.pass(Op::Release, 0, 0).ok();
         self.inner.release();
     }
 
