@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn who_finds_nothing_waits_for_those_that_give_maps_up_and_for_no_other() {
+    fn who_finds_nothing_waits_for_those_that_give_maps_up() {
         let (unmapping, has_worked) = (&Unmapping::default(), &AtomicBool::new(false));
         let map = Arc::new(());
         let weak = Arc::downgrade(&map);

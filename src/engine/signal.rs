@@ -161,7 +161,7 @@ impl DispatchLock {
     fn tell(&self, mut dispatch: MutexGuard<'_, Dispatch>) {
         let Context { waiters, worker, clock, surplus, died, .. } = &*self.context;
         let has_worker = worker.is_running();
-        let maps = dispatch.unmap_surplus(has_worker);
+        let above = dispatch.unmap_surplus(has_worker);
         let (news, asks_for_sync) = dispatch.take_news();
         let watch = dispatch.take_watch(has_worker);
         // Without a background, a thread that waits moves messages that died, and watches the next
@@ -175,10 +175,10 @@ impl DispatchLock {
             died.note();
         }
         drop(dispatch);
-        if maps.too_many > 0 {
-            self.give_up_some(maps.too_many);
+        if above.too_many_maps > 0 {
+            self.give_up_some(above.too_many_maps);
         }
-        if maps.is_any {
+        if above.has_files_to_close {
             surplus.note();
             worker.ask();
         }

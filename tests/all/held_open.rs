@@ -1,12 +1,12 @@
 //! Files that are open because something was mapped, while the background does not close them.
 
-use crate::found_hooks::{Gate, OpenAtEnd};
+use crate::found_hooks::{Gate, OpenAtEnd, until};
 use crate::support::watched::{Op, Watched};
 use keepq::fault::MemoryStorage;
-use keepq::{Compaction, Durability, Queue};
+use keepq::{Compaction, Durability, Queue, Seq};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
+use std::thread::current;
 
 /// The maps of each file that is open: it is from its first map until it is released without one.
 type OpenFiles = Arc<Mutex<BTreeMap<String, u64>>>;
@@ -23,8 +23,8 @@ fn open_at_most(limit: u64) -> usize {
     let queue = options().open("queue").unwrap();
     let seqs: Vec<_> = (0..1500).map(|_| queue.push(vec![7; 16 << 10]).unwrap()).collect();
     queue.close().unwrap();
-    let (gate, is_held) = (Gate::closed(), Arc::new(AtomicBool::new(false)));
-    let (here, holds) = (gate.clone(), is_held.clone());
+    let gate = Gate::closed();
+    let (here, consumer) = (gate.clone(), current().id());
     let files = OpenFiles::default();
     let seen = files.clone();
     storage.rule(move |call| {
@@ -33,7 +33,7 @@ fn open_at_most(limit: u64) -> usize {
             Op::Map => *files.entry(call.name.to_string()).or_default() += 1,
             Op::Unmap => *files.get_mut(call.name).unwrap() -= 1,
             Op::Release if files.get(call.name) == Some(&0) => _ = files.remove(call.name),
-            Op::Sync if holds.load(SeqCst) => {
+            Op::Sync if current().id() != consumer => {
                 drop(files);
                 here.pass();
             }
@@ -42,10 +42,10 @@ fn open_at_most(limit: u64) -> usize {
         Ok(())
     });
     let queue = options().open("queue").unwrap();
-    let _open = OpenAtEnd(gate);
-    is_held.store(true, SeqCst);
+    let _open = OpenAtEnd(gate.clone());
+    until("the background is held up", || gate.has_waiting());
     // A segment holds fifteen.
-    let look = |seq: &keepq::Seq| {
+    let look = |seq: &Seq| {
         assert!(queue.get(*seq).unwrap().is_some());
         files.lock().unwrap().len()
     };

@@ -63,7 +63,7 @@ impl Maps {
         let ahead = if has_worker { MOST_AHEAD.min(self.most / PART_AHEAD) } else { 0 };
         let kept = mapped.len().min(self.most - ahead);
         mapped[..mapped.len() - kept].iter().for_each(|&(_, ordinal)| tracks.unmap(ordinal));
-        (kept + tracks.left_maps().0).saturating_sub(self.most)
+        (kept + tracks.left_maps()).saturating_sub(self.most)
     }
 
     /// A sync begins of the segments above the limit whose descriptors are open only because of

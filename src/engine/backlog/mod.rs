@@ -62,10 +62,10 @@ use tracks::Tracks;
 /// What is above the limits of maps and of open files, if a map was made.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Surplus {
-    /// More files are open than the limit says, or maps are to be given up and then files closed.
-    pub(crate) is_any: bool,
+    /// More files are open than the limit says, or will be idle once maps are given up.
+    pub(crate) has_files_to_close: bool,
     /// So many of those maps are to be given up at once.
-    pub(crate) too_many: usize,
+    pub(crate) too_many_maps: usize,
 }
 
 /// The stored messages.
@@ -360,9 +360,9 @@ impl Backlog {
             return Surplus::default();
         }
         let holds_too_many = self.holds_too_many(1);
-        let too_many = self.maps.unmap_surplus(&mut self.tracks, reading, has_worker);
-        let (_, left) = self.tracks.left_maps();
-        Surplus { is_any: holds_too_many || left > 0, too_many }
+        let too_many_maps = self.maps.unmap_surplus(&mut self.tracks, reading, has_worker);
+        let has_files_to_close = holds_too_many || self.tracks.has_left_maps();
+        Surplus { has_files_to_close, too_many_maps }
     }
 
     /// A sync begins of those segments above the limit of open files that only unsynced answers

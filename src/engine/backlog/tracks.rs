@@ -48,7 +48,7 @@ pub(crate) struct Tracks {
     activity: Activity,
     /// Maps that no track has any more, until somebody takes them out to give them up.
     left: Vec<LeftMap>,
-    /// How many of those there are, also of those that were taken out.
+    /// Each of those owns it, too, also if it was taken out, until it is gone.
     left_count: Arc<()>,
     done: DoneSegments,
     /// Whether some may have answers of an earlier run that no sync has covered.
@@ -295,10 +295,14 @@ impl Tracks {
         self.left.extend(map.map(|map| LeftMap { _map: map, _counted: Arc::clone(count) }));
     }
 
-    /// Maps that no track has any more, and that are not gone: all, and those that nobody has taken
-    /// out.
-    pub(super) fn left_maps(&self) -> (usize, usize) {
-        (Arc::strong_count(&self.left_count) - 1, self.left.len())
+    /// How many maps no track has any more that are not gone, also of those that were taken out.
+    pub(super) fn left_maps(&self) -> usize {
+        Arc::strong_count(&self.left_count) - 1
+    }
+
+    /// Whether nobody has taken one of them out yet.
+    pub(super) fn has_left_maps(&self) -> bool {
+        !self.left.is_empty()
     }
 
     /// Up to `most` of them, to be given up outside of the lock. Those that left first go first.
