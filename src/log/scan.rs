@@ -1,20 +1,30 @@
 //! Reading an unsealed segment from its first record to its last, to find where the log ends.
 //!
 //! Promises: time and memory are linear in the size of the file, whatever its bytes claim; nothing
-//! is stored. Refuses to decide which gap is damage and which is the torn end: `recovery` does.
+//! is stored. Several segments are read beside each other, where that is worth a thread. Refuses to
+//! decide which gap is damage and which is the torn end: `recovery` does.
 
 use super::Segment;
 use super::sealed::candidates;
 use crate::error::Result;
 use crate::format::address::{Index, Offset};
 use crate::format::bytes::to_u64;
+use crate::format::checksum::crc32;
 use crate::format::record::{self, HEADER, RecordHeader};
 use crate::format::segment::{Activation, RECORDS_START};
 use crate::format::slot;
 use crate::time::Time;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 /// Bytes read at once.
 const WINDOW: usize = 256 << 10;
+
+/// Segments of fewer bytes than this, together, are read by one thread: it takes about a
+/// millisecond for two MiB, and a thread is started in a twentieth of that.
+const WORTH_A_THREAD: u64 = 16 << 20;
 const ZEROS: [u8; 4096] = [0; 4096];
 
 /// Records without a gap.
@@ -43,6 +53,39 @@ pub(crate) struct Scanned {
     /// The newest push time.
     pub(crate) newest_time: Time,
     pub(crate) read_bytes: u64,
+}
+
+/// Reads all records of each of these segments; fails with the error of the first one that cannot
+/// be read.
+pub(crate) fn scan_all(segments: &[(&Arc<Segment>, Activation)]) -> Result<Vec<Scanned>> {
+    let bytes: u64 = segments.iter().map(|(segment, _)| segment.header.size).sum();
+    let cores = || thread::available_parallelism().map_or(1, usize::from);
+    let threads = if bytes < WORTH_A_THREAD { 1 } else { cores().min(segments.len()) };
+    let next = AtomicUsize::new(0);
+    let scan_some = || {
+        let mut found = Vec::new();
+        // Relaxed, here and below: a number by itself.
+        while let Some((segment, activation)) = segments.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let scanned = scan(segment, *activation);
+            if scanned.is_err() {
+                // What others have begun they end: of two errors, the first one is told.
+                next.store(segments.len(), Ordering::Relaxed);
+            }
+            found.push((segment.header.ordinal, scanned));
+        }
+        found
+    };
+    let mut found = thread::scope(|scope| {
+        let start = |_| thread::Builder::new().spawn_scoped(scope, scan_some).ok();
+        // Where none can be started, this one reads all.
+        let others: Vec<_> = (1..threads).filter_map(start).collect();
+        let own = scan_some();
+        let others =
+            others.into_iter().map(|other| other.join().unwrap_or_else(|e| resume_unwind(e)));
+        others.flatten().chain(own).collect::<Vec<_>>()
+    });
+    found.sort_by_key(|(ordinal, _)| *ordinal);
+    found.into_iter().map(|(_, scanned)| scanned).collect()
 }
 
 /// Reads all records of a segment.
@@ -84,22 +127,16 @@ fn add(
     }
     let time = header.pushed_at(activation.base_time);
     scanned.newest_time = scanned.newest_time.max(time);
-    let end = at + header.record_len();
-    let previous = scanned.stretches.last().copied().filter(|stretch| joins && stretch.end == at);
-    let first_index = previous.map_or(header.index, |stretch| stretch.first_index);
-    let start = previous.map_or(at, |stretch| stretch.start);
-    let open = previous.and_then(|stretch| stretch.open_batch).unwrap_or((at, header.index));
-    let open_batch = header.flags.has_more().then_some(open);
-    if previous.is_some() {
-        scanned.stretches.pop();
+    let (end, end_index) = (at + header.record_len(), header.index.next());
+    let open_batch = header.flags.has_more().then_some((at, header.index));
+    let previous = scanned.stretches.last_mut().filter(|stretch| joins && stretch.end == at);
+    if let Some(stretch) = previous {
+        let open_batch = open_batch.map(|open| stretch.open_batch.unwrap_or(open));
+        *stretch = Stretch { end_index, end, open_batch, ..*stretch };
+    } else {
+        let first_index = header.index;
+        scanned.stretches.push(Stretch { first_index, start: at, end_index, end, open_batch });
     }
-    scanned.stretches.push(Stretch {
-        first_index,
-        start,
-        end_index: header.index.next(),
-        end,
-        open_batch,
-    });
 }
 
 /// A window that moves over the file.
@@ -121,9 +158,20 @@ impl RecordReader<'_> {
     ) -> Result<Option<(Offset, RecordHeader)>> {
         let (key, size) = (self.segment.key, self.segment.header.size);
         let end = self.segment.header.twin_offset();
+        let is_next = |header: &RecordHeader, at| {
+            let at_most = u64::from(index) + (at - gap_start) / to_u64(HEADER);
+            let in_range = header.index >= index && u64::from(header.index) <= at_most;
+            in_range && at + header.record_len() <= slot::offset(size, header.index)
+        };
         let mut from = offset;
         while from + to_u64(HEADER) <= end {
             let bytes = self.at(from)?;
+            // Nearly always, the next one begins where the last one ends.
+            let first =
+                bytes.first_chunk().and_then(|bytes| RecordHeader::decode(bytes, key, from));
+            if let Some(header) = first.filter(|header| is_next(header, from)) {
+                return Ok(Some((from, header)));
+            }
             let zeros = bytes.chunks(ZEROS.len()).take_while(|page| **page == ZEROS[..page.len()]);
             let skipped = zeros.map(<[u8]>::len).sum::<usize>();
             if skipped >= ZEROS.len() {
@@ -135,10 +183,8 @@ impl RecordReader<'_> {
                 continue;
             }
             for (at, bytes) in candidates(bytes, from) {
-                let Some(header) = RecordHeader::decode(bytes, key, at) else { continue };
-                let at_most = u64::from(index) + (at - gap_start) / to_u64(HEADER);
-                let in_range = header.index >= index && u64::from(header.index) <= at_most;
-                if in_range && at + header.record_len() <= slot::offset(size, header.index) {
+                let header = RecordHeader::decode(bytes, key, at);
+                if let Some(header) = header.filter(|header| is_next(header, at)) {
                     return Ok(Some((at, header)));
                 }
             }
@@ -168,9 +214,12 @@ impl RecordReader<'_> {
     /// Whether the body is what was pushed. It is read a window at a time, so that a wrong length
     /// takes no memory.
     fn body_matches(&mut self, header: &RecordHeader, at: Offset) -> Result<bool> {
-        let mut hasher = crc32fast::Hasher::new();
         let mut offset = at + to_u64(HEADER);
         let mut left = usize::try_from(header.body_len).unwrap_or(usize::MAX);
+        if let Some(body) = self.body_at(offset)?.get(..left) {
+            return Ok(crc32(body) == header.body_check);
+        }
+        let mut hasher = crc32fast::Hasher::new();
         while left > 0 {
             let bytes = self.body_at(offset)?;
             let len = bytes.len().min(left);

@@ -9,7 +9,7 @@ use crate::format::checkpoint::Checkpoint;
 use crate::format::segment::{Activation, RECORDS_START, Seal, most_slots};
 use crate::format::slot::SLOT;
 use crate::log::Segment;
-use crate::log::scan::{Scanned, scan};
+use crate::log::scan::{Scanned, scan_all};
 use crate::report::{Damage, DamageKind, RecoveryReport};
 use crate::time::Time;
 use std::collections::BTreeSet;
@@ -345,21 +345,29 @@ fn members<'a>(
     segments: &'a [Arc<Segment>],
     report: &mut RecoveryReport,
 ) -> Result<Vec<Member<'a>>> {
-    let mut members = Vec::new();
+    let mut used = Vec::new();
     for segment in segments {
         let Some(activation) = segment.activation()? else { continue };
-        let content = match segment.seal()? {
+        match segment.seal()? {
             // Dropped by an earlier recovery.
-            Some(Seal { count: 0, run_ended: false, .. }) => continue,
-            Some(Seal { tail, count, run_ended }) => Content::Sealed { tail, count, run_ended },
-            None => Content::Scanned(scan(segment, activation)?),
-        };
-        if let Content::Scanned(scanned) = &content {
-            report.scanned_bytes += scanned.read_bytes;
+            Some(Seal { count: 0, run_ended: false, .. }) => {}
+            seal => used.push((segment, activation, seal)),
         }
-        members.push(Member { segment, activation, content });
     }
-    Ok(members)
+    let unsealed = used.iter().filter(|(_, _, seal)| seal.is_none());
+    let unsealed: Vec<_> =
+        unsealed.map(|&(segment, activation, _)| (segment, activation)).collect();
+    let scanned = scan_all(&unsealed)?;
+    report.scanned_bytes += scanned.iter().map(|scanned| scanned.read_bytes).sum::<u64>();
+    let mut scanned = scanned.into_iter();
+    let member = |(segment, activation, seal)| {
+        let content = match seal {
+            Some(Seal { tail, count, run_ended }) => Content::Sealed { tail, count, run_ended },
+            None => Content::Scanned(scanned.next()?),
+        };
+        Some(Member { segment, activation, content })
+    };
+    Ok(used.into_iter().filter_map(member).collect())
 }
 
 /// The parts of segments that were never used or were dropped as a whole: they hold nothing.

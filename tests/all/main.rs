@@ -87,6 +87,7 @@ mod held_open;
 mod history;
 mod kill;
 mod lost_numbers;
+mod opened_at_once;
 mod outside_away;
 mod outside_back;
 mod outside_clock;
