@@ -92,7 +92,9 @@ impl Unmapping {
         let turn = self.begin();
         let map = map.upgrade()?;
         let done = work(&map);
-        turn.note_gone(u64::from(Arc::into_inner(map).is_some()));
+        // It is gone at the end of this line, and is told as gone after that.
+        let is_gone = Arc::into_inner(map).is_some();
+        turn.note_gone(u64::from(is_gone));
         Some(done)
     }
 

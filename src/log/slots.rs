@@ -17,11 +17,11 @@ pub(crate) struct Slots<'a> {
     first: Index,
     number: usize,
     /// As they lie: the last record's first.
-    words: [u64; 2 * MOST],
+    words: [u64; 2 * MOST_SLOTS],
 }
 
 /// As many there are at most.
-const MOST: usize = 64;
+pub(crate) const MOST_SLOTS: usize = 64;
 
 /// One of them.
 #[derive(Debug)]
@@ -33,19 +33,16 @@ pub(crate) struct LoadedSlot<'a> {
 }
 
 impl<'a> Slots<'a> {
-    /// As many there are at most.
-    pub(crate) const MOST: usize = MOST;
-
     /// None yet, of this segment.
     #[inline]
     pub(crate) fn of(mapped: &'a Mapped) -> Self {
-        Self { mapped, first: Index::FIRST, number: 0, words: [0; 2 * MOST] }
+        Self { mapped, first: Index::FIRST, number: 0, words: [0; 2 * MOST_SLOTS] }
     }
 
     /// Loads those of `number` records, or as many as there may be, from `first` on.
     #[inline]
     pub(crate) fn load(&mut self, first: Index, number: usize) -> io::Result<()> {
-        (self.first, self.number) = (first, number.min(MOST));
+        (self.first, self.number) = (first, number.min(MOST_SLOTS));
         self.mapped.region.load_words(self.place(self.number), &mut self.words[..2 * self.number])
     }
 

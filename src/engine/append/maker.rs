@@ -181,17 +181,17 @@ impl<'a> Maker<'a> {
     fn go_on_warming(&self) {
         let mut bytes = WARM.calm;
         loop {
-            let Some((prepared, offset)) = self.0.supply.lock().warming.take() else { return };
+            let Some((prepared, offset)) = self.0.supply.lock().warming.clone() else { return };
             let (size, end) = (prepared.segment.header.size, offset + bytes);
             prepared.region.populate_part(offset, bytes.min(size - offset));
             let mut supply = self.0.supply.lock();
-            // Another one may be to be warmed by now.
-            let has_more = supply.warming.is_none() && !self.is_over(&supply) && end < size;
-            if has_more {
+            // Others may have removed it by now, or made one that is to be warmed instead.
+            let warmed = supply.warming.take_if(|(warming, _)| warming.is(&prepared));
+            if warmed.is_some() && end < size && !self.is_over(&supply) {
                 supply.warming = Some((prepared, end));
-            }
-            if has_more && self.rest(&mut supply, (size - offset) / WARM.calm) {
-                return;
+                if self.rest(&mut supply, (size - offset) / WARM.calm) {
+                    return;
+                }
             }
             bytes = WARM.hurried;
         }

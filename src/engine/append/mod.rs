@@ -333,22 +333,25 @@ impl Appender {
 
     /// Goes on to a segment that has room: the one that is ready, or one that is made now.
     pub(crate) fn rotate(&self, need: Need) -> Result<()> {
-        let mut supply = self.supply.lock();
-        self.await_made(&mut supply);
-        {
-            let mut unsealed = self.unsealed.lock();
+        let shift = self.context.clock.shift();
+        let has_room = |unsealed: &mut Unsealed| -> Result<bool> {
             unsealed.check_open()?;
             let now = unsealed.now(&self.context.clock);
-            let shift = self.context.clock.shift();
-            let fits = |active: &Active| can_go_to(active, need, now, shift);
-            if unsealed.active.as_ref().is_some_and(fits) {
-                return Ok(());
-            }
-            // A step of the clock, not a segment that is full: there may be many of them.
-            let is_step = |active: &Active| active.segment().header.clock_shift != shift;
-            if unsealed.active.as_ref().is_some_and(is_step) {
-                supply.base_bytes = supply.base_bytes.min(IDLE_SEGMENT);
-            }
+            Ok(unsealed.active.as_ref().is_some_and(|active| can_go_to(active, need, now, shift)))
+        };
+        let mut supply = self.supply.lock();
+        if has_room(&mut self.unsealed())? {
+            return Ok(());
+        }
+        self.await_made(&mut supply);
+        // Another thread had the lock meanwhile.
+        if has_room(&mut self.unsealed())? {
+            return Ok(());
+        }
+        let is_step = |active: &Active| active.segment().header.clock_shift != shift;
+        // A step of the clock, not a segment that is full: there may be many of them.
+        if self.unsealed().active().is_some_and(is_step) {
+            supply.base_bytes = supply.base_bytes.min(IDLE_SEGMENT);
         }
         supply.spare = Spare::Kept;
         let prepared = self.take_supply(&mut supply, need)?;
@@ -388,15 +391,15 @@ impl Appender {
         unsealed.check_open()?;
         let full = unsealed.active.as_mut().map(Full::of).transpose()?;
         let now = unsealed.now(&self.context.clock);
-        if let Some(active) = &unsealed.active {
-            unsealed.last_fill_time = Some(now.since(active.base_time()));
-            unsealed.left_last_at = Some(clock::now());
-        }
         let Prepared { segment, region } = prepared;
         let syncs_each_push = self.context.options.durability == Durability::Always;
         let is_written = syncs_each_push || region.stores_are_writes();
         let placing = if is_written { Placing::Written } else { Placing::Stored };
         let active = Active::start(segment, region, unsealed.next_seq, now, placing)?;
+        if let Some(filled) = &unsealed.active {
+            unsealed.last_fill_time = Some(now.since(filled.base_time()));
+            unsealed.left_last_at = Some(clock::now());
+        }
         let mut dispatch = self.dispatch.lock();
         dispatch.backlog_mut().rotate(full.as_ref().map(|full| full.seal), &active);
         unsealed.full.extend(full);
@@ -426,4 +429,38 @@ impl Appender {
 #[inline]
 fn can_go_to(active: &Active, need: Need, now: Time, shift: Shift) -> bool {
     active.segment().header.clock_shift == shift && active.fits(need.bytes, need.records, now)
+}
+
+#[cfg(all(test, feature = "fault-injection"))]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may fail")]
+
+    use super::supply::{Made, Making};
+    use super::*;
+    use crate::engine::futures::{self, engine};
+    use crate::format::address::Ordinal;
+
+    /// Of many producers that find a segment full, one goes on to the next. The others do not hurry
+    /// the one after that, which is only begun.
+    #[test]
+    fn nobody_waits_for_a_segment_where_there_is_room() {
+        let engine = engine();
+        futures::push(&engine, b"message");
+        let appender = &engine.appender;
+        let made = Made { ordinal: Ordinal(9), size: 64 << 10 };
+        appender.supply.lock().making = Making::UnderWay(made);
+        std::thread::scope(|scope| {
+            let draft = Draft::new(Vec::new(), b"message"[..].into()).unwrap();
+            let rotated = scope.spawn(move || appender.rotate(Need::of(&[draft])));
+            let is_awaited = || matches!(appender.supply.lock().making, Making::Awaited(_));
+            while !rotated.is_finished() && !is_awaited() {
+                std::thread::yield_now();
+            }
+            let was_awaited = is_awaited();
+            appender.supply.lock().making = Making::Nothing;
+            appender.made.notify_all();
+            rotated.join().unwrap().unwrap();
+            assert!(!was_awaited);
+        });
+    }
 }

@@ -58,6 +58,13 @@ pub(crate) struct Prepared {
     pub(crate) region: Arc<dyn Region>,
 }
 
+impl Prepared {
+    /// Whether it is the same one.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.segment, &other.segment)
+    }
+}
+
 /// Whether a segment that is done is kept as the ready one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Spare {

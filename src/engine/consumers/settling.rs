@@ -5,7 +5,7 @@
 
 use super::{Answer, Consumers, MESSAGES_A_STEP};
 use crate::engine::dispatch::purge::Purge;
-use crate::engine::dispatch::{Answerable, Dispatch, LeaseKey};
+use crate::engine::dispatch::{Answerable, Dispatch, LeaseKey, ShortWay};
 use crate::error::{Error, Result};
 use std::slice;
 
@@ -14,16 +14,16 @@ impl Consumers {
     #[inline]
     pub(crate) fn ack_one(&self, delivery: &LeaseKey, between: impl Fn()) -> Result<()> {
         let deliveries = slice::from_ref(delivery);
-        if self.context.options.sync_acks
-            || self
-                .dispatch
-                .go_short(|way| (way.ack_side_by_side(deliveries) > 0).then_some(()))
-                .is_err()
-        {
+        if self.context.options.sync_acks {
             return self.ack(deliveries, between);
         }
+        let mut error = None;
+        let short = |way: &mut ShortWay<'_>| (way.ack_side_by_side(deliveries) > 0).then_some(());
+        if let Err(mut dispatch) = self.dispatch.go_short(short) {
+            answer_step(&mut dispatch, deliveries, &Answer::Ack, &mut error);
+        }
         between();
-        Ok(())
+        error.map_or(Ok(()), Err)
     }
 
     /// Settles deliveries. With `sync_acks`, returns once that is on the disk. `between`: called

@@ -28,7 +28,7 @@ use crate::format::slot::{Slot, State};
 use crate::leases::{Batch, Holding, Place};
 use crate::log::sealed::Mapped;
 use crate::log::side_by_side::{LONGEST_BODY, SideBySide};
-use crate::log::slots::Slots;
+use crate::log::slots::{MOST_SLOTS, Slots};
 use crate::time::Time;
 use std::sync::Arc;
 
@@ -269,7 +269,7 @@ impl<'d> ShortWay<'d> {
             return None;
         };
         let tickets = deliveries.iter().map(|delivery| delivery.key().ticket);
-        let tickets = tickets.zip(first.seq()..).take(Slots::MOST);
+        let tickets = tickets.zip(first.seq()..).take(MOST_SLOTS);
         let most = tickets.take_while(|(ticket, seq)| *ticket == first.of(*seq)).count();
         let (index, starts) = batch.side_by_side(first.seq(), most)?;
         let (at, mapped) = self.map_of(batch.ordinal(), first.seq())?;

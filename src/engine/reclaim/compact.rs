@@ -46,7 +46,7 @@ use std::time::Duration;
 /// Bytes read and written in one step.
 const BYTES_A_STEP: u64 = 1 << 20;
 /// How soon a copy that failed is tried again.
-const RETRY_AFTER: Duration = Duration::from_secs(10);
+const COPY_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// Copies what is unsettled in sparse segments.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl Compactor {
             Ok(Some(again)) => self.context.worker.compact_within(*again),
             // What is poisoned is not compacted in this run.
             Ok(None) | Err(Error::Poisoned { .. }) => {}
-            Err(_) => self.context.worker.compact_within(RETRY_AFTER),
+            Err(_) => self.context.worker.compact_within(COPY_AGAIN_AFTER),
         }
         compacted.map(|_| ())
     }
@@ -338,7 +338,7 @@ impl Compactor {
 
     /// The job has ended: its sources can be chosen again after a while.
     fn release_sources(&self, sources: &[CopySource], has_failed: bool) {
-        let again = self.context.clock.coarse() + Millis::from(RETRY_AFTER);
+        let again = self.context.clock.coarse() + Millis::from(COPY_AGAIN_AFTER);
         let mut dispatch = self.dispatch.lock();
         for source in sources {
             if let Some(track) = dispatch.backlog_mut().track(source.segment.header.ordinal) {

@@ -42,6 +42,8 @@ pub(crate) struct Retirer {
 /// The list in CHECKPOINT is written for one part in this many of the segments that are in it: so a
 /// segment that comes or goes costs this many entries.
 const LIST_PART: u64 = 64;
+/// An older list is written anew, too.
+const LIST_AGE: Duration = Duration::from_secs(1);
 
 impl Retirer {
     pub(super) fn new(
@@ -275,7 +277,7 @@ impl Retirer {
     fn is_list_due(&self, upkeep: &Upkeep) -> bool {
         let next_ordinal = self.appender.with_supply_state(|supply| supply.next_ordinal);
         let Some((changed, age)) = upkeep.listed_since(next_ordinal) else { return true };
-        changed >= self.many() || age >= RETRY_AFTER
+        changed >= self.many() || age >= LIST_AGE
     }
 
     /// This many segments come or go before their list is written anew.

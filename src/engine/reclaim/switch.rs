@@ -140,10 +140,7 @@ fn settle_finding(ledger: &mut Ledger, finding: Finding) -> Result<()> {
     | Finding::BadSlot { ordinal, .. }
     | Finding::BadDelay { ordinal, .. }
     | Finding::Outlived { ordinal, .. }) = finding;
-    let tracks = ledger.backlog().tracks();
-    let Some(at) = tracks.iter().position(|track| track.ordinal() == ordinal) else {
-        return Ok(());
-    };
+    let Some(at) = ledger.backlog().tracks().position_of(ordinal) else { return Ok(()) };
     match finding {
         Finding::Lost { from, to, offset, .. } => {
             from.until(to).try_for_each(|index| lose_copied(ledger, Spot { at, index }, offset))
