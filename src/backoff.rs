@@ -40,8 +40,8 @@ impl Backoff {
         Self { base: Duration::ZERO, factor: 1.0, ceiling: Duration::ZERO, jitter: 0.0 }
     }
 
-    /// `base` after the first attempt, and twice as long after each further attempt; at most an
-    /// hour (or `base`, if that is longer); without jitter.
+    /// `base`, above 0, after the first attempt, and twice as long after each further attempt; at
+    /// most an hour (or `base`, if that is longer); without jitter.
     #[must_use]
     pub fn exponential(base: Duration) -> Self {
         let ceiling = base.max(Duration::from_secs(3600));

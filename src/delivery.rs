@@ -103,11 +103,17 @@ impl Delivery {
     /// * [`Error::LeaseExpired`](crate::Error::LeaseExpired) if the lease ran out
     ///   ([`Options::visibility_timeout`](crate::Options::visibility_timeout)) and the message was
     ///   handed out again, settled or given up since: the ack did nothing.
-    /// * [`Error::Poisoned`](crate::Error::Poisoned) with `sync_acks` if the sync failed: the
-    ///   message is settled in this run, but it may come back after a power cut.
     /// * [`Error::Io`](crate::Error::Io) or [`Error::StorageFull`](crate::Error::StorageFull) if
     ///   the state could not be stored (where stores are writes, or if no file descriptor was left
     ///   to map its file): the message comes back.
+    /// * With `sync_acks`, an error that is indeterminate
+    ///   ([`Error::is_indeterminate`](crate::Error::is_indeterminate)) if the state is stored and
+    ///   not synced: the message is settled in this run, but it may come back after a power cut.
+    ///   [`Error::Poisoned`](crate::Error::Poisoned): a sync failed, now or earlier.
+    ///   [`Error::Io`](crate::Error::Io): no file descriptor was left to begin the sync;
+    ///   [`Queue::sync`](crate::Queue::sync) tries it again. The same holds after
+    ///   [`Error::Closed`](crate::Error::Closed) if the queue was closed while this waited for the
+    ///   sync, and that `close` failed.
     pub fn ack(mut self) -> Result<()> {
         self.is_answered = true;
         self.open.ack_one(&self.taken.key)
@@ -169,7 +175,8 @@ impl Delivery {
     ///
     /// # Errors
     ///
-    /// As [`Delivery::ack`].
+    /// As [`Delivery::ack`]. After an error that is indeterminate the message is rejected in this
+    /// run; if the process is killed soon after it, the dead letter may lack the reason.
     pub fn reject(self, reason: impl Into<String>) -> Result<()> {
         self.answer(&Answer::Reject(reason.into()))
     }
@@ -367,8 +374,9 @@ pub(crate) fn dead_letter(start: &[u8]) -> Option<DeadLetter<'_>> {
     extension::notes(start).origin.map(|origin| DeadLetter { origin })
 }
 
-/// The receipt for a message that is in the queue, and may not be on the disk yet. Dropping it
-/// gives up only the wait.
+/// The receipt for a message that is in the queue, and may not be on the disk yet; or for one that
+/// [`Overflow::DropNewest`](crate::Overflow::DropNewest) dropped. Dropping the receipt gives up
+/// only the wait.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -390,26 +398,32 @@ impl Receipt {
         Self { engine, seq }
     }
 
-    /// The message's number.
+    /// The message's number; 0 if the message was dropped: see
+    /// [`Seq::is_dropped`](crate::Seq::is_dropped).
     #[must_use]
     pub fn seq(&self) -> Seq {
         Seq(self.seq)
     }
 
-    /// Whether the message is on the disk already. This does not block.
+    /// Whether the message is on the disk already; true if it was dropped. This does not block.
     #[must_use]
     pub fn is_durable(&self) -> bool {
         self.engine.commit().is_durable(self.seq)
     }
 
     /// Returns once the message is on the disk, whatever the queue's durability. Syncs if no other
-    /// thread does. Receipts may be waited for in any order.
+    /// thread does. Receipts may be waited for in any order. If the message was dropped, this
+    /// returns the number 0 at once.
     ///
     /// # Errors
     ///
-    /// [`Error::Poisoned`](crate::Error::Poisoned) if a sync failed: the message may be delivered
-    /// all the same. [`Error::Closed`](crate::Error::Closed) if the queue was closed and could not
-    /// sync the message.
+    /// After each of these the message may be delivered all the same:
+    ///
+    /// * [`Error::Poisoned`](crate::Error::Poisoned) if a sync failed, now or earlier.
+    /// * [`Error::Io`](crate::Error::Io) if no file descriptor was left to begin the sync:
+    ///   [`Queue::sync`](crate::Queue::sync) tries it again.
+    /// * [`Error::Closed`](crate::Error::Closed) if the queue was closed and could not sync the
+    ///   message.
     pub fn wait(self) -> Result<Seq> {
         self.engine.commit().wait_durable(self.seq)?;
         Ok(Seq(self.seq))

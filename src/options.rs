@@ -31,8 +31,8 @@ pub enum Durability {
     /// Once the message is on the disk. Pushes of several threads share one sync.
     #[default]
     Always,
-    /// At once; the message is on the disk after this time, plus one sync. This needs the
-    /// background thread, or calls of [`Queue::maintain`](crate::Queue::maintain).
+    /// At once; the message is on the disk after this time, which is above 0, plus one sync. This
+    /// needs the background thread, or calls of [`Queue::maintain`](crate::Queue::maintain).
     Interval(Duration),
     /// At once; the operating system writes the message out at a time of its own. A power cut takes
     /// the newest messages first: what is left of a run is a prefix, without holes.
@@ -112,7 +112,8 @@ pub enum Expired {
 }
 
 /// How a queue behaves. No option is fixed when a queue is created: any of them may differ at the
-/// next open.
+/// next open. [`Options::open`] refuses a value out of its bounds with
+/// [`Error::InvalidOption`](crate::Error::InvalidOption).
 ///
 /// ```
 /// use keepq::{Durability, Queue};
@@ -205,8 +206,9 @@ impl Options {
         self
     }
 
-    /// How long an ack may wait until the background thread syncs it. `None` leaves the sync to the
-    /// operating system. Default: 1 s, or `None` with [`Durability::Os`].
+    /// How long an ack may wait until the background thread syncs it, above 0: for acks that are
+    /// synced when they return, see [`Options::sync_acks`]. `None` leaves the sync to the operating
+    /// system. Default: 1 s, or `None` with [`Durability::Os`].
     pub fn ack_sync(mut self, interval: impl Into<Option<Duration>>) -> Self {
         self.ack_sync = AckSync::Set(interval.into());
         self
@@ -228,7 +230,8 @@ impl Options {
         self
     }
 
-    /// The largest batch, all its messages together: 1 byte to 1 GiB; default 64 MiB.
+    /// The largest batch, all its messages together: 1 byte to 1 GiB; default 64 MiB. A larger one
+    /// is refused with [`Error::TooLarge`](crate::Error::TooLarge).
     pub fn max_batch_bytes(mut self, bytes: u64) -> Self {
         self.max_batch_bytes = bytes;
         self
@@ -269,10 +272,11 @@ impl Options {
         self
     }
 
-    /// How long a delivery may go unanswered. After that its attempt counts as failed, and its
-    /// message comes back for another consumer, as after a `nack`, at most about 20 ms late. `None`
-    /// (the default): as long as the [`Delivery`](crate::Delivery) lives. Longer work asks for more
-    /// time with [`Delivery::extend`](crate::Delivery::extend).
+    /// How long a delivery may go unanswered, above 0 and up to 8 years. After that its attempt
+    /// counts as failed, and its message comes back for another consumer, as after a `nack`, at
+    /// most about 20 ms late. `None` (the default): as long as the [`Delivery`](crate::Delivery)
+    /// lives. Longer work asks for more time with
+    /// [`Delivery::extend`](crate::Delivery::extend).
     ///
     /// ```
     /// use std::time::Duration;
@@ -319,8 +323,8 @@ impl Options {
         self
     }
 
-    /// How long after its push a message expires, up to 8 years; `None` (the default): never. The
-    /// time that the push waited for room does not count. See
+    /// How long after its push a message expires, above 0 and up to 8 years; `None` (the default):
+    /// never. The time that the push waited for room does not count. See
     /// [`Message::ttl`](crate::Message::ttl).
     pub fn message_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
         self.message_ttl = ttl.into();
@@ -391,8 +395,8 @@ impl Options {
         self
     }
 
-    /// How long a push waits for room under [`Overflow::Block`]; `None` (the default): as long as
-    /// it takes.
+    /// How long a push waits for room under [`Overflow::Block`]: after that it fails with
+    /// [`Error::Full`](crate::Error::Full). `None` (the default): as long as it takes.
     pub fn push_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.push_timeout = timeout.into();
         self

@@ -154,8 +154,11 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// [`Error::Poisoned`] if a sync failed, now or before; [`Error::Closed`]; [`Error::Io`] or
-    /// [`Error::StorageFull`] if the segments of an earlier run cannot be marked as complete.
+    /// * [`Error::Poisoned`] if a sync failed, now or before.
+    /// * [`Error::Closed`].
+    /// * [`Error::Io`] if no file descriptor was left to begin a sync: call it again.
+    /// * [`Error::Io`] or [`Error::StorageFull`] if the segments of an earlier run cannot be marked
+    ///   as complete, or if the wall clock was set and CHECKPOINT cannot tell it.
     pub fn sync(&self) -> Result<()> {
         self.engine().check_open()?;
         let noted = self.engine().reclaim().note_clock();

@@ -96,6 +96,7 @@ impl Queue {
     /// # Errors
     ///
     /// The first error of [`Delivery::ack`]. All of the deliveries are answered as far as possible.
+    /// If it is indeterminate, all deliveries of its queue are settled in this run.
     pub fn ack_batch(&self, deliveries: impl IntoIterator<Item = Delivery>) -> Result<()> {
         // All of the caller's code has run before the first delivery is answered: if it panics,
         // they all go back.
@@ -228,8 +229,8 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// As [`Delivery::ack`]. After an error some messages may be settled; the others wait as
-    /// before.
+    /// As [`Delivery::ack`]. After an error that is indeterminate all waiting messages are settled
+    /// in this run. After another one some may be settled; the others wait as before.
     pub fn purge(&self) -> Result<u64> {
         let close_files = || self.engine().sync_surplus();
         let purged = self.engine().consumers().purge(close_files);

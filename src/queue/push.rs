@@ -31,8 +31,10 @@ impl Queue {
     ///   ttl that is not allowed: the message is not in the queue.
     ///   ([`Overflow::DropNewest`](crate::Overflow::DropNewest) drops the message with `Ok`.)
     /// * [`Error::Poisoned`]: a sync failed. If [`Error::is_indeterminate`], the message may be
-    ///   delivered all the same. So it may after an [`Error::Io`] that is indeterminate: no file
-    ///   descriptor was left to begin the sync. [`Queue::sync`] tries it again.
+    ///   delivered all the same.
+    /// * [`Error::Io`] that is indeterminate: no file descriptor was left to begin the sync, the
+    ///   message may be delivered all the same, and [`Queue::sync`] tries the sync again; or what a
+    ///   failed write left could not be erased, and the next open may find the message.
     pub fn push<'a>(&self, message: impl Into<Message<'a>>) -> Result<Seq> {
         self.push_one(message.into(), WhenFull::AsOptions)
     }
@@ -52,9 +54,14 @@ impl Queue {
     /// message survives a kill of the process; [`Receipt::wait`] makes it survive a power cut. It
     /// waits for room like [`Queue::push`], under [`Overflow::Block`](crate::Overflow::Block).
     ///
+    /// If [`Overflow::DropNewest`](crate::Overflow::DropNewest) drops the message, the receipt has
+    /// the number 0, counts as durable, and its wait returns `Ok` with that number at once: see
+    /// [`Seq::is_dropped`].
+    ///
     /// # Errors
     ///
-    /// As [`Queue::push`]; the message is not in the queue.
+    /// As [`Queue::push`]. The message is not in the queue; after an [`Error::Io`] that is
+    /// indeterminate the next open may find it.
     pub fn submit<'a>(&self, message: impl Into<Message<'a>>) -> Result<Receipt> {
         let message = message.into();
         let durability = durability_of(self.engine().options(), &message);
