@@ -1,8 +1,9 @@
 //! A mapped file, and the writing of its pages: the only `unsafe` code in keepq.
 //!
-//! Relies on: the file's size never changes and its blocks are allocated (`io/disk.rs` sees to both
-//! before it maps, and the directory's lock keeps other processes away). Refuses to hand out
-//! references into the map: everything is copied, so no `&[u8]` can see bytes change under it.
+//! Relies on: the file's size never changes and its blocks are allocated (`io/disk/mod.rs` makes
+//! files so, `io/disk/file.rs` looks before it maps, and the directory's lock keeps other processes
+//! away). Refuses to hand out references into the map: everything is copied, so no `&[u8]` can see
+//! bytes change under it.
 //!
 //! # Races
 //!

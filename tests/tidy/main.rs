@@ -14,7 +14,8 @@
 //!   file, and no type has more than 40 methods, but for the figures of `Stats`.
 //! * Names (`names.rs`): no two types have one name.
 //! * Sentences (`sentences.rs`): what a pop, a push and a look must not do.
-//! * Texts (`texts.rs`): lengths, letters, and what is at home in which file.
+//! * Texts (`texts.rs`): lengths, letters, what is at home in which file, and that the files are
+//!   there that a page or a comment of `src` names.
 
 #![allow(
     clippy::unwrap_used,
@@ -151,6 +152,14 @@ fn texts_are_short_narrow_and_ascii() {
         violations.extend(texts::of_text(name, &read(name)));
     }
     assert_none("Texts are short, narrow and ASCII.", violations);
+}
+
+#[test]
+fn files_that_are_named_are_there() {
+    let pages = files("src/docs", ".md").into_iter().chain(files("src", ".rs"));
+    let named = pages.chain([("README.md".to_string(), read("README.md"))]);
+    let violations = named.flat_map(|(name, text)| texts::gone_files(&name, &text)).collect();
+    assert_none("Files that are named are there.", violations);
 }
 
 #[test]

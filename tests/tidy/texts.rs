@@ -2,7 +2,7 @@
 
 use crate::house::House;
 use crate::rooms::{LOCKING, PURE, is_in, is_in_any};
-use crate::source::{Violation, in_src, read};
+use crate::source::{Violation, in_src, read, root};
 use proc_macro2::{Delimiter, Ident, TokenStream, TokenTree};
 use std::collections::BTreeMap;
 use syn::{BinOp, Expr, Item, Lit};
@@ -42,6 +42,25 @@ pub(crate) fn of_text(name: &str, text: &str) -> Vec<Violation> {
         }
     }
     violations
+}
+
+/// A file of Rust that is named between backticks is there: below the root, or below `src`.
+pub(crate) fn gone_files(name: &str, text: &str) -> Vec<Violation> {
+    let is_there = |path: &str| ["", "src"].iter().any(|at| root().join(at).join(path).is_file());
+    let mut violations = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let marked = line.split('`').skip(1).step_by(2);
+        for path in marked.filter(|marked| is_path(marked) && !is_there(marked)) {
+            let what = format!("{path}: no such file below the root or `src`: name the one it is");
+            violations.push(violation(name, index + 1, what));
+        }
+    }
+    violations
+}
+
+fn is_path(marked: &str) -> bool {
+    let is_part = |letter: char| letter.is_ascii_alphanumeric() || "_-/.".contains(letter);
+    marked.strip_suffix(".rs").is_some_and(|stem| !stem.is_empty() && stem.chars().all(is_part))
 }
 
 /// Nothing is left for later, and no test is left out.
@@ -272,6 +291,14 @@ mod tests {
         let long = format!("//! A file.\n{}", "\n".repeat(500));
         assert_eq!(lines(&of_code("a.rs", &long)), [501]);
         assert_eq!(lines(&of_code("a.rs", "fn main() {}")), [1]);
+    }
+
+    #[test]
+    fn names_of_files_that_are_gone_are_found() {
+        let text =
+            "See `io/mod.rs`, `tests/tidy/main.rs`.\n`io/gone.rs` and `lib.rs`\n```rs\n`*.rs`";
+        assert_eq!(lines(&gone_files("a.md", text)), [2]);
+        assert_eq!(lines(&gone_files("a.rs", "//! `mod.rs` beside it\n")), [1]);
     }
 
     #[test]
