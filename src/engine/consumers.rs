@@ -1,9 +1,10 @@
 //! The side of consumers: taking messages, waiting for them, answering.
 //!
-//! Promises: payloads above 4 KiB are copied and verified outside of the dispatch lock; an answer
-//! with `sync_acks` returns after its sync; a consumer that waits is woken by what it waits for and
-//! polls nothing. Work that takes long is done in steps, between which other threads have their
-//! turn.
+//! Promises: a body is verified outside of the dispatch lock, whatever its size, unless its record
+//! was read ahead; one above 4 KiB (`LONGEST_BODY`; above 1 KiB on the long way, `COPY_UNDER_LOCK`)
+//! is copied outside of it, too; an answer with `sync_acks` returns after its sync; a consumer that
+//! waits is woken by what it waits for and polls nothing. Work that takes long is done in steps,
+//! between which other threads have their turn.
 
 mod batch;
 mod counts;

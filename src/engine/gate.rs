@@ -1,8 +1,9 @@
-//! The gate in front of the dispatch lock, closed while a thread has that for a step of long work.
+//! The gate in front of the dispatch lock, closed while a thread has that for a step of long work,
+//! from the second step on.
 //!
-//! Promises: who finds the lock taken, and the gate closed, waits at the gate, and sleeps. In front
-//! of the lock itself it would yield its core some times before it sleeps: to a thread that spins,
-//! each time for a whole slice of the scheduler.
+//! Promises: a thread that finds the lock taken, and the gate closed, waits at the gate, and
+//! sleeps. In front of the lock itself it would yield its core some times before it sleeps: to a
+//! thread that spins, each time for a whole slice of the scheduler.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};

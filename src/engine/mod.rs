@@ -1,10 +1,8 @@
 //! The engine: one for each open queue, shared by all its handles.
 //!
-//! It owns the rooms that `docs/design.md` draws, and delegates. A room uses those below it only.
-//!
-//! "Durable, then visible, then tidy" is not the order here: a message is **published** (visible to
-//! `pop`) when it is placed, and **durable** when a sync has covered it; the two are separate words
-//! in memory and in this code.
+//! It owns the rooms that `docs/design.md` draws, and delegates. A room uses those below it only. A
+//! message is **published** (visible to `pop`) when it is placed, and **durable** when a sync has
+//! covered it: two words in memory and in this code.
 //!
 //! # Locks
 //!
@@ -13,15 +11,17 @@
 //!
 //! | | lock | guards |
 //! | --- | --- | --- |
-//! | 0 | `closing` | that the queue is closed once |
-//! | 0 | `dropping` | the producer that drops the oldest messages |
+//! | 0 | `closing`; `dropping` | the end of the queue, once; that one producer drops the oldest |
 //! | 0 | `mover`, `open`, its `closing` | (`dead_letters`) moving; the dead letters; their end |
 //! | 0 | `compaction` | the copy that is made at the moment |
 //! | 1 | `upkeep` | the checkpoint file, what is to be removed |
+//! | 1 | `resting` | the map that is evicted, in steps that may wait for a disk |
 //! | 2 | `supply` | the ready segment, ordinals, the old tail; rotation |
 //! | 3 | `writing`, `unsealed` | what is being written; the active and the unsynced full segments |
-//! | 4 | gate, dispatch | the backlog, the cursor, leases, what came back, is delayed or dying |
-//! | 5 | the crew; leaves: agenda, turns, wait lists, the line, `health` | themselves |
+//! | 4 | an unmap turn (`context`; others wait for its end) | maps that go, or are worked at |
+//! | 5 | gate, dispatch | the backlog, the cursor, leases, what came back, is delayed or dying |
+//! | 6 | the crew; leaves: agenda, `turns`, wait lists, the line, `health`, `io` | themselves |
+//! | 6 | `lock`, `push_times`, `Pace`, `Activity::busy`, `Regions`, `Waypoints` | themselves |
 //!
 //! The thread that leads a commit holds no lock while it syncs, and takes the lead after `upkeep`
 //! and `supply` and before `writing`, if at all. A push whose write failed syncs without it.

@@ -214,7 +214,7 @@ impl DispatchLock {
 
 impl Steps<'_> {
     /// Does the next step, after a rest if there are others: they changed slots since the last
-    /// step, or wait.
+    /// step, or wait. From the second step on the gate is closed meanwhile.
     pub(crate) fn next<T>(&mut self, work: impl FnOnce(&mut Dispatch) -> T) -> T {
         let Some(before) = self.newest_change else { return self.first(work) };
         if let Some(rest) = self.rest.take() {
