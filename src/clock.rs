@@ -199,7 +199,7 @@ impl Clock {
         if matches!(self.source, Source::System) { now + Millis(1) } else { now }
     }
 
-    /// The queue's time, or up to [`TICK`] less. Takes 4 ns, where the precise clock takes 24.
+    /// The queue's time, or up to [`TICK`] less, for a fraction of what the precise clock takes.
     #[inline]
     pub(crate) fn coarse(&self) -> Time {
         let coarse = self.source.coarse_nanos();

@@ -1,7 +1,8 @@
 //! Messages that must not be handed out before their times. Pure: no I/O, no locks, no clock.
 //!
 //! Promises: messages come out in the order of their times, and those with one time in the order of
-//! their Seqs. Keeps two numbers for each message, about 30 bytes with the tree that they are in.
+//! their Seqs. Keeps two numbers for each message, in a tree (`cargo bench --bench delivery` prints
+//! what that takes).
 
 use crate::time::Time;
 use std::collections::BTreeSet;

@@ -360,7 +360,7 @@ impl Mapped {
     pub(crate) fn status(&self, index: Index, numbering: Numbering, run: Run) -> Result<Status> {
         let seq = self.seq(index, numbering.first_seq)?;
         let slot = self.slot(index)?;
-        // As in `words`, which would be 70 instructions more.
+        // As in `words`, but written out: to call that takes more instructions.
         let is_untouched = slot == Some(Slot::UNTOUCHED);
         let stored =
             if is_untouched { StoredDelay::None } else { self.delay(index, numbering.base_time)? };

@@ -5,8 +5,8 @@ use crate::format::PAGE;
 
 /// The least room that is kept for compaction.
 const SCRATCH: u64 = 64 * KIB;
-/// The largest segment that is dropped as a whole: to sync and to remove it takes some 20
-/// ms (`cargo bench --bench stalls`).
+/// The largest segment that is dropped as a whole: the push that drops it waits for its sync and
+/// its removal (`cargo bench --bench stalls` prints the longest push).
 const LARGEST_DROPPED: u64 = 8 * MIB;
 
 impl Options {
