@@ -122,7 +122,7 @@ impl Consumers {
         mut dispatch: DispatchGuard<'c>,
         deadline: Option<Instant>,
     ) -> Result<Popped> {
-        let (mut passed_over, mut maps_gone) = (0, self.context.unmapping.gone());
+        let (mut passed_over, mut tries) = (0, self.context.unmapping.tries());
         loop {
             passed_over += 1;
             let visible = self.published.visible();
@@ -155,8 +155,9 @@ impl Consumers {
                     }
                     Err(error) => {
                         drop(dispatch);
-                        self.clear_the_way(error, &mut maps_gone)?;
-                        passed_over = MOST_PASSED_OVER;
+                        self.clear_the_way(error, &mut tries)?;
+                        // After three pauses the error is told, also if there is no time left.
+                        passed_over += A_STEP_AS_MESSAGES;
                     }
                 }
             }
@@ -323,13 +324,13 @@ impl Consumers {
     pub(crate) fn count_all(&self) -> Result<()> {
         self.dispatch.lock().count_again();
         let (mut steps, mut result) = (self.dispatch.steps(), Ok(()));
-        let mut maps_gone = self.context.unmapping.gone();
+        let mut tries = self.context.unmapping.tries();
         loop {
             let counted = steps.next(Dispatch::count_some);
             match counted {
                 Ok(true) => {}
                 Ok(false) => break,
-                Err(error) => result = result.and(self.clear_the_way(error, &mut maps_gone)),
+                Err(error) => result = result.and(self.clear_the_way(error, &mut tries)),
             }
         }
         result.inspect_err(|_| self.context.retry_upkeep())
@@ -350,25 +351,25 @@ impl Consumers {
     /// Settles messages at the front that have expired, and plans the next look; tells whether it
     /// settled any. Up to a thousand in one call.
     pub(crate) fn sweep_expired(&self) -> Result<bool> {
-        let swept = self.sweep_some();
+        let mut has_settled = false;
+        let swept = self.dispatch.with_room(|| self.sweep_some(&mut has_settled));
         if swept.is_err() {
             // Whatever failed, the front is looked at again.
             self.dispatch.lock().ledger_mut().note_head_changed();
         }
-        swept
+        swept.map(|()| has_settled)
     }
 
-    fn sweep_some(&self) -> Result<bool> {
-        let mut has_settled = false;
+    fn sweep_some(&self, has_settled: &mut bool) -> Result<()> {
         let mut left = MESSAGES_A_SWEEP;
         while left > 0 {
             let mut dispatch = self.dispatch.lock();
             if dispatch.check_open().is_err() {
-                return Ok(has_settled);
+                return Ok(());
             }
             let mut front = match FrontMessage::look(&mut dispatch, || self.published.visible())? {
                 FrontLook::Message(front) => front,
-                FrontLook::Nothing => return Ok(has_settled),
+                FrontLook::Nothing => return Ok(()),
                 FrontLook::Again => continue,
             };
             let policy = *dispatch.ledger().policy();
@@ -379,18 +380,18 @@ impl Consumers {
                 FrontState::Whole { expires } => {
                     if !expires.is_some_and(|time| self.context.clock.is_past(time)) {
                         self.plan_look(expires);
-                        return Ok(has_settled);
+                        return Ok(());
                     }
                     Unfit::Expired
                 }
             };
             front.settle(unfit, &mut self.dispatch.lock(), self.published.visible())?;
-            has_settled = true;
+            *has_settled = true;
             left -= 1;
         }
         // There are more.
         self.plan_look(Some(Time::ZERO));
-        Ok(has_settled)
+        Ok(())
     }
 
     /// Settles all that has expired at the front.
@@ -408,7 +409,7 @@ impl Consumers {
 
     /// Counts some slots of a segment; false once all of them are counted.
     pub(crate) fn count_segment(&self, ordinal: Ordinal) -> Result<bool> {
-        self.dispatch.lock().count_segment(ordinal)
+        self.dispatch.with_room(|| self.dispatch.lock().count_segment(ordinal))
     }
 
     /// The next time at which there is something to do, for a thread that waits where there is no

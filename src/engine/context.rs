@@ -19,6 +19,7 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::thread;
 use std::time::Duration;
 
 /// After this time what failed for a moment is tried again.
@@ -55,6 +56,25 @@ pub(crate) struct Unmapping {
     ended: Condvar,
 }
 
+/// What a thread has tried that finds no room for a map.
+#[derive(Debug)]
+pub(crate) struct RoomTries {
+    /// How many maps were gone before the last try.
+    seen: u64,
+    pauses: u32,
+    /// Tries that others took the room from.
+    tries: u32,
+}
+
+/// Others may take all room again and again: then it is refused after as many tries.
+const MOST_TRIES: u32 = 16;
+
+/// A map that no turn takes, since it is copied from or a segment is sealed through it, is gone
+/// after a moment: so a thread that finds no room pauses so often before it gives up, for a
+/// millisecond, and then for twice as long each time.
+const PAUSES: u32 = 3;
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+
 /// The threads that may give maps up now, by number.
 #[derive(Debug, Default)]
 struct UnmapTurns {
@@ -70,8 +90,21 @@ struct UnmapTurn<'a> {
 }
 
 impl Unmapping {
+    /// To be asked before a map is tried.
+    #[inline]
+    pub(crate) fn tries(&self) -> RoomTries {
+        RoomTries { seen: self.gone(), pauses: 0, tries: 0 }
+    }
+
+    /// The same, for a test.
+    #[cfg(test)]
+    pub(crate) fn tries_without_pause(&self) -> RoomTries {
+        RoomTries { pauses: PAUSES, ..self.tries() }
+    }
+
     /// How many maps are gone.
-    pub(crate) fn gone(&self) -> u64 {
+    #[inline]
+    fn gone(&self) -> u64 {
         // Acquire: there is room for as many.
         self.gone.load(Ordering::Acquire)
     }
@@ -98,16 +131,29 @@ impl Unmapping {
         Some(done)
     }
 
-    /// As `give_up`, for somebody who found no room; waits for others if nothing is gone by that.
-    /// False if as many are gone now as `seen`, which is brought up to date.
-    pub(crate) fn make_room<T>(&self, seen: &mut u64, take: impl FnOnce() -> Vec<T>) -> bool {
+    /// As `give_up`, for somebody who found no room; waits for others if nothing is gone by that,
+    /// and then for a moment. False if it is of no use to try again.
+    pub(crate) fn make_room<T>(
+        &self,
+        tries: &mut RoomTries,
+        take: impl FnOnce() -> Vec<T>,
+    ) -> bool {
         let before = self.gone();
         self.give_up(take);
         if self.gone() == before {
             self.wait_for_others();
         }
         let gone = self.gone();
-        std::mem::replace(seen, gone) != gone
+        if std::mem::replace(&mut tries.seen, gone) != gone {
+            tries.tries += 1;
+            return tries.tries < MOST_TRIES;
+        }
+        let may_pause = tries.pauses < PAUSES;
+        if may_pause {
+            thread::sleep(FIRST_PAUSE * (1 << tries.pauses));
+            tries.pauses += 1;
+        }
+        may_pause
     }
 
     /// Waits until those who may give up maps now have done so: for a step of each at most.
@@ -268,7 +314,9 @@ impl<T> std::ops::Deref for Padded<T> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
-    use super::Unmapping;
+    use super::{FIRST_PAUSE, RoomTries, Unmapping};
+    use crate::clock;
+    use std::iter;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{Arc, mpsc};
     use std::thread;
@@ -281,11 +329,51 @@ mod tests {
     #[test]
     fn room_that_one_made_is_there_for_all() {
         let unmapping = Unmapping::default();
-        let (mut mine, mut yours) = (unmapping.gone(), unmapping.gone());
+        let (mut mine, mut yours) =
+            (unmapping.tries_without_pause(), unmapping.tries_without_pause());
         assert!(unmapping.make_room(&mut mine, || vec![Arc::new(())]));
         assert!(unmapping.make_room(&mut yours, Vec::<Arc<()>>::new));
         assert!(!unmapping.make_room(&mut mine, Vec::<Arc<()>>::new));
         assert!(!unmapping.make_room(&mut yours, Vec::<Arc<()>>::new));
+    }
+
+    #[test]
+    fn who_never_gets_the_room_is_told() {
+        let unmapping = Unmapping::default();
+        let mut tries = unmapping.tries();
+        let makes_room = || unmapping.make_room(&mut tries, || vec![Arc::new(())]);
+        assert!(iter::repeat_with(makes_room).take(100).any(|again| !again));
+    }
+
+    /// What is being copied from a map is given up by nobody: it is gone a moment later.
+    #[test]
+    fn who_finds_nothing_tries_again_after_a_pause() {
+        let unmapping = Unmapping::default();
+        let mut tries = unmapping.tries();
+        let makes_room = || unmapping.make_room(&mut tries, Vec::<Arc<()>>::new);
+        let began = clock::now();
+        assert_eq!(iter::repeat_with(makes_room).take_while(|&again| again).count(), 3);
+        assert!(clock::now() - began >= 7 * FIRST_PAUSE);
+    }
+
+    /// A map is told as gone once it is, and not before: who has seen the number finds its room.
+    #[test]
+    fn a_map_that_is_told_as_gone_is_gone() {
+        struct Map<'a>(&'a Unmapping, mpsc::Sender<u64>);
+
+        impl Drop for Map<'_> {
+            fn drop(&mut self) {
+                self.1.send(self.0.gone()).unwrap();
+            }
+        }
+
+        let unmapping = Unmapping::default();
+        let (tell, told) = mpsc::channel();
+        unmapping.give_up(|| vec![Map(&unmapping, tell.clone())]);
+        let mut map = Some(Arc::new(Map(&unmapping, tell)));
+        let weak = Arc::downgrade(map.as_ref().unwrap());
+        unmapping.with(&weak, |_| map = None);
+        assert_eq!((told.recv(), told.recv(), unmapping.gone()), (Ok(0), Ok(1), 2));
     }
 
     #[test]
@@ -294,8 +382,9 @@ mod tests {
         let map = Arc::new(());
         let weak = Arc::downgrade(&map);
         let (tell_begin, begins) = mpsc::channel();
-        let (tell_end, ends) = mpsc::channel::<()>();
         thread::scope(|scope| {
+            // In here: or else the thread would wait for ever if this one panics.
+            let (tell_end, ends) = mpsc::channel::<()>();
             scope.spawn(move || {
                 unmapping.with(&weak, |_| {
                     tell_begin.send(()).unwrap();
@@ -308,7 +397,8 @@ mod tests {
             drop(map);
             let (tell_room, told) = mpsc::channel();
             scope.spawn(move || {
-                let has_room = unmapping.make_room(&mut 0, Vec::<Arc<()>>::new);
+                let mut tries = RoomTries { seen: 0, ..unmapping.tries_without_pause() };
+                let has_room = unmapping.make_room(&mut tries, Vec::<Arc<()>>::new);
                 tell_room.send((has_room, has_worked.load(Ordering::SeqCst))).unwrap();
             });
             assert!(told.recv_timeout(A_MOMENT).is_err(), "it waits");

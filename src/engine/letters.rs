@@ -77,15 +77,20 @@ impl DyingMessages {
         let mut dispatch = self.dispatch.lock();
         let ledger = dispatch.ledger_mut();
         let waiting = ledger.places().dying().waiting_behind(after, LOOKED_UP_AT_ONCE);
-        let (last, looked_at) = (*waiting.last()?, waiting.len());
-        let (mut messages, mut result) = (Vec::new(), Ok(()));
+        let maps_before = ledger.backlog().activity().maps_made();
+        let last = *waiting.first()?;
+        let mut step = DyingStep { messages: Vec::new(), last, looked_at: 0, result: Ok(()) };
         for seq in waiting {
+            (step.last, step.looked_at) = (seq, step.looked_at + 1);
             match look_up_dying(ledger, seq) {
-                Ok(message) => messages.extend(message),
-                Err(error) => result = result.and(Err(error)),
+                Ok(message) => step.messages.extend(message),
+                Err(error) => step.result = step.result.and(Err(error)),
+            }
+            if ledger.backlog().activity().has_made_most(maps_before) {
+                break;
             }
         }
-        Some(DyingStep { messages, last, looked_at, result })
+        Some(step)
     }
 
     /// Notes the messages that earlier runs moved, with their Seqs among the dead letters. A power
@@ -158,12 +163,16 @@ impl DyingMessages {
             let mut dispatch = self.dispatch.lock();
             let ledger = dispatch.ledger_mut();
             let moved = ledger.places().dying().moved_between(after, there, SETTLED_AT_ONCE);
-            let Some(&(_, last)) = moved.last() else {
+            if moved.is_empty() {
                 return (ledger.backlog().changes().newest(), result);
-            };
-            after = last;
+            }
+            let maps_before = ledger.backlog().activity().maps_made();
             for (seq, number) in moved {
+                after = number;
                 result = result.and(settle_moved(ledger, seq, number));
+                if ledger.backlog().activity().has_made_most(maps_before) {
+                    break;
+                }
             }
         }
     }

@@ -312,9 +312,9 @@ impl Engine {
         self.reclaim.prepare_ahead().ok();
         let finished = self.appender.finish_old_tail();
         let has_unsealed = self.reclaim.unmap_and_sync();
-        let mut maps_gone = self.context.unmapping.gone();
+        let mut tries = self.context.unmapping.tries();
         let counted = self.dispatch.lock().count_some();
-        let clear = |error| self.consumers.clear_the_way(error, &mut maps_gone).map(|()| true);
+        let clear = |error| self.consumers.clear_the_way(error, &mut tries).map(|()| true);
         let can_count = counted.or_else(clear);
         if matches!(can_count, Ok(false)) {
             // What could not be read or stored is tried again the next time.

@@ -9,7 +9,7 @@
 use super::append::{Appender, Need, Placed, Promise};
 use super::commit::Commit;
 use super::consumers::Consumers;
-use super::context::{Context, RETRY_AFTER};
+use super::context::{Context, RETRY_AFTER, RoomTries};
 use super::dispatch::drop_segment::Dropping;
 use super::dispatch::{Dispatch, Dropped};
 use super::published::Published;
@@ -215,7 +215,7 @@ impl Producers {
     ) -> Result<Placed> {
         self.context.health.check(false)?;
         let (mut may_count, mut may_make_room) = (true, true);
-        let mut maps_gone = self.context.unmapping.gone();
+        let mut tries = self.context.unmapping.tries();
         loop {
             match self.appender.append(drafts, need, promise, self.commit.durable()) {
                 Ok(Some(placed)) => return Ok(placed),
@@ -236,7 +236,7 @@ impl Producers {
                     may_make_room = self.make_room().map_err(Error::before_anything)?;
                 }
                 Err(error) if error.lacks_room_for_map() => {
-                    if !self.make_room_for_map(&mut maps_gone).map_err(Error::before_anything)? {
+                    if !self.make_room_for_map(&mut tries).map_err(Error::before_anything)? {
                         return Err(error);
                     }
                 }
@@ -275,8 +275,8 @@ impl Producers {
 
     /// Unmaps other segments, or seals one that is full, which then need not stay mapped; false if
     /// there was none.
-    fn make_room_for_map(&self, maps_gone: &mut u64) -> Result<bool> {
-        Ok(self.dispatch.make_room_for_map(maps_gone) || self.commit.sync_oldest_full()?)
+    fn make_room_for_map(&self, tries: &mut RoomTries) -> Result<bool> {
+        Ok(self.dispatch.make_room_for_map(tries) || self.commit.sync_oldest_full()?)
     }
 
     /// Waits for room behind those that wait already.
@@ -340,11 +340,12 @@ impl Producers {
                 result => return result,
             };
             let has_dropped = if let Error::Full { limit: "max_messages", max } = full {
-                self.drop_oldest(need.records(), max)?
+                self.dispatch.with_room(|| self.drop_oldest(need.records(), max))?
             } else {
                 // For bytes, those of one segment, which is let go then.
                 let bytes = self.context.space.given_back() + self.appender.taken_bytes();
-                in_vain.may_drop(bytes) && self.drop_segment(need, &mut in_vain)?
+                in_vain.may_drop(bytes)
+                    && self.dispatch.with_room(|| self.drop_segment(need, &mut in_vain))?
             };
             if !has_dropped && may_copy {
                 // What is being copied cannot be dropped, but will take less.
@@ -404,7 +405,12 @@ impl Producers {
         max: u64,
     ) -> Result<bool> {
         let (published, mut left) = (self.published.newest(), messages);
-        while left > 0 {
+        let maps_before = dispatch.backlog().activity().maps_made();
+        // Those that are above the limit anyway go in steps.
+        let may_stop = |dispatch: &Dispatch| {
+            records == 0 && dispatch.backlog().activity().has_made_most(maps_before)
+        };
+        while left > 0 && !may_stop(dispatch) {
             match dispatch.drop_next(published)? {
                 Dropped::One => left -= 1,
                 // What was lost or over has made room, too.

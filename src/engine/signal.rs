@@ -7,11 +7,12 @@
 //! for about half of the time.
 
 use super::backlog::IdleMaps;
-use super::context::{Context, Padded};
+use super::context::{Context, Padded, RoomTries};
 use super::dispatch::news::Event;
 use super::dispatch::{Dispatch, ShortWay, Watcher};
 use super::gate::{ClosedGate, Gate};
 use crate::clock;
+use crate::error;
 use parking_lot::{Mutex, MutexGuard};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -142,11 +143,25 @@ impl DispatchLock {
     }
 
     /// For somebody who found no room for a map: gives up those that no delivery needs, or else
-    /// waits for others that give some up. `maps_gone`: how many were gone before the map was
-    /// tried; is brought up to date. False if no other one is gone since.
-    pub(crate) fn make_room_for_map(&self, maps_gone: &mut u64) -> bool {
+    /// waits for others that give some up, or for a moment. False if it is in vain to try again.
+    pub(crate) fn make_room_for_map(&self, tries: &mut RoomTries) -> bool {
         let take = || self.lock_mutex().take_idle_maps(IdleMaps::All);
-        self.context.unmapping.make_room(maps_gone, take)
+        self.context.unmapping.make_room(tries, take)
+    }
+
+    /// Does some work, and does it again as long as it finds no room for a map and some can be
+    /// made. Not under the lock.
+    pub(crate) fn with_room<T>(
+        &self,
+        mut work: impl FnMut() -> error::Result<T>,
+    ) -> error::Result<T> {
+        let mut tries = self.context.unmapping.tries();
+        loop {
+            match work() {
+                Err(error) if error.lacks_room_for_map() && self.make_room_for_map(&mut tries) => {}
+                done => return done,
+            }
+        }
     }
 
     /// Takes the mutex alone, here and above: nothing changes that others have to be told, and who
@@ -418,11 +433,12 @@ mod tests {
         tracks.note_done_synced(oldest);
         assert!(tracks.take_done(|_| true).is_some());
         drop(dispatch);
-        let mut before = engine.context().unmapping.gone();
-        assert!(engine.dispatch.make_room_for_map(&mut before));
-        assert!(!engine.dispatch.make_room_for_map(&mut before), "it is given up once");
-        let mut earlier = 0;
-        assert!(engine.dispatch.make_room_for_map(&mut earlier), "somebody else made room");
+        let unmapping = &engine.context().unmapping;
+        let (mut mine, mut yours) =
+            (unmapping.tries_without_pause(), unmapping.tries_without_pause());
+        assert!(engine.dispatch.make_room_for_map(&mut mine));
+        assert!(!engine.dispatch.make_room_for_map(&mut mine), "it is given up once");
+        assert!(engine.dispatch.make_room_for_map(&mut yours), "somebody else made room");
     }
 
     #[test]

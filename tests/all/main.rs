@@ -111,6 +111,7 @@ mod page;
 mod poison;
 mod refused_bodies;
 mod rot;
+mod scarce_maps;
 mod space;
 mod steps_model;
 mod support;

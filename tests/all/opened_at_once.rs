@@ -47,7 +47,7 @@ fn killed_in_full_flow() -> MemoryStorage {
 
 /// The segments, in order, and the first message that each of them has.
 fn segments(disk: &Arc<MemoryStorage>) -> Vec<(String, u64)> {
-    let names = files(&**disk).into_iter();
+    let names = files(disk).into_iter();
     let first = |name: String| {
         let file = disk.read(&name)?;
         let at = file.windows(8).step_by(8).position(|word| word == [7; 8])? * 8;

@@ -43,14 +43,14 @@ impl Consumers {
         limit: usize,
         hand_out: impl Fn(Taken) -> T,
     ) -> Result<Vec<T>> {
-        let mut maps_gone = self.context.unmapping.gone();
+        let mut tries = self.context.unmapping.tries();
         loop {
             // What is pushed meanwhile, or comes back, is for another batch: or else this one might
             // never end.
             let taking = Taking::up_to(self.published.visible());
             let (hand_out, taken) = (&hand_out, Vec::new());
             match (TakeBatch { consumers: self, taking, hand_out, taken }).up_to(limit) {
-                Err(error) => self.clear_the_way(error, &mut maps_gone)?,
+                Err(error) => self.clear_the_way(error, &mut tries)?,
                 batch => return batch,
             }
         }

@@ -1,25 +1,24 @@
 //! What keeps a segment from being read, and can be taken out of the way.
 
 use super::Consumers;
+use crate::engine::context::RoomTries;
 use crate::engine::dispatch::give_up_vanished;
 use crate::error::{Error, Result};
 use std::io::ErrorKind;
 
 impl Consumers {
     /// Takes out of the way what kept a segment from being read, if that can be done: then the
-    /// caller tries again. `maps_gone`: as in [`DispatchLock::make_room_for_map`].
-    ///
-    /// [`DispatchLock::make_room_for_map`]: crate::engine::signal::DispatchLock::make_room_for_map
+    /// caller tries again.
     ///
     /// # Errors
     ///
     /// The same, if nothing can be done.
     #[cold]
-    pub(crate) fn clear_the_way(&self, error: Error, maps_gone: &mut u64) -> Result<()> {
+    pub(crate) fn clear_the_way(&self, error: Error, tries: &mut RoomTries) -> Result<()> {
         let Error::Io { source, .. } = &error else { return Err(error) };
         let is_cleared = match source.kind() {
             // There are too many maps, for this system or for the limits of this process.
-            ErrorKind::OutOfMemory => self.dispatch.make_room_for_map(maps_gone),
+            ErrorKind::OutOfMemory => self.dispatch.make_room_for_map(tries),
             ErrorKind::NotFound => self.give_up_vanished(),
             _ => false,
         };

@@ -14,44 +14,23 @@ impl Consumers {
     #[inline]
     pub(crate) fn ack_one(&self, delivery: &LeaseKey, between: impl Fn()) -> Result<()> {
         let deliveries = slice::from_ref(delivery);
-        if self.context.options.sync_acks {
+        let short = |way: &mut ShortWay<'_>| (way.ack_side_by_side(deliveries) > 0).then_some(());
+        if self.context.options.sync_acks || self.dispatch.go_short(short).is_err() {
             return self.ack(deliveries, between);
         }
-        let mut error = None;
-        let short = |way: &mut ShortWay<'_>| (way.ack_side_by_side(deliveries) > 0).then_some(());
-        if let Err(mut dispatch) = self.dispatch.go_short(short) {
-            answer_step(&mut dispatch, deliveries, &Answer::Ack, &mut error);
-        }
         between();
-        error.map_or(Ok(()), Err)
+        Ok(())
     }
 
     /// Settles deliveries. With `sync_acks`, returns once that is on the disk. `between`: called
     /// after each step and each sync, to close files.
     #[inline]
     pub(crate) fn ack(&self, deliveries: &[impl Answerable], between: impl Fn()) -> Result<()> {
-        let (mut first_error, mut left, mut number) = (None, deliveries, 0);
-        while !left.is_empty() {
-            let mut dispatch = self.dispatch.lock();
-            let mut answered = dispatch.short_way().ack_side_by_side(left);
-            if answered == 0 {
-                answered = answer_step(&mut dispatch, left, &Answer::Ack, &mut first_error);
-            }
-            number = dispatch.backlog().changes().newest();
-            drop(dispatch);
-            left = &left[answered..];
-            between();
-        }
-        if first_error.is_none() && !self.context.options.sync_acks {
-            return Ok(());
-        }
-        let answered = self.end_answers(number, first_error);
-        between();
-        answered
+        self.answer(deliveries, &Answer::Ack, between)
     }
 
-    /// Ends deliveries as their holder says. With `sync_acks`, a reject returns once it is on the
-    /// disk. `between` is that of [`Self::ack`].
+    /// Ends deliveries as their holder says. With `sync_acks`, an ack or a reject returns once it
+    /// is on the disk. `between` is that of [`Self::ack`].
     pub(crate) fn answer(
         &self,
         deliveries: &[impl Answerable],
@@ -59,15 +38,25 @@ impl Consumers {
         between: impl Fn(),
     ) -> Result<()> {
         let (mut first_error, mut left, mut number) = (None, deliveries, 0);
+        let (mut room, mut tries) = (Room::CanBeMade, self.context.unmapping.tries());
         while !left.is_empty() {
             let mut dispatch = self.dispatch.lock();
-            let answered = answer_step(&mut dispatch, left, answer, &mut first_error);
+            let is_ack = matches!(answer, Answer::Ack);
+            let mut answered = if is_ack { dispatch.short_way().ack_side_by_side(left) } else { 0 };
+            if answered == 0 {
+                answered = answer_step(&mut dispatch, left, answer, room, &mut first_error);
+            }
             number = dispatch.backlog().changes().newest();
             drop(dispatch);
             left = &left[answered..];
+            room = match answered {
+                0 if !self.dispatch.make_room_for_map(&mut tries) => Room::IsNotThere,
+                _ => Room::CanBeMade,
+            };
             between();
         }
         match answer {
+            Answer::Ack if first_error.is_none() && !self.context.options.sync_acks => Ok(()),
             Answer::Ack | Answer::Reject(_) => {
                 let answered = self.end_answers(number, first_error);
                 between();
@@ -95,7 +84,8 @@ impl Consumers {
         self.end_due();
         let mut purge = Purge::up_to(self.published.visible());
         let mut steps = self.dispatch.steps();
-        while steps.next(|dispatch| purge.settle_some(dispatch))? {
+        let mut step = || steps.next(|dispatch| purge.settle_some(dispatch));
+        while self.dispatch.with_room(&mut step)? {
             between();
         }
         let number = self.dispatch.lock().backlog().changes().newest();
@@ -111,18 +101,31 @@ impl Consumers {
     }
 }
 
-/// Answers some of these deliveries the long way, at least one, and tells how many. Ends early if
-/// they lie in more segments than may be mapped.
+/// What is done for an answer that finds no room for a map.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Room {
+    /// It waits until others have given maps up.
+    CanBeMade,
+    /// It fails.
+    IsNotThere,
+}
+
+/// Answers some of these deliveries the long way, and tells how many: none if there is no room for
+/// a map that the first of them needs. Ends early if they lie in more segments than may be mapped.
 fn answer_step(
     dispatch: &mut Dispatch,
     deliveries: &[impl Answerable],
     answer: &Answer,
+    room: Room,
     first_error: &mut Option<Error>,
 ) -> usize {
     let maps_before = dispatch.backlog().activity().maps_made();
     let mut answered = 0;
     for delivery in deliveries.iter().take(MESSAGES_A_STEP) {
         let LeaseKey { ticket, is_sample } = *delivery.key();
+        if room == Room::CanBeMade && dispatch.deliveries().lacks_room_for(ticket, answer) {
+            break;
+        }
         if is_sample {
             dispatch.deliveries_mut().measure_mut().answered(ticket, 1);
         }

@@ -154,6 +154,14 @@ impl Deliveries {
         deadline.map(|(timeout, now)| self.clock.after(now, timeout))
     }
 
+    /// Whether there is no room for the map that an answer needs; if there is, it is mapped now.
+    pub(crate) fn lacks_room_for(&self, ticket: Ticket, answer: &Answer) -> bool {
+        let Some((place, _)) = self.leases().place(ticket) else { return false };
+        let fails = matches!(answer, Answer::Nack | Answer::Drop);
+        let stores = !fails || self.ledger.policy().stores_failure(place.attempts);
+        stores && self.ledger.backlog().map_place(place).is_err_and(|e| e.lacks_room_for_map())
+    }
+
     /// Ends a delivery as its holder says.
     pub(crate) fn answer(&mut self, ticket: Ticket, answer: &Answer) -> Result<()> {
         self.ledger.check_open()?;
@@ -253,10 +261,7 @@ impl Deliveries {
     /// False if it was settled already, which only damage does.
     fn acked(&mut self, spot: Spot, place: Place) -> Result<bool> {
         let settled = self.ledger.settle_answered(spot, &place);
-        if settled.is_err() {
-            self.ledger.give_back(place);
-        }
-        let settled = settled?;
+        let settled = settled.inspect_err(|_| self.ledger.give_back(place))?;
         self.ledger.counts_mut().acked += u64::from(settled);
         Ok(settled)
     }
@@ -264,10 +269,8 @@ impl Deliveries {
     /// False if it is settled, which only damage does.
     fn released(&mut self, spot: Spot, place: Place) -> Result<bool> {
         let released = Place { attempts: place.attempts - 1, ..place };
-        let stored = self
-            .ledger
-            .store_unsettled(spot, &released)
-            .inspect_err(|_| self.ledger.give_back(place))?;
+        let stored = self.ledger.store_unsettled(spot, &released);
+        let stored = stored.inspect_err(|_| self.ledger.give_back(place))?;
         if stored {
             self.ledger.give_back(released);
             self.ledger.counts_mut().released += 1;
@@ -342,8 +345,11 @@ impl Deliveries {
     /// Leases that have run out: their messages go back, or die.
     #[cold]
     fn end_overdue_leases(&mut self) -> bool {
-        let now = self.clock.now();
+        let (now, maps_before) = (self.clock.now(), self.ledger.backlog().activity().maps_made());
         for _ in 0..LEASES_A_STEP {
+            if self.ledger.backlog().activity().has_made_most(maps_before) {
+                break;
+            }
             let Some((ticket, place)) = self.leases().overdue(now) else { return false };
             self.ledger.news_mut().note(Event::Returned);
             self.ledger.counts_mut().lease_expired += 1;
@@ -449,15 +455,13 @@ impl Deliveries {
         };
         // This time it was not handed out.
         let unseen = Place { attempts: place.attempts - 1, ..place };
-        let ended = self.settle_expired(spot, &unseen);
-        ended.inspect_err(|_| self.ledger.give_back(place))
+        self.settle_expired(spot, &unseen).inspect_err(|_| self.ledger.give_back(place))
     }
 
     /// The time of a message that waits is over, or of one that is in no place.
     pub(super) fn settle_expired(&mut self, spot: Spot, place: &Place) -> Result<()> {
-        if self.ledger.policy().expired == Expired::DeadLetter
-            && self.ledger.policy().has_dead_letters
-        {
+        let policy = self.ledger.policy();
+        if policy.expired == Expired::DeadLetter && policy.has_dead_letters {
             self.ledger.die(spot, place, Death { cause: Some(Cause::Expired), reason: None })?;
         } else {
             self.ledger.settle(spot, place, State::Dead)?;
@@ -480,9 +484,8 @@ impl Deliveries {
     pub(crate) fn set_aside(&mut self, ticket: Ticket, attempts: u32) -> Result<()> {
         let Some((spot, place)) = self.take_back_unseen(ticket, attempts)? else { return Ok(()) };
         self.ledger.set_aside(spot, &place);
-        self.ledger
-            .store_unsettled(spot, &Place { attempts: place.attempts - 1, ..place })
-            .map(|_| ())
+        let unseen = Place { attempts: place.attempts - 1, ..place };
+        self.ledger.store_unsettled(spot, &unseen).map(|_| ())
     }
 
     /// Ends a lease whose message no consumer has seen.

@@ -71,6 +71,11 @@ impl Policy {
         Some(start_time.map_or(due, |start| due.min(start + due.since(pushed_at))))
     }
 
+    /// Whether something is stored when a message that was handed out this often has failed.
+    pub(crate) fn stores_failure(&self, attempts: u32) -> bool {
+        self.is_last(attempts) || !self.backoff.after(attempts, 0).is_zero()
+    }
+
     /// Whether a message that was handed out this often, and failed, dies.
     pub(crate) fn is_last(&self, attempts: u32) -> bool {
         self.max_attempts > 0 && attempts >= self.max_attempts

@@ -125,10 +125,11 @@ impl Inspect {
     pub(crate) fn peek(&self) -> Result<Front> {
         let mut ahead = Ahead::Returned(0);
         loop {
-            let dispatch = self.dispatch.lock();
-            dispatch.check_open()?;
-            let step = self.look_ahead(&dispatch, &mut ahead);
-            drop(dispatch);
+            let step = self.dispatch.with_room(|| {
+                let dispatch = self.dispatch.lock();
+                dispatch.check_open()?;
+                self.look_ahead(&dispatch, &mut ahead)
+            });
             match step? {
                 AheadStep::Message(unverified) => {
                     if let Some(viewed) = self.view_if_fresh(unverified) {
@@ -151,8 +152,9 @@ impl Inspect {
                     *ahead = Ahead::Due((Time::ZERO, 0));
                     return Ok(AheadStep::Passed);
                 };
+                let step = Self::unverified_by_seq(dispatch, seq)?;
                 *from = seq + 1;
-                Self::unverified_by_seq(dispatch, seq)
+                Ok(step)
             }
             Ahead::Due(after) => {
                 let schedule = dispatch.ledger().places().schedule();
@@ -160,8 +162,9 @@ impl Inspect {
                     *ahead = Ahead::Cursor(*dispatch.ledger().places().cursor());
                     return Ok(AheadStep::Passed);
                 };
+                let step = Self::unverified_by_seq(dispatch, entry.1)?;
                 *after = entry;
-                Self::unverified_by_seq(dispatch, entry.1)
+                Ok(step)
             }
             Ahead::Cursor(cursor) => {
                 let wants = |standing| matches!(standing, Standing::Ready | Standing::Unreadable);
@@ -240,13 +243,7 @@ impl Inspect {
         }
         // It may be settled, and its segment let go, at any moment.
         let gone = || if self.is_settled(seq)? { Ok(None) } else { Err(unknown) };
-        let dispatch = self.dispatch.lock();
-        dispatch.check_open()?;
-        let Some(known) = self.status_of(&dispatch, seq)? else {
-            drop(dispatch);
-            return gone();
-        };
-        drop(dispatch);
+        let Some(known) = self.dispatch.with_room(|| self.status_of(seq))? else { return gone() };
         let Known { mapped, index, slot_offset, .. } = &known;
         // The record may be far from any that is known: no other thread waits for that.
         let near = slot_offset.and_then(|at| Some((at, mapped.header(at, *index)?)));
@@ -271,7 +268,9 @@ impl Inspect {
         viewed.map_or_else(gone, |viewed| Ok(Some(viewed)))
     }
 
-    fn status_of(&self, dispatch: &Dispatch, seq: u64) -> Result<Option<Known>> {
+    fn status_of(&self, seq: u64) -> Result<Option<Known>> {
+        let dispatch = &*self.dispatch.lock();
+        dispatch.check_open()?;
         let Some(at) = dispatch.backlog().tracks().position_of_seq(seq) else { return Ok(None) };
         let run = self.context.run;
         let track = dispatch.backlog().track_at(at);
@@ -307,10 +306,11 @@ impl Inspect {
     /// The next message of a walk; `None` at its end. What is damaged is left out.
     pub(crate) fn walk_on(&self, walk: &mut Walk) -> Result<Option<Viewed>> {
         while !walk.is_over {
-            let dispatch = self.dispatch.lock();
-            dispatch.check_open()?;
-            let met = Self::walk_some(&dispatch, walk);
-            drop(dispatch);
+            let met = self.dispatch.with_room(|| {
+                let dispatch = self.dispatch.lock();
+                dispatch.check_open()?;
+                Self::walk_some(&dispatch, walk)
+            });
             let Some(unverified) = met? else { continue };
             let viewed = match walk.which {
                 Which::Waiting => {
@@ -372,6 +372,10 @@ impl Inspect {
 
     /// Whether message `seq` will never be handed out again.
     pub(crate) fn is_settled(&self, seq: u64) -> Result<bool> {
+        self.dispatch.with_room(|| self.look_if_settled(seq))
+    }
+
+    fn look_if_settled(&self, seq: u64) -> Result<bool> {
         let unknown = Err(Error::UnknownSeq { seq: Seq(seq) });
         let dispatch = self.dispatch.lock();
         dispatch.check_open()?;
