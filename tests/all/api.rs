@@ -1,6 +1,8 @@
 //! What a user sees of a healthy queue.
 
 use crate::support::DEADLINE;
+#[cfg(unix)]
+use crate::support::OverAtEnd;
 #[cfg(target_os = "linux")]
 use crate::support::process::{descriptors, is_alone};
 use keepq::{Delivery, Durability, Error, Message, Queue};
@@ -388,8 +390,7 @@ fn a_closed_queue_is_free_while_processes_are_started() {
                 assert!(std::process::Command::new("true").status().unwrap().success());
             }
         });
-        let told = (0..1000).try_for_each(|_| Queue::open(dir.path())?.close());
-        is_over.store(true, Ordering::Relaxed);
-        told.unwrap();
+        let _over = OverAtEnd(&is_over);
+        (0..1000).try_for_each(|_| Queue::open(dir.path())?.close()).unwrap();
     });
 }

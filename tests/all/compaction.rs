@@ -3,7 +3,7 @@
 //! `KEEPQ_DAMAGE_CASES` sets how many bits are flipped in a compacted segment (default 400).
 
 use crate::support::sparse::{ack_most, number, on, payload};
-use crate::support::{Dice, cases};
+use crate::support::{Dice, OverAtEnd, cases};
 use keepq::fault::{ManualClock, MemoryStorage, Storage};
 use keepq::{Compaction, DamageKind, Delivery, Durability, Error, Message, Queue};
 use std::collections::{BTreeMap, BTreeSet};
@@ -201,8 +201,9 @@ fn consumers_and_compaction_at_the_same_time() {
                 assert!(numbers.is_sorted_by(|a, b| a < b));
             }
         });
+        let over = OverAtEnd(&is_over);
         let ended = consumers.map(std::thread::ScopedJoinHandle::join);
-        is_over.store(true, Ordering::Relaxed);
+        drop(over);
         assert!(ended.iter().all(Result::is_ok));
     });
     let stats = queue.stats();

@@ -1,6 +1,6 @@
 //! Faults of delivery that were found: each test is a story that once went wrong.
 
-use crate::support::DEADLINE;
+use crate::support::{DEADLINE, OverAtEnd};
 use keepq::fault::{FaultPlan, FaultStorage, ManualClock, MemoryStorage, Storage};
 use keepq::{Delivery, Durability, Error, Message, Options, Overflow, Queue};
 use std::collections::BTreeMap;
@@ -365,10 +365,10 @@ fn a_batch_takes_what_is_there_and_no_more() {
                 queue.push([1u8; 16].as_slice()).unwrap();
             }
         });
+        let _over = OverAtEnd(&is_over);
         for _ in 0..20 {
             queue.ack_batch(queue.pop_batch(usize::MAX).unwrap()).unwrap();
         }
-        is_over.store(true, std::sync::atomic::Ordering::SeqCst);
     });
 }
 
@@ -387,10 +387,10 @@ fn redrive_takes_what_is_dead_now() {
                 }
             }
         });
+        let _over = OverAtEnd(&is_over);
         for _ in 0..10 {
             assert!(queue.redrive(u64::MAX).unwrap() <= 50);
         }
-        is_over.store(true, std::sync::atomic::Ordering::SeqCst);
     });
     queue.maintain().unwrap();
     let stats = queue.stats();

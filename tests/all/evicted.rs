@@ -2,6 +2,7 @@
 
 use crate::found_hooks::{Gate, OpenAtEnd, files, is_segment, is_temporary, until};
 use crate::found_support::{Call, call};
+use crate::support::OverAtEnd;
 use crate::support::watched::{Op, Watched};
 use keepq::fault::{CrashImage, MemoryStorage, Storage};
 use keepq::{Compaction, Delivery, Durability, Options, Queue};
@@ -136,11 +137,11 @@ fn other_work_goes_on_while_maps_come_and_go() {
                 queue.get(*looked.next().unwrap()).unwrap().unwrap();
             }
         });
+        let _over = OverAtEnd(&is_over);
         until("there are syncs", || {
             queue.push("small").unwrap();
             syncs.load(SeqCst) > 20
         });
-        is_over.store(true, SeqCst);
     });
 }
 

@@ -5,7 +5,7 @@ use crate::found_hooks::{Gate, OpenAtEnd};
 use crate::found_moves::cut_while_a_message_dies;
 use crate::found_support::{Watch, call, ms, on, soon, watched};
 use crate::support::watched::{Op, Watched};
-use crate::support::{Dice, cases};
+use crate::support::{Dice, OverAtEnd, cases};
 use keepq::fault::{CrashImage, MemoryStorage, Storage};
 use keepq::{Compaction, Delivery, Durability, Message, Options, Overflow, Queue};
 use std::collections::BTreeMap;
@@ -234,6 +234,7 @@ fn no_file_changes_once_close_has_returned() {
                     }
                 });
             }
+            let _over = OverAtEnd(&stop);
             thread::sleep(ms(5 + seed % 30));
             let closed = queue.clone().close();
             let left = files(&disk);

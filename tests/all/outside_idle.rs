@@ -1,13 +1,13 @@
 //! Queues that nobody uses for a while: what they write, what they keep, and the burst after it.
 
 use crate::found_support::soon;
-use crate::support::Dice;
 use crate::support::board::{Board, DAY, MINUTE, SECOND, bytes, year};
 use crate::support::watched::{Op, Watched};
+use crate::support::{Dice, OverAtEnd};
 use keepq::fault::{ManualClock, MemoryStorage};
 use keepq::{Durability, Message, Options, Overflow, Queue};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -132,7 +132,7 @@ fn bursts_and_shrinking() {
         let options = Queue::options().storage(storage.clone()).durability(Durability::Os);
         let options = options.shrink_after(Duration::from_millis(1)).segment_bytes(4 << 20);
         let queue = options.max_bytes(max).overflow(Overflow::Block).open("q").unwrap();
-        let (popped, is_over) = (AtomicU64::new(0), AtomicU64::new(0));
+        let (popped, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
         let pushed: u64 = thread::scope(|scope| {
             let producers = [1, 2].map(|seed| {
                 scope.spawn({
@@ -148,15 +148,14 @@ fn bursts_and_shrinking() {
                                 job.ack().unwrap();
                                 popped.fetch_add(1, Ordering::SeqCst);
                             }
-                            None if is_over.load(Ordering::SeqCst) == 1 => break,
+                            None if is_over.load(Ordering::SeqCst) => break,
                             None => {}
                         }
                     }
                 });
             }
-            let pushed = producers.map(|producer| producer.join().unwrap()).iter().sum();
-            is_over.store(1, Ordering::SeqCst);
-            pushed
+            let _over = OverAtEnd(&is_over);
+            producers.map(|producer| producer.join().unwrap()).iter().sum()
         });
         assert_eq!(popped.load(Ordering::SeqCst), pushed, "{max:?}");
         let real = || bytes(&*storage);

@@ -4,7 +4,8 @@
 //! many segments are filled and left behind (default 1500). Bounds at full size are in `cargo bench
 //! --bench space`.
 
-use crate::support::{DEADLINE, cases, process};
+use crate::found_hooks::until;
+use crate::support::{DEADLINE, OverAtEnd, cases, process};
 use keepq::{Compaction, Delivery, Durability, Error, Message, Options, Queue};
 use std::fs;
 use std::path::Path;
@@ -309,14 +310,12 @@ fn pushes_during_a_purge(queue: &Queue) -> u64 {
                 queue.push(payload(0)).unwrap();
             }
         });
+        let _over = OverAtEnd(&is_over);
         // One push, so that the other thread is at it.
-        while pushed() == before {
-            std::thread::yield_now();
-        }
+        until("the other thread pushes", || pushed() > before);
         let before = pushed();
         let purged = queue.purge().unwrap();
         let during = pushed() - before;
-        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
         assert!(purged >= 300_000, "{purged}");
         during
     })

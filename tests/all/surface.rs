@@ -1,6 +1,6 @@
 //! The rest of the surface: conversions, headers, `is_acked`, `purge`, `stats`, creating.
 
-use crate::support::DEADLINE;
+use crate::support::{DEADLINE, OverAtEnd};
 use keepq::fault::ManualClock;
 use keepq::{Durability, Error, Message, Queue, Seq};
 use std::borrow::Cow;
@@ -312,10 +312,11 @@ fn purge_races_with_everybody() {
                 acked += 1;
             }
         });
+        let end = OverAtEnd(&all_pushed);
         while !producer.is_finished() {
             purged += queue.purge().unwrap();
         }
-        all_pushed.store(true, Ordering::SeqCst);
+        drop(end);
         acked = consumer.join().unwrap();
     });
     purged += queue.purge().unwrap();

@@ -11,6 +11,7 @@ pub(crate) mod reader;
 pub(crate) mod sparse;
 pub(crate) mod watched;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Reproducible dice: splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
@@ -39,6 +40,16 @@ impl Dice {
 
 /// Nothing that a test waits for takes so long, on any machine: what does hangs.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Says to threads that go on until then that all is over, when it is dropped: a scope waits for
+/// them also where a test fails in it.
+pub(crate) struct OverAtEnd<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for OverAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
 
 /// A number from the environment, for tests whose size can be chosen.
 pub(crate) fn cases(variable: &str, default: u64) -> u64 {
