@@ -7,7 +7,6 @@ use keepq::{DeathCause, Delivery, Expired, Message, Options, Overflow, Queue, Re
 use std::mem::forget;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -123,6 +122,8 @@ fn a_message_expires_behind_one_that_was_taken() {
     let producer = queue.clone();
     let producer = call(move || producer.push("third").map(drop));
     producer.asleep();
+    // The next look is planned for the first message.
+    queue.maintain().unwrap();
     let held = queue.pop().unwrap().unwrap();
     producer.result("a push beside a message that expired").unwrap();
     drop(held);
@@ -135,8 +136,8 @@ fn a_message_becomes_a_dead_letter_behind_one_that_was_taken() {
     let dead = queue.dead_letters().unwrap();
     queue.push(Message::new("long").ttl(HOUR)).unwrap();
     let seq = queue.push(Message::new("short").ttl(ms(300))).unwrap();
-    // The background plans its next look for the first message.
-    thread::sleep(ms(100));
+    // The next look is planned for the first message.
+    queue.maintain().unwrap();
     let held = queue.pop().unwrap().unwrap();
     let letter = call(move || dead.pop_wait()).result("a dead letter").unwrap();
     assert_eq!(letter.dead_letter().unwrap().seq(), seq);
@@ -147,24 +148,19 @@ fn a_message_becomes_a_dead_letter_behind_one_that_was_taken() {
 /// not look at it again: it never became a dead letter.
 #[test]
 fn a_message_that_comes_back_too_late_expires_by_itself() {
-    let options = watching().visibility_timeout(HOUR).expired(Expired::DeadLetter);
-    let queue = options.open("queue").unwrap();
-    let held = loop {
-        queue.push(Message::new("short").ttl(ms(300))).unwrap();
-        // On a busy machine it may have expired.
-        if let Some(held) = queue.pop().unwrap() {
-            break held;
-        }
-    };
-    let (seq, dead) = (held.seq(), queue.dead_letters().unwrap());
+    let clock = clock();
+    let options = watching().clock(clock.clone()).visibility_timeout(HOUR);
+    let queue = options.expired(Expired::DeadLetter).open("queue").unwrap();
+    let seq = queue.push(Message::new("short").ttl(ms(300))).unwrap();
+    let held = queue.pop().unwrap().unwrap();
+    let dead = queue.dead_letters().unwrap();
     // It expires, and a look that was planned for it finds the queue empty.
-    thread::sleep(ms(1400));
+    clock.advance(ms(2000));
+    queue.maintain().unwrap();
     held.nack().unwrap();
-    let letters = call(move || {
-        let letters = std::iter::repeat_with(|| dead.pop_wait().unwrap());
-        letters.map(|letter| letter.dead_letter().unwrap().seq()).find(|&dead| dead == seq)
-    });
-    assert_eq!(letters.result("the dead letter"), Some(seq));
+    clock.advance(ms(2000));
+    let letter = call(move || dead.pop_wait()).result("the dead letter").unwrap();
+    assert_eq!(letter.dead_letter().unwrap().seq(), seq);
 }
 
 /// Without a background, `wait_acked` watched no lease: when the last one of the message ran out,
