@@ -312,9 +312,13 @@ impl OpenQueue {
 mod tests {
     use super::*;
     use crate::clock;
+    #[cfg(feature = "fault-injection")]
+    use crate::clock::ManualClock;
     use crate::io::memory::MemoryStorage;
     use std::thread;
     use std::time::Duration;
+    #[cfg(feature = "fault-injection")]
+    use std::time::UNIX_EPOCH;
 
     /// Nothing was due in an idle queue: a clock that was set was not noted, and if it was killed,
     /// what had a time to live behind others expired in the next run.
@@ -333,5 +337,39 @@ mod tests {
         };
         assert!(next <= clock::now() + Duration::from_secs(30));
         open.close().unwrap();
+    }
+
+    /// The dead letters were closed while a look for expired ones was planned there. Once its time
+    /// had come, the background found it past in each round, did nothing for a queue that is
+    /// closed, and was told of the same time again: it ran without a pause.
+    #[cfg(feature = "fault-injection")]
+    #[test]
+    fn the_background_rests_once_the_dead_letters_are_closed() {
+        const WATCHED: Duration = Duration::from_millis(1500);
+        let storage = Arc::new(MemoryStorage::new());
+        let clock = Arc::new(ManualClock::new(UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
+        let options = || Options::default().storage(storage.clone()).clock(clock.clone());
+        let queue = options().background(false).open("queue").unwrap();
+        for text in ["a", "b"] {
+            queue.push(text).unwrap();
+            queue.pop().unwrap().unwrap().reject("bad").unwrap();
+        }
+        queue.close().unwrap();
+        let queue = options().ack_sync(Some(Duration::from_millis(1))).open("queue").unwrap();
+        let dead = queue.dead_letters().unwrap();
+        // Its message is not at the front any more, so there is a look a second later.
+        dead.pop().unwrap().unwrap().ack().unwrap();
+        dead.close().unwrap();
+        clock.advance(Duration::from_secs(2));
+        // The background has a round of work.
+        queue.push("c").unwrap();
+        queue.pop().unwrap().unwrap().ack().unwrap();
+        let worker = &queue.engine().context().worker;
+        let (before, start) = (worker.rounds(), clock::now());
+        thread::sleep(WATCHED);
+        let rounds = worker.rounds() - before;
+        // On a slow machine it may take longer than that.
+        let most = 20 * start.elapsed().as_millis() / WATCHED.as_millis();
+        assert!(u128::from(rounds) < most, "{rounds} rounds, in which there was nothing to do");
     }
 }

@@ -9,6 +9,8 @@ use super::crew::{Client, ClientId, Crew};
 use crate::clock;
 use parking_lot::Mutex;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+#[cfg(test)]
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -33,6 +35,9 @@ pub(crate) struct Worker {
     is_running: AtomicBool,
     /// Who does it.
     crew: OnceLock<(Arc<Crew>, ClientId)>,
+    /// How often something was due.
+    #[cfg(test)]
+    rounds: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -121,6 +126,12 @@ impl Worker {
     #[cfg(test)]
     pub(crate) fn watched(&self) -> Option<Instant> {
         self.agenda.lock().watch_at
+    }
+
+    /// How often something was due.
+    #[cfg(test)]
+    pub(crate) fn rounds(&self) -> u64 {
+        self.rounds.load(Ordering::Relaxed)
     }
 
     /// There is a record to be synced within this time.
@@ -231,6 +242,8 @@ impl Client for Background {
 
     fn work(&self) {
         let Some(due) = self.worker.agenda.lock().take_due(clock::now()) else { return };
+        #[cfg(test)]
+        self.worker.rounds.fetch_add(1, Ordering::Relaxed);
         // What it was at work on is as whole as after any panic of a user's thread.
         if catch_unwind(AssertUnwindSafe(|| (self.work)(&due))).is_err() {
             self.worker.agenda.lock().has_panicked = true;

@@ -1,16 +1,12 @@
 //! What other threads see while a queue, or the queue of its dead letters, is being closed. Each
 //! test is a story that once went wrong.
 
-use crate::found_hooks::{by_hand, until};
-use crate::found_support::{alone, call, ms, on, ran_for, soon, watched};
-use crate::support::watched::{Op, Watched};
-use keepq::fault::{ManualClock, MemoryStorage};
+use crate::found_support::{alone, call, ms, on, soon, watched};
+use crate::support::watched::Op;
+use keepq::fault::MemoryStorage;
 use keepq::{Backoff, Error, Queue, Result, Seq};
-use std::fs;
-use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, UNIX_EPOCH};
 
 /// A monitor asked for a message that waited while another thread closed the queue. `get`
 /// returned `None`, which says that the message is settled.
@@ -213,45 +209,4 @@ fn a_redrive_ends_although_another_consumer_has_its_letter() {
     letter.ack().unwrap();
     drop(hold);
     assert_eq!(redrive.result("redrive"), 1);
-}
-
-/// The dead letters were closed while a look for expired ones was planned there. Once its time had
-/// come, the background found it past in each round, did nothing for a queue that is closed, and
-/// was told of the same time again: it ran without a pause.
-#[test]
-fn the_background_rests_once_the_dead_letters_are_closed() {
-    let disk = Arc::new(MemoryStorage::new());
-    let queue = by_hand(disk.clone()).open("queue").unwrap();
-    for text in ["a", "b"] {
-        queue.push(text).unwrap();
-        queue.pop().unwrap().unwrap().reject("bad").unwrap();
-    }
-    queue.close().unwrap();
-    let storage = Watched::around(disk);
-    let (here, background) = (thread::current().id(), Arc::new(Mutex::new(None)));
-    let seen = Arc::clone(&background);
-    storage.rule(move |_| {
-        if thread::current().id() != here {
-            let task = fs::read_link("/proc/thread-self").unwrap_or_default();
-            *seen.lock().unwrap() = Some(Path::new("/proc").join(task));
-        }
-        Ok(())
-    });
-    let clock = Arc::new(ManualClock::new(UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
-    let options = by_hand(storage).background(true).ack_sync(Some(ms(1)));
-    let queue = options.clock(clock.clone()).open("queue").unwrap();
-    let dead = queue.dead_letters().unwrap();
-    // Its message is not at the front any more, so there is a look a second later.
-    dead.pop().unwrap().unwrap().ack().unwrap();
-    dead.close().unwrap();
-    clock.advance(Duration::from_secs(2));
-    // The background has a round of work.
-    queue.push("c").unwrap();
-    queue.pop().unwrap().unwrap().ack().unwrap();
-    until("the background works", || background.lock().unwrap().is_some());
-    let task = background.lock().unwrap().clone().unwrap();
-    let before = ran_for(&task);
-    thread::sleep(ms(1500));
-    let used = ran_for(&task).saturating_sub(before);
-    assert!(used < ms(500), "it ran for {used:?} of 1.5 s in which there was nothing to do");
 }
