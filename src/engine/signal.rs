@@ -313,6 +313,27 @@ mod tests {
     const STEPS: usize = 50;
     /// On a busy machine a thread sleeps for a moment in front of the queue of the lock, too.
     const MOST_MISSED: usize = STEPS / 4;
+    /// There the other thread may not have a core within a rest, either: then once more.
+    const TRIES: usize = 10;
+    /// Nothing takes so long, on any machine: what does hangs.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// Ends the other thread when it is dropped, also if the test fails.
+    struct OverAtEnd<'a>(&'a AtomicBool);
+
+    impl Drop for OverAtEnd<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    fn until(is_so: impl Fn() -> bool, pause: fn()) {
+        let end = clock::now() + LIMIT;
+        while !is_so() {
+            assert!(clock::now() < end, "it never became so");
+            pause();
+        }
+    }
 
     /// Where Linux tells the state of this thread: "id (name) state ...".
     fn stat() -> PathBuf {
@@ -324,8 +345,8 @@ mod tests {
         stat.rsplit(')').next().is_some_and(|state| state.trim_start().starts_with('S'))
     }
 
-    #[test]
-    fn a_thread_that_waits_for_the_lock_gets_it_after_each_step() {
+    /// How many steps let no other thread in, though one waits.
+    fn missed() -> usize {
         let engine = engine();
         let (is_over, is_waiting) = (AtomicBool::new(false), AtomicBool::new(false));
         let (turns, (tell, told)) = (AtomicU64::new(0), mpsc::channel());
@@ -339,29 +360,36 @@ mod tests {
                 drop(guard);
             }
         };
-        let missed = thread::scope(|scope| {
+        thread::scope(|scope| {
             scope.spawn(other);
+            let _over = OverAtEnd(&is_over);
             let stat = told.recv().unwrap();
             let mut steps = engine.dispatch.steps();
             let mut step = || {
                 steps.next(|_| {
-                    while !is_waiting.load(Ordering::SeqCst) || !is_asleep(&stat) {
-                        hint::spin_loop();
-                    }
+                    let waits = || is_waiting.load(Ordering::SeqCst) && is_asleep(&stat);
+                    until(waits, hint::spin_loop);
                     turns.load(Ordering::SeqCst)
                 })
             };
             let turns: Vec<_> = (0..=STEPS).map(|_| step()).collect();
-            is_over.store(true, Ordering::SeqCst);
             turns.windows(2).filter(|turns| turns[0] == turns[1]).count()
+        })
+    }
+
+    #[test]
+    fn a_thread_that_waits_for_the_lock_gets_it_after_each_step() {
+        let mut all = Vec::new();
+        let lets_others_in = (0..TRIES).any(|_| {
+            all.push(missed());
+            all.last() <= Some(&MOST_MISSED)
         });
-        assert!(missed <= MOST_MISSED, "{missed} of {STEPS} steps let no other thread in");
+        assert!(lets_others_in, "{all:?} of {STEPS} steps let no other thread in");
     }
 
     #[test]
     fn steps_have_rests_beside_other_threads_only() {
         const WORK: Duration = Duration::from_millis(1);
-        const LIMIT: Duration = Duration::from_secs(10);
         let engine = engine();
         let mut steps = engine.dispatch.steps();
         let mut step = |work: &dyn Fn()| {
@@ -385,9 +413,7 @@ mod tests {
         thread::scope(|scope| {
             let waits = || {
                 scope.spawn(|| drop(engine.dispatch.lock()));
-                while !engine.dispatch.gate.has_waiting() {
-                    thread::yield_now();
-                }
+                until(|| engine.dispatch.gate.has_waiting(), thread::yield_now);
             };
             assert!(step(&waits) >= Some(WORK), "a thread waits");
         });
@@ -406,10 +432,7 @@ mod tests {
             had_first.recv().unwrap();
             let waits = || {
                 go.send(()).unwrap();
-                let end = clock::now() + LIMIT;
-                while !engine.dispatch.gate.has_waiting() && clock::now() < end {
-                    thread::yield_now();
-                }
+                until(|| engine.dispatch.gate.has_waiting(), thread::yield_now);
             };
             assert!(step(&waits) >= Some(WORK), "another one works in steps");
         });
