@@ -51,6 +51,25 @@ pub(crate) fn ran_for(thread: &Path) -> Duration {
     Duration::from_nanos(nanos.unwrap_or(0))
 }
 
+/// Fails the test unless the second one takes less than so many times as long as the first, at the
+/// best of each: others may be at work.
+#[track_caller]
+pub(crate) fn takes_less_than(
+    times: u32,
+    first: impl Fn() -> Duration,
+    second: impl Fn() -> Duration,
+) {
+    const TRIES: usize = 6;
+    let mut best = [Duration::MAX; 2];
+    for _ in 0..TRIES {
+        best = [best[0].min(first()), best[1].min(second())];
+        if best[1] < times * best[0] {
+            return;
+        }
+    }
+    panic!("the second took {times} times as long, at the best of {TRIES}: {best:?}");
+}
+
 /// A call in a thread of its own. If it hangs, its thread is left behind.
 pub(crate) struct Call<T> {
     result: Receiver<T>,
