@@ -1,7 +1,7 @@
 //! Files that are open because something was mapped, while the background does not close them.
 
 use crate::found_hooks::{Gate, OpenAtEnd, until};
-use crate::support::watched::{Op, Watched};
+use crate::support::watched::{Call, Op, Watched};
 use keepq::fault::MemoryStorage;
 use keepq::{Compaction, Durability, Queue, Seq};
 use std::collections::BTreeMap;
@@ -9,7 +9,26 @@ use std::sync::{Arc, Mutex};
 use std::thread::current;
 
 /// The maps of each file that is open: it is from its first map until it is released without one.
-type OpenFiles = Arc<Mutex<BTreeMap<String, u64>>>;
+#[derive(Default)]
+pub(crate) struct OpenFiles(Mutex<BTreeMap<String, u64>>);
+
+impl OpenFiles {
+    /// For a rule that sees each call from the open on. Tells how many files are open then.
+    pub(crate) fn see(&self, call: Call<'_>) -> usize {
+        let mut files = self.0.lock().unwrap();
+        match call.op {
+            Op::Map => *files.entry(call.name.to_string()).or_default() += 1,
+            Op::Unmap => *files.get_mut(call.name).unwrap() -= 1,
+            Op::Release if files.get(call.name) == Some(&0) => _ = files.remove(call.name),
+            _ => {}
+        }
+        files.len()
+    }
+
+    fn count(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+}
 
 /// Looks at messages of eighty segments while no sync comes back; gives how many files were open at
 /// most.
@@ -25,19 +44,12 @@ fn open_at_most(limit: u64) -> usize {
     queue.close().unwrap();
     let gate = Gate::closed();
     let (here, consumer) = (gate.clone(), current().id());
-    let files = OpenFiles::default();
-    let seen = files.clone();
+    let files = Arc::new(OpenFiles::default());
+    let seen = Arc::clone(&files);
     storage.rule(move |call| {
-        let mut files = seen.lock().unwrap();
-        match call.op {
-            Op::Map => *files.entry(call.name.to_string()).or_default() += 1,
-            Op::Unmap => *files.get_mut(call.name).unwrap() -= 1,
-            Op::Release if files.get(call.name) == Some(&0) => _ = files.remove(call.name),
-            Op::Sync if current().id() != consumer => {
-                drop(files);
-                here.pass();
-            }
-            _ => {}
+        seen.see(call);
+        if call.op == Op::Sync && current().id() != consumer {
+            here.pass();
         }
         Ok(())
     });
@@ -47,7 +59,7 @@ fn open_at_most(limit: u64) -> usize {
     // A segment holds fifteen.
     let look = |seq: &Seq| {
         assert!(queue.get(*seq).unwrap().is_some());
-        files.lock().unwrap().len()
+        files.count()
     };
     seqs[100..1300].iter().step_by(15).map(look).max().unwrap()
 }

@@ -5,13 +5,13 @@
 
 use crate::found_hooks::is_segment;
 use crate::found_support::{on, soon, takes_less_than};
-use crate::support::process::descriptors;
+use crate::held_open::OpenFiles;
 use crate::support::watched::{Op, Watched};
 use keepq::fault::{CrashImage, MemoryStorage, Storage};
 use keepq::{Compaction, Durability, Message, Queue};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Of which a segment has one.
@@ -126,36 +126,38 @@ fn segments_without_a_message_go() {
 /// for want of descriptors, and took time that was squared in their number.
 #[test]
 fn a_purge_and_a_batch_hold_few_files_open() {
-    const LIMIT: usize = 8;
+    const LIMIT: u64 = 8;
     for has_batch in [false, true] {
-        let dir = tempfile::tempdir().unwrap();
-        let options = Queue::options().segment_bytes(65_536).durability(Durability::Os);
-        let options = options.background(false).open_segments(LIMIT as u64);
-        let queue = options.compaction(Compaction::off()).open(dir.path()).unwrap();
+        let storage = Watched::around(Arc::new(MemoryStorage::new()));
+        let options = || {
+            let options = on(storage.clone()).segment_bytes(65_536).open_segments(LIMIT);
+            options.background(false).compaction(Compaction::off())
+        };
+        let queue = options().open("queue").unwrap();
         for _ in 0..200 {
             queue.push(&PAYLOAD).unwrap();
         }
-        let jobs = if has_batch { queue.pop_batch(200).unwrap() } else { Vec::new() };
-        let is_over = AtomicBool::new(false);
-        let most = std::thread::scope(|scope| {
-            let watch = scope.spawn(|| {
-                let mut most = 0;
-                while !is_over.load(Ordering::Relaxed) {
-                    most = most.max(descriptors(dir.path()));
-                }
-                most
-            });
-            if has_batch {
-                queue.ack_batch(jobs).unwrap();
-            } else {
-                assert_eq!(queue.purge().unwrap(), 200);
+        queue.close().unwrap();
+        let (files, most) = (OpenFiles::default(), Arc::new(AtomicU64::new(0)));
+        let seen = Arc::clone(&most);
+        storage.rule(move |call| {
+            if is_segment(call.name) {
+                seen.fetch_max(files.see(call) as u64, Ordering::Relaxed);
             }
-            queue.maintain().unwrap();
-            is_over.store(true, Ordering::Relaxed);
-            watch.join().unwrap()
+            Ok(())
         });
-        // Those of a step, those before it, the newest, and the directory with its files.
-        assert!(most <= 4 * LIMIT, "{most} descriptors, {has_batch}");
+        let queue = options().open("queue").unwrap();
+        let jobs = if has_batch { queue.pop_batch(200).unwrap() } else { Vec::new() };
+        most.store(0, Ordering::Relaxed);
+        if has_batch {
+            queue.ack_batch(jobs).unwrap();
+        } else {
+            assert_eq!(queue.purge().unwrap(), 200);
+        }
+        queue.maintain().unwrap();
+        let most = most.load(Ordering::Relaxed);
+        // Those of a step, those before it, and the newest.
+        assert!((1..=3 * LIMIT).contains(&most), "{most} files are open, {has_batch}");
         assert_eq!(queue.len(), 0);
         assert!(queue.stats().segments() < 4, "{} segments", queue.stats().segments());
     }
