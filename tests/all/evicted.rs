@@ -343,7 +343,7 @@ fn a_recycled_segment_that_is_needed_at_once_has_no_old_slots() {
     let cleared = stores.load(SeqCst);
     gate.open();
     pushed.result("push");
-    assert!(stores.load(SeqCst) > cleared + 50, "the push cleared the rest");
+    assert!(stores.load(SeqCst) > cleared + 50, "the push waited for the rest");
     push_small(&queue, 0..8);
     queue.close().unwrap();
     let queue = options(&storage).open("queue").unwrap();
