@@ -349,7 +349,8 @@ impl DeadLetters {
 
     /// Whether a letter is there no more: a consumer has settled it, or it was lost.
     fn is_gone(dead: &Engine, there: u64) -> bool {
-        matches!(dead.inspect().is_settled(there), Ok(true) | Err(Error::UnknownSeq { .. }))
+        let is_settled = dead.look(|inspect| inspect.is_settled(there));
+        matches!(is_settled, Ok(true) | Err(Error::UnknownSeq { .. }))
     }
 
     /// `known`: its number there, if it is there already.
@@ -486,10 +487,12 @@ impl DeadLetters {
 /// The origins of the letters that `dead/` holds, each with the letter's number there.
 fn origins(dead: &Engine) -> Result<BTreeMap<Identity, u64>> {
     let mut origins = BTreeMap::new();
-    dead.inspect().for_each_unsettled(|there, start| {
+    let mut walk = dead.inspect().walk_unsettled();
+    while let Some(letter) = dead.look(|inspect| inspect.walk_on(&mut walk))? {
+        let start = letter.body.get(..letter.payload_start).unwrap_or_default();
         if let Some(origin) = extension::notes(start).origin {
-            origins.insert((origin.seq, origin.pushed_at), there);
+            origins.insert((origin.seq, origin.pushed_at), letter.seq);
         }
-    })?;
+    }
     Ok(origins)
 }

@@ -104,8 +104,8 @@ impl Delivery {
     ///   ([`Options::visibility_timeout`](crate::Options::visibility_timeout)) and the message was
     ///   handed out again, settled or given up since: the ack did nothing.
     /// * [`Error::Io`](crate::Error::Io) or [`Error::StorageFull`](crate::Error::StorageFull) if
-    ///   the state could not be stored (where stores are writes, or if no file descriptor was left
-    ///   to map its file): the message comes back.
+    ///   the state could not be stored (where stores are writes, or if no file descriptor, or no
+    ///   room in memory, was left to map its file): the message comes back.
     /// * With `sync_acks`, an error that is indeterminate
     ///   ([`Error::is_indeterminate`](crate::Error::is_indeterminate)) if the state is stored and
     ///   not synced: the message is settled in this run, but it may come back after a power cut.
@@ -133,7 +133,8 @@ impl Delivery {
     ///   was handed out again, settled or given up since.
     /// * [`Error::Io`](crate::Error::Io) or [`Error::StorageFull`](crate::Error::StorageFull) if
     ///   the backoff or the death could not be stored (where stores are writes, or if no file
-    ///   descriptor was left to map its file): the message is back all the same.
+    ///   descriptor, or no room in memory, was left to map its file): the message is back all the
+    ///   same.
     pub fn nack(self) -> Result<()> {
         self.answer(&Answer::Nack)
     }
@@ -218,8 +219,9 @@ impl Delivery {
     /// * [`Error::Closed`](crate::Error::Closed) if the queue was closed.
     /// * [`Error::LeaseExpired`](crate::Error::LeaseExpired) as for [`Delivery::nack`].
     /// * [`Error::Io`](crate::Error::Io) or [`Error::StorageFull`](crate::Error::StorageFull) if
-    ///   the state could not be stored (where stores are writes, or if no file descriptor was left
-    ///   to map its file): the message is back, and its attempt stays counted.
+    ///   the state could not be stored (where stores are writes, or if no file descriptor, or no
+    ///   room in memory, was left to map its file): the message is back, and its attempt stays
+    ///   counted.
     pub fn release(self) -> Result<()> {
         self.answer(&Answer::Release)
     }

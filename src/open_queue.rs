@@ -154,13 +154,13 @@ impl OpenQueue {
     ) -> Result<Placed> {
         let letters = self.dead_letters.as_ref();
         let more_room = |full: &Error| letters.map_or(Ok(false), |letters| letters.make_room(full));
-        let mut tries = self.engine.context().unmapping.tries();
         loop {
             match self.engine.producers().push(drafts, promise, when_full, &more_room) {
                 Ok(placed) => return Ok(placed),
                 // A file has vanished, say, and nothing was placed.
                 Err(error @ Error::Io { .. }) if !error.lacks_room_for_map() => {
-                    self.engine.consumers().clear_the_way(error, &mut tries)?;
+                    let tries = &mut self.engine.context().unmapping.tries();
+                    self.engine.consumers().clear_the_way(error, tries)?;
                 }
                 Err(error) => return Err(error),
             }

@@ -115,7 +115,8 @@ impl Iterator for Messages {
 
     fn next(&mut self) -> Option<Result<Peeked>> {
         self.engine.consumers().end_due();
-        let found = self.engine.inspect().walk_on(self.walk.as_mut()?).transpose();
+        let walk = self.walk.as_mut()?;
+        let found = self.engine.look(|inspect| inspect.walk_on(walk)).transpose();
         self.engine.sync_surplus();
         if !matches!(found, Some(Ok(_))) {
             self.walk = None;

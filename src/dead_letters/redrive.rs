@@ -44,7 +44,7 @@ impl Redrive {
         // Left of earlier steps, if at all: of those, others may have settled some.
         let mut unsettled = BTreeSet::new();
         for &seq in &self.unsettled {
-            if !dead.inspect().is_settled(seq)? {
+            if !dead.look(|inspect| inspect.is_settled(seq))? {
                 unsettled.insert(seq);
             }
         }

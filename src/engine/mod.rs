@@ -1,8 +1,7 @@
 //! The engine: one for each open queue, shared by all its handles.
 //!
-//! It owns the rooms that `docs/design.md` draws, and delegates. A room uses those below it only. A
-//! message is **published** (visible to `pop`) when it is placed, and **durable** when a sync has
-//! covered it: two words in memory and in this code.
+//! It owns the rooms that `docs/design.md` draws, and delegates. A message is **published**
+//! (visible to `pop`) when it is placed, and **durable** when a sync has covered it: two words of memory.
 //!
 //! # Locks
 //!
@@ -20,8 +19,7 @@
 //! | 3 | `writing`, `unsealed` | what is being written; the active and the unsynced full segments |
 //! | 4 | an unmap turn (`context`; others wait for its end) | maps that go, or are worked at |
 //! | 5 | gate, dispatch | the backlog, the cursor, leases, what came back, is delayed or dying |
-//! | 6 | the crew; leaves: agenda, `turns`, wait lists, the line, `health`, `io` | themselves |
-//! | 6 | `lock`, `push_times`, `Pace`, `Activity::busy`, `Regions`, `Waypoints` | themselves |
+//! | 6 | the crew, `health`, all that holds a lock and is not named here | themselves |
 //!
 //! The thread that leads a commit holds no lock while it syncs, and takes the lead after `upkeep`
 //! and `supply` and before `writing`, if at all. A push whose write failed syncs without it.
@@ -278,8 +276,7 @@ impl Engine {
         }
         // What the next look has to be for is told again.
         self.dispatch.lock().forget_watch();
-        let noted = self.reclaim.note_clock();
-        let timed = self.look_at_times().and(noted);
+        let timed = self.reclaim.note_clock().and(self.look_at_times());
         if due.sync().is_some() {
             // The time that the worker watched is over: a push from here on asks again, also if
             // all is durable by now, and no round of syncs begins.
@@ -352,10 +349,9 @@ impl Engine {
             // A thread that settles asks for waiters under the dispatch lock, which looking takes.
             let look = || self.look_for_settled(seq);
             let settled = &self.context.waiters.settled;
-            match settled.wait_until(seq, Soon::Perhaps, deadline, || (), look) {
-                Some(Ok(Some(is_settled))) => return Ok(is_settled),
-                Some(Ok(None)) => {}
-                Some(Err(error)) => return Err(error),
+            match settled.wait_until(seq, Soon::Perhaps, deadline, || (), look).transpose()? {
+                Some(Some(is_settled)) => return Ok(is_settled),
+                Some(None) => {}
                 None => return Ok(false),
             }
         }
@@ -364,7 +360,7 @@ impl Engine {
     /// Whether message `seq` will never be handed out again; `None` if a time has come that the
     /// thread that waits has to see to, because there is no background.
     fn look_for_settled(&self, seq: u64) -> Look<Result<Option<bool>>> {
-        match self.inspect.is_settled(seq) {
+        match self.look(|inspect| inspect.is_settled(seq)) {
             Ok(true) => Look::Found(Ok(Some(true))),
             Err(error) => Look::Found(Err(error)),
             Ok(false) if self.context.worker.is_running() => Look::NotYet,
@@ -448,6 +444,11 @@ impl Engine {
         &self.inspect
     }
 
+    /// A look, which makes room for the maps that it needs.
+    pub(crate) fn look<T>(&self, mut look: impl FnMut(&Inspect) -> Result<T>) -> Result<T> {
+        self.dispatch.with_room(|| look(&self.inspect))
+    }
+
     /// The messages on their way to the dead letters.
     pub(crate) fn dying(&self) -> &DyingMessages {
         &self.dying
@@ -478,7 +479,7 @@ impl Engine {
     pub(crate) fn stats(&self, dead_letters: u64) -> Stats {
         self.context.health.note_background(self.consumers.count_all());
         self.consumers.end_due();
-        // Relaxed: a number by itself.
+        // Relaxed, here and below: a number by itself.
         let failed_pushes = self.failed_pushes.load(Ordering::Relaxed);
         let push_time = self.push_times.lock().distribution();
         self.inspect.stats(&Others { dead_letters, failed_pushes, push_time })
@@ -486,7 +487,6 @@ impl Engine {
 
     /// Counts messages whose push failed.
     pub(crate) fn note_failed_pushes(&self, messages: u64) {
-        // Relaxed: a number by itself.
         self.failed_pushes.fetch_add(messages, Ordering::Relaxed);
     }
 

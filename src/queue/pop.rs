@@ -3,7 +3,7 @@
 use super::Queue;
 use crate::clock;
 use crate::delivery::Delivery;
-use crate::engine::{Front, Taken};
+use crate::engine::{Front, Inspect, Taken};
 use crate::error::Result;
 use crate::peeked::{Messages, Peeked};
 use crate::seq::Seq;
@@ -121,7 +121,7 @@ impl Queue {
     pub fn peek(&self) -> Result<Option<Peeked>> {
         loop {
             self.engine().consumers().end_due();
-            match self.engine().inspect().peek()? {
+            match self.engine().look(Inspect::peek)? {
                 Front::Message(viewed) => return Ok(Some(Peeked::new(viewed))),
                 Front::Nothing => return Ok(None),
                 // Which of its messages are delayed is known once its slots are counted.
@@ -164,7 +164,7 @@ impl Queue {
     /// As [`Queue::is_acked`]; [`Error::UnknownSeq`](crate::Error::UnknownSeq) also if the message
     /// is damaged.
     pub fn get(&self, seq: Seq) -> Result<Option<Peeked>> {
-        let found = self.engine().inspect().get(seq.0);
+        let found = self.engine().look(|inspect| inspect.get(seq.0));
         self.engine().sync_surplus();
         Ok(found?.map(Peeked::new))
     }
@@ -197,7 +197,7 @@ impl Queue {
     /// * [`Error::Closed`](crate::Error::Closed).
     /// * [`Error::Io`](crate::Error::Io) if the state cannot be read.
     pub fn is_acked(&self, seq: Seq) -> Result<bool> {
-        let is_settled = self.engine().inspect().is_settled(seq.0);
+        let is_settled = self.engine().look(|inspect| inspect.is_settled(seq.0));
         self.engine().sync_surplus();
         is_settled
     }

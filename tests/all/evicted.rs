@@ -105,6 +105,7 @@ fn who_wants_room_waits_for_one_step() {
     let maintaining = queue.clone();
     let maintained = call(move || maintaining.maintain());
     maintained.asleep();
+    assert!(segments(&disk).contains(&first), "it waits");
     // For one step; the next one would wait for the gate.
     gate.give_ticket();
     maintained.result("maintain").unwrap();

@@ -44,16 +44,13 @@ impl Maps {
     fn begin(&self) -> std::io::Result<()> {
         let most = self.most.load(Ordering::SeqCst);
         let one_more = |live| (live < most).then_some(live + 1);
-        match self.live.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more) {
-            Ok(before) => {
-                self.peak.fetch_max(before + 1, Ordering::SeqCst);
-                Ok(())
-            }
-            Err(_) => {
-                self.refused.fetch_add(1, Ordering::SeqCst);
-                Err(ErrorKind::OutOfMemory.into())
-            }
-        }
+        let began = self.live.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more);
+        let Ok(before) = began else {
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            return Err(ErrorKind::OutOfMemory.into());
+        };
+        self.peak.fetch_max(before + 1, Ordering::SeqCst);
+        Ok(())
     }
 
     fn live(&self) -> u64 {
@@ -147,11 +144,11 @@ fn no_step_maps_many_more_segments_than_may_be_open() {
     type Way = fn(&Queue, Vec<Delivery>);
     let ways: [(&str, Way); 3] = [
         ("messages die", |queue, jobs| {
-            jobs.into_iter().for_each(|job| job.nack().unwrap());
+            jobs.into_iter().try_for_each(Delivery::nack).unwrap();
             queue.maintain().unwrap();
         }),
         ("leases run out", |queue, jobs| {
-            jobs.iter().for_each(|job| job.extend(Duration::ZERO).unwrap());
+            jobs.iter().try_for_each(|job| job.extend(Duration::ZERO)).unwrap();
             queue.maintain().unwrap();
         }),
         ("a lowered limit", |queue, jobs| {

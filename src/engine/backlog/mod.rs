@@ -166,12 +166,6 @@ impl Backlog {
         }
     }
 
-    /// Maps the segment that a message is in now.
-    pub(super) fn map_place(&self, place: Place) -> Result<()> {
-        let found = self.find_place(place)?;
-        found.map_or(Ok(()), |(spot, _)| self.tracks[spot.at].map().map(|_| ()))
-    }
-
     #[cold]
     fn find_moved(&self, place: Place) -> Result<Option<(Spot, Place)>> {
         let Some(at) = self.tracks.position_of_seq(place.seq) else { return Ok(None) };

@@ -5,7 +5,7 @@
 
 use super::{Answer, Consumers, MESSAGES_A_STEP};
 use crate::engine::dispatch::purge::Purge;
-use crate::engine::dispatch::{Answerable, Dispatch, LeaseKey, ShortWay};
+use crate::engine::dispatch::{Answerable, Dispatch, LeaseKey, ShortWay, answer_map};
 use crate::error::{Error, Result};
 use std::slice;
 
@@ -123,7 +123,7 @@ fn answer_step(
     let mut answered = 0;
     for delivery in deliveries.iter().take(MESSAGES_A_STEP) {
         let LeaseKey { ticket, is_sample } = *delivery.key();
-        if room == Room::CanBeMade && dispatch.deliveries().lacks_room_for(ticket, answer) {
+        if room == Room::CanBeMade && answer_map::lacks_room(dispatch, ticket, answer) {
             break;
         }
         if is_sample {

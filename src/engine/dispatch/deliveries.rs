@@ -154,14 +154,6 @@ impl Deliveries {
         deadline.map(|(timeout, now)| self.clock.after(now, timeout))
     }
 
-    /// Whether there is no room for the map that an answer needs; if there is, it is mapped now.
-    pub(crate) fn lacks_room_for(&self, ticket: Ticket, answer: &Answer) -> bool {
-        let Some((place, _)) = self.leases().place(ticket) else { return false };
-        let fails = matches!(answer, Answer::Nack | Answer::Drop);
-        let stores = !fails || self.ledger.policy().stores_failure(place.attempts);
-        stores && self.ledger.backlog().map_place(place).is_err_and(|e| e.lacks_room_for_map())
-    }
-
     /// Ends a delivery as its holder says.
     pub(crate) fn answer(&mut self, ticket: Ticket, answer: &Answer) -> Result<()> {
         self.ledger.check_open()?;
@@ -282,9 +274,11 @@ impl Deliveries {
     fn failed(&mut self, spot: Spot, place: Place, delay: Option<Duration>) -> Result<()> {
         self.ledger.counts_mut().nacked += 1;
         if self.ledger.policy().is_last(place.attempts) {
-            let died =
-                self.ledger.die(spot, &place, Death { cause: Some(Cause::Attempts), reason: None });
-            return died.inspect_err(|_| self.ledger.give_back(place));
+            let death = Death { cause: Some(Cause::Attempts), reason: None };
+            return self
+                .ledger
+                .die(spot, &place, death)
+                .inspect_err(|_| self.ledger.give_back(place));
         }
         let delay = delay.unwrap_or_else(|| self.backoff_of(&place));
         self.stay_away(spot, place, delay).1
@@ -317,11 +311,11 @@ impl Deliveries {
     #[inline]
     pub(super) fn end_due_at(&mut self, coarse: Option<Time>) -> bool {
         let Some(coarse) = coarse else { return false };
-        let is_past =
-            |time: Option<Time>| time.is_some_and(|time| self.clock.is_past_at(coarse, time));
+        let is_past = |time| self.clock.is_past_at(coarse, time);
         let (undue, deadline) =
             (self.ledger.places().schedule().first_undue(), self.leases().next_deadline());
-        let (ends_delays, ends_leases) = (is_past(undue), is_past(deadline));
+        let (ends_delays, ends_leases) =
+            (undue.is_some_and(is_past), deadline.is_some_and(is_past));
         let has_more = ends_delays && self.advance_schedule();
         ends_leases && self.end_overdue_leases() || has_more
     }

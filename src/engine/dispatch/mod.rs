@@ -5,6 +5,7 @@
 //! and knows where each message is. Waits for no I/O: work that takes long is done in steps,
 //! between which the lock is given up ([`Again`](Leasing::Again)).
 
+pub(crate) mod answer_map;
 mod choose;
 mod counting;
 mod deliveries;

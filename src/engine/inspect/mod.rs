@@ -125,11 +125,10 @@ impl Inspect {
     pub(crate) fn peek(&self) -> Result<Front> {
         let mut ahead = Ahead::Returned(0);
         loop {
-            let step = self.dispatch.with_room(|| {
-                let dispatch = self.dispatch.lock();
-                dispatch.check_open()?;
-                self.look_ahead(&dispatch, &mut ahead)
-            });
+            let dispatch = self.dispatch.lock();
+            dispatch.check_open()?;
+            let step = self.look_ahead(&dispatch, &mut ahead);
+            drop(dispatch);
             match step? {
                 AheadStep::Message(unverified) => {
                     if let Some(viewed) = self.view_if_fresh(unverified) {
@@ -152,9 +151,8 @@ impl Inspect {
                     *ahead = Ahead::Due((Time::ZERO, 0));
                     return Ok(AheadStep::Passed);
                 };
-                let step = Self::unverified_by_seq(dispatch, seq)?;
                 *from = seq + 1;
-                Ok(step)
+                Self::unverified_by_seq(dispatch, seq)
             }
             Ahead::Due(after) => {
                 let schedule = dispatch.ledger().places().schedule();
@@ -162,9 +160,8 @@ impl Inspect {
                     *ahead = Ahead::Cursor(*dispatch.ledger().places().cursor());
                     return Ok(AheadStep::Passed);
                 };
-                let step = Self::unverified_by_seq(dispatch, entry.1)?;
                 *after = entry;
-                Ok(step)
+                Self::unverified_by_seq(dispatch, entry.1)
             }
             Ahead::Cursor(cursor) => {
                 let wants = |standing| matches!(standing, Standing::Ready | Standing::Unreadable);
@@ -243,7 +240,13 @@ impl Inspect {
         }
         // It may be settled, and its segment let go, at any moment.
         let gone = || if self.is_settled(seq)? { Ok(None) } else { Err(unknown) };
-        let Some(known) = self.dispatch.with_room(|| self.status_of(seq))? else { return gone() };
+        let dispatch = self.dispatch.lock();
+        dispatch.check_open()?;
+        let Some(known) = self.status_of(&dispatch, seq)? else {
+            drop(dispatch);
+            return gone();
+        };
+        drop(dispatch);
         let Known { mapped, index, slot_offset, .. } = &known;
         // The record may be far from any that is known: no other thread waits for that.
         let near = slot_offset.and_then(|at| Some((at, mapped.header(at, *index)?)));
@@ -268,9 +271,7 @@ impl Inspect {
         viewed.map_or_else(gone, |viewed| Ok(Some(viewed)))
     }
 
-    fn status_of(&self, seq: u64) -> Result<Option<Known>> {
-        let dispatch = &*self.dispatch.lock();
-        dispatch.check_open()?;
+    fn status_of(&self, dispatch: &Dispatch, seq: u64) -> Result<Option<Known>> {
         let Some(at) = dispatch.backlog().tracks().position_of_seq(seq) else { return Ok(None) };
         let run = self.context.run;
         let track = dispatch.backlog().track_at(at);
@@ -299,6 +300,11 @@ impl Inspect {
         Self::start_walk(Which::Waiting, self.published.visible())
     }
 
+    /// Starts a walk over all messages that are not settled.
+    pub(crate) fn walk_unsettled(&self) -> Walk {
+        Self::start_walk(Which::Unsettled, self.published.newest())
+    }
+
     fn start_walk(which: Which, last_seq: u64) -> Walk {
         Walk { cursor: Cursor::START, which, last_seq, is_over: false }
     }
@@ -306,11 +312,10 @@ impl Inspect {
     /// The next message of a walk; `None` at its end. What is damaged is left out.
     pub(crate) fn walk_on(&self, walk: &mut Walk) -> Result<Option<Viewed>> {
         while !walk.is_over {
-            let met = self.dispatch.with_room(|| {
-                let dispatch = self.dispatch.lock();
-                dispatch.check_open()?;
-                Self::walk_some(&dispatch, walk)
-            });
+            let dispatch = self.dispatch.lock();
+            dispatch.check_open()?;
+            let met = Self::walk_some(&dispatch, walk);
+            drop(dispatch);
             let Some(unverified) = met? else { continue };
             let viewed = match walk.which {
                 Which::Waiting => {
@@ -330,15 +335,6 @@ impl Inspect {
             }
         }
         Ok(None)
-    }
-
-    /// Shows the Seq, and the part before the payload, of all that are not settled.
-    pub(crate) fn for_each_unsettled(&self, mut each: impl FnMut(u64, &[u8])) -> Result<()> {
-        let mut walk = Self::start_walk(Which::Unsettled, self.published.newest());
-        while let Some(viewed) = self.walk_on(&mut walk)? {
-            each(viewed.seq, viewed.body.get(..viewed.payload_start).unwrap_or_default());
-        }
-        Ok(())
     }
 
     /// Some steps of a walk, up to the next message that it shows.
@@ -372,10 +368,6 @@ impl Inspect {
 
     /// Whether message `seq` will never be handed out again.
     pub(crate) fn is_settled(&self, seq: u64) -> Result<bool> {
-        self.dispatch.with_room(|| self.look_if_settled(seq))
-    }
-
-    fn look_if_settled(&self, seq: u64) -> Result<bool> {
         let unknown = Err(Error::UnknownSeq { seq: Seq(seq) });
         let dispatch = self.dispatch.lock();
         dispatch.check_open()?;
