@@ -1,7 +1,7 @@
 //! The engine: one for each open queue, shared by all its handles.
 //!
-//! It owns the rooms that `docs/design.md` draws, and delegates. A message is **published**
-//! (visible to `pop`) when it is placed, and **durable** when a sync has covered it: two words of memory.
+//! It owns the rooms that `docs/design.md` draws, and delegates. A message is **published** (`pop`
+//! sees it) when it is placed, and **durable** when a sync has covered it: two words in memory.
 //!
 //! # Locks
 //!
