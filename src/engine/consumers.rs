@@ -140,6 +140,7 @@ impl Consumers {
                 match dispatch.lease_next(visible) {
                     Ok(Leasing::Leased(leased)) => {
                         drop(dispatch);
+                        tries.note_progress();
                         passed_over += leased.header.body_len / BYTES_AS_A_MESSAGE;
                         if let Some(taken) = self.copy_out(leased)? {
                             return Ok(Popped::Taken(taken));
@@ -151,6 +152,7 @@ impl Consumers {
                     // Others have their turn.
                     Ok(Leasing::Again) => {
                         drop(dispatch);
+                        tries.note_progress();
                         passed_over += A_STEP_AS_MESSAGES;
                     }
                     Err(error) => {
@@ -328,7 +330,7 @@ impl Consumers {
         loop {
             let counted = steps.next(Dispatch::count_some);
             match counted {
-                Ok(true) => {}
+                Ok(true) => tries.note_progress(),
                 Ok(false) => break,
                 Err(error) => result = result.and(self.clear_the_way(error, &mut tries)),
             }
@@ -351,47 +353,52 @@ impl Consumers {
     /// Settles messages at the front that have expired, and plans the next look; tells whether it
     /// settled any. Up to a thousand in one call.
     pub(crate) fn sweep_expired(&self) -> Result<bool> {
-        let mut has_settled = false;
-        let swept = self.dispatch.with_room(|| self.sweep_some(&mut has_settled));
+        let swept = self.sweep_some();
         if swept.is_err() {
             // Whatever failed, the front is looked at again.
             self.dispatch.lock().ledger_mut().note_head_changed();
         }
-        swept.map(|()| has_settled)
+        swept
     }
 
-    fn sweep_some(&self, has_settled: &mut bool) -> Result<()> {
+    fn sweep_some(&self) -> Result<bool> {
+        let mut has_settled = false;
         let mut left = MESSAGES_A_SWEEP;
         while left > 0 {
-            let mut dispatch = self.dispatch.lock();
-            if dispatch.check_open().is_err() {
-                return Ok(());
-            }
-            let mut front = match FrontMessage::look(&mut dispatch, || self.published.visible())? {
+            let look = || {
+                let mut dispatch = self.dispatch.lock();
+                if dispatch.check_open().is_err() {
+                    return Ok((FrontLook::Nothing, *dispatch.ledger().policy()));
+                }
+                let front = FrontMessage::look(&mut dispatch, || self.published.visible())?;
+                Ok((front, *dispatch.ledger().policy()))
+            };
+            let (front, policy) = self.dispatch.with_room(look)?;
+            let mut front = match front {
                 FrontLook::Message(front) => front,
-                FrontLook::Nothing => return Ok(()),
+                FrontLook::Nothing => return Ok(has_settled),
                 FrontLook::Again => continue,
             };
-            let policy = *dispatch.ledger().policy();
-            drop(dispatch);
             let unfit = match front.read(&policy) {
                 FrontState::Damaged => Unfit::Damaged,
                 FrontState::Newer => Unfit::Newer,
                 FrontState::Whole { expires } => {
                     if !expires.is_some_and(|time| self.context.clock.is_past(time)) {
                         self.plan_look(expires);
-                        return Ok(());
+                        return Ok(has_settled);
                     }
                     Unfit::Expired
                 }
             };
-            front.settle(unfit, &mut self.dispatch.lock(), self.published.visible())?;
-            *has_settled = true;
+            let visible = self.published.visible();
+            let settle = || front.settle(unfit, &mut self.dispatch.lock(), visible);
+            self.dispatch.with_room(settle)?;
+            has_settled = true;
             left -= 1;
         }
         // There are more.
         self.plan_look(Some(Time::ZERO));
-        Ok(())
+        Ok(has_settled)
     }
 
     /// Settles all that has expired at the front.

@@ -62,8 +62,8 @@ pub(crate) struct RoomTries {
     /// How many maps were gone before the last try.
     seen: u64,
     pauses: u32,
-    /// Tries that others took the room from.
-    tries: u32,
+    /// How often there was room since the work last got on: others took it.
+    in_vain: u32,
 }
 
 /// Others may take all room again and again: then it is refused after as many tries.
@@ -89,11 +89,19 @@ struct UnmapTurn<'a> {
     number: u64,
 }
 
+impl RoomTries {
+    /// The work got on. The pauses are those of a call: however much it does, it takes no longer.
+    #[inline]
+    pub(crate) fn note_progress(&mut self) {
+        self.in_vain = 0;
+    }
+}
+
 impl Unmapping {
     /// To be asked before a map is tried.
     #[inline]
     pub(crate) fn tries(&self) -> RoomTries {
-        RoomTries { seen: self.gone(), pauses: 0, tries: 0 }
+        RoomTries { seen: self.gone(), pauses: 0, in_vain: 0 }
     }
 
     /// The same, for a test.
@@ -145,8 +153,8 @@ impl Unmapping {
         }
         let gone = self.gone();
         if std::mem::replace(&mut tries.seen, gone) != gone {
-            tries.tries += 1;
-            return tries.tries < MOST_TRIES;
+            tries.in_vain += 1;
+            return tries.in_vain < MOST_TRIES;
         }
         let may_pause = tries.pauses < PAUSES;
         if may_pause {
@@ -343,6 +351,11 @@ mod tests {
         let mut tries = unmapping.tries();
         let makes_room = || unmapping.make_room(&mut tries, || vec![Arc::new(())]);
         assert!(iter::repeat_with(makes_room).take(100).any(|again| !again));
+        let makes_room = || {
+            tries.note_progress();
+            unmapping.make_room(&mut tries, || vec![Arc::new(())])
+        };
+        assert!(iter::repeat_with(makes_room).take(100).all(|again| again), "it is not in vain");
     }
 
     /// What is being copied from a map is given up by nobody: it is gone a moment later.

@@ -56,7 +56,7 @@ pub(crate) use commit::Commit;
 pub(crate) use consumers::Consumers;
 pub(crate) use context::{Context, RETRY_AFTER};
 pub(crate) use dispatch::{Answer, Answerable, Cause, DyingMessage, LeaseKey, Taken, start_push};
-pub(crate) use inspect::{Front, Inspect, Viewed, Walk};
+pub(crate) use inspect::{Ahead, Front, Inspect, Viewed, Walk};
 pub(crate) use letters::{DyingMessages, Identity};
 pub(crate) use opening::Setting;
 pub(crate) use producers::{Producers, WhenFull};

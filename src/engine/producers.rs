@@ -64,6 +64,13 @@ impl InVain {
     }
 }
 
+/// How far the oldest messages are dropped.
+enum Drops {
+    /// Some of those that are above the limit anyway.
+    More,
+    Done,
+}
+
 /// What messages need, what is promised of them, and whom to ask for more room.
 type How<'a> = (Need, Promise, MoreRoom<'a>);
 
@@ -340,7 +347,7 @@ impl Producers {
                 result => return result,
             };
             let has_dropped = if let Error::Full { limit: "max_messages", max } = full {
-                self.dispatch.with_room(|| self.drop_oldest(need.records(), max))?
+                self.drop_oldest(need.records(), max)?
             } else {
                 // For bytes, those of one segment, which is let go then.
                 let bytes = self.context.space.given_back() + self.appender.taken_bytes();
@@ -364,22 +371,26 @@ impl Producers {
         self.context.health.note_background(self.consumers.count_all());
         self.consumers.end_due();
         // What a lowered limit leaves above it may be much: in steps.
-        loop {
+        let drop_some = || {
             let mut dispatch = self.dispatch.lock();
-            let Some(above) = self.missing(&dispatch, records, max)? else { return Ok(false) };
-            if above <= records {
-                break;
+            let Some(above) = self.missing(&dispatch, records, max)? else { return Ok(None) };
+            if above > records {
+                let most = (above - records).min(MESSAGES_A_STEP);
+                let has_dropped = self.drop_up_to(&mut dispatch, most, 0, max)?;
+                return Ok(has_dropped.then_some(Drops::More));
             }
-            let most = (above - records).min(MESSAGES_A_STEP);
-            if !self.drop_up_to(&mut dispatch, most, 0, max)? {
-                return Ok(false);
+            // The rest under one lock: or else a consumer could take what was counted on, and
+            // messages would be dropped for a push that fails.
+            let has_dropped = self.drop_up_to(&mut dispatch, above.max(1), records, max)?;
+            Ok(has_dropped.then_some(Drops::Done))
+        };
+        loop {
+            match self.dispatch.with_room(drop_some)? {
+                Some(Drops::More) => {}
+                Some(Drops::Done) => return Ok(true),
+                None => return Ok(false),
             }
         }
-        // The rest under one lock: or else a consumer could take what was counted on, and messages
-        // would be dropped for a push that fails.
-        let mut dispatch = self.dispatch.lock();
-        let Some(missing) = self.missing(&dispatch, records, max)? else { return Ok(false) };
-        self.drop_up_to(&mut dispatch, missing.max(1), records, max)
     }
 
     /// How many messages are too many for `records` more; `None` if those that do not wait leave no

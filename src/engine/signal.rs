@@ -142,10 +142,11 @@ impl DispatchLock {
         self.context.unmapping.wait_for_others();
     }
 
-    /// For somebody who found no room for a map: gives up those that no delivery needs, or else
-    /// waits for others that give some up, or for a moment. False if it is in vain to try again.
+    /// For somebody who found no room for a map: gives up those that no delivery needs, or all but
+    /// two if there are none; or else waits for others that give some up, or for a moment. False if
+    /// it is in vain to try again.
     pub(crate) fn make_room_for_map(&self, tries: &mut RoomTries) -> bool {
-        let take = || self.lock_mutex().take_idle_maps(IdleMaps::All);
+        let take = || self.lock_mutex().take_idle_maps(IdleMaps::OrLeased);
         self.context.unmapping.make_room(tries, take)
     }
 

@@ -3,7 +3,7 @@
 use super::Queue;
 use crate::clock;
 use crate::delivery::Delivery;
-use crate::engine::{Front, Inspect, Taken};
+use crate::engine::{Ahead, Front, Taken};
 use crate::error::Result;
 use crate::peeked::{Messages, Peeked};
 use crate::seq::Seq;
@@ -119,14 +119,18 @@ impl Queue {
     ///
     /// As [`Queue::pop`].
     pub fn peek(&self) -> Result<Option<Peeked>> {
+        self.engine().consumers().end_due();
+        let mut ahead = Ahead::START;
         loop {
-            self.engine().consumers().end_due();
-            match self.engine().look(Inspect::peek)? {
+            match self.engine().look(|inspect| inspect.peek(&mut ahead))? {
                 Front::Message(viewed) => return Ok(Some(Peeked::new(viewed))),
+                Front::Passed => {}
                 Front::Nothing => return Ok(None),
                 // Which of its messages are delayed is known once its slots are counted.
                 Front::Uncounted(segment) => {
                     while self.engine().consumers().count_segment(segment)? {}
+                    self.engine().consumers().end_due();
+                    ahead = Ahead::START;
                 }
             }
         }

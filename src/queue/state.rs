@@ -90,7 +90,7 @@ impl Queue {
     pub fn stuck(&self, limit: usize) -> Result<Vec<Stuck>> {
         self.engine().consumers().count_all()?;
         self.engine().consumers().end_due();
-        let stuck = self.engine().look(|inspect| inspect.stuck(limit));
+        let stuck = self.engine().inspect().stuck(limit);
         self.engine().sync_surplus();
         stuck
     }

@@ -142,9 +142,8 @@ fn a_message_with_an_interval_is_synced_after_a_sync_with_nothing_to_do() {
     faults.stores_can_fail(true);
     let storage = Watched::around(faults.clone());
     let here = thread::current().id();
-    let counters = [0, u64::MAX, 0, 0].map(|n| Arc::new(AtomicU64::new(n)));
-    let [all_stores, failing, all_syncs, all_looks] = counters.clone();
-    let [stores, fail_at, syncs, looks] = counters;
+    let [stores, fail_at, syncs] = [0, u64::MAX, 0].map(|n| Arc::new(AtomicU64::new(n)));
+    let [all_stores, failing, all_syncs] = [&stores, &fail_at, &syncs].map(Arc::clone);
     let plans = Arc::clone(&faults);
     let gate = Gate::closed();
     let (_open, held) = (OpenAtEnd(gate.clone()), gate.clone());
@@ -156,8 +155,6 @@ fn a_message_with_an_interval_is_synced_after_a_sync_with_nothing_to_do() {
             if is_held && call.op.is_sync() {
                 held.pass();
             }
-            let is_look = call.op == Op::HasName && call.name.starts_with("dead/");
-            all_looks.fetch_add(u64::from(is_look), Ordering::SeqCst);
         } else if call.op.is_store() {
             let number = all_stores.fetch_add(1, Ordering::SeqCst) + 1;
             if number == chosen {
@@ -170,9 +167,6 @@ fn a_message_with_an_interval_is_synced_after_a_sync_with_nothing_to_do() {
     });
     let options = by_hand(storage).background(true).durability(Durability::Os);
     let queue = options.ack_sync(ms(500)).open("queue").unwrap();
-    // With a file there, a sync of answers that has nothing to do ends with a look for it.
-    let dead = queue.dead_letters().unwrap();
-    dead.push("letter").unwrap();
     // How many stores a push makes that goes on to the next segment, and how many fill one.
     let stores_of = |number| {
         stores.store(0, Ordering::SeqCst);
@@ -185,7 +179,6 @@ fn a_message_with_an_interval_is_synced_after_a_sync_with_nothing_to_do() {
     for n in 14..rotations[1] + fill - 1 {
         queue.push(large(u64::try_from(n).unwrap())).unwrap();
     }
-    let looked = looks.load(Ordering::SeqCst);
     queue.pop().unwrap().unwrap().ack().unwrap();
     queue.sync().unwrap();
     let soon = || Durability::Interval(ms(1000));
@@ -197,7 +190,8 @@ fn a_message_with_an_interval_is_synced_after_a_sync_with_nothing_to_do() {
     assert!(matches!(failed, Err(Error::StorageFull { .. })), "{failed:?}");
     fail_at.store(u64::MAX, Ordering::SeqCst);
     gate.open();
-    until("answers are synced", || looks.load(Ordering::SeqCst) > looked);
+    // The sync of answers comes meanwhile.
+    thread::sleep(ms(700));
     let before = syncs.load(Ordering::SeqCst);
     queue.push(Message::new(large(2)).durability(soon())).unwrap();
     until("the message is synced", || syncs.load(Ordering::SeqCst) > before);

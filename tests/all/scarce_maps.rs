@@ -183,3 +183,76 @@ fn no_step_maps_many_more_segments_than_may_be_open() {
         assert!(peak <= most, "{name}: {peak} maps, where {limit} may be open");
     }
 }
+
+/// A queue in a directory of forty segments, of which so many can be mapped.
+fn with_room_for(most: u64, options: &dyn Fn(Options) -> Options) -> (Queue, Arc<Maps>) {
+    let storage = Watched::around(Arc::new(MemoryStorage::new()));
+    let maps = Maps::of(&storage);
+    let (queue, _) = filled(&|| options(options_of(&storage)));
+    queue.close().unwrap();
+    maps.most.store(most, Ordering::SeqCst);
+    (options(options_of(&storage)).open("queue").unwrap(), maps)
+}
+
+fn options_of(storage: &Arc<Watched>) -> Options {
+    options(storage).background(false).open_segments(64)
+}
+
+/// Work that goes over more segments than there is room for makes room again and again, and is not
+/// refused for that.
+#[test]
+fn work_that_gets_on_is_not_refused() {
+    type Way = fn(&Queue) -> keepq::Result<()>;
+    let expires = |options: Options| options.message_ttl(Duration::from_millis(1));
+    let ways: [(&str, Way); 4] = [
+        ("pop", |queue| queue.pop().map(|job| assert!(job.is_none()))),
+        ("pop_batch", |queue| queue.pop_batch(9).map(|jobs| assert!(jobs.is_empty()))),
+        ("peek", |queue| queue.peek().map(|found| assert!(found.is_none()))),
+        ("maintain", |queue| queue.maintain().map(|()| assert!(queue.is_empty()))),
+    ];
+    for (room, (name, work)) in [3, 8].into_iter().flat_map(|room| ways.map(|way| (room, way))) {
+        let (queue, maps) = with_room_for(room, &expires);
+        work(&queue).unwrap_or_else(|error| panic!("{name}, room for {room}: {error}"));
+        assert!(maps.refused.load(Ordering::SeqCst) > 0, "{name}: there was room");
+    }
+    let lowered =
+        |options: Options| options.max_messages(MESSAGES as u64).overflow(Overflow::DropOldest);
+    let (queue, maps) = with_room_for(3, &lowered);
+    queue.push_batch((0..MESSAGES / 2).map(|_| "x")).unwrap();
+    assert!(maps.refused.load(Ordering::SeqCst) > 0, "there was room");
+}
+
+/// One lease in each segment, and room for no more maps than some of them have: an answer that found
+/// no room failed, and all others of its step with it.
+#[test]
+fn answers_make_room_for_each_other() {
+    type Way = fn(&Queue, Vec<Delivery>) -> keepq::Result<()>;
+    let ways: [(&str, Way); 4] = [
+        ("ack_batch", |queue, jobs| queue.ack_batch(jobs)),
+        ("ack_batch, newest first", |queue, jobs| queue.ack_batch(jobs.into_iter().rev())),
+        ("ack", |_, jobs| jobs.into_iter().try_for_each(Delivery::ack)),
+        ("nack", |_, jobs| jobs.into_iter().try_for_each(Delivery::nack)),
+    ];
+    for (limit, (name, answer)) in [1, 4].into_iter().flat_map(|limit| ways.map(|way| (limit, way)))
+    {
+        let storage = Watched::around(Arc::new(MemoryStorage::new()));
+        let maps = Maps::of(&storage);
+        let options = || {
+            let options = options(&storage).background(false).open_segments(limit);
+            options.backoff(Backoff::exponential(HOUR))
+        };
+        let (queue, _) = filled(&options);
+        let mut jobs = Vec::new();
+        while jobs.len() < MESSAGES {
+            jobs.extend(queue.pop_batch(MESSAGES - jobs.len()).unwrap());
+        }
+        let jobs = jobs.into_iter().enumerate();
+        let (held, others): (Vec<_>, Vec<_>) =
+            jobs.partition(|(number, _)| number % IN_A_SEGMENT == 7);
+        queue.ack_batch(others.into_iter().map(|(_, job)| job)).unwrap();
+        maps.allow_no_more();
+        let held = held.into_iter().map(|(_, job)| job).collect();
+        answer(&queue, held).unwrap_or_else(|error| panic!("{name}, {limit}: {error}"));
+        assert!(maps.refused.load(Ordering::SeqCst) > 0, "{name}: there was room");
+    }
+}

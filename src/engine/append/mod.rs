@@ -333,10 +333,9 @@ impl Appender {
 
     /// Goes on to a segment that has room: the one that is ready, or one that is made now.
     pub(crate) fn rotate(&self, need: Need) -> Result<()> {
-        let shift = self.context.clock.shift();
         let has_room = |unsealed: &mut Unsealed| -> Result<bool> {
             unsealed.check_open()?;
-            let now = unsealed.now(&self.context.clock);
+            let (now, shift) = (unsealed.now(&self.context.clock), self.context.clock.shift());
             Ok(unsealed.active.as_ref().is_some_and(|active| can_go_to(active, need, now, shift)))
         };
         let mut supply = self.supply.lock();
@@ -348,6 +347,7 @@ impl Appender {
         if has_room(&mut self.unsealed())? {
             return Ok(());
         }
+        let shift = self.context.clock.shift();
         let is_step = |active: &Active| active.segment().header.clock_shift != shift;
         // A step of the clock, not a segment that is full: there may be many of them.
         if self.unsealed().active().is_some_and(is_step) {

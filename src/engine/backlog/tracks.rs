@@ -30,6 +30,8 @@ use std::sync::{Arc, Weak};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum IdleMaps {
     All,
+    /// The same; if there are none, those that deliveries need, which are mapped again then.
+    OrLeased,
     /// Those that were evicted as a whole.
     Evicted,
 }
@@ -314,17 +316,27 @@ impl Tracks {
     /// ordinal of the segment that is read.
     pub(crate) fn take_idle_maps(&mut self, reading: Ordinal, which: IdleMaps) -> Vec<LeftMap> {
         let newest = self.in_order.back().map_or(Ordinal::NONE, Track::ordinal);
-        let mut idle = Vec::new();
-        self.for_each_busy_mut(|track| {
-            let is_idle = track.leased() == 0 && ![reading, newest].contains(&track.ordinal());
-            if is_idle && (which == IdleMaps::All || !track.records().is_to_evict()) {
-                idle.extend(track.records_mut().take_map());
-            }
+        let kept = [reading, newest];
+        self.leave_if(|track| {
+            let is_idle = track.leased() == 0 && !kept.contains(&track.ordinal());
+            is_idle && (which != IdleMaps::Evicted || !track.records().is_to_evict())
         });
-        for map in idle {
-            self.leave(Some(map));
+        if which == IdleMaps::OrLeased && self.left.is_empty() {
+            self.leave_if(|track| !kept.contains(&track.ordinal()));
         }
         std::mem::take(&mut self.left)
+    }
+
+    fn leave_if(&mut self, leaves: impl Fn(&Track) -> bool) {
+        let mut maps = Vec::new();
+        self.for_each_busy_mut(|track| {
+            if leaves(track) {
+                maps.extend(track.records_mut().take_map());
+            }
+        });
+        for map in maps {
+            self.leave(Some(map));
+        }
     }
 
     /// Whether this segment is mapped, and not evicted as a whole.

@@ -38,7 +38,9 @@ impl Consumers {
         between: impl Fn(),
     ) -> Result<()> {
         let (mut first_error, mut left, mut number) = (None, deliveries, 0);
-        let (mut room, mut tries) = (Room::CanBeMade, self.context.unmapping.tries());
+        // The drop of a delivery waits for nobody, and its error is not told.
+        let first = if matches!(answer, Answer::Drop) { Room::IsNotThere } else { Room::CanBeMade };
+        let (mut room, mut tries) = (first, self.context.unmapping.tries());
         while !left.is_empty() {
             let mut dispatch = self.dispatch.lock();
             let is_ack = matches!(answer, Answer::Ack);
@@ -50,9 +52,13 @@ impl Consumers {
             drop(dispatch);
             left = &left[answered..];
             room = match answered {
-                0 if !self.dispatch.make_room_for_map(&mut tries) => Room::IsNotThere,
-                _ => Room::CanBeMade,
+                0 if self.dispatch.make_room_for_map(&mut tries) => Room::CanBeMade,
+                0 => Room::IsNotThere,
+                _ => first,
             };
+            if answered > 0 {
+                tries.note_progress();
+            }
             between();
         }
         match answer {
@@ -121,7 +127,9 @@ fn answer_step(
 ) -> usize {
     let maps_before = dispatch.backlog().activity().maps_made();
     let mut answered = 0;
-    for delivery in deliveries.iter().take(MESSAGES_A_STEP) {
+    // What the first one settles may make room for the next.
+    let most = if room == Room::IsNotThere { 1 } else { MESSAGES_A_STEP };
+    for delivery in deliveries.iter().take(most) {
         let LeaseKey { ticket, is_sample } = *delivery.key();
         if room == Room::CanBeMade && answer_map::lacks_room(dispatch, ticket, answer) {
             break;

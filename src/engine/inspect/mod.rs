@@ -89,6 +89,8 @@ enum AheadStep {
 pub(crate) enum Front {
     /// The message that `pop` would hand out now.
     Message(Viewed),
+    /// Nothing that `pop` would hand out: there is more.
+    Passed,
     Nothing,
     /// The front is not known before the slots of the segment with this ordinal are counted.
     Uncounted(Ordinal),
@@ -96,12 +98,17 @@ pub(crate) enum Front {
 
 /// How far a look for the message at the front has got: the order is that of `pop`.
 #[derive(Clone, Copy, Debug)]
-enum Ahead {
+pub(crate) enum Ahead {
     /// From this Seq on among those that were given back.
     Returned(u64),
     /// Behind this entry of the schedule.
     Due((Time, u64)),
     Cursor(Cursor),
+}
+
+impl Ahead {
+    /// Nothing is looked at yet.
+    pub(crate) const START: Self = Self::Returned(0);
 }
 
 impl Inspect {
@@ -121,25 +128,20 @@ impl Inspect {
         }
     }
 
-    /// The message that `pop` would hand out now.
-    pub(crate) fn peek(&self) -> Result<Front> {
-        let mut ahead = Ahead::Returned(0);
-        loop {
-            let dispatch = self.dispatch.lock();
-            dispatch.check_open()?;
-            let step = self.look_ahead(&dispatch, &mut ahead);
-            drop(dispatch);
-            match step? {
-                AheadStep::Message(unverified) => {
-                    if let Some(viewed) = self.view_if_fresh(unverified) {
-                        return Ok(Front::Message(viewed));
-                    }
-                }
-                AheadStep::Passed => {}
-                AheadStep::Uncounted(segment) => return Ok(Front::Uncounted(segment)),
-                AheadStep::End => return Ok(Front::Nothing),
+    /// A step of the look for the message that `pop` would hand out now.
+    pub(crate) fn peek(&self, ahead: &mut Ahead) -> Result<Front> {
+        let dispatch = self.dispatch.lock();
+        dispatch.check_open()?;
+        let step = self.look_ahead(&dispatch, ahead)?;
+        drop(dispatch);
+        Ok(match step {
+            AheadStep::Message(unverified) => {
+                self.view_if_fresh(unverified).map_or(Front::Passed, Front::Message)
             }
-        }
+            AheadStep::Passed => Front::Passed,
+            AheadStep::Uncounted(segment) => Front::Uncounted(segment),
+            AheadStep::End => Front::Nothing,
+        })
     }
 
     /// Goes on to the next message that may be at the front.
@@ -151,8 +153,9 @@ impl Inspect {
                     *ahead = Ahead::Due((Time::ZERO, 0));
                     return Ok(AheadStep::Passed);
                 };
+                let step = Self::unverified_by_seq(dispatch, seq)?;
                 *from = seq + 1;
-                Self::unverified_by_seq(dispatch, seq)
+                Ok(step)
             }
             Ahead::Due(after) => {
                 let schedule = dispatch.ledger().places().schedule();
@@ -160,8 +163,9 @@ impl Inspect {
                     *ahead = Ahead::Cursor(*dispatch.ledger().places().cursor());
                     return Ok(AheadStep::Passed);
                 };
+                let step = Self::unverified_by_seq(dispatch, entry.1)?;
                 *after = entry;
-                Self::unverified_by_seq(dispatch, entry.1)
+                Ok(step)
             }
             Ahead::Cursor(cursor) => {
                 let wants = |standing| matches!(standing, Standing::Ready | Standing::Unreadable);
