@@ -222,8 +222,8 @@ fn work_that_gets_on_is_not_refused() {
     assert!(maps.refused.load(Ordering::SeqCst) > 0, "there was room");
 }
 
-/// One lease in each segment, and room for no more maps than some of them have: an answer that found
-/// no room failed, and all others of its step with it.
+/// One lease in each segment, and room for no more maps than some of them have: an answer that
+/// found no room failed, and all others of its step with it.
 #[test]
 fn answers_make_room_for_each_other() {
     type Way = fn(&Queue, Vec<Delivery>) -> keepq::Result<()>;
