@@ -140,10 +140,12 @@ impl Consumers {
                 match dispatch.lease_next(visible) {
                     Ok(Leasing::Leased(leased)) => {
                         drop(dispatch);
-                        tries.note_progress();
                         passed_over += leased.header.body_len / BYTES_AS_A_MESSAGE;
-                        if let Some(taken) = self.copy_out(leased)? {
-                            return Ok(Popped::Taken(taken));
+                        match self.copy_out(leased) {
+                            Ok(Some(taken)) => return Ok(Popped::Taken(taken)),
+                            Ok(None) => tries.note_progress(),
+                            // It is back; its map had gone, perhaps.
+                            Err(error) => self.clear_the_way(error, &mut tries)?,
                         }
                     }
                     Ok(Leasing::Nothing) => {

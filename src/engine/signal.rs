@@ -147,7 +147,10 @@ impl DispatchLock {
     /// it is in vain to try again.
     pub(crate) fn make_room_for_map(&self, tries: &mut RoomTries) -> bool {
         let take = || self.lock_mutex().take_idle_maps(IdleMaps::OrLeased);
-        self.context.unmapping.make_room(tries, take)
+        let has_room = self.context.unmapping.make_room(tries, take);
+        // Their files can be closed by whoever comes first.
+        self.context.surplus.note();
+        has_room
     }
 
     /// Does some work, and does it again as long as it finds no room for a map and some can be
