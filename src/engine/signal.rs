@@ -318,7 +318,7 @@ mod tests {
     /// On a busy machine a thread sleeps for a moment in front of the queue of the lock, too.
     const MOST_MISSED: usize = STEPS / 4;
     /// There the other thread may not have a core within a rest, either: then once more.
-    const TRIES: usize = 10;
+    const TRIES: usize = 3;
     /// Nothing takes so long, on any machine: what does hangs.
     const LIMIT: Duration = Duration::from_secs(60);
 

@@ -22,8 +22,8 @@ use std::thread;
 /// Bytes read at once.
 const WINDOW: usize = 256 << 10;
 
-/// Segments of fewer bytes than this, together, are read by one thread: it takes about a
-/// millisecond for two MiB, and a thread is started in a twentieth of that.
+/// Segments of fewer bytes than this, together, are read by one thread: to start another one would
+/// not be worth it.
 const WORTH_A_THREAD: u64 = 16 << 20;
 const ZEROS: [u8; 4096] = [0; 4096];
 

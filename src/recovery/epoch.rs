@@ -363,11 +363,11 @@ fn members<'a>(
     let member = |(segment, activation, seal)| {
         let content = match seal {
             Some(Seal { tail, count, run_ended }) => Content::Sealed { tail, count, run_ended },
-            None => Content::Scanned(scanned.next()?),
+            None => Content::Scanned(scanned.next().expect("each unsealed one was scanned")),
         };
-        Some(Member { segment, activation, content })
+        Member { segment, activation, content }
     };
-    Ok(used.into_iter().filter_map(member).collect())
+    Ok(used.into_iter().map(member).collect())
 }
 
 /// The parts of segments that were never used or were dropped as a whole: they hold nothing.

@@ -202,7 +202,7 @@ fn a_reject_does_not_go_over_all_letters() {
         start.elapsed()
     };
     // Eight times as long; to go over all of them takes some hundred times as long.
-    takes_less_than(30, || reject_all(5_000), || reject_all(40_000));
+    takes_less_than(24, || reject_all(5_000), || reject_all(40_000));
 }
 
 /// A producer that dropped a segment went on with that after the queue was closed, step after step,

@@ -26,7 +26,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ops::{Deref, Index, IndexMut, Range};
 use std::sync::{Arc, Weak};
 
-/// Which of the maps that no delivery needs.
+/// Which maps are given up: those that no delivery needs, and perhaps others.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum IdleMaps {
     All,
